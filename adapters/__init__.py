@@ -1,0 +1,1 @@
+"""LoRA adapters on disk and in the registry. Never imports the server."""

@@ -1,0 +1,1 @@
+"""A small base model with three adapters, and the script that trains them."""

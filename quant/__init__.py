@@ -1,0 +1,1 @@
+"""4-bit weight formats: read, pack, dequantise. Imports torch only."""

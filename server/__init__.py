@@ -1,0 +1,1 @@
+"""The inference server: HTTP API, engine, model and kernels."""

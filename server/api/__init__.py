@@ -1,0 +1,1 @@
+"""The HTTP API: OpenAI routes, adapter routes, auth, metrics. The only room that imports fastapi."""

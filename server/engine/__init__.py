@@ -1,0 +1,1 @@
+"""The engine: sequences, scheduling, KV blocks, adapter residency, sampling, detokenising."""

@@ -1,0 +1,96 @@
+"""What crosses between the API and the engine: requests in, outputs out. Plain data; imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+BASE_ADAPTER_ID = 0
+"""The adapter id that means: the base model alone. Ids of adapters start at 1 and are never used again."""
+
+
+class FinishReason(Enum):
+    """Why a sequence ended. ABORTED and FAILED never reach a client as a finish_reason."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens, already validated by the API. Defaults are OpenAI's; 0 or empty switches off."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in prompt or output (CTRL, 1909.05858)."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; they are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    """Before so many tokens neither eos, stop ids nor stop strings end the sequence."""
+    max_tokens: int = 16
+    logprobs: int | None = None
+    """Number of alternatives to report beside the chosen token's logprob (0 to 20); None: no logprobs."""
+    prompt_logprobs: int | None = None
+    """The same for each prompt token after the first (completions' echo with logprobs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt with ``n`` choices; each choice becomes a Sequence."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    adapters: tuple[tuple[int, float], ...] = ()
+    """(adapter id, weight) pairs; empty is the base. One pair with weight 1 is the usual case."""
+    adapter_label: str = ""
+    """The client's name for it, for metrics and log lines only."""
+    n: int = 1
+    arrival_time: float = 0.0
+    """time.monotonic() at the door."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Logprob (natural log, of the raw model distribution before temperature) of a token and of the best."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, logprob), best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """What one step added to one choice. Deltas, never totals, but for the counts."""
+
+    request_id: str
+    index: int
+    """Which of the n choices."""
+    text: str
+    """New text; whole characters only, nothing that may still turn out to be a stop string."""
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    """With the first output only, if asked for; None for the first token, which nothing predicts."""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop string or stop id that was hit, if it was one of those."""
+    error: Exception | None = None
+    """With FAILED: what to tell the client (a class of server.errors)."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """Totals so far."""
+    cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache."""

@@ -1,0 +1,107 @@
+"""The server's errors, each with the HTTP status and the OpenAI error type and code that a client gets.
+
+    ServerError                      500  an unexpected fault of ours
+    ├── InvalidRequest               400  a field is unknown, malformed, out of range or can't be honoured
+    │   └── ContextLengthExceeded    400  prompt + max_tokens over the context
+    ├── Unauthorized                 401  key missing or wrong
+    ├── Forbidden                    403  admin route from beyond loopback without an admin key
+    ├── ModelNotFound                404  no base or adapter has that name
+    ├── BodyTooLarge                 413  the request body is over the limit
+    ├── QueueFull                    429  too many waiting requests; Retry-After
+    ├── StepFailed                   500  the step that this request was in failed; the server goes on
+    ├── AdapterUnavailable           503  no room for the adapter within the waiting time; Retry-After
+    └── ShuttingDown                 503  the server drains; Retry-After
+
+adapters/ and quant/ have trees of their own; server/api maps them to the same envelope.
+"""
+
+
+class ServerError(Exception):
+    """An error that a client may be told about. ``message`` says what was wrong, what was expected, what to do."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        """Seconds after which the client may try again."""
+
+
+class InvalidRequest(ServerError):
+    """A field is unknown, malformed, out of range or can't be honoured."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = None
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt and max_tokens together are longer than the context."""
+
+    code = "context_length_exceeded"
+
+
+class Unauthorized(ServerError):
+    """The key is missing or wrong."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(ServerError):
+    """The route is closed to this caller."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "forbidden"
+
+
+class ModelNotFound(ServerError):
+    """No base or adapter has that name. The message lists the names that exist."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class BodyTooLarge(ServerError):
+    """The request body is over the limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class QueueFull(ServerError):
+    """Too many requests are waiting."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+
+class StepFailed(ServerError):
+    """The step that this request was part of failed: a fault or out of memory. The server goes on."""
+
+    code = "step_failed"
+
+
+class AdapterUnavailable(ServerError):
+    """The adapter found no room on the device within the waiting time."""
+
+    status = 503
+    type = "server_error"
+    code = "adapter_unavailable"
+
+
+class ShuttingDown(ServerError):
+    """The server is draining and takes no new requests."""
+
+    status = 503
+    type = "server_error"
+    code = "shutting_down"

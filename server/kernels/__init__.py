@@ -1,0 +1,1 @@
+"""The ops of a decoder block: plain torch reference and backends. Imports torch only."""

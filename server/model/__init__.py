@@ -1,0 +1,1 @@
+"""The decoder for all served families, and its loader."""
