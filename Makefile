@@ -1,0 +1,48 @@
+# Two commands: `make serve` and `make test`. They need python3 (3.11 or newer) and a package index, nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Machines without an NVIDIA GPU get torch's CPU build; an open range would take gigabytes of CUDA packages.
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+CONSTRAINTS := $(if $(HAS_GPU),,-c constraints-cpu.txt)
+
+.PHONY: serve test lint format bench gpu-check clean
+.DEFAULT_GOAL := serve
+
+serve: $(VENV)/.serve  ## one 4-bit base and three adapters on port 8000
+	$(BIN)/manylora serve $(ARGS)
+
+test: $(VENV)/.dev  ## the whole suite on the CPU
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## manylora against transformers + peft, 8 streams with 8 adapters, one run
+	$(BIN)/python -m loadtest.compare $(ARGS)
+
+gpu-check:  ## exactness and speed on a GPU; needs torch, transformers, peft, triton, numpy and safetensors only
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m loadtest.gpu_check $(ARGS)
+
+# torch first and alone, so that nothing that follows can bring another build of it.
+$(VENV)/.torch: constraints-cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch $(CONSTRAINTS)
+	touch $@
+
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install -q -e '.[nf4]' $(CONSTRAINTS)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install -q -e '.[dev]' $(CONSTRAINTS)
+	touch $@ $(VENV)/.serve
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

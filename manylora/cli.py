@@ -1,0 +1,72 @@
+"""The `manylora` command. Bad input ends in one line on stderr and exit status 2, never in a traceback."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from manylora.settings_options import command_from_settings, one_line
+from server.config import ServeSettings, load_settings
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, add_completion=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def fail(message: str) -> typer.Exit:
+    """Print one line and return the exit to raise."""
+    stderr.print(f"[bold red]manylora:[/] {message}", markup=True)
+    return typer.Exit(2)
+
+
+def run_serve(flags: dict[str, Any], config: Path | None) -> None:
+    """Serve a 4-bit base model and its adapters over the OpenAI API."""
+    try:
+        settings = load_settings(flags, config)
+    except ValidationError as error:
+        raise fail(one_line(error)) from None
+    except (OSError, ValueError) as error:
+        raise fail(str(error)) from None
+    from manylora.serve import StartError, serve
+
+    try:
+        serve(settings)
+    except StartError as error:
+        raise fail(str(error)) from None
+
+
+app.command("serve")(command_from_settings(ServeSettings, "base", run_serve))
+
+
+@app.command("doctor")
+def doctor() -> None:
+    """Say what this machine can do and what is missing."""
+    from manylora.doctor import report
+
+    report(Console())
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    Console().print(installed("manylora"))
+
+
+def _mount_bench() -> None:
+    from loadtest.cli import app as bench
+
+    app.add_typer(
+        bench, name="bench", help="Measure a server, the engine, or transformers + peft beside them."
+    )
+
+
+def main() -> None:
+    """Run the command line."""
+    # Importing the benchmarks takes time that `manylora serve` need not spend.
+    if len(sys.argv) > 1 and sys.argv[1] in ("bench", "--help"):
+        _mount_bench()
+    app()

@@ -1,0 +1,196 @@
+"""Every setting of the server: flag = environment variable = config-file key.
+
+``--max-running 32``, ``MANYLORA_MAX_RUNNING=32`` and ``max_running: 32`` in the file that ``--config`` names
+say the same; the flag wins, then the environment, then the file. Values are checked once, here; what is
+measured at start (KV blocks, arena rows) is another object and is never written back.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    JsonConfigSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+    YamlConfigSettingsSource,
+)
+
+Repeatable = Annotated[tuple[str, ...], NoDecode]
+"""A flag that may be repeated; in the environment its values are separated by commas."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class AdapterArgument(str):
+    """``name=path`` of one adapter to register at start."""
+
+    @property
+    def adapter_name(self) -> str:
+        """The name that requests use."""
+        return self.split("=", 1)[0]
+
+    @property
+    def path(self) -> Path:
+        """The directory of the PEFT adapter."""
+        return Path(self.split("=", 1)[1]).expanduser()
+
+
+class ServeSettings(BaseSettings):
+    """Settings of ``manylora serve``. Frozen; unknown keys are refused."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MANYLORA_", extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    base: str | None = Field(
+        None, description="Directory or hub name of the base model; none: the bundled demo."
+    )
+    adapter: Repeatable = Field((), description="Register an adapter at start, as name=path. Repeatable.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    data_dir: Path = Field(
+        Path(".manylora"), description="Where the registry and the adapters' files are kept."
+    )
+    adapter_root: Path = Field(Path("."), description="Adapters are only read from below this directory.")
+    served_model_name: str | None = Field(
+        None, description="Name of the base in the API; none: its directory or hub name."
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Type of activations and unquantised weights; auto: bfloat16 where it is fast.",
+    )
+    quantization: Literal["auto", "nf4", "none"] = Field(
+        "auto", description="auto: 4-bit checkpoints as they are, 16-bit ones as NF4."
+    )
+    double_quant: bool = Field(False, description="Quantise NF4's scales too when quantising at load.")
+    batch_invariant: bool = Field(
+        True, description="Keep a request's bits independent of who shares its batch; off may be faster."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of torch; 0: one for each core.")
+
+    max_model_len: int = Field(0, ge=0, description="Context limit in tokens; 0: the model's own.")
+    max_running: int = Field(256, ge=1, description="Sequences that decode at the same time.")
+    max_waiting: int = Field(1024, ge=1, description="Requests that may wait; more get 429.")
+    max_step_tokens: int = Field(
+        512, ge=16, description="Tokens of one step, prompts' chunks and decodes together."
+    )
+    block_size: int = Field(16, ge=1, description="Tokens of one KV block.")
+    kv_cache_gib: float = Field(
+        0.0, ge=0, description="Memory for KV blocks in GiB; 0: a share of what is free."
+    )
+    arena_rows: int = Field(
+        0, ge=0, description="Rank rows for each module on the device; 0: from free memory."
+    )
+    max_rank: int = Field(256, ge=1, description="Largest rank of an adapter that is accepted.")
+    host_cache_gib: float = Field(2.0, gt=0, description="Memory for adapters that wait on the host, in GiB.")
+    adapter_timeout: float = Field(
+        30.0, gt=0, description="Seconds a request waits for room for its adapter; then 503."
+    )
+
+    api_key: Repeatable = Field((), description="Key that /v1 asks for. Repeatable.")
+    admin_key: str | None = Field(
+        None, description="Key that /adapters asks for; none: loopback callers only."
+    )
+    cors_origin: Repeatable = Field((), description="Origin that browsers may call from. Repeatable.")
+    max_body_mib: float = Field(32.0, gt=0, description="Largest request body in MiB; more gets 413.")
+    max_choices: int = Field(128, ge=1, description="Largest n of a request.")
+    keep_alive_seconds: float = Field(
+        15.0, gt=0, description="A comment is sent on a stream that is silent so long."
+    )
+    drain_timeout: float = Field(
+        60.0, ge=0, description="Seconds that running requests get after the first Ctrl-C."
+    )
+    max_adapter_labels: int = Field(100, ge=1, description="Adapters with labels of their own in /metrics.")
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+
+    @field_validator("adapter", "api_key", "cors_origin", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("adapter")
+    @classmethod
+    def _adapters_are_name_and_path(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            name, _, path = item.partition("=")
+            if not name or not path:
+                raise ValueError(f"{item!r} is not name=path, for example sql=./adapters/sql")
+        names = [AdapterArgument(item).adapter_name for item in value]
+        if len(set(names)) != len(names):
+            raise ValueError("the same adapter name is given twice")
+        return value
+
+    @model_validator(mode="after")
+    def _keys_are_not_empty(self) -> "ServeSettings":
+        if any(not key for key in (*self.api_key, *([] if self.admin_key is None else [self.admin_key]))):
+            raise ValueError("a key is empty: leave the flag out to serve without one")
+        return self
+
+    @property
+    def adapters(self) -> tuple[AdapterArgument, ...]:
+        """The adapters to register at start."""
+        return tuple(AdapterArgument(item) for item in self.adapter)
+
+    @property
+    def listens_beyond_loopback(self) -> bool:
+        """Whether other machines can reach the server."""
+        return self.host not in LOOPBACK
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take flags, then the environment; load_settings() adds the file."""
+        return (init_settings, env_settings)
+
+
+def load_settings(flags: dict[str, Any], config_file: Path | None) -> ServeSettings:
+    """Merge flags, environment and config file into checked settings.
+
+    Raises pydantic.ValidationError for a bad value or an unknown key, ValueError for a file of another kind,
+    OSError for one that can't be read.
+    """
+    if config_file is None:
+        return ServeSettings(**flags)
+    file_values = _read_config(config_file)
+
+    class FileSettings(ServeSettings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *sources: Any, **named: PydanticBaseSettingsSource
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            file_source = InitSettingsSource(settings_cls, init_kwargs=file_values)
+            return (named["init_settings"], named["env_settings"], file_source)
+
+    return FileSettings(**flags)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path}: no such file")
+    readers = {
+        ".toml": TomlConfigSettingsSource,
+        ".json": JsonConfigSettingsSource,
+        ".yaml": YamlConfigSettingsSource,
+        ".yml": YamlConfigSettingsSource,
+    }
+    reader = readers.get(path.suffix)
+    if reader is None:
+        raise ValueError(f"--config {path}: use a .toml, .yaml or .json file")
+    values = reader(ServeSettings, path)()
+    return {key.replace("-", "_"): value for key, value in values.items()}

@@ -1,0 +1,127 @@
+"""The rules of the house that a machine can check: imports go down, files and functions stay short."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Each room and the rooms of this project that it may import. Longest prefix wins.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "manylora": ("manylora", "server", "adapters", "quant", "loadtest", "demo"),
+    "server.config": ("server.errors",),
+    "server.errors": (),
+    "server.tokenizer": ("server.errors",),
+    "server.catalog": ("server", "adapters"),
+    "server.api": (
+        "server.api",
+        "server.engine",
+        "server.catalog",
+        "server.errors",
+        "server.tokenizer",
+        "adapters",
+    ),
+    "server.engine": ("server.engine", "server.model", "server.kernels", "server.errors", "adapters"),
+    "server.model": ("server.model", "server.kernels", "quant", "adapters"),
+    "server.kernels": ("server.kernels", "quant"),
+    "adapters": ("adapters", "quant"),
+    "quant": ("quant",),
+    "loadtest": ("loadtest", "server.engine", "server.model", "server.kernels", "adapters", "quant"),
+    "demo": ("demo",),
+}
+ROOMS = tuple(sorted({name.split(".")[0] for name in MAY_IMPORT}))
+
+# Third-party packages that only some rooms may import.
+ONLY_IN: dict[str, tuple[str, ...]] = {
+    "fastapi": ("server.api",),
+    "starlette": ("server.api",),
+    "sse_starlette": ("server.api",),
+    "prometheus_client": ("server.api",),
+    "sqlalchemy": ("adapters",),
+    "transformers": ("server.tokenizer", "server.model", "loadtest", "demo"),
+    "peft": ("loadtest", "demo"),
+    "bitsandbytes": ("server.kernels", "loadtest", "demo"),
+    "typer": ("manylora", "loadtest"),
+    "uvicorn": ("manylora", "server.api"),
+}
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 40
+
+
+def sources() -> list[Path]:
+    return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def owner(module: str, table: dict[str, tuple[str, ...]]) -> str:
+    matches = [name for name in table if module == name or module.startswith(name + ".")]
+    # catalog_*.py files belong to the catalog.
+    matches += [name for name in table if module.startswith(name + "_")]
+    return max(matches, key=len, default="")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(module: str, allowed: tuple[str, ...]) -> bool:
+    return any(module == name or module.startswith((name + ".", name + "_")) for name in allowed)
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_imports_go_down_the_house(path: Path) -> None:
+    module = module_name(path)
+    room = owner(module, MAY_IMPORT)
+    if not room:  # the package docstring of server/
+        assert not list(imports(ast.parse(path.read_text())))
+        return
+    for imported in imports(ast.parse(path.read_text())):
+        if imported.split(".")[0] in ROOMS and imported.split(".")[0] != imported:
+            parents = tuple(name for name in MAY_IMPORT[room])
+            prefix_of_allowed = any(name.startswith(imported + ".") for name in parents)
+            assert prefix_of_allowed or within(imported, parents), f"{module} may not import {imported}"
+        package = imported.split(".")[0]
+        if package in ONLY_IN:
+            assert within(module, ONLY_IN[package]), f"{module} may not import {package}"
+
+
+def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count a function's lines without its docstring: shapes and formulas there are welcome."""
+    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+    first = node.body[0]
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
+        lines -= (first.end_lineno or first.lineno) - first.lineno + 1
+    return lines
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) < MAX_FILE_LINES, f"{path.name}: split it by what it is about"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert function_lines(node) <= MAX_FUNCTION_LINES, (
+                f"{path.name}:{node.lineno} {node.name} is too long"
+            )
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_first_lines_say_what_a_file_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
