@@ -1,4 +1,4 @@
-"""Adapters in memory: what a peft config says and the tensors, checked and in the layout that serving uses."""
+"""Adapters in memory: what a peft config says and the tensors, checked and in serving layout."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class AdapterWeights:
         return sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
 
     def rank_by_module(self) -> dict[str, int]:
-        """Return the largest rank over all layers for each module name ("q_proj", …): what the arena must hold."""
+        """Return the largest rank over all layers for each module name ("q_proj", …): what the arena holds."""
         ranks: dict[str, int] = {}
         for path, pair in self.pairs.items():
             module = path.rsplit(".", 1)[-1]

@@ -1,0 +1,58 @@
+"""What can go wrong with an adapter. The HTTP statuses are what server/api makes of each class.
+
+AdapterError                     500  anything below, and what has no class of its own
+├── AdapterNotFound              404  the source directory isn't there, or isn't an adapter's
+├── AdapterPathForbidden         403  the source, or a link inside it, leads out of the adapter root
+├── InvalidAdapter               400  malformed, incomplete, or for another base; names file and tensor
+│   └── UnsupportedAdapter       400  well-formed, but a kind, a source or a rank that is not served
+├── AdapterNameTaken             409  the name is in use by other weights
+├── UnknownAdapter               404  no adapter has that name; lists those that exist
+├── StoreFull                    507  no space left for the files or the registry
+└── RegistryBusy                 503  another process holds the registry's lock
+"""
+
+
+class AdapterError(Exception):
+    """Says what was wrong, what was expected and what to do; ``file`` and ``tensor`` say where, if known."""
+
+    def __init__(self, message: str, *, file: str | None = None, tensor: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.file = file
+        self.tensor = tensor
+
+    def __str__(self) -> str:
+        where = [part for part in (self.file, self.tensor) if part and part not in self.message]
+        return f"{': '.join(where)}: {self.message}" if where else self.message
+
+
+class AdapterNotFound(AdapterError):
+    """The source directory isn't there, or holds no adapter."""
+
+
+class AdapterPathForbidden(AdapterError):
+    """The source, or a link inside it, leads out of the directory that adapters may be read from."""
+
+
+class InvalidAdapter(AdapterError):
+    """The adapter is malformed, incomplete, or was made for another base."""
+
+
+class UnsupportedAdapter(InvalidAdapter):
+    """The adapter is of a kind, comes from a place, or has a rank that is not served."""
+
+
+class AdapterNameTaken(AdapterError):
+    """An adapter with other weights has that name."""
+
+
+class UnknownAdapter(AdapterError):
+    """No adapter has that name."""
+
+
+class StoreFull(AdapterError):
+    """The disk that holds the files or the registry is full."""
+
+
+class RegistryBusy(AdapterError):
+    """Another process kept the registry locked for longer than the waiting time."""

@@ -1,0 +1,95 @@
+"""The header of a safetensors file, checked against the file's size before any tensor is allocated.
+
+Format: https://github.com/huggingface/safetensors#format. The tensors themselves are read by the library.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.errors import InvalidAdapter, UnsupportedAdapter
+
+MAX_HEADER_BYTES = 64 << 20
+_BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor as the header describes it."""
+
+    name: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+    """Bytes [begin, end) after the header."""
+
+
+def read_header(path: Path) -> Mapping[str, TensorEntry]:
+    """Return the tensors of a safetensors file by name.
+
+    Raises InvalidAdapter when the header is malformed, or does not describe every byte of the file exactly
+    once, and UnsupportedAdapter for tensors that are not floating point of 16 to 64 bits.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > size - 8:
+            raise _bad(path, f"{size} bytes can't hold a header of {length}: truncated")
+        if length > MAX_HEADER_BYTES:
+            raise _bad(path, f"a header of {length} bytes; at most {MAX_HEADER_BYTES}")
+        raw = file.read(length)
+    entries = {name: _entry(path, name, value) for name, value in _decode(path, raw).items()}
+    _check_layout(path, entries, size - 8 - length)
+    return entries
+
+
+def _decode(path: Path, raw: bytes) -> dict[str, object]:
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise _bad(path, f"the header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise _bad(path, "the header is not a JSON object")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _entry(path: Path, name: str, value: object) -> TensorEntry:
+    fields = value if isinstance(value, dict) else {}
+    kind, shape, offsets = (
+        fields.get("dtype"),
+        _sizes(fields.get("shape")),
+        _sizes(fields.get("data_offsets")),
+    )
+    if shape is None or offsets is None or len(offsets) != 2 or not isinstance(kind, str):
+        raise _bad(path, "the header's entry is malformed; expected dtype, shape and data_offsets", name)
+    if kind not in _BYTES_OF:
+        what = f"dtype {kind} is not served; factors are {', '.join(_BYTES_OF)}"
+        raise UnsupportedAdapter(what, file=path.name, tensor=name)
+    begin, end = offsets
+    if end - begin != math.prod(shape) * _BYTES_OF[kind]:
+        raise _bad(path, f"shape {list(shape)} of {kind} does not fill its {end - begin} bytes", name)
+    return TensorEntry(name, shape, begin, end)
+
+
+def _sizes(value: object) -> tuple[int, ...] | None:
+    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+        return None
+    return tuple(value)
+
+
+def _check_layout(path: Path, entries: Mapping[str, TensorEntry], data_bytes: int) -> None:
+    position = 0
+    for entry in sorted(entries.values(), key=lambda item: (item.begin, item.end)):
+        if entry.begin != position:
+            raise _bad(path, f"begins at byte {entry.begin}, but {position} is the next free one", entry.name)
+        position = entry.end
+    if position != data_bytes:
+        raise _bad(path, f"{data_bytes} bytes of tensors, but the header describes {position}: truncated")
+
+
+def _bad(path: Path, message: str, tensor: str | None = None) -> InvalidAdapter:
+    return InvalidAdapter(message, file=path.name, tensor=tensor)

@@ -1,0 +1,76 @@
+"""The registry's table and the record that one of its rows becomes."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from sqlalchemy import Boolean, Column, Index, Integer, MetaData, Row, String, Table, text
+
+
+class AdapterState(Enum):
+    """Where a record is in its life: pending → active → retired."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    RETIRED = "retired"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """One version of one name."""
+
+    id: int
+    """From 1 up; never used again, also not by another name."""
+    name: str
+    version: int
+    """From 1 up within the name; goes on counting after a delete."""
+    digest: str
+    source: str
+    """Where the client said it was."""
+    rank: int
+    """The largest rank of its modules."""
+    targets: tuple[str, ...]
+    pinned: bool
+    preload: bool
+    created_at: datetime
+    """UTC."""
+    state: AdapterState
+
+
+METADATA = MetaData()
+ADAPTERS = Table(
+    "adapters",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("source", String, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("targets", String, nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("preload", Boolean, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("state", String, nullable=False),
+    Index("one_active_per_name", "name", unique=True, sqlite_where=text("state = 'active'")),
+    Index("by_name", "name"),
+    sqlite_autoincrement=True,
+)
+
+
+def to_record(row: Row[tuple[object, ...]]) -> AdapterRecord:
+    """Return the record in a row of ADAPTERS."""
+    fields = row._mapping
+    return AdapterRecord(
+        id=fields["id"],
+        name=fields["name"],
+        version=fields["version"],
+        digest=fields["digest"],
+        source=fields["source"],
+        rank=fields["rank"],
+        targets=tuple(fields["targets"].split("\n")),
+        pinned=fields["pinned"],
+        preload=fields["preload"],
+        created_at=datetime.fromisoformat(fields["created_at"]),
+        state=AdapterState(fields["state"]),
+    )

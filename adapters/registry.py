@@ -1,0 +1,225 @@
+"""Names, versions and states of adapters in SQLite. Knows no tensors, and of files only their digest.
+
+A row begins as pending, becomes active in one transaction that retires its predecessor, and stays as
+retired; an attempt that fails deletes its pending row. AUTOINCREMENT never gives an id twice, not even one
+of a deleted row. All methods block (about a millisecond) and may be called from any thread.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from sqlalchemy import ColumnElement, Connection, create_engine, delete, event, func, insert, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from adapters.errors import AdapterError, AdapterNameTaken, RegistryBusy, StoreFull, UnknownAdapter
+from adapters.names import check_name, list_names, name_taken
+from adapters.records import ADAPTERS, METADATA, AdapterRecord, AdapterState, to_record
+
+
+class AdapterRegistry:
+    """The adapters' table in the file at ``path``, made if need be. Close it, or use it in ``with``."""
+
+    def __init__(self, path: Path, *, reserved: Sequence[str] = (), lock_wait_ms: int = 5000) -> None:
+        """``reserved``: the base's names; ``lock_wait_ms``: patience with another process's write."""
+        self._reserved = frozenset(reserved)
+        self._engine = create_engine(f"sqlite:///{path}")
+
+        @event.listens_for(self._engine, "connect")
+        def _configure(connection: sqlite3.Connection, _record: object) -> None:
+            connection.isolation_level = None  # or the driver opens transactions of its own, and too late
+            connection.execute(f"PRAGMA busy_timeout = {lock_wait_ms:d}")
+            connection.execute("PRAGMA journal_mode = WAL").close()
+
+        @event.listens_for(self._engine, "begin")
+        def _begin(connection: Connection) -> None:
+            # A read that turns into a write can't wait for a lock in SQLite; taking it first can.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        with self._transaction() as connection:
+            METADATA.create_all(connection)
+
+    def register(
+        self,
+        name: str,
+        digest: str,
+        *,
+        source: str,
+        rank: int,
+        targets: Sequence[str],
+        pinned: bool = False,
+        preload: bool = False,
+    ) -> AdapterRecord:
+        """Return the active record of ``name``: the one that has this digest, else a new one.
+
+        Raises AdapterNameTaken if other weights have the name, InvalidAdapter for a bad name.
+        """
+        with self._transaction() as connection:
+            found = _active(connection, name)
+            if found is not None and found.digest != digest:
+                raise name_taken(name)
+            return found or self._activate(
+                connection, self._reserve(connection, name, digest, source, rank, targets, pinned, preload)
+            )
+
+    def replace(
+        self,
+        name: str,
+        digest: str,
+        *,
+        source: str,
+        rank: int,
+        targets: Sequence[str],
+        pinned: bool = False,
+        preload: bool = False,
+    ) -> AdapterRecord:
+        """Return a new active record of ``name``, one version on; the old one is retired with it."""
+        with self._transaction() as connection:
+            self._existing(connection, name)
+            record = self._reserve(connection, name, digest, source, rank, targets, pinned, preload)
+            return self._activate(connection, record)
+
+    def reserve(
+        self,
+        name: str,
+        digest: str,
+        *,
+        source: str,
+        rank: int,
+        targets: Sequence[str],
+        pinned: bool = False,
+        preload: bool = False,
+    ) -> AdapterRecord:
+        """Mint an id in a pending record, unseen until ``activate``. Raises InvalidAdapter (bad name)."""
+        with self._transaction() as connection:
+            return self._reserve(connection, name, digest, source, rank, targets, pinned, preload)
+
+    def activate(self, record: AdapterRecord) -> AdapterRecord:
+        """Make a pending record the active one of its name; the same transaction retires its predecessor."""
+        with self._transaction() as connection:
+            return self._activate(connection, record)
+
+    def abandon(self, adapter_id: int) -> None:
+        """Delete a pending record; its id is not used again."""
+        with self._transaction() as connection:
+            connection.execute(delete(ADAPTERS).where(ADAPTERS.c.id == adapter_id, _is(AdapterState.PENDING)))
+
+    def retire(self, name: str) -> AdapterRecord:
+        """End the active record of ``name`` and return it as it is now. Raises UnknownAdapter."""
+        with self._transaction() as connection:
+            found = self._existing(connection, name)
+            return _set_state(connection, found.id, AdapterState.RETIRED)
+
+    def get(self, name: str) -> AdapterRecord:
+        """Return the active record of ``name``. Raises UnknownAdapter with the names that exist."""
+        with self._transaction() as connection:
+            return self._existing(connection, name)
+
+    def active(self) -> list[AdapterRecord]:
+        """Return all active records in order of their names."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                select(ADAPTERS).where(_is(AdapterState.ACTIVE)).order_by(ADAPTERS.c.name)
+            )
+            return [to_record(row) for row in rows]
+
+    def digests_in_use(self) -> frozenset[str]:
+        """Return the digests of active and pending records: the files that must stay."""
+        with self._transaction() as connection:
+            used = select(ADAPTERS.c.digest).where(ADAPTERS.c.state != AdapterState.RETIRED.value).distinct()
+            return frozenset(connection.scalars(used))
+
+    def drop_pending(self) -> int:
+        """Delete the records of attempts that a crash cut short; return how many. For start-up."""
+        with self._transaction() as connection:
+            return connection.execute(delete(ADAPTERS).where(_is(AdapterState.PENDING))).rowcount
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def __enter__(self) -> "AdapterRegistry":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise _translated(error) from error
+
+    def _existing(self, connection: Connection, name: str) -> AdapterRecord:
+        found = _active(connection, name)
+        if found is None:
+            names = connection.scalars(select(ADAPTERS.c.name).where(_is(AdapterState.ACTIVE)))
+            raise UnknownAdapter(f"there is no adapter {name!r}; adapters: {list_names(names)}")
+        return found
+
+    def _reserve(
+        self,
+        connection: Connection,
+        name: str,
+        digest: str,
+        source: str,
+        rank: int,
+        targets: Sequence[str],
+        pinned: bool,
+        preload: bool,
+    ) -> AdapterRecord:
+        check_name(name, reserved=self._reserved)
+        last = select(func.max(ADAPTERS.c.version)).where(ADAPTERS.c.name == name, ~_is(AdapterState.PENDING))
+        row = insert(ADAPTERS).values(
+            name=name,
+            version=(connection.scalar(last) or 0) + 1,
+            digest=digest,
+            source=source,
+            rank=rank,
+            targets="\n".join(targets),
+            pinned=pinned,
+            preload=preload,
+            created_at=datetime.now(UTC).isoformat(),
+            state=AdapterState.PENDING.value,
+        )
+        return to_record(connection.execute(row.returning(ADAPTERS)).one())
+
+    def _activate(self, connection: Connection, record: AdapterRecord) -> AdapterRecord:
+        before = _active(connection, record.name)
+        if before is not None:
+            _set_state(connection, before.id, AdapterState.RETIRED)
+        return _set_state(connection, record.id, AdapterState.ACTIVE)
+
+
+def _is(state: AdapterState) -> ColumnElement[bool]:
+    return ADAPTERS.c.state == state.value
+
+
+def _active(connection: Connection, name: str) -> AdapterRecord | None:
+    row = connection.execute(
+        select(ADAPTERS).where(ADAPTERS.c.name == name, _is(AdapterState.ACTIVE))
+    ).one_or_none()
+    return None if row is None else to_record(row)
+
+
+def _set_state(connection: Connection, adapter_id: int, state: AdapterState) -> AdapterRecord:
+    changed = update(ADAPTERS).where(ADAPTERS.c.id == adapter_id).values(state=state.value)
+    return to_record(connection.execute(changed.returning(ADAPTERS)).one())
+
+
+def _translated(error: DBAPIError) -> AdapterError:
+    cause = str(error.orig)
+    if "full" in cause:
+        return StoreFull("the disk of the adapter registry is full; make room")
+    if "locked" in cause or "busy" in cause:
+        return RegistryBusy("the adapter registry is locked by another process; try again")
+    if isinstance(error, IntegrityError):
+        return AdapterNameTaken("another adapter took that name at the same moment; try again")
+    return AdapterError(f"the adapter registry can't be used: {cause}")

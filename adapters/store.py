@@ -1,0 +1,201 @@
+"""Adapters' files by the hash of their contents: staged, then published in one rename, or not there at all.
+
+    root/<digest>/        published, never written to again
+    root/.staging/<…>/    being copied or deleted; whatever a crash leaves here is rubbish
+
+Knows no names and no versions. All methods block and may be called from any thread.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.errors import AdapterError, AdapterNotFound, InvalidAdapter, StoreFull
+from adapters.files import digest_of, present_files, read_through
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_STAGING = ".staging"
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedAdapter:
+    """A private copy of an adapter's files, until it is published or discarded."""
+
+    path: Path
+    digest: str
+    nbytes: int
+
+
+class AdapterStore:
+    """Content-addressed directories under ``root``, which is made if need be."""
+
+    def __init__(self, root: Path, *, max_bytes: int = 8 << 30) -> None:
+        self._root = root
+        self._max_bytes = max_bytes
+        self._verified: set[str] = set()
+        """Digests whose files this process wrote or checked: contents are hashed once, not at every read."""
+        self._publishing = threading.Lock()
+        with _as_store_full():
+            (root / _STAGING).mkdir(parents=True, exist_ok=True)
+
+    def stage(self, source: Path) -> StagedAdapter:
+        """Copy the known files of ``source``, hashing as they pass.
+
+        Raises AdapterNotFound, InvalidAdapter or StoreFull, and then leaves nothing behind.
+        """
+        sizes = present_files(source, self._max_bytes)
+        path = self._scratch()
+        try:
+            with _as_store_full():
+                path.mkdir()
+                digest = _copy(source, path, sizes)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return StagedAdapter(path, digest, sum(sizes.values()))
+
+    def publish(self, staged: StagedAdapter) -> Path:
+        """Move a staged copy to its place and return that; the copy is gone afterwards, whatever happens.
+
+        If intact files of that digest are there already, those stay. Raises StoreFull.
+        """
+        target = self._root / staged.digest
+        try:
+            with self._publishing, _as_store_full():
+                if not self._is_intact(staged.digest):
+                    self._put_aside(target)
+                    staged.path.rename(target)
+                    _sync(self._root)
+                    self._verified.add(staged.digest)
+        finally:
+            self.discard(staged)
+        return target
+
+    def discard(self, staged: StagedAdapter) -> None:
+        """Delete a staged copy; no complaint if it is gone."""
+        shutil.rmtree(staged.path, ignore_errors=True)
+
+    def path_of(self, digest: str) -> Path:
+        """Return where the files of ``digest`` are. Raises AdapterNotFound if they aren't."""
+        path = self._root / _checked(digest)
+        if not path.is_dir():
+            raise AdapterNotFound(f"the store has no adapter with digest {digest}")
+        return path
+
+    def holds(self, digest: str) -> bool:
+        """Return whether files of ``digest`` are there; not whether they are intact."""
+        return (self._root / _checked(digest)).is_dir()
+
+    def verify(self, digest: str) -> Path:
+        """Return where the files are, hashed once per process. Raises AdapterNotFound or InvalidAdapter."""
+        path = self.path_of(digest)
+        if digest not in self._verified:
+            try:
+                found = digest_of(path, self._max_bytes)
+            except AdapterNotFound as error:
+                raise InvalidAdapter(
+                    f"files in the store are missing; register the adapter again ({error})"
+                ) from error
+            if found != digest:
+                raise InvalidAdapter(
+                    "files in the store are damaged; register the adapter again", file=path.name
+                )
+            self._verified.add(digest)
+        return path
+
+    def remove(self, digest: str) -> None:
+        """Delete the files of ``digest``, if they are there. A crash leaves all of them or none."""
+        with self._publishing:
+            self._verified.discard(digest)
+            self._put_aside(self._root / _checked(digest))
+
+    def digests(self) -> frozenset[str]:
+        """Return the digests of all published files."""
+        return frozenset(path.name for path in self._root.iterdir() if _DIGEST.fullmatch(path.name))
+
+    def sweep(self, keep: Collection[str]) -> int:
+        """Delete what a crash left: staged copies, and digests that are not in ``keep``. Return how many.
+
+        For start-up: a staging that is under way would be swept too.
+        """
+        leftovers = list((self._root / _STAGING).iterdir())
+        for path in leftovers:
+            shutil.rmtree(path, ignore_errors=True)
+        orphans = self.digests() - frozenset(keep)
+        for digest in orphans:
+            self.remove(digest)
+        return len(leftovers) + len(orphans)
+
+    def _is_intact(self, digest: str) -> bool:
+        try:
+            self.verify(digest)
+        except AdapterError:
+            return False
+        return True
+
+    def _put_aside(self, path: Path) -> None:
+        """Delete a directory by way of the staging area, so that no half of it is seen under its name."""
+        scratch = self._scratch()
+        try:
+            path.rename(scratch)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(scratch, ignore_errors=True)
+
+    def _scratch(self) -> Path:
+        return self._root / _STAGING / uuid.uuid4().hex
+
+
+def _checked(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise AdapterNotFound(f"{digest!r} is not a digest; expected 64 hex digits")
+    return digest
+
+
+def _damaged(digest: str) -> InvalidAdapter:
+    return InvalidAdapter(f"the stored files {digest} are damaged; register the adapter again")
+
+
+def _copy(source: Path, target: Path, sizes: dict[str, int]) -> str:
+    with contextlib.ExitStack() as files:
+
+        def sink_of(name: str) -> Callable[[bytes], object]:
+            return files.enter_context(_durable(target / name))
+
+        digest = read_through(source, sizes, sink_of)
+    _sync(target)
+    return digest
+
+
+@contextlib.contextmanager
+def _durable(path: Path) -> Iterator[Callable[[bytes], object]]:
+    with path.open("xb") as file:
+        yield file.write
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _as_store_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OUT_OF_SPACE:
+            raise StoreFull("the disk of the adapter store is full; delete adapters or make room") from error
+        raise
