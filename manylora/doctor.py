@@ -42,7 +42,7 @@ def report(console: Console) -> None:
         table.add_row(finding.what, f"[{colours[finding.verdict]}]{finding.verdict}[/]", finding.detail)
     console.print(table)
     lacking = [finding.what for finding in findings if finding.verdict != "ok"]
-    console.print("Everything is there." if not lacking else "Works without, or slower: " + ", ".join(lacking) + ".")
+    console.print(f"Works without, or slower: {', '.join(lacking)}." if lacking else "Everything is there.")
 
 
 def _python() -> Finding:
@@ -56,13 +56,14 @@ def _processor() -> Finding:
     detail = f"{allowed} of {cores} cores usable, {capability}"
     if capability in ("DEFAULT", "NO AVX"):
         return Finding("processor", "slow", f"{detail}: without AVX2, CPU serving is slow")
-    bf16 = cpu_has_bf16()
-    return Finding("processor", "ok", f"{detail}, bfloat16 instructions: {'yes' if bf16 else 'no (float32 is used)'}")
+    bf16 = "yes" if cpu_has_bf16() else "no (float32 is used)"
+    return Finding("processor", "ok", f"{detail}, bfloat16 instructions: {bf16}")
 
 
 def cpu_has_bf16() -> bool:
     """Whether bfloat16 products run in hardware (AVX-512 BF16 or AMX), so that it beats float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported()) if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
 def _memory() -> Finding:
@@ -101,5 +102,6 @@ def _packages() -> list[Finding]:
             found = find_spec(name) is not None and version(name)
         except PackageNotFoundError:
             found = False
-        findings.append(Finding(name, "ok", f"{found}: {use.split(';')[0]}") if found else Finding(name, "missing", use))
+        detail = f"{found}: {use.split(';')[0]}" if found else use
+        findings.append(Finding(name, "ok" if found else "missing", detail))
     return findings
