@@ -62,6 +62,10 @@ class AdapterStore:
             raise
         return StagedAdapter(path, digest, sum(sizes.values()))
 
+    def digest_of(self, source: Path) -> str:
+        """Return the digest that ``stage`` would give, without copying. Raises what it raises."""
+        return digest_of(source, self._max_bytes)
+
     def publish(self, staged: StagedAdapter) -> Path:
         """Move a staged copy to its place and return that; the copy is gone afterwards, whatever happens.
 

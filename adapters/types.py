@@ -40,7 +40,7 @@ class AdapterWeights:
         return sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
 
     def rank_by_module(self) -> dict[str, int]:
-        """Return the largest rank over all layers for each module name ("q_proj", …): what the arena holds."""
+        """Return the largest rank over all layers for each module name ("q_proj", …), as the arena needs."""
         ranks: dict[str, int] = {}
         for path, pair in self.pairs.items():
             module = path.rsplit(".", 1)[-1]

@@ -1,0 +1,369 @@
+"""The adapters that a running server knows: names to ids, and their whole life on the way in, over and out.
+
+Lives on the event loop; whatever reads or hashes files runs in threads (server/catalog_intake.py). Every
+change is an operation of its own that no caller can cut short: if the caller leaves, the operation notices at
+its next step, undoes what it did, and nobody sees a half-made adapter. Touches no tensors and knows no HTTP.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from adapters.errors import AdapterError, UnknownAdapter
+from adapters.names import check_name, list_names, name_taken
+from adapters.reader import AdapterOutline
+from adapters.records import AdapterRecord
+from adapters.registry import AdapterRegistry
+from adapters.store import AdapterStore
+from adapters.types import AdapterWeights
+from server.catalog_intake import AdapterIntake, KeyedLocks, Prepared, reason_of
+from server.catalog_operations import Caller, Operations
+from server.catalog_types import (
+    AdapterEngine,
+    CatalogEntry,
+    CatalogObserver,
+    CatalogSettings,
+    FreedAdapter,
+    ResolvedModel,
+    RestoreReport,
+    SilentObserver,
+    Tier,
+)
+from server.engine.request import BASE_ADAPTER_ID
+from server.errors import AdapterUnavailable, ModelNotFound
+
+__all__ = [
+    "AdapterCatalog",
+    "AdapterEngine",
+    "CatalogEntry",
+    "CatalogObserver",
+    "CatalogSettings",
+    "FreedAdapter",
+    "ResolvedModel",
+    "RestoreReport",
+    "Tier",
+]
+
+_LONGEST_ECHO = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    record: AdapterRecord
+    chat_template: str | None
+    reason: str | None = None
+    """Why it is unavailable; the engine does not know it then."""
+
+
+class AdapterCatalog:
+    """Names, ids and files of all adapters, in step with the engine. Make it on the loop, then ``restore``.
+
+    Takes over ``registry`` and closes it.
+    """
+
+    def __init__(
+        self,
+        engine: AdapterEngine,
+        registry: AdapterRegistry,
+        store: AdapterStore,
+        settings: CatalogSettings,
+        observer: CatalogObserver | None = None,
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._store = store
+        self._base_names = frozenset(settings.base_names)
+        self._observer: CatalogObserver = observer or SilentObserver()
+        self._intake = AdapterIntake(store, settings, self._serves)
+        self._entries: dict[str, _Entry] = {}
+        self._leaving: set[_Entry] = set()
+        """Out of service, but running sequences may still need their files."""
+        self._names = KeyedLocks()
+        self._operations = Operations()
+
+    def resolve(self, model: str) -> ResolvedModel:
+        """Return what ``model`` in a request means: a dictionary look-up.
+
+        Raises ModelNotFound with names that exist, or AdapterUnavailable with the reason.
+        """
+        if model in self._base_names:
+            return ResolvedModel(BASE_ADAPTER_ID, model, None)
+        entry = self._entries.get(model)
+        if entry is None:
+            names = list_names([*self._base_names, *self._entries])
+            asked = model[:_LONGEST_ECHO]
+            raise ModelNotFound(f"model {asked!r} does not exist; models: {names}", param="model")
+        if entry.reason is not None:
+            raise AdapterUnavailable(f"adapter {model!r} can't be served: {entry.reason}", param="model")
+        return ResolvedModel(entry.record.id, model, entry.chat_template)
+
+    def get(self, name: str) -> CatalogEntry:
+        """Return one adapter and where its weights are. Raises UnknownAdapter."""
+        return self._show(self._existing(name))
+
+    def list(self) -> tuple[CatalogEntry, ...]:
+        """Return all adapters in order of their names."""
+        return tuple(self._show(entry) for _, entry in sorted(self._entries.items()))
+
+    async def register(
+        self, name: str, src: str, *, preload: bool = False, pin: bool = False
+    ) -> tuple[AdapterRecord, bool]:
+        """Serve the adapter at ``src`` as ``name``; return its record and whether it is new.
+
+        The same weights under the same name again change nothing, not even ``preload`` and ``pin``. Raises
+        AdapterNameTaken for other weights, what the reader and the store raise, and AdapterUnavailable.
+        """
+        check_name(name, reserved=self._base_names)
+        return await self._operations.run(lambda caller: self._register(caller, name, src, preload, pin))
+
+    async def replace(
+        self, name: str, src: str, *, preload: bool | None = None, pin: bool | None = None
+    ) -> AdapterRecord:
+        """Serve the adapter at ``src`` as the next version of ``name``; return the record in force.
+
+        New requests use it once it is ready; running ones finish on the old version, which then goes in the
+        background (``settled``). None keeps the old version's choice. The same weights change nothing.
+        Raises UnknownAdapter and what ``register`` raises.
+        """
+        return await self._operations.run(lambda caller: self._replace(caller, name, src, preload, pin))
+
+    async def delete(self, name: str, *, abort: bool = False) -> tuple[AdapterRecord, FreedAdapter]:
+        """Refuse new requests, wait for running ones (or abort them), give the memory back and say how much.
+
+        Once begun it goes through, even if the caller leaves. The name is free as soon as requests are
+        refused. Raises UnknownAdapter.
+        """
+        return await self._operations.run(lambda caller: self._delete(caller, name, abort))
+
+    async def restore(self) -> RestoreReport:
+        """Bring back what the registry knows, without reading weights that are neither pinned nor preloaded.
+
+        What is missing or damaged in the store becomes unavailable with its reason; the start goes on.
+        """
+        records, swept = await asyncio.to_thread(self._recall)
+        found = await asyncio.to_thread(lambda: [(record, self._examine(record)) for record in records])
+        for record, outline in found:
+            entry = await self._restore_one(record, outline)
+            self._entries[record.name] = entry
+        gone = {name: entry.reason for name, entry in self._entries.items() if entry.reason is not None}
+        return RestoreReport(len(self._entries) - len(gone), gone, swept)
+
+    async def settled(self) -> None:
+        """Wait until every operation has ended and every old version is gone."""
+        await self._operations.settled()
+
+    async def close(self) -> None:
+        """Refuse new operations, wait for those under way, and close the registry."""
+        await self._operations.close()
+        await asyncio.to_thread(self._registry.close)
+
+    # One operation after the other per name
+
+    async def _register(
+        self, caller: Caller, name: str, src: str, preload: bool, pin: bool
+    ) -> tuple[AdapterRecord, bool]:
+        start = time.monotonic()
+        same = await self._already_served(name, src)
+        if same is not None:
+            return same, False
+        async with self._intake.prepared(src) as prepared, self._names.hold(name):
+            entry = self._entries.get(name)
+            if entry is not None and entry.record.digest != prepared.digest:
+                raise name_taken(name)
+            if entry is not None and entry.reason is None:
+                return entry.record, False
+            if entry is not None:
+                return await self._repair(caller, entry, prepared), False
+            record = await self._introduce(caller, name, src, prepared, preload=preload, pin=pin)
+            self._entries[name] = _Entry(record, prepared.chat_template)
+        self._observer.loaded(record, time.monotonic() - start, prepared.weights.nbytes)
+        return record, True
+
+    async def _already_served(self, name: str, src: str) -> AdapterRecord | None:
+        """Spare the copy and the read when a name that is in use is registered again."""
+        entry = self._entries.get(name)
+        if entry is None or entry.reason is not None:
+            return None
+        digest = await self._intake.digest_at(src)
+        if self._entries.get(name) is not entry:
+            return None
+        if digest != entry.record.digest:
+            raise name_taken(name)
+        return entry.record
+
+    async def _replace(
+        self, caller: Caller, name: str, src: str, preload: bool | None, pin: bool | None
+    ) -> AdapterRecord:
+        start = time.monotonic()
+        self._existing(name)
+        async with self._intake.prepared(src) as prepared, self._names.hold(name):
+            old = self._existing(name)
+            if old.record.digest == prepared.digest:
+                return old.record if old.reason is None else await self._repair(caller, old, prepared)
+            record = await self._introduce(
+                caller,
+                name,
+                src,
+                prepared,
+                preload=old.record.preload if preload is None else preload,
+                pin=old.record.pinned if pin is None else pin,
+            )
+            self._entries[name] = _Entry(record, prepared.chat_template)
+            self._leaving.add(old)
+            self._operations.spawn(self._retire_in_background(old))
+        self._observer.swapped(old.record, record, time.monotonic() - start)
+        return record
+
+    async def _delete(self, caller: Caller, name: str, abort: bool) -> tuple[AdapterRecord, FreedAdapter]:
+        async with self._names.hold(name):
+            caller.check()
+            entry = self._existing(name)
+            del self._entries[name]
+            self._leaving.add(entry)
+            try:
+                record = await asyncio.to_thread(self._registry.retire, name)
+            except BaseException:
+                self._entries[name] = entry
+                self._leaving.discard(entry)
+                raise
+        return record, await self._take_out(entry, abort=abort)
+
+    # Steps of an operation
+
+    async def _introduce(
+        self, caller: Caller, name: str, src: str, prepared: Prepared, *, preload: bool, pin: bool
+    ) -> AdapterRecord:
+        """Mint an id, give the weights to the engine, make the record active: all of it or nothing."""
+        caller.check()
+        targets = prepared.spec.named_targets()
+        pending = await asyncio.to_thread(
+            self._registry.reserve,
+            name,
+            prepared.digest,
+            source=src,
+            rank=prepared.rank,
+            targets=targets,
+            pinned=pin,
+            preload=preload,
+        )
+        engine_has_it = False
+        try:
+            caller.check()
+            await self._hand_over(pending, prepared.weights)
+            engine_has_it = True
+            caller.check()
+            return await asyncio.to_thread(self._registry.activate, pending)
+        except BaseException:
+            await self._undo(pending, engine_has_it=engine_has_it)
+            raise
+
+    async def _hand_over(self, record: AdapterRecord, weights: AdapterWeights) -> None:
+        await self._engine.add_adapter(
+            record.id,
+            weights,
+            load_from=self._loader(record),
+            preload=record.preload,
+            pinned=record.pinned,
+        )
+
+    async def _undo(self, pending: AdapterRecord, *, engine_has_it: bool) -> None:
+        """Take back an introduction; what can't be taken back is reported, and gone at the next start."""
+        try:
+            if engine_has_it:
+                await self._engine.remove_adapter(pending.id, abort=True)
+            await asyncio.to_thread(self._registry.abandon, pending.id)
+        except Exception as error:
+            self._observer.failed("undo", pending.name, error)
+
+    async def _repair(self, caller: Caller, entry: _Entry, prepared: Prepared) -> AdapterRecord:
+        """Serve an unavailable adapter again, now that its files are back; no request ever used its id."""
+        caller.check()
+        await self._hand_over(entry.record, prepared.weights)
+        self._entries[entry.record.name] = _Entry(entry.record, prepared.chat_template)
+        return entry.record
+
+    async def _retire_in_background(self, old: _Entry) -> None:
+        try:
+            await self._take_out(old, abort=False)
+        except Exception as error:
+            self._observer.failed("retire", old.record.name, error)
+
+    async def _take_out(self, entry: _Entry, *, abort: bool) -> FreedAdapter:
+        """Give back an adapter's memory and, if no other uses them, its files."""
+        start = time.monotonic()
+        freed = FreedAdapter(0, 0, 0, 0)
+        if entry.reason is None:
+            freed = await self._engine.remove_adapter(entry.record.id, abort=abort)
+        self._leaving.discard(entry)
+        self._observer.removed(entry.record, freed, time.monotonic() - start)
+        await self._intake.release(entry.record.digest)
+        return freed
+
+    def _loader(self, record: AdapterRecord) -> Callable[[], AdapterWeights]:
+        """Return what the engine calls, in a thread of its own, to read the weights again."""
+
+        def load() -> AdapterWeights:
+            try:
+                return self._intake.read(record.digest)
+            except (AdapterError, OSError) as error:
+                message = f"adapter {record.name!r} can't be served: {reason_of(error)}"
+                raise AdapterUnavailable(message) from error
+
+        return load
+
+    # Start-up
+
+    def _recall(self) -> tuple[Sequence[AdapterRecord], int]:
+        self._registry.drop_pending()
+        return self._registry.active(), self._store.sweep(self._registry.digests_in_use())
+
+    def _examine(self, record: AdapterRecord) -> AdapterOutline | str:
+        try:
+            check_name(record.name, reserved=self._base_names)
+            return self._intake.inspect(record.digest)
+        except (AdapterError, OSError) as error:
+            return reason_of(error)
+
+    async def _restore_one(self, record: AdapterRecord, outline: AdapterOutline | str) -> _Entry:
+        if isinstance(outline, str):
+            return _Entry(record, None, outline)
+        try:
+            warm = (record.preload or record.pinned) and await self._restore_warm(record)
+            if not warm:
+                await self._restore_cold(record, outline)
+        except (AdapterError, OSError) as error:
+            return _Entry(record, None, reason_of(error))
+        except AdapterUnavailable as error:
+            return _Entry(record, None, error.message)
+        return _Entry(record, outline.chat_template)
+
+    async def _restore_warm(self, record: AdapterRecord) -> bool:
+        weights = await self._intake.work(lambda: self._intake.read(record.digest))
+        try:
+            await self._hand_over(record, weights)
+        except AdapterUnavailable as error:
+            self._observer.failed("preload", record.name, error)  # it is served all the same, from disk
+            return False
+        return True
+
+    async def _restore_cold(self, record: AdapterRecord, outline: AdapterOutline) -> None:
+        load_from = self._loader(record)
+        ranks = outline.rank_by_module()
+        await self._engine.add_adapter_cold(record.id, ranks, load_from=load_from, pinned=record.pinned)
+
+    # Look-ups
+
+    def _existing(self, name: str) -> _Entry:
+        entry = self._entries.get(name)
+        if entry is None:
+            asked = name[:_LONGEST_ECHO]
+            raise UnknownAdapter(f"there is no adapter {asked!r}; adapters: {list_names(self._entries)}")
+        return entry
+
+    def _serves(self, digest: str) -> bool:
+        return any(entry.record.digest == digest for entry in (*self._entries.values(), *self._leaving))
+
+    def _show(self, entry: _Entry) -> CatalogEntry:
+        tier = None if entry.reason is not None else self._engine.adapter_tier(entry.record.id)
+        return CatalogEntry(entry.record, tier, entry.reason)

@@ -1,0 +1,153 @@
+"""What the adapter catalog takes and gives: settings, results, and the engine and observer behind it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+from adapters.records import AdapterRecord
+from adapters.types import AdapterWeights, BaseModules
+
+Tier = Literal["device", "host", "disk"]
+"""Where an adapter's weights are now. What is on the device may be on the host as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreedAdapter:
+    """What removing an adapter gave back."""
+
+    rows: int
+    """Rank rows of the arena, over all modules."""
+    device_bytes: int
+    host_bytes: int
+    aborted: int
+    """Running sequences that were ended for it."""
+
+
+class AdapterEngine(Protocol):
+    """The part of AsyncEngine that the catalog needs. Methods take effect between two steps.
+
+    One that raises has changed nothing. The catalog never cancels a call, and calls for one id never overlap.
+    """
+
+    async def add_adapter(
+        self,
+        adapter_id: int,
+        weights: AdapterWeights,
+        *,
+        load_from: Callable[[], AdapterWeights],
+        preload: bool,
+        pinned: bool,
+    ) -> None:
+        """Take ``weights`` into the host tier and, with ``preload``, into the device arena before returning.
+
+        ``load_from`` reads them again (blocking; from any thread) once the host tier has let them go;
+        it raises AdapterUnavailable when the files are damaged. Raises AdapterUnavailable without room.
+        """
+        ...
+
+    async def add_adapter_cold(
+        self,
+        adapter_id: int,
+        rank_by_module: Mapping[str, int],
+        *,
+        load_from: Callable[[], AdapterWeights],
+        pinned: bool,
+    ) -> None:
+        """Make known an adapter that is on disk only; ``load_from`` reads it at its first request."""
+        ...
+
+    async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
+        """Refuse new requests, let running ones finish (or abort them), give memory back; then return."""
+        ...
+
+    def adapter_tier(self, adapter_id: int) -> Tier:
+        """Return where the weights are now; callable from the event loop."""
+        ...
+
+
+class CatalogObserver(Protocol):
+    """Hears what happened, for metrics and logs. Called on the event loop; must not block or raise."""
+
+    def loaded(self, record: AdapterRecord, seconds: float, nbytes: int) -> None:
+        """A new adapter serves; ``seconds`` from the call to that, ``nbytes`` of its weights."""
+        ...
+
+    def swapped(self, old: AdapterRecord, new: AdapterRecord, seconds: float) -> None:
+        """New requests use ``new`` from now on; ``seconds`` from the call to that."""
+        ...
+
+    def removed(self, record: AdapterRecord, freed: FreedAdapter, seconds: float) -> None:
+        """An adapter's memory is given back; ``seconds`` since it was taken out of service."""
+        ...
+
+    def failed(self, operation: str, name: str, error: BaseException) -> None:
+        """Something failed that no caller hears of."""
+        ...
+
+
+class SilentObserver:
+    """The observer that does nothing."""
+
+    def loaded(self, record: AdapterRecord, seconds: float, nbytes: int) -> None:
+        """Do nothing."""
+
+    def swapped(self, old: AdapterRecord, new: AdapterRecord, seconds: float) -> None:
+        """Do nothing."""
+
+    def removed(self, record: AdapterRecord, freed: FreedAdapter, seconds: float) -> None:
+        """Do nothing."""
+
+    def failed(self, operation: str, name: str, error: BaseException) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogSettings:
+    """What adapters are checked against, and where they may come from."""
+
+    base_names: tuple[str, ...]
+    """The names under which the base is served; no adapter may have one of them."""
+    adapter_root: Path
+    """Sources must lie inside it."""
+    modules: BaseModules
+    max_rank: int
+    dtype: torch.dtype
+    vocab_size: int | None = None
+    workers: int = 2
+    """How many adapters are copied, hashed or read at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """What a model name in a request means."""
+
+    adapter_id: int
+    """server.engine.request.BASE_ADAPTER_ID for the base."""
+    name: str
+    chat_template: str | None
+    """The adapter's own template; None: the base's."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One adapter as the management routes show it: rank, version and creation time are in the record."""
+
+    record: AdapterRecord
+    tier: Tier | None
+    """None when it is unavailable."""
+    reason: str | None
+    """Why it can't be served, if it can't."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What a restart found."""
+
+    restored: int
+    unavailable: Mapping[str, str]
+    """Names to reasons."""
+    swept: int
+    """Leftovers of a crash that were deleted from the store."""
