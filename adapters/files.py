@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
 
@@ -91,6 +92,14 @@ def digest_of(directory: Path, max_bytes: int) -> str:
     return read_through(directory, present_files(directory, max_bytes), lambda name: lambda chunk: None)
 
 
+def _opened(path: Path) -> BinaryIO:
+    try:
+        # Without O_NONBLOCK a pipe put in a file's place after the check would block this thread for ever.
+        return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        raise InvalidAdapter(f"can't be read: {error.strerror}", file=path.name) from error
+
+
 def read_through(
     directory: Path, sizes: dict[str, int], sink_of: Callable[[str], Callable[[bytes], object]]
 ) -> str:
@@ -103,8 +112,7 @@ def read_through(
         digest.update(f"{name}\0{size}\0".encode())
         sink = sink_of(name)
         left = size
-        # Without O_NONBLOCK a pipe put in a file's place after the check would block this thread for ever.
-        with open(os.open(directory / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with _opened(directory / name) as file:
             while chunk := file.read(min(_CHUNK, left + 1)):
                 left -= len(chunk)
                 if left < 0:

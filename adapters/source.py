@@ -19,7 +19,7 @@ def resolve_source(src: str, root: Path) -> Path:
     inside = root.resolve()
     directory = _follow(inside / _local_path(src), src)
     _check_inside(directory, inside, src)
-    if not directory.is_dir():
+    if not _is_directory(directory):
         raise AdapterNotFound(
             f"{src!r} is not a directory under the adapter root; give one on the server's disk"
             " (adapters are not downloaded from a model hub)"
@@ -44,6 +44,13 @@ def _local_path(src: str) -> Path:
     if "\0" in path:
         raise InvalidAdapter("the source holds a NUL character; expected a directory")
     return Path(path)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _follow(path: Path, src: str) -> Path:

@@ -104,14 +104,10 @@ class AdapterStore:
         if digest not in self._verified:
             try:
                 found = digest_of(path, self._max_bytes)
-            except AdapterNotFound as error:
-                raise InvalidAdapter(
-                    f"files in the store are missing; register the adapter again ({error})"
-                ) from error
+            except AdapterError as error:
+                raise _damaged(digest) from error
             if found != digest:
-                raise InvalidAdapter(
-                    "files in the store are damaged; register the adapter again", file=path.name
-                )
+                raise _damaged(digest)
             self._verified.add(digest)
         return path
 

@@ -1,0 +1,263 @@
+"""Reading adapters: equal to peft where they fit, refused with the file and the tensor where they don't."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
+from adapters.reader import LoadedAdapter, inspect_adapter, read_adapter
+from tests.adapters.making import HIDDEN, KV, LAYERS, MLP, MODULES, VOCABULARY, factors, write
+
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def read(directory: Path, dtype: torch.dtype = torch.float32) -> LoadedAdapter:
+    return read_adapter(directory, MODULES, max_rank=16, dtype=dtype, vocab_size=VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def base() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=MLP,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            num_key_value_heads=4 * KV // HIDDEN,
+        )
+    )
+
+
+GOLDEN: list[dict[str, object]] = [
+    {"target_modules": ["q_proj", "v_proj"]},
+    {"target_modules": "all-linear", "r": 8, "lora_alpha": 4},
+    {"target_modules": r".*layers\.1\..*(gate|down)_proj"},
+    {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 2, r".*\.0\..*q_proj": 7}},
+    {"target_modules": ["k_proj", "o_proj"], "alpha_pattern": {"layers.1.self_attn.o_proj": 32}},
+    {
+        "target_modules": ["q_proj"],
+        "use_rslora": True,
+        "r": 9,
+        "rank_pattern": {"layers.0.self_attn.q_proj": 4},
+    },
+    {"target_modules": ["q_proj", "k_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+    {"target_modules": ["q_proj", "mlp.up_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+    {"target_modules": ["v_proj"], "init_lora_weights": "gaussian"},
+]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("fields", GOLDEN, ids=str)
+def test_deltas_equal_those_of_peft(
+    base: LlamaForCausalLM, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    torch.manual_seed(1)
+    model = get_peft_model(
+        copy.deepcopy(base), LoraConfig(task_type="CAUSAL_LM", **{"r": 4, "lora_alpha": 8} | fields)
+    )
+    assert isinstance(model, PeftModel)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    pairs = read(tmp_path).weights.pairs
+    theirs = {n: m for n, m in model.base_model.model.named_modules() if hasattr(m, "get_delta_weight")}
+    assert pairs.keys() == theirs.keys()
+    for path, module in theirs.items():
+        ours = pairs[path].b.T @ pairs[path].a
+        torch.testing.assert_close(ours, module.get_delta_weight("default").detach(), rtol=1e-5, atol=1e-5)
+        assert pairs[path].a.is_contiguous()
+        assert pairs[path].b.is_contiguous()
+
+
+def test_the_scale_is_applied_before_rounding(tmp_path: Path) -> None:
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in factors().items()}
+    write(tmp_path, tensors=tensors, lora_alpha=3)
+    pair = read(tmp_path, torch.float16).weights.pairs["model.layers.0.self_attn.q_proj"]
+    expected = (tensors[f"{Q0}.lora_B.weight"].float() * (3 / 4)).T.to(torch.float16)
+    assert torch.equal(pair.b, expected)
+    assert pair.a.dtype == torch.float16
+
+
+def test_the_outline_says_what_reading_gives(tmp_path: Path) -> None:
+    write(tmp_path)
+    outline = inspect_adapter(tmp_path, MODULES, max_rank=16)
+    assert outline.rank_by_module() == read(tmp_path).weights.rank_by_module() == {"q_proj": 4, "v_proj": 4}
+
+
+def test_the_digest_follows_the_contents(tmp_path: Path) -> None:
+    first, same, other = (write(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert read(first).digest == read(same).digest != read(other).digest
+    (same / "chat_template.jinja").write_text("{{ x }}")
+    assert read(first).digest != read(same).digest
+
+
+def without(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in tensors.items() if key != name}
+
+
+def with_one(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> dict[str, Tensor]:
+    return {**tensors, name: tensor}
+
+
+BROKEN: list[tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str, str]] = [
+    (lambda t: without(t, f"{Q0}.lora_B.weight"), "missing", f"{Q0}.lora_B.weight"),
+    (
+        lambda t: without(without(t, f"{Q0}.lora_A.weight"), f"{Q0}.lora_B.weight"),
+        "missing",
+        f"{Q0}.lora_A.weight",
+    ),
+    (lambda t: with_one(t, f"{Q0}.lora_A.weight", torch.ones(4, 8)), "shape", f"{Q0}.lora_A.weight"),
+    (lambda t: with_one(t, f"{Q0}.lora_B.weight", torch.ones(HIDDEN, 2)), "rank 4", f"{Q0}.lora_B.weight"),
+    (lambda t: with_one(t, f"{Q0}.extra", torch.ones(1)), "not LoRA", f"{Q0}.extra"),
+    (
+        lambda t: with_one(t, "base_model.model.other.lora_A.weight", torch.ones(1)),
+        "base lacks",
+        "base_model.model.other.lora_A.weight",
+    ),
+    (
+        lambda t: with_one(t, f"{Q0}.lora_A.weight", torch.full((4, HIDDEN), torch.nan)),
+        "NaN",
+        f"{Q0}.lora_A.weight",
+    ),
+    (
+        lambda t: with_one(t, f"{Q0}.lora_B.weight", torch.full((HIDDEN, 4), torch.inf)),
+        "Inf",
+        f"{Q0}.lora_B.weight",
+    ),
+    (
+        lambda t: with_one(t, "base_model.model.lm_head.lora_A.weight", torch.ones(1)),
+        "head",
+        "base_model.model.lm_head.lora_A.weight",
+    ),
+    (
+        lambda t: with_one(t, f"{Q0}.lora_A.weight", torch.ones(4, HIDDEN, dtype=torch.int8)),
+        "dtype I8",
+        f"{Q0}.lora_A.weight",
+    ),
+    (lambda t: {}, "missing", f"{Q0}.lora_A.weight"),
+]
+
+
+@pytest.mark.parametrize(("breaking", "why", "tensor"), BROKEN)
+def test_an_adapter_is_read_whole_or_not_at_all(
+    tmp_path: Path, breaking: Callable[[dict[str, Tensor]], dict[str, Tensor]], why: str, tensor: str
+) -> None:
+    write(tmp_path, tensors=breaking(factors()))
+    with pytest.raises(InvalidAdapter, match=why) as caught:
+        read(tmp_path)
+    assert caught.value.file == WEIGHTS
+    assert caught.value.tensor == tensor
+    assert tensor in str(caught.value)
+
+
+def test_many_offenders_are_a_handful_in_the_message(tmp_path: Path) -> None:
+    write(tmp_path, tensors=factors() | {f"stray.{i}": torch.ones(1) for i in range(100)})
+    with pytest.raises(InvalidAdapter, match="100 tensors .* and 95 more"):
+        read(tmp_path)
+
+
+def test_overflow_of_the_serving_dtype_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, tensors={name: tensor * 1e4 for name, tensor in factors().items()}, lora_alpha=1000)
+    read(tmp_path)
+    with pytest.raises(InvalidAdapter, match="overflows torch.float16"):
+        read(tmp_path, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "why"),
+    [
+        ({"target_modules": ["c_attn"]}, InvalidAdapter, "no module of this base .*q_proj"),
+        ({"target_modules": ["q_proj", "lm_head"]}, UnsupportedAdapter, "lm_head"),
+        ({"target_modules": ["model.embed_tokens"]}, UnsupportedAdapter, "embed_tokens"),
+        ({"r": 17}, UnsupportedAdapter, "up to 16"),
+        ({"rank_pattern": {"v_proj": 32}}, UnsupportedAdapter, "rank 32"),
+        ({"target_modules": ["q_proj"]}, InvalidAdapter, "base lacks"),
+    ],
+)
+def test_configs_that_do_not_fit(
+    tmp_path: Path, fields: dict[str, object], kind: type[Exception], why: str
+) -> None:
+    write(tmp_path, **fields)
+    with pytest.raises(kind, match=why):
+        read(tmp_path)
+
+
+def test_pickle_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(UnsupportedAdapter, match="pickle"):
+        read(tmp_path)
+
+
+def test_missing_and_garbled_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AdapterNotFound):
+        read(tmp_path / "nowhere")
+    with pytest.raises(AdapterNotFound, match="adapter_config"):
+        read(tmp_path)
+    write(tmp_path)
+    for text in ("{", "[]", "[" * 100_000):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(InvalidAdapter) as caught:
+            read(tmp_path)
+        assert caught.value.file == "adapter_config.json"
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_never_pass_unseen(tmp_path: Path, data: st.DataObject) -> None:
+    """Truncated or lengthened anywhere, or with a broken header, the file is refused with a clear error."""
+    whole = (write(tmp_path) / WEIGHTS).read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    flipped = bytearray(whole)
+    flipped[data.draw(st.integers(0, 7))] ^= data.draw(st.integers(1, 255))
+    brace = whole[: header - 1].rindex(b"}")
+    unclosed = whole[:brace] + b" " + whole[brace + 1 :]
+    damaged = data.draw(st.sampled_from([whole[:cut], whole + b"x", bytes(flipped), unclosed]))
+    (tmp_path / WEIGHTS).write_bytes(damaged)
+    with pytest.raises(InvalidAdapter):
+        read(tmp_path)
+
+
+def test_overlapping_tensors_are_refused(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"a": entry, "b": entry}).encode()
+    write(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(InvalidAdapter, match="next free"):
+        read(tmp_path)
+
+
+def test_added_tokens_must_be_the_base_s_own(tmp_path: Path) -> None:
+    write(tmp_path, files={"added_tokens.json": json.dumps({"<|im_end|>": VOCABULARY - 1})})
+    read(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<new>": VOCABULARY}))
+    with pytest.raises(UnsupportedAdapter, match="<new>"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "template"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": "{}"}, None),
+        ({"tokenizer_config.json": '{"chat_template": "T"}'}, "T"),
+        ({"tokenizer_config.json": '{"chat_template": [{"name": "default", "template": "D"}]}'}, "D"),
+        ({"tokenizer_config.json": '{"chat_template": "T"}', "chat_template.jinja": "J"}, "J"),
+    ],
+)
+def test_the_adapter_s_own_chat_template(tmp_path: Path, files: dict[str, str], template: str | None) -> None:
+    assert read(write(tmp_path, files=files)).chat_template == template

@@ -1,0 +1,201 @@
+"""The registry: one active record per name, ids that never come back, and errors that say what is wrong."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from adapters.errors import (
+    AdapterError,
+    AdapterNameTaken,
+    InvalidAdapter,
+    RegistryBusy,
+    StoreFull,
+    UnknownAdapter,
+)
+from adapters.names import check_name, list_names
+from adapters.records import AdapterRecord, AdapterState
+from adapters.registry import AdapterRegistry
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "adapters.db"
+
+
+@pytest.fixture
+def registry(path: Path) -> Iterator[AdapterRegistry]:
+    with AdapterRegistry(path, reserved=["base"]) as opened:
+        yield opened
+
+
+def add(registry: AdapterRegistry, name: str, digest: str = "d1") -> AdapterRecord:
+    return registry.register(name, digest, source="here", rank=4, targets=("q_proj", "v_proj"))
+
+
+def swap(registry: AdapterRegistry, name: str, digest: str) -> AdapterRecord:
+    return registry.replace(name, digest, source="here", rank=4, targets=("q_proj",))
+
+
+def test_the_same_weights_again_are_the_same_record(registry: AdapterRegistry) -> None:
+    first = add(registry, "a")
+    assert (first.id, first.version, first.state) == (1, 1, AdapterState.ACTIVE)
+    assert first.targets == ("q_proj", "v_proj")
+    assert add(registry, "a") == first == registry.get("a")
+    with pytest.raises(AdapterNameTaken, match="replace"):
+        add(registry, "a", "d2")
+
+
+def test_a_replacement_is_a_new_id_and_version(registry: AdapterRegistry) -> None:
+    add(registry, "a")
+    second = swap(registry, "a", "d2")
+    assert (second.id, second.version) == (2, 2)
+    assert registry.active() == [second]
+    assert registry.digests_in_use() == {"d2"}
+    with pytest.raises(UnknownAdapter):
+        swap(registry, "b", "d2")
+
+
+def test_ids_are_never_used_again(registry: AdapterRegistry, path: Path) -> None:
+    registry.retire(add(registry, "a").name)
+    pending = registry.reserve("b", "d", source="s", rank=1, targets=())
+    registry.abandon(pending.id)
+    registry.close()
+    with AdapterRegistry(path) as again:
+        assert (add(again, "a").id, again.get("a").version) == (3, 2)
+
+
+def test_a_pending_record_is_seen_by_nobody_but_keeps_its_files(registry: AdapterRegistry) -> None:
+    add(registry, "a")
+    pending = registry.reserve("a", "d2", source="s", rank=1, targets=())
+    assert registry.get("a").digest == "d1"
+    assert registry.digests_in_use() == {"d1", "d2"}
+    assert registry.activate(pending).version == 2
+    assert registry.get("a").digest == "d2"
+    registry.reserve("b", "d3", source="s", rank=1, targets=())
+    assert registry.drop_pending() == 1
+    assert registry.digests_in_use() == {"d2"}
+
+
+def test_unknown_names_list_the_known_ones(registry: AdapterRegistry) -> None:
+    for number in range(25):
+        add(registry, f"a{number:02}")
+    with pytest.raises(UnknownAdapter, match="a00, .*a19 and 5 more"):
+        registry.get("x")
+    with pytest.raises(UnknownAdapter):
+        registry.retire("x")
+    assert list_names([]) == "none"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a" * 129, "ä", "a b", "/a", "a/", "a//b", "../a", "a/..", ".", "a\n", "base", "a\\b"]
+)
+def test_bad_names_are_refused(registry: AdapterRegistry, name: str) -> None:
+    with pytest.raises(InvalidAdapter, match="name"):
+        add(registry, name)
+    assert registry.active() == []
+
+
+@pytest.mark.parametrize("name", ["a", "A.b_c-d/e:f", "team/v1.0", "..a", "a" * 128])
+def test_good_names_pass(name: str) -> None:
+    check_name(name, reserved=["base"])
+
+
+def test_a_locked_database_is_a_clear_error(path: Path) -> None:
+    with AdapterRegistry(path, lock_wait_ms=10) as registry:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(RegistryBusy, match="locked"):
+            add(registry, "a")
+        other.execute("ROLLBACK")
+        other.close()
+        add(registry, "a")
+
+
+def test_a_full_database_is_a_clear_error_and_changes_nothing(registry: AdapterRegistry) -> None:
+    add(registry, "a")
+    with registry._engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreFull, match="full"):
+        registry.register("b", "d", source="x" * 100_000, rank=1, targets=())
+    assert [record.name for record in registry.active()] == ["a"]
+
+
+def test_a_file_that_is_no_database(path: Path) -> None:
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(AdapterError, match="can't be used"):
+        AdapterRegistry(path)
+
+
+def test_a_thousand_rows(registry: AdapterRegistry) -> None:
+    for number in range(1000):
+        add(registry, f"a{number}", f"d{number}")
+    assert len(registry.active()) == 1000
+    assert registry.get("a999").digest == "d999"
+
+
+class RegistryModel(RuleBasedStateMachine):
+    """Any order of operations against a dictionary."""
+
+    names = st.sampled_from(["a", "b", "c"])
+    digests = st.sampled_from(["d1", "d2", "d3"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registry = AdapterRegistry(Path(":memory:"))
+        self.active: dict[str, AdapterRecord] = {}
+        self.ids: set[int] = set()
+        self.versions: dict[str, int] = {}
+
+    def fresh(self, record: AdapterRecord) -> None:
+        assert record.id not in self.ids
+        assert record.version == self.versions.get(record.name, 0) + 1
+        self.ids.add(record.id)
+        self.versions[record.name] = record.version
+        self.active[record.name] = record
+
+    @rule(name=names, digest=digests)
+    def register(self, name: str, digest: str) -> None:
+        before = self.active.get(name)
+        if before is None:
+            self.fresh(add(self.registry, name, digest))
+        elif before.digest == digest:
+            assert add(self.registry, name, digest) == before
+        else:
+            with pytest.raises(AdapterNameTaken):
+                add(self.registry, name, digest)
+
+    @rule(name=names, digest=digests)
+    def replace(self, name: str, digest: str) -> None:
+        if name in self.active:
+            self.fresh(swap(self.registry, name, digest))
+
+    @rule(name=names)
+    def abandon(self, name: str) -> None:
+        pending = self.registry.reserve(name, "d9", source="s", rank=1, targets=())
+        assert pending.id not in self.ids
+        self.ids.add(pending.id)
+        self.registry.abandon(pending.id)
+
+    @precondition(lambda self: self.active)
+    @rule(data=st.data())
+    def retire(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.active)))
+        assert self.registry.retire(name).id == self.active.pop(name).id
+
+    @invariant()
+    def agrees(self) -> None:
+        assert {record.name: record for record in self.registry.active()} == self.active
+        assert self.registry.digests_in_use() == {record.digest for record in self.active.values()}
+
+    def teardown(self) -> None:
+        self.registry.close()
+
+
+TestRegistryModel = RegistryModel.TestCase
+TestRegistryModel.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
