@@ -7,6 +7,7 @@ of a deleted row. All methods block (about a millisecond) and may be called from
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ class AdapterRegistry:
         """``reserved``: the base's names; ``lock_wait_ms``: patience with another process's write."""
         self._reserved = frozenset(reserved)
         self._engine = create_engine(f"sqlite:///{path}")
+        # SQLite makes waiters poll and some of them starve; threads of this process queue up here instead.
+        self._turn = threading.Lock()
 
         @event.listens_for(self._engine, "connect")
         def _configure(connection: sqlite3.Connection, _record: object) -> None:
@@ -152,7 +155,7 @@ class AdapterRegistry:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Connection]:
         try:
-            with self._engine.begin() as connection:
+            with self._turn, self._engine.begin() as connection:
                 yield connection
         except DBAPIError as error:
             raise _translated(error) from error

@@ -1,4 +1,4 @@
-"""Work that a cancelled caller can't leave half done, and that someone can wait for. Knows nothing of adapters."""
+"""Work that a cancelled caller can't leave half done, and that can be waited for. Knows no adapters."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

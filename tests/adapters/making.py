@@ -58,11 +58,11 @@ def write(
     *,
     tensors: Mapping[str, Tensor] | None = None,
     files: Mapping[str, str] | None = None,
-    **changes: object,
+    changes: Mapping[str, object] | None = None,
 ) -> Path:
     """Write an adapter; ``changes`` go into its config, ``files`` beside it. Returns the directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "adapter_config.json").write_text(json.dumps(config(**changes)))
+    (directory / "adapter_config.json").write_text(json.dumps(config(**(changes or {}))))
     save_file(dict(factors(seed) if tensors is None else tensors), directory / "adapter_model.safetensors")
     for name, text in (files or {}).items():
         (directory / name).write_text(text)

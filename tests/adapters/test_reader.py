@@ -84,7 +84,7 @@ def test_deltas_equal_those_of_peft(
 
 def test_the_scale_is_applied_before_rounding(tmp_path: Path) -> None:
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in factors().items()}
-    write(tmp_path, tensors=tensors, lora_alpha=3)
+    write(tmp_path, tensors=tensors, changes={"lora_alpha": 3})
     pair = read(tmp_path, torch.float16).weights.pairs["model.layers.0.self_attn.q_proj"]
     expected = (tensors[f"{Q0}.lora_B.weight"].float() * (3 / 4)).T.to(torch.float16)
     assert torch.equal(pair.b, expected)
@@ -165,14 +165,18 @@ def test_an_adapter_is_read_whole_or_not_at_all(
 
 def test_many_offenders_are_a_handful_in_the_message(tmp_path: Path) -> None:
     write(tmp_path, tensors=factors() | {f"stray.{i}": torch.ones(1) for i in range(100)})
-    with pytest.raises(InvalidAdapter, match="100 tensors .* and 95 more"):
+    with pytest.raises(InvalidAdapter, match=r"100 tensors .* and 95 more"):
         read(tmp_path)
 
 
 def test_overflow_of_the_serving_dtype_is_an_error(tmp_path: Path) -> None:
-    write(tmp_path, tensors={name: tensor * 1e4 for name, tensor in factors().items()}, lora_alpha=1000)
+    write(
+        tmp_path,
+        tensors={name: tensor * 1e4 for name, tensor in factors().items()},
+        changes={"lora_alpha": 1000},
+    )
     read(tmp_path)
-    with pytest.raises(InvalidAdapter, match="overflows torch.float16"):
+    with pytest.raises(InvalidAdapter, match=r"overflows torch\.float16"):
         read(tmp_path, torch.float16)
 
 
@@ -190,7 +194,7 @@ def test_overflow_of_the_serving_dtype_is_an_error(tmp_path: Path) -> None:
 def test_configs_that_do_not_fit(
     tmp_path: Path, fields: dict[str, object], kind: type[Exception], why: str
 ) -> None:
-    write(tmp_path, **fields)
+    write(tmp_path, changes=fields)
     with pytest.raises(kind, match=why):
         read(tmp_path)
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_a_pending_record_is_seen_by_nobody_but_keeps_its_files(registry: Adapte
 def test_unknown_names_list_the_known_ones(registry: AdapterRegistry) -> None:
     for number in range(25):
         add(registry, f"a{number:02}")
-    with pytest.raises(UnknownAdapter, match="a00, .*a19 and 5 more"):
+    with pytest.raises(UnknownAdapter, match=r"a00, .*a19 and 5 more"):
         registry.get("x")
     with pytest.raises(UnknownAdapter):
         registry.retire("x")
@@ -199,3 +200,9 @@ class RegistryModel(RuleBasedStateMachine):
 
 TestRegistryModel = RegistryModel.TestCase
 TestRegistryModel.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
+
+
+def test_many_threads_take_turns(path: Path) -> None:
+    with AdapterRegistry(path, lock_wait_ms=1) as registry, ThreadPoolExecutor(16) as pool:
+        records = list(pool.map(lambda number: add(registry, f"a{number % 50}"), range(200)))
+        assert len({record.id for record in records}) == len(registry.active()) == 50

@@ -15,7 +15,7 @@ from adapters.patterns import check_pattern
 from adapters.spec import AdapterSpec
 from tests.adapters.making import MODULES, config
 
-PATHS = sorted(MODULES) + ["model.layers.10.self_attn.q_proj", "blocks.1.layers.0.mlp.up_proj"]
+PATHS = [*sorted(MODULES), "model.layers.10.self_attn.q_proj", "blocks.1.layers.0.mlp.up_proj"]
 NAMES = [
     "q_proj",
     "proj",

@@ -1,0 +1,201 @@
+"""A fake engine that keeps the contract of AdapterEngine, and a catalog on top of it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from adapters.records import AdapterRecord
+from adapters.registry import AdapterRegistry
+from adapters.store import AdapterStore
+from adapters.types import AdapterWeights
+from server.catalog import AdapterCatalog, CatalogSettings, FreedAdapter, Tier
+from server.errors import AdapterUnavailable
+from tests.adapters.making import MODULES, VOCABULARY, write
+
+
+class Gate:
+    """Opens and closes; whoever passes waits while it is closed, and ``reached`` says that someone does."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self.reached = asyncio.Event()
+
+    def close(self) -> None:
+        self._open.clear()
+        self.reached.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def __call__(self) -> None:
+        if not self._open.is_set():
+            self.reached.set()
+        await self._open.wait()
+
+
+@dataclass
+class Held:
+    """What the engine knows of one adapter."""
+
+    weights: AdapterWeights | None
+    load_from: Callable[[], AdapterWeights]
+    pinned: bool
+    device: bool
+
+
+class FakeEngine:
+    """Holds weights, knows running sequences, has ``room`` in its arena, and can be held up at gates."""
+
+    def __init__(self, room: int = 1_000_000) -> None:
+        self.room = room
+        self.held: dict[int, Held] = {}
+        self.ever: set[int] = set()
+        self.running: Counter[int] = Counter()
+        self.idle: dict[int, asyncio.Event] = {}
+        self.adding, self.removing = Gate(), Gate()
+        self.added, self.added_cold = 0, 0
+        self.fault: Exception | None = None
+
+    async def add_adapter(
+        self,
+        adapter_id: int,
+        weights: AdapterWeights,
+        *,
+        load_from: Callable[[], AdapterWeights],
+        preload: bool,
+        pinned: bool,
+    ) -> None:
+        await self.adding()
+        if self.fault is not None:
+            raise self.fault
+        if preload and self._on_device() >= self.room:
+            raise AdapterUnavailable("no room in the arena")
+        self._know(adapter_id, Held(weights, load_from, pinned, preload))
+        self.added += 1
+
+    async def add_adapter_cold(
+        self,
+        adapter_id: int,
+        rank_by_module: Mapping[str, int],
+        *,
+        load_from: Callable[[], AdapterWeights],
+        pinned: bool,
+    ) -> None:
+        assert all(rank > 0 for rank in rank_by_module.values())
+        self._know(adapter_id, Held(None, load_from, pinned, False))
+        self.added_cold += 1
+
+    async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
+        held = self.held[adapter_id]
+        aborted = self.running[adapter_id] if abort else 0
+        if abort:
+            self.finish(adapter_id)
+        await self.removing()
+        while self.running[adapter_id]:
+            await self.idle.setdefault(adapter_id, asyncio.Event()).wait()
+        del self.held[adapter_id]
+        size = held.weights.nbytes if held.weights else 0
+        return FreedAdapter(8 if held.device else 0, size if held.device else 0, size, aborted)
+
+    def adapter_tier(self, adapter_id: int) -> Tier:
+        held = self.held[adapter_id]
+        return "device" if held.device else "host" if held.weights else "disk"
+
+    def start(self, adapter_id: int) -> None:
+        """A sequence begins; the adapter must be known."""
+        assert adapter_id in self.held
+        self.running[adapter_id] += 1
+
+    def finish(self, adapter_id: int) -> None:
+        """All its sequences end."""
+        self.running[adapter_id] = 0
+        self.idle.setdefault(adapter_id, asyncio.Event()).set()
+
+    def evict(self, adapter_id: int) -> None:
+        """The host tier lets the weights go."""
+        self.held[adapter_id].weights = None
+
+    def _on_device(self) -> int:
+        return sum(held.device for held in self.held.values())
+
+    def _know(self, adapter_id: int, held: Held) -> None:
+        assert adapter_id not in self.ever or adapter_id not in self.held
+        self.ever.add(adapter_id)
+        self.held[adapter_id] = held
+
+
+@dataclass
+class Diary:
+    """An observer that writes down what it hears."""
+
+    events: list[tuple[str, str]] = field(default_factory=list)
+    freed: list[FreedAdapter] = field(default_factory=list)
+
+    def loaded(self, record: AdapterRecord, seconds: float, nbytes: int) -> None:
+        assert seconds >= 0
+        assert nbytes > 0
+        self.events.append(("loaded", record.name))
+
+    def swapped(self, old: AdapterRecord, new: AdapterRecord, seconds: float) -> None:
+        self.events.append(("swapped", f"{old.id}>{new.id}"))
+
+    def removed(self, record: AdapterRecord, freed: FreedAdapter, seconds: float) -> None:
+        self.events.append(("removed", record.name))
+        self.freed.append(freed)
+
+    def failed(self, operation: str, name: str, error: BaseException) -> None:
+        self.events.append((f"failed {operation}", name))
+
+
+class House:
+    """A directory with adapters to register, a store, a registry, and a catalog that can be restarted."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.sources = root / "sources"
+        self.sources.mkdir()
+        self.diary = Diary()
+        self.open()
+
+    def open(self, engine: FakeEngine | None = None) -> None:
+        """Start, as a server does, with what is on disk."""
+        self.engine = engine or FakeEngine()
+        self.store = AdapterStore(self.root / "store")
+        self.registry = AdapterRegistry(self.root / "adapters.db", reserved=["base"], lock_wait_ms=50)
+        settings = CatalogSettings(
+            base_names=("base",),
+            adapter_root=self.sources,
+            modules=MODULES,
+            max_rank=16,
+            dtype=torch.float32,
+            vocab_size=VOCABULARY,
+        )
+        self.catalog = AdapterCatalog(self.engine, self.registry, self.store, settings, self.diary)
+
+    def source(self, name: str, seed: int = 0, template: str | None = None) -> str:
+        """Write an adapter to register; returns its source."""
+        write(self.sources / name, seed, files={"chat_template.jinja": template} if template else {})
+        return name
+
+    def kill(self) -> None:
+        """End as a crash does: nothing is tidied up."""
+        self.registry.close()
+
+    def check(self) -> None:
+        """What must hold whenever nothing is under way: catalog, engine, registry and store agree."""
+        records = self.registry.active()
+        entries = self.catalog.list()
+        assert [entry.record for entry in entries] == records
+        available = {entry.record.id for entry in entries if entry.reason is None}
+        assert self.engine.held.keys() == available
+        assert self.registry.digests_in_use() == {record.digest for record in records}
+        assert self.store.digests() == {record.digest for record in records}
+        assert list((self.root / "store" / ".staging").iterdir()) == []
+        for record in records:
+            if record.id in available:
+                assert self.catalog.resolve(record.name).adapter_id == record.id

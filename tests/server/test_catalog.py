@@ -1,0 +1,255 @@
+"""The catalog's life cycle: register, resolve, replace, delete, restart; all in order, nothing failing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.errors import (
+    AdapterError,
+    AdapterNameTaken,
+    AdapterNotFound,
+    AdapterPathForbidden,
+    InvalidAdapter,
+    UnknownAdapter,
+)
+from adapters.reader import LoadedAdapter, read_adapter
+from adapters.store import AdapterStore, StagedAdapter
+from adapters.types import BaseModules
+from server.errors import AdapterUnavailable, ModelNotFound, ShuttingDown
+from tests.adapters.making import factors, write
+from tests.server.catalog_fakes import FakeEngine, House
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    yield house
+    await house.catalog.settled()
+    house.check()
+    await house.catalog.close()
+
+
+async def test_register_and_resolve(house: House) -> None:
+    record, created = await house.catalog.register(
+        "a", house.source("one", template="T"), preload=True, pin=True
+    )
+    assert created
+    resolved = house.catalog.resolve("a")
+    assert (resolved.adapter_id, resolved.name, resolved.chat_template) == (record.id, "a", "T")
+    assert house.catalog.resolve("base").adapter_id == 0
+    entry = house.catalog.get("a")
+    assert (entry.tier, entry.record.rank, entry.record.version) == ("device", 4, 1)
+    assert house.engine.held[record.id].pinned
+    assert house.diary.events == [("loaded", "a")]
+
+
+async def test_the_same_weights_again_are_the_same_id(house: House) -> None:
+    src = house.source("one")
+    first, _ = await house.catalog.register("a", src)
+    assert await house.catalog.register("a", house.source("copy")) == (first, False)
+    with pytest.raises(AdapterNameTaken):
+        await house.catalog.register("a", house.source("two", 1))
+    assert house.engine.added == 1
+
+
+async def test_an_unknown_model_lists_those_that_exist(house: House) -> None:
+    src = house.source("one")
+    for number in range(22):
+        await house.catalog.register(f"a{number:02}", src)
+    with pytest.raises(ModelNotFound, match=r"a00, .*a19 and 3 more") as caught:
+        house.catalog.resolve("x" * 10_000)
+    assert caught.value.param == "model"
+    assert len(caught.value.message) < 500
+    with pytest.raises(UnknownAdapter):
+        house.catalog.get("x")
+
+
+async def test_fifty_at_once_are_one_copy_one_read_one_id(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[Path] = []
+    reads: list[Path] = []
+    stage = AdapterStore.stage
+
+    def counted_stage(store: AdapterStore, source: Path) -> StagedAdapter:
+        copies.append(source)
+        return stage(store, source)
+
+    def counted_read(directory: Path, modules: BaseModules, **more: Any) -> LoadedAdapter:
+        reads.append(directory)
+        return read_adapter(directory, modules, **more)
+
+    monkeypatch.setattr(AdapterStore, "stage", counted_stage)
+    monkeypatch.setattr("server.catalog_intake.read_adapter", counted_read)
+    src = house.source("one")
+    answers = await asyncio.gather(*(house.catalog.register("a", src) for _ in range(50)))
+    assert len({record.id for record, _ in answers}) == 1
+    assert sum(created for _, created in answers) == 1
+    assert (len(copies), len(reads), house.engine.added) == (1, 1, 1)
+
+
+async def test_one_directory_under_many_names_at_once(house: House) -> None:
+    src = house.source("one")
+    answers = await asyncio.gather(*(house.catalog.register(f"a{i}", src) for i in range(20)))
+    assert len({record.id for record, _ in answers}) == 20
+    assert len(house.store.digests()) == 1
+
+
+async def test_names_that_share_files_keep_them(house: House) -> None:
+    src = house.source("one")
+    first, _ = await house.catalog.register("a", src)
+    second, _ = await house.catalog.register("b", src)
+    assert first.digest == second.digest
+    await house.catalog.delete("a")
+    assert house.store.holds(first.digest)
+    house.engine.evict(second.id)
+    assert house.engine.held[second.id].load_from().nbytes > 0
+    await house.catalog.delete("b")
+    assert house.store.digests() == frozenset()
+
+
+async def test_a_replacement_serves_new_requests_and_running_ones_end_on_the_old(house: House) -> None:
+    old, _ = await house.catalog.register("a", house.source("one"), pin=True)
+    house.engine.start(old.id)
+    house.engine.evict(old.id)
+    new = await house.catalog.replace("a", house.source("two", 1))
+    assert (new.version, new.pinned) == (2, True)
+    assert house.catalog.resolve("a").adapter_id == new.id != old.id
+    assert house.engine.held[old.id].load_from().nbytes > 0, "a preempted sequence may need the old files"
+    assert house.store.holds(old.digest)
+    house.engine.finish(old.id)
+    await house.catalog.settled()
+    assert old.id not in house.engine.held
+    assert not house.store.holds(old.digest)
+    assert house.diary.events == [("loaded", "a"), ("swapped", f"{old.id}>{new.id}"), ("removed", "a")]
+
+
+async def test_the_old_version_answers_until_the_new_one_is_ready(house: House) -> None:
+    old, _ = await house.catalog.register("a", house.source("one"))
+    house.engine.adding.close()
+    change = asyncio.create_task(house.catalog.replace("a", house.source("two", 1)))
+    await house.engine.adding.reached.wait()
+    assert house.catalog.resolve("a").adapter_id == old.id
+    house.engine.adding.open()
+    new = await change
+    assert house.catalog.resolve("a").adapter_id == new.id != old.id
+
+
+async def test_replacing_back_and_forth(house: House) -> None:
+    one, two = house.source("one"), house.source("two", 1)
+    first, _ = await house.catalog.register("a", one)
+    house.engine.start(first.id)
+    await house.catalog.replace("a", two)
+    third = await house.catalog.replace("a", one)
+    assert (third.version, third.digest) == (3, first.digest)
+    house.engine.finish(first.id)
+    await house.catalog.settled()
+    assert house.store.digests() == {third.digest}
+    assert await house.catalog.replace("a", one) == third
+    with pytest.raises(UnknownAdapter):
+        await house.catalog.replace("b", one)
+
+
+async def test_delete_refuses_new_requests_waits_and_says_what_it_freed(house: House) -> None:
+    record, _ = await house.catalog.register("a", house.source("one"), preload=True)
+    nbytes = (house.engine.held[record.id].weights or pytest.fail("no weights")).nbytes
+    house.engine.start(record.id)
+    house.engine.removing.close()
+    deleting = asyncio.create_task(house.catalog.delete("a"))
+    await house.engine.removing.reached.wait()
+    with pytest.raises(ModelNotFound):
+        house.catalog.resolve("a")
+    again, created = await house.catalog.register("a", house.source("one"))
+    assert created
+    assert again.id != record.id
+    house.engine.removing.open()
+    house.engine.finish(record.id)
+    gone, freed = await deleting
+    assert gone.id == record.id
+    assert (freed.device_bytes, freed.host_bytes, freed.aborted) == (nbytes, nbytes, 0)
+    assert house.store.holds(record.digest)
+
+
+async def test_delete_can_abort(house: House) -> None:
+    record, _ = await house.catalog.register("a", house.source("one"))
+    house.engine.start(record.id)
+    _, freed = await house.catalog.delete("a", abort=True)
+    assert freed.aborted == 1
+    with pytest.raises(UnknownAdapter):
+        await house.catalog.delete("a")
+
+
+async def test_a_restart_reads_nothing_that_is_not_asked_for(house: House) -> None:
+    kept = [
+        (await house.catalog.register(name, house.source(name, seed)))[0] for seed, name in enumerate("abc")
+    ]
+    hot, _ = await house.catalog.register("hot", house.source("d", 9, template="T"), preload=True)
+    old_ids = {record.id for record in (*kept, hot)}
+    await house.catalog.close()
+    house.open()
+    report = await house.catalog.restore()
+    assert (report.restored, report.unavailable, report.swept) == (4, {}, 0)
+    assert (house.engine.added, house.engine.added_cold) == (1, 3)
+    assert {entry.record.name: entry.tier for entry in house.catalog.list()} == {
+        "a": "disk",
+        "b": "disk",
+        "c": "disk",
+        "hot": "device",
+    }
+    assert house.catalog.resolve("hot").chat_template == "T"
+    assert house.engine.held[kept[0].id].load_from().nbytes > 0
+    fresh, _ = await house.catalog.register("e", house.source("e", 5))
+    assert fresh.id not in old_ids
+
+
+async def test_a_thousand_adapters(house: House) -> None:
+    template = house.source("one")
+    house.store.publish(house.store.stage(house.sources / template))
+    (digest,) = house.store.digests()
+    for number in range(1000):
+        house.registry.register(f"a{number:03}", digest, source=template, rank=4, targets=("q_proj",))
+    report = await house.catalog.restore()
+    assert report.restored == house.engine.added_cold == 1000
+    assert len(house.catalog.list()) == 1000
+    assert house.catalog.resolve("a999").adapter_id == 1000
+
+
+async def test_closing_refuses_changes(house: House) -> None:
+    src = house.source("one")
+    await house.catalog.close()
+    with pytest.raises(ShuttingDown):
+        await house.catalog.register("a", src)
+    house.open()
+
+
+@pytest.mark.parametrize(
+    ("src", "kind"),
+    [("nowhere", AdapterNotFound), ("../outside", AdapterPathForbidden), ("broken", InvalidAdapter)],
+)
+async def test_what_is_refused_leaves_nothing(house: House, src: str, kind: type[AdapterError]) -> None:
+    write(house.sources / "broken", tensors=dict(list(factors().items())[1:]))
+    with pytest.raises(kind):
+        await house.catalog.register("a", src)
+    assert house.catalog.list() == ()
+
+
+@pytest.mark.parametrize("name", ["base", "/a", "a b", ""])
+async def test_bad_names(house: House, name: str) -> None:
+    with pytest.raises(InvalidAdapter):
+        await house.catalog.register(name, house.source("one"))
+
+
+async def test_no_room_to_preload_at_restart_is_served_from_disk(house: House) -> None:
+    for seed, name in enumerate("ab"):
+        await house.catalog.register(name, house.source(name, seed), preload=True)
+    await house.catalog.close()
+    house.open(FakeEngine(room=1))
+    report = await house.catalog.restore()
+    assert report.restored == 2
+    assert [entry.tier for entry in house.catalog.list()] == ["device", "disk"]
+    assert ("failed preload", "b") in house.diary.events
+    with pytest.raises(AdapterUnavailable):
+        await house.catalog.register("c", house.source("c", 3), preload=True)
