@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -46,3 +47,19 @@ class AdapterWeights:
             module = path.rsplit(".", 1)[-1]
             ranks[module] = max(ranks.get(module, 0), pair.a.shape[0])
         return ranks
+
+
+Tier = Literal["device", "host", "disk"]
+"""Where an adapter's weights are now. What is on the device may be on the host as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreedAdapter:
+    """What removing an adapter gave back."""
+
+    rows: int
+    """Rank rows of the arena, over all modules."""
+    device_bytes: int
+    host_bytes: int
+    aborted: int
+    """Running sequences that were ended for it."""

@@ -16,7 +16,7 @@ from adapters.reader import AdapterOutline
 from adapters.records import AdapterRecord
 from adapters.registry import AdapterRegistry
 from adapters.store import AdapterStore
-from adapters.types import AdapterWeights
+from adapters.types import AdapterWeights, FreedAdapter, Tier
 from server.catalog_intake import AdapterIntake, KeyedLocks, Prepared, reason_of
 from server.catalog_operations import Caller, Operations
 from server.catalog_types import (
@@ -24,11 +24,9 @@ from server.catalog_types import (
     CatalogEntry,
     CatalogObserver,
     CatalogSettings,
-    FreedAdapter,
     ResolvedModel,
     RestoreReport,
     SilentObserver,
-    Tier,
 )
 from server.engine.request import BASE_ADAPTER_ID
 from server.errors import AdapterUnavailable, ModelNotFound

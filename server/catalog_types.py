@@ -3,27 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
 from adapters.records import AdapterRecord
-from adapters.types import AdapterWeights, BaseModules
-
-Tier = Literal["device", "host", "disk"]
-"""Where an adapter's weights are now. What is on the device may be on the host as well."""
-
-
-@dataclass(frozen=True, slots=True)
-class FreedAdapter:
-    """What removing an adapter gave back."""
-
-    rows: int
-    """Rank rows of the arena, over all modules."""
-    device_bytes: int
-    host_bytes: int
-    aborted: int
-    """Running sequences that were ended for it."""
+from adapters.types import AdapterWeights, BaseModules, FreedAdapter, Tier
 
 
 class AdapterEngine(Protocol):
