@@ -1,0 +1,266 @@
+"""Chooses one token for each row of a step's logits, and reports logprobs.
+
+It neither ends sequences (stop.py) nor remembers them: SamplerState does, and the engine appends to it. A
+row's choice is a function of its logits, its parameters and its state, whoever shares the batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.engine.draw import best, block_maxima, block_sums, draw_above, draw_top, sums_above, top
+from server.engine.logits import SamplerState, SamplingRow, edit_logits
+from server.engine.request import SamplingParams, TokenLogprobs
+
+__all__ = ["SampleFault", "SampledToken", "Sampler", "SamplerState", "SamplingRow"]
+
+_COLDEST = 1e-20
+"""Temperatures below this are raised to it: 1/T must stay finite in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A row's next token; ``logprobs`` where the request asked for them."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFault:
+    """A row whose logits can't be sampled (NaN, +inf, or no finite value). It concerns that row alone."""
+
+    message: str
+
+
+_FAULT = SampleFault("the model's logits are not finite: the base or the adapter's weights overflow")
+
+
+class Sampler:
+    """Samples a step. Holds two scratch buffers of [rows, V] float32, grown to the largest step; not
+    thread-safe."""
+
+    def __init__(self, vocab_size: int, device: torch.device | str) -> None:
+        self._vocab_size = vocab_size
+        self._device = torch.device(device)
+        self._probs = torch.empty(0, vocab_size, device=self._device)
+        self._scaled = torch.empty(0, vocab_size, device=self._device)
+
+    @torch.inference_mode()
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | SampleFault]:
+        """Choose a token for each row of ``logits`` [n, V] float32, contiguous. They are changed and put
+        back.
+
+        Does not append to the states. Logprobs are of the raw distribution: before penalties and temperature.
+        """
+        if logits.shape != (len(rows), self._vocab_size) or logits.dtype != torch.float32:
+            raise ValueError(
+                f"logits are {list(logits.shape)} {logits.dtype}, "
+                f"expected [{len(rows)}, {self._vocab_size}] torch.float32"
+            )
+        if not rows:
+            return []
+        edits = edit_logits(logits, rows)
+        chosen: list[int | None] = [None] * len(rows)
+        for ids, members in self._choices(logits, rows):
+            for row, token_id in zip(members, ids, strict=True):
+                chosen[row] = token_id
+        edits.restore(logits)
+        reports = self._reports(logits, rows, chosen)
+        return [
+            _FAULT if token is None else SampledToken(token, reports.get(row))
+            for row, token in enumerate(chosen)
+        ]
+
+    @torch.inference_mode()
+    def prompt_logprobs(
+        self, logits: Tensor, next_token_ids: Sequence[int], top: int
+    ) -> tuple[TokenLogprobs, ...]:
+        """Report the logprob of each row's next prompt token, and the ``top`` best: ``logits`` [n, V]
+        float32."""
+        if not len(next_token_ids):
+            return ()
+        members = list(range(len(next_token_ids)))
+        return tuple(self._logprobs(logits, members, list(next_token_ids), top))
+
+    def _choices(
+        self, logits: Tensor, rows: Sequence[SamplingRow]
+    ) -> list[tuple[list[int | None], list[int]]]:
+        """Choose by kind of row: (ids, rows) for the greedy, for each top_k, and for the rest."""
+        greedy: list[int] = []
+        wide: list[int] = []
+        by_k: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            if row.params.temperature <= 0:
+                greedy.append(i)
+            elif 0 < row.params.top_k < self._vocab_size:
+                by_k.setdefault(row.params.top_k, []).append(i)
+            else:
+                wide.append(i)
+        choices: list[tuple[list[int | None], list[int]]] = []
+        if greedy or by_k:
+            maxima = block_maxima(logits)
+            if greedy:
+                choices.append((self._greedy(logits, maxima, greedy), greedy))
+            choices += [(self._top_k(logits, maxima, rows, m, k), m) for k, m in by_k.items()]
+        if wide:
+            choices.append((self._wide(logits, rows, wide), wide))
+        return choices
+
+    def _greedy(self, logits: Tensor, maxima: Tensor, members: list[int]) -> list[int | None]:
+        values, ids = best(logits, self._index(members), maxima)
+        return _to_host(ids, torch.isfinite(values))
+
+    def _top_k(
+        self, logits: Tensor, maxima: Tensor, rows: Sequence[SamplingRow], members: list[int], k: int
+    ) -> list[int | None]:
+        found = top(logits, self._index(members), maxima, k)
+        params = [rows[i].params for i in members]
+        ids = draw_top(
+            found,
+            self._column([1.0 / max(p.temperature, _COLDEST) for p in params]),
+            self._column([_top_p(p) for p in params]),
+            self._column([p.min_p for p in params]),
+            self._column([rows[i].state.uniform(0) for i in members]),
+        )
+        return _to_host(ids, torch.isfinite(found.values[:, 0]))
+
+    def _wide(self, logits: Tensor, rows: Sequence[SamplingRow], members: list[int]) -> list[int | None]:
+        """Sample rows without top_k by rejection: draw from what lies above the pivot, accept inside the
+        nucleus.
+
+        A token is in the nucleus if the mass strictly above its probability is below top_p. One that is not
+        becomes the pivot: the nucleus lies above it whole, so the next draw from there is as exact as the
+        first. The sums that decide are those that the next draw needs (the idea is FlashInfer's, 2501.01005).
+        """
+        probs = self._softmax(logits, rows, members)
+        params = [rows[i].params for i in members]
+        sums, pivots = self._floor(probs, params)
+        chosen: list[int | None] = [None] * len(members)
+        waiting = list(range(len(members)))
+        attempt = 0
+        while waiting:
+            u = [rows[members[w]].state.uniform(attempt) for w in waiting]
+            limits = torch.tensor(pivots, device=self._device, dtype=torch.float32)
+            ids, drawn, mass = draw_above(probs, self._index(waiting), sums, limits, self._column(u))
+            hit = list(zip(ids.tolist(), drawn.tolist(), (mass > 0).tolist(), strict=True))
+            still: list[int] = []
+            pivots = []
+            for w, (token_id, probability, finite) in zip(waiting, hit, strict=True):
+                if finite:
+                    chosen[w] = token_id
+                if finite and params[w].top_p < 1.0:
+                    still.append(w)
+                    pivots.append(probability)
+            if not still:
+                break
+            sums = sums_above(probs, still, pivots)
+            outside = (
+                sums.double().cumsum(-1)[:, -1] >= self._column([_top_p(params[w]) for w in still])
+            ).tolist()
+            rejected = [j for j, out in enumerate(outside) if out]
+            sums, pivots = sums[self._index(rejected)], [pivots[j] for j in rejected]
+            waiting = [still[j] for j in rejected]
+            attempt += 1
+        return chosen
+
+    def _softmax(self, logits: Tensor, rows: Sequence[SamplingRow], members: list[int]) -> Tensor:
+        """Probabilities [m, V] at each row's temperature, in scratch memory that the next call overwrites."""
+        source = logits
+        cold = [rows[i].params.temperature for i in members]
+        buffer = self._buffer("_scaled", len(members))
+        if len(members) != len(logits):
+            source = torch.index_select(logits, 0, self._index(members), out=buffer)
+        if any(temperature != 1.0 for temperature in cold):
+            scale = self._column([1.0 / max(temperature, _COLDEST) for temperature in cold])
+            source = torch.mul(source, scale.float().unsqueeze(1), out=buffer)
+        return torch.softmax(source, dim=-1, out=self._buffer("_probs", len(members)))
+
+    def _floor(self, probs: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, list[float]]:
+        """Block sums and pivots to begin with: everything, or for rows with min_p what reaches its share of
+        the best."""
+        sums = block_sums(probs)
+        pivots = [0.0] * len(params)
+        members = [w for w, p in enumerate(params) if p.min_p > 0]
+        if not members:
+            return sums, pivots
+        best_probs = block_maxima(probs)[self._index(members)].amax(-1)
+        floors = best_probs * self._column([min(params[w].min_p, 1.0) for w in members]).float()
+        # Entries at the floor stay: the pivot is the next smaller number.
+        below = torch.nextafter(floors, torch.zeros_like(floors)).tolist()
+        sums[self._index(members)] = sums_above(probs, members, below)
+        for w, pivot in zip(members, below, strict=True):
+            pivots[w] = pivot
+        return sums, pivots
+
+    def _reports(
+        self, logits: Tensor, rows: Sequence[SamplingRow], chosen: Sequence[int | None]
+    ) -> dict[int, TokenLogprobs]:
+        asked = [
+            (i, token, n)
+            for i, token in enumerate(chosen)
+            if token is not None
+            for n in [rows[i].params.logprobs]
+            if n is not None
+        ]
+        if not asked:
+            return {}
+        most = max(n for _, _, n in asked)
+        members = [i for i, _, _ in asked]
+        reports = self._logprobs(logits, members, [token for _, token, _ in asked], most)
+        return {
+            i: TokenLogprobs(report.token_id, report.logprob, report.top[:n])
+            for (i, _, n), report in zip(asked, reports, strict=True)
+        }
+
+    def _logprobs(
+        self, logits: Tensor, members: list[int], token_ids: list[int], count: int
+    ) -> list[TokenLogprobs]:
+        """Natural log of the softmax of the raw logits at ``token_ids`` and at the ``count`` best, rows
+        ``members``."""
+        source, index = logits, self._index(members)
+        if len(members) != len(logits):
+            source = torch.index_select(logits, 0, index, out=self._buffer("_scaled", len(members)))
+        every = self._index(list(range(len(members))))
+        probs = torch.softmax(source, dim=-1, out=self._buffer("_probs", len(members)))
+        maxima = block_maxima(source)
+        found = top(source, every, maxima, min(max(count, 1), self._vocab_size))
+        best_id = found.id_at(torch.zeros_like(every).unsqueeze(1))
+        # log p(x) = x - max + log p(max): exact where p(x) itself would underflow.
+        offset = probs.gather(1, best_id).double().log() - found.values[:, :1].double()
+        own = source.gather(1, self._index(token_ids).unsqueeze(1)).double() + offset
+        ranks = (
+            torch.arange(count, device=self._device).clamp(max=self._vocab_size - 1).expand(len(members), -1)
+        )
+        ids = found.id_at(ranks).tolist() if count else [[] for _ in members]
+        values = (found.values[:, :count].double() + offset).tolist()
+        return [
+            TokenLogprobs(token, logprob, tuple(zip(top_ids, tops, strict=False)))
+            for token, (logprob,), top_ids, tops in zip(token_ids, own.tolist(), ids, values, strict=True)
+        ]
+
+    def _buffer(self, name: str, count: int) -> Tensor:
+        held: Tensor = getattr(self, name)
+        if len(held) < count:
+            held = torch.empty(count, self._vocab_size, device=self._device)
+            setattr(self, name, held)
+        return held[:count]
+
+    def _index(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=self._device, dtype=torch.int64)
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=self._device, dtype=torch.float64)
+
+
+def _top_p(params: SamplingParams) -> float:
+    """The mass that the tokens above must stay below; the best token has none above it and always stays."""
+    return max(params.top_p, 1e-300) if params.top_p < 1.0 else math.inf
+
+
+def _to_host(ids: Tensor, finite: Tensor) -> list[int | None]:
+    """Bring ids to the host in one transfer; None where the row is not finite."""
+    return [int(i) if i >= 0 else None for i in torch.where(finite, ids, -1).tolist()]

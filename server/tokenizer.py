@@ -1,0 +1,238 @@
+"""The base model's tokenizer and chat template: text to ids, messages to ids, ids to text and bytes.
+
+The one place that imports transformers' AutoTokenizer. Every method may be called from several threads at
+once: after loading nothing is changed, and truncation and padding, whose settings are shared state, are
+switched off for good.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from jinja2.exceptions import TemplateError
+from transformers import AutoTokenizer
+
+from server.errors import InvalidRequest
+
+MAX_TEMPLATE_CHARACTERS = 256 * 1024
+"""Length of a chat template that an adapter may bring."""
+MAX_RENDERED_CHARACTERS = 16 * 1024 * 1024
+"""Length of a rendered prompt; longer is refused before it is tokenised."""
+
+Message = Mapping[str, Any]  # a chat message is the client's JSON: templates may look at any field of it
+
+
+class _Encoding(Protocol):
+    ids: list[int]
+
+
+class _Backend(Protocol):
+    """The part of tokenizers.Tokenizer that is used; its encode releases the interpreter lock."""
+
+    decoder: Any
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> _Encoding: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+    def id_to_token(self, id: int) -> str | None: ...
+
+    def get_vocab_size(self, *, with_added_tokens: bool) -> int: ...
+
+    def get_added_tokens_decoder(self) -> dict[int, Any]: ...
+
+    def no_truncation(self) -> None: ...
+
+    def no_padding(self) -> None: ...
+
+
+class Tokenizer:
+    """A model's tokenizer, read from ``path`` (a folder in Hugging Face's layout). Is a TokenDecoder.
+
+    Raises ValueError if the folder holds no fast tokenizer.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._outer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        backend = getattr(self._outer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(f"{path} has no tokenizer.json: only fast tokenizers are served")
+        self._backend = cast(_Backend, backend)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.eos_ids = _eos_ids(Path(path), self._outer.eos_token_id)
+        self._special = frozenset(
+            token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special
+        )
+        self._pieces = _pieces(self._backend)
+        self._bytes = [b"" if i in self._special else piece for i, piece in enumerate(self._pieces)]
+        self.strips_first_space = self._probe_first_space()
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the tokenizer knows, control tokens included; the model's own vocabulary may be padded
+        beyond."""
+        return len(self._pieces)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the base model brings a chat template."""
+        return bool(self._outer.chat_template)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Tokenise a completion's prompt; by default with the tokens (bos) that the model puts around a text.
+
+        Control tokens that are spelled out in the text are parsed as such, as is usual in the field.
+        """
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """Write the messages out by the chat template, in transformers' sandboxed Jinja.
+
+        ``chat_template`` (an adapter's) replaces the model's; it is code from outside: the sandbox keeps it
+        from the process and its length and output are bounded, its running time is not.
+        Raises InvalidRequest naming ``messages`` when there is no template, or it refuses them.
+        """
+        if chat_template is None and not self.has_chat_template:
+            raise InvalidRequest(
+                "the model has no chat template: use /v1/completions, or an adapter that brings one",
+                param="messages",
+            )
+        if chat_template is not None and len(chat_template) > MAX_TEMPLATE_CHARACTERS:
+            raise InvalidRequest(
+                f"the adapter's chat template has {len(chat_template)} characters, at most "
+                f"{MAX_TEMPLATE_CHARACTERS} are allowed",
+                param="messages",
+            )
+        try:
+            text = self._outer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+        # Templates index and concatenate what the client sent: these are what a message of the wrong form
+        # gives.
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+        ) as error:
+            raise InvalidRequest(
+                f"the chat template refuses these messages: {error}", param="messages"
+            ) from error
+        if len(text) > MAX_RENDERED_CHARACTERS:
+            raise InvalidRequest(
+                f"the rendered messages have {len(text)} characters, "
+                f"at most {MAX_RENDERED_CHARACTERS} are allowed",
+                param="messages",
+            )
+        return cast(str, text)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """Render the messages (see ``render``) and tokenise the result whole.
+
+        The template writes bos itself, so no tokens are added. Control tokens are parsed wherever they stand,
+        in a user's text too: that is what vLLM and others do; a front end that must prevent it has to filter
+        what users send.
+        """
+        text = self.render(
+            messages,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        return self.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn ids into text, special tokens left out."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def token_text(self, token_id: int) -> str:
+        """Return a single token as text for logprobs: control tokens by name, broken characters as U+FFFD."""
+        return self.raw_bytes(token_id).decode("utf-8", "replace")
+
+    def raw_bytes(self, token_id: int) -> bytes:
+        """Return the token's exact bytes for logprobs, control tokens spelled out; b"" for an unknown id."""
+        return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else b""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that the token adds to the text: b"" for special and unknown tokens."""
+        return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+
+    def _probe_first_space(self) -> bool:
+        for token_id, piece in enumerate(self._bytes):
+            if piece.startswith(b" ") and piece[1:].isalpha():
+                return not self.decode([token_id]).startswith(" ")
+        return False
+
+
+def _eos_ids(path: Path, tokenizers_own: int | None) -> frozenset[int]:
+    """Ids that end a text: generation_config.json's and the tokenizer's."""
+    found = set() if tokenizers_own is None else {tokenizers_own}
+    file = path / "generation_config.json"
+    if file.is_file():
+        listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        found |= set(listed) if isinstance(listed, list) else set() if listed is None else {listed}
+    return frozenset(found)
+
+
+def _pieces(backend: _Backend) -> list[bytes]:
+    """Return every token's bytes, by the kind of decoder that the tokenizer has."""
+    added = backend.get_added_tokens_decoder()
+    size = max([backend.get_vocab_size(with_added_tokens=True), *(token_id + 1 for token_id in added)])
+    kinds = "" if backend.decoder is None else backend.decoder.__getstate__().decode()
+    by_character = _byte_level_alphabet() if '"ByteLevel"' in kinds else None
+    pieces = []
+    for token_id in range(size):
+        token = backend.id_to_token(token_id)
+        if token is None:
+            pieces.append(b"")
+        elif by_character is not None:
+            pieces.append(_byte_level(token, by_character))
+        elif token_id in added:
+            pieces.append(token.encode())
+        else:
+            pieces.append(_sentencepiece(token))
+    return pieces
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Map GPT-2's printable characters to the bytes they stand for: printable Latin-1 is itself, the rest
+    from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+def _byte_level(token: str, by_character: dict[str, int]) -> bytes:
+    try:
+        return bytes(by_character[character] for character in token)
+    except KeyError:  # an added token with characters outside the alphabet stands for itself
+        return token.encode()
+
+
+def _sentencepiece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
