@@ -253,3 +253,27 @@ async def test_no_room_to_preload_at_restart_is_served_from_disk(house: House) -
     assert ("failed preload", "b") in house.diary.events
     with pytest.raises(AdapterUnavailable):
         await house.catalog.register("c", house.source("c", 3), preload=True)
+
+
+async def test_files_stay_while_a_running_old_version_has_them(house: House) -> None:
+    src = house.source("one")
+    old, _ = await house.catalog.register("a", src)
+    await house.catalog.register("b", src)
+    house.engine.start(old.id)
+    await house.catalog.replace("a", house.source("two", 1))
+    await house.catalog.delete("b")
+    house.engine.evict(old.id)
+    assert house.engine.held[old.id].load_from().nbytes > 0
+    house.engine.finish(old.id)
+
+
+async def test_files_stay_while_a_registration_with_them_is_under_way(house: House) -> None:
+    src = house.source("one")
+    await house.catalog.register("a", src)
+    house.engine.adding.close()
+    second = asyncio.create_task(house.catalog.register("b", src))
+    await house.engine.adding.reached.wait()
+    await house.catalog.delete("a")
+    house.engine.adding.open()
+    record, _ = await second
+    assert house.store.holds(record.digest)
