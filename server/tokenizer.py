@@ -120,16 +120,16 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
             )
-        # Templates index and concatenate what the client sent: these are what a message of the wrong form
-        # gives.
+        # A template is a program over what the client sent: these are what one raises that the messages don't suit.
         except (
             TemplateError,
             TypeError,
             ValueError,
-            KeyError,
-            IndexError,
+            LookupError,
             AttributeError,
-            OverflowError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
         ) as error:
             raise InvalidRequest(
                 f"the chat template refuses these messages: {error}", param="messages"
