@@ -20,6 +20,17 @@ MAX_TEMPLATE_CHARACTERS = 256 * 1024
 MAX_RENDERED_CHARACTERS = 16 * 1024 * 1024
 """Length of a rendered prompt; longer is refused before it is tokenised."""
 
+_TEMPLATE_FAULTS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
+
 Message = Mapping[str, Any]  # a chat message is the client's JSON: templates may look at any field of it
 
 
@@ -101,6 +112,29 @@ class Tokenizer:
         from the process and its length and output are bounded, its running time is not.
         Raises InvalidRequest naming ``messages`` when there is no template, or it refuses them.
         """
+        self._check_template(chat_template)
+        try:
+            text = self._outer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+        # A template is a program over what the client sent: these are what it raises if they don't suit.
+        except _TEMPLATE_FAULTS as error:
+            raise InvalidRequest(
+                f"the chat template refuses these messages: {error}", param="messages"
+            ) from error
+        if len(text) > MAX_RENDERED_CHARACTERS:
+            raise InvalidRequest(
+                f"the rendered messages have {len(text)} characters, "
+                f"at most {MAX_RENDERED_CHARACTERS} are allowed",
+                param="messages",
+            )
+        return cast(str, text)
+
+    def _check_template(self, chat_template: str | None) -> None:
         if chat_template is None and not self.has_chat_template:
             raise InvalidRequest(
                 "the model has no chat template: use /v1/completions, or an adapter that brings one",
@@ -112,35 +146,6 @@ class Tokenizer:
                 f"{MAX_TEMPLATE_CHARACTERS} are allowed",
                 param="messages",
             )
-        try:
-            text = self._outer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                chat_template=chat_template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-        # A template is a program over what the client sent: these are what one raises that the messages don't suit.
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-            MemoryError,
-        ) as error:
-            raise InvalidRequest(
-                f"the chat template refuses these messages: {error}", param="messages"
-            ) from error
-        if len(text) > MAX_RENDERED_CHARACTERS:
-            raise InvalidRequest(
-                f"the rendered messages have {len(text)} characters, "
-                f"at most {MAX_RENDERED_CHARACTERS} are allowed",
-                param="messages",
-            )
-        return cast(str, text)
 
     def apply_chat_template(
         self,

@@ -20,6 +20,9 @@ __all__ = ["SampleFault", "SampledToken", "Sampler", "SamplerState", "SamplingRo
 _COLDEST = 1e-20
 """Temperatures below this are raised to it: 1/T must stay finite in float32."""
 
+_CACHED_ROWS = 8
+"""Rows sampled at once on a CPU: 150,000 entries each in float32, twice over, are 10 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
@@ -40,7 +43,7 @@ _FAULT = SampleFault("the model's logits are not finite: the base or the adapter
 
 
 class Sampler:
-    """Samples a step. Holds two scratch buffers of [rows, V] float32, grown to the largest step; not
+    """Samples a step. Holds two scratch buffers of [rows of a part, V] float32; not
     thread-safe."""
 
     def __init__(self, vocab_size: int, device: torch.device | str) -> None:
@@ -83,8 +86,10 @@ class Sampler:
         float32."""
         if not len(next_token_ids):
             return ()
-        members = list(range(len(next_token_ids)))
-        return tuple(self._logprobs(logits, members, list(next_token_ids), top))
+        reports: list[TokenLogprobs] = []
+        for part in self._parts(list(range(len(next_token_ids)))):
+            reports += self._logprobs(logits, part, [next_token_ids[i] for i in part], top)
+        return tuple(reports)
 
     def _choices(
         self, logits: Tensor, rows: Sequence[SamplingRow]
@@ -106,9 +111,20 @@ class Sampler:
             if greedy:
                 choices.append((self._greedy(logits, maxima, greedy), greedy))
             choices += [(self._top_k(logits, maxima, rows, m, k), m) for k, m in by_k.items()]
-        if wide:
-            choices.append((self._wide(logits, rows, wide), wide))
+        for part in self._parts(wide):
+            choices.append((self._wide(logits, rows, part), part))
         return choices
+
+    def _parts(self, members: list[int]) -> list[list[int]]:
+        """Cut rows into parts that stay in a CPU's cache; a GPU takes them all, for fewer transfers."""
+        size = _CACHED_ROWS if self._device.type == "cpu" else max(len(members), 1)
+        return [members[start : start + size] for start in range(0, len(members), size)]
+
+    def _take(self, logits: Tensor, members: list[int]) -> Tensor:
+        """Rows ``members`` (ascending) of ``logits``: a view of neighbours, else a copy in scratch memory."""
+        if members[-1] - members[0] + 1 == len(members):
+            return logits[members[0] : members[-1] + 1]
+        return torch.index_select(logits, 0, self._index(members), out=self._buffer("_scaled", len(members)))
 
     def _greedy(self, logits: Tensor, maxima: Tensor, members: list[int]) -> list[int | None]:
         values, ids = best(logits, self._index(members), maxima)
@@ -169,13 +185,11 @@ class Sampler:
 
     def _softmax(self, logits: Tensor, rows: Sequence[SamplingRow], members: list[int]) -> Tensor:
         """Probabilities [m, V] at each row's temperature, in scratch memory that the next call overwrites."""
-        source = logits
         cold = [rows[i].params.temperature for i in members]
-        buffer = self._buffer("_scaled", len(members))
-        if len(members) != len(logits):
-            source = torch.index_select(logits, 0, self._index(members), out=buffer)
+        source = self._take(logits, members)
         if any(temperature != 1.0 for temperature in cold):
             scale = self._column([1.0 / max(temperature, _COLDEST) for temperature in cold])
+            buffer = self._buffer("_scaled", len(members))
             source = torch.mul(source, scale.float().unsqueeze(1), out=buffer)
         return torch.softmax(source, dim=-1, out=self._buffer("_probs", len(members)))
 
@@ -208,22 +222,21 @@ class Sampler:
         ]
         if not asked:
             return {}
-        most = max(n for _, _, n in asked)
-        members = [i for i, _, _ in asked]
-        reports = self._logprobs(logits, members, [token for _, token, _ in asked], most)
-        return {
-            i: TokenLogprobs(report.token_id, report.logprob, report.top[:n])
-            for (i, _, n), report in zip(asked, reports, strict=True)
-        }
+        tokens = {i: token for i, token, _ in asked}
+        counts = {i: n for i, _, n in asked}
+        reports: dict[int, TokenLogprobs] = {}
+        for part in self._parts(list(tokens)):
+            found = self._logprobs(logits, part, [tokens[i] for i in part], max(counts[i] for i in part))
+            for i, report in zip(part, found, strict=True):
+                reports[i] = TokenLogprobs(report.token_id, report.logprob, report.top[: counts[i]])
+        return reports
 
     def _logprobs(
         self, logits: Tensor, members: list[int], token_ids: list[int], count: int
     ) -> list[TokenLogprobs]:
         """Natural log of the softmax of the raw logits at ``token_ids`` and at the ``count`` best, rows
         ``members``."""
-        source, index = logits, self._index(members)
-        if len(members) != len(logits):
-            source = torch.index_select(logits, 0, index, out=self._buffer("_scaled", len(members)))
+        source = self._take(logits, members)
         every = self._index(list(range(len(members))))
         probs = torch.softmax(source, dim=-1, out=self._buffer("_probs", len(members)))
         maxima = block_maxima(source)
