@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
+MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
+
+
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
     """Rotary position embedding: base frequency and how it is scaled beyond the trained context.
@@ -60,4 +63,19 @@ class ModelConfig:
             "gate_proj": (self.intermediate_size, self.hidden_size),
             "up_proj": (self.intermediate_size, self.hidden_size),
             "down_proj": (self.hidden_size, self.intermediate_size),
+        }
+
+    def module_paths(self, layer: int) -> Mapping[str, str]:
+        """Return each LoRA module of a layer by its path in the Hugging Face model."""
+        block = f"model.layers.{layer}"
+        return {
+            name: f"{block}.mlp.{name}" if name in MLP_MODULES else f"{block}.self_attn.{name}"
+            for name in self.module_shapes()
+        }
+
+    def base_modules(self) -> dict[str, tuple[int, int]]:
+        """Return (out_features, in_features) of every linear layer that an adapter may target, by its path."""
+        shapes = self.module_shapes()
+        return {
+            path: shapes[name] for layer in range(self.num_layers) for name, path in self.module_paths(layer).items()
         }

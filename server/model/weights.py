@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from server.kernels.backend import LinearWeight
+from server.kernels.linear import PlainLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,18 +13,18 @@ class LayerWeights:
 
     attn_norm: Tensor
     """[hidden]"""
-    qkv: LinearWeight
+    qkv: PlainLinear
     """[(heads + 2 · kv heads) · head dim, hidden]: q rows, then k, then v."""
     q_norm: Tensor | None
     """[head dim], Qwen3 only."""
     k_norm: Tensor | None
-    o: LinearWeight
+    o: PlainLinear
     """[hidden, heads · head dim]"""
     mlp_norm: Tensor
     """[hidden]"""
-    gate_up: LinearWeight
+    gate_up: PlainLinear
     """[2 · intermediate, hidden]: gate rows, then up."""
-    down: LinearWeight
+    down: PlainLinear
     """[hidden, intermediate]"""
 
 
@@ -37,5 +37,5 @@ class DecoderWeights:
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
     """[hidden]"""
-    head: LinearWeight
+    head: PlainLinear
     """[vocab, hidden]; shares the embedding's storage when the head is tied."""
