@@ -1,8 +1,8 @@
 """What can be wrong with a checkpoint's weights.
 
-    QuantError
-    ├── UnsupportedQuantization   a format, version or number of bits that isn't served; the message names it
-    └── CorruptCheckpoint         a file is missing, truncated or not what it says it is; the message names it
+QuantError
+├── UnsupportedQuantization   a format, version or number of bits that isn't served; the message names it
+└── CorruptCheckpoint         a file is missing, truncated or not what it says it is; the message names it
 """
 
 

@@ -134,7 +134,9 @@ def quantize_nf4(weight: Tensor, blocksize: int = BLOCKSIZE, double_quant: bool 
 def stack_rows(parts: Sequence[Nf4Tensor]) -> Nf4Tensor:
     """Stack matrices along out_features. Each part must fill its last block; nested scales are expanded."""
     first = parts[0]
-    if any(part.shape[0] * part.shape[1] % part.blocksize or part.blocksize != first.blocksize for part in parts):
+    if any(
+        part.shape[0] * part.shape[1] % part.blocksize or part.blocksize != first.blocksize for part in parts
+    ):
         raise ValueError("only matrices of whole blocks of one size can be stacked")
     shape = (sum(part.shape[0] for part in parts), first.shape[1])
     codes = torch.cat([part.codes.view(-1) for part in parts])

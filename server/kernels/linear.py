@@ -139,7 +139,9 @@ def fuse_nf4(parts: Sequence[Nf4Tensor], bias: Tensor | None) -> FusedNf4Linear:
 def can_fuse_nf4(parts: Sequence[WeightSource]) -> bool:
     """Whether the parts are NF4 in shapes that bitsandbytes' kernel takes."""
     return all(
-        isinstance(part, Nf4Tensor) and part.shape[0] % PACKED_ROWS == 0 and part.shape[1] % part.blocksize == 0
+        isinstance(part, Nf4Tensor)
+        and part.shape[0] % PACKED_ROWS == 0
+        and part.shape[1] % part.blocksize == 0
         for part in parts
     )
 

@@ -102,7 +102,12 @@ Use = tuple[LoraSpan, AdapterRanges, float]
 
 
 def _module_rows(
-    uses: Sequence[Use], module: str, num_tokens: int, device: torch.device, dtype: torch.dtype, least_rows: int
+    uses: Sequence[Use],
+    module: str,
+    num_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    least_rows: int,
 ) -> ModuleRows:
     segments = [
         (span.start, span.length, ranges[module], weight) for span, ranges, weight in uses if module in ranges

@@ -41,7 +41,9 @@ class PlainBackend:
         self.least_rows = LEAST_ROWS[dtype]
         reason = fused_nf4_reason(device, dtype)
         self._fuses_nf4 = reason is None
-        self.nf4_kernel = "bitsandbytes' fused kernel" if reason is None else f"dequantise + matmul ({reason})"
+        self.nf4_kernel = (
+            "bitsandbytes' fused kernel" if reason is None else f"dequantise + matmul ({reason})"
+        )
         log.info("NF4 matmul: %s", self.nf4_kernel)
 
     def prepare(self, parts: Sequence[WeightSource], bias: Tensor | None) -> PlainLinear:
@@ -68,7 +70,9 @@ class PlainBackend:
         missing = self.least_rows - token_ids.shape[0]
         return F.embedding(F.pad(token_ids, (0, missing)) if missing > 0 else token_ids, embedding)
 
-    def attn_in(self, x: Tensor, norm: Tensor, eps: float, qkv: PlainLinear, lora: LayerLora | None) -> Tensor:
+    def attn_in(
+        self, x: Tensor, norm: Tensor, eps: float, qkv: PlainLinear, lora: LayerLora | None
+    ) -> Tensor:
         """See Backend.attn_in. Widths of q, k and v are those of the adapters' B, so none need be given."""
         h = rms_norm(x, norm, eps)
         y = qkv(h)

@@ -57,7 +57,12 @@ def lora(x: Tensor, arena_a: Tensor, arena_b: Tensor, module: str, spans: Sequen
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: AttentionMetadata, block_size: int, window: int | None
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    metadata: AttentionMetadata,
+    block_size: int,
+    window: int | None,
 ) -> Tensor:
     """o[t] = Σ_j softmax_j(q[t]·k[j] / √D) v[j] over j ≤ position of t (and j > position − window if set).
 

@@ -77,5 +77,7 @@ class ModelConfig:
         """Return (out_features, in_features) of every linear layer that an adapter may target, by its path."""
         shapes = self.module_shapes()
         return {
-            path: shapes[name] for layer in range(self.num_layers) for name, path in self.module_paths(layer).items()
+            path: shapes[name]
+            for layer in range(self.num_layers)
+            for name, path in self.module_paths(layer).items()
         }

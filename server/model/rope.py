@@ -8,7 +8,9 @@ from torch import Tensor
 from server.model.config import RopeConfig
 
 
-def rope_tables(config: RopeConfig, head_dim: int, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rope_tables(
+    config: RopeConfig, head_dim: int, positions: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Return cos and sin, float32 [positions, head_dim], both halves alike (2104.09864)."""
     frequencies, scale = _frequencies(config, head_dim)
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)

@@ -40,7 +40,9 @@ def test_dequantised_values_are_those_of_bitsandbytes(
 ) -> None:
     weight = matrix(shape, dtype, seed=1)
     ours = quantize_nf4(weight, double_quant=double_quant)
-    theirs = functional.quantize_4bit(weight, quant_type="nf4", blocksize=64, compress_statistics=double_quant)
+    theirs = functional.quantize_4bit(
+        weight, quant_type="nf4", blocksize=64, compress_statistics=double_quant
+    )
     assert torch.equal(ours.dequantize(dtype), functional.dequantize_4bit(*theirs))
 
 

@@ -1,0 +1,214 @@
+"""From a checkpoint directory to DecoderWeights, tensor by tensor.
+
+Each matrix is read, quantised if asked, packed by the backend and let go before the next, so that loading takes
+the 4-bit model and one fused matrix. Strict: every tensor is used and every weight is found, or nothing loads.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quant.checkpoint import Checkpoint
+from quant.dense import DenseTensor
+from quant.format import QuantizedTensor, StoredFormat, stored_format
+from quant.nf4 import quantize_nf4
+from server.kernels.linear import PlainLinear
+from server.kernels.plain import PlainBackend
+from server.model.config import ModelConfig
+from server.model.errors import ModelMissing, UnsupportedModel, WeightsMismatch
+from server.model.families import model_config
+from server.model.weights import DecoderWeights, LayerWeights
+
+Quantization = Literal["auto", "nf4", "none"]
+Progress = Callable[[int, int], None]
+"""Called with the number of layers loaded and of all layers."""
+
+# Buffers that old checkpoints carry and nobody reads.
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias")
+FUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",)}
+MLP = {"gate_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What was loaded, for the banner."""
+
+    format: str
+    """How linear layers are held: "nf4", "nf4 (double quantised)", "gptq", "awq", "bfloat16", …"""
+    linear_bytes: int
+    linear_weights: int
+    other_bytes: int
+    """Embedding, norms and head."""
+    seconds: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of a linear layer's weight, scales included."""
+        return 8 * self.linear_bytes / self.linear_weights
+
+
+def read_config(directory: Path) -> Mapping[str, object]:
+    """Return a model directory's config.json. Raises ModelMissing."""
+    path = directory / "config.json"
+    try:
+        config: Mapping[str, object] = json.loads(path.read_text())
+    except OSError:
+        raise ModelMissing(
+            f"{path} can't be read: a model directory holds config.json and safetensors"
+        ) from None
+    except ValueError as error:
+        raise ModelMissing(f"{path} is not JSON: {error}") from None
+    return config
+
+
+def load_weights(
+    directory: Path,
+    backend: PlainBackend,
+    *,
+    quantization: Quantization = "auto",
+    double_quant: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> tuple[ModelConfig, DecoderWeights, LoadReport]:
+    """Load a model directory for ``backend``.
+
+    Raises ModelError or quant.errors.QuantError.
+    """
+    started = time.monotonic()
+    raw = read_config(directory)
+    config, stored = model_config(raw), stored_format(raw)
+    _check_choice(stored, quantization)
+    with Checkpoint(directory) as checkpoint:
+        quantizer = _Quantizer(stored.kind == "dense" and quantization != "none", double_quant, backend.dtype)
+        reader = _Reader(checkpoint, config, stored, backend, quantizer)
+        layers = []
+        for index in range(config.num_layers):
+            layers.append(reader.layer(index))
+            progress(index + 1, config.num_layers)
+        weights = reader.finish(tuple(layers))
+    held = "nf4 (double quantised)" if quantizer.active and double_quant else stored.kind
+    held = "nf4" if quantizer.active and not double_quant else held
+    name = str(backend.dtype).removeprefix("torch.") if held == "dense" else held
+    report = LoadReport(
+        name, reader.linear_bytes, reader.linear_weights, reader.other_bytes, time.monotonic() - started
+    )
+    return config, weights, report
+
+
+def _check_choice(stored: StoredFormat, quantization: Quantization) -> None:
+    if quantization == "none" and stored.kind != "dense":
+        raise UnsupportedModel(
+            f"--quantization none: the checkpoint is {stored.kind}; use auto to serve it as it is"
+        )
+    if quantization == "nf4" and stored.kind in ("gptq", "awq"):
+        raise UnsupportedModel(f"--quantization nf4: the checkpoint is {stored.kind} already; use auto")
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantizer:
+    """What happens to a 16-bit matrix on its way in."""
+
+    active: bool
+    double_quant: bool
+    dtype: torch.dtype
+
+    def __call__(self, matrix: QuantizedTensor) -> QuantizedTensor:
+        if not isinstance(matrix, DenseTensor):
+            return matrix
+        # transformers casts first and quantises then; so must we, to get the same codes.
+        weight = matrix.weight.to(self.dtype)
+        return quantize_nf4(weight, double_quant=self.double_quant) if self.active else DenseTensor(weight)
+
+
+@dataclass
+class _Reader:
+    """Reads a decoder's tensors and remembers which ones it took."""
+
+    checkpoint: Checkpoint
+    config: ModelConfig
+    stored: StoredFormat
+    backend: PlainBackend
+    quantizer: _Quantizer
+    linear_bytes: int = 0
+    linear_weights: int = 0
+    other_bytes: int = 0
+    taken: set[str] = field(default_factory=set)
+
+    def layer(self, index: int) -> LayerWeights:
+        block = f"model.layers.{index}"
+        config, hidden = self.config, (self.config.hidden_size,)
+        head = (config.head_dim,)
+        attention = f"{block}.self_attn"
+        return LayerWeights(
+            attn_norm=self.vector(f"{block}.input_layernorm.weight", hidden),
+            qkv=self.linear(index, FUSED["qkv"], bias=config.qkv_bias),
+            q_norm=self.vector(f"{attention}.q_norm.weight", head) if config.qk_norm else None,
+            k_norm=self.vector(f"{attention}.k_norm.weight", head) if config.qk_norm else None,
+            o=self.linear(index, FUSED["o"], bias=config.output_bias),
+            mlp_norm=self.vector(f"{block}.post_attention_layernorm.weight", hidden),
+            gate_up=self.linear(index, MLP["gate_up"], bias=config.mlp_bias),
+            down=self.linear(index, MLP["down"], bias=config.mlp_bias),
+        )
+
+    def finish(self, layers: tuple[LayerWeights, ...]) -> DecoderWeights:
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        embedding = self.vector("model.embed_tokens.weight", shape)
+        if self.config.tied_head:
+            self.taken.add("lm_head.weight")
+            matrix = embedding
+        else:
+            matrix = self.vector("lm_head.weight", shape)
+        norm = self.vector("model.norm.weight", (self.config.hidden_size,))
+        left = sorted(
+            name for name in self.checkpoint.names() - self.taken if not name.endswith(IGNORED_SUFFIXES)
+        )
+        if left:
+            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+            raise WeightsMismatch(
+                f"the checkpoint holds tensors that its config doesn't: {', '.join(left[:5])}{more}"
+            )
+        return DecoderWeights(embedding, layers, norm, self.backend.prepare([DenseTensor(matrix)], None))
+
+    def vector(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Read a tensor that is never quantised."""
+        tensor = self.checkpoint.read(name)
+        self.taken.add(name)
+        self._check(name, tuple(tensor.shape), shape)
+        tensor = tensor.to(self.backend.device, self.backend.dtype)
+        self.other_bytes += tensor.nbytes
+        return tensor
+
+    def linear(self, index: int, modules: tuple[str, ...], *, bias: bool) -> PlainLinear:
+        """Read, quantise and pack the stack of a layer's ``modules``."""
+        shapes, paths = self.config.module_shapes(), self.config.module_paths(index)
+        parts, biases = [], []
+        for module in modules:
+            matrix, names = self.stored.read(self.checkpoint, paths[module])
+            self.taken |= names
+            self._check(f"{paths[module]}.weight", matrix.shape, shapes[module])
+            parts.append(self.quantizer(matrix))
+            biases += self._bias(f"{paths[module]}.bias", shapes[module][0], expected=bias)
+        prepared = self.backend.prepare(parts, torch.cat(biases) if biases else None)
+        self.linear_bytes += prepared.nbytes
+        self.linear_weights += prepared.shape[0] * prepared.shape[1]
+        return prepared
+
+    def _bias(self, name: str, size: int, *, expected: bool) -> list[Tensor]:
+        if expected:
+            return [self.vector(name, (size,))]
+        if name in self.checkpoint.names() and self.stored.kind == "gptq":
+            # GPTQ writes a bias for every layer; where the model has none it is zero.
+            self.taken.add(name)
+            if self.checkpoint.read(name).any():
+                raise WeightsMismatch(f"{name} is not zero, but the config says that this layer has no bias")
+        return []
+
+    @staticmethod
+    def _check(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        if found != expected:
+            raise WeightsMismatch(f"{name} is {list(found)}, but the config says {list(expected)}")
