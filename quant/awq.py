@@ -1,4 +1,4 @@
-"""AWQ checkpoints (2306.00978) in AutoAWQ's GEMM layout: w = scale[g] · (q − zero[g]), 4 bits.
+"""AWQ checkpoints (2306.00978), AutoAWQ's GEMM layout: w = scale[g] · (q − zero[g]), 4 bits.
 
 ``qweight`` int32 [in, out / 8] packs eight codes along out, in the order 0 2 4 6 1 3 5 7 from the lowest bits;
 ``qzeros`` int32 [groups, out / 8] the same way; ``scales`` [groups, out].

@@ -1,4 +1,4 @@
-"""NF4 matrices as bitsandbytes writes them into safetensors: codes, absmax, and a JSON of the rest as bytes."""
+"""NF4 matrices as bitsandbytes writes them to safetensors: codes, absmax, a JSON of the rest as bytes."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A matrix that isn't quantised, in the shape that quantised ones have, so that a loader can treat them alike."""
+"""A matrix that isn't quantised, with the face of those that are, so that a loader treats them alike."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""bitsandbytes' 8-bit dynamic map, in which NF4's double quantisation stores its absmax values (1511.04561)."""
+"""bitsandbytes' 8-bit dynamic map (1511.04561), in which NF4's double quantisation stores absmax values."""
 
 from functools import cache
 
@@ -21,7 +21,7 @@ def dynamic_map() -> Tensor:
 
 
 def quantize_dynamic(values: Tensor, blocksize: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise float32 [n] in blocks; return codes uint8 [n], absmax float32 [⌈n / blocksize⌉] and the map."""
+    """Quantise float32 [n]; return codes uint8 [n], absmax float32 [⌈n / blocksize⌉] and the map."""
     code_map = dynamic_map().to(values.device)
     count = values.numel()
     padded = torch.nn.functional.pad(values, (0, -count % blocksize)).view(-1, blocksize)
@@ -36,7 +36,7 @@ def quantize_dynamic(values: Tensor, blocksize: int) -> tuple[Tensor, Tensor, Te
 
 
 def _on_grid(scaled: Tensor) -> Tensor:
-    """Round [-1, 1] to 65,536 steps, as bitsandbytes' CPU kernel does before it looks for the nearest value."""
+    """Round [-1, 1] to 65,536 steps, as bitsandbytes' CPU kernel does before it looks up the nearest."""
     steps = GRID - 1
     index = ((scaled.clamp(-1, 1) + 1.0) * (0.5 * steps) + 0.5).nan_to_num().to(torch.int32)
     return (2.0 * index).div_(steps).sub_(1.0)

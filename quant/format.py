@@ -1,4 +1,4 @@
-"""Which 4-bit format a checkpoint is in, told from config.json's ``quantization_config``, and how to read a matrix of it.
+"""Which 4-bit format a checkpoint is in, by config.json's ``quantization_config``, and how to read it.
 
 What can't be served is refused here, at start, by its name.
 """

@@ -1,4 +1,4 @@
-"""GPTQ checkpoints (2210.17323) in AutoGPTQ's and GPTQModel's layout: w = scale[g] · (q − zero[g]), 4 or 8 bits.
+"""GPTQ checkpoints (2210.17323) in AutoGPTQ's layout: w = scale[g] · (q − zero[g]), 4 or 8 bits.
 
 ``qweight`` int32 [in · bits / 32, out] packs codes along in; ``qzeros`` int32 [groups, out · bits / 32] along out,
 stored minus one in format "gptq", as they are in "gptq_v2"; ``scales`` [groups, out]; ``g_idx`` int32 [in] names

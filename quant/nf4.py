@@ -67,8 +67,10 @@ class NestedScales:
 
     def to(self, device: torch.device) -> "NestedScales":
         """Return the same scales on ``device``."""
-        tensors = (tensor.to(device) for tensor in (self.codes, self.absmax, self.code_map, self.offset))
-        return NestedScales(*tensors, self.blocksize)
+        codes, absmax, code_map, offset = (
+            tensor.to(device) for tensor in (self.codes, self.absmax, self.code_map, self.offset)
+        )
+        return NestedScales(codes, absmax, code_map, offset, self.blocksize)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class InvalidRequest(ServerError):
 
     status = 400
     type = "invalid_request_error"
-    code = None
+    code: str | None = None
 
 
 class ContextLengthExceeded(InvalidRequest):

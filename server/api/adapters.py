@@ -1,0 +1,117 @@
+"""Routes that change which adapters are served: our /adapters, and vLLM's two by its names and statuses."""
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from adapters.errors import AdapterNameTaken, AdapterNotFound
+from adapters.records import AdapterRecord
+from server.api.auth import require_admin
+from server.api.body import read_body
+from server.api.dependencies import dependencies
+from server.api.openapi import body_of
+from server.api.schemas import AdapterRequest, AdapterUpdate, LoadLoraRequest, UnloadLoraRequest
+from server.catalog import CatalogEntry
+from server.errors import InvalidRequest, ModelNotFound
+
+router = APIRouter(dependencies=[Depends(require_admin)], tags=["adapters"])
+
+
+@router.post("/adapters", openapi_extra=body_of(AdapterRequest))
+async def register(request: Request) -> JSONResponse:
+    """Serve an adapter under a new name: 201, or 200 if these weights have that name already."""
+    catalog = dependencies(request).catalog
+    body = await read_body(request, AdapterRequest)
+    record, created = await catalog.register(body.name, body.src, preload=body.preload, pin=body.pin)
+    return JSONResponse(describe_record(record), status_code=201 if created else 200)
+
+
+@router.get("/adapters")
+async def list_adapters(request: Request) -> dict[str, object]:
+    """List all adapters with their tier: device, host, disk, or why they can't be served."""
+    entries = dependencies(request).catalog.list()
+    return {"object": "list", "data": [describe(entry) for entry in entries]}
+
+
+@router.get("/adapters/{name:path}")
+async def get_adapter(request: Request, name: str) -> dict[str, object]:
+    """Describe one adapter."""
+    return describe(dependencies(request).catalog.get(name))
+
+
+@router.put("/adapters/{name:path}", openapi_extra=body_of(AdapterUpdate))
+async def replace_adapter(request: Request, name: str) -> dict[str, object]:
+    """Serve other weights under the name: new requests use them, running ones finish on the old version."""
+    body = await read_body(request, AdapterUpdate)
+    record = await dependencies(request).catalog.replace(name, body.src, preload=body.preload, pin=body.pin)
+    return describe_record(record)
+
+
+@router.delete("/adapters/{name:path}")
+async def delete_adapter(request: Request, name: str, abort: bool = False) -> dict[str, object]:
+    """Refuse new requests, let running ones finish (or abort them), free the memory, say how much."""
+    deps = dependencies(request)
+    record, freed = await deps.catalog.delete(name, abort=abort)
+    deps.metrics.forget_adapter(name)
+    return {
+        **describe_record(record),
+        "deleted": True,
+        "freed": {
+            "arena_rows": freed.rows,
+            "device_bytes": freed.device_bytes,
+            "host_bytes": freed.host_bytes,
+            "aborted_sequences": freed.aborted,
+        },
+    }
+
+
+@router.post("/v1/load_lora_adapter", openapi_extra=body_of(LoadLoraRequest))
+async def load_lora_adapter(request: Request) -> Response:
+    """Load or, with load_inplace, replace an adapter: 404 for a path that isn't there, 400 for a name in use."""
+    catalog = dependencies(request).catalog
+    body = await read_body(request, LoadLoraRequest)
+    known = any(entry.record.name == body.lora_name for entry in catalog.list())
+    try:
+        if known and body.load_inplace:
+            await catalog.replace(body.lora_name, body.lora_path)
+        else:
+            _, created = await catalog.register(body.lora_name, body.lora_path)
+            if not created:
+                raise AdapterNameTaken(f"The lora adapter {body.lora_name!r} has already been loaded.")
+    except AdapterNotFound as error:
+        raise ModelNotFound(str(error), param="lora_path") from None
+    except AdapterNameTaken as error:
+        raise InvalidRequest(f"{error} Set load_inplace to replace it.", param="lora_name") from None
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+
+@router.post("/v1/unload_lora_adapter", openapi_extra=body_of(UnloadLoraRequest))
+async def unload_lora_adapter(request: Request) -> Response:
+    """Delete an adapter: 404 for a name that isn't there."""
+    deps = dependencies(request)
+    body = await read_body(request, UnloadLoraRequest)
+    await deps.catalog.delete(body.lora_name)
+    deps.metrics.forget_adapter(body.lora_name)
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+
+def describe(entry: CatalogEntry) -> dict[str, object]:
+    """Return an adapter as the routes show it."""
+    state = "unavailable" if entry.reason is not None else "available"
+    return {**describe_record(entry.record), "state": state, "tier": entry.tier, "reason": entry.reason}
+
+
+def describe_record(record: AdapterRecord) -> dict[str, object]:
+    """Return what the registry knows."""
+    return {
+        "object": "adapter",
+        "id": record.id,
+        "name": record.name,
+        "version": record.version,
+        "digest": record.digest,
+        "src": record.source,
+        "rank": record.rank,
+        "target_modules": list(record.targets),
+        "preload": record.preload,
+        "pin": record.pinned,
+        "created": int(record.created_at.timestamp()),
+    }

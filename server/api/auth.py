@@ -1,0 +1,46 @@
+"""Who may call what: --api-key for /v1, --admin-key for what changes the server; in constant time."""
+
+import hmac
+import ipaddress
+from collections.abc import Iterable
+
+from fastapi import Request
+
+from server.api.dependencies import dependencies
+from server.errors import Forbidden, Unauthorized
+
+
+async def require_api_key(request: Request) -> None:
+    """Let a /v1 request through if no key is set or it carries one of them, the admin key included."""
+    settings = dependencies(request).settings
+    if settings.api_keys:
+        admin = () if settings.admin_key is None else (settings.admin_key,)
+        _require(request, (*settings.api_keys, *admin))
+
+
+async def require_admin(request: Request) -> None:
+    """Let an admin request through: with the admin key, or from this machine when none is set."""
+    settings = dependencies(request).settings
+    if settings.admin_key is not None:
+        _require(request, (settings.admin_key,))
+    elif settings.listens_beyond_loopback and not _from_loopback(request):
+        raise Forbidden("adapters are managed from this machine only: start with --admin-key to allow others")
+
+
+def _require(request: Request, keys: Iterable[str]) -> None:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    token = given.encode() if scheme.lower() == "bearer" else b""
+    # Every key is compared, so that the time doesn't tell which one came near.
+    matches = [hmac.compare_digest(token, key.encode()) for key in keys]
+    if not any(matches):
+        said = "Incorrect API key provided" if token else "No API key provided"
+        raise Unauthorized(f"{said}: send it as 'Authorization: Bearer KEY'")
+
+
+def _from_loopback(request: Request) -> bool:
+    if request.client is None:
+        return False
+    try:
+        return ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,118 @@
+"""POST /v1/chat/completions."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from server.api.auth import require_api_key
+from server.api.body import read_body
+from server.api.dependencies import ApiDependencies, dependencies
+from server.api.generation import Choice, Generation, sampling_params, start, unless_disconnected, usage_of
+from server.api.logprobs import chat_logprobs
+from server.api.openapi import body_of
+from server.api.request_context import request_id
+from server.api.schemas import ChatRequest
+from server.api.streaming import dumps, event_stream, first_event
+from server.engine.request import SequenceOutput
+
+router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
+CLIENT_GONE = 499
+
+
+@router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+async def chat_completions(request: Request) -> Response:
+    """Answer a chat, as one JSON object or as a stream of chunks."""
+    deps = dependencies(request)
+    body = await read_body(request, ChatRequest)
+    model = deps.catalog.resolve(body.model)
+    prompt = await asyncio.to_thread(
+        deps.tokenizer.apply_chat_template,
+        [message.for_template() for message in body.messages],
+        chat_template=model.chat_template,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+    )
+    asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    sampling = sampling_params(body, deps.settings.vocab_size, max_tokens=asked, logprobs=logprobs)
+    generation = start(deps, body, model, [prompt], sampling)
+    answer = ChatAnswer(deps, body, f"chatcmpl-{request_id()}", int(time.time()))
+    if body.stream:
+        events = await first_event(answer.chunks(generation))
+        return event_stream(events, deps.settings.keep_alive_seconds)
+    choices = await unless_disconnected(request, generation.collect())
+    return Response(status_code=CLIENT_GONE) if choices is None else JSONResponse(answer.whole(choices))
+
+
+@dataclass(frozen=True, slots=True)
+class ChatAnswer:
+    """One answer in the making: what all of its chunks share."""
+
+    deps: ApiDependencies
+    body: ChatRequest
+    identity: str
+    created: int
+
+    def whole(self, choices: list[Choice]) -> dict[str, object]:
+        """Return the answer as one object."""
+        return {
+            **self._head("chat.completion"),
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage_of([choice.last for choice in choices], self.body.n).to_json(),
+        }
+
+    async def chunks(self, generation: Generation) -> AsyncIterator[str]:
+        """Yield the answer as chunks: each choice's role first, then what each step adds."""
+        last: list[SequenceOutput | None] = [None] * self.body.n
+        try:
+            async for step in generation.steps():
+                for index, output in step:
+                    if last[index] is None:
+                        yield self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+                    last[index] = output
+                    event = self._delta(index, output)
+                    if event is not None:
+                        yield event
+            if self.body.wants_usage:
+                usage = usage_of(last, self.body.n).to_json()
+                yield dumps({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
+        finally:
+            generation.abort()
+
+    def _delta(self, index: int, output: SequenceOutput) -> str | None:
+        if not output.text and not output.logprobs and output.finish_reason is None:
+            return None  # held back for a stop string or half a character
+        delta = {"content": output.text} if output.text else {}
+        logprobs = chat_logprobs(output.logprobs, self.deps.tokenizer) if self.body.logprobs else None
+        finish = None if output.finish_reason is None else output.finish_reason.value
+        return self._chunk(index, delta, logprobs, finish)
+
+    def _chunk(
+        self, index: int, delta: dict[str, str], logprobs: dict[str, object] | None, finish: str | None
+    ) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        return dumps({**chunk, "usage": None} if self.body.wants_usage else chunk)
+
+    def _choice(self, index: int, choice: Choice) -> dict[str, object]:
+        assert choice.finish_reason is not None, "the engine ends every choice"
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+            "logprobs": chat_logprobs(choice.logprobs, self.deps.tokenizer) if self.body.logprobs else None,
+            "finish_reason": choice.finish_reason.value,
+            "stop_reason": choice.stop_reason,
+        }
+
+    def _head(self, kind: str) -> dict[str, object]:
+        return {
+            "id": self.identity,
+            "object": kind,
+            "created": self.created,
+            "model": self.body.model,
+            "system_fingerprint": None,
+        }

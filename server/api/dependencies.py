@@ -1,0 +1,85 @@
+"""What the HTTP API stands on: the engine, the catalog and the tokenizer behind it, and its own settings."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fastapi import Request
+
+from server.api.metrics import Metrics
+from server.catalog import AdapterCatalog
+from server.engine.request import GenerationRequest, SequenceOutput
+from server.tokenizer import Tokenizer
+
+
+class OutputStream(Protocol):
+    """A request's outputs, a list per step; ends after every choice has finished."""
+
+    def __aiter__(self) -> AsyncIterator[list[SequenceOutput]]:
+        """Iterate over steps."""
+        ...
+
+    def abort(self) -> None:
+        """End the request and free what it holds within one step; harmless when it has ended."""
+        ...
+
+
+class GenerationEngine(Protocol):
+    """The part of AsyncEngine that the API needs."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be served."""
+        ...
+
+    @property
+    def unready_reason(self) -> str:
+        """Why not, if not."""
+        ...
+
+    def submit(self, request: GenerationRequest) -> OutputStream:
+        """Queue a request. Raises QueueFull, ShuttingDown or InvalidRequest at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """Settings of the HTTP API; server/config.py says what each is for."""
+
+    base_model: str
+    context_length: int
+    vocab_size: int
+    api_keys: tuple[str, ...] = ()
+    admin_key: str | None = None
+    listens_beyond_loopback: bool = False
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 32 << 20
+    max_choices: int = 128
+    keep_alive_seconds: float = 15.0
+    created: int = 0
+    """Unix time at which the base was loaded."""
+
+
+@dataclass(slots=True)
+class Draining:
+    """Whether the server is on its way out: set once, by the first Ctrl-C."""
+
+    begun: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ApiDependencies:
+    """Everything a route may use; reached through ``dependencies(request)``."""
+
+    engine: GenerationEngine
+    catalog: AdapterCatalog
+    tokenizer: Tokenizer
+    metrics: Metrics
+    settings: ApiSettings
+    draining: Draining = field(default_factory=Draining)
+
+
+def dependencies(request: Request) -> ApiDependencies:
+    """Return what the app was made with."""
+    found: ApiDependencies = request.app.state.dependencies
+    return found

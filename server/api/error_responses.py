@@ -1,0 +1,111 @@
+"""One place where errors become HTTP: OpenAI's envelope, found by the error's class, nearest first."""
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from structlog import get_logger
+
+from adapters import errors as adapter_errors
+from server.api.request_context import request_id
+from server.errors import InvalidRequest, ServerError
+
+log = get_logger(__name__)
+INVALID = "invalid_request_error"
+UNEXPECTED = "The server failed on this request. The fault is logged under the request id."
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a class of errors looks from outside."""
+
+    status: int
+    type: str
+    code: str | None
+
+
+# Errors of rooms that know nothing of HTTP. server.errors carry their own.
+FOREIGN: dict[type[Exception], Shape] = {
+    adapter_errors.AdapterNotFound: Shape(400, INVALID, "adapter_not_found"),
+    adapter_errors.AdapterPathForbidden: Shape(403, INVALID, "adapter_path_forbidden"),
+    adapter_errors.InvalidAdapter: Shape(400, INVALID, "invalid_adapter"),
+    adapter_errors.UnsupportedAdapter: Shape(400, INVALID, "unsupported_adapter"),
+    adapter_errors.AdapterNameTaken: Shape(409, INVALID, "adapter_name_taken"),
+    adapter_errors.UnknownAdapter: Shape(404, INVALID, "model_not_found"),
+    adapter_errors.StoreFull: Shape(507, "server_error", "store_full"),
+    adapter_errors.RegistryBusy: Shape(503, "server_error", "registry_busy"),
+    adapter_errors.AdapterError: Shape(400, INVALID, "invalid_adapter"),
+}
+
+
+def shape_of(error: BaseException) -> Shape:
+    """Return how an error looks: its own, its nearest class's in the table, or a plain 500."""
+    if isinstance(error, ServerError):
+        return Shape(error.status, error.type, error.code)
+    for kind in type(error).__mro__:
+        if kind in FOREIGN:
+            return FOREIGN[kind]
+    return Shape(500, "server_error", "internal_error")
+
+
+def envelope(error: BaseException) -> dict[str, object]:
+    """Return OpenAI's error object; an unexpected error tells nothing of itself."""
+    shape = shape_of(error)
+    known = isinstance(error, ServerError) or shape.code != "internal_error"
+    message = str(error) if known else UNEXPECTED
+    param = error.param if isinstance(error, ServerError) else None
+    body = {"message": message, "type": shape.type, "param": param, "code": shape.code}
+    return {"error": body, "request_id": request_id()}
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """Return the response for an error, Retry-After and WWW-Authenticate included."""
+    shape = shape_of(error)
+    headers = {}
+    if isinstance(error, ServerError) and error.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if shape.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(envelope(error), status_code=shape.status, headers=headers)
+
+
+def invalid_field(error: ValidationError) -> InvalidRequest:
+    """Turn pydantic's first finding into one sentence that names the field."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(
+        str(part)
+        for part in first["loc"]
+        if not str(part).startswith(("list[", "function-", "str", "tagged"))
+    )
+    if first["type"] == "extra_forbidden":
+        return InvalidRequest(f"{path!r} is not a field that this server knows or can honour", param=path)
+    message = first["msg"].removeprefix("Value error, ")
+    return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every error of the app in the envelope."""
+
+    async def known(request: Request, error: Exception) -> JSONResponse:
+        return error_response(error)
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = "not_found" if error.status_code == 404 else "method_not_allowed"
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        body = {"message": message, "type": INVALID, "param": None, "code": code}
+        content = {"error": body, "request_id": request_id()}
+        return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        # Starlette raises it again once the answer is sent, so it reaches logs and tests.
+        log.error("unexpected error", path=request.url.path, exc_info=error)
+        return error_response(error)
+
+    app.add_exception_handler(ServerError, known)
+    for kind in FOREIGN:
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)

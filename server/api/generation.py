@@ -1,0 +1,280 @@
+"""From checked requests to the engine and back: prompts to streams, streams to choices, a hang-up to an abort."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from fastapi import Request
+
+from server.api.dependencies import ApiDependencies, OutputStream
+from server.api.request_context import request_id
+from server.api.schemas import SamplingFields
+from server.catalog import ResolvedModel
+from server.engine.request import (
+    BASE_ADAPTER_ID,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    SequenceOutput,
+    TokenLogprobs,
+)
+from server.errors import ContextLengthExceeded, InvalidRequest, ServerError, ShuttingDown, StepFailed
+
+Result = TypeVar("Result")
+MAX_PROMPTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request, in OpenAI's shape."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """Return the usage object."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+@dataclass(slots=True)
+class Choice:
+    """One answer as it grows."""
+
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    last: SequenceOutput | None = None
+
+    def add(self, output: SequenceOutput) -> None:
+        """Take in what one step added."""
+        self.text.append(output.text)
+        self.token_ids += output.token_ids
+        self.logprobs += output.logprobs
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
+        self.finish_reason, self.stop_reason, self.last = output.finish_reason, output.stop_reason, output
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A client's request under way: one engine request per prompt, n choices each."""
+
+    streams: tuple[OutputStream, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    n: int
+
+    async def steps(self) -> AsyncIterator[list[tuple[int, SequenceOutput]]]:
+        """Yield what each step added as (choice index, output). Raises what ended a choice wrongly.
+
+        Whatever ends the iteration, the engine keeps nothing of the request.
+        """
+        try:
+            async for prompt, outputs in _merge(self.streams):
+                for output in outputs:
+                    _raise_if_failed(output)
+                yield [(prompt * self.n + output.index, output) for output in outputs]
+        finally:
+            self.abort()
+
+    async def collect(self) -> list[Choice]:
+        """Return all choices when they are complete."""
+        choices = [Choice() for _ in range(self.n * len(self.streams))]
+        async for step in self.steps():
+            for index, output in step:
+                choices[index].add(output)
+        return choices
+
+    def abort(self) -> None:
+        """Free what the engine still holds."""
+        for stream in self.streams:
+            stream.abort()
+
+
+def start(
+    deps: ApiDependencies,
+    fields: SamplingFields,
+    model: ResolvedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+) -> Generation:
+    """Check what only the tokens tell, and queue the prompts: all of them or none."""
+    if deps.draining.begun:
+        raise ShuttingDown("the server is shutting down", retry_after=30)
+    settings = deps.settings
+    if fields.n > settings.max_choices:
+        raise InvalidRequest(f"n is {fields.n}, at most {settings.max_choices} are served", param="n")
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise InvalidRequest(
+            f"prompt holds {len(prompts)} prompts; 1 to {MAX_PROMPTS} are served", param="prompt"
+        )
+    adapters = () if model.adapter_id == BASE_ADAPTER_ID else ((model.adapter_id, 1.0),)
+    arrival, streams = time.monotonic(), []
+    try:
+        for index, prompt in enumerate(prompts):
+            request = GenerationRequest(
+                request_id=f"{request_id()}-{index}",
+                prompt_token_ids=tuple(prompt),
+                sampling=bounded(sampling, len(prompt), settings.context_length),
+                adapters=adapters,
+                adapter_label=model.name,
+                n=fields.n,
+                arrival_time=arrival,
+            )
+            streams.append(deps.engine.submit(request))
+    except BaseException:
+        for stream in streams:
+            stream.abort()
+        raise
+    return Generation(tuple(streams), tuple(tuple(prompt) for prompt in prompts), fields.n)
+
+
+UNBOUNDED = -1
+"""max_tokens of a request that named none: as many as the context holds."""
+
+
+def bounded(sampling: SamplingParams, prompt: int, context: int) -> SamplingParams:
+    """Return the parameters with max_tokens that fit. Raises ContextLengthExceeded with the three numbers."""
+    if prompt == 0:
+        raise InvalidRequest("the prompt is empty", param="prompt")
+    asked = max(1, context - prompt) if sampling.max_tokens == UNBOUNDED else sampling.max_tokens
+    if prompt + asked > context:
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt} tokens and max_tokens is {asked}, together more than the context of {context}",
+            param="max_tokens",
+        )
+    return replace(sampling, max_tokens=asked)
+
+
+def sampling_params(
+    fields: SamplingFields,
+    vocab_size: int,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """Return the engine's parameters; token ids are checked against the vocabulary here."""
+    limit = UNBOUNDED if max_tokens is None else max_tokens
+    if max_tokens is not None and fields.min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {fields.min_tokens}, over max_tokens {max_tokens}", param="min_tokens"
+        )
+    check_token_ids(fields.stop_token_ids, vocab_size, "stop_token_ids")
+    return SamplingParams(
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=max(0, fields.top_k),
+        min_p=fields.min_p,
+        presence_penalty=fields.presence_penalty,
+        frequency_penalty=fields.frequency_penalty,
+        repetition_penalty=fields.repetition_penalty,
+        logit_bias=_logit_bias(fields.logit_bias, vocab_size),
+        seed=fields.seed,
+        stop=fields.stops,
+        stop_token_ids=tuple(fields.stop_token_ids),
+        ignore_eos=fields.ignore_eos,
+        min_tokens=fields.min_tokens,
+        max_tokens=limit,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raise InvalidRequest for the first id that the vocabulary doesn't have."""
+    for token_id in ids:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequest(f"{param}: token id {token_id} is not in 0 to {vocab_size - 1}", param=param)
+
+
+def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
+    try:
+        by_id = {int(token): value for token, value in bias.items()}
+    except ValueError:
+        raise InvalidRequest("logit_bias: keys are token ids", param="logit_bias") from None
+    check_token_ids(tuple(by_id), vocab_size, "logit_bias")
+    return by_id
+
+
+async def unless_disconnected(request: Request, work: Coroutine[object, object, Result]) -> Result | None:
+    """Run ``work`` unless the client goes away first; then cancel it and return None."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for future in (task, gone):
+            future.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _merge(streams: Sequence[OutputStream]) -> AsyncIterator[tuple[int, list[SequenceOutput]]]:
+    """Yield (stream index, outputs) of several streams as they come."""
+    if len(streams) == 1:
+        async for outputs in streams[0]:
+            yield 0, outputs
+        return
+    queue: asyncio.Queue[tuple[int, list[SequenceOutput] | BaseException | None]] = asyncio.Queue()
+
+    async def drain(index: int, stream: OutputStream) -> None:
+        try:
+            async for outputs in stream:
+                queue.put_nowait((index, outputs))
+            queue.put_nowait((index, None))
+        except Exception as error:
+            queue.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(drain(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        left = len(streams)
+        while left:
+            index, item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _raise_if_failed(output: SequenceOutput) -> None:
+    if output.finish_reason is FinishReason.FAILED:
+        raise output.error if output.error is not None else StepFailed("the request failed in the engine")
+    if output.finish_reason is FinishReason.ABORTED:
+        raise (
+            output.error
+            if isinstance(output.error, ServerError)
+            else ShuttingDown("the request was ended by the server")
+        )
+
+
+def usage_of(last: Sequence[SequenceOutput | None], n: int) -> Usage:
+    """Add up the tokens of all choices; a prompt counts once for its n choices."""
+    done = [output for output in last if output is not None]
+    firsts = [output for index, output in enumerate(last) if output is not None and index % n == 0]
+    return Usage(
+        sum(output.prompt_tokens for output in firsts),
+        sum(output.completion_tokens for output in done),
+        sum(output.cached_tokens for output in firsts),
+    )

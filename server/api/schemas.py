@@ -1,0 +1,222 @@
+"""Requests as clients may send them. A field is here only if it takes effect; others are refused by name.
+
+OpenAI's fields that can change nothing here pass at the values in INERT, and null passes everywhere.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MAX_STOPS = 16
+MAX_TOP_LOGPROBS = 20
+
+INERT: dict[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "parallel_tool_calls": (True, False),
+}
+"""Fields that pass at these values, because the value asks for nothing."""
+UNREAD = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
+"""Fields that say something about the caller and change no answer."""
+
+
+class Strict(BaseModel):
+    """A request body: no unknown fields, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: item
+            for key, item in value.items()
+            if item is not None
+            and key not in UNREAD
+            and not any(item == inert for inert in INERT.get(key, ()))
+        }
+
+
+class StreamOptions(Strict):
+    """Options of a stream."""
+
+    include_usage: bool = False
+
+
+class SamplingFields(Strict):
+    """What chat and completions share: OpenAI's parameters, and vLLM's where OpenAI has none."""
+
+    model: str = Field(min_length=1, description="The base, or the adapter that is to answer.")
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, description="0 and -1: no limit.")
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] = Field(default_factory=list)
+    stop_token_ids: list[int] = Field(default_factory=list)
+    ignore_eos: bool = False
+    min_tokens: int = Field(0, ge=0)
+    max_tokens: int | None = Field(None, ge=0)
+    n: int = Field(1, ge=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few_and_not_empty(cls, value: str | list[str]) -> list[str]:
+        stops = [value] if isinstance(value, str) else value
+        if len(stops) > MAX_STOPS or not all(stops):
+            raise ValueError(f"give at most {MAX_STOPS} stop strings, none of them empty")
+        return stops
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> "SamplingFields":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes with stream: true")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream ends with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class TextPart(Strict):
+    """A part of a message's content. Only text is served."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """A message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def for_template(self) -> dict[str, str]:
+        """Return what chat templates take: developer is system's newer name; parts are one text."""
+        role = "system" if self.role == "developer" else self.role
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": role, "content": text}
+
+
+class ChatRequest(SamplingFields):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs: true")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message goes with add_generation_prompt: false")
+        return self
+
+
+class CompletionRequest(SamplingFields):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    best_of: int | None = Field(None, ge=1)
+    add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of != self.n:
+            raise ValueError("best_of can't be honoured: leave it out or set it to n")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens: 0 goes with echo: true")
+        return self
+
+    def prompts(self) -> list[str | list[int]]:
+        """Return the prompts one by one."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if prompt and isinstance(prompt[0], int):
+            return [[token for token in prompt if isinstance(token, int)]]
+        return [item for item in prompt if not isinstance(item, int)]
+
+
+class TokenizeRequest(Strict):
+    """POST /tokenize: a text, or a chat through its template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(Strict):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+class AdapterRequest(Strict):
+    """POST /adapters."""
+
+    name: str = Field(min_length=1)
+    src: str = Field(min_length=1, description="Directory below --adapter-root, or a file:// URL of one.")
+    preload: bool = Field(False, description="Put it on the device now.")
+    pin: bool = Field(False, description="Keep it on the device.")
+
+
+class AdapterUpdate(Strict):
+    """PUT /adapters/{name}."""
+
+    src: str = Field(min_length=1)
+    preload: bool | None = None
+    pin: bool | None = None
+
+
+class LoadLoraRequest(Strict):
+    """POST /v1/load_lora_adapter, with vLLM's names."""
+
+    lora_name: str = Field(min_length=1)
+    lora_path: str = Field(min_length=1)
+    load_inplace: bool = False
+
+
+class UnloadLoraRequest(Strict):
+    """POST /v1/unload_lora_adapter, with vLLM's names."""
+
+    lora_name: str = Field(min_length=1)
+    lora_int_id: int | None = None
