@@ -130,8 +130,11 @@ class AdapterIntake:
             digest=digest,
         ).weights
 
+    def _root_of(self, src: str) -> Path:
+        return Path(src) if src in self._settings.trusted_sources else self._settings.adapter_root
+
     def _identify(self, src: str) -> tuple[Path, Hashable]:
-        directory = resolve_source(src, self._settings.adapter_root)
+        directory = resolve_source(src, self._root_of(src))
         return directory, fingerprint(directory)
 
     async def _prepare(self, flight: _Flight, directory: Path) -> Prepared:

@@ -10,7 +10,7 @@ from server.errors import ShuttingDown
 T = TypeVar("T")
 
 
-class CallerLeft(Exception):  # noqa: N818
+class CallerLeft(Exception):
     """Unwinds an operation whose caller is gone. Nobody hears it."""
 
 

@@ -101,6 +101,8 @@ class CatalogSettings:
     max_rank: int
     dtype: torch.dtype
     vocab_size: int | None = None
+    trusted_sources: frozenset[str] = frozenset()
+    """Directories that the operator named at start; they may lie anywhere."""
     workers: int = 2
     """How many adapters are copied, hashed or read at the same time."""
 

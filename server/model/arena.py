@@ -60,5 +60,10 @@ class RankArena:
 
 def bytes_per_row(config: ModelConfig, dtype: torch.dtype) -> int:
     """Return what one rank row takes over all layers and modules."""
-    per_layer = sum(out + wide for out, wide in config.module_shapes().values())
-    return config.num_layers * per_layer * dtype.itemsize
+    return sum(bytes_per_row_by_module(config, dtype).values())
+
+
+def bytes_per_row_by_module(config: ModelConfig, dtype: torch.dtype) -> dict[str, int]:
+    """Return what one rank row of each module takes over all layers."""
+    each = config.num_layers * dtype.itemsize
+    return {module: each * (out + wide) for module, (out, wide) in config.module_shapes().items()}

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 
 

@@ -1,0 +1,185 @@
+"""Puts a server together from its settings: model, pools, engine, catalog, API. Starts nothing."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+from starlette.types import ASGIApp
+
+from adapters.errors import AdapterError
+from adapters.registry import AdapterRegistry
+from adapters.store import AdapterStore
+from adapters.types import ModuleShape
+from manylora.base import DEMO, BaseModel, load_base
+from server.api.app import create_app
+from server.api.dependencies import ApiDependencies, ApiSettings
+from server.api.engine_metrics import EngineMetrics
+from server.api.metrics import Metrics
+from server.catalog import AdapterCatalog, CatalogSettings
+from server.config import AdapterArgument, ServeSettings
+from server.engine.async_engine import AsyncEngine
+from server.engine.engine import Engine, EngineSettings, Load
+from server.engine.scheduler import SchedulerLimits
+from server.model.arena import RankArena, bytes_per_row, bytes_per_row_by_module
+from server.model.kv_cache import KVCache, bytes_per_block
+from server.model.served import ServedModel
+from server.tokenizer import Tokenizer
+
+GIB = 1 << 30
+ARENA_SHARE, KV_SHARE = 0.1, 0.3
+"""Shares of the memory that is free once the model is loaded."""
+MOST_ARENA_ROWS = 4096
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The pools, measured at start."""
+
+    num_blocks: int
+    arena_rows: int
+    kv_bytes: int
+    arena_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that is ready to be run."""
+
+    app: ASGIApp
+    engine: AsyncEngine
+    catalog: AdapterCatalog
+    deps: ApiDependencies
+    base: BaseModel
+    sizes: Sizes
+
+
+def start_adapters(settings: ServeSettings) -> tuple[AdapterArgument, ...]:
+    """Return the adapters to register at start: those of the flags, and the demo's if it is served."""
+    bundled: tuple[AdapterArgument, ...] = ()
+    if settings.base is None:
+        directories = sorted(path for path in (DEMO / "adapters").iterdir() if path.is_dir())
+        bundled = tuple(AdapterArgument(f"{path.name}={path}") for path in directories)
+    return (*settings.adapters, *bundled)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free bytes of the device that the pools will live on."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    return int(psutil.virtual_memory().available)
+
+
+def measure(settings: ServeSettings, base: BaseModel, context: int) -> Sizes:
+    """Return the sizes of the KV cache and the arena: as set, else from free memory."""
+    free = free_memory(base.device)
+    block, row = (
+        bytes_per_block(base.config, settings.block_size, base.dtype),
+        bytes_per_row(base.config, base.dtype),
+    )
+    rows = settings.arena_rows or max(settings.max_rank, min(MOST_ARENA_ROWS, int(free * ARENA_SHARE) // row))
+    budget = int(settings.kv_cache_gib * GIB) or int(free * KV_SHARE)
+    # More than every running sequence at full length is of no use.
+    most = settings.max_running * -(-context // settings.block_size)
+    blocks = min(budget // block, most)
+    if blocks * settings.block_size < min(context, settings.block_size * 8):
+        raise ValueError(
+            f"{budget / GIB:.2f} GiB hold {blocks * settings.block_size} KV tokens: give more with --kv-cache-gib"
+        )
+    return Sizes(blocks, rows, blocks * block, rows * row)
+
+
+def assemble(
+    settings: ServeSettings, directory: Path, name: str, progress: Callable[[int, int], None]
+) -> Server:
+    """Load the base in ``directory`` and build everything around it. Call on the event loop."""
+    base = load_base(settings, directory, progress)
+    context = min(settings.max_model_len or base.config.max_position, base.config.max_position)
+    sizes = measure(settings, base, context)
+    tokenizer = Tokenizer(directory)
+    metrics = Metrics(name, settings.max_adapter_labels)
+    observer = EngineMetrics(metrics)
+    engine = AsyncEngine(
+        lambda load: _engine(settings, base, sizes, tokenizer, load, observer),
+        settings.max_waiting,
+        context,
+        observer,
+    )
+    catalog = _catalog(settings, base, name, engine, metrics)
+    observer.scrape(engine, catalog)
+    api = ApiSettings(
+        base_model=name,
+        context_length=context,
+        vocab_size=base.config.vocab_size,
+        api_keys=settings.api_key,
+        admin_key=settings.admin_key,
+        listens_beyond_loopback=settings.listens_beyond_loopback,
+        cors_origins=settings.cors_origin,
+        max_body_bytes=int(settings.max_body_mib * MIB),
+        max_choices=settings.max_choices,
+        keep_alive_seconds=settings.keep_alive_seconds,
+        created=int(time.time()),
+    )
+    deps = ApiDependencies(engine, catalog, tokenizer, metrics, api)
+    return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes)
+
+
+def _engine(
+    settings: ServeSettings,
+    base: BaseModel,
+    sizes: Sizes,
+    tokenizer: Tokenizer,
+    load: Load,
+    observer: EngineMetrics,
+) -> Engine:
+    kv = KVCache(base.config, sizes.num_blocks, settings.block_size, base.dtype, base.device)
+    arena = RankArena(base.config, sizes.arena_rows, base.dtype, base.device)
+    limits = SchedulerLimits(
+        max_running=settings.max_running,
+        max_step_tokens=settings.max_step_tokens,
+        adapter_timeout=settings.adapter_timeout,
+    )
+    sizes_of_engine = EngineSettings(
+        vocab_size=base.config.vocab_size,
+        num_blocks=sizes.num_blocks,
+        block_size=settings.block_size,
+        arena_rows=sizes.arena_rows,
+        host_bytes=int(settings.host_cache_gib * GIB),
+        row_bytes=bytes_per_row_by_module(base.config, base.dtype),
+        limits=limits,
+    )
+    model = ServedModel(base.decoder, kv, arena)
+    return Engine(model, arena, tokenizer, tokenizer.eos_ids, sizes_of_engine, base.device, load, observer)
+
+
+def _catalog(
+    settings: ServeSettings, base: BaseModel, name: str, engine: AsyncEngine, metrics: Metrics
+) -> AdapterCatalog:
+    # Adapters of another base must not come back under this one.
+    home = settings.data_dir / f"{_slug(name)}-{base.fingerprint[:8]}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        registry = AdapterRegistry(home / "registry.db", reserved=(name,))
+        store = AdapterStore(home / "adapters")
+    except (OSError, AdapterError) as error:
+        raise ValueError(f"--data-dir {settings.data_dir} can't be used: {error}") from None
+    modules = {path: ModuleShape(out, wide) for path, (out, wide) in base.config.base_modules().items()}
+    catalog = CatalogSettings(
+        base_names=(name,),
+        adapter_root=settings.adapter_root,
+        trusted_sources=frozenset(str(argument.path) for argument in start_adapters(settings)),
+        modules=modules,
+        max_rank=settings.max_rank,
+        dtype=base.dtype,
+        vocab_size=base.config.vocab_size,
+    )
+    return AdapterCatalog(engine, registry, store, catalog, metrics)
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")[-60:]

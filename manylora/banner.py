@@ -1,0 +1,35 @@
+"""What a server says once it listens: what was loaded, in how many bits, how much memory, how much room."""
+
+from rich.table import Table
+
+from manylora.assemble import GIB, Server
+from server.config import ServeSettings
+
+MIB = 1 << 20
+
+
+def banner(server: Server, settings: ServeSettings, name: str, url: str) -> Table:
+    """Return the banner."""
+    base, sizes, report = server.base, server.sizes, server.base.report
+    table = Table(show_header=False, box=None, title="manylora", title_justify="left", title_style="bold")
+    table.add_column(style="dim")
+    table.add_column()
+    linear = f"{report.format}, {report.bits_per_weight:.2f} bits a weight, {_size(report.linear_bytes)}"
+    where = f"{base.device.type}, {str(base.dtype).removeprefix('torch.')}"
+    table.add_row("base", f"{name}: {base.config.num_layers} layers, loaded in {report.seconds:.1f} s")
+    table.add_row("linear layers", linear)
+    table.add_row("embedding, head", _size(report.other_bytes))
+    table.add_row("runs on", f"{where}; NF4 by {base.decoder.backend.nf4_kernel}")
+    tokens = sizes.num_blocks * settings.block_size
+    table.add_row("KV cache", f"{tokens:,} tokens in {sizes.num_blocks:,} blocks, {_size(sizes.kv_bytes)}")
+    table.add_row("rank arena", f"{sizes.arena_rows:,} rows a module, {_size(sizes.arena_bytes)}")
+    names = [entry.record.name for entry in server.catalog.list()]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    table.add_row("adapters", shown or "none")
+    table.add_row("new adapters from", f"{settings.adapter_root.resolve()} (POST {url}/adapters)")
+    table.add_row("listening", f"{url}/v1  (docs: {url}/docs)")
+    return table
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB else f"{nbytes / MIB:.1f} MiB"

@@ -1,0 +1,82 @@
+"""The base model of a server: where its files are, on which device and in which type it runs, and loading it."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from manylora.doctor import cpu_has_bf16
+from server.config import ServeSettings
+from server.kernels.plain import PlainBackend
+from server.model.config import ModelConfig
+from server.model.decoder import Decoder
+from server.model.errors import ModelMissing
+from server.model.loader import LoadReport, load_weights
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A loaded base."""
+
+    config: ModelConfig
+    decoder: Decoder
+    report: LoadReport
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str
+    """Hash of config.json: what its adapters are registered for."""
+
+
+def find_base(name: str) -> Path:
+    """Return the directory of a model: itself, or downloaded from the hub. Raises ModelMissing with what to do."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ModelMissing(f"{name}: there is no such directory, and a hub name is OWNER/MODEL")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelMissing(
+            f"{name} can't be had from the hub ({first}); download it elsewhere and give its directory"
+        ) from None
+
+
+def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int, int], None]) -> BaseModel:
+    """Load the model in ``directory`` as the settings say."""
+    device = _device(settings.device)
+    dtype = _dtype(settings.dtype, device)
+    backend = PlainBackend(device, dtype)
+    config, weights, report = load_weights(
+        directory,
+        backend,
+        quantization=settings.quantization,
+        double_quant=settings.double_quant,
+        progress=progress,
+    )
+    fingerprint = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
+    return BaseModel(config, Decoder(config, weights, backend), report, device, dtype, fingerprint)
+
+
+def _device(choice: str) -> torch.device:
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ModelMissing("--device cuda: torch sees no CUDA device; `manylora doctor` says what there is")
+    return torch.device(
+        "cuda" if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()) else "cpu"
+    )
+
+
+def _dtype(choice: str, device: torch.device) -> torch.dtype:
+    if choice != "auto":
+        return DTYPES[choice]
+    return torch.bfloat16 if device.type == "cuda" or cpu_has_bf16() else torch.float32

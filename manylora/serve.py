@@ -1,0 +1,140 @@
+"""`manylora serve`: loads, says what it loaded, serves, drains at the first Ctrl-C and stops at the second."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch
+import uvicorn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from adapters.errors import AdapterError, AdapterNameTaken
+from manylora.assemble import Server, assemble, start_adapters
+from manylora.banner import banner
+from manylora.base import DEMO, find_base
+from manylora.logs import configure_logs
+from quant.errors import QuantError
+from server.config import ServeSettings
+from server.errors import ServerError
+from server.model.errors import ModelError
+
+DEMO_NAME = "demo"
+console = Console(stderr=True, highlight=False)
+
+
+class StartError(Exception):
+    """The server can't start. One line: why, and what to do."""
+
+
+def serve(settings: ServeSettings) -> None:
+    """Run a server until it is told to stop. Raises StartError."""
+    configure_logs(settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings))
+    except (ModelError, QuantError, AdapterError, ServerError, ValueError) as error:
+        raise StartError(str(error)) from error
+
+
+async def _serve(settings: ServeSettings) -> None:
+    directory, name = _base(settings)
+    with Progress(
+        TextColumn("loading {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+    ) as bars:
+        task = bars.add_task(name, total=None)
+        # The loop has nothing else to do yet.
+        server = assemble(
+            settings, directory, name, lambda done, total: bars.update(task, completed=done, total=total)
+        )
+    server.engine.start()
+    try:
+        await _restore(server, settings)
+        await _run(server, settings, name)
+    finally:
+        await server.engine.stop()
+        await server.catalog.close()
+
+
+def _base(settings: ServeSettings) -> tuple[Path, str]:
+    if settings.base is None:
+        return find_base(str(DEMO / "base")), settings.served_model_name or DEMO_NAME
+    name = settings.served_model_name or settings.base.rstrip("/")
+    return find_base(settings.base), Path(name).name if Path(name).is_dir() else name
+
+
+async def _restore(server: Server, settings: ServeSettings) -> None:
+    report = await server.catalog.restore()
+    for name, reason in report.unavailable.items():
+        console.print(f"[yellow]adapter {name} is unavailable:[/] {reason}")
+    for argument in start_adapters(settings):
+        source = str(argument.path)
+        try:
+            await server.catalog.register(argument.adapter_name, source)
+        except AdapterNameTaken:
+            # The directory has changed since the last start: what it holds now is what was asked for.
+            await server.catalog.replace(argument.adapter_name, source)
+
+
+async def _run(server: Server, settings: ServeSettings, name: str) -> None:
+    config = uvicorn.Config(
+        server.app,
+        host=settings.host,
+        port=settings.port,
+        loop="none",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+        backlog=4096,
+    )
+    http = DrainingServer(config, server)
+    serving = asyncio.create_task(http.serve())
+    while not http.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if http.started:
+        port = http.servers[0].sockets[0].getsockname()[1]
+        console.print(banner(server, settings, name, f"http://{settings.host}:{port}"))
+    try:
+        await serving
+    except SystemExit:
+        raise StartError(
+            f"can't listen on {settings.host}:{settings.port}: is another server there?"
+        ) from None
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, which on the first signal lets requests finish and on the second ends them."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal stops at once."""
+        if self.should_exit:
+            console.print("stopping now")
+            # Threads may be in the middle of a step; nothing is worth waiting for.
+            os._exit(128 + signal.SIGINT)
+        self._server.deps.draining.begun = True
+        running = self._server.engine.snapshot().running
+        console.print(f"draining {running} running sequences; Ctrl-C again stops at once")
+        self.should_exit = True
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,200 @@
+"""Which adapters are on the device, on the host, or on disk only, and who makes room for whom.
+
+Decides and keeps the books; the engine copies tensors and reads files. What is in use is told by the caller,
+derived from live sequences: nothing here counts users.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from adapters.types import AdapterWeights, Tier
+from server.engine.rank_allocator import Move, RankAllocator
+from server.kernels.metadata import AdapterRanges
+
+LoadFrom = Callable[[], AdapterWeights]
+
+
+@dataclass(slots=True)
+class HeldAdapter:
+    """What is known of one adapter."""
+
+    adapter_id: int
+    ranks: Mapping[str, int]
+    load_from: LoadFrom
+    pinned: bool
+    weights: AdapterWeights | None
+    """The host copy."""
+    ranges: AdapterRanges | None = None
+    """Its rows on the device."""
+    retired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Weights to be copied into rows of the arena."""
+
+    adapter_id: int
+    ranges: AdapterRanges
+    weights: AdapterWeights
+
+
+ArenaChange = Move | Write
+
+
+class Placement(Enum):
+    """Whether a set of adapters can be used in this step."""
+
+    READY = auto()
+    LOADABLE = auto()
+    """Room can be made."""
+    NEEDS_HOST = auto()
+    """The weights must be read from disk first."""
+    NO_ROOM = auto()
+    """Adapters in use, or pinned ones, hold the rows."""
+
+
+class AdapterCache:
+    """Tiers and their limits. Methods named as questions change nothing."""
+
+    def __init__(self, rows: Mapping[str, int], host_bytes: int) -> None:
+        self.allocator = RankAllocator(rows)
+        self.host_limit = host_bytes
+        self._held: dict[int, HeldAdapter] = {}
+        """The longest unused first."""
+
+    def __contains__(self, adapter_id: int) -> bool:
+        return adapter_id in self._held
+
+    def __getitem__(self, adapter_id: int) -> HeldAdapter:
+        return self._held[adapter_id]
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of all host copies."""
+        return sum(h.weights.nbytes for h in self._held.values() if h.weights is not None)
+
+    def ids(self) -> tuple[int, ...]:
+        """Return all ids, the longest unused first."""
+        return tuple(self._held)
+
+    def tier(self, adapter_id: int) -> Tier:
+        """Return the best tier that has the weights."""
+        held = self._held[adapter_id]
+        if held.ranges is not None:
+            return "device"
+        return "disk" if held.weights is None else "host"
+
+    def fits(self, adapter_ids: Iterable[int]) -> bool:
+        """Say whether an otherwise empty arena could hold all these at once."""
+        return self.allocator.fits_empty(self._sum(self._held[i] for i in adapter_ids))
+
+    def add(self, held: HeldAdapter) -> None:
+        """Take in a new adapter."""
+        assert held.adapter_id not in self._held, "ids are never used again"
+        self._held[held.adapter_id] = held
+
+    def remove(self, adapter_id: int) -> None:
+        """Forget an adapter and free its rows."""
+        self.evict(adapter_id)
+        del self._held[adapter_id]
+
+    def touch(self, adapter_ids: Iterable[int]) -> None:
+        """Note that these are used now."""
+        for adapter_id in adapter_ids:
+            self._held[adapter_id] = self._held.pop(adapter_id)
+
+    def resident(self, adapter_ids: Iterable[int]) -> bool:
+        """Say whether all are on the device."""
+        return all(self._held[i].ranges is not None for i in adapter_ids)
+
+    def evictable(self, adapter_ids: Iterable[int]) -> bool:
+        """Say whether some of these hold rows that others might wait for."""
+        return any(not self._held[i].pinned for i in adapter_ids)
+
+    def can_place(self, adapter_ids: Set[int], in_use: Set[int]) -> Placement:
+        """Say what it takes to have all these on the device, without touching those in use."""
+        missing = [self._held[i] for i in adapter_ids if self._held[i].ranges is None]
+        if not missing:
+            return Placement.READY
+        if any(h.weights is None for h in missing):
+            return Placement.NEEDS_HOST
+        return Placement.NO_ROOM if self._victims(adapter_ids, in_use) is None else Placement.LOADABLE
+
+    def place(self, adapter_ids: Set[int], in_use: Set[int]) -> tuple[ArenaChange, ...]:
+        """Make room and give rows; return the changes to carry out in the arena, in order."""
+        victims = self._victims(adapter_ids, in_use)
+        assert victims is not None, "ask can_place first"
+        for victim in victims:
+            self.evict(victim)
+        changes: list[ArenaChange] = []
+        for adapter_id in sorted(adapter_ids):
+            held = self._held[adapter_id]
+            if held.ranges is None:
+                assert held.weights is not None
+                changes += self._compact(held.ranks)
+                held.ranges = self.allocator.allocate(adapter_id, held.ranks)
+                changes.append(Write(adapter_id, held.ranges, held.weights))
+        return tuple(changes)
+
+    def evict(self, adapter_id: int) -> int:
+        """Take an adapter off the device; return the rows that it had."""
+        self._held[adapter_id].ranges = None
+        return self.allocator.free(adapter_id)
+
+    def trim_host(self, wanted: Set[int]) -> None:
+        """Drop the longest unused host copies until the limit holds; never those in ``wanted``."""
+        excess = self.host_bytes - self.host_limit
+        for held in self._held.values():
+            if excess <= 0:
+                return
+            if held.weights is not None and held.adapter_id not in wanted:
+                excess -= held.weights.nbytes
+                held.weights = None
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the books do not balance."""
+        self.allocator.check_integrity()
+        for held in self._held.values():
+            expected = {} if held.ranges is None else dict(held.ranges)
+            assert dict(self.allocator.ranges(held.adapter_id)) == expected, (
+                "ranges differ from the allocator's"
+            )
+        total = sum(self.allocator.rows.values())
+        free = sum(self.allocator.free_rows(module) for module in self.allocator.rows)
+        owned = sum(r.rank for h in self._held.values() for r in (h.ranges or {}).values())
+        assert total - free == owned, "rows are lost"
+
+    def _compact(self, ranks: Mapping[str, int]) -> tuple[Move, ...]:
+        done: list[Move] = []
+        for module in self.allocator.fragmented(ranks):
+            moves = self.allocator.plan_compaction(module)
+            self.allocator.apply(moves)
+            done += moves
+        for adapter_id in {move.adapter_id for move in done}:
+            self._held[adapter_id].ranges = self.allocator.ranges(adapter_id)
+        return tuple(done)
+
+    def _victims(self, adapter_ids: Set[int], in_use: Set[int]) -> tuple[int, ...] | None:
+        need = self._sum(h for h in (self._held[i] for i in adapter_ids) if h.ranges is None)
+        short = {m: rank - self.allocator.free_rows(m) for m, rank in need.items()}
+        victims: list[int] = []
+        for held in self._held.values():
+            if all(rows <= 0 for rows in short.values()):
+                break
+            idle = held.adapter_id not in in_use and held.adapter_id not in adapter_ids
+            if held.ranges is None or held.pinned or not idle:
+                continue
+            if any(short.get(module, 0) > 0 for module in held.ranges):
+                victims.append(held.adapter_id)
+                for module, owned in held.ranges.items():
+                    short[module] = short.get(module, 0) - owned.rank
+        return tuple(victims) if all(rows <= 0 for rows in short.values()) else None
+
+    @staticmethod
+    def _sum(held: Iterable[HeldAdapter]) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for adapter in held:
+            for module, rank in adapter.ranks.items():
+                total[module] = total.get(module, 0) + rank
+        return total

@@ -1,0 +1,358 @@
+"""The engine behind the event loop: one thread that owns it, an inbox in, one call per step back.
+
+Tensors never reach the event loop, and the event loop never waits for a step.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from adapters.types import AdapterWeights, FreedAdapter, Tier
+from server.engine.adapter_cache import HeldAdapter, LoadFrom
+from server.engine.engine import Engine, Load
+from server.engine.observer import EngineObserver
+from server.engine.request import FinishReason, GenerationRequest, SequenceOutput
+from server.errors import ContextLengthExceeded, QueueFull, ServerError, ShuttingDown, StepFailed
+
+log = logging.getLogger(__name__)
+Command = Callable[[Engine], None]
+Done = Callable[[FreedAdapter | None], None]
+READERS = 2
+"""Threads that read adapters from disk."""
+
+
+class OutputStream:
+    """One request's outputs. Iterated on the event loop; a slow reader gets several steps at once."""
+
+    def __init__(self, engine: "AsyncEngine", request: GenerationRequest) -> None:
+        self._engine = engine
+        self.request_id = request.request_id
+        self._left = request.n
+        self._ready: list[SequenceOutput] = []
+        self._event = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Whether every choice has ended, read or not."""
+        return self._left == 0
+
+    def feed(self, output: SequenceOutput) -> None:
+        """Take an output in. On the event loop."""
+        self._ready.append(output)
+        self._left -= output.finish_reason is not None
+        self._event.set()
+
+    def abort(self) -> None:
+        """End the request and free what it holds within one step; harmless when it has ended."""
+        if not self.ended:
+            self._engine.abort(self.request_id)
+
+    async def __aiter__(self) -> AsyncIterator[list[SequenceOutput]]:
+        """Yield the outputs of one or more steps; end after every choice has."""
+        while self._ready or not self.ended:
+            await self._event.wait()
+            self._event.clear()
+            outputs, self._ready = self._ready, []
+            if outputs:
+                yield outputs
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine holds now. Read from another thread, so only nearly consistent."""
+
+    running: int
+    waiting: int
+    blocks: int
+    free_blocks: int
+    cached_blocks: int
+    arena_rows: Mapping[str, int]
+    free_arena_rows: Mapping[str, int]
+    adapters: Mapping[Tier, int]
+    resident: tuple[int, ...]
+    """Ids of the adapters on the device."""
+    waited_for: tuple[int, ...]
+    preemptions: int
+    prefix_queried_tokens: int
+    prefix_hit_tokens: int
+
+
+class AsyncEngine:
+    """Runs an Engine in a thread. Make it on the event loop, then ``start``."""
+
+    def __init__(
+        self, make: Callable[[Load], Engine], max_waiting: int, context_length: int, observer: EngineObserver
+    ) -> None:
+        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="adapter-reader")
+        self._engine = make(self._read)
+        self._max_waiting = max_waiting
+        self._context = context_length
+        self._observer = observer
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: dict[str, OutputStream] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._draining = False
+        self._broken: str | None = None
+
+    # Life
+
+    def start(self) -> None:
+        """Start the thread; call on the event loop that will read the outputs."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests and wait for those under way; end what is left after ``seconds``."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            for stream in list(self._streams.values()):
+                stream.abort()
+
+    async def stop(self) -> None:
+        """End the thread. Requests still under way are told."""
+        self._draining = True
+        if self._thread.is_alive():
+            self._inbox.put(None)
+            await asyncio.to_thread(self._thread.join)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._fail_all(ShuttingDown("the server has stopped"))
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be served."""
+        return self._thread.is_alive() and not self._draining and self._broken is None
+
+    @property
+    def unready_reason(self) -> str:
+        """Why not, if not."""
+        if self._broken is not None:
+            return self._broken
+        return "the engine drains" if self._draining else "the engine has not started"
+
+    # Requests, on the event loop
+
+    def submit(self, request: GenerationRequest) -> OutputStream:
+        """Queue a request. Raises QueueFull, ShuttingDown, StepFailed or ContextLengthExceeded at once."""
+        if self._draining:
+            raise ShuttingDown("the server is shutting down", retry_after=30)
+        if self._broken is not None:
+            raise StepFailed(f"the engine can't go on: {self._broken}")
+        waiting = len(self._engine.scheduler.waiting) + self._inbox.qsize()
+        if waiting >= self._max_waiting:
+            raise QueueFull(f"{waiting} requests are waiting already; try again later", retry_after=1)
+        self._check_room(request)
+        stream = OutputStream(self, request)
+        self._streams[request.request_id] = stream
+        self._idle.clear()
+        self._inbox.put(lambda engine: engine.add_request(request))
+        return stream
+
+    def abort(self, request_id: str) -> None:
+        """End a request; harmless when it has ended."""
+        if self._streams.pop(request_id, None) is not None:
+            self._inbox.put(lambda engine: engine.abort(request_id))
+            self._note_idle()
+
+    def _check_room(self, request: GenerationRequest) -> None:
+        prompt, asked = len(request.prompt_token_ids), request.sampling.max_tokens
+        limit = min(self._context, self._engine.capacity_tokens())
+        if prompt + asked > limit:
+            raise ContextLengthExceeded(
+                f"the prompt has {prompt} tokens and max_tokens is {asked}, together more than the {limit} tokens "
+                "that a request can have here",
+                param="max_tokens",
+            )
+
+    # Adapters, on the event loop; see server.catalog_types.AdapterEngine
+
+    async def add_adapter(
+        self,
+        adapter_id: int,
+        weights: AdapterWeights,
+        *,
+        load_from: LoadFrom,
+        preload: bool,
+        pinned: bool,
+    ) -> None:
+        """Take weights into the host tier and, with ``preload``, into the arena before returning."""
+        held = HeldAdapter(adapter_id, weights.rank_by_module(), load_from, pinned, weights)
+        await self._between_steps(lambda engine: engine.add_adapter(held, preload=preload))
+
+    async def add_adapter_cold(
+        self, adapter_id: int, rank_by_module: Mapping[str, int], *, load_from: LoadFrom, pinned: bool
+    ) -> None:
+        """Make known an adapter that is on disk only."""
+        held = HeldAdapter(adapter_id, rank_by_module, load_from, pinned, None)
+        await self._between_steps(lambda engine: engine.add_adapter(held, preload=False))
+
+    async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
+        """Refuse new requests, let running ones finish (or abort them), give memory back; then return."""
+        freed = await self._call(lambda engine, done: engine.remove_adapter(adapter_id, done, abort=abort))
+        assert freed is not None
+        return freed
+
+    def adapter_tier(self, adapter_id: int) -> Tier:
+        """Return where the weights are now."""
+        return self._engine.cache.tier(adapter_id)
+
+    def snapshot(self) -> EngineStats:
+        """Return what the engine holds now."""
+        engine, cache = self._engine, self._engine.cache
+        ids = cache.ids()
+        tiers = [cache.tier(adapter_id) for adapter_id in ids if adapter_id in cache]
+        rows = cache.allocator.rows
+        return EngineStats(
+            running=len(engine.scheduler.running),
+            waiting=len(engine.scheduler.waiting),
+            blocks=engine.settings.num_blocks,
+            free_blocks=engine.blocks.num_free,
+            cached_blocks=engine.blocks.num_cached,
+            arena_rows=rows,
+            free_arena_rows={module: cache.allocator.free_rows(module) for module in rows},
+            adapters={tier: tiers.count(tier) for tier in ("device", "host", "disk")},
+            resident=tuple(
+                adapter_id for adapter_id, tier in zip(ids, tiers, strict=False) if tier == "device"
+            ),
+            waited_for=tuple(engine.scheduler.wanted),
+            preemptions=engine.preemptions,
+            prefix_queried_tokens=engine.blocks.queried_tokens,
+            prefix_hit_tokens=engine.blocks.hit_tokens,
+        )
+
+    async def check_integrity(self) -> None:
+        """Raise AssertionError if the pools' books don't balance."""
+        await self._between_steps(lambda engine: engine.check_integrity())
+
+    async def _between_steps(self, command: Command) -> None:
+        """Run ``command`` on the engine's thread and wait for it; what it raises is raised here."""
+
+        def run(engine: Engine, done: Done) -> None:
+            command(engine)
+            done(None)
+
+        await self._call(run)
+
+    async def _call(self, command: Callable[[Engine, Done], None]) -> FreedAdapter | None:
+        """Run ``command`` between two steps and wait until it reports, then or later, or raises."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[FreedAdapter | None] = loop.create_future()
+        if not self._thread.is_alive():
+            raise ShuttingDown("the engine is not running")
+
+        def settle(result: FreedAdapter | BaseException | None) -> None:
+            if future.done():
+                return
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        def run(engine: Engine) -> None:
+            try:
+                command(engine, lambda freed: self._on_loop(lambda: settle(freed)))
+            except Exception as error:
+                failure = error
+                self._on_loop(lambda: settle(failure))
+
+        self._inbox.put(run)
+        return await future
+
+    # The thread
+
+    def _run(self) -> None:
+        engine = self._engine
+        busy = True
+        while True:
+            if not self._take_commands(busy):
+                return
+            try:
+                busy = engine.step() or not self._inbox.empty()
+                if not len(engine.requests):
+                    busy = False
+                    engine.check_integrity()
+            except Exception as error:
+                # A step's own faults are handled in it: this one leaves the books in doubt.
+                log.error("the engine stopped", exc_info=error)
+                self._broken = f"an internal check failed: {error}"
+                self._on_loop(lambda: self._fail_all(StepFailed(f"the engine can't go on: {self._broken}")))
+                return
+            self._deliver(engine.requests.take_outputs())
+
+    def _take_commands(self, busy: bool) -> bool:
+        """Carry out what is in the inbox, waiting for something if there is nothing to compute; False: stop."""
+        wait = None
+        deadline = self._engine.scheduler.next_deadline()
+        if deadline is not None:
+            wait = max(0.001, deadline - time.monotonic())
+        block = not busy
+        while True:
+            try:
+                command = self._inbox.get(block=block, timeout=wait if block else None)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command(self._engine)
+            block = False
+
+    def _read(self, held: HeldAdapter) -> None:
+        """Read an adapter from disk elsewhere; its weights come back through the inbox."""
+
+        def read() -> None:
+            began = time.perf_counter()
+            result: AdapterWeights | Exception
+            try:
+                result = held.load_from()
+                self._observer.adapter_read(time.perf_counter() - began)
+            except Exception as error:
+                result = error
+            self._inbox.put(lambda engine: engine.host_loaded(held.adapter_id, result))
+
+        self._readers.submit(read)
+
+    def _deliver(self, outputs: list[SequenceOutput]) -> None:
+        if outputs:
+            self._on_loop(lambda: self._feed(outputs))
+
+    def _on_loop(self, call: Callable[[], None]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(call)
+        except RuntimeError:
+            return  # the loop has closed: nobody listens any more
+
+    def _feed(self, outputs: list[SequenceOutput]) -> None:
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:
+                continue  # its client has gone
+            stream.feed(output)
+            if stream.ended:
+                del self._streams[output.request_id]
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._streams:
+            self._idle.set()
+
+    def _fail_all(self, error: ServerError) -> None:
+        for stream in list(self._streams.values()):
+            while not stream.ended:
+                stream.feed(
+                    SequenceOutput(
+                        stream.request_id, 0, "", (), finish_reason=FinishReason.FAILED, error=error
+                    )
+                )
+        self._streams.clear()
+        self._note_idle()

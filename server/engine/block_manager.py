@@ -1,0 +1,173 @@
+"""Who owns which KV block, and which blocks hold a prefix that may be used again. Integers only; no torch.
+
+A cached block is known by (entry of the block before it, its tokens); the first one by the adapters instead.
+Entry numbers are never used again and tokens are compared, so a hit is never a mere equality of hashes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+AdapterKey = tuple[tuple[int, float], ...]
+_Parent = int | AdapterKey
+_Key = tuple[_Parent, tuple[int, ...]]
+
+
+@dataclass(slots=True)
+class _Cached:
+    entry: int
+    key: _Key
+    adapters: AdapterKey
+
+
+@dataclass(slots=True)
+class _Table:
+    blocks: list[int]
+    adapters: AdapterKey
+    parent: _Parent
+    """Entry of the last block that is in the cache, or the adapters if none is."""
+    known: int
+    """Blocks whose content has been offered to the cache."""
+
+
+class BlockManager:
+    """Blocks of ``block_size`` tokens with reference counts; freed blocks that are cached are reused last."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(f"need at least one block of one token, got {num_blocks} of {block_size}")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._refs = [0] * num_blocks
+        self._empty = list(range(num_blocks - 1, -1, -1))
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        """Cached blocks that nobody uses, the longest unused first."""
+        self._cached: dict[int, _Cached] = {}
+        self._by_key: dict[_Key, int] = {}
+        self._tables: dict[int, _Table] = {}
+        self._entries = 0
+        self.queried_tokens = 0
+        self.hit_tokens = 0
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be had now, cached ones included."""
+        return len(self._empty) + len(self._idle)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks that hold a reusable prefix, in use or not."""
+        return len(self._cached)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Return how many blocks hold so many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def table(self, sequence: int) -> list[int]:
+        """Return the sequence's blocks in order. Not to be changed."""
+        return self._tables[sequence].blocks
+
+    def match(self, adapters: AdapterKey, token_ids: Sequence[int]) -> list[int]:
+        """Return the cached blocks that begin ``token_ids``; at least one token is left to compute."""
+        found: list[int] = []
+        parent: _Parent = adapters
+        size = self.block_size
+        for start in range(0, len(token_ids) - size, size):
+            block = self._by_key.get((parent, tuple(token_ids[start : start + size])))
+            if block is None:
+                break
+            found.append(block)
+            parent = self._cached[block].entry
+        return found
+
+    def can_allocate(self, prefix: Sequence[int], num_tokens: int) -> bool:
+        """Say whether a sequence can take ``prefix`` (from ``match``) and grow to ``num_tokens``."""
+        taken = sum(1 for block in prefix if self._refs[block] == 0)
+        return self.blocks_for(num_tokens) - len(prefix) <= self.num_free - taken
+
+    def allocate(self, sequence: int, adapters: AdapterKey, prefix: Sequence[int]) -> int:
+        """Open a sequence's table with cached blocks; return the tokens that they hold."""
+        assert sequence not in self._tables, "allocated twice"
+        for block in prefix:
+            if self._refs[block] == 0:
+                del self._idle[block]
+            self._refs[block] += 1
+        parent: _Parent = self._cached[prefix[-1]].entry if prefix else adapters
+        self._tables[sequence] = _Table(list(prefix), adapters, parent, len(prefix))
+        return len(prefix) * self.block_size
+
+    def count_query(self, num_tokens: int, num_hit: int) -> None:
+        """Note for the statistics that a prompt was looked up."""
+        self.queried_tokens += num_tokens
+        self.hit_tokens += num_hit
+
+    def can_grow(self, sequence: int, num_tokens: int) -> bool:
+        """Say whether the sequence's table can be made to hold ``num_tokens``."""
+        return self.blocks_for(num_tokens) - len(self._tables[sequence].blocks) <= self.num_free
+
+    def grow(self, sequence: int, num_tokens: int) -> None:
+        """Make the table hold ``num_tokens``. Ask ``can_grow`` first."""
+        blocks = self._tables[sequence].blocks
+        for _ in range(self.blocks_for(num_tokens) - len(blocks)):
+            blocks.append(self._take())
+
+    def commit(self, sequence: int, token_ids: Sequence[int], num_computed: int) -> None:
+        """Offer the blocks that are full now to the prefix cache."""
+        table = self._tables[sequence]
+        size = self.block_size
+        while (table.known + 1) * size <= num_computed:
+            start = table.known * size
+            key = (table.parent, tuple(token_ids[start : start + size]))
+            twin = self._by_key.get(key)
+            if twin is None:
+                block = table.blocks[table.known]
+                self._entries += 1
+                self._cached[block] = _Cached(self._entries, key, table.adapters)
+                self._by_key[key] = twin = block
+            table.parent = self._cached[twin].entry
+            table.known += 1
+
+    def free(self, sequence: int) -> None:
+        """Close the sequence's table. Ends before beginnings, so that a prefix outlives what follows it."""
+        for block in reversed(self._tables.pop(sequence).blocks):
+            self._refs[block] -= 1
+            if self._refs[block] == 0:
+                if block in self._cached:
+                    self._idle[block] = None
+                else:
+                    self._empty.append(block)
+
+    def forget_adapter(self, adapter_id: int) -> None:
+        """Drop every cached prefix that was computed with the adapter."""
+        gone = [b for b, c in self._cached.items() if any(a == adapter_id for a, _ in c.adapters)]
+        for block in gone:
+            self._uncache(block)
+            if block in self._idle:
+                del self._idle[block]
+                self._empty.append(block)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the books do not balance."""
+        refs = [0] * self.num_blocks
+        for table in self._tables.values():
+            for block in table.blocks:
+                refs[block] += 1
+        assert refs == self._refs, "reference counts differ from the tables"
+        free = [*self._empty, *self._idle]
+        assert len(free) == len(set(free)), "a block is free twice"
+        assert set(free) == {b for b, n in enumerate(refs) if n == 0}, "a block is lost or free while in use"
+        assert all(b in self._cached for b in self._idle), "an idle block is not cached"
+        assert not any(b in self._cached for b in self._empty), "an empty block is cached"
+        assert self._by_key == {c.key: b for b, c in self._cached.items()}, "the prefix index is wrong"
+
+    def _take(self) -> int:
+        if self._empty:
+            block = self._empty.pop()
+        else:
+            block, _ = self._idle.popitem(last=False)
+            self._uncache(block)
+        self._refs[block] = 1
+        return block
+
+    def _uncache(self, block: int) -> None:
+        del self._by_key[self._cached.pop(block).key]

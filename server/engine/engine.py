@@ -1,0 +1,298 @@
+"""The engine: requests and adapters in, one mixed step at a time, outputs out. Synchronous, one thread's own.
+
+A step is schedule → run → commit. A fault in it fails the requests that it computed and nothing else.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from adapters.types import AdapterWeights, FreedAdapter
+from server.engine.adapter_cache import AdapterCache, HeldAdapter, Placement, Write
+from server.engine.block_manager import BlockManager
+from server.engine.detokenizer import TokenDecoder
+from server.engine.model_runner import ModelRunner, StepModel, StepResult
+from server.engine.observer import EngineObserver, SilentEngineObserver, StepTimings
+from server.engine.rank_allocator import Move
+from server.engine.request import FinishReason, GenerationRequest
+from server.engine.requests import LiveRequests
+from server.engine.sampler import SampleFault, Sampler
+from server.engine.scheduler import Scheduler, SchedulerLimits, StepPlan
+from server.engine.sequence import LiveRequest
+from server.errors import AdapterUnavailable, ModelNotFound, ServerError, StepFailed
+from server.kernels.metadata import LORA_MODULES, AdapterRanges, RankRange
+
+log = logging.getLogger(__name__)
+
+
+class Arena(Protocol):
+    """The device buffers of adapters."""
+
+    def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
+        """Copy an adapter's factors into its rows."""
+        ...
+
+    def move(self, module: str, source: RankRange, target_start: int) -> None:
+        """Move rows within a module."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Sizes of the pools and limits of a step; measured at start, never changed."""
+
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    arena_rows: int
+    """Rank rows of each module."""
+    host_bytes: int
+    """Memory for adapters on the host."""
+    row_bytes: Mapping[str, int]
+    """Bytes of one rank row over all layers, by module."""
+    limits: SchedulerLimits
+
+
+Freed = Callable[[FreedAdapter], None]
+Load = Callable[[HeldAdapter], None]
+"""Starts reading an adapter's weights elsewhere; ``Engine.host_loaded`` takes the result."""
+
+
+class Engine:
+    """Owns all mutable state of serving. Not thread-safe: AsyncEngine gives it a thread."""
+
+    def __init__(
+        self,
+        model: StepModel,
+        arena: Arena,
+        decoder: TokenDecoder,
+        eos_ids: frozenset[int],
+        settings: EngineSettings,
+        device: torch.device,
+        load: Load,
+        observer: EngineObserver | None = None,
+    ) -> None:
+        self.settings = settings
+        self.blocks = BlockManager(settings.num_blocks, settings.block_size)
+        self.cache = AdapterCache(dict.fromkeys(LORA_MODULES, settings.arena_rows), settings.host_bytes)
+        self.scheduler = Scheduler(settings.limits, self.blocks, self.cache)
+        self._observer: EngineObserver = observer or SilentEngineObserver()
+        self.requests = LiveRequests(self.scheduler, decoder, eos_ids, self._observer)
+        self._arena = arena
+        self._load = load
+        self._loading: set[int] = set()
+        self._leaving: dict[int, tuple[Freed, int]] = {}
+        """Retired adapters: whom to tell, and how many sequences were aborted for it."""
+        self.preemptions = 0
+        self._runner = ModelRunner(
+            model,
+            Sampler(settings.vocab_size, device),
+            settings.block_size,
+            device,
+            self.blocks.table,
+            self._ranges,
+        )
+
+    # Requests
+
+    def add_request(self, request: GenerationRequest) -> None:
+        """Queue a request; one whose adapter has gone meanwhile fails at once."""
+        self.requests.add(request)
+        for adapter_id, _ in request.adapters:
+            if adapter_id not in self.cache or self.cache[adapter_id].retired:
+                live = self.requests.get(request.request_id)
+                assert live is not None
+                error = ModelNotFound(f"model {request.adapter_label!r} was deleted", param="model")
+                self.requests.end(live, FinishReason.FAILED, error)
+                return
+
+    def abort(self, request_id: str) -> None:
+        """End a request and free what it holds; nothing happens if it has ended."""
+        live = self.requests.get(request_id)
+        if live is not None:
+            self.requests.end(live, FinishReason.ABORTED, None)
+            self._release_retired()
+
+    def capacity_tokens(self) -> int:
+        """Return how many tokens one sequence can have at most."""
+        return self.settings.num_blocks * self.settings.block_size
+
+    # Adapters
+
+    def add_adapter(self, held: HeldAdapter, *, preload: bool) -> None:
+        """Take in an adapter. Raises AdapterUnavailable, having changed nothing, if it can't be held."""
+        if not self.cache.allocator.fits_empty(held.ranks):
+            raise AdapterUnavailable(
+                f"the adapter needs {max(held.ranks.values())} rank rows of a module, the arena has "
+                f"{self.settings.arena_rows}; start with a larger --arena-rows"
+            )
+        self.cache.add(held)
+        if preload:
+            ids, in_use = {held.adapter_id}, self.scheduler.in_use()
+            if self.cache.can_place(ids, in_use) is not Placement.LOADABLE:
+                self.cache.remove(held.adapter_id)
+                raise AdapterUnavailable(
+                    "the arena is full of adapters in use; try again later", retry_after=5
+                )
+            self._change_arena(self.cache.place(ids, in_use))
+        self.cache.trim_host(self.scheduler.wanted)
+
+    def remove_adapter(self, adapter_id: int, freed: Freed, *, abort: bool) -> None:
+        """Refuse new requests for an adapter; once nobody uses it, give its memory back and call ``freed``."""
+        if adapter_id not in self.cache:
+            freed(FreedAdapter(0, 0, 0, 0))
+            return
+        self.cache[adapter_id].retired = True
+        aborted = 0
+        if abort:
+            error = ModelNotFound("the adapter was deleted while it answered", param="model")
+            for live in self.requests:
+                if adapter_id in live.adapter_ids:
+                    aborted += len(live.live)
+                    self.requests.end(live, FinishReason.ABORTED, error)
+        self._leaving[adapter_id] = (freed, aborted)
+        self._release_retired()
+
+    def host_loaded(self, adapter_id: int, weights: AdapterWeights | Exception) -> None:
+        """Take in weights read from disk, or fail the requests that waited for them."""
+        self._loading.discard(adapter_id)
+        if adapter_id not in self.cache:
+            return
+        if isinstance(weights, AdapterWeights):
+            self.cache[adapter_id].weights = weights
+            return
+        error = (
+            weights
+            if isinstance(weights, ServerError)
+            else AdapterUnavailable(f"adapter can't be read: {weights}")
+        )
+        for live in self.requests:
+            if adapter_id in live.adapter_ids and live.admitted is None:
+                self.requests.end(live, FinishReason.FAILED, error)
+        self._release_retired()
+
+    # Steps
+
+    def step(self) -> bool:
+        """Run one step; False if there was nothing that could be computed now."""
+        began = time.perf_counter()
+        plan = self.scheduler.schedule(time.monotonic())
+        self.preemptions += len(plan.preempted)
+        self._expire(plan)
+        self._start_loads(plan)
+        if not plan.rows:
+            self._release_retired()
+            return bool(plan.preempted or plan.expired)
+        scheduled = time.perf_counter()
+        try:
+            self._change_arena(plan.changes)
+            result = self._runner.run(plan.rows)
+        except Exception as error:
+            self._fail_step(plan, error)
+        else:
+            self._commit(plan, result)
+            done = time.perf_counter()
+            spent = done - scheduled - result.model_seconds - result.sample_seconds
+            tokens = sum(row.length for row in plan.rows)
+            self._observer.step_finished(
+                StepTimings(
+                    scheduled - began,
+                    result.model_seconds,
+                    result.sample_seconds,
+                    spent,
+                    tokens,
+                    len(plan.rows),
+                )
+            )
+        self.cache.trim_host(self.scheduler.wanted)
+        self._release_retired()
+        return True
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a pool's books don't balance, or an idle engine still holds something."""
+        self.blocks.check_integrity()
+        self.cache.check_integrity()
+        if not len(self.requests):
+            assert self.blocks.num_free == self.settings.num_blocks, "blocks are held by nobody"
+            assert not self.scheduler.running, "a sequence runs that belongs to no request"
+            assert not self.scheduler.waiting, "a sequence waits that belongs to no request"
+
+    def _ranges(self, adapter_id: int) -> AdapterRanges:
+        ranges = self.cache[adapter_id].ranges
+        assert ranges is not None, "the scheduler placed it"
+        return ranges
+
+    def _expire(self, plan: StepPlan) -> None:
+        seconds = self.settings.limits.adapter_timeout
+        for live in plan.expired:
+            message = f"no room for adapter {live.request.adapter_label!r} within {seconds:g} s: all rows are in use"
+            self.requests.end(live, FinishReason.FAILED, AdapterUnavailable(message, retry_after=seconds))
+
+    def _start_loads(self, plan: StepPlan) -> None:
+        for adapter_id in plan.loads - self._loading:
+            self._loading.add(adapter_id)
+            self._load(self.cache[adapter_id])
+
+    def _change_arena(self, changes: tuple[Move | Write, ...]) -> None:
+        for change in changes:
+            if isinstance(change, Move):
+                self._arena.move(change.module, change.source, change.target_start)
+            else:
+                began = time.perf_counter()
+                self._arena.write(change.ranges, change.weights)
+                self._observer.adapter_placed(time.perf_counter() - began)
+
+    def _commit(self, plan: StepPlan, result: StepResult) -> None:
+        self.scheduler.commit(plan.rows)
+        now = time.monotonic()
+        for row in plan.rows:
+            sequence = row.sequence
+            if sequence.number in result.prompt_logprobs:
+                found = result.prompt_logprobs[sequence.number]
+                self.requests.take_prompt_logprobs(sequence, row.start, found)
+            sampled = result.tokens.get(sequence.number)
+            if isinstance(sampled, SampleFault):
+                self.requests.end(sequence.owner, FinishReason.FAILED, StepFailed(sampled.message))
+            elif sampled is not None and sequence.finish_reason is None:
+                self.requests.take_token(sequence, sampled, now)
+
+    def _fail_step(self, plan: StepPlan, error: Exception) -> None:
+        """Fail what the step computed; what it was putting into the arena may be half there, so that goes too."""
+        log.error("step failed", exc_info=error)
+        memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        why = "out of memory" if memory else type(error).__name__
+        failed = StepFailed(f"the step that computed this request failed ({why}); the server goes on")
+        failed.__cause__ = error
+        for live in _owners(plan):
+            self.requests.end(live, FinishReason.FAILED, failed)
+        if plan.changes:
+            for adapter_id in self.cache.ids():
+                self.cache.evict(adapter_id)
+            for live in self.requests:
+                if live.adapter_ids and live.admitted is not None:
+                    self.requests.end(live, FinishReason.FAILED, failed)
+
+    def _release_retired(self) -> None:
+        if not self._leaving:
+            return
+        used = {adapter_id for live in self.requests for adapter_id in live.adapter_ids}
+        for adapter_id in [each for each in self._leaving if each not in used]:
+            freed, aborted = self._leaving.pop(adapter_id)
+            held = self.cache[adapter_id]
+            rows = held.ranges or {}
+            device = sum(owned.rank * self.settings.row_bytes[module] for module, owned in rows.items())
+            host = 0 if held.weights is None else held.weights.nbytes
+            self.blocks.forget_adapter(adapter_id)
+            self.cache.remove(adapter_id)
+            freed(FreedAdapter(sum(owned.rank for owned in rows.values()), device, host, aborted))
+
+
+def _owners(plan: StepPlan) -> list[LiveRequest]:
+    found: dict[str, LiveRequest] = {
+        row.sequence.owner.request.request_id: row.sequence.owner for row in plan.rows
+    }
+    return list(found.values())

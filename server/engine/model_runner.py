@@ -1,0 +1,158 @@
+"""From a step's rows to tensors, through the model and the sampler. Decides nothing and remembers nothing."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.engine.request import TokenLogprobs
+from server.engine.sampler import SampledToken, SampleFault, Sampler, SamplingRow
+from server.engine.scheduler import ScheduledRow
+from server.engine.sequence import Sequence
+from server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan
+
+
+class StepModel(Protocol):
+    """The model with its KV cache and arena behind it."""
+
+    def __call__(
+        self, token_ids: Tensor, attention: AttentionMetadata, spans: list[LoraSpan], logits_rows: Tensor
+    ) -> Tensor:
+        """Compute T tokens (int64 [T]); return float32 logits [n, V] of the tokens at ``logits_rows``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came out of a step, by sequence number, and the seconds it took."""
+
+    tokens: Mapping[int, SampledToken | SampleFault]
+    prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]]
+    """Of the prompt tokens that follow each token of the row."""
+    model_seconds: float
+    sample_seconds: float
+
+
+class ModelRunner:
+    """Runs steps of one model on one device."""
+
+    def __init__(
+        self,
+        model: StepModel,
+        sampler: Sampler,
+        block_size: int,
+        device: torch.device,
+        table: Callable[[int], list[int]],
+        ranges: Callable[[int], AdapterRanges],
+    ) -> None:
+        self._model = model
+        self._sampler = sampler
+        self._block_size = block_size
+        self._device = device
+        self._table = table
+        self._ranges = ranges
+
+    @torch.inference_mode()
+    def run(self, rows: tuple[ScheduledRow, ...]) -> StepResult:
+        """Compute the rows and sample those that end at their sequence's last token."""
+        began = time.perf_counter()
+        token_ids = [t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.length]]
+        wanted, places = _logits_rows(rows)
+        logits = self._model(
+            self._to_device(np.array(token_ids, dtype=np.int64)),
+            self._attention(rows),
+            self._spans(rows),
+            self._to_device(np.array(wanted, dtype=np.int64)),
+        )
+        modelled = time.perf_counter()
+        tokens = self._sample(logits, rows, places)
+        reports = self._prompt_logprobs(logits, rows, places)
+        return StepResult(tokens, reports, modelled - began, time.perf_counter() - modelled)
+
+    def _attention(self, rows: tuple[ScheduledRow, ...]) -> AttentionMetadata:
+        tables = [self._table(row.sequence.number) for row in rows]
+        grid = np.zeros((len(rows), max(map(len, tables))), dtype=np.int64)
+        for i, table in enumerate(tables):
+            grid[i, : len(table)] = table
+        lengths = np.array([row.length for row in rows])
+        starts = np.array([row.start for row in rows])
+        ends = np.cumsum(lengths)
+        owners = np.repeat(np.arange(len(rows)), lengths)
+        positions = np.arange(ends[-1]) - np.repeat(ends - lengths - starts, lengths)
+        size = self._block_size
+        slots = grid[owners, positions // size] * size + positions % size
+        return AttentionMetadata(
+            self._to_device(positions),
+            self._to_device(slots),
+            (0, *ends.tolist()),
+            tuple((starts + lengths).tolist()),
+            self._to_device(grid),
+        )
+
+    def _spans(self, rows: tuple[ScheduledRow, ...]) -> list[LoraSpan]:
+        spans: list[LoraSpan] = []
+        key: object = None
+        start = 0
+        for row in rows:
+            adapters = row.sequence.adapters
+            if spans and adapters == key:
+                last = spans[-1]
+                spans[-1] = LoraSpan(last.start, last.length + row.length, last.adapters)
+            else:
+                found = tuple((self._ranges(adapter_id), weight) for adapter_id, weight in adapters)
+                spans.append(LoraSpan(start, row.length, found))
+            key = adapters
+            start += row.length
+        return spans
+
+    def _sample(
+        self, logits: Tensor, rows: tuple[ScheduledRow, ...], places: list[int]
+    ) -> dict[int, SampledToken | SampleFault]:
+        chosen = [(row.sequence, place) for row, place in zip(rows, places, strict=True) if row.samples]
+        if not chosen:
+            return {}
+        part = logits
+        if len(chosen) != len(logits):
+            part = logits[torch.tensor([place for _, place in chosen], device=logits.device)]
+        found = self._sampler.sample(part, [_sampling_row(sequence) for sequence, _ in chosen])
+        return {sequence.number: token for (sequence, _), token in zip(chosen, found, strict=True)}
+
+    def _prompt_logprobs(
+        self, logits: Tensor, rows: tuple[ScheduledRow, ...], places: list[int]
+    ) -> dict[int, tuple[TokenLogprobs, ...]]:
+        reports: dict[int, tuple[TokenLogprobs, ...]] = {}
+        for row, place in zip(rows, places, strict=True):
+            sequence = row.sequence
+            top = sequence.owner.request.sampling.prompt_logprobs
+            if top is not None and sequence.wants_prompt_logprobs:
+                ids = sequence.token_ids[row.start + 1 : row.start + row.length + 1]
+                first = place - row.length + 1
+                part = logits[first : first + len(ids)]
+                reports[sequence.number] = self._sampler.prompt_logprobs(part, ids, top)
+        return reports
+
+    def _to_device(self, values: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+def _logits_rows(rows: tuple[ScheduledRow, ...]) -> tuple[list[int], list[int]]:
+    """Return which tokens need logits, and for each row the place of its last one among them."""
+    wanted: list[int] = []
+    places: list[int] = []
+    end = 0
+    for row in rows:
+        end += row.length
+        if row.sequence.wants_prompt_logprobs:
+            wanted += range(end - row.length, end)
+        elif row.samples:
+            wanted.append(end - 1)
+        places.append(len(wanted) - 1)
+    return wanted, places
+
+
+def _sampling_row(sequence: Sequence) -> SamplingRow:
+    return SamplingRow(sequence.owner.request.sampling, sequence.text.sampler)

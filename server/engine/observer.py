@@ -1,0 +1,80 @@
+"""What the engine tells about its work, for metrics and benchmarks. Called on the engine's thread."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimings:
+    """Seconds that a step's parts took, and what it computed."""
+
+    schedule: float
+    model: float
+    sample: float
+    commit: float
+    """Detokenising, stop conditions and the books."""
+    tokens: int
+    sequences: int
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole step."""
+        return self.schedule + self.model + self.sample + self.commit
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRequest:
+    """A request that is over."""
+
+    adapter_label: str
+    outcome: str
+    """"finished", "aborted" or "failed"."""
+    queue_seconds: float | None
+    """From arrival to its first step; None if it never had one."""
+    first_token_seconds: float | None
+    seconds: float
+    prompt_tokens: int
+    generated_tokens: int
+
+
+class EngineObserver(Protocol):
+    """Hears what happened. Must be quick and must not raise."""
+
+    def step_finished(self, timings: StepTimings) -> None:
+        """A step that computed something."""
+        ...
+
+    def token_gap(self, seconds: float) -> None:
+        """A sequence got a token so long after the one before."""
+        ...
+
+    def request_ended(self, ended: EndedRequest) -> None:
+        """A request is over, one way or another."""
+        ...
+
+    def adapter_read(self, seconds: float) -> None:
+        """An adapter's weights were read from disk again."""
+        ...
+
+    def adapter_placed(self, seconds: float) -> None:
+        """An adapter's weights were copied into the arena."""
+        ...
+
+
+class SilentEngineObserver:
+    """The observer that does nothing."""
+
+    def step_finished(self, timings: StepTimings) -> None:
+        """Do nothing."""
+
+    def token_gap(self, seconds: float) -> None:
+        """Do nothing."""
+
+    def request_ended(self, ended: EndedRequest) -> None:
+        """Do nothing."""
+
+    def adapter_read(self, seconds: float) -> None:
+        """Do nothing."""
+
+    def adapter_placed(self, seconds: float) -> None:
+        """Do nothing."""

@@ -1,0 +1,92 @@
+"""Which rank rows of the arena belong to which adapter, module by module. Integers only; moves no data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from server.kernels.metadata import AdapterRanges, RankRange
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Rows to be copied to a lower start within one module. Source and target may overlap."""
+
+    module: str
+    adapter_id: int
+    source: RankRange
+    target_start: int
+
+
+class RankAllocator:
+    """Contiguous ranges in each module's ``rows[module]`` rows, first fit."""
+
+    def __init__(self, rows: Mapping[str, int]) -> None:
+        self.rows = dict(rows)
+        self._owned: dict[str, dict[int, RankRange]] = {module: {} for module in rows}
+
+    def free_rows(self, module: str) -> int:
+        """Return the free rows of a module, contiguous or not."""
+        return self.rows[module] - sum(r.rank for r in self._owned[module].values())
+
+    def fits_empty(self, ranks: Mapping[str, int]) -> bool:
+        """Say whether the ranks fit an arena that holds nothing else."""
+        return all(rank <= self.rows.get(module, 0) for module, rank in ranks.items())
+
+    def has_rows(self, ranks: Mapping[str, int]) -> bool:
+        """Say whether there are enough free rows, contiguous or not."""
+        return all(rank <= self.free_rows(module) for module, rank in ranks.items())
+
+    def fragmented(self, ranks: Mapping[str, int]) -> tuple[str, ...]:
+        """Return the modules where the ranks find no contiguous range."""
+        return tuple(m for m, rank in ranks.items() if self._first_fit(m, rank) is None)
+
+    def allocate(self, adapter_id: int, ranks: Mapping[str, int]) -> AdapterRanges:
+        """Give the adapter its ranges. There must be room: ask ``has_rows`` and ``fragmented`` first."""
+        ranges: dict[str, RankRange] = {}
+        for module, rank in ranks.items():
+            start = self._first_fit(module, rank)
+            assert start is not None, f"no {rank} contiguous rows in {module}"
+            assert adapter_id not in self._owned[module], "allocated twice"
+            ranges[module] = self._owned[module][adapter_id] = RankRange(start, rank)
+        return ranges
+
+    def free(self, adapter_id: int) -> int:
+        """Take the adapter's ranges back; return how many rows they were."""
+        ranges = (owned.pop(adapter_id, None) for owned in self._owned.values())
+        return sum(r.rank for r in ranges if r is not None)
+
+    def ranges(self, adapter_id: int) -> AdapterRanges:
+        """Return what the adapter owns now."""
+        return {m: owned[adapter_id] for m, owned in self._owned.items() if adapter_id in owned}
+
+    def plan_compaction(self, module: str) -> tuple[Move, ...]:
+        """Return moves that close all gaps, ordered so that none overwrites rows still to be moved."""
+        moves: list[Move] = []
+        end = 0
+        for adapter_id, held in sorted(self._owned[module].items(), key=lambda item: item[1].start):
+            if held.start != end:
+                moves.append(Move(module, adapter_id, held, end))
+            end += held.rank
+        return tuple(moves)
+
+    def apply(self, moves: tuple[Move, ...]) -> None:
+        """Write moves into the books."""
+        for move in moves:
+            self._owned[move.module][move.adapter_id] = RankRange(move.target_start, move.source.rank)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if ranges overlap or leave the arena."""
+        for module, owned in self._owned.items():
+            end = 0
+            for held in sorted(owned.values(), key=lambda r: r.start):
+                assert held.start >= end, f"ranges overlap in {module}"
+                assert held.rank > 0, f"an empty range in {module}"
+                end = held.start + held.rank
+            assert end <= self.rows[module], f"a range leaves {module}'s rows"
+
+    def _first_fit(self, module: str, rank: int) -> int | None:
+        end = 0
+        for held in sorted(self._owned[module].values(), key=lambda r: r.start):
+            if held.start - end >= rank:
+                return end
+            end = held.start + held.rank
+        return end if self.rows[module] - end >= rank else None

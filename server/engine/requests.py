@@ -1,0 +1,153 @@
+"""The requests in the engine: how they are born, how tokens become outputs, how each ends exactly once."""
+
+import time
+from collections.abc import Iterator
+
+from server.engine.detokenizer import Detokenizer, TokenDecoder
+from server.engine.logits import SamplerState
+from server.engine.observer import EndedRequest, EngineObserver
+from server.engine.request import FinishReason, GenerationRequest, SequenceOutput, TokenLogprobs
+from server.engine.sampler import SampledToken
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import LiveRequest, Sequence, TextState
+from server.engine.stop import StopChecker
+
+OUTCOMES = {FinishReason.ABORTED: "aborted", FinishReason.FAILED: "failed"}
+
+
+class LiveRequests:
+    """All requests that have not ended, and the outputs of the step under way."""
+
+    def __init__(
+        self, scheduler: Scheduler, decoder: TokenDecoder, eos_ids: frozenset[int], observer: EngineObserver
+    ) -> None:
+        self._scheduler = scheduler
+        self._decoder = decoder
+        self._eos_ids = eos_ids
+        self._observer = observer
+        self._live: dict[str, LiveRequest] = {}
+        self._last_token: dict[int, float] = {}
+        self._outputs: list[SequenceOutput] = []
+        self._born = 0
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[LiveRequest]:
+        return iter(list(self._live.values()))
+
+    def get(self, request_id: str) -> LiveRequest | None:
+        """Return a request that has not ended."""
+        return self._live.get(request_id)
+
+    def take_outputs(self) -> list[SequenceOutput]:
+        """Return what has come out since the last call."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a request: its first choice now, the others once that has computed the prompt."""
+        live = LiveRequest(request, arrived=request.arrival_time or time.monotonic())
+        for index in range(request.n):
+            self._born += 1
+            state = SamplerState(request.sampling, request.prompt_token_ids, index, self._eos_ids)
+            text = TextState(
+                state,
+                Detokenizer(self._decoder, request.prompt_token_ids),
+                StopChecker(request.sampling, self._eos_ids),
+            )
+            live.sequences.append(Sequence(self._born, index, live, text))
+        self._live[request.request_id] = live
+        self._scheduler.add(live.sequences[0])
+
+    def take_prompt_logprobs(self, sequence: Sequence, start: int, found: tuple[TokenLogprobs, ...]) -> None:
+        """Keep what a chunk of the prompt told; a prompt that starts again starts anew."""
+        live = sequence.owner
+        if start == 0:
+            live.prompt_logprobs = [None]
+        live.prompt_logprobs += found
+
+    def take_token(self, sequence: Sequence, sampled: SampledToken, now: float) -> None:
+        """Append a sampled token, let out the text that it completes, and end the sequence if it is over."""
+        live, text = sequence.owner, sequence.text
+        self._note_time(sequence, now)
+        sequence.token_ids.append(sampled.token_id)
+        text.sampler.append(sampled.token_id)
+        decision = text.stop.push(sampled.token_id, text.detokenizer.push(sampled.token_id))
+        finish, stop_reason, emitted = decision.finish_reason, decision.stop_reason, decision.text
+        if finish is not None:
+            rest = text.stop.flush(text.detokenizer.flush())
+            emitted += rest.text
+            if rest.finish_reason is not None:
+                finish, stop_reason = rest.finish_reason, rest.stop_reason
+        if sequence.index == 0 and sequence.num_output_tokens == 1:
+            self._scheduler.release_choices(live)
+        self._emit(sequence, sampled, emitted, finish, stop_reason)
+        if finish is not None:
+            self._end(sequence, finish)
+
+    def end(self, live: LiveRequest, reason: FinishReason, error: Exception | None) -> None:
+        """End every choice that has not ended; ``error`` is what its client is told."""
+        for sequence in live.live:
+            self._outputs.append(
+                SequenceOutput(
+                    live.request.request_id, sequence.index, "", (), finish_reason=reason, error=error
+                )
+            )
+            self._end(sequence, reason)
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._scheduler.end(sequence, reason)
+        self._last_token.pop(sequence.number, None)
+        live = sequence.owner
+        if live.live or self._live.pop(live.request.request_id, None) is None:
+            return
+        now = time.monotonic()
+        self._observer.request_ended(
+            EndedRequest(
+                live.request.adapter_label,
+                OUTCOMES.get(reason, "finished"),
+                None if live.admitted is None else live.admitted - live.arrived,
+                None if live.first_token is None else live.first_token - live.arrived,
+                now - live.arrived,
+                len(live.request.prompt_token_ids),
+                sum(each.num_output_tokens for each in live.sequences),
+            )
+        )
+
+    def _note_time(self, sequence: Sequence, now: float) -> None:
+        if sequence.owner.first_token is None:
+            sequence.owner.first_token = now
+        before = self._last_token.get(sequence.number)
+        if before is not None:
+            self._observer.token_gap(now - before)
+        self._last_token[sequence.number] = now
+
+    def _emit(
+        self,
+        sequence: Sequence,
+        sampled: SampledToken,
+        text: str,
+        finish: FinishReason | None,
+        stop_reason: str | int | None,
+    ) -> None:
+        live = sequence.owner
+        first = not sequence.reported
+        sequence.reported = True
+        asked = live.request.sampling.prompt_logprobs is not None
+        self._outputs.append(
+            SequenceOutput(
+                live.request.request_id,
+                sequence.index,
+                text,
+                (sampled.token_id,),
+                () if sampled.logprobs is None else (sampled.logprobs,),
+                tuple(live.prompt_logprobs) if first and asked else None,
+                finish,
+                stop_reason,
+                None,
+                sequence.num_prompt_tokens,
+                sequence.num_output_tokens,
+                sequence.num_cached_tokens,
+            )
+        )

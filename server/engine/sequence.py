@@ -1,0 +1,132 @@
+"""One stream of tokens and the request it belongs to. Holds state; the scheduler says when it changes.
+
+Only this file changes a sequence's status.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from server.engine.detokenizer import Detokenizer
+from server.engine.logits import SamplerState
+from server.engine.request import FinishReason, GenerationRequest, TokenLogprobs
+from server.engine.stop import StopChecker
+
+AdapterKey = tuple[tuple[int, float], ...]
+"""What tells one adapted model from another: (adapter id, weight) pairs. Empty is the base."""
+
+
+class SequenceStatus(Enum):
+    """Where a sequence is in its life."""
+
+    HELD = auto()
+    """A further choice, held until the first has computed the prompt that they share."""
+    WAITING = auto()
+    PREEMPTED = auto()
+    """Waits as well, but began already: it keeps its claim on its adapters."""
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(slots=True)
+class TextState:
+    """What turns a sequence's logits into text: sampler state, detokenizer and stop conditions."""
+
+    sampler: SamplerState
+    detokenizer: Detokenizer
+    stop: StopChecker
+
+
+@dataclass(slots=True, eq=False)
+class LiveRequest:
+    """A request in the engine, with its sequences and the times of its life (time.monotonic())."""
+
+    request: GenerationRequest
+    sequences: list["Sequence"] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    arrived: float = 0.0
+    admitted: float | None = None
+    first_token: float | None = None
+    blocked_since: float | None = None
+    """Since when it has waited for its adapters."""
+
+    @property
+    def adapter_ids(self) -> frozenset[int]:
+        """Ids of all adapters that it uses."""
+        return frozenset(adapter_id for adapter_id, _ in self.request.adapters)
+
+    @property
+    def live(self) -> list["Sequence"]:
+        """The sequences that have not ended."""
+        return [s for s in self.sequences if s.status is not SequenceStatus.FINISHED]
+
+
+class Sequence:
+    """One choice of a request. ``number`` grows with age: a larger one is younger."""
+
+    __slots__ = (
+        "adapter_ids",
+        "adapters",
+        "finish_reason",
+        "index",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "number",
+        "owner",
+        "reported",
+        "status",
+        "text",
+        "token_ids",
+    )
+
+    def __init__(self, number: int, index: int, owner: LiveRequest, text: TextState) -> None:
+        self.number = number
+        self.index = index
+        self.owner = owner
+        self.text = text
+        self.token_ids = list(owner.request.prompt_token_ids)
+        self.adapters: AdapterKey = owner.request.adapters
+        self.adapter_ids = owner.adapter_ids
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        """Prompt tokens that came from the prefix cache when it was first admitted."""
+        self.reported = False
+        self.finish_reason: FinishReason | None = None
+        self.status = SequenceStatus.HELD if index else SequenceStatus.WAITING
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether this pass must compute every prompt token: the first choice, once."""
+        asked = self.owner.request.sampling.prompt_logprobs is not None
+        return asked and self.index == 0 and self.num_output_tokens == 0
+
+    def release(self) -> None:
+        """Let a held choice join the queue."""
+        assert self.status is SequenceStatus.HELD
+        self.status = SequenceStatus.WAITING
+
+    def admit(self, cached_tokens: int) -> None:
+        """Start computing, behind ``cached_tokens`` that the prefix cache has."""
+        assert self.status in (SequenceStatus.WAITING, SequenceStatus.PREEMPTED)
+        if self.status is SequenceStatus.WAITING:
+            self.num_cached_tokens = cached_tokens
+        self.num_computed_tokens = cached_tokens
+        self.status = SequenceStatus.RUNNING
+
+    def preempt(self) -> None:
+        """Go back to the queue; everything is computed again."""
+        assert self.status is SequenceStatus.RUNNING
+        self.num_computed_tokens = 0
+        self.status = SequenceStatus.PREEMPTED
+
+    def finish(self, reason: FinishReason) -> None:
+        """End, once."""
+        assert self.status is not SequenceStatus.FINISHED
+        self.status = SequenceStatus.FINISHED
+        self.finish_reason = reason

@@ -1,0 +1,39 @@
+"""References for adapters and 4-bit weights: peft on transformers, and transformers on bitsandbytes."""
+
+import copy
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+import tests.quant.bnb  # noqa: F401  # quiets its import
+from adapters.types import AdapterWeights
+
+
+def adapted(model: torch.nn.Module, weights: AdapterWeights, weight: float = 1.0) -> torch.nn.Module:
+    """Return a copy of ``model`` with the adapter merged in by peft, times ``weight``."""
+    ranks = {path: pair.a.shape[0] for path, pair in weights.pairs.items()}
+    rank = next(iter(ranks.values()))
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ranks), lora_dropout=0.0)
+    peft = get_peft_model(copy.deepcopy(model), config)
+    modules = dict(peft.base_model.model.named_modules())
+    with torch.no_grad():
+        for path, pair in weights.pairs.items():
+            modules[path].lora_A["default"].weight.copy_(pair.a)
+            modules[path].lora_B["default"].weight.copy_(pair.b.T * weight)
+    merged: torch.nn.Module = peft.merge_and_unload() if weight != 1.0 else peft
+    return merged.eval()
+
+
+def nf4_model(directory: Path, *, double_quant: bool) -> torch.nn.Module:
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+        directory, quantization_config=quantization, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()

@@ -1,0 +1,118 @@
+"""Runs a decoder by hand: sequences with their own KV blocks, mixed into steps as a test wants them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapters.types import AdapterWeights, LoraPair
+from server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
+from server.kernels.plain import PlainBackend
+from server.model.arena import RankArena
+from server.model.config import ModelConfig
+from server.model.decoder import Decoder
+from server.model.kv_cache import KVCache
+from server.model.loader import Quantization, load_weights
+from server.model.served import ServedModel
+
+BLOCK = 16
+BLOCKS_EACH = 32
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Stream:
+    """A sequence: its tokens, how many are computed, and the adapters it uses."""
+
+    number: int
+    tokens: list[int]
+    adapters: tuple[tuple[AdapterRanges, float], ...] = ()
+    computed: int = 0
+    logits: list[Tensor] = field(default_factory=list)
+
+    @property
+    def table(self) -> list[int]:
+        # Backwards, so that no test passes because blocks happen to lie in order.
+        first = self.number * BLOCKS_EACH
+        return list(range(first + BLOCKS_EACH - 1, first - 1, -1))
+
+
+def load(
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    quantization: Quantization = "none",
+    streams: int = 10,
+    rows: int = 512,
+    double_quant: bool = False,
+) -> ServedModel:
+    config, weights, _ = load_weights(
+        directory, PlainBackend(CPU, dtype), quantization=quantization, double_quant=double_quant
+    )
+    decoder = Decoder(config, weights, PlainBackend(CPU, dtype))
+    kv = KVCache(config, streams * BLOCKS_EACH, BLOCK, dtype, CPU)
+    return ServedModel(decoder, kv, RankArena(config, rows, dtype, CPU))
+
+
+def step(model: ServedModel, work: Sequence[tuple[Stream, int]]) -> None:
+    """Compute the next ``count`` tokens of each stream in one step and keep all their logits."""
+    ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts = [0]
+    spans = []
+    for stream, count in work:
+        spans.append(LoraSpan(len(ids), count, stream.adapters))
+        for position in range(stream.computed, stream.computed + count):
+            ids.append(stream.tokens[position])
+            positions.append(position)
+            slots.append(stream.table[position // BLOCK] * BLOCK + position % BLOCK)
+        stream.computed += count
+        starts.append(len(ids))
+    metadata = AttentionMetadata(
+        torch.tensor(positions),
+        torch.tensor(slots),
+        tuple(starts),
+        tuple(stream.computed for stream, _ in work),
+        torch.tensor([stream.table for stream, _ in work]),
+    )
+    logits = model(torch.tensor(ids), metadata, spans, torch.arange(len(ids)))
+    for (stream, _), first, last in zip(work, starts, starts[1:], strict=False):
+        stream.logits.append(logits[first:last])
+
+
+def all_logits(stream: Stream) -> Tensor:
+    return torch.cat(stream.logits)
+
+
+def random_adapter(
+    config: ModelConfig, rank: int, seed: int, modules: Sequence[str] | None = None, scale: float = 0.3
+) -> AdapterWeights:
+    """Return factors that change the output visibly, for the given modules (None: all) of every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = config.module_shapes()
+    pairs = {}
+    for layer in range(config.num_layers):
+        for module, path in config.module_paths(layer).items():
+            if modules is None or module in modules:
+                out, wide = shapes[module]
+                a = torch.randn(rank, wide, generator=generator) * wide**-0.5
+                pairs[path] = LoraPair(a, torch.randn(rank, out, generator=generator) * scale * rank**-0.5)
+    return AdapterWeights(pairs)
+
+
+def place(model: ServedModel, adapters: Sequence[AdapterWeights], first_row: int = 5) -> list[AdapterRanges]:
+    """Write adapters into the arena one after the other, with gaps, and return their ranges."""
+    placed: list[AdapterRanges] = []
+    next_row: dict[str, int] = {}
+    for number, weights in enumerate(adapters):
+        ranges: Mapping[str, RankRange] = {
+            module: RankRange(next_row.get(module, first_row), rank)
+            for module, rank in weights.rank_by_module().items()
+        }
+        model.arena.write(ranges, weights)
+        for module, owned in ranges.items():
+            next_row[module] = owned.start + owned.rank + number % 2
+        placed.append(ranges)
+    return placed
