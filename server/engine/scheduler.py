@@ -1,7 +1,7 @@
 """Which sequences compute how many tokens in the next step. Integers only; runs nothing.
 
 First come, first served. Running sequences decode first; what is left of the token budget goes to prompts, in
-chunks. When blocks run out the youngest goes back to the queue. A request that waits for rows in the arena may
+chunks. When blocks run out the youngest goes back to the queue. A request that waits for arena rows may
 be overtaken a bounded number of times by users of adapters that others might have to give up.
 """
 
