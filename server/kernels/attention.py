@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from server.kernels.invariance import MATMUL_LIMITS
 from server.kernels.metadata import AttentionMetadata
 
 LEAST_CONTEXT = 64
 # Scores of one matmul at most, in elements: bounds the memory of a long chunk over a long context.
 MOST_SCORES = 1 << 24
-# Rows of a float32 matmul from which on the bits of a row don't depend on how many there are.
-LEAST_ROWS = 16
+# Scores and sums are float32 in every dtype.
+LEAST_ROWS = MATMUL_LIMITS[torch.float32].least_rows
 
 
 @dataclass(frozen=True, slots=True)

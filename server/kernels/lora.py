@@ -1,65 +1,53 @@
 """Grouped LoRA in plain torch: a batch of many adapters is the same few matmuls as a batch of one.
 
-The A rows of all adapters that a step uses are gathered into one matrix, and a mask says which of them each token
-uses, and with which weight. Nothing is padded; each A and B is read once; mixtures and mixed ranks need no care.
+The A rows of the adapters that a block of tokens uses are gathered into one matrix, and a mask says which of them
+each token uses, and with which weight. Nothing is padded to a rank; mixtures and mixed ranks need no care. What is
+derived from a step's spans is made once per step and shared by all layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from server.kernels.metadata import LORA_MODULES, AdapterRanges, LoraSpan, RankRange
+from server.kernels.invariance import MATMUL_LIMITS, MatmulLimits
+from server.kernels.metadata import LORA_MODULES, LoraSpan, RankRange
 
-# Past this many gathered rows a long prompt would mostly multiply by zeros: adapters then take turns.
-MASKED_ROWS = 256
+# A product of its own costs a span three calls; up to this many elements of mask they cost more than zeros do.
+SHARED_MASK = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedRows:
-    """Every adapter at once: S = x Aᵀ, masked, then y += S B."""
+class LoraBlock:
+    """y[t] += (mask[t] · (x[t] Aᵀ)) B for tokens first ≤ t < last, over the arena rows in use."""
 
+    first: int
+    last: int
     rows: slice | Tensor
     """The arena rows in use, R of them: a slice where they are adjacent (no copy), else int64 [R]."""
     mask: Tensor
-    """[T, R]: the weight with which a token uses a row; 0 for rows of other adapters."""
+    """[last − first, R]: the weight with which a token uses a row; 0 for rows of other adapters."""
+    pieces: tuple[tuple[int, int], ...]
+    """Columns of the mask that are summed by one product, in order. An adapter is summed in as few pieces, and
+    the adapters of a mixture one after the other, whoever else is in the batch."""
 
     def add(self, x: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """Add this step's deltas to ``out`` [T, n] in place; x [T, in], a [rows, in], b [rows, n]."""
-        shrunk = F.linear(x, a[self.rows]).mul_(self.mask)
-        out.addmm_(shrunk, b[self.rows])
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentedRows:
-    """One adapter after the other, each on its own tokens, for long prompts of many adapters."""
-
-    segments: tuple[tuple[int, int, RankRange, float], ...]
-    """(first token, tokens, arena rows, weight)"""
-    least_rows: int
-    """Fewest rows of a matmul whose bits don't depend on the number of rows; see PlainBackend."""
-
-    def add(self, x: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """Add this step's deltas to ``out`` [T, n] in place; x [T, in], a [rows, in], b [rows, n]."""
-        for start, length, owned, weight in self.segments:
-            rows = slice(owned.start, owned.start + owned.rank)
-            tokens = x[start : start + length]
-            if length < self.least_rows:
-                tokens = F.pad(tokens, (0, 0, 0, self.least_rows - length))
-            delta = F.linear(tokens, a[rows]).mul_(weight) @ b[rows]
-            out[start : start + length] += delta[:length]
-
-
-ModuleRows = MaskedRows | SegmentedRows
+        """Add the deltas to ``out`` [T, n] in place; x [T, in], a [rows, in], b [rows, n]."""
+        shrunk = F.linear(x[self.first : self.last], a[self.rows]).mul_(self.mask)
+        target, wide = out[self.first : self.last], b[self.rows]
+        for start, stop in self.pieces:
+            target.addmm_(shrunk[:, start:stop], wide[start:stop])
 
 
 @dataclass(frozen=True, slots=True)
 class LoraMetadata:
     """What a step's LoRA needs, by module; modules that no adapter of the step targets are absent."""
 
-    modules: dict[str, ModuleRows]
+    modules: dict[str, tuple[LoraBlock, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,64 +60,122 @@ class LayerLora:
 
     def add(self, module: str, x: Tensor, out: Tensor) -> None:
         """Add the module's deltas for ``x`` [T, in] to ``out`` [T, out_features] in place."""
-        rows = self.metadata.modules.get(module)
-        if rows is not None:
+        blocks = self.metadata.modules.get(module)
+        if blocks is not None:
             a, b = self.buffers[module]
-            rows.add(x, a, b, out)
+            for block in blocks:
+                block.add(x, a, b, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A span's tokens and the arena rows that it uses in one module."""
+
+    first: int
+    last: int
+    ranges: tuple[tuple[RankRange, float], ...]
 
 
 def build_lora_metadata(
-    spans: Sequence[LoraSpan], num_tokens: int, device: torch.device, dtype: torch.dtype, least_rows: int
+    spans: Sequence[LoraSpan], num_tokens: int, device: torch.device, dtype: torch.dtype
 ) -> LoraMetadata | None:
     """Return the metadata of a step of ``num_tokens`` rows, padding included, or None if it is all base.
 
-    ``least_rows``: Backend.least_rows. Modules in which every adapter owns the same ranges share one object.
+    Spans are in the order of their tokens. Modules in which the step owns the same ranges share one object.
     """
-    modules: dict[str, ModuleRows] = {}
-    built: dict[tuple[RankRange | None, ...], ModuleRows] = {}
-    uses = [(span, ranges, weight) for span in spans for ranges, weight in span.adapters]
+    limits = MATMUL_LIMITS[dtype]
+    modules: dict[str, tuple[LoraBlock, ...]] = {}
+    built: dict[tuple[_Use, ...], tuple[LoraBlock, ...]] = {}
     for module in LORA_MODULES:
-        owned = tuple(ranges.get(module) for _, ranges, _ in uses)
-        if not any(owned):
+        uses = tuple(_uses(spans, module))
+        if not uses:
             continue
-        if owned not in built:
-            built[owned] = _module_rows(uses, module, num_tokens, device, dtype, least_rows)
-        modules[module] = built[owned]
+        if uses not in built:
+            groups = _groups(uses)
+            built[uses] = tuple(_block(group, num_tokens, device, dtype, limits) for group in groups)
+        modules[module] = built[uses]
     return LoraMetadata(modules) if modules else None
 
 
-Use = tuple[LoraSpan, AdapterRanges, float]
+def _uses(spans: Sequence[LoraSpan], module: str) -> Iterator[_Use]:
+    for span in spans:
+        ranges = tuple((owned[module], weight) for owned, weight in span.adapters if module in owned)
+        if ranges and span.length:
+            yield _Use(span.start, span.start + span.length, ranges)
 
 
-def _module_rows(
-    uses: Sequence[Use],
-    module: str,
-    num_tokens: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    least_rows: int,
-) -> ModuleRows:
-    segments = [
-        (span.start, span.length, ranges[module], weight) for span, ranges, weight in uses if module in ranges
-    ]
-    offsets: dict[RankRange, int] = {}
-    total = 0
-    for owned in sorted({segment[2] for segment in segments}, key=lambda each: each.start):
-        offsets[owned] = total
-        total += owned.rank
-    needed = sum(length * owned.rank for _, length, owned, _ in segments)
-    if total > MASKED_ROWS and num_tokens * total > 4 * needed:
-        return SegmentedRows(tuple(segments), least_rows)
-    mask = torch.zeros(num_tokens, total, dtype=dtype)
-    for start, length, owned, weight in segments:
-        first = offsets[owned]
-        mask[start : start + length, first : first + owned.rank] += weight
-    return MaskedRows(_arena_rows(list(offsets), device), mask.to(device))
+def _groups(uses: Sequence[_Use]) -> Iterator[list[_Use]]:
+    """Part the spans: neighbours share a mask unless that would mostly multiply by zeros, as long prompts do."""
+    group: list[_Use] = []
+    ranges: set[RankRange] = set()
+    for use in uses:
+        own = {owned for owned, _ in use.ranges}
+        if group:
+            apart = (group[-1].last - group[0].first) * _rank(ranges) + (use.last - use.first) * _rank(own)
+            if (use.last - group[0].first) * _rank(ranges | own) > apart + SHARED_MASK:
+                yield group
+                group, ranges = [], set()
+        group.append(use)
+        ranges |= own
+    yield group
 
 
-def _arena_rows(ranges: Sequence[RankRange], device: torch.device) -> slice | Tensor:
+def _rank(ranges: set[RankRange]) -> int:
+    return sum(owned.rank for owned in ranges)
+
+
+def _block(
+    uses: Sequence[_Use], num_tokens: int, device: torch.device, dtype: torch.dtype, limits: MatmulLimits
+) -> LoraBlock:
+    # Few tokens take their neighbours along, which add zeros to themselves: see MatmulLimits.
+    first = max(0, min(uses[0].first, num_tokens - limits.least_rows))
+    last = min(num_tokens, max(uses[-1].last, first + limits.least_rows))
+    columns, chunks, pieces = _columns(uses, limits.most_depth)
+    width = max(pieces[-1][1], limits.least_columns)
+    mask = np.zeros((last - first, width), dtype=np.float32)
+    for use in uses:
+        for level, (owned, weight) in enumerate(use.ranges):
+            column = columns[level, owned]
+            mask[use.first - first : use.last - first, column : column + owned.rank] = weight
+    pieces[-1] = (pieces[-1][0], width)
+    rows = _arena_rows(chunks, width, device)
+    return LoraBlock(first, last, rows, torch.from_numpy(mask).to(device, dtype), tuple(pieces))
+
+
+def _columns(
+    uses: Sequence[_Use], most: int
+) -> tuple[dict[tuple[int, RankRange], int], list[RankRange], list[tuple[int, int]]]:
+    """Lay the ranges side by side: the first adapter of every span, then the second of mixtures, and so on.
+
+    Returns each range's first column by its place in the mixture, the ranges in order of columns, and the pieces.
+    A piece holds ranges of one place only, and up to ``most`` columns; only a longer range is cut.
+    """
+    columns: dict[tuple[int, RankRange], int] = {}
+    laid: list[RankRange] = []
+    pieces: list[tuple[int, int]] = []
+    end = 0
+    for level in range(max(len(use.ranges) for use in uses)):
+        start = end
+        found = {use.ranges[level][0] for use in uses if level < len(use.ranges)}
+        for owned in sorted(found, key=lambda each: each.start):
+            if end > start and end + owned.rank - start > most:
+                pieces.append((start, end))
+                start = end
+            columns[level, owned] = end
+            laid.append(owned)
+            end += owned.rank
+            while end - start > most:
+                pieces.append((start, start + most))
+                start += most
+        pieces.append((start, end))
+    return columns, laid, pieces
+
+
+def _arena_rows(ranges: Sequence[RankRange], width: int, device: torch.device) -> slice | Tensor:
+    """Return the ranges' rows, the first one repeated up to ``width``."""
     first, last = ranges[0], ranges[-1]
-    end = last.start + last.rank
-    if end - first.start == sum(owned.rank for owned in ranges):
-        return slice(first.start, end)
-    return torch.cat([torch.arange(owned.start, owned.start + owned.rank) for owned in ranges]).to(device)
+    adjacent = all(a.start + a.rank == b.start for a, b in pairwise(ranges))
+    if adjacent and last.start + last.rank - first.start == width:
+        return slice(first.start, first.start + width)
+    rows = np.concatenate([np.arange(owned.start, owned.start + owned.rank) for owned in ranges])
+    return torch.from_numpy(np.pad(rows, (0, width - len(rows)), constant_values=first.start)).to(device)

@@ -1,8 +1,8 @@
 """The backend that runs everywhere torch does, CPU and CUDA: reference.py's ops composed from torch's own matmuls.
 
-A row's bits don't depend on who shares its batch: matmuls are given enough rows (``least_rows``) that their
-number doesn't show, measured on x86 with MKL and oneDNN and held by tests/server/kernels/test_invariance.py. Only
-LoRA rows past 256 in one step, and CUDA, where cuBLAS picks kernels by shape, give that up.
+A row's bits don't depend on who shares its batch nor on how its prompt was chunked: matmuls stay within the sizes
+of server.kernels.invariance, and tests/server/kernels/test_invariance.py holds it. CUDA gives that up, since cuBLAS
+picks kernels by shape.
 """
 
 import logging
@@ -15,6 +15,7 @@ from torch import Tensor
 from quant.nf4 import Nf4Tensor
 from server.kernels.attention import AttentionPlan, attend, plan_attention
 from server.kernels.backend import AttentionWeights, WeightSource
+from server.kernels.invariance import MATMUL_LIMITS
 from server.kernels.linear import (
     DenseLinear,
     DequantizedLinear,
@@ -28,9 +29,6 @@ from server.kernels.metadata import AttentionMetadata, LoraSpan
 
 log = logging.getLogger(__name__)
 
-# The least rows from which on a row's bits are the same for any number of rows.
-LEAST_ROWS = {torch.float32: 16, torch.bfloat16: 2, torch.float16: 16}
-
 
 class PlainBackend:
     """Plain torch on one device in one dtype. Stateless but for its choices, so any number of steps may use it."""
@@ -38,7 +36,7 @@ class PlainBackend:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
-        self.least_rows = LEAST_ROWS[dtype]
+        self.least_rows = MATMUL_LIMITS[dtype].least_rows
         reason = fused_nf4_reason(device, dtype)
         self._fuses_nf4 = reason is None
         self.nf4_kernel = (
@@ -63,7 +61,7 @@ class PlainBackend:
     def build_lora(self, spans: Sequence[LoraSpan], num_tokens: int) -> LoraMetadata | None:
         """Make a step's LoRA metadata, once for all layers; None when every row is base."""
         rows = max(num_tokens, self.least_rows)
-        return build_lora_metadata(spans, rows, self.device, self.dtype, self.least_rows)
+        return build_lora_metadata(spans, rows, self.device, self.dtype)
 
     def embed(self, token_ids: Tensor, embedding: Tensor) -> Tensor:
         """Return [max(T, least_rows), hidden]: rows past T are padding that every op carries along."""
@@ -93,7 +91,7 @@ class PlainBackend:
         kv_heads, dim = k_cache.shape[1:]
         count = plan.positions.shape[0]
         heads = qkv.shape[1] // dim - 2 * kv_heads
-        q, k, v = qkv[:count].view(count, -1, dim).split((heads, kv_heads, kv_heads), dim=1)
+        q, k, v = torch.split(qkv[:count].view(count, -1, dim), [heads, kv_heads, kv_heads], dim=1)
         if weights.q_norm is not None and weights.k_norm is not None:
             q, k = rms_norm(q, weights.q_norm, weights.eps), rms_norm(k, weights.k_norm, weights.eps)
         cos, sin = rope

@@ -1,4 +1,4 @@
-"""The KV cache: keys and values of every layer in slots, block size of them a block. Who owns a block, the engine knows."""
+"""The KV cache: keys and values of every layer in slots, block size of them a block. It knows no owners."""
 
 import torch
 from torch import Tensor

@@ -1,11 +1,13 @@
 """References for adapters and 4-bit weights: peft on transformers, and transformers on bitsandbytes."""
 
 import copy
+import warnings
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 import tests.quant.bnb  # noqa: F401  # quiets its import
 from adapters.types import AdapterWeights
@@ -16,7 +18,10 @@ def adapted(model: torch.nn.Module, weights: AdapterWeights, weight: float = 1.0
     ranks = {path: pair.a.shape[0] for path, pair in weights.pairs.items()}
     rank = next(iter(ranks.values()))
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ranks), lora_dropout=0.0)
-    peft = get_peft_model(copy.deepcopy(model), config)
+    with warnings.catch_warnings():
+        # peft asks transformers for an attribute that it has renamed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        peft = get_peft_model(copy.deepcopy(model), config)
     modules = dict(peft.base_model.model.named_modules())
     with torch.no_grad():
         for path, pair in weights.pairs.items():
@@ -26,14 +31,19 @@ def adapted(model: torch.nn.Module, weights: AdapterWeights, weight: float = 1.0
     return merged.eval()
 
 
-def nf4_model(directory: Path, *, double_quant: bool) -> torch.nn.Module:
+def nf4_model(directory: Path, *, double_quant: bool) -> PreTrainedModel:
+    """Return the model in NF4 that computes in float32."""
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=torch.float32,
     )
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         directory, quantization_config=quantization, dtype=torch.float32, attn_implementation="eager"
     )
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # Else bitsandbytes repacks for its bfloat16 kernel at the first call, whatever the compute dtype.
+            module.support_avx512bf16_for_cpu = False
     return model.eval()

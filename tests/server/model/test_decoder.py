@@ -115,7 +115,8 @@ def test_long_prompts_of_many_large_adapters(tmp_path: Path) -> None:
     theirs, model = save_model("llama2", tmp_path), load(tmp_path)
     adapters = [random_adapter(model.decoder.config, 64, seed) for seed in range(6)]
     streams = [
-        Stream(number, tokens(30, number), ((ranges, 1.0),)) for number, ranges in enumerate(place(model, adapters))
+        Stream(number, tokens(30, number), ((ranges, 1.0),))
+        for number, ranges in enumerate(place(model, adapters))
     ]
     step(model, [(stream, 30) for stream in streams])
     for stream, weights in zip(streams, adapters, strict=True):
@@ -145,7 +146,10 @@ def test_nf4_logits_are_those_of_transformers_with_bitsandbytes(
     save_model(family, tmp_path / "base")
     theirs = nf4_model(tmp_path / "base", double_quant=double_quant)
     theirs.save_pretrained(tmp_path / "quantised")
-    ways: tuple[tuple[Path, Quantization], ...] = ((tmp_path / "base", "nf4"), (tmp_path / "quantised", "auto"))
+    ways: tuple[tuple[Path, Quantization], ...] = (
+        (tmp_path / "base", "nf4"),
+        (tmp_path / "quantised", "auto"),
+    )
     for directory, quantization in ways:
         model = load(directory, quantization=quantization, double_quant=double_quant)
         stream = Stream(0, tokens(50))
