@@ -4,6 +4,7 @@ Decides and keeps the books; the engine copies tensors and reads files. What is 
 derived from live sequences: nothing here counts users.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -28,6 +29,14 @@ class HeldAdapter:
     ranges: AdapterRanges | None = None
     """Its rows on the device."""
     retired: bool = False
+    """Takes no new requests."""
+
+    @property
+    def tier(self) -> Tier:
+        """The best tier that has the weights."""
+        if self.ranges is not None:
+            return "device"
+        return "disk" if self.weights is None else "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +64,20 @@ class Placement(Enum):
 
 
 class AdapterCache:
-    """Tiers and their limits. Methods named as questions change nothing."""
+    """Tiers and their limits. Methods named as questions change nothing.
+
+    ``in``, ``get``, ``tier``, ``tiers`` and ``fits`` may be called from any thread.
+    """
 
     def __init__(self, rows: Mapping[str, int], host_bytes: int) -> None:
         self.allocator = RankAllocator(rows)
         self.host_limit = host_bytes
         self._held: dict[int, HeldAdapter] = {}
+        self._order: OrderedDict[int, None] = OrderedDict()
         """The longest unused first."""
+        self._copies: dict[int, int] = {}
+        """Bytes of each host copy: adding up an adapter's tensors in each step would cost more than the step."""
+        self.host_bytes = 0
 
     def __contains__(self, adapter_id: int) -> bool:
         return adapter_id in self._held
@@ -69,40 +85,59 @@ class AdapterCache:
     def __getitem__(self, adapter_id: int) -> HeldAdapter:
         return self._held[adapter_id]
 
-    @property
-    def host_bytes(self) -> int:
-        """Bytes of all host copies."""
-        return sum(h.weights.nbytes for h in self._held.values() if h.weights is not None)
+    def __len__(self) -> int:
+        return len(self._held)
 
-    def ids(self) -> tuple[int, ...]:
-        """Return all ids, the longest unused first."""
-        return tuple(self._held)
+    def get(self, adapter_id: int) -> HeldAdapter | None:
+        """Return what is known of an adapter, if anything is."""
+        return self._held.get(adapter_id)
 
     def tier(self, adapter_id: int) -> Tier:
         """Return the best tier that has the weights."""
-        held = self._held[adapter_id]
-        if held.ranges is not None:
-            return "device"
-        return "disk" if held.weights is None else "host"
+        return self._held[adapter_id].tier
 
-    def fits(self, adapter_ids: Iterable[int]) -> bool:
+    def tiers(self) -> dict[int, Tier]:
+        """Return the best tier of each adapter."""
+        return {held.adapter_id: held.tier for held in list(self._held.values())}
+
+    def fits(self, adapters: Iterable[HeldAdapter]) -> bool:
         """Say whether an otherwise empty arena could hold all these at once."""
-        return self.allocator.fits_empty(self._sum(self._held[i] for i in adapter_ids))
+        return self.allocator.fits_empty(self._sum(adapters))
 
     def add(self, held: HeldAdapter) -> None:
         """Take in a new adapter."""
         assert held.adapter_id not in self._held, "ids are never used again"
+        held.ranks = {module: rank for module, rank in held.ranks.items() if rank > 0}
         self._held[held.adapter_id] = held
+        self._order[held.adapter_id] = None
+        if held.weights is not None:
+            self.take_copy(held.adapter_id, held.weights)
 
     def remove(self, adapter_id: int) -> None:
-        """Forget an adapter and free its rows."""
+        """Forget an adapter, free its rows and drop its host copy."""
         self.evict(adapter_id)
+        self.drop_copy(adapter_id)
+        del self._order[adapter_id]
         del self._held[adapter_id]
 
     def touch(self, adapter_ids: Iterable[int]) -> None:
         """Note that these are used now."""
         for adapter_id in adapter_ids:
-            self._held[adapter_id] = self._held.pop(adapter_id)
+            self._order.move_to_end(adapter_id)
+
+    def take_copy(self, adapter_id: int, weights: AdapterWeights) -> None:
+        """Keep a host copy; ``trim_host`` then sees to the limit."""
+        self.drop_copy(adapter_id)
+        self._held[adapter_id].weights = weights
+        self._copies[adapter_id] = weights.nbytes
+        self.host_bytes += self._copies[adapter_id]
+
+    def drop_copy(self, adapter_id: int) -> int:
+        """Let the host copy go; return its bytes."""
+        freed = self._copies.pop(adapter_id, 0)
+        self._held[adapter_id].weights = None
+        self.host_bytes -= freed
+        return freed
 
     def resident(self, adapter_ids: Iterable[int]) -> bool:
         """Say whether all are on the device."""
@@ -144,13 +179,13 @@ class AdapterCache:
 
     def trim_host(self, wanted: Set[int]) -> None:
         """Drop the longest unused host copies until the limit holds; never those in ``wanted``."""
-        excess = self.host_bytes - self.host_limit
-        for held in self._held.values():
-            if excess <= 0:
+        if self.host_bytes <= self.host_limit:
+            return
+        for adapter_id in self._order:
+            if self.host_bytes <= self.host_limit:
                 return
-            if held.weights is not None and held.adapter_id not in wanted:
-                excess -= held.weights.nbytes
-                held.weights = None
+            if adapter_id not in wanted:
+                self.drop_copy(adapter_id)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the books do not balance."""
@@ -160,6 +195,10 @@ class AdapterCache:
             assert dict(self.allocator.ranges(held.adapter_id)) == expected, (
                 "ranges differ from the allocator's"
             )
+        copies = {i: h.weights.nbytes for i, h in self._held.items() if h.weights is not None}
+        assert copies == self._copies, "host copies differ from their books"
+        assert sum(copies.values()) == self.host_bytes, "host bytes are lost"
+        assert set(self._order) == set(self._held), "an adapter has no place in the order of use"
         total = sum(self.allocator.rows.values())
         free = sum(self.allocator.free_rows(module) for module in self.allocator.rows)
         owned = sum(r.rank for h in self._held.values() for r in (h.ranges or {}).values())
@@ -179,7 +218,7 @@ class AdapterCache:
         need = self._sum(h for h in (self._held[i] for i in adapter_ids) if h.ranges is None)
         short = {m: rank - self.allocator.free_rows(m) for m, rank in need.items()}
         victims: list[int] = []
-        for held in self._held.values():
+        for held in map(self._held.__getitem__, self._order):
             if all(rows <= 0 for rows in short.values()):
                 break
             idle = held.adapter_id not in in_use and held.adapter_id not in adapter_ids

@@ -17,11 +17,21 @@ from server.engine.adapter_cache import HeldAdapter, LoadFrom
 from server.engine.engine import Engine, Load
 from server.engine.observer import EngineObserver
 from server.engine.request import FinishReason, GenerationRequest, SequenceOutput
-from server.errors import ContextLengthExceeded, QueueFull, ServerError, ShuttingDown, StepFailed
+from server.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    QueueFull,
+    ServerError,
+    ShuttingDown,
+    StepFailed,
+)
 
 log = logging.getLogger(__name__)
 Command = Callable[[Engine], None]
 Done = Callable[[FreedAdapter | None], None]
+FAULTS_IN_A_ROW = 3
+"""Failed steps without a good one between them, after which the server is not ready."""
+TIERS: tuple[Tier, ...] = ("device", "host", "disk")
 READERS = 2
 """Threads that read adapters from disk."""
 
@@ -32,19 +42,26 @@ class OutputStream:
     def __init__(self, engine: "AsyncEngine", request: GenerationRequest) -> None:
         self._engine = engine
         self.request_id = request.request_id
-        self._left = request.n
+        self._open = set(range(request.n))
         self._ready: list[SequenceOutput] = []
         self._event = asyncio.Event()
 
     @property
     def ended(self) -> bool:
         """Whether every choice has ended, read or not."""
-        return self._left == 0
+        return not self._open
+
+    def fail(self, error: Exception) -> None:
+        """End every choice that has not ended. On the event loop."""
+        for index in sorted(self._open):
+            failed = FinishReason.FAILED
+            self.feed(SequenceOutput(self.request_id, index, "", (), finish_reason=failed, error=error))
 
     def feed(self, output: SequenceOutput) -> None:
         """Take an output in. On the event loop."""
         self._ready.append(output)
-        self._left -= output.finish_reason is not None
+        if output.finish_reason is not None:
+            self._open.discard(output.index)
         self._event.set()
 
     def abort(self) -> None:
@@ -101,6 +118,8 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._draining = False
         self._broken: str | None = None
+        self._calls: set[asyncio.Future[FreedAdapter | None]] = set()
+        """Commands that the engine has not answered."""
 
     # Life
 
@@ -110,7 +129,7 @@ class AsyncEngine:
         self._thread.start()
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new requests and wait for those under way; end what is left after ``seconds``."""
+        """Refuse new requests and wait for those under way; abort what is left after ``seconds``."""
         self._draining = True
         try:
             async with asyncio.timeout(seconds):
@@ -131,19 +150,28 @@ class AsyncEngine:
     @property
     def ready(self) -> bool:
         """Whether requests can be served."""
-        return self._thread.is_alive() and not self._draining and self._broken is None
+        return self._thread.is_alive() and not self._draining and self._broken is None and not self._failing
 
     @property
     def unready_reason(self) -> str:
         """Why not, if not."""
         if self._broken is not None:
             return self._broken
+        if self._failing:
+            return f"the last {self._engine.faults_in_a_row} steps failed"
         return "the engine drains" if self._draining else "the engine has not started"
+
+    @property
+    def _failing(self) -> bool:
+        return self._engine.faults_in_a_row >= FAULTS_IN_A_ROW
 
     # Requests, on the event loop
 
     def submit(self, request: GenerationRequest) -> OutputStream:
-        """Queue a request. Raises QueueFull, ShuttingDown, StepFailed or ContextLengthExceeded at once."""
+        """Queue a request.
+
+        Raises at once QueueFull, ShuttingDown, StepFailed, ModelNotFound, ContextLengthExceeded, InvalidRequest.
+        """
         if self._draining:
             raise ShuttingDown("the server is shutting down", retry_after=30)
         if self._broken is not None:
@@ -152,6 +180,9 @@ class AsyncEngine:
         if waiting >= self._max_waiting:
             raise QueueFull(f"{waiting} requests are waiting already; try again later", retry_after=1)
         self._check_room(request)
+        self._engine.check(request)
+        if request.request_id in self._streams:
+            raise InvalidRequest(f"request id {request.request_id!r} is in use")
         stream = OutputStream(self, request)
         self._streams[request.request_id] = stream
         self._idle.clear()
@@ -159,10 +190,9 @@ class AsyncEngine:
         return stream
 
     def abort(self, request_id: str) -> None:
-        """End a request; harmless when it has ended."""
-        if self._streams.pop(request_id, None) is not None:
+        """End a request: its stream ends with ABORTED outputs. Harmless when it has ended."""
+        if request_id in self._streams:
             self._inbox.put(lambda engine: engine.abort(request_id))
-            self._note_idle()
 
     def _check_room(self, request: GenerationRequest) -> None:
         prompt, asked = len(request.prompt_token_ids), request.sampling.max_tokens
@@ -209,8 +239,7 @@ class AsyncEngine:
     def snapshot(self) -> EngineStats:
         """Return what the engine holds now."""
         engine, cache = self._engine, self._engine.cache
-        ids = cache.ids()
-        tiers = [cache.tier(adapter_id) for adapter_id in ids if adapter_id in cache]
+        tiers = cache.tiers()
         rows = cache.allocator.rows
         return EngineStats(
             running=len(engine.scheduler.running),
@@ -220,10 +249,8 @@ class AsyncEngine:
             cached_blocks=engine.blocks.num_cached,
             arena_rows=rows,
             free_arena_rows={module: cache.allocator.free_rows(module) for module in rows},
-            adapters={tier: tiers.count(tier) for tier in ("device", "host", "disk")},
-            resident=tuple(
-                adapter_id for adapter_id, tier in zip(ids, tiers, strict=False) if tier == "device"
-            ),
+            adapters={tier: list(tiers.values()).count(tier) for tier in TIERS},
+            resident=tuple(adapter_id for adapter_id, tier in tiers.items() if tier == "device"),
             waited_for=tuple(engine.scheduler.wanted),
             preemptions=engine.preemptions,
             prefix_queried_tokens=engine.blocks.queried_tokens,
@@ -249,6 +276,8 @@ class AsyncEngine:
         future: asyncio.Future[FreedAdapter | None] = loop.create_future()
         if not self._thread.is_alive():
             raise ShuttingDown("the engine is not running")
+        if self._broken is not None:
+            raise StepFailed(f"the engine can't go on: {self._broken}")
 
         def settle(result: FreedAdapter | BaseException | None) -> None:
             if future.done():
@@ -265,6 +294,8 @@ class AsyncEngine:
                 failure = error
                 self._on_loop(lambda: settle(failure))
 
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
         self._inbox.put(run)
         return await future
 
@@ -273,21 +304,20 @@ class AsyncEngine:
     def _run(self) -> None:
         engine = self._engine
         busy = True
-        while True:
-            if not self._take_commands(busy):
-                return
-            try:
-                busy = engine.step() or not self._inbox.empty()
+        try:
+            while self._take_commands(busy):
+                busy = engine.step()
                 if not len(engine.requests):
                     busy = False
                     engine.check_integrity()
-            except Exception as error:
-                # A step's own faults are handled in it: this one leaves the books in doubt.
-                log.error("the engine stopped", exc_info=error)
-                self._broken = f"an internal check failed: {error}"
-                self._on_loop(lambda: self._fail_all(StepFailed(f"the engine can't go on: {self._broken}")))
-                return
-            self._deliver(engine.requests.take_outputs())
+                self._deliver(engine.requests.take_outputs())
+        except Exception as error:
+            # A step's own faults are handled in it: this one leaves the books in doubt.
+            log.error("the engine stopped", exc_info=error)
+            self._broken = f"an internal check failed: {error}"
+        self._deliver(engine.requests.take_outputs())
+        if self._broken is not None:
+            self._on_loop(lambda: self._fail_all(StepFailed(f"the engine can't go on: {self._broken}")))
 
     def _take_commands(self, busy: bool) -> bool:
         """Carry out what is in the inbox, waiting for something if there is nothing to compute; False: stop."""
@@ -348,11 +378,9 @@ class AsyncEngine:
 
     def _fail_all(self, error: ServerError) -> None:
         for stream in list(self._streams.values()):
-            while not stream.ended:
-                stream.feed(
-                    SequenceOutput(
-                        stream.request_id, 0, "", (), finish_reason=FinishReason.FAILED, error=error
-                    )
-                )
+            stream.fail(error)
+        for call in list(self._calls):
+            if not call.done():
+                call.set_exception(error)
         self._streams.clear()
         self._note_idle()

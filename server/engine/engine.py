@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from adapters.types import AdapterWeights, FreedAdapter
-from server.engine.adapter_cache import AdapterCache, HeldAdapter, Placement, Write
+from server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement, Write
 from server.engine.block_manager import BlockManager
 from server.engine.detokenizer import TokenDecoder
 from server.engine.model_runner import ModelRunner, StepModel, StepResult
@@ -21,9 +21,9 @@ from server.engine.rank_allocator import Move
 from server.engine.request import FinishReason, GenerationRequest
 from server.engine.requests import LiveRequests
 from server.engine.sampler import SampleFault, Sampler
-from server.engine.scheduler import Scheduler, SchedulerLimits, StepPlan
-from server.engine.sequence import LiveRequest
-from server.errors import AdapterUnavailable, ModelNotFound, ServerError, StepFailed
+from server.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits, StepPlan
+from server.engine.sequence import SequenceStatus
+from server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError, StepFailed
 from server.kernels.metadata import LORA_MODULES, AdapterRanges, RankRange
 
 log = logging.getLogger(__name__)
@@ -85,9 +85,11 @@ class Engine:
         self._arena = arena
         self._load = load
         self._loading: set[int] = set()
-        self._leaving: dict[int, tuple[Freed, int]] = {}
+        self._leaving: dict[int, tuple[tuple[Freed, ...], int]] = {}
         """Retired adapters: whom to tell, and how many sequences were aborted for it."""
         self.preemptions = 0
+        self.faults_in_a_row = 0
+        """Steps that failed since one went well."""
         self._runner = ModelRunner(
             model,
             Sampler(settings.vocab_size, device),
@@ -99,16 +101,38 @@ class Engine:
 
     # Requests
 
+    def check(self, request: GenerationRequest) -> None:
+        """Refuse at the door what can't be run. Callable from any thread.
+
+        Raises ModelNotFound for an adapter that is unknown or leaving, and InvalidRequest.
+        """
+        if not request.prompt_token_ids or request.n < 1 or request.sampling.max_tokens < 1:
+            raise InvalidRequest(
+                "a request needs a prompt of at least one token, n and max_tokens of at least 1"
+            )
+        adapters = {adapter_id: self.cache.get(adapter_id) for adapter_id, _ in request.adapters}
+        held = [each for each in adapters.values() if each is not None and not each.retired]
+        if len(held) < len(adapters):
+            raise ModelNotFound(f"there is no model {request.adapter_label!r} any more", param="model")
+        if not self.cache.fits(held):
+            raise InvalidRequest(
+                f"these adapters together need more than the {self.settings.arena_rows} rank rows there are; "
+                "use fewer of them, or start with a larger --arena-rows",
+                param="model",
+            )
+
     def add_request(self, request: GenerationRequest) -> None:
-        """Queue a request; one whose adapter has gone meanwhile fails at once."""
-        self.requests.add(request)
-        for adapter_id, _ in request.adapters:
-            if adapter_id not in self.cache or self.cache[adapter_id].retired:
-                live = self.requests.get(request.request_id)
-                assert live is not None
-                error = ModelNotFound(f"model {request.adapter_label!r} was deleted", param="model")
-                self.requests.end(live, FinishReason.FAILED, error)
-                return
+        """Queue a request; one that can't be queued (its adapter has gone meanwhile) fails, and is told."""
+        try:
+            self.check(request)
+            self.requests.add(request)
+        except ServerError as error:
+            self.requests.refuse(request, error)
+        except Exception as error:
+            log.error("request %s could not be queued", request.request_id, exc_info=error)
+            self.requests.refuse(
+                request, StepFailed(f"the request could not be queued: {type(error).__name__}")
+            )
 
     def abort(self, request_id: str) -> None:
         """End a request and free what it holds; nothing happens if it has ended."""
@@ -132,13 +156,7 @@ class Engine:
             )
         self.cache.add(held)
         if preload:
-            ids, in_use = {held.adapter_id}, self.scheduler.in_use()
-            if self.cache.can_place(ids, in_use) is not Placement.LOADABLE:
-                self.cache.remove(held.adapter_id)
-                raise AdapterUnavailable(
-                    "the arena is full of adapters in use; try again later", retry_after=5
-                )
-            self._change_arena(self.cache.place(ids, in_use))
+            self._preload(held.adapter_id)
         self.cache.trim_host(self.scheduler.wanted)
 
     def remove_adapter(self, adapter_id: int, freed: Freed, *, abort: bool) -> None:
@@ -154,7 +172,8 @@ class Engine:
                 if adapter_id in live.adapter_ids:
                     aborted += len(live.live)
                     self.requests.end(live, FinishReason.ABORTED, error)
-        self._leaving[adapter_id] = (freed, aborted)
+        earlier, before = self._leaving.get(adapter_id, ((), 0))
+        self._leaving[adapter_id] = ((*earlier, freed), before + aborted)
         self._release_retired()
 
     def host_loaded(self, adapter_id: int, weights: AdapterWeights | Exception) -> None:
@@ -163,7 +182,7 @@ class Engine:
         if adapter_id not in self.cache:
             return
         if isinstance(weights, AdapterWeights):
-            self.cache[adapter_id].weights = weights
+            self.cache.take_copy(adapter_id, weights)
             return
         error = (
             weights
@@ -184,33 +203,31 @@ class Engine:
         self.preemptions += len(plan.preempted)
         self._expire(plan)
         self._start_loads(plan)
-        if not plan.rows:
-            self._release_retired()
-            return bool(plan.preempted or plan.expired)
         scheduled = time.perf_counter()
-        try:
-            self._change_arena(plan.changes)
-            result = self._runner.run(plan.rows)
-        except Exception as error:
-            self._fail_step(plan, error)
-        else:
-            self._commit(plan, result)
-            done = time.perf_counter()
-            spent = done - scheduled - result.model_seconds - result.sample_seconds
-            tokens = sum(row.length for row in plan.rows)
-            self._observer.step_finished(
-                StepTimings(
-                    scheduled - began,
-                    result.model_seconds,
-                    result.sample_seconds,
-                    spent,
-                    tokens,
-                    len(plan.rows),
-                )
-            )
+        self._change_arena(plan.changes)
+        rows = tuple(row for row in plan.rows if row.sequence.status is SequenceStatus.RUNNING)
+        if rows:
+            self._run(rows, scheduled - began, time.perf_counter() - scheduled)
         self.cache.trim_host(self.scheduler.wanted)
         self._release_retired()
-        return True
+        return bool(plan.rows or plan.preempted or plan.expired)
+
+    def _run(self, rows: tuple[ScheduledRow, ...], schedule: float, place: float) -> None:
+        try:
+            result = self._runner.run(rows)
+        except Exception as error:
+            self._fail_step(rows, error)
+            return
+        self.faults_in_a_row = 0
+        computed = time.perf_counter()
+        self._commit(rows, result)
+        commit = time.perf_counter() - computed
+        tokens = sum(row.length for row in rows)
+        self._observer.step_finished(
+            StepTimings(
+                schedule, place, result.model_seconds, result.sample_seconds, commit, tokens, len(rows)
+            )
+        )
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a pool's books don't balance, or an idle engine still holds something."""
@@ -237,62 +254,97 @@ class Engine:
             self._loading.add(adapter_id)
             self._load(self.cache[adapter_id])
 
-    def _change_arena(self, changes: tuple[Move | Write, ...]) -> None:
+    def _preload(self, adapter_id: int) -> None:
+        ids, in_use = {adapter_id}, self.scheduler.in_use()
+        if self.cache.can_place(ids, in_use) is not Placement.LOADABLE:
+            self.cache.remove(adapter_id)
+            raise AdapterUnavailable("the arena is full of adapters in use; try again later", retry_after=5)
+        self._change_arena(self.cache.place(ids, in_use))
+        if not self.cache.resident(ids):
+            self.cache.remove(adapter_id)
+            raise AdapterUnavailable("the adapter could not be copied to the device; see the server's log")
+
+    def _change_arena(self, changes: tuple[ArenaChange, ...]) -> None:
+        """Carry out moves and writes; what one that fails leaves in doubt leaves the device, with its users."""
         for change in changes:
-            if isinstance(change, Move):
-                self._arena.move(change.module, change.source, change.target_start)
-            else:
-                began = time.perf_counter()
-                self._arena.write(change.ranges, change.weights)
-                self._observer.adapter_placed(time.perf_counter() - began)
+            began = time.perf_counter()
+            try:
+                if isinstance(change, Move):
+                    self._arena.move(change.module, change.source, change.target_start)
+                else:
+                    self._arena.write(change.ranges, change.weights)
+                    self._observer.adapter_placed(time.perf_counter() - began)
+            except Exception as error:
+                if isinstance(change, Write):
+                    self._lose({change.adapter_id}, error)
+                else:
+                    # Moves build on each other: no range is where the books say, up to the last change.
+                    self._lose({i for i, tier in self.cache.tiers().items() if tier == "device"}, error)
+                    return
 
-    def _commit(self, plan: StepPlan, result: StepResult) -> None:
-        self.scheduler.commit(plan.rows)
+    def _lose(self, adapter_ids: set[int], error: Exception) -> None:
+        """Take adapters off the device after a fault, and fail the requests that were using them."""
+        failed = _step_failed("copying an adapter to the device failed", error)
+        for adapter_id in adapter_ids:
+            self.cache.evict(adapter_id)
+        for live in self.requests:
+            if live.admitted is not None and live.adapter_ids & adapter_ids:
+                self.requests.end(live, FinishReason.FAILED, failed)
+
+    def _commit(self, rows: tuple[ScheduledRow, ...], result: StepResult) -> None:
         now = time.monotonic()
-        for row in plan.rows:
-            sequence = row.sequence
-            if sequence.number in result.prompt_logprobs:
-                found = result.prompt_logprobs[sequence.number]
-                self.requests.take_prompt_logprobs(sequence, row.start, found)
-            sampled = result.tokens.get(sequence.number)
-            if isinstance(sampled, SampleFault):
-                self.requests.end(sequence.owner, FinishReason.FAILED, StepFailed(sampled.message))
-            elif sampled is not None and sequence.finish_reason is None:
-                self.requests.take_token(sequence, sampled, now)
+        faults = {n for n, token in result.tokens.items() if isinstance(token, SampleFault)}
+        # What led to logits that are not finite must not be found in the prefix cache.
+        self.scheduler.commit(row for row in rows if row.sequence.number not in faults)
+        for row in rows:
+            if row.sequence.status is not SequenceStatus.RUNNING:
+                continue  # ended with another choice of its request
+            try:
+                self._take(row, result, now)
+            except Exception as error:
+                failed = _step_failed("turning this request's tokens into text failed", error)
+                self.requests.end(row.sequence.owner, FinishReason.FAILED, failed)
 
-    def _fail_step(self, plan: StepPlan, error: Exception) -> None:
-        """Fail what the step computed; what it was putting into the arena may be half there, so that goes too."""
-        log.error("step failed", exc_info=error)
-        memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        why = "out of memory" if memory else type(error).__name__
-        failed = StepFailed(f"the step that computed this request failed ({why}); the server goes on")
-        failed.__cause__ = error
-        for live in _owners(plan):
-            self.requests.end(live, FinishReason.FAILED, failed)
-        if plan.changes:
-            for adapter_id in self.cache.ids():
-                self.cache.evict(adapter_id)
-            for live in self.requests:
-                if live.adapter_ids and live.admitted is not None:
-                    self.requests.end(live, FinishReason.FAILED, failed)
+    def _take(self, row: ScheduledRow, result: StepResult, now: float) -> None:
+        sequence = row.sequence
+        if sequence.number in result.prompt_logprobs:
+            found = result.prompt_logprobs[sequence.number]
+            self.requests.take_prompt_logprobs(sequence, row.start, found)
+        sampled = result.tokens.get(sequence.number)
+        if isinstance(sampled, SampleFault):
+            self.requests.end(sequence.owner, FinishReason.FAILED, StepFailed(sampled.message))
+        elif sampled is not None:
+            self.requests.take_token(sequence, sampled, now)
+
+    def _fail_step(self, rows: tuple[ScheduledRow, ...], error: Exception) -> None:
+        """Fail the requests that the step computed. The others' KV and adapters are untouched by it."""
+        self.faults_in_a_row += 1
+        failed = _step_failed("the step that computed this request failed", error)
+        for row in rows:
+            if row.sequence.status is not SequenceStatus.FINISHED:
+                self.requests.end(row.sequence.owner, FinishReason.FAILED, failed)
 
     def _release_retired(self) -> None:
         if not self._leaving:
             return
         used = {adapter_id for live in self.requests for adapter_id in live.adapter_ids}
         for adapter_id in [each for each in self._leaving if each not in used]:
-            freed, aborted = self._leaving.pop(adapter_id)
-            held = self.cache[adapter_id]
-            rows = held.ranges or {}
-            device = sum(owned.rank * self.settings.row_bytes[module] for module, owned in rows.items())
-            host = 0 if held.weights is None else held.weights.nbytes
+            listeners, aborted = self._leaving.pop(adapter_id)
+            ranges = self.cache[adapter_id].ranges or {}
+            device = sum(owned.rank * self.settings.row_bytes[module] for module, owned in ranges.items())
+            host = self.cache.drop_copy(adapter_id)
             self.blocks.forget_adapter(adapter_id)
             self.cache.remove(adapter_id)
-            freed(FreedAdapter(sum(owned.rank for owned in rows.values()), device, host, aborted))
+            given_back = FreedAdapter(sum(owned.rank for owned in ranges.values()), device, host, aborted)
+            for freed in listeners:
+                freed(given_back)
 
 
-def _owners(plan: StepPlan) -> list[LiveRequest]:
-    found: dict[str, LiveRequest] = {
-        row.sequence.owner.request.request_id: row.sequence.owner for row in plan.rows
-    }
-    return list(found.values())
+def _step_failed(what: str, error: Exception) -> StepFailed:
+    """Log a fault and return what clients are told. The traceback goes: its frames hold the step's tensors."""
+    log.error("%s", what, exc_info=error)
+    memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    why = "out of memory" if memory else type(error).__name__
+    failed = StepFailed(f"{what} ({why}); the server goes on")
+    failed.__cause__ = error.with_traceback(None)
+    return failed

@@ -9,6 +9,8 @@ class StepTimings:
     """Seconds that a step's parts took, and what it computed."""
 
     schedule: float
+    place: float
+    """Copying adapters into the arena."""
     model: float
     sample: float
     commit: float
@@ -19,7 +21,7 @@ class StepTimings:
     @property
     def total(self) -> float:
         """Seconds of the whole step."""
-        return self.schedule + self.model + self.sample + self.commit
+        return self.schedule + self.place + self.model + self.sample + self.commit
 
 
 @dataclass(frozen=True, slots=True)

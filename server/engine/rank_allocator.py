@@ -22,10 +22,11 @@ class RankAllocator:
     def __init__(self, rows: Mapping[str, int]) -> None:
         self.rows = dict(rows)
         self._owned: dict[str, dict[int, RankRange]] = {module: {} for module in rows}
+        self._free = dict(rows)
 
     def free_rows(self, module: str) -> int:
-        """Return the free rows of a module, contiguous or not."""
-        return self.rows[module] - sum(r.rank for r in self._owned[module].values())
+        """Return the free rows of a module, contiguous or not. Callable from any thread."""
+        return self._free[module]
 
     def fits_empty(self, ranks: Mapping[str, int]) -> bool:
         """Say whether the ranks fit an arena that holds nothing else."""
@@ -47,12 +48,18 @@ class RankAllocator:
             assert start is not None, f"no {rank} contiguous rows in {module}"
             assert adapter_id not in self._owned[module], "allocated twice"
             ranges[module] = self._owned[module][adapter_id] = RankRange(start, rank)
+            self._free[module] -= rank
         return ranges
 
     def free(self, adapter_id: int) -> int:
         """Take the adapter's ranges back; return how many rows they were."""
-        ranges = (owned.pop(adapter_id, None) for owned in self._owned.values())
-        return sum(r.rank for r in ranges if r is not None)
+        rows = 0
+        for module, owned in self._owned.items():
+            held = owned.pop(adapter_id, None)
+            if held is not None:
+                self._free[module] += held.rank
+                rows += held.rank
+        return rows
 
     def ranges(self, adapter_id: int) -> AdapterRanges:
         """Return what the adapter owns now."""
@@ -82,6 +89,8 @@ class RankAllocator:
                 assert held.rank > 0, f"an empty range in {module}"
                 end = held.start + held.rank
             assert end <= self.rows[module], f"a range leaves {module}'s rows"
+            used = sum(held.rank for held in owned.values())
+            assert used + self._free[module] == self.rows[module], f"rows of {module} are lost"
 
     def _first_fit(self, module: str, rank: int) -> int | None:
         end = 0

@@ -60,6 +60,16 @@ class LiveRequests:
         self._live[request.request_id] = live
         self._scheduler.add(live.sequences[0])
 
+    def refuse(self, request: GenerationRequest, error: Exception) -> None:
+        """Fail a request that was never queued."""
+        for index in range(request.n):
+            self._outputs.append(_last_output(request.request_id, index, FinishReason.FAILED, error))
+        waited = max(0.0, time.monotonic() - request.arrival_time) if request.arrival_time else 0.0
+        prompt = len(request.prompt_token_ids)
+        self._observer.request_ended(
+            EndedRequest(request.adapter_label, "failed", None, None, waited, prompt, 0)
+        )
+
     def take_prompt_logprobs(self, sequence: Sequence, start: int, found: tuple[TokenLogprobs, ...]) -> None:
         """Keep what a chunk of the prompt told; a prompt that starts again starts anew."""
         live = sequence.owner
@@ -89,11 +99,7 @@ class LiveRequests:
     def end(self, live: LiveRequest, reason: FinishReason, error: Exception | None) -> None:
         """End every choice that has not ended; ``error`` is what its client is told."""
         for sequence in live.live:
-            self._outputs.append(
-                SequenceOutput(
-                    live.request.request_id, sequence.index, "", (), finish_reason=reason, error=error
-                )
-            )
+            self._outputs.append(_last_output(live.request.request_id, sequence.index, reason, error))
             self._end(sequence, reason)
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -151,3 +157,9 @@ class LiveRequests:
                 sequence.num_cached_tokens,
             )
         )
+
+
+def _last_output(
+    request_id: str, index: int, reason: FinishReason, error: Exception | None
+) -> SequenceOutput:
+    return SequenceOutput(request_id, index, "", (), finish_reason=reason, error=error)

@@ -8,14 +8,17 @@ be overtaken a bounded number of times by users of adapters that others might ha
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from server.engine.adapter_cache import AdapterCache, ArenaChange, Placement
 from server.engine.block_manager import BlockManager
 from server.engine.request import FinishReason
 from server.engine.sequence import LiveRequest, Sequence, SequenceStatus
 
-_LOADS_AT_ONCE = 4
-"""Sequences, from the head of the queue, whose adapters are read from disk ahead of their turn."""
+_READ_AHEAD = 4
+"""Waiting sequences, from the head of the queue, whose adapters are read from disk and kept on the host."""
+_LOOK_AHEAD = 512
+"""Waiting sequences that are looked through for those."""
 _LOGPROB_CHUNK = 256
 """Prompt tokens a step when each needs its logits: a row of 150,000 floats takes 0.6 MB."""
 
@@ -64,8 +67,6 @@ class _Draft:
     admitted: list[LiveRequest] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
     expired: list[LiveRequest] = field(default_factory=list)
-    wanted: set[int] = field(default_factory=set)
-    waiting_for_host: int = 0
     head: LiveRequest | None = None
     """The first request that finds no rows: nobody behind it may take rows."""
 
@@ -113,10 +114,10 @@ class Scheduler:
         self._continue(draft)
         if not draft.preempted and self.waiting:
             self._admit(draft, now)
-        if draft.head is not self._overtaken:
+        if draft.head is not None and draft.head is not self._overtaken:
             self._overtaken, self._overtakes = draft.head, 0
-        self.wanted = frozenset(draft.wanted)
-        loads = frozenset(i for i in draft.wanted if self._cache.tier(i) == "disk")
+        self.wanted = self._read_ahead()
+        loads = frozenset(i for i in self.wanted if self._cache.tier(i) == "disk")
         rows = sorted(draft.rows.values(), key=lambda row: row.sequence.adapters)
         return StepPlan(
             tuple(rows),
@@ -180,6 +181,8 @@ class Scheduler:
         draft.budget -= length
 
     def _admit(self, draft: _Draft, now: float) -> None:
+        if draft.budget <= 0 or len(self.running) >= self._max_running:
+            return
         in_use = self.in_use()
         for sequence in list(self.waiting):
             if draft.budget <= 0 or len(self.running) >= self._max_running:
@@ -205,16 +208,24 @@ class Scheduler:
             patience_over = drained and self._overtakes >= self.limits.max_overtakes
             begun = sequence.owner.admitted is not None
             return begun or not (patience_over and self._cache.evictable(ids))
-        if draft.head is not None:
-            return False
-        placement = self._cache.can_place(ids, in_use)
-        if placement is Placement.NO_ROOM:
+        placement = Placement.NO_ROOM if draft.head is not None else self._cache.can_place(ids, in_use)
+        if placement is Placement.LOADABLE:
+            return True
+        if placement is Placement.NO_ROOM and draft.head is None:
             draft.head = sequence.owner
-            draft.wanted |= ids
-        elif placement is Placement.NEEDS_HOST and draft.waiting_for_host < _LOADS_AT_ONCE:
-            draft.waiting_for_host += 1
-            draft.wanted |= ids
-        return placement is Placement.LOADABLE
+        return False
+
+    def _read_ahead(self) -> frozenset[int]:
+        """Return the adapters of the first sequences that wait for theirs: to be read, and kept on the host."""
+        wanted: set[int] = set()
+        found = 0
+        for sequence in islice(self.waiting, _LOOK_AHEAD):
+            if not self._cache.resident(sequence.adapter_ids):
+                wanted |= sequence.adapter_ids
+                found += 1
+                if found == _READ_AHEAD:
+                    break
+        return frozenset(wanted)
 
     def _note_blocked(self, sequence: Sequence, draft: _Draft, now: float) -> None:
         live = sequence.owner

@@ -1,0 +1,283 @@
+"""A model whose logits depend on every token before, read through the block table, and on the arena's rows.
+
+So a wrong block, a stale row or another request's adapter changes the tokens.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.types import AdapterWeights, LoraPair
+from server.engine.adapter_cache import HeldAdapter
+from server.engine.engine import Engine, EngineSettings
+from server.engine.observer import EndedRequest, SilentEngineObserver, StepTimings
+from server.engine.request import FinishReason, GenerationRequest, SamplingParams, SequenceOutput
+from server.engine.scheduler import SchedulerLimits
+from server.kernels.metadata import LORA_MODULES, AdapterRanges, AttentionMetadata, LoraSpan, RankRange
+
+VOCAB = 64
+LAYER = "model.layers.0.self_attn."
+
+
+def weights(value: int, rank: int = 4) -> AdapterWeights:
+    """An adapter that is told by ``value``."""
+    pair = LoraPair(torch.full((rank, 2), float(value)), torch.full((rank, 2), float(value)))
+    return AdapterWeights({f"{LAYER}q_proj": pair, f"{LAYER}v_proj": pair})
+
+
+class FakeArena:
+    """Rows that remember whose they are. ``fault`` is raised by the next change."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = {module: np.zeros(rows) for module in LORA_MODULES}
+        self.fault: Exception | None = None
+        self.writes = 0
+
+    def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
+        self._raise()
+        self.writes += 1
+        value = float(next(iter(weights.pairs.values())).a[0, 0])
+        for module, owned in ranges.items():
+            self.rows[module][owned.start : owned.start + owned.rank] = value
+
+    def move(self, module: str, source: RankRange, target_start: int) -> None:
+        self._raise()
+        rows = self.rows[module]
+        rows[target_start : target_start + source.rank] = rows[
+            source.start : source.start + source.rank
+        ].copy()
+
+    def value(self, ranges: AdapterRanges) -> int:
+        """The value of the adapter that owns the ranges; they must be whole."""
+        found = {v for m, r in ranges.items() for v in self.rows[m][r.start : r.start + r.rank].tolist()}
+        assert len(found) == 1, f"rows of several adapters in one range: {found}"
+        return int(found.pop())
+
+    def _raise(self) -> None:
+        fault, self.fault = self.fault, None
+        if fault is not None:
+            raise fault
+
+
+def next_logits(context: Sequence[int]) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    return np.random.default_rng(list(context)).random(VOCAB, dtype=np.float32)
+
+
+def mark_of(adapters: Sequence[tuple[int, float]]) -> int:
+    """What (value, weight) pairs add to a token's KV."""
+    return sum(int(1000 * value * weight) for value, weight in adapters)
+
+
+def expected(prompt: Sequence[int], count: int, adapters: Sequence[tuple[int, float]] = ()) -> list[int]:
+    """Greedy tokens that follow the prompt, computed alone."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(next_logits([t + 64 * mark_of(adapters) for t in tokens]).argmax()))
+    return tokens[len(prompt) :]
+
+
+class FakeModel:
+    """``fault`` decides, seeing the step's token ids, whether the step raises; ``bad`` which rows get NaN."""
+
+    def __init__(self, arena: FakeArena, slots: int, block_size: int) -> None:
+        self.arena = arena
+        self.block_size = block_size
+        self.kv = np.full(slots, -1, dtype=np.int64)
+        self.fault: Callable[[list[int]], Exception | None] = lambda tokens: None
+        self.bad: Callable[[int], bool] = lambda token: False
+        self.computed = 0
+        self.widest = 0
+
+    def __call__(
+        self, token_ids: Tensor, attention: AttentionMetadata, spans: list[LoraSpan], logits_rows: Tensor
+    ) -> Tensor:
+        tokens = token_ids.numpy()
+        assert sum(span.length for span in spans) == len(tokens)
+        fault = self.fault(tokens.tolist())
+        if fault is not None:
+            self.kv[attention.slots.numpy()] = -7
+            raise fault
+        self.computed += len(tokens)
+        self.widest = max(self.widest, len(attention.context_lens))
+        marks = np.zeros(len(tokens), dtype=np.int64)
+        for span in spans:
+            pairs = [(self.arena.value(ranges), weight) for ranges, weight in span.adapters]
+            marks[span.start : span.start + span.length] = mark_of(pairs)
+        self.kv[attention.slots.numpy()] = tokens + 64 * marks
+        owners = np.repeat(np.arange(len(attention.context_lens)), np.diff(attention.query_start))
+        rows = [self._logits(int(i), tokens, owners, attention) for i in logits_rows]
+        return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, VOCAB)
+
+    def _logits(
+        self,
+        place: int,
+        tokens: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]",
+        owners: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]",
+        attention: AttentionMetadata,
+    ) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+        if self.bad(int(tokens[place])):
+            return np.full(VOCAB, np.nan, dtype=np.float32)
+        positions = np.arange(int(attention.positions[place]) + 1)
+        table = attention.block_tables[int(owners[place])].numpy()
+        slots = table[positions // self.block_size] * self.block_size + positions % self.block_size
+        return next_logits(self.kv[slots].tolist())
+
+
+class Letters:
+    """Token t is a letter; token ids in ``broken`` can't be decoded."""
+
+    strips_first_space = False
+
+    def __init__(self) -> None:
+        self.broken: set[int] = set()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id in self.broken:
+            raise RuntimeError("the tokenizer has a fault")
+        return bytes([65 + token_id])
+
+
+class Recorder(SilentEngineObserver):
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.ended: list[EndedRequest] = []
+        self.steps: list[StepTimings] = []
+
+    def step_finished(self, timings: StepTimings) -> None:
+        self.steps.append(timings)
+
+    def request_ended(self, ended: EndedRequest) -> None:
+        self.ended.append(ended)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Sizes of a test's engine."""
+
+    blocks: int = 64
+    block_size: int = 4
+    rows: int = 64
+    host_bytes: int = 1 << 30
+    max_running: int = 16
+    max_step_tokens: int = 32
+    adapter_timeout: float = 1e9
+    max_overtakes: int = 8
+
+
+@dataclass
+class Harness:
+    """An engine on the fake model, run by hand."""
+
+    pools: Pools = field(default_factory=Pools)
+    loads: list[HeldAdapter] = field(default_factory=list)
+    outputs: list[SequenceOutput] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.arena = FakeArena(self.pools.rows)
+        slots = self.pools.blocks * self.pools.block_size
+        self.model = FakeModel(self.arena, slots, self.pools.block_size)
+        self.letters = Letters()
+        self.observer = Recorder()
+        self.reads: Counter[int] = Counter()
+        self.engine = make_engine(
+            self.pools, self.model, self.arena, self.letters, self.loads.append, self.observer
+        )
+
+    def know(self, adapter_id: int, rank: int = 4, *, pinned: bool = False, cold: bool = False) -> None:
+        """Add an adapter whose value is its id."""
+        held = weights(adapter_id, rank)
+
+        def load_from() -> AdapterWeights:
+            self.reads[adapter_id] += 1
+            return held
+
+        entry = HeldAdapter(adapter_id, held.rank_by_module(), load_from, pinned, None if cold else held)
+        self.engine.add_adapter(entry, preload=False)
+
+    def finish_loads(self) -> None:
+        """Read what the engine asked to be read."""
+        while self.loads:
+            held = self.loads.pop(0)
+            self.engine.host_loaded(held.adapter_id, held.load_from())
+
+    def step(self) -> bool:
+        """One step, and its outputs."""
+        worked = self.engine.step()
+        self.outputs += self.engine.requests.take_outputs()
+        return worked
+
+    def run(self, steps: int = 5000) -> None:
+        """Run until nothing is left; fails if that takes more than ``steps``."""
+        for _ in range(steps):
+            if not len(self.engine.requests):
+                break
+            worked = self.step()
+            assert worked or self.loads, "nothing can be computed, yet requests wait"
+            self.finish_loads()
+        assert not len(self.engine.requests), "requests never ended"
+        self.outputs += self.engine.requests.take_outputs()
+        self.engine.check_integrity()
+
+    def tokens(self, request_id: str, index: int = 0) -> list[int]:
+        """All tokens that a choice was given."""
+        return [t for o in self._of(request_id, index) for t in o.token_ids]
+
+    def reason(self, request_id: str, index: int = 0) -> FinishReason:
+        """How a choice ended; exactly once, with its last output."""
+        reasons = [o.finish_reason for o in self._of(request_id, index)]
+        ends = [reason for reason in reasons if reason is not None]
+        assert len(ends) == 1, f"{request_id} ended {len(ends)} times"
+        assert reasons[-1] is ends[0], "outputs after the end"
+        return ends[0]
+
+    def error(self, request_id: str, index: int = 0) -> Exception | None:
+        """What the client of a failed choice is told."""
+        return self._of(request_id, index)[-1].error
+
+    def _of(self, request_id: str, index: int) -> list[SequenceOutput]:
+        return [o for o in self.outputs if (o.request_id, o.index) == (request_id, index)]
+
+
+def make_engine(
+    pools: Pools,
+    model: FakeModel,
+    arena: FakeArena,
+    letters: Letters,
+    load: Callable[[HeldAdapter], None],
+    observer: Recorder,
+) -> Engine:
+    limits = SchedulerLimits(
+        pools.max_running, pools.max_step_tokens, pools.adapter_timeout, pools.max_overtakes
+    )
+    settings = EngineSettings(
+        vocab_size=VOCAB,
+        num_blocks=pools.blocks,
+        block_size=pools.block_size,
+        arena_rows=pools.rows,
+        host_bytes=pools.host_bytes,
+        row_bytes=dict.fromkeys(LORA_MODULES, 16),
+        limits=limits,
+    )
+    device = torch.device("cpu")
+    return Engine(model, arena, letters, frozenset(), settings, device, load, observer)
+
+
+def ask(
+    request_id: str,
+    prompt: Sequence[int],
+    count: int = 5,
+    adapters: Sequence[tuple[int, float]] = (),
+    n: int = 1,
+    sampling: SamplingParams | None = None,
+) -> GenerationRequest:
+    """A greedy request that ends by length."""
+    chosen = sampling or SamplingParams(temperature=0.0, max_tokens=count)
+    return GenerationRequest(
+        request_id, tuple(prompt), chosen, tuple(adapters), f"label-{request_id}", n, time.monotonic()
+    )

@@ -1,0 +1,143 @@
+"""Rank rows and tiers: ranges never overlap, what is in use or pinned stays, the host limit holds."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters.types import AdapterWeights
+from server.engine.adapter_cache import AdapterCache, HeldAdapter, Placement, Write
+from server.engine.rank_allocator import RankAllocator
+from tests.server.engine.fakes import FakeArena, weights
+
+ROWS = {"q_proj": 16, "v_proj": 16}
+
+
+def held(adapter_id: int, rank: int = 4, *, pinned: bool = False) -> HeldAdapter:
+    made = weights(adapter_id, rank)
+
+    def load_from() -> AdapterWeights:
+        return made
+
+    return HeldAdapter(adapter_id, made.rank_by_module(), load_from, pinned, made)
+
+
+def cache_of(*adapters: HeldAdapter, host_bytes: int = 1 << 20) -> AdapterCache:
+    cache = AdapterCache(ROWS, host_bytes)
+    for adapter in adapters:
+        cache.add(adapter)
+    return cache
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=30))
+@settings(deadline=None)
+def test_ranges_never_overlap_and_compaction_joins_what_is_free(steps: list[tuple[int, int]]) -> None:
+    allocator = RankAllocator(ROWS)
+    owned: set[int] = set()
+    for number, (rank, victim) in enumerate(steps):
+        ranks = {"q_proj": rank, "v_proj": 7 - rank}
+        if allocator.has_rows(ranks):
+            for module in allocator.fragmented(ranks):
+                allocator.apply(allocator.plan_compaction(module))
+            assert not allocator.fragmented(ranks)
+            allocator.allocate(number, ranks)
+            owned.add(number)
+        elif owned:
+            owned.discard(gone := sorted(owned)[victim % len(owned)])
+            allocator.free(gone)
+        allocator.check_integrity()
+    for number in owned:
+        allocator.free(number)
+    allocator.check_integrity()
+    assert all(allocator.free_rows(module) == rows for module, rows in ROWS.items())
+
+
+def test_moves_in_order_keep_every_adapters_rows() -> None:
+    allocator = RankAllocator({"q_proj": 16})
+    rows = np.zeros(16, dtype=np.int64)
+    for number, rank in enumerate((3, 4, 2, 5), start=1):
+        owned = allocator.allocate(number, {"q_proj": rank})["q_proj"]
+        rows[owned.start : owned.start + owned.rank] = number
+    allocator.free(1)
+    allocator.free(3)
+    moves = allocator.plan_compaction("q_proj")
+    for move in moves:
+        start, rank = move.source.start, move.source.rank
+        rows[move.target_start : move.target_start + rank] = rows[start : start + rank].copy()
+    allocator.apply(moves)
+    assert rows[:9].tolist() == [2] * 4 + [4] * 5
+
+
+def test_the_longest_unused_makes_room_and_those_in_use_or_pinned_stay() -> None:
+    cache = cache_of(held(1, pinned=True), held(2), held(3), held(4), held(5))
+    for adapter_id in (1, 2, 3, 4):
+        cache.place({adapter_id}, set())
+    cache.touch([2])
+    assert cache.can_place({5}, {3}) is Placement.LOADABLE
+    cache.place({5}, {3})
+    assert cache.tiers() == {1: "device", 2: "device", 3: "device", 4: "host", 5: "device"}
+    assert cache.can_place({4}, {2, 3, 5}) is Placement.NO_ROOM
+    cache.check_integrity()
+
+
+def test_a_set_of_adapters_is_placed_whole_or_not_at_all() -> None:
+    cache = cache_of(*(held(i, 8) for i in (1, 2, 3)))
+    cache.place({1}, set())
+    assert cache.can_place({2, 3}, {1}) is Placement.NO_ROOM
+    assert cache.can_place({2, 3}, set()) is Placement.LOADABLE
+    changes = cache.place({2, 3}, set())
+    assert {change.adapter_id for change in changes if isinstance(change, Write)} == {2, 3}
+    assert cache.tier(1) == "host"
+
+
+def test_host_copies_beyond_the_limit_go_but_not_those_about_to_be_used() -> None:
+    size = weights(1).nbytes
+    cache = cache_of(*(held(i) for i in range(1, 6)), host_bytes=2 * size)
+    cache.trim_host({1})
+    assert [i for i in range(1, 6) if cache[i].weights is not None] == [1, 5]
+    assert cache.host_bytes == 2 * size
+    assert cache.can_place({2}, set()) is Placement.NEEDS_HOST
+    cache.check_integrity()
+
+
+def test_one_larger_than_the_arena_never_fits() -> None:
+    assert not AdapterCache(ROWS, 0).fits([held(1, 17)])
+    assert AdapterCache(ROWS, 0).fits([held(1, 16)])
+
+
+def test_an_id_is_never_used_again() -> None:
+    cache = cache_of(held(1))
+    with pytest.raises(AssertionError, match="never used again"):
+        cache.add(held(1))
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=100)
+def test_any_history_keeps_the_books_and_the_arena_whole(data: st.DataObject) -> None:
+    pinned = data.draw(st.sets(st.integers(1, 8), max_size=1))
+    ranks = {i: data.draw(st.integers(1, 7)) for i in range(1, 9)}
+    cache = cache_of(*(held(i, ranks[i], pinned=i in pinned) for i in ranks), host_bytes=200)
+    arena = FakeArena(16)
+    for _ in range(20):
+        ids = data.draw(st.sets(st.integers(1, 8), min_size=1, max_size=2))
+        in_use = data.draw(st.sets(st.integers(1, 8), max_size=3))
+        before = cache.tiers()
+        found = cache.can_place(ids, in_use)
+        assert cache.tiers() == before, "a question changed something"
+        if found is Placement.NEEDS_HOST:
+            for i in ids:
+                cache.take_copy(i, weights(i, ranks[i]))
+        if found is Placement.LOADABLE:
+            for change in cache.place(ids, in_use):
+                if isinstance(change, Write):
+                    arena.write(change.ranges, change.weights)
+                else:
+                    arena.move(change.module, change.source, change.target_start)
+            kept = {i for i, tier in before.items() if tier == "device" and i in in_use | pinned | ids}
+            assert all(cache.tier(i) == "device" for i in kept | ids)
+        cache.touch(ids)
+        cache.trim_host(ids)
+        cache.check_integrity()
+        for i in ranks:
+            ranges = cache[i].ranges
+            assert ranges is None or arena.value(ranges) == i

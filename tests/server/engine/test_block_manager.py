@@ -1,0 +1,131 @@
+"""Blocks: the books balance whatever happens, and a prefix is only shared by those who may."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from server.engine.block_manager import AdapterKey, BlockManager
+
+BASE: AdapterKey = ()
+ADAPTERS: tuple[AdapterKey, ...] = (BASE, ((1, 1.0),), ((1, 0.5),), ((2, 1.0),), ((1, 1.0), (2, 1.0)))
+
+
+def filled(blocks: BlockManager, number: int, adapters: AdapterKey, tokens: list[int]) -> int:
+    """Compute a whole prompt as the engine would; return its cached tokens."""
+    prefix = blocks.match(adapters, tokens)
+    assert blocks.can_allocate(prefix, len(tokens))
+    cached = blocks.allocate(number, adapters, prefix)
+    blocks.grow(number, len(tokens))
+    blocks.commit(number, tokens, len(tokens))
+    return cached
+
+
+def test_a_prompt_seen_before_is_found_but_for_its_last_token() -> None:
+    blocks = BlockManager(8, 4)
+    tokens = list(range(8))
+    assert filled(blocks, 1, BASE, tokens) == 0
+    assert filled(blocks, 2, BASE, tokens) == 4
+    assert filled(blocks, 3, BASE, [*tokens, 9]) == 8
+    assert blocks.table(1)[0] == blocks.table(2)[0] == blocks.table(3)[0]
+    assert blocks.table(1)[1] != blocks.table(2)[1]
+    blocks.check_integrity()
+
+
+def test_adapters_weights_and_base_share_nothing() -> None:
+    blocks = BlockManager(64, 4)
+    for number, adapters in enumerate(ADAPTERS):
+        assert filled(blocks, number, adapters, list(range(9))) == 0
+    taken = [block for number in range(len(ADAPTERS)) for block in blocks.table(number)]
+    assert len(set(taken)) == len(taken)
+
+
+def test_forgetting_an_adapter_leaves_the_others_prefixes() -> None:
+    blocks = BlockManager(64, 4)
+    for number, adapters in enumerate(ADAPTERS):
+        filled(blocks, number, adapters, list(range(9)))
+        blocks.free(number)
+    blocks.forget_adapter(1)
+    blocks.check_integrity()
+    hits = [len(blocks.match(adapters, list(range(9)))) for adapters in ADAPTERS]
+    assert hits == [2, 0, 0, 2, 0]
+    assert blocks.num_free == 64
+
+
+def test_the_longest_unused_prefix_goes_first_and_its_end_before_its_beginning() -> None:
+    blocks = BlockManager(4, 2)
+    filled(blocks, 1, BASE, [1, 2, 3, 4])
+    filled(blocks, 2, BASE, [5, 6, 7, 8])
+    blocks.free(1)
+    blocks.free(2)
+    filled(blocks, 3, BASE, [9, 9])
+    assert len(blocks.match(BASE, [1, 2, 3, 4, 0])) == 1
+    assert len(blocks.match(BASE, [5, 6, 7, 8, 0])) == 2
+
+
+class Blocks(RuleBasedStateMachine):
+    """Sequences come, grow, and go in any order; what a block holds is tracked beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = BlockManager(12, 2)
+        self.tokens: dict[int, list[int]] = {}
+        self.adapters: dict[int, AdapterKey] = {}
+        self.content: dict[int, tuple[AdapterKey, tuple[int, ...]]] = {}
+        self.born = 0
+
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=10),
+        adapters=st.sampled_from(ADAPTERS),
+    )
+    def begin(self, tokens: list[int], adapters: AdapterKey) -> None:
+        prefix = self.blocks.match(adapters, tokens)
+        assert len(prefix) * 2 < len(tokens)
+        for i, block in enumerate(prefix):
+            assert self.content[block] == (adapters, tuple(tokens[: 2 * i + 2])), "another's KV"
+        if not self.blocks.can_allocate(prefix, len(tokens)):
+            return
+        self.born += 1
+        self.blocks.allocate(self.born, adapters, prefix)
+        self.blocks.grow(self.born, len(tokens))
+        self.tokens[self.born], self.adapters[self.born] = tokens, adapters
+        self._compute(self.born)
+
+    @precondition(lambda self: self.tokens)
+    @rule(data=st.data(), token=st.integers(0, 1))
+    def append(self, data: st.DataObject, token: int) -> None:
+        number = data.draw(st.sampled_from(sorted(self.tokens)))
+        if self.blocks.can_grow(number, len(self.tokens[number]) + 1):
+            self.tokens[number].append(token)
+            self.blocks.grow(number, len(self.tokens[number]))
+            self._compute(number)
+
+    @precondition(lambda self: self.tokens)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.tokens)))
+        self.blocks.free(number)
+        del self.tokens[number], self.adapters[number]
+
+    @rule(adapter_id=st.integers(1, 2))
+    def forget(self, adapter_id: int) -> None:
+        self.blocks.forget_adapter(adapter_id)
+        for adapters in ADAPTERS:
+            if any(each == adapter_id for each, _ in adapters):
+                assert not self.blocks.match(adapters, [0] * 9)
+
+    @invariant()
+    def books_balance(self) -> None:
+        self.blocks.check_integrity()
+        used = {block for number in self.tokens for block in self.blocks.table(number)}
+        assert len(used) + self.blocks.num_free == 12
+
+    def _compute(self, number: int) -> None:
+        tokens, adapters = self.tokens[number], self.adapters[number]
+        for i, block in enumerate(self.blocks.table(number)):
+            if len(tokens) >= 2 * i + 2:
+                self.content[block] = (adapters, tuple(tokens[: 2 * i + 2]))
+        self.blocks.commit(number, tokens, len(tokens))
+
+
+TestBlocks = Blocks.TestCase
+TestBlocks.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
