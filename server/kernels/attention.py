@@ -1,12 +1,13 @@
 """Paged attention in plain torch, over decode rows in padded batches and prompt chunks one by one.
 
-What a token gets is the same to the bit whether its prompt came whole or in chunks, alone or in a batch: matmuls
-have enough rows that their number doesn't show, contexts are padded to lengths that depend on the context alone,
-and the softmax's denominator is summed by the same matmul as its numerator, in the order of the keys, where what
-is masked adds exact zeros.
+What a token gets on a CPU is the same to the bit whether its prompt came whole or in chunks, alone or in a batch:
+matmuls have enough rows that their number doesn't show; keys are summed in segments of a fixed length that begin at
+fixed positions, one segment after the other; the softmax's denominator is a column of the same product; and what is
+masked adds exact zeros, so that neither the padding of a context nor the keys after a token show.
 """
 
 from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,14 @@ from torch import Tensor
 from server.kernels.invariance import MATMUL_LIMITS
 from server.kernels.metadata import AttentionMetadata
 
-LEAST_CONTEXT = 64
-# Scores of one matmul at most, in elements: bounds the memory of a long chunk over a long context.
-MOST_SCORES = 1 << 24
 # Scores and sums are float32 in every dtype.
-LEAST_ROWS = MATMUL_LIMITS[torch.float32].least_rows
+_LIMITS = MATMUL_LIMITS[torch.float32]
+SEGMENT = _LIMITS.most_depth
+"""Keys that one product sums."""
+PADDING = 64
+"""Contexts are padded to a multiple of this. It divides SEGMENT."""
+# Scores of one matmul, in elements, about: a tile that leaves the cache is slower.
+TILE_SCORES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +33,10 @@ class RowGroup:
     tokens: Tensor
     """int64 [n]: where their queries are among the step's tokens."""
     slots: Tensor
-    """int64 [n · L]: KV slots of their contexts, in order; padding points at slot 0 and is masked."""
-    positions: Tensor
-    """int64 [n, 1]: position of each query."""
+    """int64 [n · L]: KV slots of their contexts, in order; padding points at slots of block 0 and is masked."""
     length: int
+    hidden: Mapping[int | None, Tensor]
+    """bool [n, 1, L] by sliding window: True for keys that the query doesn't see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,8 @@ class Chunk:
     stop: int
     slots: Tensor
     """int64 [L]"""
-    positions: Tensor
-    """int64 [stop − start]"""
+    position: int
+    """Of the first query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,37 +61,44 @@ class AttentionPlan:
     chunks: tuple[Chunk, ...]
 
 
-def padded_length(context: int) -> int:
-    """Return the length that a context is padded to: a power of two, or a multiple of 1024 beyond that."""
-    if context > 1024:
-        return -(-context // 1024) * 1024
-    return max(LEAST_CONTEXT, 1 << (context - 1).bit_length())
-
-
-def plan_attention(metadata: AttentionMetadata, block_size: int) -> AttentionPlan:
-    """Turn a step's rows into index tensors."""
+def plan_attention(
+    metadata: AttentionMetadata, block_size: int, windows: Collection[int | None]
+) -> AttentionPlan:
+    """Turn a step's rows into index tensors for layers with the given sliding windows."""
     decodes: dict[int, list[int]] = defaultdict(list)
     chunks = []
     starts = metadata.query_start
     for row, context in enumerate(metadata.context_lens):
-        length = padded_length(context)
         if starts[row + 1] - starts[row] == 1:
-            decodes[length].append(row)
-        else:
-            slots = _slots(metadata.block_tables[row : row + 1], length, block_size)
-            positions = metadata.positions[starts[row] : starts[row + 1]]
-            chunks.append(Chunk(starts[row], starts[row + 1], slots, positions))
-    groups = []
-    for length, rows in decodes.items():
-        tokens = torch.tensor([starts[row] for row in rows], device=metadata.positions.device)
-        tables = metadata.block_tables[torch.tensor(rows, device=tokens.device)]
-        slots = _slots(tables, length, block_size)
-        groups.append(RowGroup(tokens, slots, metadata.positions[tokens][:, None], length))
-    return AttentionPlan(metadata.positions, metadata.slots, tuple(groups), tuple(chunks))
+            # Rows within a factor of two share a group, so that padding at most doubles its keys.
+            decodes[max(PADDING, context - 1).bit_length()].append(row)
+        elif starts[row + 1] > starts[row]:
+            slots = _slots(metadata.block_tables[row : row + 1], _padded(context), block_size)
+            position = context - (starts[row + 1] - starts[row])
+            chunks.append(Chunk(starts[row], starts[row + 1], slots, position))
+    groups = tuple(_group(metadata, rows, block_size, windows) for rows in decodes.values())
+    return AttentionPlan(metadata.positions, metadata.slots, groups, tuple(chunks))
+
+
+def _group(
+    metadata: AttentionMetadata, rows: Sequence[int], block_size: int, windows: Collection[int | None]
+) -> RowGroup:
+    device = metadata.positions.device
+    length = _padded(max(metadata.context_lens[row] for row in rows))
+    tokens = torch.tensor([metadata.query_start[row] for row in rows], device=device)
+    tables = metadata.block_tables[torch.tensor(rows, device=device)]
+    positions = metadata.positions[tokens][:, None, None]
+    keys = torch.arange(length, device=device)
+    hidden = {window: _hidden(positions, keys, window) for window in windows}
+    return RowGroup(tokens, _slots(tables, length, block_size), length, hidden)
+
+
+def _padded(context: int) -> int:
+    return -(-context // PADDING) * PADDING
 
 
 def _slots(tables: Tensor, length: int, block_size: int) -> Tensor:
-    """Return the slots of the first ``length`` tokens of each table, row after row; 0 past a table's end."""
+    """Return the slots of the first ``length`` tokens of each table, row after row; block 0's past its end."""
     blocks = -(-length // block_size)
     if tables.shape[1] < blocks:
         tables = torch.nn.functional.pad(tables, (0, blocks - tables.shape[1]))
@@ -96,58 +107,87 @@ def _slots(tables: Tensor, length: int, block_size: int) -> Tensor:
     return slots.flatten(1)[:, :length].reshape(-1)
 
 
+def _hidden(positions: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    hidden = keys > positions
+    return hidden if window is None else hidden | (keys <= positions - window)
+
+
 def attend(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan, window: int | None, out: Tensor
 ) -> None:
     """Fill ``out`` [T, H, D] at the plan's tokens; rows of no sequence are left alone. Shapes as in reference.py."""
-    heads, dim = q.shape[1:]
-    kv_heads = k_cache.shape[1]
     for group in plan.groups:
-        count = len(group.tokens)
-        shape = (count, group.length, kv_heads, dim)
-        k = k_cache.index_select(0, group.slots).view(shape).permute(0, 2, 1, 3)
-        v = v_cache.index_select(0, group.slots).view(shape).permute(0, 2, 1, 3)
-        queries = q[group.tokens].view(count, kv_heads, heads // kv_heads, dim)
-        keys = torch.arange(group.length, device=q.device)
-        seen = _seen(group.positions, keys, window)[:, None, None, :]
-        out[group.tokens] = _softmax_product(queries, k, v, seen).reshape(count, heads, dim).to(out.dtype)
+        _attend_group(q, k_cache, v_cache, group, window, out)
     for chunk in plan.chunks:
         _attend_chunk(q, k_cache, v_cache, chunk, window, out)
+
+
+def _attend_group(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, group: RowGroup, window: int | None, out: Tensor
+) -> None:
+    heads, dim = q.shape[1:]
+    kv_heads, count = k_cache.shape[1], group.tokens.shape[0]
+    shared = heads // kv_heads
+    k, v = _keys_and_values(k_cache, v_cache, group.slots, count)
+    # Rows past the heads that share a KV head are padding.
+    queries = q.new_zeros(count, kv_heads, max(shared, _LIMITS.least_rows), dim, dtype=torch.float32)
+    queries[:, :, :shared] = q.index_select(0, group.tokens).view(count, kv_heads, shared, dim)
+    scores = torch.bmm(queries.flatten(0, 1).mul_(dim**-0.5), k.transpose(1, 2))
+    scores.view(count, -1, group.length).masked_fill_(group.hidden[window], -torch.inf)
+    result = _softmax_product(scores, v)[:, :shared].reshape(count, heads, dim)
+    out.index_copy_(0, group.tokens, result.to(out.dtype))
 
 
 def _attend_chunk(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, chunk: Chunk, window: int | None, out: Tensor
 ) -> None:
     heads, dim = q.shape[1:]
-    kv_heads = k_cache.shape[1]
-    k = k_cache.index_select(0, chunk.slots).permute(1, 0, 2)
-    v = v_cache.index_select(0, chunk.slots).permute(1, 0, 2)
-    keys = torch.arange(len(chunk.slots), device=q.device)
-    tile = max(LEAST_ROWS, MOST_SCORES // (heads * len(chunk.slots)))
+    kv_heads, length = k_cache.shape[1], chunk.slots.shape[0]
+    shared = heads // kv_heads
+    k, v = _keys_and_values(k_cache, v_cache, chunk.slots, 1)
+    keys = torch.arange(length, device=q.device)
+    tile = max(_LIMITS.least_rows, TILE_SCORES // (heads * length))
     for first in range(chunk.start, chunk.stop, tile):
+        # A short last tile is computed with rows of padding.
         last = min(first + tile, chunk.stop)
-        queries = q[first:last].view(last - first, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3)
-        positions = chunk.positions[first - chunk.start : last - chunk.start, None]
-        seen = _seen(positions, keys, window).repeat(heads // kv_heads, 1)
-        result = _softmax_product(queries.flatten(1, 2), k, v, seen).view(kv_heads, -1, last - first, dim)
-        out[first:last] = result.permute(2, 0, 1, 3).reshape(last - first, heads, dim).to(out.dtype)
+        rows = max(last - first, _LIMITS.least_rows)
+        queries = q.new_zeros(kv_heads, shared, rows, dim, dtype=torch.float32)
+        queries[:, :, : last - first] = q[first:last].view(-1, kv_heads, shared, dim).permute(1, 2, 0, 3)
+        position = chunk.position + first - chunk.start
+        seen = _seen_keys(position, position + last - first, length, window)
+        scores = torch.bmm(queries.flatten(1, 2).mul_(dim**-0.5), k[:, seen].transpose(1, 2))
+        positions = torch.arange(position, position + rows, device=q.device)[:, None]
+        hidden = _hidden(positions, keys[seen], window)
+        hidden[last - first :] = False
+        scores.view(heads, rows, -1).masked_fill_(hidden, -torch.inf)
+        result = _softmax_product(scores, v[:, seen]).view(kv_heads, shared, rows, dim)[:, :, : last - first]
+        out[first:last] = result.permute(2, 0, 1, 3).reshape(-1, heads, dim).to(out.dtype)
 
 
-def _seen(positions: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    seen = keys <= positions
-    return seen if window is None else seen & (keys > positions - window)
+def _seen_keys(position: int, end: int, length: int, window: int | None) -> slice:
+    """Return the keys that queries from ``position`` to before ``end`` see, widened to segments and padding."""
+    first = 0 if window is None else max(0, position - window + 1) // SEGMENT * SEGMENT
+    return slice(first, min(_padded(end), length))
 
 
-def _softmax_product(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """Return softmax(q kᵀ / √D where seen) v in float32; q [..., M, D], k and v [..., L, D], seen [..., M, L]."""
-    rows = q.shape[-2]
-    q = q.float() * q.shape[-1] ** -0.5
-    if rows < LEAST_ROWS:
-        q = torch.nn.functional.pad(q, (0, 0, 0, LEAST_ROWS - rows))
-    scores = torch.matmul(q, k.float().transpose(-1, -2))[..., :rows, :]
-    scores = scores.masked_fill(~seen, -torch.inf)
-    weights = (scores - scores.amax(-1, keepdim=True)).exp_()
-    if rows < LEAST_ROWS:
-        weights = torch.nn.functional.pad(weights, (0, 0, 0, LEAST_ROWS - rows))
-    sums = torch.matmul(weights, torch.nn.functional.pad(v.float(), (0, 1), value=1.0))[..., :rows, :]
+def _keys_and_values(k_cache: Tensor, v_cache: Tensor, slots: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return float32 k [count · KV heads, L, D] and v [count · KV heads, L, D + 1] whose last column is ones."""
+    kv_heads, dim = k_cache.shape[1:]
+    length = slots.shape[0] // count
+    k = torch.empty(count, kv_heads, length, dim, dtype=torch.float32, device=slots.device)
+    v = torch.empty(count, kv_heads, length, dim + 1, dtype=torch.float32, device=slots.device)
+    for target, cache in ((k, k_cache), (v[..., :dim], v_cache)):
+        gathered = cache.index_select(0, slots).view(count, length, kv_heads, dim)
+        target.copy_(gathered.transpose(1, 2))
+    v[..., dim] = 1.0
+    return k.flatten(0, 1), v.flatten(0, 1)
+
+
+def _softmax_product(scores: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(scores) v, float32 [b, M, D]; scores [b, M, L] are overwritten, v [b, L, D + 1]."""
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    sums = torch.bmm(weights[..., :SEGMENT], v[:, :SEGMENT])
+    for first in range(SEGMENT, weights.shape[-1], SEGMENT):
+        segment = slice(first, first + SEGMENT)
+        sums.baddbmm_(weights[..., segment], v[:, segment])
     return sums[..., :-1] / sums[..., -1:]

@@ -6,7 +6,7 @@ picks kernels by shape.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -54,9 +54,11 @@ class PlainBackend:
         matrices = [part.dequantize(self.dtype).to(self.device) for part in parts]
         return DenseLinear(matrices[0] if len(matrices) == 1 else torch.cat(matrices), bias)
 
-    def plan_attention(self, metadata: AttentionMetadata, block_size: int) -> AttentionPlan:
+    def plan_attention(
+        self, metadata: AttentionMetadata, block_size: int, windows: Collection[int | None]
+    ) -> AttentionPlan:
         """Make a step's index tensors, once for all layers."""
-        return plan_attention(metadata, block_size)
+        return plan_attention(metadata, block_size, windows)
 
     def build_lora(self, spans: Sequence[LoraSpan], num_tokens: int) -> LoraMetadata | None:
         """Make a step's LoRA metadata, once for all layers; None when every row is base."""

@@ -26,6 +26,7 @@ class Decoder:
         self.backend = backend
         self._cos, self._sin = rope_tables(config.rope, config.head_dim, config.max_position, backend.device)
         windows = config.windows or (None,) * config.num_layers
+        self._windows = frozenset(windows)
         self._attention = tuple(
             AttentionWeights(layer.q_norm, layer.k_norm, config.rms_norm_eps, window)
             for layer, window in zip(weights.layers, windows, strict=True)
@@ -47,7 +48,7 @@ class Decoder:
         rows it names come together.
         """
         backend, eps = self.backend, self.config.rms_norm_eps
-        plan = backend.plan_attention(attention, kv.block_size)
+        plan = backend.plan_attention(attention, kv.block_size, self._windows)
         rope = self._cos[attention.positions][:, None], self._sin[attention.positions][:, None]
         x = backend.embed(token_ids, self.weights.embedding)
         for index, layer in enumerate(self.weights.layers):
