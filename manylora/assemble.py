@@ -8,14 +8,13 @@ from pathlib import Path
 
 import psutil
 import torch
-from starlette.types import ASGIApp
 
 from adapters.errors import AdapterError
 from adapters.registry import AdapterRegistry
 from adapters.store import AdapterStore
 from adapters.types import ModuleShape
 from manylora.base import DEMO, BaseModel, load_base
-from server.api.app import create_app
+from server.api.app import Application, create_app
 from server.api.dependencies import ApiDependencies, ApiSettings
 from server.api.engine_metrics import EngineMetrics
 from server.api.metrics import Metrics
@@ -50,7 +49,7 @@ class Sizes:
 class Server:
     """A server that is ready to be run."""
 
-    app: ASGIApp
+    app: Application
     engine: AsyncEngine
     catalog: AdapterCatalog
     deps: ApiDependencies

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,7 @@ from manylora.base import DEMO, find_base
 from manylora.logs import configure_logs
 from quant.errors import QuantError
 from server.config import ServeSettings
+from server.engine.async_engine import AsyncEngine
 from server.errors import ServerError
 from server.model.errors import ModelError
 
@@ -98,15 +99,12 @@ async def _run(server: Server, settings: ServeSettings, name: str) -> None:
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
         backlog=4096,
     )
-    http = DrainingServer(config, server)
-    serving = asyncio.create_task(http.serve())
-    while not http.started and not serving.done():
-        await asyncio.sleep(0.01)
-    if http.started:
-        port = http.servers[0].sockets[0].getsockname()[1]
+
+    def started(port: int) -> None:
         console.print(banner(server, settings, name, f"http://{settings.host}:{port}"))
+
     try:
-        await serving
+        await DrainingServer(config, server.engine, settings.drain_timeout, started).serve()
     except SystemExit:
         raise StartError(
             f"can't listen on {settings.host}:{settings.port}: is another server there?"
@@ -114,21 +112,50 @@ async def _run(server: Server, settings: ServeSettings, name: str) -> None:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, which on the first signal lets requests finish and on the second ends them."""
+    """uvicorn, which on the first signal lets the engine finish what it has and on the second stops at once.
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+    While it drains it goes on listening: /ready and new requests get their 503, not a refused connection.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        engine: AsyncEngine,
+        drain_timeout: float,
+        started: Callable[[int], None],
+    ) -> None:
         super().__init__(config)
-        self._server = server
+        self._engine = engine
+        self._drain_timeout = drain_timeout
+        self._announce = started
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._signals = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            self._announce(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; a second signal stops at once."""
-        if self.should_exit:
+        self._signals += 1
+        if self._signals > 1 or self._loop is None:
             console.print("stopping now")
             # Threads may be in the middle of a step; nothing is worth waiting for.
-            os._exit(128 + signal.SIGINT)
-        self._server.deps.draining.begun = True
-        running = self._server.engine.snapshot().running
-        console.print(f"draining {running} running sequences; Ctrl-C again stops at once")
+            os._exit(128 + sig)
+        stats = self._engine.snapshot()
+        under_way = f"{stats.running} running and {stats.waiting} waiting sequences"
+        console.print(f"draining {under_way}, {self._drain_timeout:g} s at most; Ctrl-C again stops at once")
+        self._loop.call_soon_threadsafe(self._begin_to_drain)
+
+    def _begin_to_drain(self) -> None:
+        self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await self._engine.drain(self._drain_timeout)
         self.should_exit = True
 
 

@@ -70,9 +70,6 @@ class ServeSettings(BaseSettings):
         "auto", description="auto: 4-bit checkpoints as they are, 16-bit ones as NF4."
     )
     double_quant: bool = Field(False, description="Quantise NF4's scales too when quantising at load.")
-    batch_invariant: bool = Field(
-        True, description="Keep a request's bits independent of who shares its batch; off may be faster."
-    )
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0: one for each core.")
 
     max_model_len: int = Field(0, ge=0, description="Context limit in tokens; 0: the model's own.")

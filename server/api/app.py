@@ -2,15 +2,17 @@
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
 
 from server.api import adapters, chat, completions, health, models
 from server.api.dependencies import ApiDependencies
 from server.api.error_responses import install_error_handlers
 from server.api.request_context import RequestContext
 
+Application = RequestContext
+"""What an ASGI server runs."""
 
-def create_app(deps: ApiDependencies, version: str) -> ASGIApp:
+
+def create_app(deps: ApiDependencies, version: str) -> Application:
     """Return the application that serves ``deps``."""
     app = FastAPI(
         title="manylora",

@@ -1,7 +1,7 @@
 """What the HTTP API stands on: the engine, the catalog and the tokenizer behind it, and its own settings."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from fastapi import Request
@@ -60,13 +60,6 @@ class ApiSettings:
     """Unix time at which the base was loaded."""
 
 
-@dataclass(slots=True)
-class Draining:
-    """Whether the server is on its way out: set once, by the first Ctrl-C."""
-
-    begun: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class ApiDependencies:
     """Everything a route may use; reached through ``dependencies(request)``."""
@@ -76,7 +69,6 @@ class ApiDependencies:
     tokenizer: Tokenizer
     metrics: Metrics
     settings: ApiSettings
-    draining: Draining = field(default_factory=Draining)
 
 
 def dependencies(request: Request) -> ApiDependencies:

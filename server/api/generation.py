@@ -109,8 +109,6 @@ def start(
     sampling: SamplingParams,
 ) -> Generation:
     """Check what only the tokens tell, and queue the prompts: all of them or none."""
-    if deps.draining.begun:
-        raise ShuttingDown("the server is shutting down", retry_after=30)
     settings = deps.settings
     if fields.n > settings.max_choices:
         raise InvalidRequest(f"n is {fields.n}, at most {settings.max_choices} are served", param="n")

@@ -19,8 +19,6 @@ async def health() -> dict[str, str]:
 async def ready(request: Request) -> JSONResponse:
     """Say whether requests can be served, and if not, why."""
     deps = dependencies(request)
-    if deps.draining.begun:
-        return JSONResponse({"status": "draining"}, status_code=503)
     if not deps.engine.ready:
         return JSONResponse({"status": "not ready", "reason": deps.engine.unready_reason}, status_code=503)
     return JSONResponse({"status": "ready"})

@@ -159,7 +159,7 @@ class AsyncEngine:
             return self._broken
         if self._failing:
             return f"the last {self._engine.faults_in_a_row} steps failed"
-        return "the engine drains" if self._draining else "the engine has not started"
+        return "the server drains" if self._draining else "the engine has not started"
 
     @property
     def _failing(self) -> bool:
