@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -15,69 +15,95 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    shard: Path
+    shape: tuple[int, ...]
+
+
 class Checkpoint:
-    """Names, shapes and tensors of a checkpoint directory. Close it, or use it in a ``with``."""
+    """Names, shapes and tensors of a checkpoint directory. It holds no file open and no tensor."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._shard_of = _find_shards(directory)
-        self._open: dict[str, Any] = {}  # safetensors has no public type for an open file
-        for shard in sorted(set(self._shard_of.values())):
-            self._open[shard] = _open_shard(directory / shard)
-        self._shard_of = self._checked_names()
+        self._entries = _read_headers(directory)
 
     def names(self) -> frozenset[str]:
         """Return the names of all tensors."""
-        return frozenset(self._shard_of)
+        return frozenset(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without reading it."""
-        return tuple(self._open[self._shard_of[name]].get_slice(name).get_shape())
+        """Return a tensor's shape without reading it. Raises CorruptCheckpoint if it isn't there."""
+        return self._entry(name).shape
+
+    def locate(self, name: str) -> Path:
+        """Return the file that holds a tensor; for any other name the directory."""
+        entry = self._entries.get(name)
+        return self.directory if entry is None else entry.shard
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor. Raises CorruptCheckpoint if it isn't there or can't be read."""
+        """Return a tensor in memory of its own. Raises CorruptCheckpoint if it isn't there or can't be read."""
+        entry = self._entry(name)
+        # The file is mapped, and a tensor shows the map: without a copy it would change with the file and keep all
+        # of it mapped. Opened anew for each tensor, since what was touched of a map counts as ours until it closes.
         try:
-            tensor: Tensor = self._open[self._shard_of[name]].get_tensor(name)
-        except KeyError:
-            raise CorruptCheckpoint(f"{self.directory}: tensor {name!r} is missing") from None
-        except SafetensorError as error:
-            raise CorruptCheckpoint(f"{self.directory}: tensor {name!r} can't be read: {error}") from None
+            with safe_open(entry.shard, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name).clone()
+        except (SafetensorError, OSError) as error:
+            raise CorruptCheckpoint(f"{entry.shard}: tensor {name!r} can't be read: {error}") from None
         return tensor
 
-    def close(self) -> None:
-        """Let go of the files."""
-        for file in self._open.values():
-            file.__exit__(None, None, None)
-        self._open.clear()
+    def _entry(self, name: str) -> _Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise CorruptCheckpoint(f"{self.directory}: tensor {name!r} is missing") from None
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def _read_headers(directory: Path) -> Mapping[str, _Entry]:
+    """Return what each shard holds; the index must agree."""
+    promised = _find_shards(directory)
+    entries: dict[str, _Entry] = {}
+    for shard in sorted(set(promised.values())):
+        for name, entry in _read_header(directory / shard).items():
+            if name in entries:
+                raise CorruptCheckpoint(f"tensor {name!r} is in {entries[name].shard} and in {entry.shard}")
+            entries[name] = entry
+    missing = sorted(promised.keys() - entries.keys() - {SINGLE})
+    if missing:
+        raise CorruptCheckpoint(f"{directory / INDEX} names {missing[0]!r}, which no shard has")
+    return entries
 
-    def _checked_names(self) -> Mapping[str, str]:
-        """Return tensor name to shard as the shards have it; the index must agree."""
-        found = {name: shard for shard, file in self._open.items() for name in file.keys()}  # noqa: SIM118
-        missing = sorted(self._shard_of.keys() - found.keys() - {SINGLE})
-        if missing:
-            raise CorruptCheckpoint(f"{self.directory / INDEX} names {missing[0]!r}, which no shard has")
-        return found
+
+def _read_header(path: Path) -> dict[str, _Entry]:
+    if not path.is_file():
+        raise CorruptCheckpoint(f"{path} is missing; download the checkpoint again")
+    try:
+        # Checks the header against the file's size before anything is allocated.
+        file: Any = safe_open(path, framework="pt")  # safetensors has no public type for an open file
+        with file:
+            return {
+                name: _Entry(path, tuple(file.get_slice(name).get_shape()))
+                for name in file.keys()  # noqa: SIM118  # it isn't a mapping
+            }
+    except (SafetensorError, OSError) as error:
+        raise CorruptCheckpoint(
+            f"{path} is not a whole safetensors file ({error}); download it again"
+        ) from None
 
 
 def _find_shards(directory: Path) -> Mapping[str, str]:
     index = directory / INDEX
     if index.is_file():
-        try:
-            weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise CorruptCheckpoint(f"{index} is not a safetensors index: {error}") from None
-        return weight_map
+        return _read_index(index)
     if (directory / SINGLE).is_file():
         return {SINGLE: SINGLE}
-    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    if others:
+        raise CorruptCheckpoint(
+            f"{directory} has {others[0]} but neither {SINGLE} nor {INDEX}: rename it if it is the whole model"
+        )
+    pickles = sorted(path.name for end in ("*.bin", "*.pt", "*.pth") for path in directory.glob(end))
     if pickles:
         raise CorruptCheckpoint(
             f"{directory} has {pickles[0]} but no safetensors: pickle can run code and is not opened; "
@@ -86,11 +112,14 @@ def _find_shards(directory: Path) -> Mapping[str, str]:
     raise CorruptCheckpoint(f"{directory} has neither {SINGLE} nor {INDEX}")
 
 
-def _open_shard(path: Path) -> Any:
-    if not path.is_file():
-        raise CorruptCheckpoint(f"{path} is missing")
+def _read_index(index: Path) -> Mapping[str, str]:
     try:
-        # Checks the header against the file's size before anything is allocated.
-        return safe_open(path, framework="pt").__enter__()
-    except SafetensorError as error:
-        raise CorruptCheckpoint(f"{path} is not a whole safetensors file: {error}") from None
+        weight_map: object = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{index} is not a safetensors index: {error}") from None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CorruptCheckpoint(f"{index} is not a safetensors index: weight_map is not names to files")
+    outside = next((shard for shard in weight_map.values() if Path(shard).name != shard), None)
+    if outside is not None:
+        raise CorruptCheckpoint(f"{index} names {outside!r}, which is not a file beside it")
+    return weight_map

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from quant.checkpoint import Checkpoint
+from quant.config import stored_format
 from quant.dense import DenseTensor
-from quant.format import QuantizedTensor, StoredFormat, stored_format
+from quant.errors import CorruptCheckpoint
+from quant.format import QuantizedTensor, StoredFormat, read_dense
 from quant.nf4 import quantize_nf4
 from server.kernels.linear import PlainLinear
 from server.kernels.plain import PlainBackend
@@ -31,6 +33,7 @@ Progress = Callable[[int, int], None]
 
 # Buffers that old checkpoints carry and nobody reads.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",)}
 MLP = {"gate_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
 
@@ -81,16 +84,17 @@ def load_weights(
     """
     started = time.monotonic()
     raw = read_config(directory)
-    config, stored = model_config(raw), stored_format(raw)
+    config, stored = model_config(raw), stored_format(directory, raw)
     _check_choice(stored, quantization)
-    with Checkpoint(directory) as checkpoint:
-        quantizer = _Quantizer(stored.kind == "dense" and quantization != "none", double_quant, backend.dtype)
-        reader = _Reader(checkpoint, config, stored, backend, quantizer)
-        layers = []
-        for index in range(config.num_layers):
-            layers.append(reader.layer(index))
-            progress(index + 1, config.num_layers)
-        weights = reader.finish(tuple(layers))
+    quantizer = _Quantizer(
+        stored.kind == "dense" and quantization != "none", double_quant, backend.dtype, backend.device
+    )
+    reader = _Reader(Checkpoint(directory), config, stored, backend, quantizer)
+    layers = []
+    for index in range(config.num_layers):
+        layers.append(reader.layer(index))
+        progress(index + 1, config.num_layers)
+    weights = reader.finish(tuple(layers))
     held = "nf4 (double quantised)" if quantizer.active and double_quant else stored.kind
     held = "nf4" if quantizer.active and not double_quant else held
     name = str(backend.dtype).removeprefix("torch.") if held == "dense" else held
@@ -116,12 +120,13 @@ class _Quantizer:
     active: bool
     double_quant: bool
     dtype: torch.dtype
+    device: torch.device
 
     def __call__(self, matrix: QuantizedTensor) -> QuantizedTensor:
         if not isinstance(matrix, DenseTensor):
             return matrix
-        # transformers casts first and quantises then; so must we, to get the same codes.
-        weight = matrix.weight.to(self.dtype)
+        # transformers casts first and quantises then, on the device; so must we, to get the same codes.
+        weight = matrix.weight.to(self.device, self.dtype)
         return quantize_nf4(weight, double_quant=self.double_quant) if self.active else DenseTensor(weight)
 
 
@@ -156,27 +161,53 @@ class _Reader:
         )
 
     def finish(self, layers: tuple[LayerWeights, ...]) -> DecoderWeights:
-        shape = (self.config.vocab_size, self.config.hidden_size)
-        embedding = self.vector("model.embed_tokens.weight", shape)
-        if self.config.tied_head:
-            self.taken.add("lm_head.weight")
-            matrix = embedding
-        else:
-            matrix = self.vector("lm_head.weight", shape)
+        embedding = self._embedding()
+        head = self._head(embedding)
         norm = self.vector("model.norm.weight", (self.config.hidden_size,))
+        self._check_all_taken()
+        return DecoderWeights(embedding, layers, norm, head)
+
+    def _embedding(self) -> Tensor:
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        names = self.checkpoint.names()
+        if self.config.tied_head and EMBEDDING not in names and HEAD in names:
+            return self.vector(HEAD, shape)  # either name may hold a tied matrix
+        return self.vector(EMBEDDING, shape)
+
+    def _head(self, embedding: Tensor) -> PlainLinear:
+        """Read the head, or share the embedding. It may be quantised, where a GPTQ or AWQ checkpoint has it so."""
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        if self.config.tied_head:
+            matrix = embedding
+            if HEAD in self.checkpoint.names() - self.taken:
+                # transformers, too, doesn't tie what differs.
+                own = self.vector(HEAD, shape)
+                matrix = embedding if torch.equal(own, embedding) else own
+                self.other_bytes -= own.nbytes if matrix is embedding else 0
+            return self.backend.prepare([DenseTensor(matrix)], None)
+        if not self.stored.packs(self.checkpoint, "lm_head"):
+            return self.backend.prepare([DenseTensor(self.vector(HEAD, shape))], None)
+        stored, names = self.stored.read(self.checkpoint, "lm_head")
+        self.taken |= names
+        self._check(HEAD, stored.shape, shape)
+        prepared = self.backend.prepare([stored], None)
+        self.other_bytes += prepared.nbytes
+        return prepared
+
+    def _check_all_taken(self) -> None:
         left = sorted(
             name for name in self.checkpoint.names() - self.taken if not name.endswith(IGNORED_SUFFIXES)
         )
         if left:
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""
             raise WeightsMismatch(
-                f"the checkpoint holds tensors that its config doesn't: {', '.join(left[:5])}{more}"
+                f"{self.checkpoint.locate(left[0])} holds tensors that its config doesn't: "
+                f"{', '.join(left[:5])}{more}"
             )
-        return DecoderWeights(embedding, layers, norm, self.backend.prepare([DenseTensor(matrix)], None))
 
     def vector(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Read a tensor that is never quantised."""
-        tensor = self.checkpoint.read(name)
+        tensor = read_dense(self.checkpoint, name)
         self.taken.add(name)
         self._check(name, tuple(tensor.shape), shape)
         tensor = tensor.to(self.backend.device, self.backend.dtype)
@@ -191,7 +222,11 @@ class _Reader:
             matrix, names = self.stored.read(self.checkpoint, paths[module])
             self.taken |= names
             self._check(f"{paths[module]}.weight", matrix.shape, shapes[module])
-            parts.append(self.quantizer(matrix))
+            try:
+                parts.append(self.quantizer(matrix))
+            except ValueError as error:
+                raise CorruptCheckpoint(f"{paths[module]}.weight: {error}") from None
+            del matrix  # before the next is read
             biases += self._bias(f"{paths[module]}.bias", shapes[module][0], expected=bias)
         prepared = self.backend.prepare(parts, torch.cat(biases) if biases else None)
         self.linear_bytes += prepared.nbytes
@@ -208,7 +243,8 @@ class _Reader:
                 raise WeightsMismatch(f"{name} is not zero, but the config says that this layer has no bias")
         return []
 
-    @staticmethod
-    def _check(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    def _check(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if found != expected:
-            raise WeightsMismatch(f"{name} is {list(found)}, but the config says {list(expected)}")
+            raise WeightsMismatch(
+                f"{self.checkpoint.locate(name)}: {name} is {list(found)}, but the config says {list(expected)}"
+            )
