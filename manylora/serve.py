@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,8 @@ from server.errors import ServerError
 from server.model.errors import ModelError
 
 DEMO_NAME = "demo"
-console = Console(stderr=True, highlight=False)
+# Where nobody watches there is no width to fold at.
+console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
 
 
 class StartError(Exception):

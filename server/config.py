@@ -36,8 +36,8 @@ class AdapterArgument(str):
 
     @property
     def path(self) -> Path:
-        """The directory of the PEFT adapter."""
-        return Path(self.split("=", 1)[1]).expanduser()
+        """The directory of the PEFT adapter: relative to where the server was started, not to the adapter root."""
+        return Path(self.split("=", 1)[1]).expanduser().absolute()
 
 
 class ServeSettings(BaseSettings):

@@ -35,7 +35,7 @@ def test_flag_beats_environment_beats_file(
     settings = load_settings({"port": "7"}, file)
     assert (settings.port, settings.max_running, settings.api_key) == (7, 5, ("one", "two"))
     assert settings.adapters[0].adapter_name == "a"
-    assert settings.adapters[0].path == Path("b")
+    assert settings.adapters[0].path == Path("b").absolute()
 
 
 def test_unknown_key_in_a_file_is_refused_by_name(tmp_path: Path) -> None:

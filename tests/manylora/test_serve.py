@@ -1,0 +1,167 @@
+"""`manylora serve` from the outside: what it says at start, how it ends, what it remembers, how it refuses."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from loadtest.checkpoints import AdapterShape, write_adapter, write_base
+from tests.serving import Served, serving
+
+LONG, SHORT = 900, 8
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and two adapters below adapters/."""
+    root = tmp_path_factory.mktemp("files")
+    base = write_base(root / "base")
+    for number, name in enumerate(("one", "two")):
+        write_adapter(root / "adapters" / name, base, AdapterShape(rank=4 << number, seed=number))
+    return root
+
+
+def flags(files: Path, *more: str) -> tuple[str, ...]:
+    root = files / "adapters"
+    return (str(files / "base"), "--adapter-root", str(root), "--kv-cache-gib", "0.05", *more)
+
+
+def answer(server: Served, model: str, prompt: str = "hello") -> str:
+    body = {"model": model, "prompt": prompt, "max_tokens": SHORT, "temperature": 0}
+    response = httpx.post(f"{server.url}/v1/completions", json=body)
+    response.raise_for_status()
+    text: str = response.json()["choices"][0]["text"]
+    return text
+
+
+@contextmanager
+def long_stream(server: Served) -> Iterator[Iterator[str]]:
+    """A stream that has begun."""
+    body = {"model": "base", "prompt": "hello", "max_tokens": LONG, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        lines = (line for line in response.iter_lines() if line.startswith("data: "))
+        assert next(lines)
+        yield lines
+
+
+def wait_for_line(server: Served, words: str) -> None:
+    while words not in server.log.read_text():
+        assert server.process.poll() is None, server.log.read_text()
+
+
+def test_the_banner_says_what_was_loaded(files: Path, tmp_path: Path) -> None:
+    one = files / "adapters" / "one"
+    with serving(tmp_path, *flags(files, "--adapter", f"first={one}", "--arena-rows", "64")) as server:
+        log = server.log.read_text()
+    for words in (
+        "base: 2 layers",
+        "nf4, 4.",
+        "bits a weight",
+        "KV cache",
+        "tokens in",
+        "64 rows a module",
+        "first",
+    ):
+        assert words in log
+
+
+def test_ctrl_c_lets_streams_finish_and_refuses_new_ones(files: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, *flags(files)) as server:
+        with long_stream(server) as lines:
+            server.interrupt()
+            wait_for_line(server, "draining 1 running")
+            ready = httpx.get(f"{server.url}/ready")
+            assert (ready.status_code, ready.json()["reason"]) == (503, "the server drains")
+            body = {"model": "base", "prompt": "hello"}
+            refused = httpx.post(f"{server.url}/v1/completions", json=body)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "shutting_down"
+            assert refused.headers["retry-after"]
+            *events, done = lines
+        assert done == "data: [DONE]"
+        assert json.loads(events[-1].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert server.process.wait(timeout=20) == 0
+
+
+def test_a_second_ctrl_c_stops_at_once(files: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, *flags(files)) as server, long_stream(server) as lines:
+        server.interrupt()
+        wait_for_line(server, "draining")
+        server.interrupt()
+        assert server.process.wait(timeout=10) == 128 + signal.SIGINT
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(lines)
+
+
+def test_draining_ends_when_its_time_is_over(files: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, *flags(files, "--drain-timeout", "0.2")) as server, long_stream(server) as lines:
+        server.interrupt()
+        *_, last = lines
+        assert server.process.wait(timeout=20) == 0
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+
+
+def test_adapters_are_there_again_after_a_restart(files: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, *flags(files)) as server:
+        made = httpx.post(f"{server.url}/adapters", json={"name": "team/two", "src": "two"})
+        assert made.status_code == 201
+        before = answer(server, "team/two")
+        assert before != answer(server, "base")
+        server.interrupt()
+        assert server.process.wait(timeout=20) == 0
+    with serving(tmp_path, *flags(files)) as server:
+        (found,) = httpx.get(f"{server.url}/adapters").json()["data"]
+        assert (found["name"], found["id"]) == ("team/two", made.json()["id"])
+        assert answer(server, "team/two") == before
+
+
+def test_an_adapter_flag_takes_what_its_directory_holds_now(files: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "outside the root"
+    shutil.copytree(files / "adapters" / "one", directory)
+    arguments = flags(files, "--adapter", f"mine={directory}")
+    with serving(tmp_path, *arguments) as server:
+        before = answer(server, "mine")
+    shutil.rmtree(directory)
+    shutil.copytree(files / "adapters" / "two", directory)
+    with serving(tmp_path, *arguments) as server:
+        assert answer(server, "mine") != before
+        (found,) = httpx.get(f"{server.url}/adapters").json()["data"]
+        assert found["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["{files}/nowhere"], "there is no such directory"),
+        (["{files}/adapters"], "config.json"),
+        (["{files}/base", "--adapter", "x={files}/base"], "adapter_config.json"),
+        (["{files}/base", "--adapter", "x={files}/gone"], "not a directory"),
+        (["{files}/base", "--data-dir", "{files}/base/config.json"], "--data-dir"),
+        (["{files}/base", "--kv-cache-gib", "0.000001"], "--kv-cache-gib"),
+        (["{files}/base", "--port", "{taken}"], "is another server there"),
+    ],
+)
+def test_what_cannot_be_served_ends_in_one_line(
+    files: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        given = [argument.format(files=files, taken=port) for argument in arguments]
+        if "--data-dir" not in arguments:
+            given += ["--data-dir", str(tmp_path)]
+        command = [sys.executable, "-m", "manylora", "serve", *given]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.strip().splitlines()[-1].startswith("manylora: ")
