@@ -62,9 +62,9 @@ def pack_awq(codes: Tensor, zeros: Tensor, scales: Tensor) -> AwqTensor:
 
 def _columns(words: Tensor) -> Tensor:
     """Return the codes in their columns' order, uint8 [rows, out]."""
-    places = unpack(words, BITS, 1).unflatten(1, (-1, 8))
+    places = torch.unflatten(unpack(words, BITS, 1), 1, (-1, 8))
     return places[..., torch.tensor(ORDER, device=words.device).argsort()].flatten(1)
 
 
 def _words(codes: Tensor) -> Tensor:
-    return pack(codes.unflatten(1, (-1, 8))[..., list(ORDER)].flatten(1), BITS, 1)
+    return pack(torch.unflatten(codes, 1, (-1, 8))[..., list(ORDER)].flatten(1), BITS, 1)

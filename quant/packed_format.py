@@ -39,8 +39,8 @@ def read_gptq(
         _expect(path, "g_idx", tensors, (torch.int32, torch.int64), (wide,))
         if int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
             raise CorruptCheckpoint(f"{path}.g_idx names a group that {path}.scales doesn't have")
-    packed = (tensors[name] for name in PACKED)
-    return GptqTensor(*packed, g_idx, bits, zero_offset), taken
+    gptq = GptqTensor(tensors["qweight"], tensors["qzeros"], tensors["scales"], g_idx, bits, zero_offset)
+    return gptq, taken
 
 
 def read_awq(checkpoint: Checkpoint, path: str, group_size: int) -> tuple[AwqTensor, set[str]]:

@@ -14,7 +14,7 @@ def unpack(words: Tensor, bits: int, dim: int) -> Tensor:
 def pack(values: Tensor, bits: int, dim: int) -> Tensor:
     """Undo ``unpack``: values in [0, 2**bits) along ``dim``, whose length is a multiple of 32 / bits."""
     count = 32 // bits
-    grouped = values.to(torch.int64).unflatten(dim, (-1, count))
+    grouped = torch.unflatten(values.to(torch.int64), dim, (-1, count))
     shifts = torch.arange(0, 32, bits, device=values.device)
     words = (grouped << shifts.view(-1, *[1] * (values.dim() - dim - 1))).sum(dim + 1)
     # The top value may set the sign bit: wrap rather than overflow.
