@@ -8,17 +8,12 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from manylora.adapters_command import app as adapters
+from manylora.failing import fail
 from manylora.settings_options import command_from_settings, one_line
 from server.config import ServeSettings, load_settings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, add_completion=False)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def fail(message: str) -> typer.Exit:
-    """Print one line and return the exit to raise."""
-    stderr.print(f"[bold red]manylora:[/] {message}", markup=True)
-    return typer.Exit(2)
 
 
 def run_serve(flags: dict[str, Any], config: Path | None) -> None:
@@ -38,6 +33,7 @@ def run_serve(flags: dict[str, Any], config: Path | None) -> None:
 
 
 app.command("serve")(command_from_settings(ServeSettings, "base", run_serve))
+app.add_typer(adapters, name="adapters")
 
 
 @app.command("doctor")

@@ -11,6 +11,7 @@ from types import FrameType
 import torch
 import uvicorn
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from adapters.errors import AdapterError, AdapterNameTaken
@@ -78,7 +79,7 @@ def _base(settings: ServeSettings) -> tuple[Path, str]:
 async def _restore(server: Server, settings: ServeSettings) -> None:
     report = await server.catalog.restore()
     for name, reason in report.unavailable.items():
-        console.print(f"[yellow]adapter {name} is unavailable:[/] {reason}")
+        console.print(f"[yellow]adapter {name} is unavailable:[/] {escape(reason)}")
     for argument in start_adapters(settings):
         source = str(argument.path)
         try:

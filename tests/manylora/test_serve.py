@@ -1,6 +1,8 @@
 """`manylora serve` from the outside: what it says at start, how it ends, what it remembers, how it refuses."""
 
 import json
+import logging
+import os
 import shutil
 import signal
 import socket
@@ -12,11 +14,21 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from loadtest.checkpoints import AdapterShape, write_adapter, write_base
+from manylora.cli import app
 from tests.serving import Served, serving
 
 LONG, SHORT = 900, 8
+
+
+@pytest.fixture
+def root_logger_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers, root.level = handlers, level
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +149,7 @@ def test_an_adapter_flag_takes_what_its_directory_holds_now(files: Path, tmp_pat
         assert found["version"] == 2
 
 
+@pytest.mark.usefixtures("root_logger_as_it_was")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -159,9 +172,33 @@ def test_what_cannot_be_served_ends_in_one_line(
         given = [argument.format(files=files, taken=port) for argument in arguments]
         if "--data-dir" not in arguments:
             given += ["--data-dir", str(tmp_path)]
-        command = [sys.executable, "-m", "manylora", "serve", *given]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 2
+        ended = CliRunner().invoke(app, ["serve", *given])
+    assert ended.exit_code == 2
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr
     assert ended.stderr.strip().splitlines()[-1].startswith("manylora: ")
+
+
+def test_adapters_are_managed_from_the_command_line(files: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, *flags(files, "--admin-key", "secret")) as server:
+
+        def adapters(*arguments: str, key: str = "secret") -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "manylora", "adapters", *arguments, "--url", server.url]
+            environment = {**os.environ, "MANYLORA_ADMIN_KEY": key, "COLUMNS": "200"}
+            return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+        assert "serves mine, version 1, rank 4" in adapters("add", "mine", "one").stdout
+        assert "serves mine, version 2, rank 8" in adapters("replace", "mine", "two").stdout
+        assert "mine" in adapters("list").stdout
+        assert json.loads(adapters("list", "--json").stdout)["data"][0]["version"] == 2
+        assert adapters("remove", "mine").stdout.startswith("removed mine: ")
+        for wrong in (
+            adapters("remove", "mine"),
+            adapters("add", "x", "../base"),
+            adapters("list", key="guess"),
+        ):
+            assert wrong.returncode == 2
+            assert wrong.stderr.startswith("manylora: ")
+            assert len(wrong.stderr.splitlines()) == 1
+    gone = adapters("list")
+    assert (gone.returncode, "no server answers" in gone.stderr) == (2, True)

@@ -1,0 +1,114 @@
+"""`manylora adapters`: list, add, replace and remove the adapters of a running server, over HTTP like anyone else."""
+
+import json
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from manylora.failing import fail
+
+app = typer.Typer(no_args_is_help=True, help="The adapters of a running server.")
+# What a delete waits for is the end of the requests under way.
+TIMEOUT = httpx.Timeout(10.0, read=None)
+
+Url = Annotated[str, typer.Option("--url", envvar="MANYLORA_URL", help="The server.", show_default=True)]
+AdminKey = Annotated[
+    str | None,
+    typer.Option("--admin-key", envvar="MANYLORA_ADMIN_KEY", help="Its --admin-key, if it has one."),
+]
+Preload = Annotated[bool, typer.Option("--preload", help="Put it on the device before answering.")]
+Pin = Annotated[bool, typer.Option("--pin", help="Keep it on the device.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what the server answered.")]
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@app.command("list")
+def list_adapters(url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJson = False) -> None:
+    """Show every adapter, its version, rank, and where its weights are now."""
+    found = _call("GET", url, "/adapters", admin_key)
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("name", "version", "rank", "tier", "modules", "src")
+    for each in found["data"]:
+        tier = each["tier"] if each["state"] == "available" else f"unavailable: {each['reason']}"
+        modules = ", ".join(each["target_modules"])
+        table.add_row(each["name"], str(each["version"]), str(each["rank"]), tier, modules, each["src"])
+    Console().print(table)
+
+
+@app.command("add")
+def add(
+    name: str,
+    src: Annotated[str, typer.Argument(help="Directory on the server, below its --adapter-root.")],
+    url: Url = DEFAULT_URL,
+    admin_key: AdminKey = None,
+    preload: Preload = False,
+    pin: Pin = False,
+) -> None:
+    """Serve an adapter under a new name."""
+    body = {"name": name, "src": src, "preload": preload, "pin": pin}
+    _say(_call("POST", url, "/adapters", admin_key, body), "serves")
+
+
+@app.command("replace")
+def replace(
+    name: str,
+    src: Annotated[str, typer.Argument(help="Directory on the server, below its --adapter-root.")],
+    url: Url = DEFAULT_URL,
+    admin_key: AdminKey = None,
+) -> None:
+    """Serve other weights under a name: new requests use them, running ones finish on the old ones."""
+    _say(_call("PUT", url, _path(name), admin_key, {"src": src}), "serves")
+
+
+@app.command("remove")
+def remove(
+    name: str,
+    url: Url = DEFAULT_URL,
+    admin_key: AdminKey = None,
+    abort: Annotated[bool, typer.Option("--abort", help="End running requests instead of waiting.")] = False,
+) -> None:
+    """Refuse new requests, wait for running ones, give the memory back."""
+    gone = _call("DELETE", url, f"{_path(name)}?abort={str(abort).lower()}", admin_key)
+    freed = gone["freed"]
+    Console().print(
+        f"removed {gone['name']}: {freed['arena_rows']} rank rows, {freed['device_bytes']:,} bytes on the device "
+        f"and {freed['host_bytes']:,} on the host are free"
+    )
+
+
+def _path(name: str) -> str:
+    return f"/adapters/{quote(name, safe='/:')}"
+
+
+def _call(
+    method: str, url: str, path: str, admin_key: str | None, body: dict[str, object] | None = None
+) -> dict[str, Any]:
+    """Return the server's answer, or end the command with its error in one line."""
+    headers = {} if admin_key is None else {"authorization": f"Bearer {admin_key}"}
+    try:
+        response = httpx.request(method, url.rstrip("/") + path, json=body, headers=headers, timeout=TIMEOUT)
+        answer = response.json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise fail(f"no server answers at {url}: {error}") from None
+    except json.JSONDecodeError:
+        raise fail(f"{url} is no manylora server: {path} gave {response.status_code}, not JSON") from None
+    if response.is_error:
+        raise fail(answer.get("error", {}).get("message", f"{path} gave {response.status_code}"))
+    found: dict[str, Any] = answer
+    return found
+
+
+def _say(record: dict[str, Any], verb: str) -> None:
+    Console().print(
+        f"{verb} {record['name']}, version {record['version']}, rank {record['rank']} (id {record['id']})"
+    )
+
+
+def _print_json(value: object) -> None:
+    Console().print_json(json.dumps(value))
