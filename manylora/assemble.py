@@ -100,6 +100,8 @@ def assemble(
     base = load_base(settings, directory, progress)
     context = min(settings.max_model_len or base.config.max_position, base.config.max_position)
     sizes = measure(settings, base, context)
+    # What the KV cache can't hold no request can have.
+    context = min(context, sizes.num_blocks * settings.block_size)
     tokenizer = Tokenizer(directory)
     metrics = Metrics(name, settings.max_adapter_labels)
     observer = EngineMetrics(metrics)

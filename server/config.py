@@ -96,7 +96,7 @@ class ServeSettings(BaseSettings):
         None, description="Key that /adapters asks for; none: loopback callers only."
     )
     cors_origin: Repeatable = Field((), description="Origin that browsers may call from. Repeatable.")
-    max_body_mib: float = Field(32.0, gt=0, description="Largest request body in MiB; more gets 413.")
+    max_body_mib: float = Field(12.0, gt=0, description="Largest request body in MiB; more gets 413.")
     max_choices: int = Field(128, ge=1, description="Largest n of a request.")
     keep_alive_seconds: float = Field(
         15.0, gt=0, description="A comment is sent on a stream that is silent so long."

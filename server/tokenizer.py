@@ -34,18 +34,34 @@ _TEMPLATE_FAULTS = (
 Message = Mapping[str, Any]  # a chat message is the client's JSON: templates may look at any field of it
 
 
+class TooManyTokens(Exception):
+    """A text has more tokens than were asked for. ``count`` is exact or, with ``at_least``, a lower bound."""
+
+    def __init__(self, count: int, *, at_least: bool) -> None:
+        super().__init__(f"{'at least ' if at_least else ''}{count} tokens")
+        self.count = count
+        self.at_least = at_least
+
+
 class _Encoding(Protocol):
     ids: list[int]
 
+    def __len__(self) -> int: ...
+
 
 class _Backend(Protocol):
-    """The part of tokenizers.Tokenizer that is used; its encode releases the interpreter lock."""
+    """The part of tokenizers.Tokenizer that is used.
+
+    Its ``encode`` and ``decode`` hold the interpreter lock all the while (a second for a megabyte), so that
+    neither the event loop nor the engine could go on; the batch forms release it.
+    """
 
     decoder: Any
+    normalizer: Any
 
-    def encode(self, sequence: str, *, add_special_tokens: bool) -> _Encoding: ...
+    def encode_batch_fast(self, input: list[str], *, add_special_tokens: bool) -> list[_Encoding]: ...
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+    def decode_batch(self, sequences: list[list[int]], *, skip_special_tokens: bool) -> list[str]: ...
 
     def id_to_token(self, id: int) -> str | None: ...
 
@@ -78,6 +94,8 @@ class Tokenizer:
         )
         self._pieces = _pieces(self._backend)
         self._bytes = [b"" if i in self._special else piece for i, piece in enumerate(self._pieces)]
+        self._shrinks_by = _normalizer_shrinks_by(self._backend)
+        self._longest = max(map(len, self._pieces))
         self.strips_first_space = self._probe_first_space()
 
     @property
@@ -91,12 +109,26 @@ class Tokenizer:
         """Whether the base model brings a chat template."""
         return bool(self._outer.chat_template)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, at_most: int | None = None) -> list[int]:
         """Tokenise a completion's prompt; by default with the tokens (bos) that the model puts around a text.
 
         Control tokens that are spelled out in the text are parsed as such, as is usual in the field.
+        Raises TooManyTokens over ``at_most``, without tokenising a text whose length alone says so.
         """
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        if at_most is not None and (least := self.least_tokens(text)) > at_most:
+            raise TooManyTokens(least, at_least=True)
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        if at_most is not None and len(encoding) > at_most:
+            raise TooManyTokens(len(encoding), at_least=False)
+        return encoding.ids
+
+    def least_tokens(self, text: str) -> int:
+        """Return a lower bound of the tokens that ``text`` has, from its length; 0 where nothing is known."""
+        if self._shrinks_by is None:
+            return 0
+        # UTF-8 has at least a byte a character; what is ASCII no normaliser that we know shortens.
+        shrinks = 1 if text.isascii() else self._shrinks_by
+        return len(text) // (self._longest * shrinks)
 
     def render(
         self,
@@ -154,8 +186,9 @@ class Tokenizer:
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        at_most: int | None = None,
     ) -> list[int]:
-        """Render the messages (see ``render``) and tokenise the result whole.
+        """Render the messages (see ``render``) and tokenise the result whole (see ``encode``).
 
         The template writes bos itself, so no tokens are added. Control tokens are parsed wherever they stand,
         in a user's text too: that is what vLLM and others do; a front end that must prevent it has to filter
@@ -167,11 +200,12 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(text, add_special_tokens=False, at_most=at_most)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids into text, special tokens left out."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+        [text] = self._backend.decode_batch([list(ids)], skip_special_tokens=True)
+        return text
 
     def token_text(self, token_id: int) -> str:
         """Return a single token as text for logprobs: control tokens by name, broken characters as U+FFFD."""
@@ -193,13 +227,25 @@ class Tokenizer:
 
 
 def _eos_ids(path: Path, tokenizers_own: int | None) -> frozenset[int]:
-    """Ids that end a text: generation_config.json's and the tokenizer's."""
+    """Ids that end a text: generation_config.json's, or config.json's where there is none, and the tokenizer's."""
     found = set() if tokenizers_own is None else {tokenizers_own}
-    file = path / "generation_config.json"
-    if file.is_file():
+    files = (path / name for name in ("generation_config.json", "config.json"))
+    file = next((file for file in files if file.is_file()), None)
+    if file is not None:
         listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
         found |= set(listed) if isinstance(listed, list) else set() if listed is None else {listed}
     return frozenset(found)
+
+
+def _normalizer_shrinks_by(backend: _Backend) -> int | None:
+    """How many times shorter than a text its normalised form can be, in characters; None: unknown.
+
+    NFC makes one character of at most three (a Hangul syllable, a letter with two marks) in what text is made
+    of, four in some Greek letters.
+    """
+    if backend.normalizer is None:
+        return 1
+    return 4 if type(backend.normalizer).__name__ == "NFC" else None
 
 
 def _pieces(backend: _Backend) -> list[bytes]:

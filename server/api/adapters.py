@@ -51,7 +51,7 @@ async def delete_adapter(request: Request, name: str, abort: bool = False) -> di
     """Refuse new requests, let running ones finish (or abort them), free the memory, say how much."""
     deps = dependencies(request)
     record, freed = await deps.catalog.delete(name, abort=abort)
-    deps.metrics.forget_adapter(name)
+    deps.metrics.by_adapter.forget(name)
     return {
         **describe_record(record),
         "deleted": True,
@@ -90,7 +90,7 @@ async def unload_lora_adapter(request: Request) -> Response:
     deps = dependencies(request)
     body = await read_body(request, UnloadLoraRequest)
     await deps.catalog.delete(body.lora_name)
-    deps.metrics.forget_adapter(body.lora_name)
+    deps.metrics.by_adapter.forget(body.lora_name)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 

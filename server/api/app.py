@@ -1,7 +1,12 @@
 """The application: routes, errors, request ids, CORS. What it needs is handed in; nothing is global."""
 
+import gc
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from server.api import adapters, chat, completions, health, models
 from server.api.dependencies import ApiDependencies
@@ -18,18 +23,32 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
         title="manylora",
         version=version,
         description="One 4-bit base model, many LoRA adapters, the OpenAI API.",
+        lifespan=_keep_what_is_loaded,
     )
     app.state.dependencies = deps
     for module in (health, models, chat, completions, adapters):
         app.include_router(module.router)
     install_error_handlers(app)
-    if deps.settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(deps.settings.cors_origins),
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id"],
-        )
-    # Outermost, so that unexpected errors carry the id too.
-    return RequestContext(app)
+    # Around the app and not in it, so that unexpected errors have CORS headers and the request id too.
+    return RequestContext(_with_cors(app, deps.settings.cors_origins))
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=list(origins),
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
+    )
+
+
+@asynccontextmanager
+async def _keep_what_is_loaded(app: FastAPI) -> AsyncIterator[None]:
+    """Take what is loaded out of the garbage collector's rounds: a full one would hold the loop for 100 ms."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -23,13 +23,19 @@ async def require_admin(request: Request) -> None:
     settings = dependencies(request).settings
     if settings.admin_key is not None:
         _require(request, (settings.admin_key,))
-    elif settings.listens_beyond_loopback and not _from_loopback(request):
+        return
+    if settings.listens_beyond_loopback and not _from_loopback(request):
         raise Forbidden("adapters are managed from this machine only: start with --admin-key to allow others")
+    # Any web page that someone on this machine looks at can send requests here; browsers say whose they are.
+    origin = request.headers.get("origin")
+    if origin is not None and origin not in settings.cors_origins:
+        raise Forbidden("adapters are not managed from web pages: name the page with --cors-origin")
 
 
 def _require(request: Request, keys: Iterable[str]) -> None:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    token = given.encode() if scheme.lower() == "bearer" else b""
+    # Headers arrive as bytes, which starlette reads as Latin-1.
+    token = given.encode("latin-1") if scheme.lower() == "bearer" else b""
     # Every key is compared, so that the time doesn't tell which one came near.
     matches = [hmac.compare_digest(token, key.encode()) for key in keys]
     if not any(matches):

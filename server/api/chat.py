@@ -2,25 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from server.api.auth import require_api_key
 from server.api.body import read_body
 from server.api.dependencies import ApiDependencies, dependencies
-from server.api.generation import Choice, Generation, sampling_params, start, unless_disconnected, usage_of
+from server.api.disconnect import done_within
+from server.api.generation import Choice, Generation, sampling_params, start, usage_of
 from server.api.logprobs import chat_logprobs
 from server.api.openapi import body_of
-from server.api.request_context import request_id
+from server.api.prompts import chat_prompt
+from server.api.rendering import dumps, json_response
 from server.api.schemas import ChatRequest
-from server.api.streaming import dumps, event_stream, first_event
+from server.api.streaming import Events, event_stream
 from server.engine.request import SequenceOutput
 
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
-CLIENT_GONE = 499
 
 
 @router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
@@ -29,23 +30,19 @@ async def chat_completions(request: Request) -> Response:
     deps = dependencies(request)
     body = await read_body(request, ChatRequest)
     model = deps.catalog.resolve(body.model)
-    prompt = await asyncio.to_thread(
-        deps.tokenizer.apply_chat_template,
-        [message.for_template() for message in body.messages],
-        chat_template=model.chat_template,
-        add_generation_prompt=body.add_generation_prompt,
-        continue_final_message=body.continue_final_message,
-    )
-    asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    prompt = await chat_prompt(deps, body, model)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    sampling = sampling_params(body, deps.settings.vocab_size, max_tokens=asked, logprobs=logprobs)
+    sampling = sampling_params(
+        body, deps.settings.vocab_size, max_tokens=body.asked_tokens, logprobs=logprobs
+    )
     generation = start(deps, body, model, [prompt], sampling)
-    answer = ChatAnswer(deps, body, f"chatcmpl-{request_id()}", int(time.time()))
+    answer = ChatAnswer(deps, body, f"chatcmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
-        events = await first_event(answer.chunks(generation))
-        return event_stream(events, deps.settings.keep_alive_seconds)
-    choices = await unless_disconnected(request, generation.collect())
-    return Response(status_code=CLIENT_GONE) if choices is None else JSONResponse(answer.whole(choices))
+        return await event_stream(request, answer.chunks(generation), deps.settings.keep_alive_seconds)
+    choices = asyncio.ensure_future(generation.collect())
+    await done_within(request, choices)
+    done = choices.result()
+    return await json_response(lambda: answer.whole(done), large=body.logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,7 @@ class ChatAnswer:
             "usage": usage_of([choice.last for choice in choices], self.body.n).to_json(),
         }
 
-    async def chunks(self, generation: Generation) -> AsyncIterator[str]:
+    async def chunks(self, generation: Generation) -> Events:
         """Yield the answer as chunks: each choice's role first, then what each step adds."""
         last: list[SequenceOutput | None] = [None] * self.body.n
         try:

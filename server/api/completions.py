@@ -2,35 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from server.api.auth import require_api_key
 from server.api.body import read_body
-from server.api.chat import CLIENT_GONE
 from server.api.dependencies import ApiDependencies, dependencies
-from server.api.generation import (
-    Choice,
-    Generation,
-    check_token_ids,
-    sampling_params,
-    start,
-    unless_disconnected,
-    usage_of,
-)
-from server.api.logprobs import completion_logprobs
+from server.api.disconnect import done_within
+from server.api.generation import Choice, Generation, sampling_params, start, usage_of
+from server.api.logprobs import CompletionLogprobs
 from server.api.openapi import body_of
-from server.api.request_context import request_id
+from server.api.prompts import completion_prompts
+from server.api.rendering import dumps, json_response
 from server.api.schemas import CompletionRequest
-from server.api.streaming import dumps, event_stream, first_event
+from server.api.streaming import Events, event_stream
 from server.engine.request import SequenceOutput, TokenLogprobs
-from server.errors import InvalidRequest
 
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
-DEFAULT_MAX_TOKENS = 16
 
 
 @router.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
@@ -39,36 +31,23 @@ async def completions(request: Request) -> Response:
     deps = dependencies(request)
     body = await read_body(request, CompletionRequest)
     model = deps.catalog.resolve(body.model)
-    prompts = await asyncio.to_thread(_encode, deps, body)
-    asked = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    prompts = await completion_prompts(deps, body)
     sampling = sampling_params(
         body,
         deps.settings.vocab_size,
         # The engine always makes a token; echo alone lets go of it.
-        max_tokens=max(1, asked),
+        max_tokens=max(1, body.asked_tokens),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     generation = start(deps, body, model, prompts, sampling)
-    answer = CompletionAnswer(deps, body, generation.prompts, f"cmpl-{request_id()}", int(time.time()))
+    answer = CompletionAnswer(deps, body, generation.prompts, f"cmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
-        events = await first_event(answer.chunks(generation))
-        return event_stream(events, deps.settings.keep_alive_seconds)
-    choices = await unless_disconnected(request, generation.collect())
-    return Response(status_code=CLIENT_GONE) if choices is None else JSONResponse(answer.whole(choices))
-
-
-def _encode(deps: ApiDependencies, body: CompletionRequest) -> list[Sequence[int]]:
-    encoded: list[Sequence[int]] = []
-    for prompt in body.prompts():
-        if isinstance(prompt, str):
-            encoded.append(deps.tokenizer.encode(prompt, add_special_tokens=body.add_special_tokens))
-        else:
-            check_token_ids(prompt, deps.settings.vocab_size, "prompt")
-            encoded.append(prompt)
-    if not all(encoded):
-        raise InvalidRequest("prompt: an empty prompt can't be continued", param="prompt")
-    return encoded
+        return await event_stream(request, answer.chunks(generation), deps.settings.keep_alive_seconds)
+    choices = asyncio.ensure_future(generation.collect())
+    await done_within(request, choices)
+    done = choices.result()
+    return await json_response(lambda: answer.whole(done), large=body.echo or body.logprobs is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +69,24 @@ class CompletionAnswer:
         done = [self._choice(index, choice) for index, choice in enumerate(choices)]
         return {**self._head(), "choices": done, "usage": self._usage([choice.last for choice in choices])}
 
-    async def chunks(self, generation: Generation) -> AsyncIterator[str]:
+    async def chunks(self, generation: Generation) -> Events:
         """Yield the answer as chunks; with echo, a choice's first begins with its prompt."""
         count = self.body.n * len(self.prompts)
         last: list[SequenceOutput | None] = [None] * count
-        sent = [0] * count
+        logprobs = [self._logprobs() for _ in range(count)]
         try:
             async for step in generation.steps():
                 for index, output in step:
                     choice = Choice()
                     choice.add(output)
-                    event = self._piece(index, choice, first=last[index] is None, offset=sent[index])
-                    sent[index] += len(event["text"]) if isinstance(event["text"], str) else 0
+                    if last[index] is None and self.body.echo:
+                        # The prompt may be long.
+                        piece = await asyncio.to_thread(self._echoed, index, choice, logprobs[index])
+                    else:
+                        piece = self._piece(index, choice, logprobs[index])
                     last[index] = output
-                    if event["text"] or event["logprobs"] or event["finish_reason"]:
-                        yield self._event([event])
+                    if piece["text"] or piece["logprobs"] or piece["finish_reason"]:
+                        yield self._event([piece])
             if self.body.wants_usage:
                 yield dumps({**self._head(), "choices": [], "usage": self._usage(last)})
         finally:
@@ -114,29 +96,43 @@ class CompletionAnswer:
         chunk = {**self._head(), "choices": choices}
         return dumps({**chunk, "usage": None} if self.body.wants_usage else chunk)
 
-    def _choice(self, index: int, choice: Choice) -> dict[str, object]:
-        return self._piece(index, choice, first=True, offset=0)
+    def _logprobs(self) -> CompletionLogprobs:
+        return CompletionLogprobs(self.deps.tokenizer, from_start=self.body.echo)
 
-    def _piece(self, index: int, choice: Choice, *, first: bool, offset: int) -> dict[str, object]:
-        """Return a choice, whole or what a step added; its first piece carries the echoed prompt."""
-        text = "" if self._echo_only else "".join(choice.text)
-        ids: list[int] = [] if self._echo_only else list(choice.token_ids)
-        logprobs: list[TokenLogprobs | None] = [] if self._echo_only else list(choice.logprobs)
-        if self.body.echo and first:
-            prompt = self.prompts[index // self.body.n]
-            text = self.deps.tokenizer.decode(prompt) + text
-            if choice.prompt_logprobs:
-                ids, logprobs = [*prompt, *ids], [*choice.prompt_logprobs, *logprobs]
+    def _choice(self, index: int, choice: Choice) -> dict[str, object]:
+        make = self._echoed if self.body.echo else self._piece
+        return make(index, choice, self._logprobs())
+
+    def _echoed(self, index: int, choice: Choice, logprobs: CompletionLogprobs) -> dict[str, object]:
+        """Return a choice, whole or its beginning, with the prompt before it."""
+        prompt = self.prompts[index // self.body.n]
+        text = self.deps.tokenizer.decode(prompt)
+        if choice.prompt_logprobs is None:
+            return self._piece(index, choice, logprobs, text)
+        return self._piece(index, choice, logprobs, text, prompt, choice.prompt_logprobs)
+
+    def _piece(
+        self,
+        index: int,
+        choice: Choice,
+        logprobs: CompletionLogprobs,
+        prompt_text: str = "",
+        prompt: Sequence[int] = (),
+        prompt_logprobs: Sequence[TokenLogprobs | None] = (),
+    ) -> dict[str, object]:
+        """Return a choice, whole or what a step added to it."""
+        text, ids, found = prompt_text, list(prompt), list(prompt_logprobs)
+        if not self._echo_only:
+            text += "".join(choice.text)
+            ids += choice.token_ids
+            found += choice.logprobs
         finish = None if choice.finish_reason is None else choice.finish_reason.value
-        shown = None
-        if self.body.logprobs is not None and ids:
-            shown = completion_logprobs(ids, logprobs, self.deps.tokenizer, offset)
         return {
             "index": index,
             "text": text,
-            "logprobs": shown,
+            "logprobs": logprobs.of(ids, found) if self.body.logprobs is not None and ids else None,
             "finish_reason": "length" if self._echo_only and finish else finish,
-            "stop_reason": choice.stop_reason,
+            "stop_reason": None if self._echo_only else choice.stop_reason,
         }
 
     def _usage(self, last: Sequence[SequenceOutput | None]) -> dict[str, object]:

@@ -53,7 +53,7 @@ class ApiSettings:
     admin_key: str | None = None
     listens_beyond_loopback: bool = False
     cors_origins: tuple[str, ...] = ()
-    max_body_bytes: int = 32 << 20
+    max_body_bytes: int = 12 << 20
     max_choices: int = 128
     keep_alive_seconds: float = 15.0
     created: int = 0

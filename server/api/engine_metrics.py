@@ -1,9 +1,14 @@
 """The engine's observer that fills the metrics, and what the gauges read when they are scraped."""
 
-from server.api.metrics import Gauges, Metrics, lora_requests_info
-from server.catalog import AdapterCatalog
-from server.engine.async_engine import AsyncEngine
+from collections.abc import Sequence
+
+from server.api.gauges import Gauges, lora_requests_info
+from server.api.metrics import Metrics
+from server.catalog import AdapterCatalog, CatalogEntry
+from server.engine.async_engine import AsyncEngine, EngineStats
 from server.engine.observer import EndedRequest, StepTimings
+
+USUAL_RANK = 16
 
 
 class EngineMetrics:
@@ -14,24 +19,23 @@ class EngineMetrics:
 
     def step_finished(self, timings: StepTimings) -> None:
         """Count a step."""
-        self._metrics.step.observe(timings.total)
+        self._metrics.times.step.observe(timings.total)
 
     def token_gap(self, seconds: float) -> None:
         """Count the time between two tokens."""
-        self._metrics.between_tokens.observe(seconds)
+        self._metrics.times.between_tokens.observe(seconds)
 
     def request_ended(self, ended: EndedRequest) -> None:
         """Count a request and its tokens."""
-        metrics = self._metrics
-        label = metrics.label(ended.adapter_label)
-        metrics.requests.labels(label, ended.outcome).inc()
-        metrics.tokens.labels(label, "prompt").inc(ended.prompt_tokens)
-        metrics.tokens.labels(label, "generated").inc(ended.generated_tokens)
-        metrics.end_to_end.observe(ended.seconds)
+        times = self._metrics.times
+        self._metrics.by_adapter.count(
+            ended.adapter_label, ended.outcome, ended.prompt_tokens, ended.generated_tokens
+        )
+        times.end_to_end.observe(ended.seconds)
         if ended.queue_seconds is not None:
-            metrics.queue.observe(ended.queue_seconds)
+            times.queue.observe(ended.queue_seconds)
         if ended.first_token_seconds is not None:
-            metrics.first_token.observe(ended.first_token_seconds)
+            times.first_token.observe(ended.first_token_seconds)
 
     def adapter_read(self, seconds: float) -> None:
         """Count a read from disk."""
@@ -43,11 +47,10 @@ class EngineMetrics:
 
     def scrape(self, engine: AsyncEngine, catalog: AdapterCatalog) -> None:
         """Have the gauges read the engine and the catalog."""
-        self._metrics.scrape_with(lambda gauges: _read(gauges, engine, catalog))
+        self._metrics.scrape_with(lambda gauges: _read(gauges, engine.snapshot(), catalog.list()))
 
 
-def _read(gauges: Gauges, engine: AsyncEngine, catalog: AdapterCatalog) -> None:
-    stats = engine.snapshot()
+def _read(gauges: Gauges, stats: EngineStats, entries: Sequence[CatalogEntry]) -> None:
     gauges.set("manylora_requests_running", "Sequences that decode", stats.running)
     gauges.set("manylora_requests_waiting", "Sequences that wait", stats.waiting)
     for state, blocks in (
@@ -62,12 +65,18 @@ def _read(gauges: Gauges, engine: AsyncEngine, catalog: AdapterCatalog) -> None:
         gauges.set("manylora_arena_rows", "Rank rows of the arena", rows - free, module=module, state="used")
     for tier, count in stats.adapters.items():
         gauges.set("manylora_adapters", "Adapters by where their weights are", count, tier=tier)
-    gauges.set("manylora_preemptions_total", "Sequences that went back to the queue", stats.preemptions)
-    gauges.set(
-        "manylora_prefix_cache_queried_tokens_total", "Prompt tokens looked up", stats.prefix_queried_tokens
+    gauges.total("manylora_preemptions", "Sequences that went back to the queue", stats.preemptions)
+    gauges.total(
+        "manylora_prefix_cache_queried_tokens", "Prompt tokens looked up", stats.prefix_queried_tokens
     )
-    gauges.set("manylora_prefix_cache_hit_tokens_total", "Prompt tokens found", stats.prefix_hit_tokens)
-    names = {entry.record.id: entry.record.name for entry in catalog.list()}
+    gauges.total("manylora_prefix_cache_hit_tokens", "Prompt tokens found", stats.prefix_hit_tokens)
+    names = {entry.record.id: entry.record.name for entry in entries}
     resident = [names[each] for each in stats.resident if each in names]
     waited = [names[each] for each in stats.waited_for if each in names and each not in stats.resident]
-    lora_requests_info(gauges, len(names), resident, waited)
+    lora_requests_info(gauges, max(len(resident), _adapters_that_fit(stats, entries)), resident, waited)
+
+
+def _adapters_that_fit(stats: EngineStats, entries: Sequence[CatalogEntry]) -> int:
+    """Estimate how many adapters the arena holds at once: rows are given by rank, so it depends on which."""
+    ranks = [entry.record.rank for entry in entries] or [USUAL_RANK]
+    return int(min(stats.arena_rows.values(), default=0) * len(ranks) // sum(ranks))

@@ -1,19 +1,30 @@
 """One place where errors become HTTP: OpenAI's envelope, found by the error's class, nearest first."""
 
+import math
+import re
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from structlog import get_logger
 
 from adapters import errors as adapter_errors
+from server.api.disconnect import ClientGone
 from server.api.request_context import request_id
+from server.api.schemas import UNKNOWN_FIELD
 from server.errors import InvalidRequest, ServerError
 
 log = get_logger(__name__)
 INVALID = "invalid_request_error"
+CLIENT_GONE = 499
+"""The status in the log for a client that left."""
+LONGEST_NAME = 100
+"""Characters of an unknown field's name that are repeated to the client."""
+_UNION_MEMBER = re.compile(r"list\[|function-|str$")
+"""What pydantic puts into a field's path for the alternative that it tried."""
 UNEXPECTED = "The server failed on this request. The fault is logged under the request id."
 
 
@@ -65,7 +76,7 @@ def error_response(error: Exception) -> JSONResponse:
     shape = shape_of(error)
     headers = {}
     if isinstance(error, ServerError) and error.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(error.retry_after)))
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if shape.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(envelope(error), status_code=shape.status, headers=headers)
@@ -73,13 +84,16 @@ def error_response(error: Exception) -> JSONResponse:
 
 def invalid_field(error: ValidationError) -> InvalidRequest:
     """Turn pydantic's first finding into one sentence that names the field."""
-    first = error.errors(include_url=False)[0]
-    path = ".".join(
-        str(part)
-        for part in first["loc"]
-        if not str(part).startswith(("list[", "function-", "str", "tagged"))
-    )
-    if first["type"] == "extra_forbidden":
+    found = error.errors(include_url=False, include_input=False)
+    # Of a union's alternatives, the one that got furthest is what was meant.
+    of_first_field = [each for each in found if each["loc"][:1] == found[0]["loc"][:1]]
+    first = max(of_first_field, key=lambda each: len(each["loc"]))
+    parts = [str(part) for part in first["loc"] if not _UNION_MEMBER.match(str(part))]
+    unknown = first["type"] == UNKNOWN_FIELD
+    if unknown:
+        parts.append(first["ctx"]["name"][:LONGEST_NAME])
+    path = ".".join(parts)
+    if unknown:
         return InvalidRequest(f"{path!r} is not a field that this server knows or can honour", param=path)
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
@@ -99,6 +113,15 @@ def install_error_handlers(app: FastAPI) -> None:
         content = {"error": body, "request_id": request_id()}
         return JSONResponse(content, status_code=error.status_code, headers=error.headers)
 
+    async def query(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return error_response(InvalidRequest(f"{name}: {first['msg']}", param=name))
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         # Starlette raises it again once the answer is sent, so it reaches logs and tests.
         log.error("unexpected error", path=request.url.path, exc_info=error)
@@ -108,4 +131,6 @@ def install_error_handlers(app: FastAPI) -> None:
     for kind in FOREIGN:
         app.add_exception_handler(kind, known)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, query)
+    app.add_exception_handler(ClientGone, gone)
     app.add_exception_handler(Exception, unexpected)

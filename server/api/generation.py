@@ -1,14 +1,13 @@
-"""From checked requests to the engine and back: prompts to streams, streams to choices, a hang-up to an abort."""
+"""From checked requests to the engine and back: prompts to streams, streams to choices."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
-
-from fastapi import Request
+from uuid import uuid4
 
 from server.api.dependencies import ApiDependencies, OutputStream
+from server.api.prompts import check_token_ids, context_exceeded
 from server.api.request_context import request_id
 from server.api.schemas import SamplingFields
 from server.catalog import ResolvedModel
@@ -20,10 +19,7 @@ from server.engine.request import (
     SequenceOutput,
     TokenLogprobs,
 )
-from server.errors import ContextLengthExceeded, InvalidRequest, ServerError, ShuttingDown, StepFailed
-
-Result = TypeVar("Result")
-MAX_PROMPTS = 256
+from server.errors import InvalidRequest, ServerError, ShuttingDown, StepFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +108,14 @@ def start(
     settings = deps.settings
     if fields.n > settings.max_choices:
         raise InvalidRequest(f"n is {fields.n}, at most {settings.max_choices} are served", param="n")
-    if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise InvalidRequest(
-            f"prompt holds {len(prompts)} prompts; 1 to {MAX_PROMPTS} are served", param="prompt"
-        )
     adapters = () if model.adapter_id == BASE_ADAPTER_ID else ((model.adapter_id, 1.0),)
     arrival, streams = time.monotonic(), []
+    # A client may send one request id twice; the engine's are its own.
+    own = f"{request_id()}-{uuid4().hex[:8]}"
     try:
         for index, prompt in enumerate(prompts):
             request = GenerationRequest(
-                request_id=f"{request_id()}-{index}",
+                request_id=f"{own}-{index}",
                 prompt_token_ids=tuple(prompt),
                 sampling=bounded(sampling, len(prompt), settings.context_length),
                 adapters=adapters,
@@ -137,6 +131,8 @@ def start(
     return Generation(tuple(streams), tuple(tuple(prompt) for prompt in prompts), fields.n)
 
 
+LONGEST_ID = 12
+"""Digits of a token id; Python itself refuses to read numbers of thousands of digits."""
 UNBOUNDED = -1
 """max_tokens of a request that named none: as many as the context holds."""
 
@@ -145,12 +141,10 @@ def bounded(sampling: SamplingParams, prompt: int, context: int) -> SamplingPara
     """Return the parameters with max_tokens that fit. Raises ContextLengthExceeded with the three numbers."""
     if prompt == 0:
         raise InvalidRequest("the prompt is empty", param="prompt")
-    asked = max(1, context - prompt) if sampling.max_tokens == UNBOUNDED else sampling.max_tokens
+    unbounded = sampling.max_tokens == UNBOUNDED
+    asked = max(1, context - prompt) if unbounded else sampling.max_tokens
     if prompt + asked > context:
-        raise ContextLengthExceeded(
-            f"the prompt has {prompt} tokens and max_tokens is {asked}, together more than the context of {context}",
-            param="max_tokens",
-        )
+        raise context_exceeded(prompt, None if unbounded else asked, context)
     return replace(sampling, max_tokens=asked)
 
 
@@ -189,38 +183,13 @@ def sampling_params(
     )
 
 
-def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
-    """Raise InvalidRequest for the first id that the vocabulary doesn't have."""
-    for token_id in ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequest(f"{param}: token id {token_id} is not in 0 to {vocab_size - 1}", param=param)
-
-
 def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
-    try:
-        by_id = {int(token): value for token, value in bias.items()}
-    except ValueError:
-        raise InvalidRequest("logit_bias: keys are token ids", param="logit_bias") from None
+    wrong = next((token for token in bias if not token.isdecimal() or len(token) > LONGEST_ID), None)
+    if wrong is not None:
+        raise InvalidRequest(f"logit_bias: {wrong[:40]!r} is not a token id", param="logit_bias")
+    by_id = {int(token): value for token, value in bias.items()}
     check_token_ids(tuple(by_id), vocab_size, "logit_bias")
     return by_id
-
-
-async def unless_disconnected(request: Request, work: Coroutine[object, object, Result]) -> Result | None:
-    """Run ``work`` unless the client goes away first; then cancel it and return None."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
-    finally:
-        for future in (task, gone):
-            future.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _merge(streams: Sequence[OutputStream]) -> AsyncIterator[tuple[int, list[SequenceOutput]]]:

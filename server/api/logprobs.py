@@ -1,9 +1,13 @@
 """Log probabilities in the shapes of OpenAI's two APIs."""
 
+import codecs
 from collections.abc import Sequence
 
 from server.engine.request import TokenLogprobs
 from server.tokenizer import Tokenizer
+
+LEAST = -9999.0
+"""What OpenAI's API gives for a token of probability zero: JSON has no infinity."""
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> dict[str, object]:
@@ -18,37 +22,47 @@ def chat_logprobs(tokens: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> dict
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(
-    ids: Sequence[int], tokens: Sequence[TokenLogprobs | None], tokenizer: Tokenizer, offset: int
-) -> dict[str, object]:
-    """Return ``choices[].logprobs`` of a completion: parallel lists; None where nothing predicts a token.
+class CompletionLogprobs:
+    """Writes ``choices[].logprobs`` of one choice of a completion, whole or as it grows.
 
-    ``offset``: characters of the text before the first of these tokens.
+    ``from_start``: whether its text begins with the prompt (echo).
     """
-    texts = [tokenizer.token_text(token_id) for token_id in ids]
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
-    return {
-        "tokens": texts,
-        "token_logprobs": [None if token is None else token.logprob for token in tokens],
-        "top_logprobs": [None if token is None else _alternatives(token, tokenizer) for token in tokens],
-        "text_offset": offsets,
-    }
 
+    def __init__(self, tokenizer: Tokenizer, *, from_start: bool) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+        self._strip = from_start and tokenizer.strips_first_space
 
-def _alternatives(token: TokenLogprobs, tokenizer: Tokenizer) -> dict[str, float]:
-    found: dict[str, float] = {}
-    # Several ids may spell the same text: the likeliest keeps the key. The chosen token is always there.
-    for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
-        found.setdefault(tokenizer.token_text(token_id), logprob)
-    return found
+    def of(self, ids: Sequence[int], tokens: Sequence[TokenLogprobs | None]) -> dict[str, object]:
+        """Return the lists for the next ``ids``; None where nothing predicts a token."""
+        return {
+            "tokens": [self._tokenizer.token_text(token_id) for token_id in ids],
+            "token_logprobs": [None if token is None else max(token.logprob, LEAST) for token in tokens],
+            "top_logprobs": [None if token is None else self._alternatives(token) for token in tokens],
+            "text_offset": [self._next_offset(token_id) for token_id in ids],
+        }
+
+    def _next_offset(self, token_id: int) -> int:
+        """Return at which character of the text a token begins; a character's later bytes begin where it does."""
+        begins = self._offset
+        piece = self._tokenizer.token_bytes(token_id)
+        if self._strip and piece:
+            piece, self._strip = piece.removeprefix(b" "), False
+        self._offset += len(self._utf8.decode(piece))
+        return begins
+
+    def _alternatives(self, token: TokenLogprobs) -> dict[str, float]:
+        found: dict[str, float] = {}
+        # Several ids may spell the same text: the likeliest keeps the key. The chosen token is always there.
+        for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
+            found.setdefault(self._tokenizer.token_text(token_id), max(logprob, LEAST))
+        return found
 
 
 def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, object]:
     return {
         "token": tokenizer.token_text(token_id),
-        "logprob": logprob,
+        "logprob": max(logprob, LEAST),
         "bytes": list(tokenizer.raw_bytes(token_id)),
     }

@@ -1,17 +1,21 @@
 """GET /v1/models, /tokenize and /detokenize: what can be asked, and how texts become tokens."""
 
-import asyncio
-
 from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
 
 from server.api.auth import require_api_key
 from server.api.body import read_body
 from server.api.dependencies import ApiDependencies, dependencies
-from server.api.generation import check_token_ids
 from server.api.openapi import body_of
+from server.api.prompts import check_token_ids, for_template
+from server.api.rendering import json_response
 from server.api.schemas import DetokenizeRequest, TokenizeRequest
 from server.catalog import CatalogEntry
+from server.errors import InvalidRequest
+from server.tokenizer import TooManyTokens
 
+MAX_TOKENS = 1 << 20
+"""Tokens that /tokenize returns at most."""
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
 
 
@@ -59,37 +63,52 @@ def adapter_model(deps: ApiDependencies, entry: CatalogEntry) -> dict[str, objec
 
 
 @router.post("/tokenize", openapi_extra=body_of(TokenizeRequest))
-async def tokenize(request: Request) -> dict[str, object]:
+async def tokenize(request: Request) -> Response:
     """Return the token ids of a text, or of a chat through its template."""
     deps = dependencies(request)
     body = await read_body(request, TokenizeRequest)
     template = None if body.model is None else deps.catalog.resolve(body.model).chat_template
-    if body.messages is not None:
-        messages = [message.for_template() for message in body.messages]
-        ids = await asyncio.to_thread(
-            deps.tokenizer.apply_chat_template,
-            messages,
+    try:
+        return await json_response(lambda: _tokens(deps, body, template), large=True)
+    except TooManyTokens as error:
+        raise InvalidRequest(
+            f"the text has {error}, at most {MAX_TOKENS} are returned",
+            param="prompt" if body.messages is None else "messages",
+        ) from None
+
+
+def _tokens(deps: ApiDependencies, body: TokenizeRequest, template: str | None) -> dict[str, object]:
+    tokenizer = deps.tokenizer
+    if body.messages is None:
+        special = body.add_special_tokens
+        ids = tokenizer.encode(body.prompt or "", add_special_tokens=special, at_most=MAX_TOKENS)
+    else:
+        ids = tokenizer.apply_chat_template(
+            for_template(body.messages),
             chat_template=template,
             add_generation_prompt=body.add_generation_prompt,
+            at_most=MAX_TOKENS,
         )
-    else:
-        encode = deps.tokenizer.encode
-        ids = await asyncio.to_thread(encode, body.prompt or "", add_special_tokens=body.add_special_tokens)
-    texts = [deps.tokenizer.token_text(token_id) for token_id in ids] if body.return_token_strs else None
     return {
         "count": len(ids),
         "max_model_len": deps.settings.context_length,
         "tokens": ids,
-        "token_strs": texts,
+        "token_strs": [tokenizer.token_text(token_id) for token_id in ids]
+        if body.return_token_strs
+        else None,
     }
 
 
 @router.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
-async def detokenize(request: Request) -> dict[str, object]:
+async def detokenize(request: Request) -> Response:
     """Return the text of token ids."""
     deps = dependencies(request)
     body = await read_body(request, DetokenizeRequest)
     if body.model is not None:
         deps.catalog.resolve(body.model)
-    check_token_ids(body.tokens, deps.settings.vocab_size, "tokens")
-    return {"prompt": await asyncio.to_thread(deps.tokenizer.decode, body.tokens)}
+
+    def text() -> dict[str, object]:
+        check_token_ids(body.tokens, deps.settings.vocab_size, "tokens")
+        return {"prompt": deps.tokenizer.decode(body.tokens)}
+
+    return await json_response(text, large=True)

@@ -1,14 +1,24 @@
 """Requests as clients may send them. A field is here only if it takes effect; others are refused by name.
 
-OpenAI's fields that can change nothing here pass at the values in INERT, and null passes everywhere.
+OpenAI's fields that can change nothing here pass at the values in INERT, and null passes everywhere. Checking
+stops at the first fault of a list or an object: a million of them would take seconds, interpreter lock in hand.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 16
+MAX_STOP_IDS = 1024
+MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
+DEFAULT_COMPLETION_TOKENS = 16
+UNKNOWN_FIELD = "unknown_field"
+
+Texts = Annotated[list[str], Field(fail_fast=True)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+TokenIdLists = Annotated[list[TokenIds], Field(fail_fast=True)]
 
 INERT: dict[str, tuple[object, ...]] = {
     "tools": ([],),
@@ -21,6 +31,7 @@ INERT: dict[str, tuple[object, ...]] = {
     "store": (False,),
     "suffix": ("",),
     "parallel_tool_calls": (True, False),
+    "include_obfuscation": (False,),
 }
 """Fields that pass at these values, because the value asks for nothing."""
 UNREAD = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
@@ -37,13 +48,21 @@ class Strict(BaseModel):
     def _drop_what_asks_for_nothing(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {
-            key: item
-            for key, item in value.items()
-            if item is not None
-            and key not in UNREAD
-            and not any(item == inert for inert in INERT.get(key, ()))
-        }
+        asked = {}
+        for key, item in value.items():
+            if key in cls.model_fields:
+                if item is not None:
+                    asked[key] = item
+            elif not _asks_for_nothing(key, item):
+                raise PydanticCustomError(UNKNOWN_FIELD, "unknown field", {"name": key})
+        return asked
+
+
+def _asks_for_nothing(key: str, item: object) -> bool:
+    if item is None or key in UNREAD:
+        return True
+    # 0 == False, but only one of them is what OpenAI's API knows.
+    return any(item == inert and type(item) is type(inert) for inert in INERT.get(key, ()))
 
 
 class StreamOptions(Strict):
@@ -65,14 +84,21 @@ class SamplingFields(Strict):
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] = Field(default_factory=list)
-    stop_token_ids: list[int] = Field(default_factory=list)
+    stop: str | Texts = Field(default_factory=list)
+    stop_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_STOP_IDS)
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0)
     max_tokens: int | None = Field(None, ge=0)
     n: int = Field(1, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _few_biases(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_BIASES:
+            raise ValueError(f"give at most {MAX_BIASES} biases, not {len(value)}")
+        return value
 
     @field_validator("stop")
     @classmethod
@@ -110,20 +136,24 @@ class Message(Strict):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
     def for_template(self) -> dict[str, str]:
         """Return what chat templates take: developer is system's newer name; parts are one text."""
         role = "system" if self.role == "developer" else self.role
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": role, "content": text}
+        message = {"role": role, "content": text}
+        return message if self.name is None else {**message, "name": self.name}
+
+
+Messages = Annotated[list[Message], Field(fail_fast=True)]
 
 
 class ChatRequest(SamplingFields):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -138,11 +168,16 @@ class ChatRequest(SamplingFields):
             raise ValueError("continue_final_message goes with add_generation_prompt: false")
         return self
 
+    @property
+    def asked_tokens(self) -> int | None:
+        """How many tokens at most; None: as many as fit."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
 
 class CompletionRequest(SamplingFields):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Texts | TokenIds | TokenIdLists
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     best_of: int | None = Field(None, ge=1)
@@ -155,6 +190,11 @@ class CompletionRequest(SamplingFields):
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens: 0 goes with echo: true")
         return self
+
+    @property
+    def asked_tokens(self) -> int:
+        """How many tokens at most; OpenAI's default is small."""
+        return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     def prompts(self) -> list[str | list[int]]:
         """Return the prompts one by one."""
@@ -171,7 +211,7 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     return_token_strs: bool = False
@@ -187,7 +227,7 @@ class DetokenizeRequest(Strict):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: TokenIds
 
 
 class AdapterRequest(Strict):

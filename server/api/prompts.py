@@ -1,0 +1,84 @@
+"""Prompts to token ids, off the event loop. What can't fit the context is refused, by its length if that says so."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from server.api.dependencies import ApiDependencies
+from server.api.schemas import ChatRequest, CompletionRequest, Message
+from server.catalog import ResolvedModel
+from server.errors import ContextLengthExceeded, InvalidRequest
+from server.tokenizer import TooManyTokens
+
+MAX_PROMPTS = 256
+
+
+async def chat_prompt(deps: ApiDependencies, body: ChatRequest, model: ResolvedModel) -> list[int]:
+    """Return the chat's token ids, by the adapter's template or else the base's.
+
+    Raises ContextLengthExceeded, and InvalidRequest for messages that the template refuses.
+    """
+
+    def encode() -> list[int]:
+        return deps.tokenizer.apply_chat_template(
+            for_template(body.messages),
+            chat_template=model.chat_template,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+            at_most=deps.settings.context_length,
+        )
+
+    with _told_in_full(body.asked_tokens, deps.settings.context_length):
+        return await asyncio.to_thread(encode)
+
+
+async def completion_prompts(deps: ApiDependencies, body: CompletionRequest) -> list[Sequence[int]]:
+    """Return each prompt's token ids. Raises ContextLengthExceeded and InvalidRequest."""
+    prompts = body.prompts()
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise InvalidRequest(
+            f"prompt holds {len(prompts)} prompts; 1 to {MAX_PROMPTS} are served", param="prompt"
+        )
+
+    def encode(prompt: str | list[int]) -> Sequence[int]:
+        settings = deps.settings
+        if isinstance(prompt, str):
+            special = body.add_special_tokens
+            return deps.tokenizer.encode(prompt, add_special_tokens=special, at_most=settings.context_length)
+        if len(prompt) > settings.context_length:
+            raise TooManyTokens(len(prompt), at_least=False)
+        check_token_ids(prompt, settings.vocab_size, "prompt")
+        return prompt
+
+    with _told_in_full(body.asked_tokens, deps.settings.context_length):
+        return await asyncio.to_thread(lambda: [encode(prompt) for prompt in prompts])
+
+
+def for_template(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Return messages as chat templates take them."""
+    return [message.for_template() for message in messages]
+
+
+def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raise InvalidRequest for the first id that the vocabulary doesn't have."""
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        wrong = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
+        raise InvalidRequest(f"{param}: token id {wrong} is not in 0 to {vocab_size - 1}", param=param)
+
+
+def context_exceeded(prompt: int | str, asked: int | None, context: int) -> ContextLengthExceeded:
+    """Return the error with its three numbers."""
+    wanted = "max_tokens is at least 1" if asked is None else f"max_tokens is {asked}"
+    return ContextLengthExceeded(
+        f"the prompt has {prompt} tokens and {wanted}, together more than the context of {context} tokens",
+        param="max_tokens" if asked is not None else None,
+    )
+
+
+@contextmanager
+def _told_in_full(asked: int | None, context: int) -> Iterator[None]:
+    try:
+        yield
+    except TooManyTokens as error:
+        count = f"at least {error.count}" if error.at_least else error.count
+        raise context_exceeded(count, asked, context) from None

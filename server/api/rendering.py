@@ -1,0 +1,44 @@
+"""Answers as JSON text. Large ones are written in a thread, in parts, so that the event loop gets its turns."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+
+from fastapi.responses import Response
+
+LEVELS = 5
+"""How deep an answer is taken apart: choices, choice, logprobs, content, token."""
+
+
+def dumps(value: object) -> str:
+    """Return compact JSON."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def dumps_in_parts(value: object) -> str:
+    """Return what ``dumps`` does. The encoder, which holds the interpreter lock, sees small parts only."""
+    return "".join(_parts(value, LEVELS))
+
+
+async def json_response(make: Callable[[], object], *, large: bool) -> Response:
+    """Return what ``make`` returns as a response; if it may be ``large``, it is made and written in a thread."""
+    content = await asyncio.to_thread(lambda: dumps_in_parts(make())) if large else dumps(make())
+    return Response(content, media_type="application/json")
+
+
+def _parts(value: object, levels: int) -> Iterator[str]:
+    if levels and isinstance(value, dict):
+        yield "{"
+        for index, (key, item) in enumerate(value.items()):
+            yield f"{',' if index else ''}{dumps(key)}:"
+            yield from _parts(item, levels - 1)
+        yield "}"
+    elif levels and isinstance(value, list):
+        yield "["
+        for index, item in enumerate(value):
+            if index:
+                yield ","
+            yield from _parts(item, levels - 1)
+        yield "]"
+    else:
+        yield dumps(value)
