@@ -12,13 +12,14 @@ from server.api.auth import require_api_key
 from server.api.body import read_body
 from server.api.dependencies import ApiDependencies, dependencies
 from server.api.disconnect import done_within
-from server.api.generation import Choice, Generation, sampling_params, start, usage_of
+from server.api.generation import Choice, Generation, begin, sampling_params, usage_of
 from server.api.logprobs import chat_logprobs
 from server.api.openapi import body_of
 from server.api.prompts import chat_prompt
 from server.api.rendering import dumps, json_response
 from server.api.schemas import ChatRequest
 from server.api.streaming import Events, event_stream
+from server.catalog import ResolvedModel
 from server.engine.request import SequenceOutput
 
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
@@ -29,13 +30,15 @@ async def chat_completions(request: Request) -> Response:
     """Answer a chat, as one JSON object or as a stream of chunks."""
     deps = dependencies(request)
     body = await read_body(request, ChatRequest)
-    model = deps.catalog.resolve(body.model)
-    prompt = await chat_prompt(deps, body, model)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     sampling = sampling_params(
         body, deps.settings.vocab_size, max_tokens=body.asked_tokens, logprobs=logprobs
     )
-    generation = start(deps, body, model, [prompt], sampling)
+
+    async def tokenise(model: ResolvedModel) -> list[list[int]]:
+        return [await chat_prompt(deps, body, model)]
+
+    generation = await begin(deps, body, tokenise, sampling)
     answer = ChatAnswer(deps, body, f"chatcmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
         return await event_stream(request, answer.chunks(generation), deps.settings.keep_alive_seconds)

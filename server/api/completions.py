@@ -13,7 +13,7 @@ from server.api.auth import require_api_key
 from server.api.body import read_body
 from server.api.dependencies import ApiDependencies, dependencies
 from server.api.disconnect import done_within
-from server.api.generation import Choice, Generation, sampling_params, start, usage_of
+from server.api.generation import Choice, Generation, begin, sampling_params, usage_of
 from server.api.logprobs import CompletionLogprobs
 from server.api.openapi import body_of
 from server.api.prompts import completion_prompts
@@ -30,8 +30,6 @@ async def completions(request: Request) -> Response:
     """Continue each prompt, as one JSON object or as a stream of chunks."""
     deps = dependencies(request)
     body = await read_body(request, CompletionRequest)
-    model = deps.catalog.resolve(body.model)
-    prompts = await completion_prompts(deps, body)
     sampling = sampling_params(
         body,
         deps.settings.vocab_size,
@@ -40,7 +38,7 @@ async def completions(request: Request) -> Response:
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
-    generation = start(deps, body, model, prompts, sampling)
+    generation = await begin(deps, body, lambda _: completion_prompts(deps, body), sampling)
     answer = CompletionAnswer(deps, body, generation.prompts, f"cmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
         return await event_stream(request, answer.chunks(generation), deps.settings.keep_alive_seconds)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from server.engine.request import (
     SequenceOutput,
     TokenLogprobs,
 )
-from server.errors import InvalidRequest, ServerError, ShuttingDown, StepFailed
+from server.errors import InvalidRequest, ModelNotFound, ServerError, ShuttingDown, StepFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,27 @@ class Generation:
         """Free what the engine still holds."""
         for stream in self.streams:
             stream.abort()
+
+
+async def begin(
+    deps: ApiDependencies,
+    fields: SamplingFields,
+    tokenise: Callable[[ResolvedModel], Awaitable[Sequence[Sequence[int]]]],
+    sampling: SamplingParams,
+) -> Generation:
+    """Resolve the model, tokenise for it, and queue the prompts.
+
+    If the adapter is replaced while its prompts are tokenised, all of that begins again with the new version.
+    """
+    while True:
+        model = deps.catalog.resolve(fields.model)
+        prompts = await tokenise(model)
+        try:
+            return start(deps, fields, model, prompts, sampling)
+        except ModelNotFound:
+            # A deleted name doesn't resolve any more, and the error then names those that do.
+            if deps.catalog.resolve(fields.model).adapter_id == model.adapter_id:
+                raise
 
 
 def start(

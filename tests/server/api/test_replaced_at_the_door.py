@@ -1,0 +1,117 @@
+"""A request whose adapter changes between the look-up of its name and the queue: served by the new one, or 404."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.server.api.running import SECONDS, Running, running, write_files
+
+PROMPT = "a prompt that is being tokenised"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    root = tmp_path_factory.mktemp("door")
+    with running(write_files(root), root / "data") as found:
+        yield found
+
+
+@pytest.fixture
+def admin(server: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=SECONDS) as client:
+        yield client
+
+
+@contextmanager
+def first_prompt_held(server: Running) -> Iterator[threading.Event]:
+    """Hold the next prompt in the tokenizer until the block ends; the event says that it is there."""
+    reached, go_on = threading.Event(), threading.Event()
+    tokenizer = server.server.deps.tokenizer
+    encode = tokenizer.encode
+
+    def wait(*arguments: object, **named: object) -> list[int]:
+        if not reached.is_set():
+            reached.set()
+            go_on.wait(SECONDS)
+        return encode(*arguments, **named)  # type: ignore[arg-type]  # what the route gave
+
+    tokenizer.encode = wait  # type: ignore[method-assign]
+    try:
+        yield reached
+    finally:
+        go_on.set()
+        del tokenizer.encode
+
+
+def ask(server: Running, model: str) -> str:
+    client = server.client()
+    return client.completions.create(model=model, prompt=PROMPT, max_tokens=8, temperature=0).choices[0].text
+
+
+def test_a_request_that_meets_a_replacement_gets_the_new_version(
+    server: Running, admin: httpx.Client
+) -> None:
+    for name, source in (("moving", "a"), ("new", "b")):
+        assert admin.post("/adapters", json={"name": name, "src": source}).status_code == 201
+    old, new = ask(server, "moving"), ask(server, "new")
+    assert old != new
+    with ThreadPoolExecutor(1) as pool:
+        with first_prompt_held(server) as reached:
+            answer = pool.submit(ask, server, "moving")
+            assert reached.wait(SECONDS)
+            assert admin.put("/adapters/moving", json={"src": "b"}).status_code == 200
+            server.wait_until(
+                "rid of the old version", lambda: len(server.server.engine.snapshot().resident) <= 1
+            )
+        assert answer.result(SECONDS) == new
+
+
+def test_a_request_that_meets_a_delete_gets_a_404_with_the_names(
+    server: Running, admin: httpx.Client
+) -> None:
+    for name in ("leaving", "staying"):
+        assert admin.post("/adapters", json={"name": name, "src": "c"}).status_code == 201
+    with ThreadPoolExecutor(1) as pool:
+        with first_prompt_held(server) as reached:
+            answer = pool.submit(ask, server, "leaving")
+            assert reached.wait(SECONDS)
+            assert admin.delete("/adapters/leaving").status_code == 200
+        with pytest.raises(openai.NotFoundError, match="staying"):
+            answer.result(SECONDS)
+
+
+def test_a_client_that_loses_the_race_again_and_again_is_served_in_the_end(
+    server: Running, admin: httpx.Client, tmp_path: Path
+) -> None:
+    """Each replacement makes the request begin again; the last one serves it."""
+    assert admin.post("/adapters", json={"name": "restless", "src": "a"}).status_code == 201
+    catalog = server.server.catalog
+    resolve, left = catalog.resolve, ["b", "c", "a"]
+
+    def resolve_and_lose(model: str) -> object:
+        found = resolve(model)
+        if model == "restless" and left:
+            losing.append(left.pop())
+        return found
+
+    losing: list[str] = []
+    tokenizer = server.server.deps.tokenizer
+    encode = tokenizer.encode
+
+    def replace_first(*arguments: object, **named: object) -> list[int]:
+        while losing:
+            source = losing.pop()
+            assert admin.put("/adapters/restless", json={"src": source}).status_code == 200
+        return encode(*arguments, **named)  # type: ignore[arg-type]  # what the route gave
+
+    catalog.resolve, tokenizer.encode = resolve_and_lose, replace_first  # type: ignore[method-assign,assignment]
+    try:
+        assert ask(server, "restless")
+    finally:
+        del catalog.resolve, tokenizer.encode
