@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from loadtest.environment import headline
+from loadtest.text_table import milliseconds, text_table
 from server.engine.detokenizer import Detokenizer
 from server.engine.request import SamplingParams
 from server.engine.sampler import SampledToken, Sampler, SamplerState, SamplingRow
@@ -106,19 +106,17 @@ def main() -> None:
     until = time.perf_counter() + 2  # threads need a moment to spread over the cores
     while time.perf_counter() < until:
         step_seconds(sampler, noise, CASES[2].params, 1)
-    table = Table(
-        title=f"ms a step: median (best). V {options.vocabulary}, {options.threads} threads, {options.device}"
-    )
-    table.add_column("rows")
-    for size in sizes:
-        table.add_column(str(size), justify="right")
+    rows = []
     for case in CASES:
         logits = noise * case.spread
         seconds = [step_seconds(sampler, logits[:size], case.params, options.steps) for size in sizes]
-        table.add_row(case.name, *(f"{1000 * middle:.2f} ({1000 * least:.2f})" for middle, least in seconds))
-    console = Console()
-    console.print(table)
-    console.print(f"Detokenizer.push: {1e6 * push_seconds(100_000):.2f} µs a token")
+        rows.append(
+            [case.name, *(f"{milliseconds(middle)} ({milliseconds(least)})" for middle, least in seconds)]
+        )
+    print(f"Sampling, ms a step: median (best). V {options.vocabulary}, {options.device}")  # noqa: T201
+    print(headline(), end="\n\n")  # noqa: T201
+    print(text_table(["rows", *map(str, sizes)], rows), end="\n\n")  # noqa: T201
+    print(f"Detokenizer.push: {1e6 * push_seconds(100_000):.2f} µs a token")  # noqa: T201
 
 
 if __name__ == "__main__":
