@@ -22,7 +22,6 @@ DTYPES = {
 @dataclass(frozen=True, slots=True)
 class _State:
     shape: tuple[int, int]
-    dtype: torch.dtype
     blocksize: int
     nested_blocksize: int | None
     nested_offset: float
@@ -49,7 +48,7 @@ def read_nf4(checkpoint: Checkpoint, path: str) -> tuple[Nf4Tensor, set[str]]:
             state.nested_blocksize,
         )
     codes = tensors["weight"].view(torch.uint8).view(-1)
-    matrix = Nf4Tensor(codes, absmax, state.shape, state.blocksize, state.dtype)
+    matrix = Nf4Tensor(codes, absmax, state.shape, state.blocksize)
     return matrix, {f"{path}.{suffix}" for suffix in suffixes} | {state_name}
 
 
@@ -72,7 +71,6 @@ def _parse(checkpoint: Checkpoint, name: str) -> _State:
         nested = state.get("nested_blocksize")
         return _State(
             (out, wide),
-            DTYPES[state["dtype"]],
             int(state["blocksize"]),
             None if nested is None else int(nested),
             0.0 if nested is None else float(state["nested_offset"]),

@@ -83,8 +83,6 @@ class Nf4Tensor:
     """float32 [⌈out · in / blocksize⌉], or the same in 8 bits."""
     shape: tuple[int, int]
     blocksize: int = BLOCKSIZE
-    source: torch.dtype = torch.float32
-    """The type that was quantised. bitsandbytes rounds dequantised values to it before any other."""
 
     format: ClassVar[str] = "nf4"
     is_quantized: ClassVar[bool] = True
@@ -104,13 +102,13 @@ class Nf4Tensor:
         return self.absmax.expand() if isinstance(self.absmax, NestedScales) else self.absmax
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """Return the [out, in] matrix: code value × absmax in float32, rounded to ``source``, then to ``dtype``."""
+        """Return the [out, in] matrix: code value × absmax in float32, rounded to ``dtype`` once."""
         count = self.shape[0] * self.shape[1]
         # Both values of a byte are looked up at once.
         pairs = _pair_table(self.codes.device)
         values = pairs.index_select(0, self.codes.view(-1).int()).view(-1)
         scales = self.scales().repeat_interleave(self.blocksize)[:count]
-        return values[:count].mul_(scales).view(self.shape).to(self.source).to(dtype)
+        return values[:count].mul_(scales).view(self.shape).to(dtype)
 
     def to(self, device: torch.device) -> Self:
         """Return the same matrix on ``device``."""
@@ -132,23 +130,19 @@ def quantize_nf4(weight: Tensor, blocksize: int = BLOCKSIZE, double_quant: bool 
     if not torch.isfinite(scales).all():
         raise ValueError("the weight holds NaN or infinite values")
     nested = _nest(scales) if double_quant else scales
-    return Nf4Tensor(torch.cat(codes), nested, (weight.shape[0], weight.shape[1]), blocksize, weight.dtype)
+    return Nf4Tensor(torch.cat(codes), nested, (weight.shape[0], weight.shape[1]), blocksize)
 
 
 def stack_rows(parts: Sequence[Nf4Tensor]) -> Nf4Tensor:
     """Stack matrices along out_features. Each part must fill its last block; nested scales are expanded."""
     first = parts[0]
     if any(
-        part.shape[0] * part.shape[1] % part.blocksize
-        or (part.blocksize, part.source) != (first.blocksize, first.source)
-        for part in parts
+        part.shape[0] * part.shape[1] % part.blocksize or part.blocksize != first.blocksize for part in parts
     ):
-        raise ValueError("only matrices of whole blocks of one size and type can be stacked")
+        raise ValueError("only matrices of whole blocks of one size can be stacked")
     shape = (sum(part.shape[0] for part in parts), first.shape[1])
     codes = torch.cat([part.codes.view(-1) for part in parts])
-    return Nf4Tensor(
-        codes, torch.cat([part.scales() for part in parts]), shape, first.blocksize, first.source
-    )
+    return Nf4Tensor(codes, torch.cat([part.scales() for part in parts]), shape, first.blocksize)
 
 
 def _quantize_chunk(values: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,8 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0
+    truncate: bool = True
+    """YaRN: whether the ends of its ramp are rounded to whole dimensions."""
 
 
 @dataclass(frozen=True, slots=True)

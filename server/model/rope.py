@@ -51,8 +51,10 @@ def _yarn(base: Tensor, config: RopeConfig, dim: int) -> Tensor:
         turns = config.original_max_position / (rotations * 2 * math.pi)
         return dim * math.log(turns) / (2 * math.log(config.theta))
 
-    low = max(math.floor(dimension(config.beta_fast)), 0)
-    high = min(math.ceil(dimension(config.beta_slow)), dim - 1)
-    width = max(high - low, 0.001)
+    first, last = dimension(config.beta_fast), dimension(config.beta_slow)
+    if config.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    low, high = max(first, 0), min(last, dim - 1)
+    width = high - low if high != low else 0.001
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
     return base / config.factor * ramp + base * (1 - ramp)

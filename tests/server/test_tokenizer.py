@@ -138,6 +138,13 @@ def test_eos_ids_come_from_both_files(byte_level: Tokenizer) -> None:
     assert byte_level.eos_ids == {1, 5}
 
 
+def test_without_a_generation_config_eos_ids_are_the_models(tmp_path: Path) -> None:
+    folder = _byte_level(tmp_path)
+    (folder / "generation_config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 7}))
+    assert Tokenizer(str(folder)).eos_ids == {1, 7}
+
+
 def test_template_gives_ids_and_can_be_replaced(byte_level: Tokenizer) -> None:
     messages = [{"role": "user", "content": "hello"}]
     assert byte_level.render(messages) == "<s>user: hello<s>assistant:"

@@ -31,8 +31,8 @@ def adapted(model: torch.nn.Module, weights: AdapterWeights, weight: float = 1.0
     return merged.eval()
 
 
-def nf4_model(directory: Path, *, double_quant: bool) -> PreTrainedModel:
-    """Return the model in NF4 that computes in float32."""
+def nf4_model(directory: Path, *, double_quant: bool, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return a model of ``dtype`` in NF4 that computes in float32."""
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -40,8 +40,23 @@ def nf4_model(directory: Path, *, double_quant: bool) -> PreTrainedModel:
         bnb_4bit_compute_dtype=torch.float32,
     )
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        directory, quantization_config=quantization, dtype=torch.float32, attn_implementation="eager"
+        directory, quantization_config=quantization, dtype=dtype, attn_implementation="eager"
     )
+    return _dequantising(model)
+
+
+def saved_nf4_model(directory: Path) -> PreTrainedModel:
+    """Return a model that was saved in NF4; what isn't quantised is made float32, so that it computes in it."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return _dequantising(model)
+
+
+def _dequantising(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # Else bitsandbytes repacks for its bfloat16 kernel at the first call, whatever the compute dtype.
