@@ -60,13 +60,15 @@ def read_config(directory: Path) -> Mapping[str, object]:
     """Return a model directory's config.json. Raises ModelMissing."""
     path = directory / "config.json"
     try:
-        config: Mapping[str, object] = json.loads(path.read_text())
+        config: object = json.loads(path.read_text())
     except OSError:
         raise ModelMissing(
             f"{path} can't be read: a model directory holds config.json and safetensors"
         ) from None
     except ValueError as error:
         raise ModelMissing(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelMissing(f"{path} is not an object")
     return config
 
 
