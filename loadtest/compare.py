@@ -1,0 +1,257 @@
+"""`make bench`: manylora beside transformers + peft (+ bitsandbytes), on the same files, one after the other.
+
+A random checkpoint of Qwen2.5-0.5B's shape and eight adapters are written to a scratch directory. For each weight
+format `manylora serve` answers 8 streams with 8 adapters through HTTP, then the same batch runs in peft; each in a
+process of its own, alone on the machine. Last, the engine's overhead at 32 streams. Run it with
+``python -m loadtest.compare``; it needs nothing but what `make bench` installs.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from loadtest.checkpoints import ALL_LINEAR, SHAPES, AdapterShape, write_adapter, write_base
+from loadtest.environment import environment, headline
+from loadtest.text_table import milliseconds, text_table
+
+BARS = {"none": 2.0, "nf4": 1.5}
+"""How many times peft's tokens/s we are to reach, by quantization."""
+MOST_OVERHEAD = 0.10
+"""Of a decode step at 32 streams, top_p on."""
+BUSY_SAMPLING = ["--temperature", "0.8", "--top-p", "0.9"]
+NAMES = {"none": "bfloat16", "nf4": "NF4"}
+START_SECONDS = 600.0
+
+
+class CompareError(Exception):
+    """The comparison can't go on. One line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What both sides load."""
+
+    base: Path
+    adapters: tuple[Path, ...]
+    scratch: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One weight format's figures, in output tokens a second."""
+
+    quantization: str
+    ours: dict[str, Any]
+    """The report of `bench serve`."""
+    theirs: dict[str, Any]
+    """The report of `bench peft`."""
+
+    @property
+    def ratio(self) -> float:
+        """Ours by theirs."""
+        return float(self.ours["tokens_per_second"] / self.theirs["tokens_per_second"])
+
+    def row(self) -> list[str]:
+        """Return the table's row."""
+        bar = BARS[self.quantization]
+        first, between = (
+            milliseconds(self.ours[name]["p50"] or float("nan"))
+            for name in ("first_token_seconds", "between_tokens_seconds")
+        )
+        return [
+            NAMES[self.quantization],
+            f"{self.ours['tokens_per_second']:.1f}",
+            f"{self.theirs['tokens_per_second']:.1f}",
+            f"{self.ratio:.2f} ×",
+            f"≥ {bar:g} ×",
+            "met" if self.ratio >= bar else "missed",
+            first,
+            between,
+        ]
+
+
+def write_files(scratch: Path, model: str, adapters: int, rank: int, tokenizer: Path | None) -> Files:
+    """Write the checkpoint and its adapters."""
+    base = write_base(scratch / "base", SHAPES[model], dtype=torch.bfloat16, tokenizer=tokenizer)
+    shapes = [AdapterShape(rank, 2.0 * rank, ALL_LINEAR, seed) for seed in range(adapters)]
+    written = [
+        write_adapter(scratch / f"adapter{number}", base, shape, dtype=torch.bfloat16)
+        for number, shape in enumerate(shapes)
+    ]
+    return Files(base, tuple(written), scratch)
+
+
+@contextmanager
+def serving(files: Files, quantization: str) -> Iterator[str]:
+    """Run `manylora serve` on the files until the block ends; yield its URL. Raises CompareError if it can't start."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["serve", str(files.base), "--port", str(port), "--quantization", quantization]
+    arguments += ["--dtype", "bfloat16", "--adapter-root", str(files.scratch)]
+    arguments += ["--data-dir", str(files.scratch / f"data-{quantization}")]
+    for path in files.adapters:
+        arguments += ["--adapter", f"{path.name}={path}"]
+    log = files.scratch / f"serve-{quantization}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(_command(arguments), stdout=output, stderr=output, env=_environment())
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(url, process, log)
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/ready", timeout=5).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+    raise CompareError(f"manylora serve did not start: {' '.join(last)}")
+
+
+def bench(scratch: Path, *arguments: str) -> dict[str, Any]:
+    """Run a `manylora bench` in a process of its own and return its report. Raises CompareError if it fails."""
+    report = scratch / "report.json"
+    command = _command(["bench", *arguments, "--json", str(report)])
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CompareError(f"manylora bench {arguments[0]} failed: {(done.stderr or done.stdout).strip()}")
+    loaded: dict[str, Any] = json.loads(report.read_text())
+    return loaded
+
+
+def compare(options: argparse.Namespace, files: Files) -> dict[str, Any]:
+    """Measure everything; print each table when it is there; return the report."""
+    lengths = ["--input", str(options.input), "--output", str(options.output)]
+    sizes = [*lengths, "--streams", str(options.streams)]
+    sizes += ["--requests", str(options.requests or 4 * options.streams)]
+    adapters = [part for path in files.adapters for part in ("--adapter", str(path))]
+    busy = [*lengths, *BUSY_SAMPLING, "--streams", str(options.busy_streams), "--popularity", "uniform"]
+    busy += ["--requests", str(2 * options.busy_streams)]
+    compared, through_http = [], {}
+    for quantization in options.quantization:
+        with serving(files, quantization) as url:
+            ours = bench(files.scratch, "serve", "--url", url, "--popularity", "distinct", *sizes)
+            through_http = bench(files.scratch, "serve", "--url", url, *busy)
+        shared = ["--model", str(files.base), "--quantization", quantization]
+        theirs = bench(files.scratch, "peft", *shared, *adapters, *sizes)
+        compared.append(Compared(quantization, ours, theirs))
+    print_compared(options, compared)
+    ranks = ["--adapters", str(options.adapters), "--rank", str(options.rank)]
+    engine = bench(files.scratch, "engine", *shared, *ranks, *busy)
+    print_overhead(engine, through_http)
+    return {
+        "bench": "compare",
+        "environment": environment(),
+        "compared": [
+            {"quantization": each.quantization, "ratio": each.ratio, "serve": each.ours, "peft": each.theirs}
+            for each in compared
+        ],
+        "engine": engine,
+        "busy_serve": through_http,
+    }
+
+
+def print_compared(options: argparse.Namespace, compared: list[Compared]) -> None:
+    """Print the comparison."""
+    head = ["weights", "manylora", "peft", "ratio", "bar", "", "first token ms", "between tokens ms"]
+    print(f"tokens/s, {options.streams} streams with {options.adapters} adapters of rank {options.rank} on")  # noqa: T201
+    print(f"{options.model}, prompts of {options.input} and answers of {options.output} tokens, greedy")  # noqa: T201
+    print(headline(), end="\n\n")  # noqa: T201
+    print(text_table(head, [each.row() for each in compared]), end="\n\n")  # noqa: T201
+    print("manylora: through HTTP, streamed, client on the same cores")  # noqa: T201
+    print(f"peft: {compared[-1].theirs['how']}")  # noqa: T201
+    for each in compared:
+        limit, failed = each.ours["load_client"]["is_the_limit"], each.ours["errors"]
+        if limit:
+            print(f"{NAMES[each.quantization]}: client is the limit: {limit}")  # noqa: T201
+        if failed:
+            print(f"{NAMES[each.quantization]}: errors: {failed}")  # noqa: T201
+
+
+def print_overhead(engine: dict[str, Any], through_http: dict[str, Any]) -> None:
+    """Print where a decode step goes, the share that isn't kernels, and what HTTP leaves of the engine's speed."""
+    settings, steps = engine["settings"], engine["decode_steps"]
+    parts = steps["mean_seconds"]
+    whole = sum(parts.values())
+    rows = [[name, milliseconds(each), f"{100 * each / whole:.1f} %"] for name, each in parts.items()]
+    streams, held = settings["workload"]["streams"], NAMES[settings["model"]["quantization"]]
+    sampled = f"temperature {settings['temperature']}, top_p {settings['top_p']}"
+    print(f"\na decode step of {streams} streams, {held}, {sampled}\n")  # noqa: T201
+    print(text_table(["part", "mean ms", "share"], rows), end="\n\n")  # noqa: T201
+    verdict = "met" if steps["overhead"] <= MOST_OVERHEAD else "missed"
+    print(f"overhead {100 * steps['overhead']:.1f} %, bar ≤ {100 * MOST_OVERHEAD:.0f} %: {verdict}")  # noqa: T201
+    alone, served = engine["tokens_per_second"], through_http["tokens_per_second"]
+    print(  # noqa: T201
+        f"{alone:.1f} tokens/s without HTTP, {served:.1f} through it, client on the same cores: "
+        f"{100 * (1 - served / alone):.1f} % less"
+    )
+
+
+def main() -> None:
+    """Parse, write the files, compare, remove them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", default="qwen2.5-0.5b", choices=list(SHAPES))
+    parser.add_argument("--quantization", nargs="+", default=["none", "nf4"], choices=list(BARS))
+    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--busy-streams", type=int, default=32, help="streams at which overhead is measured")
+    parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--input", type=int, default=64)
+    parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=0, help="0: four for each stream")
+    parser.add_argument("--tokenizer", type=Path, help="directory of a real tokenizer; else one is made")
+    parser.add_argument("--scratch", type=Path, help="where to write some 1.5 GB; else the system's own")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    options = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory(prefix="manylora-bench-", dir=options.scratch) as scratch:
+            files = write_files(
+                Path(scratch), options.model, options.adapters, options.rank, options.tokenizer
+            )
+            report = compare(options, files)
+    except (CompareError, ValueError, OSError) as error:
+        sys.exit(f"loadtest.compare: {error}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _command(arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "manylora", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    """Return this environment without settings of a server that somebody else runs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MANYLORA_")}
+
+
+if __name__ == "__main__":
+    main()
