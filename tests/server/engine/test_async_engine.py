@@ -70,6 +70,28 @@ class Bench:
         return self.fault()
 
 
+class Audits:
+    """Watches the audits of a bench's pools."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.count = 0
+        self._happened = threading.Event()
+        self._audit = bench.inner[0].check_integrity
+        bench.inner[0].check_integrity = self._watched  # type: ignore[method-assign]
+
+    def wait(self) -> None:
+        """Return when there has been an audit since the last call."""
+        self._happened.wait()
+        self._happened.clear()
+
+    def _watched(self) -> None:
+        self.count += 1
+        try:
+            self._audit()
+        finally:
+            self._happened.set()
+
+
 @asynccontextmanager
 async def running(
     pools: Pools | None = None, max_waiting: int = 1000, context: int = 220
@@ -254,15 +276,27 @@ async def test_failing_steps_make_it_unready_until_one_goes_well() -> None:
 
 async def test_books_that_do_not_balance_make_it_unready_and_tell_everyone() -> None:
     bench = Bench(Pools(), 100, 200)
+    audits = Audits(bench)
     bench.engine.start()
     stream = bench.engine.submit(ask("r", PROMPT, 3, n=2))
     bench.inner[0].blocks._refs[60] += 1  # no public door breaks the books
     outputs = await read(stream)
     assert [output.index for output in outputs if output.finish_reason] == [0, 1]
+    await asyncio.to_thread(audits.wait)
     with pytest.raises(ServerError):
         await know(bench, 1)
     assert not bench.engine.ready
+    assert "internal check" in bench.engine.unready_reason
     await bench.engine.stop()
+
+
+async def test_an_audit_waits_for_a_pause_between_requests() -> None:
+    async with running() as bench:
+        audits = Audits(bench)
+        for number in range(20):
+            await read(bench.engine.submit(ask(f"r{number}", PROMPT)))
+        assert audits.count <= 2  # the machine itself may pause
+        await asyncio.to_thread(audits.wait)
 
 
 async def test_draining_finishes_what_runs_and_refuses_what_comes() -> None:
