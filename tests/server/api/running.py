@@ -1,0 +1,217 @@
+"""A true server in a thread of the test's own process: engine, catalog, tokenizer, uvicorn, a port of its own.
+
+In the same process, so that a test can look at the pools, hold the engine back and make a step fail.
+"""
+
+import asyncio
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import openai
+import uvicorn
+import uvloop
+
+from loadtest.checkpoints import TINY, AdapterShape, write_adapter, write_base
+from manylora.assemble import Server, assemble
+from server.config import ServeSettings
+
+T = TypeVar("T")
+BASE = "tiny"
+SECONDS = 30.0
+"""How long a test waits for something that happens within milliseconds, unless it never does."""
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %} END"
+"""The chat template of the adapter "templated"."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """A base and adapters on disk: a (all linear, rank 8), b (rank 4), c (rank 16), templated (as a)."""
+
+    root: Path
+
+    @property
+    def base(self) -> Path:
+        return self.root / "base"
+
+    @property
+    def adapters(self) -> Path:
+        return self.root / "adapters"
+
+
+def write_files(root: Path) -> Files:
+    files = Files(root)
+    write_base(files.base, TINY)
+    all_linear = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    shapes = {
+        "a": AdapterShape(rank=8, targets=all_linear, seed=1),
+        "b": AdapterShape(rank=4, seed=2),
+        "c": AdapterShape(rank=16, targets=("o_proj", "down_proj"), seed=3),
+        "templated": AdapterShape(rank=8, targets=all_linear, seed=1),
+    }
+    for name, shape in shapes.items():
+        write_adapter(files.adapters / name, files.base, shape)
+    (files.adapters / "templated" / "chat_template.jinja").write_text(TEMPLATE)
+    return files
+
+
+class Running:
+    """A server under way. Methods may be called from the test's thread."""
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, port: int, adapters: Path) -> None:
+        self.server = server
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self.adapters = adapters
+        self._loop = loop
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=SECONDS)
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=SECONDS)
+
+    def on_loop(self, call: Callable[[], T]) -> T:
+        """Run ``call`` on the server's event loop."""
+
+        async def run() -> T:
+            return call()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(SECONDS)
+
+    def check_integrity(self) -> None:
+        """Hold the pools' books against each other."""
+        asyncio.run_coroutine_threadsafe(self.server.engine.check_integrity(), self._loop).result(SECONDS)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the engine take no step until the block ends."""
+        reached, go_on = threading.Event(), threading.Event()
+        forward = self.server.base.decoder.forward
+
+        def wait(*arguments: object) -> object:
+            reached.set()
+            go_on.wait(SECONDS)
+            return forward(*arguments)  # type: ignore[arg-type]  # what the engine gave
+
+        self.server.base.decoder.forward = wait  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            del self.server.base.decoder.forward
+            go_on.set()
+
+    @contextmanager
+    def failing(self, error: Exception) -> Iterator[None]:
+        """Let every step fail until the block ends."""
+
+        def fail(*arguments: object) -> object:
+            raise error
+
+        self.server.base.decoder.forward = fail  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            del self.server.base.decoder.forward
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """Return one sample of /metrics, None if there is none."""
+        registry = self.server.deps.metrics.registry
+        return self.on_loop(lambda: registry.get_sample_value(name, labels))
+
+    def wait_until(self, what: str, true: Callable[[], bool]) -> None:
+        """Return as soon as ``true()``; fail after SECONDS."""
+        deadline = time.monotonic() + SECONDS
+        while not true():
+            assert time.monotonic() < deadline, f"never {what}"
+            time.sleep(0.002)
+
+    def wait_until_idle(self) -> None:
+        """Return when the engine holds nothing of any request."""
+
+        def idle() -> bool:
+            now = self.server.engine.snapshot()
+            return (now.running, now.waiting, now.free_blocks) == (0, 0, now.blocks)
+
+        self.wait_until("idle", idle)
+
+
+class _Announcing(uvicorn.Server):
+    """uvicorn, which says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+
+@contextmanager
+def running(files: Files, data: Path, **settings: object) -> Iterator[Running]:
+    """Serve ``files`` until the block ends; no adapter is registered."""
+    given: dict[str, object] = {
+        "base": str(files.base),
+        "served_model_name": BASE,
+        "data_dir": data,
+        "adapter_root": files.adapters,
+        "quantization": "none",
+        "dtype": "float32",
+        "kv_cache_gib": 0.02,
+        "arena_rows": 128,
+    }
+    all_settings = ServeSettings(**{**given, **settings})  # type: ignore[arg-type]  # pydantic checks them
+    started: queue.SimpleQueue[Running | BaseException] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    async def serve() -> None:
+        server = assemble(all_settings, files.base, BASE, lambda done, total: None)
+        server.engine.start()
+        await server.catalog.restore()
+        config = uvicorn.Config(
+            server.app,
+            host="127.0.0.1",
+            port=0,
+            loop="none",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+        )
+        http = _Announcing(config)
+        serving = asyncio.create_task(http.serve())
+        await http.up.wait()
+        port = http.servers[0].sockets[0].getsockname()[1]
+        started.put(Running(server, asyncio.get_running_loop(), port, files.adapters))
+        await asyncio.to_thread(stop.wait)
+        http.should_exit = True
+        http.force_exit = True
+        await serving
+        await server.engine.stop()
+        await server.catalog.close()
+
+    def run() -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(serve())
+        except BaseException as error:
+            started.put(error)
+            raise
+
+    thread = threading.Thread(target=run, name="server")
+    thread.start()
+    try:
+        result = started.get(timeout=SECONDS)
+        if isinstance(result, BaseException):
+            raise result
+        yield result
+    finally:
+        stop.set()
+        thread.join(SECONDS)
+        assert not thread.is_alive(), "the server did not end"
