@@ -65,6 +65,7 @@ def _read(gauges: Gauges, stats: EngineStats, entries: Sequence[CatalogEntry]) -
         gauges.set("manylora_arena_rows", "Rank rows of the arena", rows - free, module=module, state="used")
     for tier, count in stats.adapters.items():
         gauges.set("manylora_adapters", "Adapters by where their weights are", count, tier=tier)
+    gauges.set("manylora_adapter_host_bytes", "Memory of adapters' copies on the host", stats.host_bytes)
     gauges.total("manylora_preemptions", "Sequences that went back to the queue", stats.preemptions)
     gauges.total(
         "manylora_prefix_cache_queried_tokens", "Prompt tokens looked up", stats.prefix_queried_tokens
