@@ -14,7 +14,7 @@ from structlog import get_logger
 from adapters import errors as adapter_errors
 from server.api.disconnect import ClientGone
 from server.api.request_context import request_id
-from server.api.schemas import UNKNOWN_FIELD
+from server.api.schemas import UNKNOWN_FIELD, WRONG_WITH_OTHERS
 from server.errors import InvalidRequest, ServerError
 
 log = get_logger(__name__)
@@ -89,11 +89,10 @@ def invalid_field(error: ValidationError) -> InvalidRequest:
     of_first_field = [each for each in found if each["loc"][:1] == found[0]["loc"][:1]]
     first = max(of_first_field, key=lambda each: len(each["loc"]))
     parts = [str(part) for part in first["loc"] if not _UNION_MEMBER.match(str(part))]
-    unknown = first["type"] == UNKNOWN_FIELD
-    if unknown:
+    if first["type"] in (UNKNOWN_FIELD, WRONG_WITH_OTHERS):
         parts.append(first["ctx"]["name"][:LONGEST_NAME])
     path = ".".join(parts)
-    if unknown:
+    if first["type"] == UNKNOWN_FIELD:
         return InvalidRequest(f"{path!r} is not a field that this server knows or can honour", param=path)
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)

@@ -10,8 +10,6 @@ from server.catalog import ResolvedModel
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.tokenizer import TooManyTokens
 
-MAX_PROMPTS = 256
-
 
 async def chat_prompt(deps: ApiDependencies, body: ChatRequest, model: ResolvedModel) -> list[int]:
     """Return the chat's token ids, by the adapter's template or else the base's.
@@ -35,10 +33,6 @@ async def chat_prompt(deps: ApiDependencies, body: ChatRequest, model: ResolvedM
 async def completion_prompts(deps: ApiDependencies, body: CompletionRequest) -> list[Sequence[int]]:
     """Return each prompt's token ids. Raises ContextLengthExceeded and InvalidRequest."""
     prompts = body.prompts()
-    if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise InvalidRequest(
-            f"prompt holds {len(prompts)} prompts; 1 to {MAX_PROMPTS} are served", param="prompt"
-        )
 
     def encode(prompt: str | list[int]) -> Sequence[int]:
         settings = deps.settings

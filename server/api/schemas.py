@@ -14,7 +14,9 @@ MAX_STOP_IDS = 1024
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 DEFAULT_COMPLETION_TOKENS = 16
-UNKNOWN_FIELD = "unknown_field"
+MAX_PROMPTS = 256
+UNKNOWN_FIELD, WRONG_WITH_OTHERS = "unknown_field", "wrong_with_others"
+"""Types of our own errors; their context names the field."""
 
 Texts = Annotated[list[str], Field(fail_fast=True)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
@@ -56,6 +58,11 @@ class Strict(BaseModel):
             elif not _asks_for_nothing(key, item):
                 raise PydanticCustomError(UNKNOWN_FIELD, "unknown field", {"name": key})
         return asked
+
+
+def wrong_with_others(field: str, message: str) -> PydanticCustomError:
+    """Return the error for a field that the others don't go with."""
+    return PydanticCustomError(WRONG_WITH_OTHERS, message, {"name": field})
 
 
 def _asks_for_nothing(key: str, item: object) -> bool:
@@ -111,7 +118,7 @@ class SamplingFields(Strict):
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "SamplingFields":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options goes with stream: true")
+            raise wrong_with_others("stream_options", "goes with stream: true")
         return self
 
     @property
@@ -163,9 +170,11 @@ class ChatRequest(SamplingFields):
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs goes with logprobs: true")
+            raise wrong_with_others("top_logprobs", "goes with logprobs: true")
         if self.continue_final_message and self.add_generation_prompt:
-            raise ValueError("continue_final_message goes with add_generation_prompt: false")
+            raise wrong_with_others("continue_final_message", "goes with add_generation_prompt: false")
+        if self.max_tokens == 0:
+            raise wrong_with_others("max_tokens", "0 goes with a completion's echo: true")
         return self
 
     @property
@@ -183,12 +192,21 @@ class CompletionRequest(SamplingFields):
     best_of: int | None = Field(None, ge=1)
     add_special_tokens: bool = True
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _some_prompts(cls, value: Any) -> Any:
+        if isinstance(value, list) and not (value and isinstance(value[0], int)):
+            count = len(value)
+            if not 1 <= count <= MAX_PROMPTS:
+                raise ValueError(f"it holds {count} prompts; 1 to {MAX_PROMPTS} are served")
+        return value
+
     @model_validator(mode="after")
     def _fields_agree(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of != self.n:
-            raise ValueError("best_of can't be honoured: leave it out or set it to n")
+            raise wrong_with_others("best_of", "can't be honoured: leave it out or set it to n")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens: 0 goes with echo: true")
+            raise wrong_with_others("max_tokens", "0 goes with echo: true")
         return self
 
     @property

@@ -8,7 +8,8 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,10 @@ class Running:
             return call()
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(SECONDS)
+
+    def start(self, work: Coroutine[object, object, object]) -> "Future[object]":
+        """Run a coroutine on the server's event loop until it ends or the result is cancelled."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def check_integrity(self) -> None:
         """Hold the pools' books against each other."""
