@@ -5,12 +5,8 @@ adapters in the model's own dtype. All prompts are of one length, so nothing is 
 idles: the best case of a static batch. bitsandbytes picks its own kernels. Needs bitsandbytes for NF4 only.
 """
 
-import logging
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from typing import Any
 import torch
 
 from loadtest.checkpoints import ALL_LINEAR, SHAPES, write_base
+from loadtest.quiet import advice_off
 from loadtest.random_model import DTYPES, ModelChoice
 from loadtest.workload import Workload, token_prompt
 
@@ -61,14 +58,14 @@ def run_peft(bench: PeftBench) -> PeftResult:
     Raises ImportError if peft, or bitsandbytes for NF4, is not installed.
     """
     torch.manual_seed(bench.workload.seed)
-    with _advice_off():
+    with advice_off():
         model = _with_adapters(bench, _base_model(bench.model))
     work, device = bench.workload, torch.device(bench.model.device)
     names = _adapter_names(bench)
     plan = work.plan(len(names))
     batches = [plan[first : first + work.streams] for first in range(0, len(plan), work.streams)]
     vocab = int(model.config.vocab_size)
-    with torch.inference_mode(), _advice_off():
+    with torch.inference_mode(), advice_off():
         _generate(model, bench, [0] * work.streams, names, list(range(work.streams)), vocab)
         began = time.perf_counter()
         tokens = 0
@@ -188,21 +185,3 @@ def _how(bench: PeftBench, device: torch.device) -> str:
     return (
         f"transformers generate, one batch of {bench.workload.streams}, {linear}, sdpa, {adapters}, {device}"
     )
-
-
-@contextmanager
-def _advice_off() -> Iterator[None]:
-    """Keep progress bars, advice meant for training, and notes about kernels not found out of the report."""
-    from transformers.utils import logging as transformers_logging
-
-    kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    level = kernels.level
-    kernels.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        kernels.setLevel(level)
-        transformers_logging.enable_progress_bar()

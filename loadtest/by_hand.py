@@ -1,0 +1,94 @@
+"""Runs a decoder without an engine: rows with KV blocks of their own, mixed into steps as a check wants them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapters.types import AdapterWeights
+from loadtest.engines import BLOCK
+from server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
+from server.kernels.plain import PlainBackend
+from server.model.arena import RankArena
+from server.model.decoder import Decoder
+from server.model.kv_cache import KVCache
+from server.model.loader import Quantization, load_weights
+from server.model.served import ServedModel
+
+BLOCKS_EACH = 16
+ARENA_ROWS = 256
+
+
+@dataclass(slots=True)
+class Row:
+    """A sequence: its tokens, how many of them are computed, its adapter, and all logits so far."""
+
+    number: int
+    tokens: list[int]
+    ranges: AdapterRanges | None = None
+    computed: int = 0
+    logits: list[Tensor] = field(default_factory=list)
+
+    def blocks(self) -> list[int]:
+        """Return its KV blocks: backwards, so that nothing is right because they lie in order."""
+        first = self.number * BLOCKS_EACH
+        return list(range(first + BLOCKS_EACH - 1, first - 1, -1))
+
+    def all_logits(self) -> Tensor:
+        """Return float32 [tokens computed, vocab]."""
+        return torch.cat(self.logits)
+
+
+def load(
+    directory: Path, device: torch.device, rows: int, dtype: torch.dtype, quantization: Quantization
+) -> ServedModel:
+    """Load a checkpoint with room for ``rows`` rows and ARENA_ROWS rank rows."""
+    backend = PlainBackend(device, dtype)
+    config, weights, _ = load_weights(directory, backend, quantization=quantization)
+    kv = KVCache(config, rows * BLOCKS_EACH, BLOCK, dtype, device)
+    return ServedModel(Decoder(config, weights, backend), kv, RankArena(config, ARENA_ROWS, dtype, device))
+
+
+def step(model: ServedModel, work: Sequence[tuple[Row, int]]) -> None:
+    """Compute the next so many tokens of each row in one step and keep all their logits."""
+    device = model.decoder.backend.device
+    ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    spans: list[LoraSpan] = []
+    starts = [0]
+    for row, count in work:
+        table = row.blocks()
+        spans.append(LoraSpan(len(ids), count, () if row.ranges is None else ((row.ranges, 1.0),)))
+        for position in range(row.computed, row.computed + count):
+            ids.append(row.tokens[position])
+            positions.append(position)
+            slots.append(table[position // BLOCK] * BLOCK + position % BLOCK)
+        row.computed += count
+        starts.append(len(ids))
+    attention = AttentionMetadata(
+        torch.tensor(positions, device=device),
+        torch.tensor(slots, device=device),
+        tuple(starts),
+        tuple(row.computed for row, _ in work),
+        torch.tensor([row.blocks() for row, _ in work], device=device),
+    )
+    wanted = torch.arange(len(ids), device=device)
+    logits = model(torch.tensor(ids, device=device), attention, spans, wanted)
+    for (row, _), first, last in zip(work, starts, starts[1:], strict=False):
+        row.logits.append(logits[first:last])
+
+
+def place(model: ServedModel, adapters: Sequence[AdapterWeights]) -> list[AdapterRanges]:
+    """Write adapters into the arena, one after the other with gaps; return their ranges."""
+    placed: list[AdapterRanges] = []
+    next_row = 3
+    for weights in adapters:
+        ranks = weights.rank_by_module()
+        ranges = {module: RankRange(next_row, rank) for module, rank in ranks.items()}
+        model.arena.write(ranges, weights)
+        next_row += max(ranks.values()) + 1
+        placed.append(ranges)
+    return placed

@@ -1,0 +1,39 @@
+"""`make bench` end to end on a tiny model: it serves, asks through HTTP, runs peft beside it and prints both."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtest import compare
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--model", "tiny", "--streams", "2", "--busy-streams", "2", "--adapters", "2", "--rank", "4"]
+SHORT = ["--input", "8", "--output", "4", "--requests", "2"]
+
+
+@pytest.mark.slow
+def test_both_sides_run_on_the_same_files(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    more = ["--quantization", "nf4", "--scratch", str(scratch), "--json", str(report)]
+    command = [sys.executable, "-m", "loadtest.compare", *SMALL, *SHORT, *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in ("NF4", "ratio", "≥ 1.5 ×", "overhead", "without HTTP"):
+        assert word in done.stdout
+    written = json.loads(report.read_text())
+    (compared,) = written["compared"]
+    assert compared["serve"]["output_tokens"] == compared["peft"]["output_tokens"] == 8
+    assert compared["serve"]["errors"] == {}
+    assert compared["peft"]["settings"]["directories"][1].endswith("adapter1")
+    assert list(scratch.iterdir()) == []
+
+
+def test_what_can_t_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare", "--model", "tiny", "--scratch", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match=r"^loadtest\.compare: .*nowhere"):
+        compare.main()
