@@ -95,6 +95,8 @@ def serve(
 
     if check and temperature > 0:
         raise fail("--check compares greedy answers: leave --temperature at 0")
+    if duration and requests:
+        raise fail("--duration and --requests both say when to end: give one of them")
     work = workload(streams, popularity, (input_tokens, output_tokens), requests, prompts, seed)
     names = tuple(name.strip() for name in adapters.split(",") if name.strip())
     times, warm = Timeouts(read=timeout), None if warmup < 0 else warmup

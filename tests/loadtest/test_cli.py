@@ -52,6 +52,7 @@ def test_serve_ends_with_1_for_a_wrong_answer(fake: FakeServer) -> None:
         (["--url", "ftp://x"], "http://"),
         (["--url", "http://127.0.0.1:9"], "nothing answers"),
         (["--check", "--temperature", "1"], "--check compares greedy answers"),
+        (["--duration", "3", "--requests", "4"], "give one of them"),
     ],
 )
 def test_bad_input_is_one_line_and_2(arguments: list[str], said: str) -> None:
