@@ -1,0 +1,53 @@
+"""`python -m loadtest.bars NAME`: run one bar or all, and print what was promised and what was measured."""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from loadtest.bars import exact, hangups, neighbours, swap, thousand
+from loadtest.bars.report import Report
+
+Bar = Callable[[Path, bool], Awaitable[Report]]
+BARS: dict[str, Bar] = {
+    "exact": lambda where, small: exact.exact(where, exact.SMALL if small else exact.ExactSize()),
+    "swap": lambda where, small: swap.swap(where, swap.SMALL if small else swap.SwapSize()),
+    "thousand": lambda where, small: thousand.thousand(
+        where, thousand.SMALL if small else thousand.ThousandSize()
+    ),
+    "neighbours": lambda where, small: neighbours.neighbours(
+        where, neighbours.SMALL if small else neighbours.NeighboursSize()
+    ),
+    "hangups": lambda where, small: hangups.hangups(where, hangups.SMALL if small else hangups.HangupSize()),
+}
+
+
+def main() -> int:
+    """Run the bars; 1 if one of them fails."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.bars", description=__doc__)
+    parser.add_argument("bar", choices=[*BARS, "all"])
+    parser.add_argument("--small", action="store_true", help="the size that the test suite runs")
+    options = parser.parse_args()
+    console = Console(width=140)
+    passed = True
+    for name in BARS if options.bar == "all" else [options.bar]:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=f"bar-{name}-") as scratch:
+            report = asyncio.run(_run(BARS[name], Path(scratch), options.small))
+        report.note(f"took {time.monotonic() - began:.0f} s")
+        report.print(console)
+        passed = passed and report.passed
+    return 0 if passed else 1
+
+
+async def _run(bar: Bar, scratch: Path, small: bool) -> Report:
+    return await bar(scratch, small)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
