@@ -1,16 +1,18 @@
 """`make bench`: manylora beside transformers + peft (+ bitsandbytes), on the same files, one after the other.
 
 A random checkpoint of Qwen2.5-0.5B's shape and eight adapters are written to a scratch directory. For each weight
-format `manylora serve` answers 8 streams with 8 adapters through HTTP, then the same batch runs in peft; each in a
-process of its own, alone on the machine. Last, the engine's overhead at 32 streams. Run it with
+format `manylora serve` answers 8 streams with 8 adapters through HTTP, then, while it is idle, the same batch runs in
+peft; each is a process of its own. Last, the engine's overhead at 32 streams. Run it with
 ``python -m loadtest.compare``; it needs nothing but what `make bench` installs.
 """
 
 import argparse
 import json
+import math
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,36 +54,53 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One weight format's figures, in output tokens a second."""
+    """One weight format's reports, a pair for each round: `bench serve` and `bench peft` right after it."""
 
     quantization: str
-    ours: dict[str, Any]
-    """The report of `bench serve`."""
-    theirs: dict[str, Any]
-    """The report of `bench peft`."""
+    ours: list[dict[str, Any]]
+    theirs: list[dict[str, Any]]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Our tokens/s by theirs, of each round."""
+        return [speed(a) / speed(b) for a, b in zip(self.ours, self.theirs, strict=True)]
 
     @property
     def ratio(self) -> float:
-        """Ours by theirs."""
-        return float(self.ours["tokens_per_second"] / self.theirs["tokens_per_second"])
+        """The rounds' median."""
+        return statistics.median(self.ratios)
 
     def row(self) -> list[str]:
-        """Return the table's row."""
+        """Return the table's row: medians of the rounds."""
         bar = BARS[self.quantization]
-        first, between = (
-            milliseconds(self.ours[name]["p50"] or float("nan"))
+        tokens = [statistics.median(map(speed, reports)) for reports in (self.ours, self.theirs)]
+        times = [
+            statistics.median(report[name]["p50"] or math.nan for report in self.ours)
             for name in ("first_token_seconds", "between_tokens_seconds")
-        )
+        ]
         return [
             NAMES[self.quantization],
-            f"{self.ours['tokens_per_second']:.1f}",
-            f"{self.theirs['tokens_per_second']:.1f}",
+            *(f"{each:.1f}" for each in tokens),
             f"{self.ratio:.2f} ×",
             f"≥ {bar:g} ×",
             "met" if self.ratio >= bar else "missed",
-            first,
-            between,
+            *map(milliseconds, times),
         ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return ratios and reports as JSON values."""
+        return {
+            "quantization": self.quantization,
+            "ratio": self.ratio,
+            "ratios": self.ratios,
+            "serve": self.ours,
+            "peft": self.theirs,
+        }
+
+
+def speed(report: dict[str, Any]) -> float:
+    """Return a report's output tokens a second."""
+    return float(report["tokens_per_second"])
 
 
 def write_files(scratch: Path, model: str, adapters: int, rank: int, tokenizer: Path | None) -> Files:
@@ -156,12 +175,16 @@ def compare(options: argparse.Namespace, files: Files) -> dict[str, Any]:
     busy += ["--requests", str(2 * options.busy_streams)]
     compared, through_http = [], {}
     for quantization in options.quantization:
-        with serving(files, quantization) as url:
-            ours = bench(files.scratch, "serve", "--url", url, "--popularity", "distinct", *sizes)
-            through_http = bench(files.scratch, "serve", "--url", url, *busy)
         shared = ["--model", str(files.base), "--quantization", quantization]
-        theirs = bench(files.scratch, "peft", *shared, *adapters, *sizes)
-        compared.append(Compared(quantization, ours, theirs))
+        pair = Compared(quantization, [], [])
+        with serving(files, quantization) as url:
+            through_http = bench(files.scratch, "serve", "--url", url, *busy)
+            for _ in range(options.rounds):
+                # By turns: what else the machine does then meets both.
+                asked = ["--url", url, "--popularity", "distinct", *sizes]
+                pair.ours.append(bench(files.scratch, "serve", *asked))
+                pair.theirs.append(bench(files.scratch, "peft", *shared, *adapters, *sizes))
+        compared.append(pair)
     print_compared(options, compared)
     ranks = ["--adapters", str(options.adapters), "--rank", str(options.rank)]
     engine = bench(files.scratch, "engine", *shared, *ranks, *busy)
@@ -169,10 +192,7 @@ def compare(options: argparse.Namespace, files: Files) -> dict[str, Any]:
     return {
         "bench": "compare",
         "environment": environment(),
-        "compared": [
-            {"quantization": each.quantization, "ratio": each.ratio, "serve": each.ours, "peft": each.theirs}
-            for each in compared
-        ],
+        "compared": [each.to_json() for each in compared],
         "engine": engine,
         "busy_serve": through_http,
     }
@@ -186,13 +206,16 @@ def print_compared(options: argparse.Namespace, compared: list[Compared]) -> Non
     print(headline(), end="\n\n")  # noqa: T201
     print(text_table(head, [each.row() for each in compared]), end="\n\n")  # noqa: T201
     print("manylora: through HTTP, streamed, client on the same cores")  # noqa: T201
-    print(f"peft: {compared[-1].theirs['how']}")  # noqa: T201
+    print(f"peft: {compared[-1].theirs[0]['how']}")  # noqa: T201
     for each in compared:
-        limit, failed = each.ours["load_client"]["is_the_limit"], each.ours["errors"]
-        if limit:
-            print(f"{NAMES[each.quantization]}: client is the limit: {limit}")  # noqa: T201
-        if failed:
-            print(f"{NAMES[each.quantization]}: errors: {failed}")  # noqa: T201
+        name = NAMES[each.quantization]
+        if len(each.ratios) > 1:
+            print(f"{name}: ratios of the rounds {', '.join(f'{r:.2f}' for r in each.ratios)}")  # noqa: T201
+        for report in each.ours:
+            if report["load_client"]["is_the_limit"]:
+                print(f"{name}: client is the limit: {report['load_client']['is_the_limit']}")  # noqa: T201
+            if report["errors"]:
+                print(f"{name}: errors: {report['errors']}")  # noqa: T201
 
 
 def print_overhead(engine: dict[str, Any], through_http: dict[str, Any]) -> None:
@@ -227,6 +250,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--input", type=int, default=64)
     parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=1, help="times that each side is measured, by turns")
     parser.add_argument("--requests", type=int, default=0, help="0: four for each stream")
     parser.add_argument("--tokenizer", type=Path, help="directory of a real tokenizer; else one is made")
     parser.add_argument("--scratch", type=Path, help="where to write some 1.5 GB; else the system's own")

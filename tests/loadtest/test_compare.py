@@ -27,9 +27,11 @@ def test_both_sides_run_on_the_same_files(tmp_path: Path) -> None:
         assert word in done.stdout
     written = json.loads(report.read_text())
     (compared,) = written["compared"]
-    assert compared["serve"]["output_tokens"] == compared["peft"]["output_tokens"] == 8
-    assert compared["serve"]["errors"] == {}
-    assert compared["peft"]["settings"]["directories"][1].endswith("adapter1")
+    (ours,), (theirs,) = compared["serve"], compared["peft"]
+    assert ours["output_tokens"] == theirs["output_tokens"] == 8
+    assert ours["errors"] == {}
+    assert theirs["settings"]["directories"][1].endswith("adapter1")
+    assert compared["ratio"] == ours["tokens_per_second"] / theirs["tokens_per_second"]
     assert list(scratch.iterdir()) == []
 
 
