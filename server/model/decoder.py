@@ -3,6 +3,8 @@
 A block is five calls of the backend; nothing else happens per layer.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -44,9 +46,13 @@ class Decoder:
     ) -> Tensor:
         """Return logits, float32 [n, vocab], of the tokens that ``logits_rows`` (int64 [n]) picks.
 
-        token_ids int64 [T]. Writes the keys and values of all T tokens into ``kv``. ``lora`` and the arena whose
-        rows it names come together.
+        token_ids int64 [T]. Writes the keys and values of all T tokens into ``kv``. ``lora`` names rows of ``arena``.
+        Raises ValueError if the metadata doesn't fit the tokens, the model or the cache; values of tensors are
+        not looked at.
         """
+        if lora is not None and arena is None:
+            raise ValueError("the step uses adapters, but no arena is given")
+        self._check(token_ids, attention, kv)
         backend, eps = self.backend, self.config.rms_norm_eps
         plan = backend.plan_attention(attention, kv.block_size, self._windows)
         rope = self._cos[attention.positions][:, None], self._sin[attention.positions][:, None]
@@ -59,3 +65,22 @@ class Decoder:
             h = backend.mlp_in(x, layer.mlp_norm, eps, layer.gate_up, adapters)
             x = backend.mlp_out(h, layer.down, adapters, x)
         return backend.head(x, logits_rows, self.weights.final_norm, eps, self.weights.head)
+
+    def _check(self, token_ids: Tensor, attention: AttentionMetadata, kv: KVCache) -> None:
+        count, starts, contexts = token_ids.shape[0], attention.query_start, attention.context_lens
+        tables = attention.block_tables
+        if attention.positions.shape != (count,) or attention.slots.shape != (count,):
+            raise ValueError(f"positions and slots are not {count} each, as the tokens are")
+        if starts[0] != 0 or starts[-1] != count or any(b < a for a, b in pairwise(starts)):
+            raise ValueError(f"query_start {starts} does not part {count} tokens")
+        if len(contexts) != len(starts) - 1 or tables.shape[0] != len(contexts):
+            raise ValueError(
+                f"{len(starts) - 1} rows, {len(contexts)} contexts, {tables.shape[0]} block tables"
+            )
+        longest = max(contexts, default=0)
+        if longest > self.config.max_position:
+            raise ValueError(f"a context of {longest} tokens, but the model has {self.config.max_position}")
+        if longest > tables.shape[1] * kv.block_size:
+            raise ValueError(f"a context of {longest} tokens, but its table has {tables.shape[1]} blocks")
+        if any(context < b - a for context, (a, b) in zip(contexts, pairwise(starts), strict=True)):
+            raise ValueError("a row has more tokens than its context")

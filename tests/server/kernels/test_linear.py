@@ -1,5 +1,6 @@
 """Linear layers of the plain backend against dequantise and multiply, and which kernel NF4 gets, and why."""
 
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +27,7 @@ HAS_FUSED = fused_nf4_reason(CPU, torch.bfloat16) is None
 
 def matrix(out: int, wide: int, seed: int = 0) -> Tensor:
     values = torch.randn(out, wide, generator=torch.Generator().manual_seed(seed))
-    return values * float(wide) ** -0.5
+    return values / math.sqrt(wide)
 
 
 def awq(weight: Tensor) -> QuantizedTensor:

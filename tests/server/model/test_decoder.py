@@ -1,5 +1,6 @@
 """The decoder against transformers, peft and bitsandbytes on small random models of every family."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adapters.types import AdapterWeights
+from server.kernels.metadata import AttentionMetadata, LoraSpan, RankRange
 from server.model.loader import Quantization
 from server.model.served import ServedModel
 from tests.server.model.models import FAMILIES, save_model
@@ -58,6 +60,56 @@ def test_neither_chunks_nor_company_change_a_bit(family: str, dtype: torch.dtype
         step(model, [(decoded, 1)])
     assert torch.equal(all_logits(whole), all_logits(chunked))
     assert torch.equal(all_logits(whole), all_logits(decoded))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_nf4_keeps_bits_in_company(dtype: torch.dtype, double_quant: bool, tmp_path: Path) -> None:
+    """With adapters, in 4 bits: alone, and among others' prompts and decodes."""
+    save_model("qwen2", tmp_path)
+    model = load(tmp_path, dtype, quantization="nf4", double_quant=double_quant)
+    config = model.decoder.config
+    mixed, alone = mixed_and_alone(model, [random_adapter(config, rank, rank) for rank in (4, 16, 64)])
+    for ours, single in zip(mixed, alone, strict=True):
+        assert torch.equal(all_logits(ours), all_logits(single))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_logits_are_near_those_of_transformers(family: str, tmp_path: Path) -> None:
+    """As near as its own bfloat16 logits are to its float32 ones, which rounding decides."""
+    theirs, model = save_model(family, tmp_path, torch.bfloat16), load(tmp_path, torch.bfloat16)
+    stream = Stream(0, tokens(100))
+    step(model, [(stream, 60)])
+    step(model, [(stream, 40)])
+    exact = reference(theirs.float(), stream.tokens)
+    rounded = reference(theirs.to(torch.bfloat16), stream.tokens)
+    assert difference(all_logits(stream), exact) <= 1.5 * difference(rounded, exact)
+    agreed = all_logits(stream).argmax(-1) == exact.argmax(-1)
+    assert float(agreed.float().mean()) >= 0.9
+
+
+def test_metadata_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    save_model("qwen2", tmp_path)
+    model = load(tmp_path)
+    ids = torch.zeros(3, dtype=torch.int64)
+    fits = AttentionMetadata(
+        torch.arange(3), torch.arange(3), (0, 3), (3,), torch.zeros(1, 1, dtype=torch.int64)
+    )
+    wrong: dict[str, dict[str, object]] = {
+        "positions and slots": {"positions": torch.arange(2)},
+        "query_start": {"query_start": (0, 2)},
+        "contexts": {"context_lens": (3, 3)},
+        "block tables": {"block_tables": torch.zeros(2, 1, dtype=torch.int64)},
+        "its table has 1 blocks": {"context_lens": (17,)},
+        "the model has 512": {"context_lens": (513,)},
+        "more tokens than its context": {"context_lens": (2,)},
+    }
+    for named, fields in wrong.items():
+        with pytest.raises(ValueError, match=named):
+            model(ids, dataclasses.replace(fits, **fields), [], ids)  # type: ignore[arg-type]
+    lora = model.decoder.backend.build_lora([LoraSpan(0, 3, (({"q_proj": RankRange(0, 4)}, 1.0),))], 3)
+    with pytest.raises(ValueError, match="no arena"):
+        model.decoder.forward(ids, fits, lora, None, model.kv, ids)
 
 
 def mixed_and_alone(model: ServedModel, adapters: list[AdapterWeights]) -> tuple[list[Stream], list[Stream]]:
