@@ -36,6 +36,12 @@ class PeftBench:
     temperature: float = 0.0
     top_p: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse directories that aren't there: peft would look for them on the hub."""
+        for path in self.directories:
+            if not (path / "adapter_config.json").is_file():
+                raise ValueError(f"{path} holds no adapter_config.json")
+
 
 @dataclass(frozen=True, slots=True)
 class PeftResult:

@@ -48,7 +48,7 @@ class Workload:
         return [Planned(model, number % prompts) for number, model in enumerate(chosen)]
 
     def warm_up(self, models: int, count: int) -> list[Planned]:
-        """Return ``count`` requests that come first and don't count; every model is among the first ones.
+        """Return ``count`` requests that come first and don't count, for one model after the other.
 
         Their prompts are none of the counted ones, so that no cache knows those.
         """

@@ -114,3 +114,9 @@ def test_a_model_that_is_not_there_is_one_line(command: str) -> None:
     done = runner.invoke(app, [command, "--model", "nowhere"])
     assert done.exit_code == 2
     assert "neither a directory nor one of" in done.output
+
+
+def test_an_adapter_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = runner.invoke(app, ["peft", "--model", "tiny", "--adapter", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "holds no adapter_config.json" in done.output
