@@ -74,7 +74,7 @@ def run_engine(bench: EngineBench) -> EngineResult:
     ids = add_random_adapters(engine, decoder, [bench.rank] * bench.adapters)
     models = ids or [0]
     warm, counted = work.warm_up(len(models), 2 * work.streams), work.plan(len(models))
-    loop = _ClosedLoop(engine, bench, models, decoder.config.vocab_size)
+    loop = _ClosedLoop(engine, models, decoder.config.vocab_size)
     # Short answers warm up as well as long ones.
     loop.run(replace(bench, workload=replace(work, output_tokens=min(8, work.output_tokens))), warm, log)
     log.clear()
@@ -88,11 +88,10 @@ def run_engine(bench: EngineBench) -> EngineResult:
 class _ClosedLoop:
     """Keeps as many requests in the engine as there are streams."""
 
-    def __init__(self, engine: Engine, bench: EngineBench, models: list[int], vocab_size: int) -> None:
+    def __init__(self, engine: Engine, models: list[int], vocab_size: int) -> None:
         self._engine = engine
         self._models = models
         self._vocab_size = vocab_size
-        self._bench = bench
         self._numbers = itertools.count()
 
     def run(self, bench: EngineBench, plan: list[Planned], log: StepLog) -> int:

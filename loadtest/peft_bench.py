@@ -16,7 +16,7 @@ import torch
 from loadtest.checkpoints import ALL_LINEAR, SHAPES, write_base
 from loadtest.quiet import advice_off
 from loadtest.random_model import DTYPES, ModelChoice
-from loadtest.workload import Workload, token_prompt
+from loadtest.workload import Planned, Workload, token_prompt
 
 BASE_ROW = "__base__"
 """peft's name for rows without an adapter."""
@@ -65,39 +65,29 @@ def run_peft(bench: PeftBench) -> PeftResult:
     """
     torch.manual_seed(bench.workload.seed)
     with advice_off():
-        model = _with_adapters(bench, _base_model(bench.model))
+        base = _base_model(bench.model)
+        # Every row is to have all its tokens: no end token, and no processor that masks one.
+        base.generation_config.eos_token_id = None
+        model = _with_adapters(bench, base)
     work, device = bench.workload, torch.device(bench.model.device)
     names = _adapter_names(bench)
     plan = work.plan(len(names))
     batches = [plan[first : first + work.streams] for first in range(0, len(plan), work.streams)]
-    vocab = int(model.config.vocab_size)
     with torch.inference_mode(), advice_off():
-        _generate(model, bench, [0] * work.streams, names, list(range(work.streams)), vocab)
+        _generate(model, bench, work.warm_up(len(names), work.streams), names)
         began = time.perf_counter()
-        tokens = 0
-        for batch in batches:
-            tokens += _generate(
-                model, bench, [each.model for each in batch], names, [each.prompt for each in batch], vocab
-            )
+        tokens = sum(_generate(model, bench, batch, names) for batch in batches)
         seconds = time.perf_counter() - began
     return PeftResult(len(batches), tokens, seconds, _how(bench, device))
 
 
-def _generate(
-    model: Any,  # transformers and peft ship no types
-    bench: PeftBench,
-    chosen: list[int],
-    names: list[str],
-    prompts: list[int],
-    vocab: int,
-) -> int:
-    """Generate one batch; return its number of new tokens."""
+def _generate(model: Any, bench: PeftBench, batch: list[Planned], names: list[str]) -> int:
+    """Generate one batch; return its number of new tokens. ``model`` is transformers' or peft's, without types."""
     work, device = bench.workload, torch.device(bench.model.device)
-    ids = torch.tensor(
-        [token_prompt(number, work.input_tokens, vocab, work.seed) for number in prompts], device=device
-    )
+    vocab = int(model.config.vocab_size)
+    prompts = [token_prompt(each.prompt, work.input_tokens, vocab, work.seed) for each in batch]
+    ids = torch.tensor(prompts, device=device)
     options: dict[str, object] = {
-        "min_new_tokens": work.output_tokens,
         "max_new_tokens": work.output_tokens,
         "do_sample": bench.temperature > 0,
         "use_cache": True,
@@ -106,11 +96,14 @@ def _generate(
     if bench.temperature > 0:
         options |= {"temperature": bench.temperature, "top_p": bench.top_p, "top_k": 0}
     if names != [BASE_ROW]:
-        options["adapter_names"] = [names[number] for number in chosen]
+        options["adapter_names"] = [names[each.model] for each in batch]
     out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return int(out.shape[0] * (out.shape[1] - ids.shape[1]))
+    new = out.shape[1] - ids.shape[1]
+    if new != work.output_tokens:
+        raise RuntimeError(f"transformers generated {new} tokens a row, not {work.output_tokens}")
+    return int(out.shape[0] * new)
 
 
 def _adapter_names(bench: PeftBench) -> list[str]:
