@@ -95,19 +95,20 @@ class Running:
         asyncio.run_coroutine_threadsafe(self.server.engine.check_integrity(), self._loop).result(SECONDS)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let the engine take no step until the block ends."""
-        reached, go_on = threading.Event(), threading.Event()
+    def held(self, error: Exception | None = None) -> Iterator[threading.Event]:
+        """Hold the engine in its next step until the event is set or the block ends; then it fails or goes on."""
+        go_on = threading.Event()
         forward = self.server.base.decoder.forward
 
         def wait(*arguments: object) -> object:
-            reached.set()
             go_on.wait(SECONDS)
+            if error is not None:
+                raise error
             return forward(*arguments)  # type: ignore[arg-type]  # what the engine gave
 
         self.server.base.decoder.forward = wait  # type: ignore[method-assign,assignment]
         try:
-            yield
+            yield go_on
         finally:
             del self.server.base.decoder.forward
             go_on.set()
@@ -125,6 +126,20 @@ class Running:
         finally:
             del self.server.base.decoder.forward
 
+    @contextmanager
+    def broken_tokenizer(self) -> Iterator[None]:
+        """Let chat templates fail in a way that nobody foresaw, until the block ends."""
+
+        def fail(*arguments: object, **named: object) -> list[int]:
+            raise RuntimeError("secret detail")
+
+        tokenizer = self.server.deps.tokenizer
+        tokenizer.apply_chat_template = fail  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del tokenizer.apply_chat_template
+
     def metric(self, name: str, **labels: str) -> float | None:
         """Return one sample of /metrics, None if there is none."""
         registry = self.server.deps.metrics.registry
@@ -136,6 +151,10 @@ class Running:
         while not true():
             assert time.monotonic() < deadline, f"never {what}"
             time.sleep(0.002)
+
+    def wait_until_busy(self) -> None:
+        """Return when the engine computes something."""
+        self.wait_until("busy", lambda: self.server.engine.snapshot().running > 0)
 
     def wait_until_idle(self) -> None:
         """Return when the engine holds nothing of any request."""
@@ -188,6 +207,7 @@ def running(files: Files, data: Path, **settings: object) -> Iterator[Running]:
             http="httptools",
             log_config=None,
             access_log=False,
+            timeout_graceful_shutdown=1,
         )
         http = _Announcing(config)
         serving = asyncio.create_task(http.serve())
@@ -196,7 +216,6 @@ def running(files: Files, data: Path, **settings: object) -> Iterator[Running]:
         started.put(Running(server, asyncio.get_running_loop(), port, files.adapters))
         await asyncio.to_thread(stop.wait)
         http.should_exit = True
-        http.force_exit = True
         await serving
         await server.engine.stop()
         await server.catalog.close()

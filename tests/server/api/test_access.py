@@ -1,0 +1,149 @@
+"""Who may call what: keys, loopback, browsers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server.api.running import BASE, Files, Running, running
+
+PAGE = "https://app.example"
+CHAT = {"model": BASE, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+V1 = [
+    ("GET", "/v1/models"),
+    ("GET", f"/v1/models/{BASE}"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+]
+ADMIN = [
+    ("POST", "/adapters"),
+    ("GET", "/adapters"),
+    ("GET", "/adapters/a"),
+    ("PUT", "/adapters/a"),
+    ("DELETE", "/adapters/a"),
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/unload_lora_adapter"),
+]
+OPEN = ["/health", "/ready", "/metrics", "/docs", "/openapi.json"]
+
+
+@pytest.fixture(scope="module")
+def guarded(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(
+        files, tmp_path_factory.mktemp("keys"), api_key="one,zwölf", admin_key="boss", cors_origin=PAGE
+    ) as server:
+        yield server
+
+
+def status(server: Running, method: str, path: str, key: str | None, **headers: str) -> int:
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    sent = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return httpx.request(
+        method, server.url + path, headers=sent, json={} if method == "POST" else None
+    ).status_code
+
+
+@pytest.mark.parametrize(("method", "path"), V1)
+def test_v1_asks_for_a_key(guarded: Running, method: str, path: str) -> None:
+    for key in (None, "two", "on", "onee", "ONE"):
+        assert status(guarded, method, path, key) == 401
+    for header in ("Basic one", "one", "Bearer"):
+        assert status(guarded, method, path, None, authorization=header) == 401
+    for key in ("one", "zwölf", "boss"):
+        assert status(guarded, method, path, key) in (200, 400)
+
+
+@pytest.mark.parametrize(("method", "path"), ADMIN)
+def test_what_changes_adapters_asks_for_the_admin_key(guarded: Running, method: str, path: str) -> None:
+    for key in (None, "one", "bos"):
+        assert status(guarded, method, path, key) == 401
+    assert status(guarded, method, path, "boss") in (200, 400, 404)
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_probes_and_documentation_are_open(guarded: Running, path: str) -> None:
+    assert status(guarded, "GET", path, None) == 200
+
+
+def test_a_refusal_has_openais_shape_and_no_key_in_it(guarded: Running) -> None:
+    answer = httpx.get(f"{guarded.url}/v1/models", headers={"authorization": "Bearer guess"})
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+    assert "guess" not in answer.text
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_without_keys_all_is_open_to_this_machine(server: Running) -> None:
+    assert status(server, "GET", "/v1/models", None) == 200
+    assert status(server, "GET", "/adapters", "anything") == 200
+
+
+def test_without_an_admin_key_only_this_machine_manages_adapters(files: Files, tmp_path: Path) -> None:
+    """The server listens on all addresses; the caller comes through a proxy that says from where."""
+    with running(files, tmp_path, host="0.0.0.0") as server:
+        assert server.server.deps.settings.listens_beyond_loopback
+        for path in ("/adapters", "/adapters/a"):
+            assert status(server, "GET", path, None) in (200, 404)
+            for address in ("192.0.2.7", "2001:db8::1", "nonsense"):
+                answer = httpx.get(server.url + path, headers={"x-forwarded-for": address})
+                assert answer.status_code == 403
+                assert "--admin-key" in answer.json()["error"]["message"]
+        for address in ("127.0.0.2", "::1"):
+            assert status(server, "GET", "/adapters", None, **{"x-forwarded-for": address}) == 200
+
+
+def test_web_pages_manage_no_adapters(server: Running) -> None:
+    """A page can send simple requests to a server on its reader's machine; the browser says whose they are."""
+    answer = httpx.post(
+        f"{server.url}/adapters",
+        content=b'{"name": "evil", "src": "b"}',
+        headers={"origin": "https://evil.example", "content-type": "text/plain"},
+    )
+    assert answer.status_code == 403
+    assert "--cors-origin" in answer.json()["error"]["message"]
+
+
+def test_a_browser_may_ask_from_a_named_origin(guarded: Running) -> None:
+    preflight = httpx.options(
+        f"{guarded.url}/v1/chat/completions",
+        headers={
+            "origin": PAGE,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization,content-type,x-request-id",
+        },
+    )
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == PAGE
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+    other = httpx.options(
+        f"{guarded.url}/v1/chat/completions",
+        headers={"origin": "https://evil.example", "access-control-request-method": "POST"},
+    )
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_browser_can_read_answers_and_errors_of_every_kind(guarded: Running) -> None:
+    def ask(key: str, body: dict[str, object]) -> httpx.Response:
+        headers = {"origin": PAGE, "authorization": f"Bearer {key}"}
+        return httpx.post(f"{guarded.url}/v1/chat/completions", headers=headers, json=body)
+
+    answers = [
+        ask("one", CHAT),
+        ask("one", {**CHAT, "stream": True}),
+        ask("guess", CHAT),
+        ask("one", {**CHAT, "model": "nobody"}),
+    ]
+    with guarded.broken_tokenizer():
+        answers.append(ask("one", CHAT))
+    assert [answer.status_code for answer in answers] == [200, 200, 401, 404, 500]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        exposed = answer.headers["access-control-expose-headers"].lower()
+        assert "x-request-id" in exposed
+        assert "retry-after" in exposed
+        assert answer.headers["x-request-id"]
