@@ -19,13 +19,25 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from adapters.errors import AdapterError, AdapterNameTaken, RegistryBusy, StoreFull, UnknownAdapter
 from adapters.names import check_name, list_names, name_taken
 from adapters.records import ADAPTERS, METADATA, AdapterRecord, AdapterState, to_record
+from adapters.reserve import Reserve
 
 
 class AdapterRegistry:
     """The adapters' table in the file at ``path``, made if need be. Close it, or use it in ``with``."""
 
-    def __init__(self, path: Path, *, reserved: Sequence[str] = (), lock_wait_ms: int = 5000) -> None:
-        """``reserved``: the base's names; ``lock_wait_ms``: patience with another process's write."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        reserved: Sequence[str] = (),
+        lock_wait_ms: int = 5000,
+        reserve: Reserve | None = None,
+    ) -> None:
+        """``reserved``: the base's names; ``lock_wait_ms``: patience with another process's write.
+
+        ``reserve`` is the space kept for deleting on a full disk; by default a file beside ``path``.
+        """
+        self._space = reserve or Reserve(path.with_name(f"{path.name}.reserve"))
         self._reserved = frozenset(reserved)
         self._engine = create_engine(f"sqlite:///{path}")
         # SQLite makes waiters poll and some of them starve; threads of this process queue up here instead.
@@ -44,6 +56,7 @@ class AdapterRegistry:
 
         with self._transaction() as connection:
             METADATA.create_all(connection)
+        self._space.hold()
 
     def register(
         self,
@@ -111,10 +124,18 @@ class AdapterRegistry:
             connection.execute(delete(ADAPTERS).where(ADAPTERS.c.id == adapter_id, _is(AdapterState.PENDING)))
 
     def retire(self, name: str) -> AdapterRecord:
-        """End the active record of ``name`` and return it as it is now. Raises UnknownAdapter."""
-        with self._transaction() as connection:
-            found = self._existing(connection, name)
-            return _set_state(connection, found.id, AdapterState.RETIRED)
+        """End the active record of ``name`` and return it as it is now. Raises UnknownAdapter.
+
+        Works on a full disk: who runs out of space is told to delete adapters.
+        """
+        try:
+            record = self._retire(name)
+        except StoreFull:
+            if not self._space.give_up():
+                raise
+            record = self._retire(name)
+        self._space.hold()
+        return record
 
     def get(self, name: str) -> AdapterRecord:
         """Return the active record of ``name``. Raises UnknownAdapter with the names that exist."""
@@ -159,6 +180,11 @@ class AdapterRegistry:
                 yield connection
         except DBAPIError as error:
             raise _translated(error) from error
+
+    def _retire(self, name: str) -> AdapterRecord:
+        with self._transaction() as connection:
+            found = self._existing(connection, name)
+            return _set_state(connection, found.id, AdapterState.RETIRED)
 
     def _existing(self, connection: Connection, name: str) -> AdapterRecord:
         found = _active(connection, name)

@@ -1,5 +1,6 @@
 """The registry: one active record per name, ids that never come back, and errors that say what is wrong."""
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from adapters.errors import (
 from adapters.names import check_name, list_names
 from adapters.records import AdapterRecord, AdapterState
 from adapters.registry import AdapterRegistry
+from adapters.reserve import Reserve
 
 
 @pytest.fixture
@@ -125,6 +127,59 @@ def test_a_full_database_is_a_clear_error_and_changes_nothing(registry: AdapterR
     with pytest.raises(StoreFull, match="full"):
         registry.register("b", "d", source="x" * 100_000, rank=1, targets=())
     assert [record.name for record in registry.active()] == ["a"]
+
+
+class FullDisk(Reserve):
+    """A disk on which nothing can be written, until the reserve is given up."""
+
+    def __init__(self, database: Path) -> None:
+        super().__init__(database.with_name("reserve"))
+        self._database = database
+
+    def fill(self) -> None:
+        self._execute(
+            "CREATE TRIGGER full BEFORE UPDATE ON adapters"
+            " BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
+
+    def give_up(self) -> bool:
+        held = super().give_up()
+        if held:
+            self._execute("DROP TRIGGER full")
+        return held
+
+    def _execute(self, statement: str) -> None:
+        with contextlib.closing(sqlite3.connect(self._database, isolation_level=None)) as connection:
+            connection.execute(statement)
+
+
+def test_deleting_works_on_a_full_disk(path: Path) -> None:
+    disk = FullDisk(path)
+    with AdapterRegistry(path, reserve=disk) as registry:
+        for name in ("a", "b"):
+            add(registry, name)
+        disk.fill()
+        with pytest.raises(StoreFull):
+            swap(registry, "a", "d2")
+        assert registry.retire("a").state is AdapterState.RETIRED
+        assert path.with_name("reserve").exists(), "held again for the next time"
+
+
+def test_a_disk_that_stays_full_is_a_clear_error(path: Path) -> None:
+    disk = FullDisk(path)
+    with AdapterRegistry(path, reserve=disk) as registry:
+        add(registry, "a")
+        path.with_name("reserve").unlink()
+        disk.fill()
+        with pytest.raises(StoreFull):
+            registry.retire("a")
+        assert [record.name for record in registry.active()] == ["a"]
+
+
+def test_a_reserve_that_finds_no_space_is_no_error(tmp_path: Path) -> None:
+    reserve = Reserve(tmp_path / "missing" / "reserve")
+    reserve.hold()
+    assert not reserve.give_up()
 
 
 def test_a_file_that_is_no_database(path: Path) -> None:
