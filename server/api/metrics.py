@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server, in a registry of their own; docs/metrics.md lists all of them.
+"""Prometheus metrics of one server, in a registry of their own; docs/api.md lists all of them.
 
 Histograms of what a client feels are here; what is told by adapter is in adapter_metrics.py; what is read when
 it is scraped is in gauges.py.

@@ -57,7 +57,7 @@ def adapter_model(deps: ApiDependencies, entry: CatalogEntry) -> dict[str, objec
         **base_model(deps),
         "id": entry.record.name,
         "created": int(entry.record.created_at.timestamp()),
-        "root": entry.record.source,
+        "root": entry.record.name,
         "parent": deps.settings.base_model,
     }
 
