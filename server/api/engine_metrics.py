@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from server.api.gauges import Gauges, lora_requests_info
 from server.api.metrics import Metrics
 from server.catalog import AdapterCatalog, CatalogEntry
-from server.engine.async_engine import AsyncEngine, EngineStats
+from server.engine.async_engine import AsyncEngine
 from server.engine.observer import EndedRequest, StepTimings
+from server.engine.stats import EngineStats
 
 USUAL_RANK = 16
 

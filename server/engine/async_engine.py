@@ -10,16 +10,17 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from adapters.types import AdapterWeights, FreedAdapter, Tier
 from server.engine.adapter_cache import HeldAdapter, LoadFrom
 from server.engine.engine import Engine, Load
 from server.engine.observer import EngineObserver
 from server.engine.request import FinishReason, GenerationRequest, SequenceOutput
+from server.engine.stats import EngineStats
 from server.errors import (
     ContextLengthExceeded,
     InvalidRequest,
+    ModelNotFound,
     QueueFull,
     ServerError,
     ShuttingDown,
@@ -81,28 +82,6 @@ class OutputStream:
                 yield outputs
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What the engine holds now. Read from another thread, so only nearly consistent."""
-
-    running: int
-    waiting: int
-    blocks: int
-    free_blocks: int
-    cached_blocks: int
-    arena_rows: Mapping[str, int]
-    free_arena_rows: Mapping[str, int]
-    adapters: Mapping[Tier, int]
-    host_bytes: int
-    """Of adapters' copies on the host."""
-    resident: tuple[int, ...]
-    """Ids of the adapters on the device."""
-    waited_for: tuple[int, ...]
-    preemptions: int
-    prefix_queried_tokens: int
-    prefix_hit_tokens: int
-
-
 class AsyncEngine:
     """Runs an Engine in a thread. Make it on the event loop, then ``start``."""
 
@@ -123,6 +102,9 @@ class AsyncEngine:
         self._draining = False
         self._broken: str | None = None
         self._audit_due = False
+        self._leaving: set[int] = set()
+        """Adapters that are to be removed. A request for one is refused by ``submit``, where its caller can still
+        look up the name again, and not only when the engine's thread gets to it."""
         self._calls: set[asyncio.Future[FreedAdapter | None]] = set()
         """Commands that the engine has not answered."""
 
@@ -185,6 +167,8 @@ class AsyncEngine:
         if waiting >= self._max_waiting:
             raise QueueFull(f"{waiting} requests are waiting already; try again later", retry_after=1)
         self._check_room(request)
+        if any(adapter_id in self._leaving for adapter_id, _ in request.adapters):
+            raise ModelNotFound(f"there is no model {request.adapter_label!r} any more", param="model")
         self._engine.check(request)
         if request.request_id in self._streams:
             raise InvalidRequest(f"request id {request.request_id!r} is in use")
@@ -233,7 +217,13 @@ class AsyncEngine:
 
     async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
         """Refuse new requests, let running ones finish (or abort them), give memory back; then return."""
-        freed = await self._call(lambda engine, done: engine.remove_adapter(adapter_id, done, abort=abort))
+        self._leaving.add(adapter_id)
+        try:
+            freed = await self._call(
+                lambda engine, done: engine.remove_adapter(adapter_id, done, abort=abort)
+            )
+        finally:
+            self._leaving.discard(adapter_id)
         assert freed is not None
         return freed
 
@@ -280,10 +270,10 @@ class AsyncEngine:
         """Run ``command`` between two steps and wait until it reports, then or later, or raises."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[FreedAdapter | None] = loop.create_future()
-        if not self._thread.is_alive():
-            raise ShuttingDown("the engine is not running")
         if self._broken is not None:
             raise StepFailed(f"the engine can't go on: {self._broken}")
+        if not self._thread.is_alive():
+            raise ShuttingDown("the engine is not running")
 
         def settle(result: FreedAdapter | BaseException | None) -> None:
             if future.done():

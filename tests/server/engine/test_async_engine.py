@@ -70,6 +70,19 @@ class Bench:
         return self.fault()
 
 
+async def test_an_adapter_is_refused_from_the_moment_that_its_removal_is_asked_for() -> None:
+    """Also while a step keeps the thread from hearing of it: the caller can look the name up again, a stream can't."""
+    async with running() as bench:
+        await know(bench, 1)
+        await bench.hold()
+        removing = asyncio.create_task(bench.engine.remove_adapter(1, abort=False))
+        await asyncio.sleep(0)
+        with pytest.raises(ModelNotFound):
+            bench.engine.submit(ask("late", PROMPT, 3, ((1, 1.0),)))
+        bench.gate.set()
+        await removing
+
+
 class Audits:
     """Watches the audits of a bench's pools."""
 
