@@ -157,7 +157,7 @@ def _integer(config: HfConfig, key: str) -> int:
 
 
 def _switch(config: HfConfig, key: str) -> bool:
-    value = config.get(key, False)
-    if not isinstance(value, bool):
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
         raise UnsupportedModel(f"config.json: {key} is {value!r}, neither true nor false")
-    return value
+    return bool(value)

@@ -66,6 +66,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "use_bidirectional_attention": (False,),
     "use_dynamic_ntk": (False,),
     "use_logn_attn": (False,),
+    "use_mrope": (False,),
     "use_qk_norm": (False,),
     # other scales and orders
     "embedding_multiplier": (1,),

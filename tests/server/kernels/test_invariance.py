@@ -16,7 +16,7 @@ from torch import Tensor
 from server.kernels.invariance import MATMUL_LIMITS
 
 MOST_ROWS = 520
-ROWS = (2, 3, 5, 16, 17, 31, 33, 64, 100, 129, 256, 513)
+ROWS = (1, 2, 3, 5, 16, 17, 31, 33, 64, 100, 129, 256, 513)
 # (K, N): small and odd ones, heads and ranks, hidden and MLP sizes of small models, more depth than any cache block.
 SHAPES = (
     (8, 896),
@@ -64,10 +64,12 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor, Tensor]]:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("dtype", MATMUL_LIMITS)
 def test_rows_do_not_depend_on_their_number(dtype: torch.dtype, count: int) -> None:
+    # Two threads on a busy machine wait for each other: fewer cases.
+    chosen = ROWS if count == 1 else (17, 129, 513)
     with threads(count):
         for depth, columns, x, weight in cases(dtype):
             whole = F.linear(x, weight)
-            for rows in ROWS:
+            for rows in chosen:
                 if rows < MATMUL_LIMITS[dtype].least_rows:
                     continue
                 for first in (0, 7):

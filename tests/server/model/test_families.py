@@ -261,7 +261,7 @@ def test_what_is_not_served_is_named(kind: str, fields: dict[str, Any], named: s
             "architectures": ["LlamaForCausalLM"],
             "auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]},
         },
-        {"hidden_act": "swish", "rope_scaling": None},
+        {"hidden_act": "swish", "rope_scaling": None, "use_mrope": False, "tie_word_embeddings": None},
         {"rope_scaling": {**ROPES["yarn"], "finetuned": True}},
     ],
 )
