@@ -51,4 +51,3 @@ async def _keep_what_is_loaded(app: FastAPI) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()
     yield
-    gc.unfreeze()

@@ -3,6 +3,7 @@
 import hmac
 import ipaddress
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from fastapi import Request
 
@@ -28,7 +29,7 @@ async def require_admin(request: Request) -> None:
         raise Forbidden("adapters are managed from this machine only: start with --admin-key to allow others")
     # Any web page that someone on this machine looks at can send requests here; browsers say whose they are.
     origin = request.headers.get("origin")
-    if origin is not None and origin not in settings.cors_origins:
+    if origin is not None and origin not in settings.cors_origins and not _is_loopback(_host_of(origin)):
         raise Forbidden("adapters are not managed from web pages: name the page with --cors-origin")
 
 
@@ -44,9 +45,20 @@ def _require(request: Request, keys: Iterable[str]) -> None:
 
 
 def _from_loopback(request: Request) -> bool:
-    if request.client is None:
-        return False
+    return request.client is not None and _is_loopback(request.client.host)
+
+
+def _host_of(origin: str) -> str:
     try:
-        return ipaddress.ip_address(request.client.host).is_loopback
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

@@ -35,7 +35,7 @@ async def event_stream(request: Request, events: Events, keep_alive: float) -> E
     if await done_within(request, head, keep_alive):
         head.result()  # raises what went wrong
     return EventSourceResponse(
-        _guarded(_whole(head, events)),
+        _sent(head, events),
         ping=keep_alive,
         ping_message_factory=_keep_alive,
         sep="\n",
@@ -44,17 +44,9 @@ async def event_stream(request: Request, events: Events, keep_alive: float) -> E
     )
 
 
-async def _whole(head: "asyncio.Future[str]", events: Events) -> Events:
+async def _sent(head: "asyncio.Future[str]", events: Events) -> AsyncIterator[ServerSentEvent]:
     try:
-        yield await head
-        async for event in events:
-            yield event
-    finally:
-        await events.aclose()
-
-
-async def _guarded(events: Events) -> AsyncIterator[ServerSentEvent]:
-    try:
+        yield _event(await head)
         async for event in events:
             yield _event(event)
         yield _event(DONE)

@@ -5,8 +5,19 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
+import structlog
 
 from tests.server.api.running import Files, Running, running, write_files
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _plain_logs() -> Iterator[None]:
+    """structlog's own default draws tracebacks with every local variable, which takes seconds."""
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.JSONRenderer(default=str)]
+    )
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -96,15 +96,24 @@ def test_without_an_admin_key_only_this_machine_manages_adapters(files: Files, t
             assert status(server, "GET", "/adapters", None, **{"x-forwarded-for": address}) == 200
 
 
-def test_web_pages_manage_no_adapters(server: Running) -> None:
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://localhost.evil.example", "null", "http://[", "x"]
+)
+def test_web_pages_manage_no_adapters(server: Running, origin: str) -> None:
     """A page can send simple requests to a server on its reader's machine; the browser says whose they are."""
     answer = httpx.post(
         f"{server.url}/adapters",
         content=b'{"name": "evil", "src": "b"}',
-        headers={"origin": "https://evil.example", "content-type": "text/plain"},
+        headers={"origin": origin, "content-type": "text/plain"},
     )
     assert answer.status_code == 403
     assert "--cors-origin" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "http://localhost:3000", "http://[::1]:8000"])
+def test_pages_of_this_machine_do(server: Running, origin: str) -> None:
+    """The server's own /docs is one."""
+    assert status(server, "GET", "/adapters", None, origin=origin) == 200
 
 
 def test_a_browser_may_ask_from_a_named_origin(guarded: Running) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from tests.server.api.running import BASE, Files, Running, running
@@ -98,14 +99,14 @@ def test_one_request_id_may_be_in_use_twice(server: Running, http: httpx.Client)
 
 
 def test_log_lines_carry_the_request_id_and_probes_are_not_logged(http: httpx.Client) -> None:
-    with capture_logs() as lines:
+    with capture_logs(processors=[merge_contextvars]) as lines:
         http.get("/health")
         http.get("/metrics")
-        complete(http, model="nobody")
-    # capture_logs leaves out what is bound to the context.
-    assert [(line["method"], line["path"], line["status"]) for line in lines] == [
-        ("POST", "/v1/completions", 404)
-    ]
+        answer = complete(http, model="nobody")
+    [line] = lines
+    assert line["request_id"] == answer.headers["x-request-id"]
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/completions", 404)
+    assert line["seconds"] > 0
 
 
 # Metrics
