@@ -34,6 +34,8 @@ BARS = {"none": 2.0, "nf4": 1.5}
 """How many times peft's tokens/s we are to reach, by quantization."""
 MOST_OVERHEAD = 0.10
 """Of a decode step at 32 streams, top_p on."""
+POOLS = ["--kv-cache-gib", "1", "--arena-rows", "1024"]
+"""Room enough for the load, not a share of the free memory: peft's process needs that while the server waits."""
 BUSY_SAMPLING = ["--temperature", "0.8", "--top-p", "0.9"]
 NAMES = {"none": "bfloat16", "nf4": "NF4"}
 START_SECONDS = 600.0
@@ -121,7 +123,7 @@ def serving(files: Files, quantization: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = ["serve", str(files.base), "--port", str(port), "--quantization", quantization]
-    arguments += ["--dtype", "bfloat16", "--adapter-root", str(files.scratch)]
+    arguments += ["--dtype", "bfloat16", "--adapter-root", str(files.scratch), *POOLS]
     arguments += ["--data-dir", str(files.scratch / f"data-{quantization}")]
     for path in files.adapters:
         arguments += ["--adapter", f"{path.name}={path}"]
@@ -160,7 +162,8 @@ def bench(scratch: Path, *arguments: str) -> dict[str, Any]:
     command = _command(["bench", *arguments, "--json", str(report)])
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CompareError(f"manylora bench {arguments[0]} failed: {(done.stderr or done.stdout).strip()}")
+        said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
+        raise CompareError(f"manylora bench {arguments[0]} failed: {said}")
     loaded: dict[str, Any] = json.loads(report.read_text())
     return loaded
 
