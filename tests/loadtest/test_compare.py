@@ -15,6 +15,7 @@ SHORT = ["--input", "8", "--output", "4", "--requests", "2"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # several processes that import torch: minutes on a busy machine
 def test_both_sides_run_on_the_same_files(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     scratch = tmp_path / "scratch"

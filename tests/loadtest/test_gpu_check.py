@@ -65,6 +65,7 @@ def bare(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # several processes that import torch: minutes on a busy machine
 def test_all_of_it_runs_on_a_bare_machine(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     done = bare("--device", "cpu", "--small", "--json", str(report))
