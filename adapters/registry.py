@@ -37,6 +37,7 @@ class AdapterRegistry:
 
         ``reserve`` is the space kept for deleting on a full disk; by default a file beside ``path``.
         """
+        self._path = path
         self._space = reserve or Reserve(path.with_name(f"{path.name}.reserve"))
         self._reserved = frozenset(reserved)
         self._engine = create_engine(f"sqlite:///{path}")
@@ -56,7 +57,7 @@ class AdapterRegistry:
 
         with self._transaction() as connection:
             METADATA.create_all(connection)
-        self._space.hold()
+        self._keep_space()
 
     def register(
         self,
@@ -134,7 +135,7 @@ class AdapterRegistry:
             if not self._space.give_up():
                 raise
             record = self._retire(name)
-        self._space.hold()
+        self._keep_space()
         return record
 
     def get(self, name: str) -> AdapterRecord:
@@ -180,6 +181,10 @@ class AdapterRegistry:
                 yield connection
         except DBAPIError as error:
             raise _translated(error) from error
+
+    def _keep_space(self) -> None:
+        if self._path.is_file():  # a database in memory has no disk to fill
+            self._space.hold()
 
     def _retire(self, name: str) -> AdapterRecord:
         with self._transaction() as connection:
