@@ -15,6 +15,8 @@ from loadtest.bars.material import prompts
 from loadtest.bars.report import Report
 
 TOLERANCE = 0.02
+MAX_ERROR = 0.01
+"""A ratio that is less sure than this proves nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,8 @@ class SpeedSize:
     """For each side on which the adapters are."""
     streams: int = 8
     max_tokens: int = 32
-    max_error: float = 0.01
-    """A result that is less sure than this proves nothing."""
+    judged: bool = True
+    """Whether the ratio decides; a few rounds on a busy machine can't."""
 
 
 async def base_speed(
@@ -51,11 +53,14 @@ async def base_speed(
     # Of a median's logarithm: 1.25 times that of the mean.
     errors = [1.25 * statistics.stdev(map(math.log, half)) / math.sqrt(len(half)) for half in halves]
     error = math.hypot(*errors) / 2
-    report.check(
-        f"base-only tokens/s with {size.adapters} adapters registered, over those with none: 1 ± {TOLERANCE:g}",
-        f"{ratio:.3f} ± {error:.3f} (sides: {first:.3f}, {second:.3f})",
-        abs(ratio - 1) <= TOLERANCE + 2 * error and error <= size.max_error,
-    )
+    promise = f"base-only tokens/s with {size.adapters} adapters registered, over those with none: 1 ± {TOLERANCE:g}"
+    measured = f"{ratio:.3f} ± {error:.3f} (sides: {first:.3f}, {second:.3f})"
+    if size.judged:
+        report.check(promise, measured, abs(ratio - 1) <= TOLERANCE and error <= MAX_ERROR)
+    else:
+        report.note(
+            f"base-only tokens/s with {size.adapters} adapters over those with none: {measured}, not judged"
+        )
 
 
 async def _pair(loaded: Client, empty: Client, base: str, number: int, size: SpeedSize) -> float:

@@ -86,7 +86,7 @@ def _begins(answer: Answer, whole: Answer) -> bool:
 
 
 async def _report_leaks(report: Report, client: Client, names: Sequence[str]) -> None:
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + 30
     now = await held(client)
     while (now.sequences or now.blocks) and asyncio.get_running_loop().time() < deadline:
         now = await held(client)
@@ -97,7 +97,7 @@ async def _report_leaks(report: Report, client: Client, names: Sequence[str]) ->
     )
     # A claim that leaked would make a delete wait for ever.
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for name in names:
                 await client.delete(name)
         deleted = True
