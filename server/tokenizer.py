@@ -1,6 +1,6 @@
 """The base model's tokenizer and chat template: text to ids, messages to ids, ids to text and bytes.
 
-The one place that imports transformers' AutoTokenizer. Every method may be called from several threads at
+The one place that imports transformers' tokenizers. Every method may be called from several threads at
 once: after loading nothing is changed, and truncation and padding, whose settings are shared state, are
 switched off for good.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from server.errors import InvalidRequest
 
@@ -30,6 +30,8 @@ _TEMPLATE_FAULTS = (
     RecursionError,
     MemoryError,
 )
+
+_GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 Message = Mapping[str, Any]  # a chat message is the client's JSON: templates may look at any field of it
 
@@ -74,6 +76,17 @@ class _Backend(Protocol):
     def no_padding(self) -> None: ...
 
 
+def _loader(path: Path) -> Any:
+    """The class that reads a folder's tokenizer.
+
+    A folder that names the generic class says that tokenizer.json is all there is to it. AutoTokenizer overrules that
+    for some families: it would give every qwen2 Qwen's own way of splitting words, whatever the file has.
+    """
+    config = path / "tokenizer_config.json"
+    named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
+    return PreTrainedTokenizerFast if named in _GENERIC_CLASSES else AutoTokenizer
+
+
 class Tokenizer:
     """A model's tokenizer, read from ``path`` (a folder in Hugging Face's layout). Is a TokenDecoder.
 
@@ -81,7 +94,9 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._outer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        self._outer = _loader(Path(path)).from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
         backend = getattr(self._outer, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(f"{path} has no tokenizer.json: only fast tokenizers are served")

@@ -123,6 +123,13 @@ def test_output_that_continues_a_prompt_keeps_its_space(llama: Tokenizer) -> Non
     assert _stream(llama, [world], [0, hello]) == " world"
 
 
+def test_a_generic_tokenizer_of_a_known_family_is_read_as_its_file_has_it(tmp_path: Path) -> None:
+    folder, decomposed = _byte_level(tmp_path), "nai\u0308ve"
+    tokens = Tokenizer(folder).encode(decomposed)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    assert Tokenizer(folder).encode(decomposed) == tokens  # Qwen's own would compose the ï
+
+
 def test_bytes_and_text_of_single_tokens(byte_level: Tokenizer, llama: Tokenizer) -> None:
     llama_bytes = [llama.raw_bytes(3 + byte) for byte in "🦙".encode()]
     assert b"".join(llama_bytes).decode() == "🦙"
