@@ -10,6 +10,7 @@ from torch import Tensor
 from adapters.types import AdapterWeights
 from server.kernels.metadata import AdapterRanges, RankRange
 from server.model.config import ModelConfig
+from server.model.memory import zeros
 
 
 class RankArena:
@@ -21,10 +22,7 @@ class RankArena:
         shapes = config.module_shapes()
         self.layers: tuple[dict[str, tuple[Tensor, Tensor]], ...] = tuple(
             {
-                module: (
-                    torch.zeros(rows, wide, dtype=dtype, device=device),
-                    torch.zeros(rows, out, dtype=dtype, device=device),
-                )
+                module: (zeros((rows, wide), dtype, device), zeros((rows, out), dtype, device))
                 for module, (out, wide) in shapes.items()
             }
             for _ in range(config.num_layers)

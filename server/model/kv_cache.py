@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from server.model.config import ModelConfig
+from server.model.memory import zeros
 
 
 class KVCache:
@@ -17,8 +18,7 @@ class KVCache:
         shape = (num_blocks * block_size, config.num_kv_heads, config.head_dim)
         # Zeros, not empty: a masked key or value must be finite.
         self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in range(config.num_layers)
+            (zeros(shape, dtype, device), zeros(shape, dtype, device)) for _ in range(config.num_layers)
         )
 
     @property
