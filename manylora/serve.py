@@ -26,6 +26,9 @@ from server.errors import ServerError
 from server.model.errors import ModelError
 
 DEMO_NAME = "demo"
+KEEP_ALIVE_SECONDS = 75
+"""For how long a connection may be silent. Longer than clients keep one (httpx and openai 5 s, aiohttp 15 s): with
+equal times a request sometimes meets a connection that is just being closed."""
 # Where nobody watches there is no width to fold at.
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
 
@@ -99,6 +102,7 @@ async def _run(server: Server, settings: ServeSettings, name: str) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
         backlog=4096,
     )
