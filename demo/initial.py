@@ -1,10 +1,10 @@
 """The base model before training: Qwen2 with weights that start close to copying.
 
-From common random weights a model of this size needs far more than the demo's forty minutes until its heads find out
-how to look something up. Two things shorten that to a minute. In the first layer, head d starts by attending to the
-token d places back, by the biases that Qwen2 has on queries and keys. In the others, the output projection starts as
-the transpose of the value projection, so that what a head attends to is copied ("mimetic" initialisation, Trockman and
-Kolter 2023). All else is random, and all of it is trained.
+From common random weights it takes long until a model's heads find out how to look something up. Two things shorten
+that to some hundred steps (docs/demo.md has figures). In the first layer, head d starts by attending to the token d
+places back (counted from one), by the biases that Qwen2 has on queries and keys. In the others, the output projection
+starts as the transpose of the value projection, so that what a head attends to is copied ("mimetic" initialisation,
+Trockman and Kolter 2023). All else is random, and all of it is trained.
 """
 
 import torch
@@ -71,7 +71,7 @@ def _start_random(layer: Qwen2DecoderLayer) -> None:
 
 
 def _start_looking_back(attention: Qwen2Attention) -> None:
-    """Head d attends to the token d + 1 places back: there the turned query and key biases point the same way."""
+    """Head d attends to the token d places back: there the turned query and key biases point the same way."""
     attention.q_proj.weight.mul_(0.3)
     attention.k_proj.weight.mul_(0.3)
     speeds = ROPE_THETA ** (-torch.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))
