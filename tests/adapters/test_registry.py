@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
@@ -203,7 +204,11 @@ class RegistryModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.registry = AdapterRegistry(Path(":memory:"))
+        self.directory = TemporaryDirectory()
+        # In memory for speed; what is kept for a full disk needs a disk.
+        self.registry = AdapterRegistry(
+            Path(":memory:"), reserve=Reserve(Path(self.directory.name) / "reserve", 1)
+        )
         self.active: dict[str, AdapterRecord] = {}
         self.ids: set[int] = set()
         self.versions: dict[str, int] = {}
@@ -251,6 +256,7 @@ class RegistryModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.registry.close()
+        self.directory.cleanup()
 
 
 TestRegistryModel = RegistryModel.TestCase
