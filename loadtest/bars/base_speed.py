@@ -24,7 +24,7 @@ class SpeedSize:
     """How much is measured."""
 
     adapters: int = 1000
-    rounds: int = 60
+    rounds: int = 200
     """For each side on which the adapters are."""
     streams: int = 8
     max_tokens: int = 32
