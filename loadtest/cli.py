@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from loadtest.popularity import NAMES, Popularity
 from loadtest.workload import REQUESTS_PER_STREAM, Workload
@@ -43,7 +44,7 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads of torch; 0: as t
 
 def fail(message: object) -> typer.Exit:
     """Print one line and return the exit to raise."""
-    stderr.print(f"[bold red]manylora bench:[/] {' '.join(str(message).split())}")
+    stderr.print(f"[bold red]manylora bench:[/] {escape(' '.join(str(message).split()))}")
     return typer.Exit(2)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import psutil
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Verdict = Literal["ok", "missing", "slow"]
@@ -39,7 +40,9 @@ def report(console: Console) -> None:
     colours = {"ok": "green", "missing": "yellow", "slow": "yellow"}
     findings = examine()
     for finding in findings:
-        table.add_row(finding.what, f"[{colours[finding.verdict]}]{finding.verdict}[/]", finding.detail)
+        table.add_row(
+            finding.what, f"[{colours[finding.verdict]}]{finding.verdict}[/]", escape(finding.detail)
+        )
     console.print(table)
     lacking = [finding.what for finding in findings if finding.verdict != "ok"]
     console.print(f"Works without, or slower: {', '.join(lacking)}." if lacking else "Everything is there.")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -50,7 +51,7 @@ class Report:
         table.add_column("")
         for check in self.checks:
             verdict = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
-            table.add_row(check.promise, check.measured, verdict)
+            table.add_row(escape(check.promise), escape(check.measured), verdict)
         console.print(table)
         for note in self.notes:
-            console.print(f"  {note}", highlight=False)
+            console.print(f"  {note}", highlight=False, markup=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from loadtest.cli import app
+from loadtest.cli import app, fail
 from tests.loadtest.fake_server import FakeServer, running
 
 runner = CliRunner()
@@ -120,3 +120,8 @@ def test_an_adapter_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = runner.invoke(app, ["peft", "--model", "tiny", "--adapter", str(tmp_path)])
     assert done.exit_code == 2
     assert "holds no adapter_config.json" in done.output
+
+
+def test_what_stands_in_brackets_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    fail("pip install 'manylora[peft]'")
+    assert capsys.readouterr().err == "manylora bench: pip install 'manylora[peft]'\n"

@@ -78,3 +78,9 @@ def test_doctor_prints_what_it_found() -> None:
     assert result.exit_code == 0
     for word in ("Python", "processor", "memory", "GPU", "torch", "bitsandbytes"):
         assert word in result.stdout
+
+
+def test_doctor_tells_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manylora.doctor.find_spec", lambda name: None)
+    result = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "200"})
+    assert "pip install 'manylora[nf4]'" in result.stdout
