@@ -9,25 +9,21 @@ peft; each is a process of its own. Last, the engine's overhead at 32 streams. R
 import argparse
 import json
 import math
-import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 
 from loadtest.checkpoints import ALL_LINEAR, SHAPES, AdapterShape, write_adapter, write_base
 from loadtest.environment import environment, headline
+from loadtest.server_process import command, environment_of_children, running, start_server
 from loadtest.text_table import milliseconds, text_table
 
 BARS = {"none": 2.0, "nf4": 1.5}
@@ -38,7 +34,8 @@ POOLS = ["--kv-cache-gib", "1", "--arena-rows", "1024"]
 """Room enough for the load, not a share of the free memory: peft's process needs that while the server waits."""
 BUSY_SAMPLING = ["--temperature", "0.8", "--top-p", "0.9"]
 NAMES = {"none": "bfloat16", "nf4": "NF4"}
-START_SECONDS = 600.0
+START_SECONDS, END_SECONDS = 600.0, 60.0
+"""Longer than the bars wait: the model is larger."""
 
 
 class CompareError(Exception):
@@ -119,48 +116,25 @@ def write_files(scratch: Path, model: str, adapters: int, rank: int, tokenizer: 
 @contextmanager
 def serving(files: Files, quantization: str) -> Iterator[str]:
     """Run `manylora serve` on the files until the block ends; yield its URL. Raises CompareError if it can't start."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = ["serve", str(files.base), "--port", str(port), "--quantization", quantization]
-    arguments += ["--dtype", "bfloat16", "--adapter-root", str(files.scratch), *POOLS]
-    arguments += ["--data-dir", str(files.scratch / f"data-{quantization}")]
+    arguments = ["--quantization", quantization, "--dtype", "bfloat16", *POOLS]
+    arguments += ["--adapter-root", str(files.scratch)]
     for path in files.adapters:
         arguments += ["--adapter", f"{path.name}={path}"]
-    log = files.scratch / f"serve-{quantization}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(_command(arguments), stdout=output, stderr=output, env=_environment())
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(url, process, log)
-        yield url
-    finally:
-        process.send_signal(signal.SIGINT)
+    server = start_server(files.base, files.scratch / f"serve-{quantization}", arguments)
+    with ExitStack() as until_the_end:
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/ready", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    last = log.read_text(errors="replace").strip().splitlines()[-1:]
-    raise CompareError(f"manylora serve did not start: {' '.join(last)}")
+            until_the_end.enter_context(running(server, start_seconds=START_SECONDS, end_seconds=END_SECONDS))
+        except RuntimeError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise CompareError(f"manylora serve did not start: {last}") from None
+        yield server.url
 
 
 def bench(scratch: Path, *arguments: str) -> dict[str, Any]:
     """Run a `manylora bench` in a process of its own and return its report. Raises CompareError if it fails."""
     report = scratch / "report.json"
-    command = _command(["bench", *arguments, "--json", str(report)])
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    line = command("bench", *arguments, "--json", str(report))
+    done = subprocess.run(line, env=environment_of_children(), capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
         raise CompareError(f"manylora bench {arguments[0]} failed: {said}")
@@ -269,15 +243,6 @@ def main() -> None:
         sys.exit(f"loadtest.compare: {error}")
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def _command(arguments: list[str]) -> list[str]:
-    return [sys.executable, "-m", "manylora", *arguments]
-
-
-def _environment() -> dict[str, str]:
-    """Return this environment without settings of a server that somebody else runs."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("MANYLORA_")}
 
 
 if __name__ == "__main__":

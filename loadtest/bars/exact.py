@@ -10,7 +10,7 @@ from loadtest.bars.client import Answer, Ask, Client
 from loadtest.bars.material import Material, prompts
 from loadtest.bars.reference import Reference, agrees
 from loadtest.bars.report import Report
-from loadtest.bars.server_process import running, start_server
+from loadtest.server_process import running, start_server
 
 LONGEST_PROMPT = 300
 ADAPTERS = 8

@@ -11,7 +11,7 @@ from loadtest.bars.exact import describe
 from loadtest.bars.material import Material, prompts
 from loadtest.bars.quiet import NOTHING, quiet, report_books
 from loadtest.bars.report import Report
-from loadtest.bars.server_process import running, start_server
+from loadtest.server_process import running, start_server
 
 ADAPTERS = 8
 PROMPT_LENGTHS = (1, 17, 40, 110)

@@ -44,7 +44,7 @@ class Material:
         """Return the flags of a server that serves this exactly, and small."""
         return [
             *("--adapter-root", str(self.adapters), "--dtype", "float32", "--quantization", quantization),
-            *("--threads", "1", *more),
+            *("--threads", "1", "--log-level", "warning", *more),
         ]
 
 

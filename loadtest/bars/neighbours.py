@@ -13,7 +13,7 @@ from loadtest.bars.client import Ask, Client
 from loadtest.bars.material import RANKS, TARGETS, Material, prompts
 from loadtest.bars.quiet import NOTHING, quiet, report_books
 from loadtest.bars.report import Report
-from loadtest.bars.server_process import ServerProcess, running, start_server
+from loadtest.server_process import ServerProcess, running, start_server
 
 # Few rows, so that the others' coming and going evicts and moves what is on the device.
 FLAGS = ("--kv-cache-gib", "0.1", "--arena-rows", "160")

@@ -13,8 +13,8 @@ from loadtest.bars.client import Answer, Ask, Client, Held
 from loadtest.bars.material import RANKS, TARGETS, Material, prompts
 from loadtest.bars.quiet import MIB, NOTHING, quiet, report_books
 from loadtest.bars.report import Report
-from loadtest.bars.server_process import ServerProcess, running, start_server
 from loadtest.bars.timeline import ABSENT, Timeline
+from loadtest.server_process import ServerProcess, running, start_server
 
 NAMES = tuple(f"name{number}" for number in range(10))
 VERSIONS = 24

@@ -14,7 +14,7 @@ from loadtest.bars.material import Material, prompts
 from loadtest.bars.quiet import MIB, report_books
 from loadtest.bars.reference import Reference, agrees
 from loadtest.bars.report import Report
-from loadtest.bars.server_process import ServerProcess, running, start_server
+from loadtest.server_process import ServerProcess, running, start_server
 
 RANK = 8
 ON_DEVICE = 16

@@ -35,9 +35,9 @@ class ServerProcess:
         """Return how many files the adapter stores below the data directory hold, staged ones included."""
         return sum(path.is_file() for path in self.data_dir.glob("*/adapters/**/*"))
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, seconds: float = START_SECONDS) -> None:
         """Return when /ready says so. Raises RuntimeError with the end of the log if it never does."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
@@ -50,12 +50,16 @@ class ServerProcess:
         self.process.kill()
         self.process.wait()
 
-    def end(self) -> None:
+    def interrupt(self) -> None:
+        """Do what Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self, seconds: float = END_SECONDS) -> None:
         """Let it drain; kill it if it doesn't."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.interrupt()
         try:
-            self.process.wait(END_SECONDS)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
 
@@ -64,29 +68,42 @@ class ServerProcess:
         return self.log.read_text(errors="replace")[-characters:]
 
 
-def start_server(base: Path, directory: Path, arguments: Sequence[str] = ()) -> ServerProcess:
-    """Start a server with its data and its log below ``directory``; don't wait for it."""
+def command(*arguments: str) -> list[str]:
+    """Return the command line of `manylora` in this interpreter."""
+    return [sys.executable, "-m", "manylora", *arguments]
+
+
+def environment_of_children() -> dict[str, str]:
+    """Return this environment without settings of a server that somebody else runs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MANYLORA_")}
+
+
+def start_server(base: Path | None, directory: Path, arguments: Sequence[str] = ()) -> ServerProcess:
+    """Start a server (None: of the demo) with its data and its log below ``directory``; don't wait for it."""
     directory.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     log, data = directory / f"server-{port}.log", directory / "data"
-    command = [sys.executable, "-m", "manylora", "serve", str(base), "--port", str(port)]
-    command += ["--data-dir", str(data), "--log-level", "warning", *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MANYLORA_")}
+    model = () if base is None else (str(base),)
+    line = command("serve", *model, *arguments, "--port", str(port), "--data-dir", str(data))
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            line, stdout=output, stderr=subprocess.STDOUT, env=environment_of_children()
+        )
     return ServerProcess(f"http://127.0.0.1:{port}", process, log, data)
 
 
 @contextlib.contextmanager
-def running(*servers: ServerProcess) -> Iterator[None]:
-    """Wait until all are ready; end them with the block."""
+def running(
+    *servers: ServerProcess, start_seconds: float = START_SECONDS, end_seconds: float = END_SECONDS
+) -> Iterator[None]:
+    """Wait until all are ready; end them with the block. Raises RuntimeError if one doesn't start."""
     try:
         for server in servers:
-            server.wait_until_ready()
+            server.wait_until_ready(start_seconds)
         yield
     finally:
         for server in servers:
-            server.end()
+            server.end(end_seconds)
 
 
 def _free_port() -> int:
