@@ -23,7 +23,7 @@ import torch
 
 from loadtest.checkpoints import ALL_LINEAR, SHAPES, AdapterShape, write_adapter, write_base
 from loadtest.environment import environment, headline
-from loadtest.server_process import command, environment_of_children, running, start_server
+from loadtest.server_process import ServerProcess, command, environment_of_children, running, start_server
 from loadtest.text_table import milliseconds, text_table
 
 BARS = {"none": 2.0, "nf4": 1.5}
@@ -114,8 +114,8 @@ def write_files(scratch: Path, model: str, adapters: int, rank: int, tokenizer: 
 
 
 @contextmanager
-def serving(files: Files, quantization: str) -> Iterator[str]:
-    """Run `manylora serve` on the files until the block ends; yield its URL. Raises CompareError if it can't start."""
+def serving(files: Files, quantization: str) -> Iterator[ServerProcess]:
+    """Run `manylora serve` on the files until the block ends. Raises CompareError if it can't start."""
     arguments = ["--quantization", quantization, "--dtype", "bfloat16", *POOLS]
     arguments += ["--adapter-root", str(files.scratch)]
     for path in files.adapters:
@@ -127,7 +127,7 @@ def serving(files: Files, quantization: str) -> Iterator[str]:
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1]
             raise CompareError(f"manylora serve did not start: {last}") from None
-        yield server.url
+        yield server
 
 
 def bench(scratch: Path, *arguments: str) -> dict[str, Any]:
@@ -150,28 +150,32 @@ def compare(options: argparse.Namespace, files: Files) -> dict[str, Any]:
     adapters = [part for path in files.adapters for part in ("--adapter", str(path))]
     busy = [*lengths, *BUSY_SAMPLING, "--streams", str(options.busy_streams), "--popularity", "uniform"]
     busy += ["--requests", str(2 * options.busy_streams)]
-    compared, through_http = [], {}
+    compared, through_http, loop_share = [], {}, 0.0
     for quantization in options.quantization:
         shared = ["--model", str(files.base), "--quantization", quantization]
         pair = Compared(quantization, [], [])
-        with serving(files, quantization) as url:
-            through_http = bench(files.scratch, "serve", "--url", url, *busy)
+        with serving(files, quantization) as server:
+            before = server.event_loop_seconds()
+            through_http = bench(files.scratch, "serve", "--url", server.url, *busy)
+            # Of the counted seconds; the warm-up's requests are in it, so it is an upper bound.
+            loop_share = (server.event_loop_seconds() - before) / through_http["seconds"]
             for _ in range(options.rounds):
                 # By turns: what else the machine does then meets both.
-                asked = ["--url", url, "--popularity", "distinct", *sizes]
+                asked = ["--url", server.url, "--popularity", "distinct", *sizes]
                 pair.ours.append(bench(files.scratch, "serve", *asked))
                 pair.theirs.append(bench(files.scratch, "peft", *shared, *adapters, *sizes))
         compared.append(pair)
     print_compared(options, compared)
     ranks = ["--adapters", str(options.adapters), "--rank", str(options.rank)]
     engine = bench(files.scratch, "engine", *shared, *ranks, *busy)
-    print_overhead(engine, through_http)
+    print_overhead(engine, through_http, loop_share)
     return {
         "bench": "compare",
         "environment": environment(),
         "compared": [each.to_json() for each in compared],
         "engine": engine,
         "busy_serve": through_http,
+        "busy_event_loop_share": loop_share,
     }
 
 
@@ -195,7 +199,7 @@ def print_compared(options: argparse.Namespace, compared: list[Compared]) -> Non
                 print(f"{name}: errors: {report['errors']}")  # noqa: T201
 
 
-def print_overhead(engine: dict[str, Any], through_http: dict[str, Any]) -> None:
+def print_overhead(engine: dict[str, Any], through_http: dict[str, Any], loop_share: float) -> None:
     """Print where a decode step goes, the share that isn't kernels, and what HTTP leaves of the engine's speed."""
     settings, steps = engine["settings"], engine["decode_steps"]
     parts = steps["mean_seconds"]
@@ -207,6 +211,7 @@ def print_overhead(engine: dict[str, Any], through_http: dict[str, Any]) -> None
     print(text_table(["part", "mean ms", "share"], rows), end="\n\n")  # noqa: T201
     verdict = "met" if steps["overhead"] <= MOST_OVERHEAD else "missed"
     print(f"overhead {100 * steps['overhead']:.1f} %, bar ≤ {100 * MOST_OVERHEAD:.0f} %: {verdict}")  # noqa: T201
+    print(f"the server's event loop (HTTP, JSON, SSE) took {100 * loop_share:.1f} % of the time beside that")  # noqa: T201
     alone, served = engine["tokens_per_second"], through_http["tokens_per_second"]
     print(  # noqa: T201
         f"{alone:.1f} tokens/s without HTTP, {served:.1f} through it, client on the same cores: "

@@ -31,6 +31,11 @@ class ServerProcess:
         """Return the memory that the process has now."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
+    def event_loop_seconds(self) -> float:
+        """Return the processor time of its event loop until now: HTTP, JSON and SSE. It runs in the main thread."""
+        threads = psutil.Process(self.process.pid).threads()
+        return sum(each.user_time + each.system_time for each in threads if each.id == self.process.pid)
+
     def stored_files(self) -> int:
         """Return how many files the adapter stores below the data directory hold, staged ones included."""
         return sum(path.is_file() for path in self.data_dir.glob("*/adapters/**/*"))
