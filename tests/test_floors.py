@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Each room and the rooms of this project that it may import. Longest prefix wins.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "manylora": ("manylora", "server", "adapters", "quant", "loadtest", "demo"),
+    "manylora": ("manylora", "server", "adapters", "quant", "loadtest", "demo", "training"),
     "server.config": ("server.errors",),
     "server.errors": (),
     "server.tokenizer": ("server.errors",),
@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "server.kernels": ("server.kernels", "quant"),
     "adapters": ("adapters", "quant"),
     "quant": ("quant",),
+    "training": ("training", "adapters", "quant"),
     "loadtest": ("loadtest", "server.engine", "server.model", "server.kernels", "adapters", "quant"),
     "demo": ("demo",),
 }
@@ -40,9 +41,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "sse_starlette": ("server.api",),
     "prometheus_client": ("server.api",),
     "sqlalchemy": ("adapters",),
-    "transformers": ("server.tokenizer", "server.model", "loadtest", "demo"),
-    "peft": ("loadtest", "demo"),
-    "bitsandbytes": ("server.kernels", "loadtest", "demo"),
+    "transformers": ("server.tokenizer", "server.model", "loadtest", "demo", "training", "adapters.export"),
+    "peft": ("loadtest", "demo", "training"),
+    "bitsandbytes": ("server.kernels", "loadtest", "demo", "training", "adapters.export"),
     "typer": ("manylora", "loadtest"),
     "uvicorn": ("manylora", "server.api"),
 }

@@ -1,0 +1,1 @@
+"""Merge and export: one adapter and its base made into a model that stands alone."""

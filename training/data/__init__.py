@@ -1,0 +1,1 @@
+"""Data files: reading, formats, chat templates, the mask of trained tokens, packing, collation."""

@@ -1,0 +1,1 @@
+"""Evaluation by what the model answers, through the base as it is served."""

@@ -1,0 +1,1 @@
+"""What a run will need in memory, what gets it in, and trying it."""

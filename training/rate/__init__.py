@@ -1,0 +1,1 @@
+"""The learning rate: range test, halving over candidates, sweeps."""

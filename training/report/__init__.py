@@ -1,0 +1,1 @@
+"""What a run shows: live progress, and a report that stands alone."""
