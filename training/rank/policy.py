@@ -1,14 +1,26 @@
-"""What the loop asks of an adapter's rank. Fixed is peft as it is; growing and AdaLoRA answer the same five calls."""
+"""What the loop asks of an adapter's rank. Fixed is peft as it is; growing and AdaLoRA answer the same calls.
 
+The loop's order: ``attach`` (or, when it returns None, training.bases.lora.attach with ``initial_rank``), ``prepare``,
+``restore`` when a run goes on, ``optimizer_groups``, ``scheduler``; then, for every optimiser step, ``before_step`` and
+``after_backward``; ``save`` at any border between two steps.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from training.bases.load import Base
+    from training.bases.lora import LoraSettings
+
+type ParameterGroup = dict[str, Any]
+"""A parameter group as torch's optimisers take it: ``params`` and settings (lr, weight_decay, …)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +38,32 @@ class Moment:
 class RankPolicy(Protocol):
     """How the rank behaves over a run. One object for one run; the loop calls it, it never calls the loop."""
 
+    @property
+    def initial_rank(self) -> int:
+        """The rank that the adapter is attached with; the LoRA settings' alpha belongs to it."""
+
+    @property
+    def final_rank(self) -> int:
+        """The largest rank of the run, which memory must be planned for."""
+
+    def attach(self, base: "Base", lora: "LoraSettings", total_steps: int) -> "PeftModel | None":
+        """Make the adapter on the base, or return None where training.bases.lora.attach with ``initial_rank`` does.
+
+        ``total_steps`` are the optimiser steps of the whole run. Raises InvalidArgument where the settings or the base
+        don't go with this policy.
+        """
+
     def prepare(self, model: "PeftModel") -> None:
         """Make the model what it is at step 0. Called once, before the optimiser is made."""
+
+    def optimizer_groups(self, groups: Sequence[ParameterGroup]) -> list[ParameterGroup]:
+        """Split the groups that hold all trained parameters into those that the optimiser is made with.
+
+        Called right before the optimiser is made; after ``restore`` its groups then fit the saved optimiser's.
+        """
+
+    def scheduler(self, scheduler: LRScheduler) -> None:
+        """Take in the scheduler, right after it is made. Raises InvalidArgument for one that can't be carried on."""
 
     def before_step(self, model: "PeftModel", at: Moment) -> bool:
         """Change the rank if it is time. Returns whether trained parameters changed, so that DDP is wrapped anew.

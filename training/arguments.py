@@ -1,0 +1,187 @@
+"""The flags of `manylora train`: those of Qwen's finetune.py with its defaults, transformers' own, and ours.
+
+A YAML file may hold the same keys. What was renamed since in transformers is taken by its old name (old_flags.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments as HfTrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """The base model."""
+
+    model_name_or_path: str = field(
+        default="Qwen/Qwen-7B", metadata={"help": "The base: a directory, or OWNER/MODEL of the hub."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run Python code that comes with the checkpoint."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the hub."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+
+
+@dataclass
+class DataArguments:
+    """The data."""
+
+    data_path: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Data files: JSON, JSONL, CSV or Parquet; FILE:SHARE takes a share of one."},
+    )
+    eval_data_path: list[str] = field(
+        default_factory=list, metadata={"help": "Data files for evaluation, never trained on."}
+    )
+    eval_share: float = field(
+        default=0.0, metadata={"help": "Without --eval_data_path: share of the data held out for evaluation."}
+    )
+    data_format: str | None = field(
+        default=None, metadata={"help": "qwen, sharegpt, openai, alpaca, completion or text; told by itself."}
+    )
+    lazy_preprocess: bool = field(
+        default=False, metadata={"help": "Tokenise rows when they are needed instead of before the run."}
+    )
+    packing: bool = field(
+        default=False, metadata={"help": "Put several examples into one row; they don't see each other."}
+    )
+    data_check: str = field(
+        default="warn",
+        metadata={
+            "help": "Check the data before the run: warn, strict (findings end it) or off.",
+            "choices": ["warn", "strict", "off"],
+        },
+    )
+
+
+@dataclass
+class LoraArguments:
+    """The adapter."""
+
+    lora_r: int = field(default=64, metadata={"help": "Rank."})
+    lora_alpha: float = field(default=16, metadata={"help": "The change is scaled by alpha/r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the adapter's input."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["c_attn", "c_proj", "w1", "w2"],
+        metadata={"help": "Module names; the first Qwen's names mean the same modules in other families."},
+    )
+    lora_weight_path: str = field(
+        default="", metadata={"help": "Start from this adapter's weights: the same as --from_adapter."}
+    )
+    lora_bias: str = field(default="none", metadata={"help": "none, all or lora_only."})
+    q_lora: bool = field(
+        default=False, metadata={"help": "The base in 4 bits: NF4, or GPTQ/AWQ as it comes."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha/√r (arXiv 2312.03732)."})
+    use_dora: bool = field(default=False, metadata={"help": "DoRA (arXiv 2402.09353)."})
+    init_lora_weights: str = field(
+        default="default", metadata={"help": "default, gaussian, orthogonal, pissa, pissa_niter_N or loftq."}
+    )
+    loraplus_lr_ratio: float | None = field(
+        default=None, metadata={"help": "LoRA+: B learns this many times faster than A (arXiv 2402.12354)."}
+    )
+    modules_to_save: list[str] = field(
+        default_factory=list, metadata={"help": "Modules to train whole and save beside the factors."}
+    )
+    rank_schedule: str | None = field(
+        default=None,
+        metadata={"help": "RANK:SHARE,… grows the rank, as in 8:0,16:0.3,64:0.6; adalora:… prunes it."},
+    )
+
+
+@dataclass
+class RunArguments:
+    """What a run does beside training."""
+
+    config: str | None = field(default=None, metadata={"help": "YAML file with the same keys; flags win."})
+    tasks: str | None = field(default=None, metadata={"help": "YAML file: one adapter for each task."})
+    resume: bool = field(
+        default=False, metadata={"help": "Go on with the run in --output_dir from its last checkpoint."}
+    )
+    from_adapter: str | None = field(
+        default=None, metadata={"help": "Start a new run from this adapter's weights."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace the adapter and the checkpoints in --output_dir."}
+    )
+    auto_fit: bool = field(
+        default=False, metadata={"help": "Change batch, checkpointing, bits and length until the run fits."}
+    )
+    memory: str | None = field(
+        default=None, metadata={"help": "Memory that the run may use, as in 24GiB; all of the device."}
+    )
+    on_divergence: str = field(
+        default="backoff",
+        metadata={
+            "help": "When the loss runs away: backoff (last good step, half the rate), stop, or ignore.",
+            "choices": ["backoff", "stop", "ignore"],
+        },
+    )
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "Stop after this many evaluations without a better one; 0: never."}
+    )
+    eval_answers: str = field(
+        default="none",
+        metadata={
+            "help": "Judge answers through the served 4-bit base too: exact, regex or json.",
+            "choices": ["none", "exact", "regex", "json"],
+        },
+    )
+    eval_answers_pattern: str | None = field(
+        default=None, metadata={"help": "With regex: the pattern; without, the reference is the pattern."}
+    )
+    eval_answers_limit: int = field(default=64, metadata={"help": "Examples that are answered."})
+    eval_answers_max_new_tokens: int = field(default=256, metadata={"help": "Longest answer, in tokens."})
+    register: str | None = field(
+        default=None, metadata={"help": "URL of a manylora server that takes the finished adapter."}
+    )
+    adapter_name: str | None = field(
+        default=None, metadata={"help": "Its name there; the output directory's."}
+    )
+    admin_key: str | None = field(default=None, metadata={"help": "That server's --admin-key."})
+    live: bool = field(default=True, metadata={"help": "Live display on a terminal; plain lines elsewhere."})
+
+
+@dataclass
+class TrainingArguments(HfTrainingArguments):
+    """transformers' arguments with Qwen's additions and defaults."""
+
+    optim: str = field(default="adamw_torch", metadata={"help": "Optimiser, by transformers' name."})
+    model_max_length: int = field(
+        default=8192, metadata={"help": "Longest example, in tokens; longer ones are cut and counted."}
+    )
+    use_lora: bool = field(default=False, metadata={"help": "Train an adapter. What this command is for."})
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """All arguments of a run, and what there is to say about them."""
+
+    model: ModelArguments
+    data: DataArguments
+    lora: LoraArguments
+    run: RunArguments
+    training: TrainingArguments
+    learning_rate_auto: bool
+    """--learning_rate auto: found on the data before the run."""
+    given: frozenset[str]
+    """Names that were given by flag or file, as against defaults."""
+    notes: tuple[str, ...]
+    """Sentences for the user: what was changed or left out, and why."""
+    command: tuple[str, ...] = ()
+    """The flags as they were given."""
+
+    @property
+    def adapter_start(self) -> str | None:
+        """The adapter to start from, by either name of the flag."""
+        return self.run.from_adapter or self.lora.lora_weight_path or None
+
+
+ARGUMENT_CLASSES: Sequence[type] = (
+    ModelArguments,
+    DataArguments,
+    LoraArguments,
+    RunArguments,
+    TrainingArguments,
+)
