@@ -56,7 +56,7 @@ class FixedRank:
 
     def save(self, model: "PeftModel", directory: Path, *, resumable: bool) -> None:
         """Write the adapter; nothing else is needed to go on."""
-        save_adapter(model, directory)
+        model.save_pretrained(directory)
 
     def restore(self, model: "PeftModel", directory: Path) -> None:
         """Load the adapter's values. Raises InvalidArgument unless they fit exactly."""

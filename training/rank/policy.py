@@ -8,7 +8,7 @@ The loop's order: ``attach`` (or, when it returns None, training.bases.lora.atta
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from training.bases.load import Base
     from training.bases.lora import LoraSettings
 
-type ParameterGroup = dict[str, Any]
+ParameterGroup: TypeAlias = dict[str, Any]
 """A parameter group as torch's optimisers take it: ``params`` and settings (lr, weight_decay, …)."""
 
 
