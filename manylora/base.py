@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from manylora.doctor import cpu_has_bf16
+from quant.errors import CheckpointMissing
+from quant.hub import find_checkpoint
 from server.config import ServeSettings
 from server.kernels.plain import PlainBackend
 from server.model.config import ModelConfig
@@ -17,7 +19,6 @@ from server.model.loader import LoadReport, load_weights
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +36,10 @@ class BaseModel:
 
 def find_base(name: str) -> Path:
     """Return the directory of a model: itself, or downloaded from the hub. Raises ModelMissing with what to do."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise ModelMissing(f"{name}: there is no such directory, and a hub name is OWNER/MODEL")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelMissing(
-            f"{name} can't be had from the hub ({first}); download it elsewhere and give its directory"
-        ) from None
+        return find_checkpoint(name)
+    except CheckpointMissing as error:
+        raise ModelMissing(str(error)) from None
 
 
 def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int, int], None]) -> BaseModel:

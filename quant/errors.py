@@ -1,6 +1,7 @@
 """What can be wrong with a checkpoint's weights.
 
 QuantError
+├── CheckpointMissing         there is no such directory or hub name, or it can't be reached
 ├── UnsupportedQuantization   a format, version or number of bits that isn't served; the message names it
 └── CorruptCheckpoint         a file is missing, truncated or not what it says it is; the message names it
 """
@@ -8,6 +9,10 @@ QuantError
 
 class QuantError(Exception):
     """A checkpoint can't be read. The message says which file or tensor, and what to do."""
+
+
+class CheckpointMissing(QuantError):
+    """There is no such checkpoint, or it can't be reached."""
 
 
 class UnsupportedQuantization(QuantError):
