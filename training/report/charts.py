@@ -1,0 +1,184 @@
+"""Plots as inline SVG. Colours come from the page's style sheet, so that they suit a light and a dark page."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from training.report.axes import Axis, axis_over, tick_text
+
+WIDTH, HEIGHT = 560, 260
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 30, 38
+NOTHING = Markup()
+MOST_POINTS = 600
+MOST_MARKS = 60
+"""Points of a line that get a mark with its numbers."""
+SMOOTHING = 0.9
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a plot."""
+
+    name: str
+    points: Sequence[Point]
+    colour: int
+    """Which of the style sheet's colours, from 0."""
+    faint: bool = False
+    stairs: bool = False
+    """Whether a value holds until the next."""
+    marks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A moment that a plot shows as an upright line."""
+
+    step: float
+    label: str
+
+
+def line_chart(title: str, series: Sequence[Series], markers: Sequence[Marker] = ()) -> Markup:
+    """Return a plot over optimiser steps; an empty string if there is nothing to draw.
+
+    The value axis is logarithmic where positive values span more than `LOG_FROM_RATIO`.
+    """
+    drawn = [one for one in series if one.points]
+    if not drawn:
+        return Markup()
+    steps = [x for one in drawn for x, _ in one.points]
+    values = [y for one in drawn for _, y in one.points]
+    across = Axis(min(0.0, *steps), max(*steps, 1.0), LEFT, WIDTH - RIGHT)
+    up = axis_over(values, HEIGHT - BOTTOM, TOP, may_be_log=True)
+    parts = [*_frame(across, up), *_legend(drawn)]
+    parts += [_marker(across, marker) for marker in markers if across.low <= marker.step <= across.high]
+    for one in drawn:
+        parts.append(_line(one, across, up))
+    scale = " (logarithmic)" if up.log else ""
+    return _figure(title + scale, WIDTH, HEIGHT, parts)
+
+
+def stacked_bars(title: str, bars: Mapping[str, Mapping[str, float]], unit: str) -> Markup:
+    """Return horizontal bars, each made of named parts; an empty string if there is nothing to draw."""
+    totals = {name: sum(parts.values()) for name, parts in bars.items()}
+    if not totals or max(totals.values()) <= 0:
+        return Markup()
+    width, left, high, gap = 1140, 120, 30, 16
+    height = 16 + len(bars) * (high + gap) + 34
+    across = axis_over([0.0, *totals.values()], left, width - 90)
+    names = list(dict.fromkeys(name for parts in bars.values() for name in parts))
+    out = []
+    bottom = height - 30
+    for tick in across.ticks(8):
+        x = across.place(tick)
+        out.append(_svg("line", x1=x, x2=x, y1=6, y2=bottom, class_="grid"))
+        out.append(_text(x, bottom + 18, tick_text(tick), "middle"))
+    for row, (name, parts) in enumerate(bars.items()):
+        top = 12 + row * (high + gap)
+        out.append(_text(left - 10, top + high / 2 + 4, name, "end", "name"))
+        reached = 0.0
+        for part, value in parts.items():
+            start, end = across.place(reached), across.place(reached + value)
+            tip = Markup("<title>{}</title>").format(f"{part}: {value:.2f} {unit}")
+            colour = f"fill c{names.index(part) % 10}"
+            wide = max(0.0, end - start)
+            out.append(_svg("rect", tip, x=start, y=top, width=wide, height=high, class_=colour))
+            reached += value
+        out.append(
+            _text(across.place(reached) + 8, top + high / 2 + 4, f"{reached:.2f} {unit}", "start", "name")
+        )
+    return _figure(title, width, height, out)
+
+
+def smoothed(points: Sequence[Point]) -> list[Point]:
+    """Return the exponential mean of a line, without the pull of its start at zero."""
+    out, mean, weight = [], 0.0, 0.0
+    for x, y in points:
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * y
+        weight = SMOOTHING * weight + 1 - SMOOTHING
+        out.append((x, mean / weight))
+    return out
+
+
+def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> Sequence[Point]:
+    """Return at most about ``most`` points: of each stretch its lowest and highest, so that no spike is lost."""
+    if len(points) <= most:
+        return points
+    size = math.ceil(len(points) / (most // 2 - 1))
+    out = [points[0]]
+    for start in range(1, len(points) - 1, size):
+        stretch = points[start : min(start + size, len(points) - 1)]
+        ends = {min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}
+        out += sorted(ends)
+    return [*out, points[-1]]
+
+
+def _frame(across: Axis, up: Axis) -> Iterable[Markup]:
+    bottom = HEIGHT - BOTTOM
+    for tick in up.ticks(5):
+        y = up.place(tick)
+        yield _svg("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
+        yield _text(LEFT - 8, y + 4, tick_text(tick), "end")
+    for tick in across.ticks(6):
+        if tick == int(tick):
+            yield _text(across.place(tick), bottom + 17, tick_text(tick), "middle")
+    yield _svg("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis")
+    yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, "step", "middle")
+
+
+def _legend(series: Sequence[Series]) -> Iterable[Markup]:
+    if len(series) < 2:
+        return
+    x = LEFT
+    for one in series:
+        faint = " faint" if one.faint else ""
+        yield _svg("line", x1=x, x2=x + 18, y1=14, y2=14, class_=f"line c{one.colour % 10}{faint}")
+        yield _text(x + 23, 18, one.name, "start")
+        x += 36 + round(6.6 * len(one.name))
+
+
+def _marker(across: Axis, marker: Marker) -> Markup:
+    x = across.place(marker.step)
+    tip = Markup("<title>{}</title>").format(marker.label)
+    return _svg("line", tip, x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="marker")
+
+
+def _line(series: Series, across: Axis, up: Axis) -> Markup:
+    points = [(across.place(x), up.place(y)) for x, y in thinned(series.points)]
+    path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
+    for x, y in points[1:]:
+        path += f"H{x:.1f}V{y:.1f}" if series.stairs else f"L{x:.1f} {y:.1f}"
+    if series.stairs:
+        path += f"H{across.end:.1f}"
+    faint = " faint" if series.faint else ""
+    drawn = _svg("path", d=path, class_=f"line c{series.colour % 10}{faint}")
+    if len(series.points) > MOST_MARKS or not (series.marks or len(series.points) == 1):
+        return drawn
+    marks = Markup()
+    for (x, y), (step, value) in zip(points, series.points, strict=True):
+        tip = Markup("<title>{}</title>").format(f"{series.name} at step {step:g}: {value:.5g}")
+        marks += _svg("circle", tip, cx=x, cy=y, r=3, class_=f"fill c{series.colour % 10}")
+    return drawn + marks
+
+
+def _figure(title: str, width: float, height: float, parts: Iterable[Markup]) -> Markup:
+    svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        width, height, title, Markup().join(parts)
+    )
+    return Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(title, svg)
+
+
+def _text(x: float, y: float, text: str, anchor: str, class_: str = "tick") -> Markup:
+    return _svg("text", escape(text), x=x, y=y, text_anchor=anchor, class_=class_)
+
+
+def _svg(tag: str, inner: Markup = NOTHING, **attributes: str | float) -> Markup:
+    """Return one element. `class_` and `text_anchor` are written as SVG names them."""
+    written = Markup()
+    for name, value in attributes.items():
+        text = f"{value:.1f}" if isinstance(value, float) else str(value)
+        written += Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), text)
+    return Markup("<{}{}>{}</{}>").format(tag, written, inner, tag)

@@ -1,0 +1,144 @@
+"""A run's report: one HTML file that loads nothing from anywhere and runs no script."""
+
+import functools
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from training.report.charts import Marker, Series, line_chart, smoothed, stacked_bars
+from training.report.figures import Tile, figure, tiles
+from training.report.panel import clock
+from training.report.record import RunRecord, write_whole
+
+TEMPLATE = "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One run as the page shows it."""
+
+    record: RunRecord
+    anchor: str
+    tiles: tuple[Tile, ...]
+    charts: tuple[Markup, ...]
+    memory_chart: Markup
+    check: Markup
+    command: str
+
+
+def write_report(record: RunRecord | Sequence[RunRecord], path: Path) -> None:
+    """Write the report of one run, or of several on one page, whole or not at all. Raises OSError."""
+    write_whole(path, report_html([record] if isinstance(record, RunRecord) else list(record)))
+
+
+def report_html(records: Sequence[RunRecord]) -> str:
+    """Return the page. Everything that comes from outside is escaped. Raises ValueError for no record."""
+    if not records:
+        raise ValueError("a report needs at least one run")
+    sections = [section(record, f"run-{index}") for index, record in enumerate(records, start=1)]
+    title = records[0].name if len(records) == 1 else f"{len(records)} adapters on {records[0].base.name}"
+    page: str = _template().render(
+        title=title, sections=sections, overview=overview(records), several=len(records) > 1
+    )
+    return page
+
+
+def section(record: RunRecord, anchor: str) -> Section:
+    """Draw one run."""
+    return Section(
+        record=record,
+        anchor=anchor,
+        tiles=tuple(tiles(record)),
+        charts=tuple(chart for chart in curves(record) if chart),
+        memory_chart=memory_chart(record),
+        # The data check has escaped what it quotes; it knows which parts are markup.
+        check=Markup(record.data.check_html),
+        command=command_line(record.command),
+    )
+
+
+def curves(record: RunRecord) -> list[Markup]:
+    """Return the plots of what was logged."""
+    history = record.history
+    loss, evaluated = history.series("loss"), history.series("eval_loss")
+    noisy = len(loss) > 12
+    markers = [Marker(event.step, event.sentence) for event in history.events]
+    losses = [
+        Series("loss", loss, 0, faint=noisy),
+        Series("smoothed", smoothed(loss) if noisy else [], 0),
+        Series("eval loss", evaluated, 1, marks=True),
+    ]
+    ranks = [(float(change.step), float(change.rank)) for change in history.ranks]
+    scores = sorted({key for entry in history.log for key in entry if key.startswith(SCORES)})
+    return [
+        line_chart("Loss", losses, markers),
+        line_chart("Learning rate", [Series("learning rate", history.series("learning_rate"), 2)], markers),
+        line_chart("Gradient norm", [Series("gradient norm", history.series("grad_norm"), 3)], markers),
+        line_chart("Rank", [Series("rank", ranks if len(ranks) > 1 else [], 4, stairs=True)], markers),
+        line_chart(
+            "Held-out generations",
+            [Series(key, history.series(key), 5 + index, marks=True) for index, key in enumerate(scores)],
+            markers,
+        ),
+    ]
+
+
+SCORES = ("eval_exact_match", "eval_regex_match", "eval_json_valid", "eval_json_equal")
+
+
+def overview(records: Sequence[RunRecord]) -> list[Markup]:
+    """Return the plots that lay several runs over one another."""
+    if len(records) < 2:
+        return []
+    trained = [
+        Series(record.name, smoothed(record.history.series("loss")), index)
+        for index, record in enumerate(records)
+    ]
+    evaluated = [
+        Series(record.name, record.history.series("eval_loss"), index, marks=True)
+        for index, record in enumerate(records)
+    ]
+    charts = [line_chart("Loss, smoothed", trained), line_chart("Eval loss", evaluated)]
+    return [chart for chart in charts if chart]
+
+
+def memory_chart(record: RunRecord) -> Markup:
+    """Return the plan beside what was measured."""
+    memory = record.memory
+    bars = {"planned": memory.planned} if memory.planned else {}
+    if memory.measured_peak_gib is not None:
+        bars = {**bars, "measured": {"measured peak": memory.measured_peak_gib}}
+    return stacked_bars("Memory of a training step", bars, "GiB")
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Return a command as a shell takes it, each flag with its values on a line of its own."""
+    lines: list[str] = []
+    for word in words:
+        quoted = shlex.quote(word)
+        if lines and not word.startswith("--"):
+            lines[-1] += f" {quoted}"
+        else:
+            lines.append(quoted)
+    return " \\\n    ".join(lines)
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"figure": figure, "clock": clock}
+    return environment
+
+
+def _template() -> Template:
+    return _environment().get_template(TEMPLATE)
