@@ -1,0 +1,116 @@
+"""How the trainer saves and resumes: whole checkpoints or none, the policy's adapter, and the loop's own state."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+from training.errors import TrainingError
+from training.loop import checkpoints
+from training.loop.events import Events
+from training.loop.guard import Guard
+from training.rank.policy import RankPolicy
+
+
+class CheckpointSaving(Trainer):
+    """The part of LoraTrainer that touches the disk."""
+
+    policy: RankPolicy
+    events: Events
+    micro_rows: int | None
+    _guard: Guard | None
+    _backoffs: int
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Send what transformers writes into the staging directory while a checkpoint is being written."""
+        return str(self._staging) if self._staging is not None else str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, give it its name when it is whole, and go on without it when the disk is full."""
+        output_dir = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        try:
+            if self.args.should_save:
+                checkpoints.open_staging(output_dir)
+            self.accelerator.wait_for_everyone()
+            self._staging = output_dir / checkpoints.STAGING
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._finish(self._staging / name, output_dir / name)
+        except (OSError, RuntimeError) as error:
+            # torch.save tells of a full disk by a RuntimeError of its zip writer.
+            if isinstance(error, RuntimeError) and "write" not in str(error):
+                raise
+            if self.args.world_size > 1:
+                raise TrainingError(f"{name} can't be written: {error}") from None
+            self._say_unsaved(name, error)
+        finally:
+            self._staging = None
+            if self.args.should_save:
+                checkpoints.drop_staging(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self, staged: Path, target: Path) -> None:
+        if self.state.best_global_step == self.state.global_step and self.state.best_metric is not None:
+            self.state.best_model_checkpoint = str(target)
+        self.state.save_to_json(str(staged / "trainer_state.json"))
+        checkpoints.write_state(staged, self.own_state())
+        checkpoints.publish(staged, target)
+        best = self.state.best_model_checkpoint
+        checkpoints.rotate(target.parent, self.args.save_total_limit, Path(best) if best else None)
+
+    def _say_unsaved(self, name: str, error: Exception) -> None:
+        older = checkpoints.checkpoints(Path(self.args.output_dir))
+        last = f"the last whole one is {older[-1].name}" if older else "there is none before it"
+        reason = getattr(error, "strerror", None) or error
+        self.events.say(
+            self.state.global_step,
+            "checkpoint",
+            f"{name} could not be written ({reason}): {last}; the run goes on, make room on the disk",
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the adapter as the policy has it, and the tokenizer."""
+        if not self.args.should_save:
+            return
+        directory = Path(output_dir or self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        if state_dict is not None:  # gathered from shards by DeepSpeed or FSDP
+            self.model.save_pretrained(str(directory), state_dict=state_dict)
+        else:
+            self.policy.save(self.model, directory, resumable=self._staging is not None)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(str(directory))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Bring back the adapter and the loop's state."""
+        directory = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.policy.restore(self.model, directory)
+        self.take_own_state(checkpoints.read_state(directory))
+
+    def _load_best_model(self) -> None:
+        """Bring back the best checkpoint's adapter, whose rank may be another than the last one's."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self.policy.restore(self.model, Path(self.state.best_model_checkpoint))
+
+    def own_state(self) -> dict[str, object]:
+        """Return what a resumed run needs of the loop, as JSON."""
+        return {
+            "guard": None if self._guard is None else self._guard.state(),
+            "backoffs": self._backoffs,
+            "micro_rows": self.micro_rows,
+        }
+
+    def take_own_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self._backoffs = int(state["backoffs"])
+        self.micro_rows = state["micro_rows"]
+        self._guard = None if state["guard"] is None else Guard.restore(state["guard"])

@@ -1,0 +1,283 @@
+"""transformers' Trainer as a run needs it: an exact loss, a rank that may change, and a way back when it goes wrong.
+
+Data order, mixed precision, DDP, DeepSpeed, FSDP, schedules and logging are transformers' and accelerate's.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from training.errors import Diverged, DoesNotFit
+from training.loop.evaluation import evaluate_loss
+from training.loop.events import Events
+from training.loop.guard import Guard, Trouble
+from training.loop.loss import trained_token_loss
+from training.loop.out_of_memory import is_out_of_memory
+from training.loop.saving import CheckpointSaving
+from training.loop.snapshot import Snapshot, slow_down
+from training.loop.split import pieces, rows_of
+from training.rank.policy import Moment, RankPolicy
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+SNAPSHOT_STEPS = 25
+MOST_BACKOFFS = 3
+SLOWER = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """What transformers' arguments have no name for."""
+
+    on_divergence: str = "backoff"
+    """backoff, stop or ignore."""
+    loraplus_lr_ratio: float | None = None
+
+
+class LoraTrainer(CheckpointSaving, Trainer):
+    """Trains an adapter. The loss of an optimiser step is the mean over the trained tokens of its whole window.
+
+    ``model`` is what the policy attached. Raises Diverged or DoesNotFit where a run can't go on.
+    """
+
+    model: "PeftModel"
+    model_wrapped: nn.Module
+    optimizer: Optimizer | None
+
+    def __init__(
+        self,
+        model: "PeftModel",
+        args: TrainingArguments,
+        policy: RankPolicy,
+        settings: LoopSettings | None = None,
+        **trainer: Any,  # train_dataset, data_collator, …: transformers' own parameters
+    ) -> None:
+        policy.prepare(model)
+        # Datasets hold what the model takes and nothing else.
+        args.remove_unused_columns = False
+        super().__init__(model=model, args=args, **trainer)
+        self.policy = policy
+        self.settings = settings or LoopSettings()
+        self.events = Events()
+        # Counts the window's trained tokens, over all processes, and leaves dividing by them to compute_loss.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self.micro_rows: int | None = None
+        """Rows that fit into memory at once; None until a micro-batch didn't."""
+        self._window: list[Mapping[str, Tensor]] = []
+        self._window_loss = 0.0
+        self._guard = None
+        self._snapshot: Snapshot | None = None
+        self._backoffs = 0
+        self.add_callback(_PolicyCallback(self))
+
+    # --- the model's optimiser and schedule
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Make the optimiser over the policy's groups."""
+        if self.optimizer is not None:
+            return self.optimizer
+        from training.bases.lora import lora_parameter_groups
+
+        args = self.args
+        kind, options = self.get_optimizer_cls_and_kwargs(args, model or self.model)
+        groups = lora_parameter_groups(
+            model or self.model, args.learning_rate, args.weight_decay, self.settings.loraplus_lr_ratio
+        )
+        made: Optimizer = kind(self.policy.optimizer_groups(groups), **options)
+        self.optimizer = made
+        return made
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Make the schedule and hand it to the policy."""
+        scheduler: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
+        self.policy.scheduler(scheduler)
+        return scheduler
+
+    def moment(self) -> Moment:
+        """Return where the run is."""
+        assert self.optimizer is not None
+        inner: Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return Moment(self.state.global_step, self.state.max_steps, inner, self.lr_scheduler)
+
+    # --- one optimiser step
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Mapping[str, Tensor]], Tensor | int | None]:
+        """Fetch a window of micro-batches. Called between two optimiser steps, so the rank may change here."""
+        self._window, self._window_loss = [], 0.0
+        if self.policy.before_step(self.model, self.moment()):
+            self._after_rank_change()
+        self._guard = self._guard or Guard()
+        self._guard.total_steps = self.state.max_steps
+        if self._snapshot is None and self._can_go_back():
+            self._take_snapshot()
+        samples: tuple[list[Mapping[str, Tensor]], Tensor | int | None] = super().get_batch_samples(
+            epoch_iterator, num_batches, device
+        )
+        return samples
+
+    def training_step(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Run one micro-batch forward and backward, in pieces once memory has run out."""
+        self._window.append(inputs)
+        while True:
+            try:
+                loss = self._in_pieces(inputs, num_items_in_batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            else:
+                self._window_loss += float(loss)
+                return loss
+            # Outside the except block, so that the error's frames, which hold tensors, are gone.
+            self._use_smaller_pieces(inputs)
+            self._start_window_anew(num_items_in_batch)
+
+    def _in_pieces(self, inputs: Mapping[str, Tensor], num_items: Tensor | int | None) -> Tensor:
+        rows = self.micro_rows
+        parts = [inputs] if rows is None or rows_of(inputs) <= rows else list(pieces(inputs, rows))
+        total = torch.zeros((), device=self.args.device)
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1 and self.accelerator.sync_gradients
+            with nullcontext() if last else self.accelerator.no_sync(self.model_wrapped):
+                total += super().training_step(self.model_wrapped, dict(part), num_items)
+        return total
+
+    def _use_smaller_pieces(self, inputs: Mapping[str, Tensor]) -> None:
+        rows = min(rows_of(inputs), self.micro_rows or rows_of(inputs))
+        if self.args.world_size > 1:
+            raise DoesNotFit(
+                "out of memory in one of several processes, which can't change its batch alone: start again with"
+                " half the --per_device_train_batch_size and twice the --gradient_accumulation_steps"
+            )
+        if rows == 1:
+            raise DoesNotFit(
+                f"out of memory with one row of {inputs['input_ids'].shape[1]} tokens: add --gradient_checkpointing,"
+                " --q_lora, or a smaller --model_max_length; `manylora plan` says what each saves"
+            )
+        self.micro_rows = rows // 2
+        self.events.say(
+            self.state.global_step,
+            "split",
+            f"out of memory with {rows} rows at once: going on with {self.micro_rows}, and more accumulation; the"
+            " global batch and the loss stay what they are",
+        )
+
+    def _start_window_anew(self, num_items: Tensor | int | None) -> None:
+        """Drop the window's gradients, which hold part of what failed, and redo its earlier micro-batches."""
+        self.model_wrapped.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        for earlier in self._window[:-1]:
+            with self.accelerator.no_sync(self.model_wrapped):
+                self._in_pieces(earlier, num_items)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return Σ cross-entropy / trained tokens of the window; DDP's mean over processes is undone."""
+        if return_outputs:
+            raise NotImplementedError("outputs are not kept: logits exist at trained positions alone")
+        total, count = trained_token_loss(model, inputs, self.args.label_smoothing_factor)
+        if num_items_in_batch is None:
+            return total / max(count, 1)
+        processes: int = self.accelerator.num_processes
+        return total / num_items_in_batch * processes
+
+    def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **named: Any) -> Any:
+        """Evaluate by the mean over trained tokens, whatever the batches."""
+        return evaluate_loss(self, dataloader, named.get("metric_key_prefix", "eval"))
+
+    # --- when it goes wrong
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Look at the step before it is taken."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.settings.on_divergence != "ignore" and self._guard is not None:
+            loss = self._loss_of_all()
+            trouble = self._guard.observe(loss, None if norm is None else float(norm))
+            if trouble is not None:
+                self._answer(trouble)
+            elif self._can_go_back() and self._guard.is_calm and self._snapshot_is_old():
+                self._take_snapshot()
+        return norm
+
+    def _loss_of_all(self) -> float:
+        if self.args.world_size == 1:
+            return self._window_loss
+        mine = torch.tensor(self._window_loss, device=self.args.device)
+        return float(self.accelerator.reduce(mine, reduction="mean"))
+
+    def _answer(self, trouble: Trouble) -> None:
+        step = self.state.global_step
+        if not trouble.is_fatal:
+            self.events.say(step, trouble.kind, trouble.sentence)
+            return
+        snapshot = self._snapshot
+        if self.settings.on_divergence == "stop" or snapshot is None or self._backoffs == MOST_BACKOFFS:
+            after = f" after {self._backoffs} steps back" if self._backoffs else ""
+            raise Diverged(f"stopped at step {step + 1}{after}: {trouble.sentence}")
+        self._backoffs += 1
+        at = self.moment()
+        snapshot.put_back(self.model, at.optimizer)
+        slow_down(at.optimizer, at.scheduler, SLOWER)
+        assert self._guard is not None
+        self._guard.forget_recent()
+        self.events.say(
+            step,
+            "backoff",
+            f"{trouble.sentence}. Back to the state of step {snapshot.step}, at half the rate",
+        )
+
+    def _can_go_back(self) -> bool:
+        """Whether parameters are whole in this process."""
+        return self.settings.on_divergence == "backoff" and not (
+            self.is_deepspeed_enabled or self.is_fsdp_enabled
+        )
+
+    def _snapshot_is_old(self) -> bool:
+        return self._snapshot is None or self.state.global_step - self._snapshot.step >= SNAPSHOT_STEPS
+
+    def _take_snapshot(self) -> None:
+        self._snapshot = Snapshot.take(self.state.global_step, self.model, self.moment().optimizer)
+
+    def _after_rank_change(self) -> None:
+        self._snapshot = None
+        if isinstance(self.model_wrapped, DistributedDataParallel):
+            # DDP made its buckets of the parameters that there were. The old wrapper never runs again.
+            self.model_wrapped = self._wrap_ddp_anew(self.model_wrapped)
+
+    def _wrap_ddp_anew(self, old: DistributedDataParallel) -> nn.Module:
+        models = self.accelerator._models
+        models[:] = [each for each in models if each is not old]
+        wrapped: nn.Module = self.accelerator.prepare_model(old.module)
+        return wrapped
+
+
+class _PolicyCallback(TrainerCallback):
+    """Calls the policy where transformers has an event and no method: between the step and zero_grad."""
+
+    def __init__(self, trainer: LoraTrainer) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Let the policy see the gradients of the whole window."""
+        self.trainer.policy.after_backward(self.trainer.model, self.trainer.moment())
