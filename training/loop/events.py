@@ -1,24 +1,14 @@
 """What happened in a run beside its steps: said once, with the step, to whoever shows or keeps it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that a user should know."""
-
-    step: int
-    kind: str
-    """note, backoff, split, rank, flat, checkpoint or stop."""
-    sentence: str
-
+from training.report.record import Event
 
 Listener = Callable[[Event], None]
 
 
 class Events:
-    """A list of events, and those who listen."""
+    """A list of events, and those who listen. Kinds: note, backoff, split, rank, flat, checkpoint."""
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []

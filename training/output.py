@@ -1,0 +1,81 @@
+"""The output directory of a run: claimed before anything is computed, and given its adapter whole at the end."""
+
+import shutil
+from pathlib import Path
+
+from training.errors import InvalidArgument, TrainingError
+from training.loop import checkpoints
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+STAGING = ".adapter-partial"
+RUN_FILES = ("run.json", "report.html")
+
+
+def claim(directory: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that a run may write here. Raises InvalidArgument; removes nothing."""
+    if directory.exists() and not directory.is_dir():
+        raise InvalidArgument(f"--output_dir {directory} is a file")
+    if resume:
+        checkpoints.last_checkpoint(directory)
+    elif not overwrite:
+        _refuse_older_run(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".manylora-writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InvalidArgument(f"--output_dir {directory} can't be written to: {error.strerror}") from None
+
+
+def _refuse_older_run(directory: Path) -> None:
+    older = "an adapter" if (directory / CONFIG).exists() else None
+    if older is None and checkpoints.checkpoints(directory):
+        older = "checkpoints of a run"
+    if older is not None:
+        raise InvalidArgument(
+            f"--output_dir {directory} holds {older}: give another directory, --resume to go on with that run, or"
+            " --overwrite_output_dir to replace it"
+        )
+
+
+def clear(directory: Path) -> None:
+    """Remove an earlier run's adapter, checkpoints and report, and what a killed run left half-written."""
+    for name in (CONFIG, WEIGHTS, *RUN_FILES):
+        (directory / name).unlink(missing_ok=True)
+    for each in checkpoints.checkpoints(directory):
+        shutil.rmtree(each)
+    drop_partial(directory)
+
+
+def drop_partial(directory: Path) -> None:
+    """Remove what is half-written."""
+    checkpoints.drop_staging(directory)
+    shutil.rmtree(directory / STAGING, ignore_errors=True)
+
+
+def open_adapter(directory: Path) -> Path:
+    """Return an empty directory to write the adapter's files into."""
+    staging = directory / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def publish_adapter(directory: Path) -> None:
+    """Move the staged files into place. The config comes last: without it a directory is no adapter.
+
+    Raises TrainingError if the weights are missing or empty.
+    """
+    staging = directory / STAGING
+    weights = staging / WEIGHTS
+    if not weights.is_file() or weights.stat().st_size < 1024 or not (staging / CONFIG).is_file():
+        raise TrainingError(f"{staging} holds no adapter: nothing was published")
+    (directory / CONFIG).unlink(missing_ok=True)
+    files = sorted(staging.iterdir(), key=lambda path: path.name == CONFIG)
+    for path in files:
+        if path.is_file():
+            checkpoints.sync(path)
+            path.replace(directory / path.name)
+    checkpoints.sync(directory)
+    shutil.rmtree(staging, ignore_errors=True)
