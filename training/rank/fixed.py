@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from training.rank.policy import Moment, ParameterGroup
@@ -50,6 +51,10 @@ class FixedRank:
     def before_step(self, model: "PeftModel", at: Moment) -> bool:
         """Change nothing."""
         return False
+
+    def penalty(self, model: "PeftModel") -> Tensor | None:
+        """Return None."""
+        return None
 
     def after_backward(self, model: "PeftModel", at: Moment) -> None:
         """Change nothing."""

@@ -1,8 +1,8 @@
 """What the loop asks of an adapter's rank. Fixed is peft as it is; growing and AdaLoRA answer the same calls.
 
 The loop's order: ``attach`` (or, when it returns None, training.bases.lora.attach with ``initial_rank``), ``prepare``,
-``restore`` when a run goes on, ``optimizer_groups``, ``scheduler``; then, for every optimiser step, ``before_step`` and
-``after_backward``; ``save`` at any border between two steps.
+``restore`` when a run goes on, ``optimizer_groups``, ``scheduler``; then, for every optimiser step, ``before_step``,
+``penalty`` and ``after_backward``; ``save`` at any border between two steps.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -71,8 +72,15 @@ class RankPolicy(Protocol):
         Called before the first micro-batch of every optimiser step, never inside an accumulation window.
         """
 
+    def penalty(self, model: "PeftModel") -> Tensor | None:
+        """Return a term [] of the loss that doesn't depend on the data, or None.
+
+        It belongs to the loss of an optimiser step once: each of n micro-batches adds 1/n of it.
+        """
+
     def after_backward(self, model: "PeftModel", at: Moment) -> None:
-        """Look at the whole window's gradients. Called after the optimiser's step and before they are zeroed."""
+        """Look at the whole window's gradients. Called after the optimiser's step, which ``at`` counts, and before they
+        are zeroed."""
 
     def save(self, model: "PeftModel", directory: Path, *, resumable: bool) -> None:
         """Write adapter_config.json and adapter_model.safetensors, an ordinary PEFT adapter; with ``resumable`` also
