@@ -1,0 +1,152 @@
+"""Loading a base to train on: 16-bit, NF4 by bitsandbytes, GPTQ and AWQ by our own quant/. Every weight is frozen.
+
+Embeddings, head and norms stay in the base's type: at a vocabulary of 150,000 in float32 they would weigh as much as
+half a 4-bit 7B. Families compute their norms in float32 whatever the weight's type.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quant.checkpoint import Checkpoint
+from quant.format import StoredFormat
+from training.bases.find import find_base, fingerprint, read_config, read_format
+from training.bases.packed import load_packed
+from training.bases.precision import choose_device, choose_dtype
+from training.bases.types import Base, BaseSettings, DtypeName, Kind
+from training.errors import BaseRefused
+
+__all__ = ["Base", "BaseSettings", "DtypeName", "Kind", "load_base"]
+
+
+def load_base(settings: BaseSettings) -> Base:
+    """Load a base with its tokenizer.
+
+    Raises BaseRefused: it isn't there, is broken, or can't be trained on.
+    """
+    directory = find_base(
+        settings.name,
+        revision=settings.revision,
+        cache_dir=settings.cache_dir,
+        with_code=settings.trust_remote_code,
+    )
+    config = read_config(settings.name, directory, trust_remote_code=settings.trust_remote_code)
+    checkpoint, stored = read_format(directory, config)
+    device = choose_device(settings.device)
+    dtype, notes = choose_dtype(settings.dtype, device)
+    kind: Kind = "nf4" if stored.kind == "dense" and settings.q_lora else stored.kind
+    tokenizer = load_tokenizer(directory, settings)
+    model = _load_model(checkpoint, stored, kind, replace(settings, device=device), dtype)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        name=settings.name,
+        directory=directory,
+        kind=kind,
+        dtype=dtype,
+        fingerprint=fingerprint(checkpoint),
+        notes=notes + _notes(stored, kind, settings),
+        double_quant=kind == "nf4" and _double_quant(config, stored, settings),
+        from_16bit=kind == "nf4" and stored.kind == "dense",
+        revision=settings.revision,
+    )
+
+
+def load_tokenizer(directory: Path, settings: BaseSettings) -> Any:
+    """Return the base's tokenizer, padding on the right, with a pad token. Raises BaseRefused."""
+    from transformers import AutoTokenizer
+
+    options = {} if settings.model_max_length is None else {"model_max_length": settings.model_max_length}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory,
+            padding_side="right",
+            trust_remote_code=settings.trust_remote_code,
+            local_files_only=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BaseRefused(f"{directory}: the tokenizer can't be loaded: {_first_line(error)}") from None
+    if tokenizer.eos_token is None and tokenizer.pad_token is None:
+        raise BaseRefused(
+            f"{directory}: the tokenizer names neither an end nor a pad token; set eos_token in "
+            "tokenizer_config.json"
+        )
+    if tokenizer.pad_token is None:
+        # Padding is masked by its place, never by its id, so that an end token that was trained stays trained.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load_model(
+    checkpoint: Checkpoint, stored: StoredFormat, kind: Kind, settings: BaseSettings, dtype: torch.dtype
+) -> Any:
+    try:
+        if kind in ("gptq", "awq"):
+            assert settings.device is not None
+            return load_packed(checkpoint, stored, dtype, settings.device, settings.trust_remote_code)
+        return _by_transformers(checkpoint.directory, stored, kind, settings, dtype)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise BaseRefused(f"{settings.name} can't be loaded: {_first_line(error)}") from error
+
+
+def _by_transformers(
+    directory: Path, stored: StoredFormat, kind: Kind, settings: BaseSettings, dtype: torch.dtype
+) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, object] = {}
+    if kind == "nf4" and stored.kind == "dense":
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=settings.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        directory,
+        # Codes are made from the stored values, as the server makes them; the rest is cast afterwards.
+        dtype="auto" if kind == "nf4" else dtype,
+        device_map={"": settings.device},
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=settings.trust_remote_code,
+        **options,
+    )
+    if kind == "nf4":
+        from training.bases.nf4 import settle_nf4
+
+        settle_nf4(model, dtype)
+    return model
+
+
+def _double_quant(config: Mapping[str, Any], stored: StoredFormat, settings: BaseSettings) -> bool:
+    if stored.kind == "dense":
+        return settings.double_quant
+    return bool((config.get("quantization_config") or {}).get("bnb_4bit_use_double_quant", False))
+
+
+def _notes(stored: StoredFormat, kind: Kind, settings: BaseSettings) -> tuple[str, ...]:
+    names = {"nf4": "NF4", "gptq": f"GPTQ Int{stored.bits}", "awq": "AWQ"}
+    if kind == "dense":
+        return ()
+    if stored.kind == "dense":
+        how = " with double quantisation" if settings.double_quant else ""
+        return (f"the 16-bit weights are held in NF4{how} (--q_lora)",)
+    if settings.q_lora:
+        return (f"the base is stored in {names[kind]} and stays in it",)
+    return (f"the base is stored in {names[kind]}: this is Q-LoRA without --q_lora too",)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,82 @@
+"""LoRA on a base: what was asked for, held against what the base can take, and peft's model of it."""
+
+from typing import TYPE_CHECKING
+
+from training.bases.groups import ParameterGroup, lora_parameter_groups
+from training.bases.initial import start_from_base, start_from_error
+from training.bases.quantized import forbid_merging
+from training.bases.servable import Servable, servable
+from training.bases.settings import LoraSettings
+from training.bases.targets import choose_targets
+from training.bases.tokens import trained_tokens
+from training.bases.types import Base
+from training.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["LoraSettings", "ParameterGroup", "Servable", "attach", "lora_parameter_groups", "servable"]
+
+
+def attach(base: Base, lora: LoraSettings) -> "PeftModel":
+    """Put LoRA on the base, which changes it in place, and return peft's model.
+
+    The factors are float32 whatever the base's type. Raises InvalidArgument for what this base can't take.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    _refuse(base, lora)
+    targets, _ = choose_targets(base.model, lora.targets)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.used_dropout,
+        target_modules=list(targets),
+        bias=lora.bias,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=_peft_init(lora),
+        revision=base.revision,
+        **trained_tokens(base, lora),
+    )
+    model = get_peft_model(base.model, config)
+    config.base_model_name_or_path = base.name
+    forbid_merging(model)
+    if lora.starts_from_base:
+        start_from_base(model, lora.init)
+    elif lora.init == "loftq":
+        start_from_error(model, base)
+    base.model.enable_input_require_grads()
+    return model
+
+
+def attach_notes(base: Base, lora: LoraSettings) -> tuple[str, ...]:
+    """Return sentences for the user on what was decided about the adapter. Raises InvalidArgument as attach does."""
+    _refuse(base, lora)
+    targets, notes = choose_targets(base.model, lora.targets)
+    if lora.used_dropout != lora.dropout:
+        notes += (f"--lora_init {lora.init} puts part of the base into the factors: they get no dropout",)
+    return (f"LoRA on {', '.join(targets)}", *notes)
+
+
+def _peft_init(lora: LoraSettings) -> bool | str:
+    return lora.init if lora.init in ("gaussian", "orthogonal") else True
+
+
+def _refuse(base: Base, lora: LoraSettings) -> None:
+    if lora.init == "orthogonal" and base.kind != "dense":
+        raise InvalidArgument(
+            f"--lora_init orthogonal needs a 16-bit base; on {base.kind} take default or gaussian"
+        )
+    if lora.init == "loftq" and not base.from_16bit:
+        why = {
+            "dense": "this base isn't quantised: add --q_lora",
+            "nf4": "the files of this base hold NF4 only: give the 16-bit model it was made from, with --q_lora",
+        }.get(
+            base.kind,
+            f"the files of this base hold {base.kind.upper()} only, and their 16-bit weights are elsewhere",
+        )
+        raise InvalidArgument(
+            f"--lora_init loftq makes up for quantisation from the 16-bit weights, but {why}"
+        )

@@ -1,0 +1,130 @@
+"""Saving an adapter as an ordinary PEFT adapter for the unchanged base, and loading one back into the run's model."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.bases.initial import ADAPTER, Residual, lora_layers
+from training.errors import InvalidArgument, TrainingError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_LISTED = 3
+
+
+def save_adapter(model: "PeftModel", directory: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors.
+
+    Factors that started as part of the base (PiSSA, OLoRA) are written with their start, as a plain LoRA of the
+    unchanged base. Raises TrainingError rather than save an adapter without tensors.
+    """
+    model.save_pretrained(directory, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)  # peft's card is a form that nobody filled in
+    make_plain(model, directory)
+
+
+def make_plain(model: "PeftModel", directory: Path) -> None:
+    """Finish what ``save_pretrained`` wrote: fold in the start of PiSSA and OLoRA; refuse an empty adapter."""
+    config = json.loads((directory / CONFIG_FILE).read_text())
+    tensors = load_file(directory / WEIGHTS_FILE)
+    residuals = _residuals(model)
+    if residuals:
+        _fold_start(config, tensors, residuals, model)
+        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    if not tensors or any(tensor.numel() == 0 for tensor in tensors.values()):
+        raise TrainingError(
+            f"{directory / WEIGHTS_FILE} came out empty: nothing was trained that could be saved"
+        )
+    if isinstance(config["target_modules"], list):
+        config["target_modules"] = sorted(
+            config["target_modules"]
+        )  # a set in peft, of another order each run
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_adapter(model: "PeftModel", directory: Path) -> None:
+    """Load a saved adapter's values into the model that wrote it, or one made alike.
+
+    Raises InvalidArgument unless the file holds exactly this model's tensors.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    path = directory / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InvalidArgument(f"{path} can't be read ({error}); give a checkpoint of this run") from None
+    for name, residual in _residuals(model).items():
+        _take_start(tensors, name, residual)
+    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+    wrong = sorted(
+        name
+        for name in expected.keys() | tensors.keys()
+        if name not in expected or name not in tensors or expected[name] != tensors[name].shape
+    )
+    if wrong:
+        raise InvalidArgument(
+            f"{path} doesn't fit this run's adapter: {len(wrong)} tensors differ ({', '.join(wrong[:_LISTED])}); "
+            "go on with the rank, targets and base that it was made with"
+        )
+    set_peft_model_state_dict(model, tensors)
+
+
+def _residuals(model: "PeftModel") -> dict[str, Residual]:
+    return {
+        path: layer.base_layer for path, layer in lora_layers(model) if isinstance(layer.base_layer, Residual)
+    }
+
+
+def _factor_names(path: str) -> tuple[str, str]:
+    return tuple(f"base_model.model.{path}.lora_{half}.weight" for half in "AB")  # type: ignore[return-value]
+
+
+def _fold_start(
+    config: dict[str, Any], tensors: dict[str, Tensor], residuals: Mapping[str, Residual], model: "PeftModel"
+) -> None:
+    """Make W − s₀·B₀A₀ + s·BA of each layer W + s·[B, −B₀·s₀/s]·[A; A₀], and the config say rank r + r₀ at scale s."""
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for path, layer in lora_layers(model):
+        residual, scale = residuals[path], float(layer.scaling[ADAPTER])
+        name_a, name_b = _factor_names(path)
+        a, b = tensors[name_a], tensors[name_b]
+        start_a = residual.start_a.detach().to(a)
+        start_b = residual.start_b.detach().to(b) * (-residual.scale / scale)
+        tensors[name_a] = torch.cat((a, start_a)).contiguous()
+        tensors[name_b] = torch.cat((b, start_b), dim=1).contiguous()
+        ranks[path] = tensors[name_a].shape[0]
+        alphas[path] = scale * (math.sqrt(ranks[path]) if config["use_rslora"] else ranks[path])
+    config["r"], config["rank_pattern"] = _most_and_others(ranks)
+    config["lora_alpha"], config["alpha_pattern"] = _most_and_others(alphas)
+    config["init_lora_weights"] = True
+
+
+def _most_and_others(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the commonest value, and the paths that have another."""
+    everywhere = list(values.values())
+    most = max(dict.fromkeys(everywhere), key=everywhere.count)
+    return most, {path: value for path, value in values.items() if value != most}
+
+
+def _take_start(tensors: dict[str, Tensor], path: str, residual: Residual) -> None:
+    """Split a saved layer into its factors and its start, and put the start back where it was."""
+    name_a, name_b = _factor_names(path)
+    start = residual.start_a.shape[0]
+    if name_a not in tensors or name_b not in tensors or tensors[name_a].shape[0] <= start:
+        return
+    own = tensors[name_a].shape[0] - start
+    residual.start_a.data.copy_(tensors[name_a][own:])
+    residual.start_b.data.copy_(-tensors[name_b][:, own:])
+    tensors[name_a], tensors[name_b] = tensors[name_a][:own].clone(), tensors[name_b][:, :own].clone()

@@ -1,0 +1,65 @@
+"""Whether the server will take the adapter, said before training and not after. adapters/spec.py decides it then."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from training.bases.settings import LoraSettings
+from training.bases.types import Base
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SERVED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""model_type of the families that server/model has."""
+SERVER_RANK = 256
+"""The server's --max-rank, unless it is told otherwise."""
+_TOKEN_MODULES = ("embed_tokens", "lm_head")
+
+
+@dataclass(frozen=True, slots=True)
+class Servable:
+    """An answer with its reason, which may hold advice: a flag the server needs, or what else can be done."""
+
+    yes: bool
+    because: str
+
+    def sentence(self) -> str:
+        """Return the line that a run prints."""
+        return f"servable as an adapter: {'yes' if self.yes else 'no'}, because {self.because}"
+
+
+def servable(base: Base, lora: LoraSettings) -> Servable:
+    """Say whether the server takes such an adapter on such a base."""
+    reason = next(_obstacles(base, lora), None)
+    if reason is not None:
+        return Servable(False, f"{reason}; transformers and peft load it (load_finetuned_model)")
+    return Servable(
+        True, "; ".join(("it is plain LoRA on linear layers of the blocks", *_advice(base, lora)))
+    )
+
+
+def _obstacles(base: Base, lora: LoraSettings) -> "Iterator[str]":
+    family = base.model.config.model_type
+    if family not in SERVED_FAMILIES:
+        yield f"the server has no family {family!r} (it has {', '.join(SERVED_FAMILIES)})"
+    if lora.use_dora:
+        yield "the server has no DoRA, which scales the base's own rows"
+    if lora.bias != "none":
+        yield f"--lora_bias {lora.bias} trains biases of the base, which all adapters share"
+    if lora.new_tokens:
+        yield f"it brings tokens that the base doesn't have ({', '.join(lora.new_tokens)})"
+    if lora.modules_to_save:
+        yield f"it brings whole modules ({', '.join(lora.modules_to_save)}), not only low-rank factors"
+    named = [name for name in lora.targets if name.rpartition(".")[2] in _TOKEN_MODULES]
+    if named:
+        yield f"the server has no factors of the embedding and the head ({', '.join(named)})"
+
+
+def _advice(base: Base, lora: LoraSettings) -> "Iterator[str]":
+    rank = lora.saved_rank
+    if rank != lora.r:
+        yield f"its start is saved with it, which makes it rank {rank} on the unchanged base"
+    if rank > SERVER_RANK:
+        yield f"its rank {rank} needs `manylora serve --max-rank {rank}`"
+    if base.from_16bit and base.double_quant:
+        yield "serve its base with --double-quant, as it was trained"

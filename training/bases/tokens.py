@@ -1,0 +1,100 @@
+"""Chat tokens on a base that was never a chat model: asked of its tokenizer, never of its name.
+
+A tokenizer without a chat template gets ChatML. A control token of the template (<|im_start|>, …) that the tokenizer
+would cut into pieces is added as one token, and its embedding, new and random, is trained with the adapter: embedding
+and head whole on a 16-bit base, as Qwen's script does; the new rows alone on a 4-bit one, where both as a whole would
+outweigh the base.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from training.bases.settings import LoraSettings
+from training.bases.types import Base
+
+CHATML = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+END = "<|im_end|>"
+_CONTROL = re.compile(r"<\|[^|<>\s]+\|>")
+_PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSetup:
+    """What was done so that the base can be trained on conversations."""
+
+    new_tokens: tuple[str, ...] = ()
+    """For LoraSettings.new_tokens."""
+    notes: tuple[str, ...] = ()
+
+
+def prepare_chat(base: Base) -> ChatSetup:
+    """Make the base's tokenizer able to write conversations, and its embedding as large as that needs.
+
+    Call it before ``attach``, when there are conversations to train on. It changes nothing on a chat model.
+    """
+    tokenizer: Any = base.tokenizer
+    notes: list[str] = []
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHATML
+        notes.append("the tokenizer has no chat template (this is no chat model): ChatML is used and saved")
+    new = _missing_tokens(tokenizer)
+    if new:
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": list(new)}, replace_extra_special_tokens=False
+        )
+        _grow_embedding(base.model, len(tokenizer))
+        notes.append(
+            f"tokens that are new to the base, so that their embeddings are trained too: {', '.join(new)}"
+        )
+    if tokenizer.chat_template == CHATML and tokenizer.eos_token != END:
+        tokenizer.eos_token = END
+        base.model.config.eos_token_id = base.model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return ChatSetup(new, tuple(notes))
+
+
+def trained_tokens(base: Base, lora: LoraSettings) -> dict[str, object]:
+    """Return the fields of LoraConfig that train whole modules or new tokens' rows."""
+    whole = list(lora.modules_to_save)
+    fields: dict[str, object] = {}
+    tied = bool(base.model.config.tie_word_embeddings)
+    if lora.new_tokens:
+        embedding = _name_of(base.model, base.model.get_input_embeddings())
+        head = _name_of(base.model, base.model.get_output_embeddings())
+        if base.kind == "dense":
+            whole += [name for name in (embedding, head) if name not in whole]
+        else:
+            rows = base.tokenizer.convert_tokens_to_ids(list(lora.new_tokens))
+            fields["trainable_token_indices"] = {embedding: rows} if tied else {embedding: rows, head: rows}
+    if whole:
+        fields["modules_to_save"] = whole
+    # Else a tied head and its embedding would be trained apart, and be two matrices where the model has one.
+    if tied and (fields.get("trainable_token_indices") or {"embed_tokens", "lm_head"} & set(whole)):
+        fields["ensure_weight_tying"] = True
+    return fields
+
+
+def _missing_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Return the control tokens that the template writes and the tokenizer cuts into pieces."""
+    written = tokenizer.apply_chat_template(list(_PROBE), tokenize=False, add_generation_prompt=True)
+    controls = dict.fromkeys(_CONTROL.findall(written))
+    return tuple(token for token in controls if len(tokenizer.encode(token, add_special_tokens=False)) != 1)
+
+
+def _grow_embedding(model: Any, size: int) -> None:
+    """Make room for ``size`` tokens. Many embeddings have rows to spare, and stay as they are."""
+    if size > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(size, mean_resizing=True)
+        model.requires_grad_(False)
+
+
+def _name_of(model: nn.Module, module: nn.Module) -> str:
+    path: str = next(path for path, each in model.named_modules() if each is module)
+    return path.rpartition(".")[2]

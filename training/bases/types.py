@@ -1,0 +1,57 @@
+"""A base to train on: how it is asked for, and what it is once loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DtypeName = Literal["bf16", "fp16", "fp32"]
+Kind = Literal["dense", "nf4", "gptq", "awq"]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSettings:
+    """Which base, and how it is held."""
+
+    name: str
+    """A directory, or OWNER/MODEL on the hub."""
+    q_lora: bool = False
+    """Hold a 16-bit checkpoint in NF4. What is stored in 4 or 8 bits stays as it is, with or without."""
+    dtype: DtypeName = "bf16"
+    """Of what isn't quantised, and of the products."""
+    trust_remote_code: bool = False
+    revision: str | None = None
+    cache_dir: str | None = None
+    double_quant: bool = True
+    """NF4: quantise the scales too."""
+    model_max_length: int | None = None
+    """Tokens after which the tokenizer's own limit says that a text is too long."""
+    device: torch.device | None = None
+    """None: the CUDA device of this process, or the CPU where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base in memory, every weight frozen."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    name: str
+    """As it was asked for: what adapters call their base."""
+    directory: Path
+    kind: Kind
+    dtype: torch.dtype
+    """Of what isn't quantised, and of the products."""
+    fingerprint: str
+    """sha256 over config.json and the files of weights."""
+    notes: tuple[str, ...]
+    """Sentences for the user: what was decided, and why."""
+    double_quant: bool = False
+    """NF4: whether the scales are quantised too."""
+    from_16bit: bool = False
+    """NF4: whether the files hold 16-bit weights, which were quantised while loading."""
+    revision: str | None = None
