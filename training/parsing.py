@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -63,9 +64,12 @@ def _parse(
     parser: _Parser, words: Sequence[str]
 ) -> tuple[ModelArguments, DataArguments, LoraArguments, RunArguments, TrainingArguments]:
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
-        )
+        with warnings.catch_warnings():
+            # transformers announces new names for flags that this command keeps taking by both.
+            warnings.simplefilter("ignore", FutureWarning)
+            *parsed, unknown = parser.parse_args_into_dataclasses(
+                words, return_remaining_strings=True, look_for_args_file=False
+            )
     except (ValueError, ImportError, TypeError) as error:
         raise InvalidArgument(str(error).strip().splitlines()[0]) from None
     if unknown:
@@ -116,17 +120,11 @@ def _words_of_file(path: Path) -> list[str]:
 
 
 def _take_auto(words: Sequence[str]) -> tuple[list[str], bool]:
-    """Take out the last --learning_rate if it is "auto"; a rate that was given before it is out as well."""
-    found, auto = list(words), False
-    for position in range(len(found) - 1, -1, -1):
-        if flag_name(found[position]) == "learning_rate":
-            last_is_auto = found[position + 1 : position + 2] == [AUTO]
-            if auto or last_is_auto:
-                del found[position : position + 2]
-            auto = auto or last_is_auto
-            if not auto:
-                break
-    return found, auto
+    """Keep the last --learning_rate alone; take it out too if it is "auto"."""
+    places = [position for position, word in enumerate(words) if flag_name(word) == "learning_rate"]
+    auto = bool(places) and list(words[places[-1] + 1 : places[-1] + 2]) == [AUTO]
+    dropped = {place + shift for place in (places if auto else places[:-1]) for shift in (0, 1)}
+    return [word for position, word in enumerate(words) if position not in dropped], auto
 
 
 def _settle_device(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -148,7 +146,7 @@ def check(arguments: Arguments) -> None:
         raise InvalidArgument("manylora trains adapters: add --use_lora, or --q_lora for a base in 4 bits")
     if run.tasks is None and not arguments.data.data_path:
         raise InvalidArgument("--data_path is missing: the JSON, JSONL, CSV or Parquet file to train on")
-    if training.output_dir is None:
+    if "output_dir" not in arguments.given:
         raise InvalidArgument("--output_dir is missing: the directory for the adapter")
     if lora.lora_r < 1:
         raise InvalidArgument(f"--lora_r {lora.lora_r}: a rank is an integer from 1 up")

@@ -1,0 +1,54 @@
+"""The output directory: nothing is overwritten, and an adapter is there whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from training import output
+from training.errors import InvalidArgument, TrainingError
+
+
+def test_an_empty_or_new_directory_can_be_claimed(tmp_path: Path) -> None:
+    output.claim(tmp_path / "a" / "b", resume=False, overwrite=False)
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "checkpoint-3/x"])
+def test_an_older_run_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InvalidArgument, match="--resume"):
+        output.claim(tmp_path, resume=False, overwrite=False)
+    assert (tmp_path / name).read_text() == "{}"
+    output.claim(tmp_path, resume=False, overwrite=True)
+    output.clear(tmp_path)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_file_in_its_place_and_nothing_to_resume_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgument, match="is a file"):
+        output.claim(tmp_path / "file", resume=False, overwrite=False)
+    with pytest.raises(InvalidArgument, match="no checkpoint"):
+        output.claim(tmp_path / "new", resume=True, overwrite=False)
+
+
+def test_an_adapter_is_published_whole(tmp_path: Path) -> None:
+    staging = output.open_adapter(tmp_path)
+    (staging / "adapter_model.safetensors").write_bytes(bytes(2048))
+    with pytest.raises(TrainingError, match="no adapter"):
+        output.publish_adapter(tmp_path)
+    (staging / "adapter_config.json").write_text("{}")
+    output.publish_adapter(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_an_empty_adapter_is_not_published(tmp_path: Path) -> None:
+    staging = output.open_adapter(tmp_path)
+    (staging / "adapter_model.safetensors").write_bytes(b"{}")
+    (staging / "adapter_config.json").write_text("{}")
+    with pytest.raises(TrainingError, match="no adapter"):
+        output.publish_adapter(tmp_path)
