@@ -66,9 +66,7 @@ class MixedBatch:
 
 def trained_tokens(row: Row) -> int:
     """Return how many tokens of ``row`` are trained. A document's first has nothing to be predicted from."""
-    return sum(
-        label != IGNORED for start, end in _documents(row) for label in row["labels"][start + 1 : end]
-    )
+    return sum(label != IGNORED for start, end in _documents(row) for label in row["labels"][start + 1 : end])
 
 
 def mix(rows_by_task: Sequence[Sequence[Row]]) -> MixedBatch:

@@ -1,59 +1,61 @@
-"""Adapters of several tasks beside one frozen linear layer: each token goes through its own task's adapter alone.
+"""Adapters of several tasks in one pass over one base: each token goes through its own task's adapter alone.
 
-peft makes and holds the matrices, one adapter a task, so initialisation, targets and files are peft's. Its forward
-knows one adapter at a time while training, so a hook on each adapted layer adds what the tasks' spans of tokens get.
+Each task has a PEFT model of its own on a skeleton of the base (skeleton.py), which holds the matrices and is never
+run. A hook on each of the base's adapted layers adds what the tasks' adapters make of their spans of tokens.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from training.bases.initial import ADAPTER, Residual, lora_layers
 from training.tasks.batch import Span
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
 
 @dataclass(slots=True)
 class Mixture:
-    """Which tokens of the present forward and backward pass are whose. The hooks of one model share one."""
+    """Which tokens of the present pass are whose. The hooks of one base share it; without spans it is the base alone."""
 
     spans: tuple[Span, ...] = ()
-    """Of each task, over the tokens of the batch; empty: no adapter takes part."""
-    dropout_seeds: tuple[int, ...] = ()
-    """Of each task; empty: no dropout."""
+    """Each task's tokens."""
+    seeds: tuple[int, ...] = ()
+    """Of each task's dropout, 32 bits; none: no dropout."""
 
     @contextmanager
-    def of(self, spans: Sequence[Span], dropout_seeds: Sequence[int] = ()) -> Iterator[None]:
-        """Hold ``spans`` from the forward pass to the end of the backward pass, which checkpointing computes anew."""
+    def of(self, spans: Sequence[Span], seeds: Sequence[int] = ()) -> Iterator[None]:
+        """Hold ``spans`` from the forward pass to the end of the backward pass, where checkpointing comes back."""
         assert not self.spans, "one batch at a time"
-        self.spans, self.dropout_seeds = tuple(spans), tuple(dropout_seeds)
+        self.spans, self.seeds = tuple(spans), tuple(seeds)
         try:
             yield
         finally:
-            self.spans, self.dropout_seeds = (), ()
+            self.spans, self.seeds = (), ()
 
 
-@dataclass(frozen=True, slots=True)
-class Factors:
-    """One task's adapter of one layer: y += scale · x Aᵀ Bᵀ."""
-
-    task: int
-    a: Tensor
-    """[r, in]."""
-    b: Tensor
-    """[out, r]."""
-    scale: float
-    dropout: float
+def mix_adapters(base: nn.Module, models: Sequence["PeftModel"]) -> Mixture:
+    """Hook the adapters of ``models``, one of each task, into ``base``, and return the switch for its next pass."""
+    mixture = Mixture()
+    layers: dict[str, list[tuple[int, LoraLayer]]] = {}
+    for task, model in enumerate(models):
+        for path, layer in lora_layers(model):
+            layers.setdefault(path, []).append((task, layer))
+    for index, (path, adapted) in enumerate(layers.items()):
+        base.get_submodule(path).register_forward_hook(_MixedLayer(index, tuple(adapted), mixture))
+    return mixture
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one task does to its span of tokens, besides its matrices."""
+    """What an adapter does to its task's span of tokens, besides its matrices."""
 
     start: int
     end: int
@@ -63,26 +65,32 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class MixedLayer:
-    """A forward hook of one adapted layer."""
+class _MixedLayer:
+    """A forward hook of one of the base's layers."""
 
     index: int
-    """Of the layer in the model, so that no two draw the same dropout."""
-    factors: tuple[Factors, ...]
+    """Of the layer, so that no two draw the same dropout."""
+    adapted: tuple[tuple[int, "LoraLayer"], ...]
+    """Tasks, and the layers of their models that stand for this one."""
     mixture: Mixture = field(repr=False)
 
-    def __call__(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Add to the layer's output, in place, what each task's adapter makes of its tokens."""
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Add to the layer's output what each task's adapter makes of its tokens."""
         parts: list[_Part] = []
         matrices: list[Tensor] = []
-        seeds = self.mixture.dropout_seeds
-        for each in self.factors:
-            start, end = self.mixture.spans[each.task] if self.mixture.spans else (0, 0)
+        seeds = self.mixture.seeds
+        for task, layer in self.adapted if self.mixture.spans else ():
+            start, end = self.mixture.spans[task]
             if start == end:
                 continue
-            seed = seeds[each.task] * 8191 + self.index if seeds else 0
-            parts.append(_Part(start, end, each.scale, each.dropout if seeds else 0.0, seed))
-            matrices += (each.a, each.b)
+            seed = zlib.crc32(self.index.to_bytes(4, "little"), seeds[task]) if seeds else 0
+            dropout = float(getattr(layer.lora_dropout[ADAPTER], "p", 0.0)) if seeds else 0.0
+            parts.append(_Part(start, end, layer.scaling[ADAPTER], dropout, seed))
+            matrices += (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
+            if isinstance(layer.base_layer, Residual):
+                # What the factors started as (PiSSA, OLoRA) is taken off the base.
+                parts.append(_Part(start, end, -layer.base_layer.scale, 0.0, 0))
+                matrices += (layer.base_layer.start_a, layer.base_layer.start_b)
         if not parts:
             return output
         added: Tensor = _AddMixed.apply(inputs[0], output, tuple(parts), *matrices)
@@ -90,22 +98,22 @@ class MixedLayer:
 
 
 class _AddMixed(torch.autograd.Function):
-    """y[span] += scale · dropout(x[span]) Aᵀ Bᵀ for each part, in place.
+    """y[span] += scale · dropout(x[span]) Aᵀ Bᵀ for each part. Matrices come as A [r, in], B [out, r], A, B, …
 
-    One node with a handful of matrix products: composed of torch's own operations, the same costs three times as many
-    nodes, and at small widths those are the time. Dropout's masks are drawn anew from their seeds, never kept.
+    One node with a handful of products: made of torch's own operations it would be a dozen nodes for each part, and at
+    small widths nodes are what costs. Dropout's masks are drawn anew from their seeds, never kept.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, parts: tuple[_Part, ...], *matrices: Tensor) -> Tensor:
         # bitsandbytes returns a view from a node of its own, which autograd lets nobody change in place.
         out = y.clone() if y._is_view() else y
-        flat_x, flat_y = x.reshape(-1, x.shape[-1]), out.view(-1, y.shape[-1])
+        flat_x, flat_out = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
         dtype = _dtype(x.device.type, matrices[0])
         middles: list[Tensor] = []
         for part, a, b in zip(parts, matrices[::2], matrices[1::2], strict=True):
             middle = _input(flat_x, part, dtype) @ a.to(dtype).t()
-            _add(flat_y[part.start : part.end], middle, b.to(dtype).t(), part.scale)
+            _add(flat_out[part.start : part.end], middle, b.to(dtype).t(), part.scale)
             middles.append(middle)
         if out is y:
             ctx.mark_dirty(y)
@@ -121,14 +129,18 @@ class _AddMixed(torch.autograd.Function):
         middles, matrices = rest[: len(parts)], rest[len(parts) :]
         flat_x, flat_g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         grad_x = torch.zeros_like(flat_x) if ctx.needs_input_grad[0] else None
-        grads: list[Tensor] = []
-        for part, middle, a, b in zip(parts, middles, matrices[::2], matrices[1::2], strict=True):
+        grads: list[Tensor | None] = []
+        for at, (part, middle) in enumerate(zip(parts, middles, strict=True)):
+            a, b = matrices[2 * at], matrices[2 * at + 1]
             outer = flat_g[part.start : part.end].to(dtype)
             inner = (outer @ b.to(dtype)).mul_(part.scale)
-            grads.append((inner.t() @ _input(flat_x, part, dtype)).to(a.dtype))
-            grads.append((outer.t() @ middle).mul_(part.scale).to(b.dtype))
+            if ctx.needs_input_grad[3 + 2 * at]:
+                grads.append((inner.t() @ _input(flat_x, part, dtype)).to(a.dtype))
+                grads.append((outer.t() @ middle).mul_(part.scale).to(b.dtype))
+            else:
+                grads += (None, None)
             if grad_x is not None:
-                grad_x[part.start : part.end] = _dropped(inner @ a.to(dtype), part)
+                grad_x[part.start : part.end] += _dropped(inner @ a.to(dtype), part)
         return grad_x.view(x.shape) if grad_x is not None else None, gradient, None, *grads
 
 
@@ -149,47 +161,9 @@ def _add(y: Tensor, middle: Tensor, b: Tensor, scale: float) -> None:
 
 
 def _dropped(tokens: Tensor, part: _Part) -> Tensor:
-    """Return ``tokens`` with dropout's zeros and scale. The mask depends on the seed and the span's length alone."""
+    """Return ``tokens`` with dropout's zeros and scale, which depend on the seed and the shape alone."""
     if not part.dropout:
         return tokens
     generator = torch.Generator(tokens.device).manual_seed(part.seed)
     kept = torch.empty_like(tokens).bernoulli_(1 - part.dropout, generator=generator)
     return tokens * kept.div_(1 - part.dropout)
-
-
-def mix_adapters(model: "PeftModel", names: Sequence[str]) -> Mixture:
-    """Hook the adapters ``names`` of ``model``, the tasks in this order, into one forward pass; return its switch.
-
-    peft's own forward is turned off for good: the model now needs its adapters' spans, or is the base alone.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    mixture = Mixture()
-    model.base_model.disable_adapter_layers()
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    for index, layer in enumerate(layers):
-        factors = tuple(
-            Factors(task, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], _rate(layer, name))
-            for task, name in enumerate(names)
-            if name in layer.lora_A
-        )
-        for each in factors:
-            each.a.requires_grad_(True)
-            each.b.requires_grad_(True)
-        layer.register_forward_hook(MixedLayer(index, factors, mixture))
-    return mixture
-
-
-def _rate(layer: Any, name: str) -> float:
-    """Return the dropout of one adapter; peft puts an Identity where there is none."""
-    return float(getattr(layer.lora_dropout[name], "p", 0.0))
-
-
-def factors_of(model: "PeftModel", name: str) -> dict[str, torch.nn.Parameter]:
-    """Return one adapter's trained matrices by their full names, in the model's order."""
-    mark = f".{name}.weight"
-    return {
-        full: parameter
-        for full, parameter in model.named_parameters()
-        if full.endswith((f".lora_A{mark}", f".lora_B{mark}"))
-    }
