@@ -1,21 +1,21 @@
 """A rank that stays what it is: plain peft."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from training.bases.save import load_adapter, save_adapter
 from training.rank.policy import Moment, ParameterGroup
-from training.rank.weights import load_adapter_values
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from training.bases.load import Base
-    from training.bases.lora import LoraSettings
+    from training.bases.settings import LoraSettings
+    from training.bases.types import Base
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class FixedRank:
     def prepare(self, model: "PeftModel") -> None:
         """Change nothing."""
 
-    def optimizer_groups(self, groups: Sequence[ParameterGroup]) -> list[ParameterGroup]:
+    def optimizer_groups(self, groups: Sequence[Mapping[str, Any]]) -> list[ParameterGroup]:
         """Return the groups as they are."""
-        return list(groups)
+        return [dict(group) for group in groups]
 
     def scheduler(self, scheduler: LRScheduler) -> None:
         """Take any scheduler."""
@@ -61,8 +61,8 @@ class FixedRank:
 
     def save(self, model: "PeftModel", directory: Path, *, resumable: bool) -> None:
         """Write the adapter; nothing else is needed to go on."""
-        model.save_pretrained(directory)
+        save_adapter(model, directory)
 
     def restore(self, model: "PeftModel", directory: Path) -> None:
         """Load the adapter's values. Raises InvalidArgument unless they fit exactly."""
-        load_adapter_values(model, directory)
+        load_adapter(model, directory)

@@ -5,8 +5,9 @@ A group is copied from the one that holds the matrix's first slice, so its weigh
 right; with the old count and no moments, the first updates would be about three times the learning rate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -33,7 +34,7 @@ class Growth:
 
 
 def with_slices_apart(
-    groups: Sequence[ParameterGroup], layers: Sequence[SlicedLayer]
+    groups: Sequence[Mapping[str, Any]], layers: Sequence[SlicedLayer]
 ) -> list[ParameterGroup]:
     """Take all but the first slices out of ``groups`` and append groups of their own, growth by growth.
 
@@ -86,6 +87,8 @@ def warmed(schedule: Callable[[int], float], growth: Growth) -> Callable[[int], 
 
 def lambda_scheduler(scheduler: LRScheduler | None) -> LambdaLR:
     """Return the scheduler when groups can be added to it. Raises InvalidArgument when they can't."""
+    # accelerate may have wrapped it.
+    scheduler = getattr(scheduler, "scheduler", scheduler)
     if not isinstance(scheduler, LambdaLR):
         raise InvalidArgument(
             f"--rank_schedule adds parameters during the run, which a {type(scheduler).__name__} can't take; choose "
@@ -95,7 +98,7 @@ def lambda_scheduler(scheduler: LRScheduler | None) -> LambdaLR:
 
 
 def _slice_groups(
-    groups: Sequence[ParameterGroup], layers: Sequence[SlicedLayer], number: int
+    groups: Sequence[Mapping[str, Any]], layers: Sequence[SlicedLayer], number: int
 ) -> list[tuple[int, ParameterGroup]]:
     """Return (index of the group that it is copied from, new group); A before B, in the model's order."""
     halves = [half for layer in layers for half in (layer.a, layer.b)]

@@ -5,27 +5,27 @@ optimiser takes in as new (training/rank/groups.py); of the old slices it keeps 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from training.bases.save import load_adapter, save_adapter
 from training.errors import InvalidArgument
 from training.rank.groups import Growth, add_slices, lambda_scheduler, warm_up_slices, with_slices_apart
 from training.rank.policy import Moment, ParameterGroup
 from training.rank.schedule import RankSchedule
 from training.rank.slices import SlicedLayer, alpha_at, kaiming_rows, slice_layers
-from training.rank.weights import load_adapter_values
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from training.bases.load import Base
-    from training.bases.lora import LoraSettings
+    from training.bases.settings import LoraSettings
+    from training.bases.types import Base
 
 STATE_FILE = "rank_state.json"
 WARMUP_SHARE = 0.02
@@ -82,7 +82,7 @@ class GrowingRank:
         self._initial_alpha = config.lora_alpha
         self._layers = slice_layers(model)
 
-    def optimizer_groups(self, groups: Sequence[ParameterGroup]) -> list[ParameterGroup]:
+    def optimizer_groups(self, groups: Sequence[Mapping[str, Any]]) -> list[ParameterGroup]:
         """Give the slices of past growths groups of their own."""
         return with_slices_apart(groups, self._layers)
 
@@ -113,7 +113,7 @@ class GrowingRank:
 
     def save(self, model: "PeftModel", directory: Path, *, resumable: bool) -> None:
         """Write the slices as one A and one B, with the grown rank and alpha."""
-        model.save_pretrained(directory)
+        save_adapter(model, directory)
         if resumable:
             state = {"schedule": str(self.schedule), "growths": [asdict(growth) for growth in self.growths]}
             (directory / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -131,7 +131,7 @@ class GrowingRank:
         for growth in growths:
             self._grow(model, growth)
         self._set_config(model)
-        load_adapter_values(model, directory)
+        load_adapter(model, directory)
 
     def _grow(self, model: "PeftModel", growth: Growth) -> None:
         generator = torch.Generator().manual_seed(self._seed + len(self.growths))

@@ -5,7 +5,7 @@ The loop's order: ``attach`` (or, when it returns None, training.bases.lora.atta
 ``penalty`` and ``after_backward``; ``save`` at any border between two steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from training.bases.load import Base
-    from training.bases.lora import LoraSettings
+    from training.bases.settings import LoraSettings
+    from training.bases.types import Base
 
 ParameterGroup: TypeAlias = dict[str, Any]
 """A parameter group as torch's optimisers take it: ``params`` and settings (lr, weight_decay, …)."""
@@ -57,7 +57,7 @@ class RankPolicy(Protocol):
     def prepare(self, model: "PeftModel") -> None:
         """Make the model what it is at step 0. Called once, before the optimiser is made."""
 
-    def optimizer_groups(self, groups: Sequence[ParameterGroup]) -> list[ParameterGroup]:
+    def optimizer_groups(self, groups: Sequence[Mapping[str, Any]]) -> list[ParameterGroup]:
         """Split the groups that hold all trained parameters into those that the optimiser is made with.
 
         Called right before the optimiser is made; after ``restore`` its groups then fit the saved optimiser's.
@@ -79,8 +79,8 @@ class RankPolicy(Protocol):
         """
 
     def after_backward(self, model: "PeftModel", at: Moment) -> None:
-        """Look at the whole window's gradients. Called after the optimiser's step, which ``at`` counts, and before they
-        are zeroed."""
+        """Look at the whole window's gradients. Called after the optimiser's step, which ``at`` doesn't count yet, and
+        before they are zeroed."""
 
     def save(self, model: "PeftModel", directory: Path, *, resumable: bool) -> None:
         """Write adapter_config.json and adapter_model.safetensors, an ordinary PEFT adapter; with ``resumable`` also

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Qwen2Config, Qwen2ForCausalLM, get_scheduler
@@ -96,15 +97,16 @@ class Run:
             self.policy.before_step(self.model, self._moment())
             total = 0.0
             for part in batch(self.step).chunk(2):
-                loss = self.model(input_ids=part, labels=part).loss / 2
-                loss.backward()
+                loss = token_loss(self.model, part) / 2
+                penalty = self.policy.penalty(self.model)
+                torch.autograd.backward(loss if penalty is None else loss + penalty / 2)
                 total += loss.item()
             torch.nn.utils.clip_grad_norm_((p for p in self.model.parameters() if p.requires_grad), 1.0)
             self.optimizer.step()
-            self.scheduler.step()
-            self.step += 1
             self.policy.after_backward(self.model, self._moment())
+            self.scheduler.step()
             self.optimizer.zero_grad()
+            self.step += 1
             losses.append(total)
         return losses
 
@@ -122,6 +124,12 @@ class Run:
 
     def _moment(self) -> Moment:
         return Moment(self.step, self.total_steps, self.optimizer, self.scheduler)
+
+
+def token_loss(model: PeftModel, tokens: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the next tokens, computed outside the model as the trainer does."""
+    scores: Tensor = model(input_ids=tokens).logits[:, :-1]
+    return cross_entropy(scores.flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def two_groups(model: PeftModel) -> list[dict[str, Any]]:

@@ -53,11 +53,7 @@ def test_what_is_saved_is_an_ordinary_adapter(variant: str, tmp_path: Path) -> N
     run = run_of(variant)
     run.train(until=TOTAL)
     run.policy.save(run.model, tmp_path, resumable=False)
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "README.md",
-    }
+    assert {p.name for p in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["rank_pattern"]) == (13, {})
     assert config["lora_alpha"] == pytest.approx(16 * 6.5 if variant != "rslora" else 16 * 6.5**0.5)
