@@ -56,7 +56,9 @@ def attach_notes(base: Base, lora: LoraSettings) -> tuple[str, ...]:
     _refuse(base, lora)
     targets, notes = choose_targets(base.model, lora.targets)
     if lora.used_dropout != lora.dropout:
-        notes += (f"--lora_init {lora.init} puts part of the base into the factors: they get no dropout",)
+        notes += (
+            f"--init_lora_weights {lora.init} puts part of the base into the factors: they get no dropout",
+        )
     return (f"LoRA on {', '.join(targets)}", *notes)
 
 
@@ -67,7 +69,7 @@ def _peft_init(lora: LoraSettings) -> bool | str:
 def _refuse(base: Base, lora: LoraSettings) -> None:
     if lora.init == "orthogonal" and base.kind != "dense":
         raise InvalidArgument(
-            f"--lora_init orthogonal needs a 16-bit base; on {base.kind} take default or gaussian"
+            f"--init_lora_weights orthogonal needs a 16-bit base; on {base.kind} take default or gaussian"
         )
     if lora.init == "loftq" and not base.from_16bit:
         why = {
@@ -78,5 +80,5 @@ def _refuse(base: Base, lora: LoraSettings) -> None:
             f"the files of this base hold {base.kind.upper()} only, and their 16-bit weights are elsewhere",
         )
         raise InvalidArgument(
-            f"--lora_init loftq makes up for quantisation from the 16-bit weights, but {why}"
+            f"--init_lora_weights loftq makes up for quantisation from the 16-bit weights, but {why}"
         )

@@ -12,12 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.bases.initial import ADAPTER, Residual, lora_layers
+from training.bases.precision import DTYPES
+from training.bases.quantized import QuantizedLinear
 from training.errors import InvalidArgument, TrainingError
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 CONFIG_FILE = "adapter_config.json"
+BASE_FILE = "manylora_base.json"
+"""How the base was held while the adapter was trained: {kind, double_quant, dtype}. load_finetuned_model reads it."""
 WEIGHTS_FILE = "adapter_model.safetensors"
 _LISTED = 3
 
@@ -49,7 +53,27 @@ def make_plain(model: "PeftModel", directory: Path) -> None:
         config["target_modules"] = sorted(
             config["target_modules"]
         )  # a set in peft, of another order each run
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _write_json(directory / CONFIG_FILE, config)
+    _write_json(directory / BASE_FILE, describe_base(model))
+
+
+def describe_base(model: torch.nn.Module) -> dict[str, object]:
+    """Return how a model's base is held: {kind, double_quant, dtype}, dtype being "bf16", "fp16" or "fp32"."""
+    kind, double_quant = "dense", False
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if isinstance(module, QuantizedLinear):
+            kind = module.packed_type.format
+            break
+        if state is not None:
+            kind, double_quant = "nf4", bool(state.nested)
+            break
+    dtype = next(name for name, each in DTYPES.items() if each == model.dtype)
+    return {"kind": kind, "double_quant": double_quant, "dtype": dtype}
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def load_adapter(model: "PeftModel", directory: Path) -> None:

@@ -41,13 +41,13 @@ class LoraSettings:
         if self.bias not in ("none", "all", "lora_only"):
             raise InvalidArgument(f"--lora_bias {self.bias!r} is not one of none, all, lora_only")
         if self.init not in INITS[:-1] and self.init != "loftq" and not self.starts_from_base:
-            raise InvalidArgument(f"--lora_init {self.init!r} is not one of {', '.join(INITS)}")
+            raise InvalidArgument(f"--init_lora_weights {self.init!r} is not one of {', '.join(INITS)}")
         if self.use_dora and self.init not in ("default", "gaussian"):
             raise InvalidArgument(
-                f"--use_dora goes with --lora_init default or gaussian, not with {self.init}"
+                f"--use_dora goes with --init_lora_weights default or gaussian, not with {self.init}"
             )
         if self.init == "orthogonal" and self.r % 2:
-            raise InvalidArgument(f"--lora_init orthogonal needs an even rank, not {self.r}")
+            raise InvalidArgument(f"--init_lora_weights orthogonal needs an even rank, not {self.r}")
 
     @property
     def starts_from_base(self) -> bool:
