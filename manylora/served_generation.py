@@ -1,0 +1,255 @@
+"""Answers conversations with the engine that serves, inside this process: what training's evaluation generates with.
+
+The base is loaded as `manylora serve` loads it, so an evaluation's number is the one that users get. No HTTP, and no
+registry that outlives the call.
+"""
+
+import asyncio
+import json
+import tempfile
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from adapters.errors import AdapterError
+from adapters.spec import CONFIG_FILE, AdapterSpec
+from manylora.assemble import GIB, Server, assemble
+from manylora.base import DTYPES
+from quant.errors import QuantError
+from server.config import ServeSettings, load_settings
+from server.engine.async_engine import OutputStream
+from server.engine.request import GenerationRequest, SamplingParams
+from server.errors import ServerError
+from server.model.errors import ModelError
+from server.model.families import model_config
+from server.model.kv_cache import bytes_per_block
+from server.model.loader import read_config
+from server.tokenizer import Tokenizer
+from training.errors import BaseRefused, InvalidData, TrainingError
+
+T = TypeVar("T")
+Message = Mapping[str, Any]
+BASE, ADAPTER = "base", "evaluated"
+"""Names inside this process; nobody else sees them."""
+MOST_RUNNING = 32
+MOST_KV_BYTES = 1 << 30
+"""For the KV cache, unless a single conversation needs more: it stands beside a training run."""
+BLOCK = 16
+TEMPLATE_ROOM = 256
+"""Tokens by which an adapter's own chat template may lengthen a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBase:
+    """Which base to serve, and how: the settings of `manylora serve` that change what it answers."""
+
+    directory: Path
+    quantization: Literal["auto", "nf4", "none"] = "auto"
+    double_quant: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What a server must hold: tokens of one conversation, and rank rows of an adapter."""
+
+    context: int
+    rank: int
+
+    def holds(self, other: "_Room") -> bool:
+        return self.context >= other.context and self.rank >= other.rank
+
+
+class ServedGeneration:
+    """Generates greedily, all conversations in one batch. Is a training.evaluate.generate.Generate.
+
+    The base is loaded at the first call and kept until ``close`` (or the end of a ``with`` block); it is loaded anew
+    only for an adapter of a higher rank or for longer conversations than there were before.
+    """
+
+    def __init__(self, base: ServedBase) -> None:
+        self._base = base
+        self._tokenizer: Tokenizer | None = None
+        self._loop: _LoopThread | None = None
+        self._server: Server | None = None
+        self._room = _Room(0, 0)
+        self._requests = 0
+        self._data: tempfile.TemporaryDirectory[str] | None = None
+
+    def __call__(
+        self, conversations: Sequence[Sequence[Message]], adapter: Path | None, max_new_tokens: int
+    ) -> list[str]:
+        """Return the text that comes next in each conversation, in their order. Raises TrainingError."""
+        if not conversations:
+            return []
+        try:
+            room = self._room_for(conversations, adapter, max_new_tokens)
+            if self._loop is None:
+                self._loop = _LoopThread()
+            # The catalog takes paths from its root on.
+            source = None if adapter is None else adapter.absolute()
+            return self._loop.run(self._generate(conversations, source, max_new_tokens, room))
+        except (ServerError, AdapterError) as error:
+            raise TrainingError(f"the evaluation can't generate: {error}") from error
+        except (ModelError, QuantError, OSError, ValueError) as error:
+            raise BaseRefused(f"the base can't be served for the evaluation: {error}") from error
+
+    def __enter__(self) -> "ServedGeneration":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the base's memory and delete the temporary files. Harmless when it is closed."""
+        if self._loop is not None:
+            self._loop.run(self._unload())
+            self._loop.close()
+            self._loop = None
+
+    # On the caller's thread
+
+    def _room_for(
+        self, conversations: Sequence[Sequence[Message]], adapter: Path | None, max_new_tokens: int
+    ) -> _Room:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self._base.directory)
+        longest = max(len(self._tokenizer.apply_chat_template(each)) for each in conversations)
+        spare = 0 if adapter is None else TEMPLATE_ROOM
+        return _Room(longest + spare + max_new_tokens, 1 if adapter is None else _rank_of(adapter))
+
+    # On the loop's thread
+
+    async def _generate(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        adapter: Path | None,
+        max_new_tokens: int,
+        room: _Room,
+    ) -> list[str]:
+        server = await self._loaded(room)
+        if adapter is None:
+            return await self._answers(server, BASE, conversations, max_new_tokens)
+        await server.catalog.register(ADAPTER, str(adapter), preload=True)
+        try:
+            return await self._answers(server, ADAPTER, conversations, max_new_tokens)
+        finally:
+            await server.catalog.delete(ADAPTER, abort=True)
+
+    async def _answers(
+        self, server: Server, name: str, conversations: Sequence[Sequence[Message]], max_new_tokens: int
+    ) -> list[str]:
+        model = server.catalog.resolve(name)
+        adapters = ((model.adapter_id, 1.0),) if name == ADAPTER else ()
+        streams = []
+        for conversation in conversations:
+            prompt = server.deps.tokenizer.apply_chat_template(
+                conversation, chat_template=model.chat_template
+            )
+            left = server.deps.settings.context_length - len(prompt)
+            if left < 1:
+                raise InvalidData(
+                    f"a held-out prompt has {len(prompt)} tokens, which fills the base's context of "
+                    f"{server.deps.settings.context_length}: leave it out of the eval data"
+                )
+            self._requests += 1
+            request = GenerationRequest(
+                request_id=f"evaluation-{self._requests}",
+                prompt_token_ids=tuple(prompt),
+                sampling=SamplingParams(temperature=0.0, max_tokens=min(max_new_tokens, left)),
+                adapters=adapters,
+                adapter_label=name,
+            )
+            streams.append(server.engine.submit(request))
+        return [await _text_of(stream) for stream in streams]
+
+    async def _loaded(self, room: _Room) -> Server:
+        if self._server is not None and self._room.holds(room):
+            return self._server
+        # Before the next one is loaded: two bases may not fit.
+        await self._unload()
+        room = _Room(max(room.context, self._room.context), max(room.rank, self._room.rank))
+        self._data = tempfile.TemporaryDirectory(prefix="manylora-evaluation-")
+        settings = self._settings(room, self._data.name)
+        server = assemble(settings, self._base.directory, BASE, lambda done, total: None)
+        server.engine.start()
+        await server.catalog.restore()
+        self._server, self._room = server, room
+        return server
+
+    async def _unload(self) -> None:
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.engine.stop()
+            await server.catalog.close()
+        if self._data is not None:
+            self._data.cleanup()
+            self._data = None
+
+    def _settings(self, room: _Room, data: str) -> ServeSettings:
+        config = model_config(read_config(self._base.directory))
+        blocks = -(-min(room.context, config.max_position) // BLOCK) + 1
+        # "auto" may turn out to be 4 bytes wide; the blocks' number is worked out from the bytes again.
+        block = bytes_per_block(config, BLOCK, DTYPES.get(self._base.dtype, torch.float32))
+        sequences = max(1, min(MOST_RUNNING, MOST_KV_BYTES // (blocks * block)))
+        flags = {
+            "base": str(self._base.directory),
+            "data_dir": Path(data),
+            # Adapters come from wherever the trainer puts them.
+            "adapter_root": Path(self._base.directory.absolute().anchor),
+            "quantization": self._base.quantization,
+            "double_quant": self._base.double_quant,
+            "device": self._base.device,
+            "dtype": self._base.dtype,
+            "block_size": BLOCK,
+            "kv_cache_gib": sequences * blocks * block / GIB,
+            "arena_rows": room.rank,
+            "max_rank": room.rank,
+            "max_running": MOST_RUNNING,
+            "max_waiting": 1 << 30,
+            # Every conversation waits its turn; none is late.
+            "adapter_timeout": 24 * 3600.0,
+        }
+        return load_settings(flags, None)
+
+
+class _LoopThread:
+    """An event loop in a thread of its own: the engine's streams need one, and a training loop has none."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="evaluation", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[object, object, T]) -> T:
+        """Run ``work`` on the loop and wait for it; what it raises is raised here."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """End the loop and its thread."""
+        self.run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _text_of(stream: OutputStream) -> str:
+    """Return all that a stream brings. Raises the stream's own error."""
+    text = []
+    async for outputs in stream:
+        for output in outputs:
+            if output.error is not None:
+                raise output.error
+            text.append(output.text)
+    return "".join(text)
+
+
+def _rank_of(adapter: Path) -> int:
+    """Return the highest rank that an adapter's configuration names. Raises AdapterError, OSError, ValueError."""
+    spec = AdapterSpec.parse(json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8")))
+    return max([spec.rank, *spec.rank_pattern.values()])
