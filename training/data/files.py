@@ -1,0 +1,202 @@
+"""Reads rows from JSON, JSONL, CSV, Parquet and text files, one at a time: a file of any size takes little memory.
+
+A row that can't be read is a row too, with its line and what is wrong with it; reading goes on behind it.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, cast
+
+from training.data.json_stream import read_json_values
+from training.data.row import Row
+from training.errors import InvalidData
+
+__all__ = ["DataPath", "Row", "data_fingerprint", "parse_data_path", "read_rows"]
+
+KINDS: Mapping[str, str] = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+MAX_LINE_BYTES = 64 * 2**20
+"""Of one line. Longer ones are no examples but a file of another kind."""
+PARQUET_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DataPath:
+    """A file and how much of it is used."""
+
+    path: str
+    share: float = 1.0
+    """0.25: a quarter of the rows, drawn by the run's seed; 2: every row twice."""
+
+
+def parse_data_path(text: str) -> DataPath:
+    """Read ``file`` or ``file:share``. Raises InvalidData for a share that isn't a number above 0."""
+    path, colon, share = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return DataPath(text)
+    try:
+        number = float(share)
+    except ValueError:
+        if Path(path).exists():
+            raise InvalidData(f"{text}: {share!r} is no share; write file:0.5 or file:2") from None
+        return DataPath(text)
+    if not 0 < number < float("inf"):
+        raise InvalidData(
+            f"{text}: a share is a number above 0, such as 0.5 (half the rows) or 2 (each twice)"
+        )
+    return DataPath(path, number)
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """Yield a file's rows in order; ``.gz`` behind a known ending is unpacked on the way.
+
+    Raises InvalidData for a file that isn't there, is of an unknown kind, or can't be read on at all.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    try:
+        if kind == "parquet":
+            yield from _read_parquet(path)
+            return
+        with _open(path) as file:
+            if kind == "json":
+                yield from _read_json(file)
+            elif kind == "jsonl":
+                yield from _read_lines(file)
+            elif kind == "csv":
+                yield from _read_csv(_text(file), "\t" if ".tsv" in path.suffixes else ",")
+            else:
+                yield from _read_text(file)
+    except UnicodeDecodeError as error:
+        raise InvalidData(f"{path}: isn't UTF-8 ({error.reason} at byte {error.start} of a block)") from error
+    except (OSError, EOFError) as error:
+        raise InvalidData(f"{path}: can't be read: {error}") from error
+
+
+def data_fingerprint(paths: Sequence[str]) -> dict[str, str]:
+    """Return each file's SHA-256, in hex, by its name without share."""
+    found = {}
+    for text in paths:
+        path = parse_data_path(text).path
+        try:
+            with Path(path).open("rb") as file:
+                found[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InvalidData(f"{path}: can't be read: {error.strerror}") from error
+    return found
+
+
+def _kind(path: Path) -> str:
+    if not path.exists():
+        raise InvalidData(f"{path}: there is no such file")
+    if path.is_dir():
+        raise InvalidData(f"{path}: is a directory; name its files")
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    kind = KINDS.get(suffixes[-1] if suffixes else "")
+    if kind is None:
+        raise InvalidData(f"{path}: unknown kind of file; accepted are {', '.join(KINDS)}, also with .gz")
+    return kind
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _text(file: BinaryIO) -> TextIO:
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+
+
+def _read_json(file: BinaryIO) -> Iterator[Row]:
+    """Read an array of rows; or values one behind the other, as JSON Lines in a .json file are."""
+    return read_json_values(_text(file))
+
+
+def _read_lines(file: BinaryIO) -> Iterator[Row]:
+    for number, line in _lines(file):
+        try:
+            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            yield Row(number, None, f"isn't UTF-8 at byte {error.start + 1}")
+        except json.JSONDecodeError as error:
+            yield Row(number, None, f"isn't JSON: {error.msg} at character {error.colno}")
+        except RecursionError:
+            yield Row(number, None, "isn't JSON that can be read: nested too deep")
+        else:
+            yield Row.of(number, value)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that aren't blank, with their numbers."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES):
+        number += 1
+        if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            raise InvalidData(
+                f"line {number} is over {MAX_LINE_BYTES >> 20} MiB: this isn't a file of one row per line"
+            )
+        if not line.isspace():
+            yield number, line
+
+
+def _read_text(file: BinaryIO) -> Iterator[Row]:
+    """Every line that isn't blank is an example."""
+    for number, line in _lines(file):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            yield Row(number, None, f"isn't UTF-8 at byte {error.start + 1}")
+        else:
+            yield Row(number, {"text": text.rstrip("\r\n")}, None)
+
+
+def _read_csv(file: TextIO, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            yield Row(line, None, f"isn't CSV: {error}")
+            continue
+        if fields is None:
+            return
+        if not fields:
+            continue
+        if header is None:
+            header = [name.strip() for name in fields]
+        elif len(fields) != len(header):
+            yield Row(line, None, f"has {len(fields)} fields where the header has {len(header)}")
+        else:
+            yield Row(line, dict(zip(header, fields, strict=True)), None)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        number = 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Row(number, cast(Mapping[str, Any], value), None)
+    except pa.ArrowException as error:
+        raise InvalidData(f"{path}: isn't Parquet that can be read: {str(error).splitlines()[0]}") from error
