@@ -1,0 +1,122 @@
+"""The files beside a merged model's weights: config, generation config, tokenizer, chat template, model card."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from adapters.export.nf4_layout import quantization_config
+from adapters.export.outline import EMBEDDING, QUANTIZATION_FIELDS
+from adapters.export.write import OutputForm
+from adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, read_chat_template
+
+MANIFEST = "manylora_export.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    TOKENIZER_FILE,
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    TEMPLATE_FILE,
+    "chat_template.json",
+)
+_GENERATION = "generation_config.json"
+
+
+def merged_config(
+    config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], form: OutputForm, *, tied: bool
+) -> dict[str, object]:
+    """Return the merged model's config.json: the base's, but for what the merge changed."""
+    made = {key: value for key, value in config.items() if key not in (*QUANTIZATION_FIELDS, "_name_or_path")}
+    name = str(form.dtype).removeprefix("torch.")
+    made["dtype"] = name
+    if "torch_dtype" in made:  # for readers from before transformers 5
+        made["torch_dtype"] = name
+    made["tie_word_embeddings"] = tied
+    made["vocab_size"] = shapes[EMBEDDING][0]
+    if form.four_bit:
+        made["quantization_config"] = quantization_config(form.dtype, double_quant=form.double_quant)
+    return made
+
+
+def write_config(directory: Path, config: Mapping[str, object]) -> None:
+    """Write config.json."""
+    _write_json(directory / "config.json", config)
+
+
+def copy_tokenizer(base: Path, adapter: Path, directory: Path, *, from_adapter: bool) -> None:
+    """Copy generation config and tokenizer; the adapter's chat template wins, as when it is served.
+
+    ``from_adapter``: the vocabulary has grown, and the adapter's tokenizer goes with it if it brings one.
+    """
+    source = adapter if from_adapter and (adapter / "tokenizer.json").is_file() else base
+    for name, owner in [(_GENERATION, base), *((name, source) for name in TOKENIZER_FILES)]:
+        if (owner / name).is_file():
+            shutil.copyfile(owner / name, directory / name)
+    template = read_chat_template(adapter)
+    if template is None:
+        return
+    (directory / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    settings = directory / TOKENIZER_FILE
+    if settings.is_file():
+        found = json.loads(settings.read_text(encoding="utf-8"))
+        if found.pop("chat_template", None) is not None:
+            _write_json(settings, found)
+
+
+def write_manifest(directory: Path, manifest: Mapping[str, object]) -> None:
+    """Write the manifest."""
+    _write_json(directory / MANIFEST, manifest)
+
+
+def write_card(
+    directory: Path, manifest: Mapping[str, object], *, base: str, adapter: str, method: str
+) -> None:
+    """Write README.md with the front matter that model hubs read."""
+    checks = manifest["logits"]
+    assert isinstance(checks, Mapping)
+    into = "its 16-bit weights" if manifest["into"] == "16bit" else "its 4-bit weights, dequantised"
+    text = f"""---
+base_model: {json.dumps(base)}
+base_model_relation: {"quantized" if manifest["format"] == "merged-4bit" else "finetune"}
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- lora
+- merged
+---
+
+# {adapter}, merged into {base}
+
+The adapter **{adapter}** ({method}) merged into **{base}**, into {into}. The model needs neither peft nor the adapter.
+
+| | |
+| --- | --- |
+| format | {manifest["format"]}, {manifest["dtype"]} |
+| distance of the logits from base + adapter | {checks["relative"]:.2g} relative, {checks["max_abs"]:.2g} at most |
+| same most likely token | {checks["top1"]:.0%} of the positions compared |
+| of the adapter's change | {manifest["change_kept"]:.1%} survived rounding |
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("THIS_DIRECTORY")
+tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")
+```
+
+or `manylora serve THIS_DIRECTORY`. How it was made and measured is in `{MANIFEST}`.
+"""
+    (directory / "README.md").write_text(text, encoding="utf-8")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return "bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,149 @@
+"""Makes an export: plans it, writes it beside its place, checks it, publishes it. The door of this room.
+
+Memory: one tensor as it is stored, its rounded 4-bit form, and chunks; so about three times the largest tensor.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from adapters.export.archive import SUFFIXES, archived_files, write_archive
+from adapters.export.change import TrainedAdapter
+from adapters.export.companions import (
+    copy_tokenizer,
+    dtype_name,
+    merged_config,
+    write_card,
+    write_config,
+    write_manifest,
+)
+from adapters.export.errors import ExportRefused
+from adapters.export.plan import MergePlan, plan_merge
+from adapters.export.publish import check_space, check_target, publishing, publishing_file
+from adapters.export.settings import ExportSettings
+from adapters.export.verify import Checked, verify
+from adapters.export.write import Survival, check_survival, share_kept, write_weights
+from adapters.files import present_files
+from adapters.reader import MAX_ADAPTER_BYTES
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of the whole that is done, 0 to 1."""
+WRITING, CHECKING = "writing", "checking"
+WRITING_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was published."""
+
+    output: Path
+    manifest: Mapping[str, object]
+    """Empty for an archive."""
+
+
+def export(settings: ExportSettings, progress: Progress = lambda doing, share: None) -> ExportReport:
+    """Make what ``settings`` ask for. Raises AdapterError or QuantError, and then there is nothing at the output."""
+    check_target(settings.output)
+    if settings.format == "peft":
+        return _archive(settings, progress)
+    plan = plan_merge(settings)
+    with publishing(settings.output) as partial:
+        check_space(partial, sum(entry.nbytes for entry in plan.form.entries(plan.shapes)))
+        manifest = _merge(plan, settings, partial, progress)
+    progress("done", 1.0)
+    return ExportReport(settings.output, manifest)
+
+
+def _merge(
+    plan: MergePlan, settings: ExportSettings, partial: Path, progress: Progress
+) -> Mapping[str, object]:
+    config = merged_config(plan.base.config, plan.shapes, plan.form, tied=plan.head.tied)
+    survived = write_weights(
+        partial,
+        plan.merged(plan.into),
+        plan.shapes,
+        plan.form,
+        settings.shard_bytes,
+        lambda share: progress(WRITING, WRITING_SHARE * share),
+    )
+    check_survival(survived)
+    write_config(partial, config)
+    copy_tokenizer(plan.base.directory, settings.adapter, partial, from_adapter=plan.has_new_tokens)
+    checked = verify(
+        plan,
+        partial,
+        config,
+        settings.samples,
+        lambda share: progress(CHECKING, WRITING_SHARE + (1 - WRITING_SHARE) * share),
+    )
+    manifest = _manifest(plan, settings, survived, checked)
+    write_manifest(partial, manifest)
+    write_card(
+        partial,
+        manifest,
+        base=_base_name(plan, settings),
+        adapter=settings.adapter_name or settings.adapter.resolve().name,
+        method=_method(plan.adapter),
+    )
+    return manifest
+
+
+def _manifest(
+    plan: MergePlan, settings: ExportSettings, survived: Mapping[str, Survival], checked: Checked
+) -> dict[str, object]:
+    spec = plan.adapter.spec
+    return {
+        "manylora": version("manylora"),
+        "format": settings.format,
+        "into": plan.into,
+        "dtype": dtype_name(plan.form.dtype),
+        "base": {
+            "name": _base_name(plan, settings),
+            "stored": plan.base.stored.kind,
+            "served_as": plan.served,
+        },
+        "adapter": {
+            "name": settings.adapter_name or settings.adapter.resolve().name,
+            "digest": plan.adapter.digest,
+            "method": _method(plan.adapter),
+            "rank": spec.rank,
+            "alpha": spec.alpha,
+            "target_modules": list(spec.named_targets()),
+        },
+        "head": "tied" if plan.head.tied else "untied by this merge" if plan.head.untied else "its own",
+        "logits": {**asdict(checked.logits), "tolerance": checked.tolerance, "positions": checked.positions},
+        "adapter_effect": asdict(checked.effect),
+        "served": {
+            "distance": {into: asdict(found) for into, found in checked.from_served.items()},
+            "nearer": checked.nearer,
+        },
+        "loss": None if checked.losses is None else asdict(checked.losses),
+        "change_kept": share_kept(survived),
+        "change": {name: asdict(each) for name, each in survived.items()},
+        "replaced": list(plan.adapter.replaced),
+        "versions": {"torch": torch.__version__, "transformers": version("transformers")},
+    }
+
+
+def _base_name(plan: MergePlan, settings: ExportSettings) -> str:
+    return settings.base_name or plan.base.directory.resolve().name
+
+
+def _method(adapter: TrainedAdapter) -> str:
+    kind = "rsLoRA" if adapter.spec.use_rslora else "LoRA"
+    return f"{'DoRA, ' if adapter.uses_dora else ''}{kind} of rank {adapter.spec.rank}"
+
+
+def _archive(settings: ExportSettings, progress: Progress) -> ExportReport:
+    if not settings.output.name.endswith(SUFFIXES):
+        raise ExportRefused(f"{settings.output}: an archive's name ends in {', '.join(SUFFIXES)}")
+    nbytes = sum(present_files(settings.adapter, MAX_ADAPTER_BYTES).values())
+    top = settings.adapter_name or settings.adapter.resolve().name
+    with publishing_file(settings.output) as path:
+        check_space(path.parent, nbytes)
+        write_archive(settings.adapter, path, top.replace("/", "_"))
+    progress("done", 1.0)
+    return ExportReport(settings.output, {"format": "peft", "files": list(archived_files(settings.adapter))})

@@ -1,0 +1,98 @@
+"""What will be merged into what: reads configs and headers, and refuses what can't be merged. Writes nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adapters.export.base import DTYPES, BaseCheckpoint, BaseWeights, ServedAsNf4
+from adapters.export.change import TrainedAdapter
+from adapters.export.errors import ExportRefused
+from adapters.export.merge import HeadPlan, MergedWeights, merged_shapes, plan_head
+from adapters.export.outline import EMBEDDING, HEAD, ModelOutline, outline_of
+from adapters.export.rows import Rows
+from adapters.export.settings import ExportSettings
+from adapters.export.write import OutputForm
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """A merge that can be made: both bases as far as they are at hand, and what will be written."""
+
+    base: BaseCheckpoint
+    """Merged into, when ``into`` is 16bit; the source of config and tokenizer in any case."""
+    weights: Mapping[str, BaseWeights]
+    """By "16bit" and "dequantized", those at hand."""
+    into: str
+    served: str
+    """Which of them the server computes with."""
+    outline: ModelOutline
+    adapter: TrainedAdapter
+    head: HeadPlan
+    shapes: Mapping[str, tuple[int, ...]]
+    form: OutputForm
+
+    @property
+    def has_new_tokens(self) -> bool:
+        """Whether the adapter brings an embedding of another size."""
+        return self.shapes[EMBEDDING] != self.outline.shapes[EMBEDDING]
+
+    def merged(self, into: str) -> MergedWeights:
+        """Return the adapter on one of the bases."""
+        return MergedWeights(self.weights[into], self.adapter, self.head)
+
+    def unadapted(self, name: str) -> Rows:
+        """Return a parameter of the base alone; with the adapter's embedding if that has another size."""
+        if self.has_new_tokens and name in (EMBEDDING, HEAD):
+            return self.merged(self.into).unchanged(name)
+        return self.weights[self.into].rows(EMBEDDING if self.head.was_tied and name == HEAD else name)
+
+
+def plan_merge(settings: ExportSettings) -> MergePlan:
+    """Read configs and headers, and hold everything against each other. Raises AdapterError or QuantError."""
+    if settings.base is None:
+        raise ExportRefused("a merge needs the base's directory")
+    served = BaseCheckpoint(settings.base)
+    outline = outline_of(served.config)
+    served.check_complete(outline)
+    dense = served if served.is_dense else None
+    if settings.base_16bit is not None:
+        dense = BaseCheckpoint(settings.base_16bit)
+        _check_twin(dense, outline)
+    into = _choose(settings, served, dense)
+    base = dense if into == "16bit" and dense is not None else served
+    dtype = base.dtype() if settings.dtype == "auto" else DTYPES[settings.dtype]
+    adapter = TrainedAdapter(settings.adapter, outline)
+    head = plan_head(base, adapter, outline)
+    form = OutputForm(dtype)
+    if settings.format == "merged-4bit":
+        form = OutputForm(dtype, outline.linears, settings.double_quant)
+    weights: dict[str, BaseWeights] = {} if dense is None else {"16bit": dense}
+    if not served.is_dense:
+        weights["dequantized"] = served
+    else:
+        served_dtype = served.dtype() if settings.served_dtype == "auto" else DTYPES[settings.served_dtype]
+        weights["dequantized"] = ServedAsNf4(
+            served, outline.linears, served_dtype, double_quant=settings.double_quant
+        )
+    as_served = "16bit" if settings.served_dense and served.is_dense else "dequantized"
+    shapes = merged_shapes(outline, adapter, head)
+    return MergePlan(base, weights, into, as_served, outline, adapter, head, shapes, form)
+
+
+def _check_twin(dense: BaseCheckpoint, outline: ModelOutline) -> None:
+    if not dense.is_dense:
+        raise ExportRefused(f"{dense.directory} is {dense.stored.kind}, not 16-bit")
+    found = outline_of(dense.config)
+    if found.shapes != outline.shapes:
+        raise ExportRefused(f"{dense.directory} is another model than the base: their parameters differ")
+    dense.check_complete(found)
+
+
+def _choose(settings: ExportSettings, served: BaseCheckpoint, dense: BaseCheckpoint | None) -> str:
+    if settings.into == "16bit" and dense is None:
+        raise ExportRefused(
+            f"the base is {served.stored.kind}, so there are no 16-bit weights at hand: give them (--base-16bit), or"
+            " merge into the dequantised ones (--into dequantized)"
+        )
+    if settings.into == "auto":
+        return "dequantized" if dense is None else "16bit"
+    return settings.into
