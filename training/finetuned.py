@@ -12,6 +12,7 @@ from quant.hub import find_checkpoint
 from training.bases.load import BaseSettings, load_base, load_tokenizer
 from training.bases.precision import DTYPES
 from training.bases.quantized import forbid_merging
+from training.bases.quiet import quiet_peft
 from training.bases.save import BASE_FILE, CONFIG_FILE
 from training.bases.types import DtypeName
 from training.errors import BaseRefused
@@ -92,7 +93,8 @@ def _with_adapter(model: "PreTrainedModel", tokens: int, directory: Path) -> "Pe
     if brings_tokens and tokens > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(tokens, mean_resizing=False)
     try:
-        adapted = PeftModel.from_pretrained(model, str(directory))
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(model, str(directory))
     except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BaseRefused(f"{directory} is no adapter for {model.name_or_path}: {first}") from error

@@ -16,6 +16,7 @@ from quant.format import StoredFormat
 from training.bases.find import find_base, fingerprint, read_config, read_format
 from training.bases.packed import load_packed
 from training.bases.precision import choose_device, choose_dtype
+from training.bases.quiet import quiet_bitsandbytes
 from training.bases.types import Base, BaseSettings, DtypeName, Kind
 from training.errors import BaseRefused
 
@@ -27,6 +28,7 @@ def load_base(settings: BaseSettings) -> Base:
 
     Raises BaseRefused: it isn't there, is broken, or can't be trained on.
     """
+    quiet_bitsandbytes()
     directory = find_base(
         settings.name,
         revision=settings.revision,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from training.bases.groups import ParameterGroup, lora_parameter_groups
 from training.bases.initial import start_from_base, start_from_error
 from training.bases.quantized import forbid_merging
+from training.bases.quiet import quiet_peft
 from training.bases.servable import Servable, servable
 from training.bases.settings import LoraSettings
 from training.bases.targets import choose_targets
@@ -40,14 +41,17 @@ def attach(base: Base, lora: LoraSettings) -> "PeftModel":
         revision=base.revision,
         **trained_tokens(base, lora),
     )
-    model = get_peft_model(base.model, config)
+    with quiet_peft():
+        model = get_peft_model(base.model, config)
     config.base_model_name_or_path = base.name
     forbid_merging(model)
     if lora.starts_from_base:
         start_from_base(model, lora.init)
     elif lora.init == "loftq":
         start_from_error(model, base)
-    base.model.enable_input_require_grads()
+    if base.kind == "nf4":
+        # peft does it for all others. Checkpointing that re-enters needs an input with a gradient in each block.
+        base.model.enable_input_require_grads()
     return model
 
 
