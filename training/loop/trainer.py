@@ -64,6 +64,8 @@ class LoraTrainer(CheckpointSaving, Trainer):
         policy.prepare(model)
         # Datasets hold what the model takes and nothing else.
         args.remove_unused_columns = False
+        # Else the order of the data hangs on whatever seeded torch last.
+        args.data_seed = args.seed if args.data_seed is None else args.data_seed
         super().__init__(model=model, args=args, **trainer)
         self.policy = policy
         self.settings = settings or LoopSettings()
