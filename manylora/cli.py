@@ -10,6 +10,7 @@ from rich.console import Console
 
 from manylora.adapters_command import app as adapters
 from manylora.failing import fail
+from manylora.merge_command import merge
 from manylora.settings_options import command_from_settings, one_line
 from server.config import ServeSettings, load_settings
 
@@ -34,6 +35,7 @@ def run_serve(flags: dict[str, Any], config: Path | None) -> None:
 
 app.command("serve")(command_from_settings(ServeSettings, "base", run_serve))
 app.add_typer(adapters, name="adapters")
+app.command("merge")(merge)
 
 
 @app.command("doctor")
@@ -60,9 +62,17 @@ def _mount_bench() -> None:
     )
 
 
+def _mount_data() -> None:
+    from manylora.data_command import app as data
+
+    app.add_typer(data, name="data")
+
+
 def main() -> None:
     """Run the command line."""
     # Importing the benchmarks takes time that `manylora serve` need not spend.
     if len(sys.argv) > 1 and sys.argv[1] in ("bench", "--help"):
         _mount_bench()
+    if len(sys.argv) > 1 and sys.argv[1] in ("data", "--help"):
+        _mount_data()
     app()

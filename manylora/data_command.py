@@ -1,0 +1,121 @@
+"""The `manylora data` commands: what is wrong with a data set, said before a run."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from manylora.failing import fail
+from training.check.check import CheckSettings, check_data
+from training.check.fix import fix
+from training.check.lengths import load_tokenizer
+from training.check.page import write_page
+from training.check.report import CheckReport
+from training.errors import TrainingError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Look after training data.")
+
+_COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+FINDINGS_STATUS = 1
+"""The exit status of --strict when there are errors or warnings; bad input is 2, as everywhere."""
+
+
+@app.callback()
+def data() -> None:
+    """Look after training data."""
+
+
+@app.command("check")
+def check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Training data.")],
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option("--eval", help="Evaluation data that must not be in FILE; may be given again."),
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="A base's directory, to count tokens by its tokenizer.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row that training reads; more is overlong.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="A kind of finding to leave out, such as near-duplicate."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with status 1 on errors or warnings.")
+    ] = False,
+    fixed: Annotated[
+        Path | None,
+        typer.Option("--fix", metavar="OUT", help="Write a cleaned file; of several FILEs, a directory."),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="OUT", help="Write the report as a page.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON, with every row found.")
+    ] = False,
+) -> None:
+    """Find broken, empty, overlong, looping, cut-off, doubled, contradictory or leaked rows before a run does."""
+    console = Console()
+    try:
+        if fixed is not None and fixed.exists():
+            raise fail(f"{fixed}: is there already; a cleaned file never replaces another")
+        tokenizer = load_tokenizer(base) if base is not None else None
+        settings = CheckSettings(
+            tuple(files), tuple(evaluation or ()), tokenizer, max_length, tuple(ignore or ())
+        )
+        report = check_data(settings)
+        if page is not None:
+            write_page(report, page)
+        done = fix(report, fixed).sentences() if fixed is not None else []
+    except (TrainingError, OSError) as error:
+        raise fail(str(error)) from None
+    if as_json:
+        typer.echo(json.dumps(report.as_json() | ({"fix": done} if done else {}), ensure_ascii=False))
+    else:
+        show(report, console)
+        for sentence in done:
+            console.print(escape(sentence), highlight=False)
+    if strict and not report.ok:
+        raise typer.Exit(FINDINGS_STATUS)
+
+
+def show(report: CheckReport, console: Console) -> None:
+    """Print a report: a table of findings and the first rows of each."""
+    console.print(escape(report.sentences()[0]), highlight=False)
+    if report.findings:
+        console.print(_table(report))
+    for finding in report.findings:
+        console.print(f"\n[{_COLOURS[finding.severity]}]{escape(finding.kind.title)}[/]", highlight=False)
+        for place in finding.examples[:3]:
+            like = f" [dim]see {escape(place.like)}[/]" if place.like else ""
+            console.print(f"  {escape(str(place))}{like}", highlight=False)
+            console.print(
+                f"    [dim]{escape(repr(place.excerpt)[1:-1])}[/]", highlight=False, overflow="fold"
+            )
+    for title, mix in (("tokens from", report.lengths), ("languages", report.languages)):
+        most = sorted(zip(mix.counts, mix.names, strict=True), reverse=True)[:6]
+        shares = ", ".join(f"{name} {count / max(sum(mix.counts), 1):.1%}" for count, name in most if count)
+        console.print(f"\n{title}: {escape(shares)}", highlight=False, end="")
+    console.print()
+
+
+def _table(report: CheckReport) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("", "Finding", "Rows", "Share", "Rows that …"):
+        table.add_column(name, justify="right" if name in ("Rows", "Share") else "left")
+    for finding in report.findings:
+        colour = _COLOURS[finding.severity]
+        table.add_row(
+            f"[{colour}]{finding.severity}[/]",
+            escape(finding.kind.title),
+            f"{finding.count:,}",
+            f"{finding.share:.2%}",
+            escape(finding.kind.says),
+        )
+    return table

@@ -1,0 +1,170 @@
+"""Rows judged together: copies, near copies, prompts with several answers, and what train and eval have in common."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.check.kinds import Flag
+from training.check.shingles import BANDS
+from training.check.similar import nearly_the_same
+from training.check.table import RowTable
+
+I64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+LIKELY = 0.4
+"""Of a sketch's bytes, the share that must be equal for a pair to be read."""
+TRIES = 6
+"""Pairs that are read for one row, the likeliest first."""
+PAIRS_AT_ONCE = 200_000
+
+
+def judge_together(table: RowTable, evaluates: Bool) -> None:
+    """Set the flags that need more than one row. `evaluates` [rows] says which rows are evaluation data."""
+    usable = (table.column("flags")[:] & Flag.BROKEN) == 0
+    _mark_exact(table, usable & ~evaluates)
+    _mark_same_words(table, usable & ~evaluates)
+    if evaluates.any():
+        _mark_known(table, usable, evaluates)
+    _mark_near(table, usable, evaluates)
+    _mark_inconsistent(table, usable & ~evaluates)
+
+
+def _groups(keys: NDArray[np.uint64], rows: I64) -> tuple[I64, I64]:
+    """Sort rows by key; returns them, and for each the first row of its group (rows keep their order in a group)."""
+    order = np.argsort(keys, kind="stable")
+    ordered, sorted_keys = rows[order], keys[order]
+    begins = np.ones(len(ordered), dtype=bool)
+    begins[1:] = sorted_keys[1:] != sorted_keys[:-1]
+    leader = np.maximum.accumulate(np.where(begins, np.arange(len(ordered)), 0))
+    return ordered, ordered[leader]
+
+
+def _mark(table: RowTable, rows: I64, like: I64, flag: Flag) -> None:
+    table.column("flags")[rows] |= np.uint32(flag)
+    table.column("like")[rows] = like
+
+
+def _mark_exact(table: RowTable, rows_used: Bool) -> None:
+    rows = np.flatnonzero(rows_used)
+    ordered, first = _groups(np.asarray(table.column("row")[rows]), rows)
+    copies = ordered != first
+    _mark(table, ordered[copies], first[copies], Flag.EXACT_DUPLICATE)
+
+
+def _mark_same_words(table: RowTable, rows_used: Bool) -> None:
+    """Rows that differ in case, space and punctuation alone."""
+    rows = np.flatnonzero(rows_used & ((table.column("flags")[:] & Flag.EXACT_DUPLICATE) == 0))
+    ordered, first = _groups(np.asarray(table.column("loose")[rows]), rows)
+    copies = ordered != first
+    _mark(table, ordered[copies], first[copies], Flag.NEAR_DUPLICATE)
+
+
+def _mark_inconsistent(table: RowTable, rows_used: Bool) -> None:
+    """Rows whose prompt has more than one answer in the data set. Near copies of a row don't contradict it."""
+    prompts, answers, flags = table.column("prompt"), table.column("answer"), table.column("flags")
+    rows = np.flatnonzero(rows_used & (prompts[:] != 0) & ((flags[:] & Flag.NEAR_DUPLICATE) == 0))
+    if len(rows) < 2:
+        return
+    rows = rows[np.lexsort((answers[rows], prompts[rows]))]
+    prompt, answer = np.asarray(prompts[rows]), np.asarray(answers[rows])
+    same_prompt = prompt[1:] == prompt[:-1]
+    same_answer = same_prompt & (answer[1:] == answer[:-1])
+    differs = np.flatnonzero(same_prompt & ~same_answer)
+    torn = np.isin(prompt, prompt[differs])
+    flags[rows[torn]] |= np.uint32(Flag.INCONSISTENT)
+    usual = torn & (2 * _group_sizes(same_answer) > _group_sizes(same_prompt))
+    flags[rows[usual]] |= np.uint32(Flag.USUAL_ANSWER)
+    against = table.column("against")
+    against[rows[differs + 1]] = rows[differs]
+    against[rows[differs]] = rows[differs + 1]
+
+
+def _group_sizes(same_as_before: Bool) -> I64:
+    """For rows of which each but the first says whether it belongs to the one before: the size of each row's group."""
+    number = np.concatenate(([0], np.cumsum(~same_as_before)))
+    return np.bincount(number)[number]
+
+
+def _mark_known(table: RowTable, usable: Bool, evaluates: Bool) -> None:
+    """Training rows whose words, or whose prompt, are in the evaluation data."""
+    flags, like = table.column("flags"), table.column("like")
+    train, held_out = np.flatnonzero(usable & ~evaluates), np.flatnonzero(usable & evaluates)
+    for name in ("prompt", "loose"):
+        keys = table.column(name)
+        known, at = np.unique(np.asarray(keys[held_out]), return_index=True)
+        mine = np.asarray(keys[train])
+        place = np.minimum(np.searchsorted(known, mine), len(known) - 1)
+        hit = (known[place] == mine) & (mine != 0)
+        flags[train[hit]] |= np.uint32(Flag.OVERLAP)
+        like[train[hit]] = held_out[at[place[hit]]]
+
+
+def _mark_near(table: RowTable, usable: Bool, evaluates: Bool) -> None:
+    flags = np.asarray(table.column("flags"))
+    copies = (flags & (Flag.EXACT_DUPLICATE | Flag.NEAR_DUPLICATE)) != 0
+    pairs, alike = _candidates(table, np.flatnonzero(usable & ~copies), evaluates)
+    confirmed = _confirm(table, pairs, alike)
+    for earlier, later in confirmed:
+        held_out = evaluates[earlier], evaluates[later]
+        if held_out == (False, False):
+            _mark(table, np.array([later]), np.array([earlier]), Flag.NEAR_DUPLICATE)
+        elif held_out == (False, True):  # evaluation files come last
+            _mark(table, np.array([earlier]), np.array([later]), Flag.OVERLAP)
+
+
+def _candidates(table: RowTable, rows: I64, evaluates: Bool) -> tuple[I64, NDArray[np.float32]]:
+    """Pairs [pairs, 2] of rows that share a band, earlier first, and how alike their sketches are."""
+    bands, sketch = table.column("bands"), table.column("sketch")
+    found: list[NDArray[np.uint64]] = []
+    for band in range(BANDS):
+        keys = np.asarray(bands[rows, band])
+        short = keys == 0
+        ordered, first = _groups(keys[~short].astype(np.uint64), rows[~short])
+        position = np.arange(len(ordered))
+        begins = np.maximum.accumulate(np.where(ordered == first, position, 0))
+        for partner in (begins, position - 1, position - 2):
+            linked = (partner >= begins) & (partner < position)
+            pair = np.stack((ordered[partner[linked]], ordered[linked]), axis=1)
+            pair = pair[~(evaluates[pair[:, 0]] & evaluates[pair[:, 1]])]
+            found.append(_likely(sketch, pair))
+    keys64 = np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.uint64)
+    pairs = np.stack((keys64 >> np.uint64(32), keys64 & np.uint64(0xFFFFFFFF)), axis=1).astype(np.int64)
+    return pairs, _alike(sketch, pairs)
+
+
+def _likely(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.uint64]:
+    """Keep the pairs whose sketches are alike, each as one number."""
+    kept = pairs[_alike(sketch, pairs) >= LIKELY].astype(np.uint64)
+    return kept[:, 0] << np.uint64(32) | kept[:, 1]
+
+
+def _alike(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.float32]:
+    parts = [
+        (sketch[part[:, 0]] == sketch[part[:, 1]]).mean(axis=1, dtype=np.float32)
+        for part in np.array_split(pairs, len(pairs) // PAIRS_AT_ONCE + 1)
+    ]
+    return np.concatenate(parts)
+
+
+def _confirm(table: RowTable, pairs: I64, alike: NDArray[np.float32]) -> list[tuple[int, int]]:
+    """Read both rows of the likeliest pairs of each later row until one is confirmed."""
+    order = np.lexsort((-alike, pairs[:, 1]))
+    confirmed: list[tuple[int, int]] = []
+    current, tries, done = -1, 0, False
+    later_words: tuple[str, str] = ("", "")
+    for earlier, later in pairs[order].tolist():
+        if later != current:
+            current, tries, done = later, 0, False
+            later_words = _sides(table, later)
+        if done or tries >= TRIES:
+            continue
+        tries += 1
+        if nearly_the_same(_sides(table, earlier), later_words):
+            confirmed.append((earlier, later))
+            done = True
+    return confirmed
+
+
+def _sides(table: RowTable, row: int) -> tuple[str, str]:
+    text = table.text(row)
+    return text.prompt, text.answer

@@ -1,0 +1,200 @@
+"""What a check found: for each kind how many rows, which, and a few to look at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.check.kinds import KINDS, Flag, Kind, Severity
+from training.check.reading import DataFile
+from training.check.table import RowTable
+
+EXAMPLES = 5
+EXCERPT = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row that a finding is about."""
+
+    path: str
+    line: int
+    excerpt: str
+    like: str | None = None
+    """file:line of the row that it repeats or contradicts."""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """All rows of one kind."""
+
+    kind: Kind
+    count: int
+    rows: int
+    """Of all files."""
+    examples: tuple[Place, ...]
+    lines: Mapping[str, NDArray[np.int64]]
+    """By file, all the lines."""
+
+    @property
+    def share(self) -> float:
+        """Of all rows."""
+        return self.count / self.rows
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+        return self.kind.severity
+
+    @property
+    def sentence(self) -> str:
+        """The finding in a sentence, with the first lines."""
+        first = ", ".join(str(place) for place in self.examples[:3])
+        more = ", …" if self.count > 3 else ""
+        return f"{self.kind.title}: {self.count:,} of {self.rows:,} rows {self.kind.says}: {first}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How many rows there are of each sort."""
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What a check found."""
+
+    files: tuple[DataFile, ...]
+    rows_per_file: tuple[int, ...]
+    findings: tuple[Finding, ...]
+    flags: NDArray[np.uint32]
+    """[rows] all verdicts on each row, files one behind the other; bits of kinds.Flag."""
+    lengths: Mix
+    """Rows by tokens; each name is the lower edge of a bin."""
+    languages: Mix
+    estimated_lengths: bool
+    max_length: int | None
+    seconds: float
+
+    @property
+    def rows(self) -> int:
+        """Of all files."""
+        return sum(self.rows_per_file)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no finding but information."""
+        return all(finding.severity == "info" for finding in self.findings)
+
+    def sentences(self) -> list[str]:
+        """The report in sentences, worst first."""
+        names = ", ".join(f"{file.path} ({file.format})" for file in self.files)
+        opening = f"{self.rows:,} rows in {names} checked in {self.seconds:.1f} s"
+        if not self.findings:
+            return [f"{opening}: nothing found."]
+        order = ("error", "warning", "info")
+        return [f"{opening}."] + [
+            finding.sentence for level in order for finding in self.findings if finding.severity == level
+        ]
+
+    def html_section(self) -> str:
+        """The report as a part of an HTML page, with its plots."""
+        from training.check.page import section
+
+        return section(self)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON's types; ``lines`` holds every row found."""
+        return {
+            "rows": self.rows,
+            "files": [
+                {"path": file.path, "format": file.format, "rows": rows, "evaluates": file.evaluates}
+                for file, rows in zip(self.files, self.rows_per_file, strict=True)
+            ],
+            "ok": self.ok,
+            "findings": [_finding_as_json(finding) for finding in self.findings],
+            "tokens": dict(zip(self.lengths.names, self.lengths.counts, strict=True)),
+            "tokens_estimated": self.estimated_lengths,
+            "max_length": self.max_length,
+            "languages": dict(zip(self.languages.names, self.languages.counts, strict=True)),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def _finding_as_json(finding: Finding) -> dict[str, Any]:
+    return {
+        "kind": finding.kind.name,
+        "severity": finding.severity,
+        "count": finding.count,
+        "share": finding.share,
+        "sentence": finding.sentence,
+        "examples": [
+            {"path": place.path, "line": place.line, "excerpt": place.excerpt, "like": place.like}
+            for place in finding.examples
+        ],
+        "lines": {path: lines.tolist() for path, lines in finding.lines.items()},
+    }
+
+
+def findings_of(
+    table: RowTable, files: Sequence[DataFile], kinds: Sequence[Kind] = KINDS
+) -> tuple[Finding, ...]:
+    """Gather each kind's rows from a table whose flags are set."""
+    flags, of_file = np.asarray(table.column("flags")), np.asarray(table.column("file"))
+    lines = np.asarray(table.column("line"))
+    found = []
+    for kind in kinds:
+        rows = np.flatnonzero(flags & np.uint32(kind.flag))
+        if not len(rows):
+            continue
+        by_file = {
+            file.path: lines[rows[of_file[rows] == index]].astype(np.int64)
+            for index, file in enumerate(files)
+        }
+        examples = tuple(_place(table, files, int(row), kind) for row in rows[:EXAMPLES])
+        found.append(
+            Finding(
+                kind,
+                len(rows),
+                table.rows,
+                examples,
+                {path: some for path, some in by_file.items() if len(some)},
+            )
+        )
+    return tuple(found)
+
+
+_PARTNER = {
+    Flag.EXACT_DUPLICATE: "like",
+    Flag.NEAR_DUPLICATE: "like",
+    Flag.OVERLAP: "like",
+    Flag.INCONSISTENT: "against",
+}
+"""The column that holds the other row of a finding about two."""
+
+
+def _place(table: RowTable, files: Sequence[DataFile], row: int, kind: Kind) -> Place:
+    where = files[int(table.column("file")[row])].path, int(table.column("line")[row])
+    text = table.text(row)
+    if kind.flag in Flag.CUT_OFF | Flag.REPEATS:
+        excerpt = "…" + text.answer[-EXCERPT:] if len(text.answer) > EXCERPT else text.answer
+    else:
+        excerpt = text.error or shortened(f"{text.prompt} → {text.answer}" if text.prompt else text.answer)
+    like = int(table.column(_PARTNER[kind.flag])[row]) if kind.flag in _PARTNER else -1
+    other = None
+    if like >= 0:
+        other = f"{files[int(table.column('file')[like])].path}:{int(table.column('line')[like])}"
+    return Place(where[0], where[1], excerpt, other)
+
+
+def shortened(text: str, limit: int = EXCERPT) -> str:
+    """One line of a text, its middle left out where it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"
