@@ -5,7 +5,7 @@ answer, everything from the prompt's end to the template's end-of-turn token is 
 space behind it isn't, since the server never gets there.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -94,6 +94,10 @@ class Renderer:
         self._template = Template(tokenizer, system=system)
         added = self._backend.get_added_tokens_decoder()
         self._control = frozenset(number for number, token in added.items() if token.special)
+        plain = (
+            token.content for token in added.values() if token.special and not (token.lstrip or token.rstrip)
+        )
+        self._mark: str = next(plain, "")
         own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self._stops = frozenset((*stop_ids, *own)) if stop_ids else self._control.union(own)
 
@@ -168,7 +172,7 @@ class Renderer:
         end = 0
         for span in written.spans:
             begin = tokens.first_behind(span.start)
-            end = self._end_of_turn(written.text, tokens, begin, tokens.first_from(span.end))
+            end = self._end_of_turn(written.text, tokens, begin, tokens.first_behind(span.end))
             labels[begin:end] = ids[begin:end]
             stops = stops and end > begin and ids[end - 1] in self._stops
         if labels.count(IGNORED) == len(labels):
@@ -190,12 +194,17 @@ class Renderer:
         cuts = [span.start for span in written.spans if tokens.reach_over(span.start)]
         if not cuts:
             return tokens
+        # SentencePiece's tokenizers put a space before a text: the mark takes it, and is taken away again.
+        mark = self._mark
         borders = [0, *cuts, len(written.text)]
-        pieces = [written.text[start:end] for start, end in pairwise(borders)]
+        pieces = [f"{mark}{written.text[start:end]}" for start, end in pairwise(borders)]
+        pieces[0] = pieces[0].removeprefix(mark)
         joined = _Tokens([], [])
         for start, encoding in zip(borders, self._encode(pieces, control_tokens=False), strict=False):
-            joined.ids += encoding.ids
-            joined.offsets += [(first + start, last + start) for first, last in encoding.offsets]
+            marks = 1 if start and mark else 0
+            shift = start - len(mark) * marks
+            joined.ids += encoding.ids[marks:]
+            joined.offsets += [(first + shift, last + shift) for first, last in encoding.offsets[marks:]]
         return joined
 
     def _end_of_turn(self, text: str, tokens: "_Tokens", begin: int, end: int) -> int:
@@ -222,10 +231,6 @@ class _Tokens:
     def first_behind(self, character: int) -> int:
         """Return the first token that ends behind a place."""
         return bisect_right(self.offsets, character, key=itemgetter(1))
-
-    def first_from(self, character: int) -> int:
-        """Return the first token that begins at a place or behind it."""
-        return bisect_left(self.offsets, character, key=itemgetter(0))
 
     def reach_over(self, character: int) -> bool:
         """Whether a token stands for text on both sides of a place.
