@@ -77,6 +77,7 @@ class LoraTrainer(CheckpointSaving, Trainer):
         """Rows that fit into memory at once; None until a micro-batch didn't."""
         self._window: list[Mapping[str, Tensor]] = []
         self._window_loss = 0.0
+        self._ends_window = False
         self._guard = None
         self._snapshot: Snapshot | None = None
         self._backoffs = 0
@@ -153,6 +154,7 @@ class LoraTrainer(CheckpointSaving, Trainer):
         total = torch.zeros((), device=self.args.device)
         for index, part in enumerate(parts):
             last = index == len(parts) - 1 and self.accelerator.sync_gradients
+            self._ends_window = last
             with nullcontext() if last else self.accelerator.no_sync(self.model_wrapped):
                 total += super().training_step(self.model_wrapped, dict(part), num_items)
         return total
@@ -200,7 +202,9 @@ class LoraTrainer(CheckpointSaving, Trainer):
         if num_items_in_batch is None:
             return total / max(count, 1)
         processes: int = self.accelerator.num_processes
-        return total / num_items_in_batch * processes
+        loss = total / num_items_in_batch * processes
+        penalty = self.policy.penalty(self.model) if self._ends_window else None
+        return loss if penalty is None else loss + penalty
 
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **named: Any) -> Any:
         """Evaluate by the mean over trained tokens, whatever the batches."""

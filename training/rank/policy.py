@@ -47,6 +47,10 @@ class RankPolicy(Protocol):
     def final_rank(self) -> int:
         """The largest rank of the run, which memory must be planned for."""
 
+    @property
+    def rank(self) -> int:
+        """The rank now; of AdaLoRA, whose modules differ, the largest."""
+
     def attach(self, base: "Base", lora: "LoraSettings", total_steps: int) -> "PeftModel | None":
         """Make the adapter on the base, or return None where training.bases.lora.attach with ``initial_rank`` does.
 

@@ -1,0 +1,204 @@
+"""From arguments to what a trainer takes: the data checked and tokenised, the base loaded, the adapter on it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.arguments import Arguments
+from training.bases.find import find_base
+from training.bases.load import BaseSettings, load_base, load_tokenizer
+from training.bases.lora import LoraSettings, Servable, attach, attach_notes, servable
+from training.bases.save import load_adapter
+from training.bases.tokens import prepare_chat
+from training.bases.types import Base, DtypeName
+from training.check.check import CheckSettings, check_data
+from training.check.report import CheckReport
+from training.data.dataset import DataSettings, TrainingData, load_data, load_split
+from training.errors import InvalidArgument, InvalidData
+from training.rank.make import make_policy
+from training.rank.policy import RankPolicy
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that training starts from."""
+
+    base: Base
+    model: "PeftModel"
+    lora: LoraSettings
+    policy: RankPolicy
+    train: TrainingData
+    held_out: TrainingData | None
+    check: CheckReport | None
+    servable: Servable
+    sentences: tuple[str, ...]
+    """What was said on the way."""
+
+
+def base_settings(arguments: Arguments) -> BaseSettings:
+    """Return how the base is to be held."""
+    training, model = arguments.training, arguments.model
+    dtype: DtypeName = "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"
+    return BaseSettings(
+        name=model.model_name_or_path,
+        q_lora=arguments.lora.q_lora,
+        dtype=dtype,
+        trust_remote_code=model.trust_remote_code,
+        revision=model.model_revision,
+        cache_dir=model.cache_dir,
+        model_max_length=training.model_max_length,
+    )
+
+
+def check_files(arguments: Arguments, say: Say) -> CheckReport | None:
+    """Check the data before a base is loaded for it. Raises InvalidData with --data_check strict and findings."""
+    data = arguments.data
+    if data.data_check == "off":
+        return None
+    settings = base_settings(arguments)
+    directory = find_base(
+        settings.name,
+        revision=settings.revision,
+        cache_dir=settings.cache_dir,
+        with_code=settings.trust_remote_code,
+    )
+    report = check_data(
+        CheckSettings(
+            paths=tuple(data.data_path),
+            eval_paths=tuple(data.eval_data_path),
+            tokenizer=load_tokenizer(directory, settings),
+            max_length=arguments.training.model_max_length,
+        )
+    )
+    for sentence in report.sentences():
+        say(sentence)
+    if data.data_check == "strict" and not report.ok:
+        raise InvalidData(
+            "--data_check strict: the data has findings; `manylora data check --fix OUT` writes a cleaned file"
+        )
+    return report
+
+
+def prepare(arguments: Arguments, total_steps: Callable[[int], int], say: Say) -> Prepared:
+    """Do all of it, in the order in which it can fail.
+
+    ``total_steps`` tells the optimiser steps of a run over so many rows. Raises TrainingError.
+    """
+    said: list[str] = []
+
+    def tell(sentence: str) -> None:
+        said.append(sentence)
+        say(sentence)
+
+    check = check_files(arguments, tell)
+    base = load_base(base_settings(arguments))
+    chat = prepare_chat(base)
+    for note in (*base.notes, *chat.notes):
+        tell(note)
+    train, held_out = load_sets(arguments, base, tell)
+    policy = make_policy(
+        arguments.lora.rank_schedule, arguments.lora.lora_r, seed=arguments.training.seed
+    )
+    lora = replace(lora_settings(arguments), r=policy.initial_rank, new_tokens=chat.new_tokens)
+    final = replace(lora, r=policy.final_rank)
+    answer = servable(base, final)
+    tell(answer.sentence())
+    for note in attach_notes(base, lora):
+        tell(note)
+    model = policy.attach(base, lora, total_steps(len(train.dataset))) or attach(base, lora)
+    if arguments.adapter_start:
+        load_adapter(model, Path(arguments.adapter_start))
+        tell(f"starting from the adapter in {arguments.adapter_start}")
+    return Prepared(base, model, lora, policy, train, held_out, check, answer, tuple(said))
+
+
+def load_sets(arguments: Arguments, base: Base, say: Say) -> tuple[TrainingData, TrainingData | None]:
+    """Read and tokenise what is trained on and what is held out."""
+    data, training = arguments.data, arguments.training
+    settings = DataSettings(
+        paths=tuple(data.data_path),
+        max_length=training.model_max_length,
+        packing=data.packing,
+        lazy=data.lazy_preprocess,
+        seed=training.seed,
+        format=data.data_format,
+        stop_ids=stop_ids(base),
+    )
+    tokenizer: Any = base.tokenizer
+    held_out: TrainingData | None = None
+    if data.eval_data_path:
+        train = load_data(settings, tokenizer)
+        # Packed rows would be cut otherwise by another length; evaluation gains nothing from them.
+        held_out = load_data(replace(settings, paths=tuple(data.eval_data_path), packing=False), tokenizer)
+    elif data.eval_share:
+        train, held_out = load_split(settings, tokenizer, data.eval_share)
+    else:
+        train = load_data(settings, tokenizer)
+    for sentence in train.report.sentences():
+        say(sentence)
+    if held_out is not None:
+        say(f"Held out for evaluation: {held_out.report.examples:,} examples.")
+    return train, held_out
+
+
+def stop_ids(base: Base) -> tuple[int, ...]:
+    """Return the tokens that end generation with this base."""
+    found = base.model.generation_config.eos_token_id if base.model.generation_config is not None else None
+    ids = [] if found is None else [found] if isinstance(found, int) else list(found)
+    own = base.tokenizer.eos_token_id
+    if isinstance(own, int) and own not in ids:
+        ids.append(own)
+    return tuple(ids)
+
+
+def lora_settings(arguments: Arguments) -> LoraSettings:
+    """Return the adapter that was asked for; one to start from says what wasn't."""
+    lora = arguments.lora
+    if lora.lora_bias not in ("none", "all", "lora_only"):
+        raise InvalidArgument(f"--lora_bias {lora.lora_bias}: expected none, all or lora_only")
+    settings = LoraSettings(
+        r=lora.lora_r,
+        alpha=lora.lora_alpha,
+        dropout=lora.lora_dropout,
+        targets=tuple(lora.lora_target_modules),
+        bias=lora.lora_bias,  # type: ignore[arg-type]  # one of three, as was just checked
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init=lora.init_lora_weights,
+        modules_to_save=tuple(lora.modules_to_save),
+    )
+    return settings if arguments.adapter_start is None else _as_in_adapter(settings, arguments)
+
+
+_IN_ADAPTER = {
+    "r": ("lora_r", "r"),
+    "alpha": ("lora_alpha", "lora_alpha"),
+    "targets": ("lora_target_modules", "target_modules"),
+    "use_rslora": ("use_rslora", "use_rslora"),
+    "use_dora": ("use_dora", "use_dora"),
+}
+"""LoraSettings' fields, by the flag and by PEFT's name."""
+
+
+def _as_in_adapter(settings: LoraSettings, arguments: Arguments) -> LoraSettings:
+    path = Path(str(arguments.adapter_start)) / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text())
+        found: dict[str, Any] = {field: config[name] for field, (_, name) in _IN_ADAPTER.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidArgument(f"--from_adapter: {path} can't be read: {error}") from None
+    if isinstance(found["targets"], list):
+        found["targets"] = tuple(found["targets"])
+    for field, (flag, _) in _IN_ADAPTER.items():
+        if flag in arguments.given and field != "targets" and getattr(settings, field) != found[field]:
+            raise InvalidArgument(
+                f"--{flag} {getattr(settings, field)} differs from the adapter's {found[field]} ({path}): leave it out"
+            )
+    return replace(settings, **found)

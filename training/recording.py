@@ -1,0 +1,128 @@
+"""Fills in a run's record: what it started from, and what came of it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from training.arguments import Arguments
+from training.data.files import data_fingerprint, parse_data_path
+from training.loop.trainer import LoraTrainer
+from training.preparation import Prepared
+from training.report.record import (
+    BaseFacts,
+    DataFacts,
+    EvaluationFacts,
+    FileFacts,
+    History,
+    MemoryFacts,
+    Results,
+    RunRecord,
+)
+from training.report.surroundings import package_versions, this_machine
+
+SECRET = "•••"
+SECRETS = ("admin_key", "hub_token")
+
+
+def now() -> str:
+    """Return the time, ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def start_record(arguments: Arguments, prepared: Prepared, planned: Mapping[str, float]) -> RunRecord:
+    """Return the record of a run that hasn't begun."""
+    training, base = arguments.training, prepared.base
+    return RunRecord(
+        name=arguments.run.adapter_name or Path(training.output_dir).resolve().name,
+        outcome="started",
+        command=("manylora", "train", *without_secrets(arguments.command)),
+        arguments=_values(arguments),
+        versions=package_versions(),
+        seeds={"seed": training.seed, "data_seed": training.data_seed or training.seed},
+        machine=this_machine(),
+        base=BaseFacts(
+            base.name,
+            base.kind,
+            str(base.dtype).removeprefix("torch."),
+            base.fingerprint,
+            prepared.servable.sentence(),
+            base.notes,
+        ),
+        started=now(),
+        data=DataFacts(
+            files=_files(arguments.data.data_path),
+            eval_files=_files(arguments.data.eval_data_path),
+            sentences=tuple(prepared.train.report.sentences()),
+            check_summary="" if prepared.check is None else " ".join(prepared.check.sentences()[:1]),
+            check_html="" if prepared.check is None else prepared.check.html_section(),
+        ),
+        memory=MemoryFacts(planned=dict(planned)),
+    )
+
+
+def finish_record(
+    record: RunRecord,
+    trainer: LoraTrainer,
+    history: History,
+    metrics: Mapping[str, float],
+    evaluation: EvaluationFacts,
+    peak_gib: float | None,
+    outcome: str,
+) -> RunRecord:
+    """Return the record with what came out."""
+    seconds = metrics.get("train_runtime")
+    seen = trainer.state.num_input_tokens_seen
+    state = trainer.state
+    results = Results(
+        train_loss=metrics.get("train_loss"),
+        eval_loss=metrics.get("eval_loss"),
+        perplexity=metrics.get("eval_perplexity"),
+        train_seconds=seconds,
+        steps=state.global_step,
+        tokens_per_second=seen / seconds if seconds and seen else None,
+        peak_memory_gib=peak_gib,
+        trained_parameters=sum(each.numel() for each in trainer.model.parameters() if each.requires_grad),
+        final_rank=trainer.policy.rank,
+        best_checkpoint=state.best_model_checkpoint,
+        adapter=str(Path(trainer.args.output_dir).resolve()),
+    )
+    memory = dataclasses.replace(record.memory, measured_peak_gib=peak_gib)
+    return dataclasses.replace(
+        record, outcome=outcome, history=history, evaluation=evaluation, results=results, memory=memory
+    )
+
+
+def without_secrets(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the command line with keys and tokens blotted out."""
+    found = list(words)
+    for position, word in enumerate(words):
+        name, equals, _ = word.lstrip("-").replace("-", "_").partition("=")
+        if word.startswith("--") and name in SECRETS:
+            if equals:
+                found[position] = f"{word.split('=', 1)[0]}={SECRET}"
+            elif position + 1 < len(found):
+                found[position + 1] = SECRET
+    return tuple(found)
+
+
+def _values(arguments: Arguments) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for part in (arguments.model, arguments.data, arguments.lora, arguments.run, arguments.training):
+        for field in dataclasses.fields(part):
+            values[field.name] = getattr(part, field.name)
+    for name in SECRETS:
+        if values.get(name):
+            values[name] = SECRET
+    if arguments.learning_rate_auto:
+        values["learning_rate_auto"] = True
+    return values
+
+
+def _files(paths: Sequence[str]) -> tuple[FileFacts, ...]:
+    hashes = data_fingerprint(paths)
+    found = []
+    for path in map(parse_data_path, paths):
+        found.append(FileFacts(path.path, hashes[path.path], path.share))
+    return tuple(found)
