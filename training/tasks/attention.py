@@ -74,7 +74,7 @@ def mixed_attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     flat = [states[0].transpose(0, 1) for states in (query, key, value)]
-    spread = _ToGrids.apply(grids, *flat)
+    spread = _ToGrids.apply(grids, *flat)  # type: ignore[no-untyped-call]
     answers: list[Tensor] = []
     for at, grid in enumerate(grids):
         lines = [
@@ -84,7 +84,7 @@ def mixed_attention(
         mask = _band(grid.length, sliding_window, query.device)
         out, _ = sdpa_attention_forward(module, *lines, mask, **options)
         answers.append(out.reshape(grid.documents * grid.length, *out.shape[2:]))
-    tokens: Tensor = _FromGrids.apply(grids, query.shape[2], *answers)
+    tokens: Tensor = _FromGrids.apply(grids, query.shape[2], *answers)  # type: ignore[no-untyped-call]
     return tokens.unsqueeze(0), None
 
 

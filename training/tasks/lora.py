@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Mixture:
-    """Which tokens of the present pass are whose. The hooks of one base share it; without spans it is the base alone."""
+    """Which tokens of the present pass are whose: what the hooks of one base share. No spans: the base alone."""
 
     spans: tuple[Span, ...] = ()
     """Each task's tokens."""
@@ -93,7 +93,7 @@ class _MixedLayer:
                 matrices += (layer.base_layer.start_a, layer.base_layer.start_b)
         if not parts:
             return output
-        added: Tensor = _AddMixed.apply(inputs[0], output, tuple(parts), *matrices)
+        added: Tensor = _AddMixed.apply(inputs[0], output, tuple(parts), *matrices)  # type: ignore[no-untyped-call]
         return added
 
 

@@ -1,0 +1,227 @@
+"""tasks.yaml: a file of `manylora train`'s own keys, which all tasks share, and under ``tasks`` each task's."""
+
+import difflib
+import json
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adapters.errors import InvalidAdapter
+from adapters.names import check_name, list_names
+from training.arguments import Arguments
+from training.distributed import world_size
+from training.errors import InvalidArgument
+from training.parsing import parse_arguments
+
+OF_A_TASK = frozenset(
+    (
+        # data
+        "data_path",
+        "eval_data_path",
+        "eval_share",
+        "data_format",
+        "lazy_preprocess",
+        "packing",
+        "model_max_length",
+        # adapter
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_target_modules",
+        "use_rslora",
+        "init_lora_weights",
+        "loraplus_lr_ratio",
+        "rank_schedule",
+        "adapter_name",
+        # schedule
+        "learning_rate",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "warmup_ratio",
+        "num_train_epochs",
+        "max_steps",
+        # batch
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "dataloader_drop_last",
+        # optimiser
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "optim",
+        "optim_args",
+        "label_smoothing_factor",
+        # run
+        "seed",
+        "data_seed",
+        "train_sampling_strategy",
+        "logging_steps",
+        "eval_strategy",
+        "eval_steps",
+        "on_divergence",
+    )
+)
+"""The keys that may differ from task to task. All others belong to the base or to the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One adapter to be: its name, and the arguments that training it alone would have."""
+
+    name: str
+    arguments: Arguments
+
+    @property
+    def directory(self) -> Path:
+        """Where its adapter goes."""
+        return Path(str(self.arguments.training.output_dir))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a file of tasks asks for."""
+
+    arguments: Arguments
+    """Of the run as a whole: the base, the output directory, how often checkpoints are written."""
+    tasks: tuple[Task, ...]
+
+
+class _OneOfAKey(yaml.SafeLoader):
+    """YAML without the right to give a key twice, of which plain YAML keeps the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{twice!r} is given twice", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_tasks(arguments: Arguments) -> Plan:
+    """Read the file that ``--tasks`` names. A task's own keys win over flags, flags over the keys all tasks share.
+
+    Raises InvalidArgument naming file, task and key.
+    """
+    path = Path(str(arguments.run.tasks))
+    content = _read(path)
+    tasks = content.pop("tasks", None)
+    if not isinstance(tasks, dict) or not tasks:
+        raise InvalidArgument(
+            f"--tasks {path}: `tasks` is missing: names, each with data_path and what else it needs"
+        )
+    words = [*_words(content, f"--tasks {path}"), *arguments.command]
+    of_run = _parsed(words, f"--tasks {path}")
+    directory = Path(str(of_run.training.output_dir))
+    found: list[Task] = []
+    for name, keys in tasks.items():
+        where = f"--tasks {path}: task {name}"
+        own = _own_words(name, keys, where)
+        parsed = _parsed([*words, *own, "--output_dir", str(directory / str(name))], where)
+        _check(parsed, where)
+        found.append(Task(str(name), parsed))
+    _check_folders(found, path)
+    return Plan(of_run, tuple(found))
+
+
+def _parsed(words: list[str], where: str) -> Arguments:
+    try:
+        return parse_arguments(words)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{where}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(), _OneOfAKey)  # a SafeLoader
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidArgument(f"--tasks {path} can't be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InvalidArgument(f"--tasks {path}: expected keys and values, and among them `tasks`")
+    return content
+
+
+def _own_words(name: object, keys: object, where: str) -> list[str]:
+    try:
+        check_name(str(name))
+    except InvalidAdapter as error:
+        raise InvalidArgument(f"{where}: {error}") from None
+    if not isinstance(keys, dict):
+        raise InvalidArgument(f"{where}: expected keys and values, as in `data_path: sql.jsonl`")
+    for key in map(str, keys):
+        if key not in OF_A_TASK:
+            close = difflib.get_close_matches(key, OF_A_TASK, n=1)
+            hint = f"did you mean {close[0]}" if close else "if it is for all tasks, put it beside `tasks`"
+            raise InvalidArgument(f"{where}: {key} is no key of a task; {hint}")
+    return _words(keys, where)
+
+
+def _words(keys: Mapping[Any, Any], where: str) -> list[str]:
+    """Return keys and values as flags."""
+    words: list[str] = []
+    for key, value in keys.items():
+        if value is None:
+            raise InvalidArgument(f"{where}: {key} has no value")
+        words.append(f"--{key}")
+        if isinstance(value, list):
+            words += map(str, value)
+        else:
+            words.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return words
+
+
+def _check(arguments: Arguments, where: str) -> None:
+    """Refuse what a task can't be trained with beside others."""
+    lora, training, run = arguments.lora, arguments.training, arguments.run
+    if not arguments.data.data_path:
+        raise InvalidArgument(
+            f"{where}: data_path is missing: the JSON, JSONL, CSV or Parquet file to train on"
+        )
+    held_out = bool(arguments.data.eval_data_path) or arguments.data.eval_share > 0
+    if str(training.eval_strategy.value) != "no" and not held_out:
+        raise InvalidArgument(f"{where}: eval_strategy needs eval_data_path, or eval_share 0.05")
+    alone = {
+        "learning_rate auto": arguments.learning_rate_auto,
+        "use_dora": lora.use_dora,
+        "modules_to_save": bool(lora.modules_to_save),
+        f"lora_bias {lora.lora_bias}": lora.lora_bias != "none",
+        f"rank_schedule {lora.rank_schedule}": (lora.rank_schedule or "").startswith("adalora"),
+        f"train_sampling_strategy {training.train_sampling_strategy}": str(training.train_sampling_strategy)
+        not in ("random", "sequential"),
+        "neftune_noise_alpha": training.neftune_noise_alpha is not None,
+        "from_adapter": arguments.adapter_start is not None,
+        "auto_fit": run.auto_fit,
+        "early_stopping_patience": run.early_stopping_patience > 0,
+        "load_best_model_at_end": training.load_best_model_at_end,
+        f"eval_answers {run.eval_answers}": run.eval_answers != "none",
+        "fp16 (take bf16)": training.fp16,
+        "deepspeed": training.deepspeed is not None,
+        "fsdp": bool(training.fsdp),
+    }
+    for what, given in alone.items():
+        if given:
+            raise InvalidArgument(
+                f"{where}: {what} doesn't go with --tasks; train this adapter alone, or leave it out"
+            )
+    if world_size() > 1:
+        raise InvalidArgument(
+            "--tasks runs in one process: give each process tasks of its own, and one device"
+        )
+
+
+def _check_folders(tasks: list[Task], path: Path) -> None:
+    """Refuse a task whose directory would lie in another's: a name may have slashes."""
+    for task in tasks:
+        if any(other is not task and other.directory in task.directory.parents for other in tasks):
+            names = list_names(each.name for each in tasks)
+            raise InvalidArgument(
+                f"--tasks {path}: {task.name} would lie within another task's directory ({names})"
+            )

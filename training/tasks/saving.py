@@ -1,0 +1,123 @@
+"""What a run of several tasks keeps on the disk: checkpoints of all tasks together, whole or not there, and adapters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from training import output
+from training.errors import InvalidArgument
+from training.loop import checkpoints
+from training.loop.events import Events
+from training.tasks.member import Member
+from training.tasks.side_by_side import SideBySide
+
+RANDOM_FILE = "random.pt"
+"""torch's generators, which a base that has dropout of its own draws from."""
+
+
+class RunFiles:
+    """The output directory of a run. ``said`` hears of a checkpoint that could not be written."""
+
+    def __init__(self, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, said: Events) -> None:
+        self.directory = Path(str(args.output_dir))
+        self._args, self._tokenizer, self._said = args, tokenizer, said
+        self._published: set[str] = set()
+
+    def resume(self, run: SideBySide) -> Path:
+        """Bring all tasks back to the last checkpoint. Raises InvalidArgument where it is one of other tasks."""
+        last = checkpoints.last_checkpoint(self.directory)
+        state = checkpoints.read_state(last)
+        names = [member.name for member in run.members]
+        if state.get("tasks") != names:
+            raise InvalidArgument(
+                f"--resume: {last} is of the tasks {state.get('tasks')}, the file has {names}: go on with the same"
+                " tasks in the same order"
+            )
+        for member in run.members:
+            member.restore(last / member.name)
+        run.rounds, run.pieces = int(str(state["rounds"])), int(str(state["pieces"]))
+        run.trained_tokens = int(str(state["trained_tokens"]))
+        random = torch.load(last / RANDOM_FILE, weights_only=True)
+        torch.set_rng_state(random["cpu"])
+        if torch.cuda.is_available() and random["cuda"]:
+            torch.cuda.set_rng_state_all(random["cuda"])
+        return last
+
+    def round_done(self, run: SideBySide) -> None:
+        """Publish the adapters of tasks that are done, and write a checkpoint if it is time."""
+        for member in run.members:
+            if member.finished and not member.stopped:
+                self.publish(member)
+        if self._checkpoint_is_due(run):
+            self._write_checkpoint(run)
+
+    def publish(self, member: Member) -> None:
+        """Write a finished task's adapter into its own directory, once."""
+        if member.name in self._published:
+            return
+        directory = Path(str(member.args.output_dir))
+        staging = output.open_adapter(directory)
+        member.policy.save(member.model, staging, resumable=False)
+        self._tokenizer.save_pretrained(str(staging))
+        output.publish_adapter(directory)
+        self._published.add(member.name)
+
+    def _checkpoint_is_due(self, run: SideBySide) -> bool:
+        strategy = str(self._args.save_strategy.value)
+        if strategy == "epoch":
+            return any(member.step == run.rounds and member.epoch_is_over for member in run.members)
+        if strategy != "steps":
+            return False
+        share = self._args.save_steps
+        return run.rounds % max(1, int(share if share >= 1 else share * run.total_rounds)) == 0
+
+    def _write_checkpoint(self, run: SideBySide) -> None:
+        name = f"checkpoint-{run.rounds}"
+        try:
+            staged = checkpoints.open_staging(self.directory) / name
+            _write(run, staged)
+            checkpoints.publish(staged, self.directory / name)
+            checkpoints.rotate(self.directory, self._args.save_total_limit, best=None)
+        except (OSError, RuntimeError) as error:
+            # torch.save tells of a full disk by a RuntimeError of its zip writer.
+            if isinstance(error, RuntimeError) and "write" not in str(error):
+                raise
+            reason = getattr(error, "strerror", None) or error
+            sentence = f"{name} could not be written ({reason}); the run goes on, make room on the disk"
+            self._said.say(run.rounds, "checkpoint", sentence)
+        finally:
+            checkpoints.drop_staging(self.directory)
+
+
+def _write(run: SideBySide, directory: Path) -> None:
+    for member in run.members:
+        of_member = directory / member.name
+        of_member.mkdir(parents=True)
+        member.save(of_member)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, directory / RANDOM_FILE)
+    state = {
+        "tasks": [member.name for member in run.members],
+        "rounds": run.rounds,
+        "pieces": run.pieces,
+        "trained_tokens": run.trained_tokens,
+    }
+    checkpoints.write_state(directory, state)
+
+
+def claim(directory: Path, tasks: Sequence[Path], *, resume: bool, overwrite: bool) -> None:
+    """Make sure that a run may write its directory and its tasks'. Raises InvalidArgument; removes nothing.
+
+    A run that goes on replaces what its tasks have published.
+    """
+    output.claim(directory, resume=resume, overwrite=overwrite)
+    for each in tasks:
+        output.claim(each, resume=False, overwrite=overwrite or resume)
+
+
+def clear(directory: Path, tasks: Sequence[Path]) -> None:
+    """Remove an earlier run's adapters, checkpoints and reports."""
+    for each in (directory, *tasks):
+        output.clear(each)

@@ -1,0 +1,177 @@
+"""The loop: in each round every task takes one optimiser step, their micro-batches going through the base together.
+
+A task with fewer steps is done earlier and leaves the batches; one that diverges is stopped, and the others go on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from training.errors import DoesNotFit
+from training.loop.evaluation import LARGEST_EXPONENT
+from training.loop.out_of_memory import is_out_of_memory
+from training.tasks.batch import MixedBatch, Row, mix
+from training.tasks.member import Member
+from training.tasks.mixed_base import MixedBase
+
+Window = list[list[Row]]
+"""The micro-batches of one task's step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observers:
+    """Who is told what happens. Each call comes between two rounds."""
+
+    logged: Callable[[Member, dict[str, float]], None]
+    """A task's losses and rates, or an evaluation's results (``eval_loss``, …)."""
+    round_done: Callable[["SideBySide"], None]
+
+
+@dataclass
+class SideBySide:
+    """Trains ``members``, whose models are those of ``base`` in the same order."""
+
+    base: MixedBase
+    members: Sequence[Member]
+    observers: Observers
+    rounds: int = 0
+    """Done so far."""
+    trained_tokens: int = 0
+    pieces: int = 1
+    """Into how many a mixed batch is split, since a whole one didn't fit into memory."""
+
+    @property
+    def total_rounds(self) -> int:
+        """Rounds until the longest task is done."""
+        return max(member.total_steps for member in self.members)
+
+    def run(self) -> None:
+        """Train until every task is finished. Raises DoesNotFit when one row of each task is too much."""
+        while any(not member.finished for member in self.members):
+            self._round()
+        self.evaluate(self.members)
+
+    def evaluate(self, members: Sequence[Member]) -> None:
+        """Judge the held-out rows of ``members``, mixed too, and log eval_loss and eval_perplexity."""
+        chosen = [member if member in members and len(member.eval_rows) else None for member in self.members]
+        sums = torch.zeros(len(self.members), dtype=torch.float64)
+        counts = [0] * len(self.members)
+        batches = [_eval_batches(member) if member is not None else [] for member in chosen]
+        for at in range(max(map(len, batches))):
+            rows = [
+                [member.eval_rows[number] for number in own[at]]
+                if member is not None and at < len(own)
+                else []
+                for member, own in zip(chosen, batches, strict=True)
+            ]
+            batch = mix(rows)
+            sums += self.base.evaluate(batch).double().cpu()
+            counts = [
+                count + end - start for count, (start, end) in zip(counts, batch.trained_spans, strict=True)
+            ]
+        for member, total, count in zip(chosen, sums.tolist(), counts, strict=True):
+            if member is not None:
+                self._tell(member, _scores(total / max(count, 1), count))
+
+    def _round(self) -> None:
+        active = [not member.finished for member in self.members]
+        windows = [
+            member.open_window() if on else [] for member, on in zip(self.members, active, strict=True)
+        ]
+        losses = self._gradients(windows)
+        for member, on, loss in zip(self.members, active, losses, strict=True):
+            values = member.close_window(loss) if on else None
+            if values is not None:
+                self.observers.logged(member, values)
+        self.rounds += 1
+        due = [
+            member
+            for member, on in zip(self.members, active, strict=True)
+            if on and member.evaluation_is_due()
+        ]
+        if due:
+            self.evaluate(due)
+        self.observers.round_done(self)
+
+    def _gradients(self, windows: Sequence[Window]) -> list[float]:
+        """Leave each task's gradients in its parameters; return the losses. Starts anew, in pieces, out of memory."""
+        while True:
+            try:
+                return self._accumulate(windows)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except block, so that the error's frames, which hold tensors, are gone.
+            self._use_smaller_pieces(windows)
+
+    def _accumulate(self, windows: Sequence[Window]) -> list[float]:
+        batches = [
+            batch for rows_by_task in _micro_batches(windows) for batch in _pieces(rows_by_task, self.pieces)
+        ]
+        counts = [sum(_trained(batch, task) for batch in batches) for task in range(len(self.members))]
+        weights = [1 / max(count, 1) for count in counts]
+        smoothing = [member.args.label_smoothing_factor for member in self.members]
+        sums = torch.zeros(len(windows), device=self.base.device)
+        for number, batch in enumerate(batches):
+            seeds = [member.dropout_seed(number) for member in self.members]
+            sums += self.base.backward(batch, weights, seeds, smoothing)
+        self.trained_tokens += sum(counts)
+        return [total * weight for total, weight in zip(sums.tolist(), weights, strict=True)]
+
+    def _use_smaller_pieces(self, windows: Sequence[Window]) -> None:
+        for member in self.members:
+            member.optimizer.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        rows = max(sum(map(len, rows_by_task)) for rows_by_task in _micro_batches(windows))
+        if self.pieces >= rows:
+            raise DoesNotFit(
+                "out of memory with one row at a time: add --gradient_checkpointing, --q_lora, or a smaller"
+                " --model_max_length; `manylora plan` says what each saves"
+            )
+        self.pieces *= 2
+        for member in self.members:
+            if not member.finished:
+                member.events.say(
+                    member.step,
+                    "split",
+                    f"out of memory: mixed batches are split in {self.pieces} from now on; losses and steps stay what"
+                    " they are",
+                )
+
+    def _tell(self, member: Member, values: dict[str, float]) -> None:
+        member.log(values)
+        self.observers.logged(member, values)
+
+
+def _trained(batch: MixedBatch, task: int) -> int:
+    start, end = batch.trained_spans[task]
+    return end - start
+
+
+def _micro_batches(windows: Sequence[Window]) -> Iterator[list[list[Row]]]:
+    """Yield the rows of every task, micro-batch by micro-batch; a task with fewer of them has none in the last."""
+    for micro in range(max(map(len, windows))):
+        yield [window[micro] if micro < len(window) else [] for window in windows]
+
+
+def _pieces(rows_by_task: Sequence[Sequence[Row]], pieces: int) -> list[MixedBatch]:
+    """Return a mixed batch in at most so many parts, each with its share of all rows in their order."""
+    flat = [(task, row) for task, rows in enumerate(rows_by_task) for row in rows]
+    size = -(-len(flat) // pieces)
+    parts = [flat[start : start + size] for start in range(0, len(flat), size)]
+    tasks = range(len(rows_by_task))
+    return [mix([[row for task, row in part if task == wanted] for wanted in tasks]) for part in parts]
+
+
+def _eval_batches(member: Member) -> list[range]:
+    size = member.args.eval_batch_size
+    return [range(at, min(at + size, len(member.eval_rows))) for at in range(0, len(member.eval_rows), size)]
+
+
+def _scores(loss: float, tokens: int) -> dict[str, float]:
+    perplexity = (
+        float(torch.tensor(min(loss, LARGEST_EXPONENT), dtype=torch.float64).exp()) if loss == loss else loss
+    )
+    return {"eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": float(tokens)}
