@@ -1,0 +1,121 @@
+"""A run's peak memory on one device, part by part, from the sizes in config.json. No weights are opened.
+
+Three moments of an optimiser step compete for the peak, and what is alive in all of them is counted once:
+
+    the loss        what all layers saved, and the logits
+    a layer         what all layers saved, and one layer's working set and unpacked matrix, going backward
+    the step        the optimiser's temporaries
+
+The parts add up to the highest: ``logits`` is there in full, ``layer`` and ``step`` with what they need beyond it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from training.memory import activations
+from training.memory.quantised import bits_per_weight, scratch_bytes, stored_kind
+from training.memory.qwen_recipe import plan_qwen, recipe_is_qwen
+from training.memory.run_shape import DTYPES, RunShape, optimizer_bytes
+from training.memory.shape import ModelShape
+
+GIB = 1 << 30
+
+LOGIT_BYTES = 12
+"""Bytes of a logit at the worst moment: float32 log-probabilities, their gradient, and that of the logits."""
+CUDA_CONTEXT = 0.9 * GIB
+"""CUDA's context, cuBLAS workspaces and what the allocator rounds up: 0.5 to 1.4 GB."""
+CPU_LIBRARIES = 0.6 * GIB
+"""Resident size of Python with torch, transformers, peft and datasets, before a base is loaded."""
+CPU_HEAP_WASTE = 0.5
+"""glibc keeps freed blocks under 32 MiB on its heap, and holes between those in use: measured, half of what a step
+allocates."""
+OUTSIDE = ("context", "allocator")
+"""Parts that are no tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Parts in GiB. Their sum is the peak."""
+
+    parts: Mapping[str, float]
+
+    @property
+    def total_gib(self) -> float:
+        """The peak: on CUDA what nvidia-smi shows for the process, on a CPU its resident size."""
+        return sum(self.parts.values())
+
+    @property
+    def tensors_gib(self) -> float:
+        """The peak of live tensors alone: what torch.cuda.max_memory_allocated counts."""
+        return sum(size for name, size in self.parts.items() if name not in OUTSIDE)
+
+
+def plan(model: ModelShape, run: RunShape, recipe: str | None = None) -> MemoryPlan:
+    """Return the peak of a run of `manylora train`, or of Qwen's finetune.py with ``recipe`` "qwen".
+
+    Raises InvalidArgument for targets that the model doesn't have, or another recipe.
+    """
+    sizes = plan_qwen(model, run) if recipe_is_qwen(recipe) else plan_ours(model, run)
+    return MemoryPlan({name: size / GIB for name, size in sizes.items() if size > 0})
+
+
+def plan_ours(model: ModelShape, run: RunShape) -> dict[str, float]:
+    """Return the bytes of each part of our own run."""
+    value = DTYPES[run.dtype]
+    adapted = run.rank * model.num_layers * sum(i + o for _, i, o in model.adapted(run.targets))
+    whole = model.embedding_parameters if run.train_embeddings else 0
+    trained = adapted + whole
+    state = optimizer_bytes(run.optim)
+    logits = LOGIT_BYTES * run.trained_share * run.tokens * model.vocab_size
+    kept = saved_bytes(model, run)
+    layer = layer_bytes(model, run)
+    # For-each Adam on CUDA makes one list of float32 temporaries as long as all that is trained.
+    step = 4.0 * trained if run.device == "cuda" else 0.0
+    parts = {
+        **weight_bytes(model, run),
+        # float32 factors, and autocast's copies of them in the run's dtype.
+        "adapters": (4.0 + (value if value < 4 else 0)) * adapted + value * whole,
+        "gradients": 4.0 * adapted + value * whole,
+        "optimizer": state * adapted + state * whole * value / 4,
+        "activations": kept,
+        "logits": logits,
+        "layer": max(0.0, layer - logits),
+        "step": max(0.0, step - kept - max(logits, layer)),
+    }
+    return {**parts, **_outside(run, kept + layer)}
+
+
+def weight_bytes(model: ModelShape, run: RunShape) -> dict[str, float]:
+    """Return the bytes of the base: its layers' matrices, and what isn't quantised (embedding, head, norms)."""
+    kind = stored_kind(model, run.method)
+    value = DTYPES[run.dtype]
+    bits = 8 * value if kind is None else bits_per_weight(model, kind)
+    return {
+        "weights": model.layer_parameters * bits / 8,
+        "embeddings": float(value * (model.embedding_parameters + model.small_parameters)),
+    }
+
+
+def saved_bytes(model: ModelShape, run: RunShape) -> float:
+    """Return the bytes that all layers keep for the backward pass: with checkpointing, each its input alone."""
+    per_layer = float(DTYPES[run.dtype] * model.hidden_size)
+    if not run.gradient_checkpointing:
+        per_layer = activations.saved(model, run)
+    # The last norm saves its float32 input.
+    return run.tokens * (model.num_layers * per_layer + 4.0 * model.hidden_size)
+
+
+def layer_bytes(model: ModelShape, run: RunShape) -> float:
+    """Return the bytes that one layer's backward pass needs at a time, recomputed tensors included."""
+    kind = stored_kind(model, run.method)
+    recomputed = activations.saved(model, run) if run.gradient_checkpointing else 0.0
+    scratch = 0.0 if kind is None else scratch_bytes(model, kind, DTYPES[run.dtype])
+    mask = 3.0 * run.batch * run.seq**2 if activations.has_mask(run) else 0.0
+    return run.tokens * (recomputed + activations.working(model, run)) + scratch + mask
+
+
+def _outside(run: RunShape, heap: float) -> dict[str, float]:
+    """Return the bytes that aren't tensors; ``heap`` bytes of a step lie in small blocks."""
+    if run.device == "cuda":
+        return {"context": CUDA_CONTEXT}
+    return {"context": CPU_LIBRARIES, "allocator": CPU_HEAP_WASTE * heap}
