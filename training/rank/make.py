@@ -1,5 +1,7 @@
 """From the text of ``--rank_schedule`` to the policy of a run."""
 
+from training.rank.adalora import AdaLoraRank
+from training.rank.budget import PREFIX, AdaLoraBudget
 from training.rank.fixed import FixedRank
 from training.rank.growing import GrowingRank
 from training.rank.policy import RankPolicy
@@ -13,4 +15,6 @@ def make_policy(text: str | None, base_rank: int, *, seed: int = 42) -> RankPoli
     """
     if text is None:
         return FixedRank(base_rank)
+    if text.startswith(PREFIX):
+        return AdaLoraRank(AdaLoraBudget.parse(text))
     return GrowingRank(RankSchedule.parse(text), seed=seed)
