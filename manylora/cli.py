@@ -38,6 +38,18 @@ app.add_typer(adapters, name="adapters")
 app.command("merge")(merge)
 
 
+@app.command(
+    "train",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+)
+def train(context: typer.Context) -> None:
+    """Train an adapter: the flags of Qwen's finetune.py, and transformers' own."""
+    from manylora.train_command import train as run_train
+
+    run_train(context.args)
+
+
 @app.command("doctor")
 def doctor() -> None:
     """Say what this machine can do and what is missing."""

@@ -3,7 +3,7 @@
 Data order, mixed precision, DDP, DeepSpeed, FSDP, schedules and logging are transformers' and accelerate's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,8 @@ class LoraTrainer(CheckpointSaving, Trainer):
         # Counts the window's trained tokens, over all processes, and leaves dividing by them to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+        self.more_metrics: Callable[[], Mapping[str, float]] | None = None
+        """Called at each evaluation in the first process: what else is measured, by its names."""
         self.micro_rows: int | None = None
         """Rows that fit into memory at once; None until a micro-batch didn't."""
         self._window: list[Mapping[str, Tensor]] = []
@@ -208,7 +210,16 @@ class LoraTrainer(CheckpointSaving, Trainer):
 
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **named: Any) -> Any:
         """Evaluate by the mean over trained tokens, whatever the batches."""
-        return evaluate_loss(self, dataloader, named.get("metric_key_prefix", "eval"))
+        found = evaluate_loss(self, dataloader, named.get("metric_key_prefix", "eval"))
+        found.metrics.update(self._more_metrics())
+        return found
+
+    def _more_metrics(self) -> Mapping[str, float]:
+        mine = [dict(self.more_metrics()) if self.more_metrics is not None else {}]
+        if self.args.world_size > 1:
+            # One process measures; all must decide alike on stopping and on the best.
+            torch.distributed.broadcast_object_list(mine, src=0)
+        return mine[0]
 
     # --- when it goes wrong
 

@@ -1,0 +1,73 @@
+"""`manylora train`: the training module behind the flags of Qwen's finetune.py, and the served base it asks for."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from manylora.failing import fail
+
+if TYPE_CHECKING:
+    from training.bases.types import Base
+    from training.evaluate.generate import Generate
+
+EXTRA = "training needs more packages: pip install 'manylora[train]'"
+
+
+def train(words: list[str]) -> None:
+    """Train an adapter; `manylora train --help` lists the flags."""
+    try:
+        from training.errors import TrainingError
+        from training.parsing import make_parser, parse_arguments
+    except ImportError as error:
+        raise fail(f"{EXTRA} ({error})") from None
+    if not words or words[0] in ("--help", "-h"):
+        Console().print(make_parser().format_help(), highlight=False, markup=False)
+        return
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    try:
+        arguments = parse_arguments(words)
+        from training.run import Surroundings
+        from training.run import train as run
+
+        run(arguments, Surroundings(_say, _open_generate))
+    except ImportError as error:
+        raise fail(f"{EXTRA} ({error})") from None
+    except TrainingError as error:
+        raise fail(" ".join(str(error).split())) from None
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[dim]·[/] {escape(sentence)}")
+
+
+@contextmanager
+def _open_generate(base: "Base") -> "Iterator[Generate]":
+    """Open the base as `manylora serve` would, with the same codes that it is trained on."""
+    from manylora.served_generation import ServedBase, ServedGeneration
+
+    served = ServedBase(
+        base.directory,
+        quantization="auto",
+        double_quant=base.double_quant,
+        device="cuda" if base.model.device.type == "cuda" else "cpu",
+    )
+    with ServedGeneration(served) as generate:
+        yield generate
+
+
+def main() -> None:
+    """Run `manylora train` for torchrun: python -m manylora.train_command."""
+    try:
+        train(sys.argv[1:])
+    except typer.Exit as leaving:
+        sys.exit(leaving.exit_code)
+
+
+if __name__ == "__main__":
+    main()
