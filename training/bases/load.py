@@ -116,8 +116,8 @@ def _by_transformers(
         )
     model = AutoModelForCausalLM.from_pretrained(
         directory,
-        # Codes are made from the stored values, as the server makes them; the rest is cast afterwards.
-        dtype="auto" if kind == "nf4" else dtype,
+        # Before NF4 codes are made, the weight is cast to this type: so does the server.
+        dtype=dtype,
         device_map={"": settings.device},
         use_safetensors=True,
         local_files_only=True,

@@ -71,6 +71,10 @@ def _peft_init(lora: LoraSettings) -> bool | str:
 
 
 def _refuse(base: Base, lora: LoraSettings) -> None:
+    paths = [path for path, _ in base.model.named_modules()]
+    for name in lora.modules_to_save:
+        if not any(path == name or path.endswith(f".{name}") for path in paths):
+            raise InvalidArgument(f"--modules_to_save: this base has no module {name!r}")
     if lora.init == "orthogonal" and base.kind != "dense":
         raise InvalidArgument(
             f"--init_lora_weights orthogonal needs a 16-bit base; on {base.kind} take default or gaussian"

@@ -13,8 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from quant.awq import AwqTensor
 from quant.gptq import GptqTensor
+from quant.nf4 import Nf4Tensor
 
-PackedTensor = GptqTensor | AwqTensor
+PackedTensor = GptqTensor | AwqTensor | Nf4Tensor
 
 
 class QuantizedLinear(nn.Linear):
@@ -29,7 +30,7 @@ class QuantizedLinear(nn.Linear):
         self.out_features, self.in_features = packed.shape
         self.packed_type = type(packed)
         self.dtype = dtype
-        self.constants: dict[str, int] = {}
+        self.constants: dict[str, object] = {}
         for each in fields(packed):
             value = getattr(packed, each.name)
             if isinstance(value, Tensor):
@@ -63,9 +64,10 @@ class QuantizedLinear(nn.Linear):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLinear":
         """Move, but never cast, the scales: the codes were chosen for the scales as they are stored."""
-        stored = self.get_parameter("scales").detach()
+        name = "absmax" if self.packed_type is Nf4Tensor else "scales"
+        stored = self.get_parameter(name).detach()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        moved = self.get_parameter("scales")
+        moved = self.get_parameter(name)
         if moved.dtype != stored.dtype:
             moved.data = stored.to(moved.device)
         return self

@@ -57,17 +57,18 @@ def make_plain(model: "PeftModel", directory: Path) -> None:
     _write_json(directory / BASE_FILE, describe_base(model))
 
 
-def describe_base(model: torch.nn.Module) -> dict[str, object]:
+def describe_base(model: Any) -> dict[str, object]:
     """Return how a model's base is held: {kind, double_quant, dtype}, dtype being "bf16", "fp16" or "fp32"."""
     kind, double_quant = "dense", False
     for module in model.modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
         if isinstance(module, QuantizedLinear):
             kind = module.packed_type.format
-            break
-        if state is not None:
-            kind, double_quant = "nf4", bool(state.nested)
-            break
+        elif getattr(getattr(module, "weight", None), "quant_state", None) is not None:
+            kind = "nf4"
+    if kind == "nf4":
+        section = model.config.quantization_config
+        fields = section if isinstance(section, dict) else section.to_dict()
+        double_quant = bool(fields.get("bnb_4bit_use_double_quant"))
     dtype = next(name for name, each in DTYPES.items() if each == model.dtype)
     return {"kind": kind, "double_quant": double_quant, "dtype": dtype}
 

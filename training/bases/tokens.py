@@ -66,8 +66,7 @@ def trained_tokens(base: Base, lora: LoraSettings) -> dict[str, object]:
     fields: dict[str, object] = {}
     tied = bool(base.model.config.tie_word_embeddings)
     if lora.new_tokens:
-        embedding = _name_of(base.model, base.model.get_input_embeddings())
-        head = _name_of(base.model, base.model.get_output_embeddings())
+        embedding, head = (_name_of(base.model, each) for each in _token_modules(base.model))
         if base.kind == "dense":
             whole += [name for name in (embedding, head) if name not in whole]
         else:
@@ -76,7 +75,8 @@ def trained_tokens(base: Base, lora: LoraSettings) -> dict[str, object]:
     if whole:
         fields["modules_to_save"] = whole
     # Else a tied head and its embedding would be trained apart, and be two matrices where the model has one.
-    if tied and (fields.get("trainable_token_indices") or {"embed_tokens", "lm_head"} & set(whole)):
+    both = {_name_of(base.model, each) for each in _token_modules(base.model)}
+    if tied and (fields.get("trainable_token_indices") or both & {*whole, *lora.targets}):
         fields["ensure_weight_tying"] = True
     return fields
 
@@ -93,6 +93,10 @@ def _grow_embedding(model: Any, size: int) -> None:
     if size > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(size, mean_resizing=True)
         model.requires_grad_(False)
+
+
+def _token_modules(model: Any) -> tuple[nn.Module, nn.Module]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
 
 
 def _name_of(model: nn.Module, module: nn.Module) -> str:

@@ -1,0 +1,42 @@
+"""What the server computes with an adapter as it was saved: its own reader, loader and decoder."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapters.reader import LoadedAdapter, read_adapter
+from adapters.types import ModuleShape
+from server.model.families import model_config
+from server.model.loader import read_config
+from tests.server.model.steps import Stream, all_logits, load, place, step
+from training.bases.load import Base
+
+MAX_RANK = 256
+
+
+def read_for(base: Base, adapter: Path) -> LoadedAdapter:
+    """Read an adapter for the base as the server does, or raise what it answers."""
+    config = model_config(read_config(base.directory))
+    shapes = config.module_shapes()
+    modules = {
+        path: ModuleShape(*shapes[module])
+        for layer in range(config.num_layers)
+        for module, path in config.module_paths(layer).items()
+    }
+    return read_adapter(
+        adapter, modules, max_rank=MAX_RANK, dtype=torch.float32, vocab_size=config.vocab_size
+    )
+
+
+def served_logits(base: Base, adapter: Path, tokens: list[int]) -> Tensor:
+    """Return logits [tokens, vocabulary] of the server's decoder, its base held as ``base`` is."""
+    model = load(
+        base.directory,
+        quantization="nf4" if base.from_16bit else "auto" if base.kind != "dense" else "none",
+        double_quant=base.double_quant,
+    )
+    [ranges] = place(model, [read_for(base, adapter).weights])
+    stream = Stream(0, tokens, ((ranges, 1.0),))
+    step(model, [(stream, len(tokens))])
+    return all_logits(stream)
