@@ -15,11 +15,15 @@ SAMPLES = 8
 
 
 class HeldOut(Protocol):
-    """What the evaluation reads of an example: its conversation. training.data.example.Example has it."""
+    """What the evaluation reads of an example. training.data.example.Example has it."""
 
     @property
     def messages(self) -> Sequence[Message]:
         """The messages, in OpenAI's shape."""
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """The tools that the conversation may call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,11 @@ class Question:
 
 @dataclass(slots=True)
 class GenerationEvaluation:
-    """A held-out set and who answers it. The base's own answers are generated once and kept."""
+    """A held-out set and who answers it. The base's own answers are generated once and kept.
+
+    Examples with tools are left out: their prompt has the tools in it, which the server doesn't render.
+    Raises InvalidArgument if no example is left, or a reference that should be a regular expression is none.
+    """
 
     settings: EvaluationSettings
     examples: Sequence[HeldOut]
@@ -86,11 +94,12 @@ class GenerationEvaluation:
     _before: tuple[str, ...] | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
-        found = (question_of(example.messages) for example in self.examples)
+        found = (None if example.tools else question_of(example.messages) for example in self.examples)
         self._questions = tuple(question for question in found if question is not None)[: self.settings.limit]
         if not self._questions:
             raise InvalidArgument(
-                "no held-out example ends in an assistant's text after a user's turn: there is nothing to generate"
+                "no held-out example without tools has an assistant's text that answers something: there is nothing"
+                " to generate"
             )
         if self.settings.kind == "regex" and self.settings.pattern is None:
             for question in self._questions:

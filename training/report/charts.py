@@ -1,5 +1,6 @@
 """Plots as inline SVG. Colours come from the page's style sheet, so that they suit a light and a dark page."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ NOTHING = Markup()
 MOST_POINTS = 600
 MOST_MARKS = 60
 """Points of a line that get a mark with its numbers."""
-SMOOTHING = 0.9
+WINDOW_SHARE = 0.06
+"""Of a line's points: how many a smoothed point is the mean of."""
 
 Point = tuple[float, float]
 
@@ -41,8 +43,10 @@ class Marker:
     label: str
 
 
-def line_chart(title: str, series: Sequence[Series], markers: Sequence[Marker] = ()) -> Markup:
-    """Return a plot over optimiser steps; an empty string if there is nothing to draw.
+def line_chart(
+    title: str, series: Sequence[Series], markers: Sequence[Marker] = (), last_step: float = 0.0
+) -> Markup:
+    """Return a plot over optimiser steps, to ``last_step`` at least; an empty string if there is nothing to draw.
 
     The value axis is logarithmic where positive values span more than `LOG_FROM_RATIO`.
     """
@@ -51,7 +55,7 @@ def line_chart(title: str, series: Sequence[Series], markers: Sequence[Marker] =
         return Markup()
     steps = [x for one in drawn for x, _ in one.points]
     values = [y for one in drawn for _, y in one.points]
-    across = Axis(min(0.0, *steps), max(*steps, 1.0), LEFT, WIDTH - RIGHT)
+    across = Axis(min(0.0, *steps), max(*steps, last_step, 1.0), LEFT, WIDTH - RIGHT)
     up = axis_over(values, HEIGHT - BOTTOM, TOP, may_be_log=True)
     parts = [*_frame(across, up), *_legend(drawn)]
     parts += [_marker(across, marker) for marker in markers if across.low <= marker.step <= across.high]
@@ -94,12 +98,18 @@ def stacked_bars(title: str, bars: Mapping[str, Mapping[str, float]], unit: str)
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """Return the exponential mean of a line, without the pull of its start at zero."""
-    out, mean, weight = [], 0.0, 0.0
-    for x, y in points:
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * y
-        weight = SMOOTHING * weight + 1 - SMOOTHING
-        out.append((x, mean / weight))
+    """Return the mean of each point's neighbourhood.
+
+    It reaches as far to the left as to the right, so that a falling loss isn't shown too high; at the end, where losses
+    are flat, to the left alone.
+    """
+    reach = max(1, round(len(points) * WINDOW_SHARE / 2))
+    sums = [0.0, *itertools.accumulate(y for _, y in points)]
+    out = []
+    for index, (x, _) in enumerate(points):
+        left = min(reach, index)
+        right = min(left, len(points) - 1 - index)
+        out.append((x, (sums[index + right + 1] - sums[index - left]) / (left + right + 1)))
     return out
 
 

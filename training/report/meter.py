@@ -10,6 +10,8 @@ SMOOTHING = 0.9
 """Weight of what came before, for each logged loss."""
 STEPS_REMEMBERED = 100
 LOSSES_REMEMBERED = 60
+UNINTERESTING = ("_runtime", "_per_second", "_tokens", "_time")
+"""Ends of the names of what an evaluation reports beside its metrics."""
 
 
 @dataclass(slots=True)
@@ -56,6 +58,8 @@ class RunMeter:
     @property
     def seconds_left(self) -> float | None:
         """Seconds to the last step at the pace of the latest steps, evaluations between them included."""
+        if not self._steps:
+            return None
         (first, at), (last, step) = self._steps[0], self._steps[-1]
         if step <= at:
             return None
@@ -91,12 +95,11 @@ class RunMeter:
         self.trained_tokens_per_second = trained if trained else self.trained_tokens_per_second
 
     def evaluated(self, metrics: Mapping[str, Any]) -> None:
-        """Keep what an evaluation found, its timings aside."""
-        timings = ("_runtime", "_per_second", "epoch")
+        """Keep the metrics that an evaluation found, under readable names."""
         self.evaluation = {
-            key: float(value)
+            key.removeprefix("eval_").replace("_", " "): float(value)
             for key, value in metrics.items()
-            if isinstance(value, int | float) and not key.endswith(timings)
+            if key.startswith("eval_") and isinstance(value, int | float) and not key.endswith(UNINTERESTING)
         }
         self.evaluated_at, self.evaluating = self.step, None
 

@@ -9,12 +9,16 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from training.evaluate.metrics import METRIC_NAMES
 from training.report.charts import Marker, Series, line_chart, smoothed, stacked_bars
-from training.report.figures import Tile, figure, tiles
+from training.report.figures import Tile, figure, percent, readable, tiles
 from training.report.panel import clock
-from training.report.record import RunRecord, write_whole
+from training.report.record import History, RunRecord, write_whole
 
 TEMPLATE = "report.html"
+SCORES = tuple(f"eval_{name}" for name in METRIC_NAMES.values())
+FEW_POINTS = 12
+"""So many losses are not smoothed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,11 @@ def report_html(records: Sequence[RunRecord]) -> str:
     sections = [section(record, f"run-{index}") for index, record in enumerate(records, start=1)]
     title = records[0].name if len(records) == 1 else f"{len(records)} adapters on {records[0].base.name}"
     page: str = _template().render(
-        title=title, sections=sections, overview=overview(records), several=len(records) > 1
+        title=title,
+        sections=sections,
+        overview=overview(records),
+        several=len(records) > 1,
+        scores=score_names(records),
     )
     return page
 
@@ -62,32 +70,46 @@ def section(record: RunRecord, anchor: str) -> Section:
 
 
 def curves(record: RunRecord) -> list[Markup]:
-    """Return the plots of what was logged."""
+    """Return the plots of what was logged, all over the same steps."""
     history = record.history
-    loss, evaluated = history.series("loss"), history.series("eval_loss")
-    noisy = len(loss) > 12
     markers = [Marker(event.step, event.sentence) for event in history.events]
+    last = float(max([0, *(int(entry.get("step", 0)) for entry in history.log)]))
+    loss = history.series("loss")
+    noisy = len(loss) > FEW_POINTS
     losses = [
         Series("loss", loss, 0, faint=noisy),
         Series("smoothed", smoothed(loss) if noisy else [], 0),
-        Series("eval loss", evaluated, 1, marks=True),
+        Series("eval loss", history.series("eval_loss"), 1, marks=True),
     ]
     ranks = [(float(change.step), float(change.rank)) for change in history.ranks]
-    scores = sorted({key for entry in history.log for key in entry if key.startswith(SCORES)})
+    rank = Series("rank", ranks if len(ranks) > 1 else [], 4, stairs=True)
+    scores = [
+        Series(readable(key), history.series(key), 5 + index, marks=True)
+        for index, key in enumerate(score_names([record]))
+    ]
     return [
-        line_chart("Loss", losses, markers),
-        line_chart("Learning rate", [Series("learning rate", history.series("learning_rate"), 2)], markers),
-        line_chart("Gradient norm", [Series("gradient norm", history.series("grad_norm"), 3)], markers),
-        line_chart("Rank", [Series("rank", ranks if len(ranks) > 1 else [], 4, stairs=True)], markers),
+        line_chart("Loss", losses, markers, last),
+        line_chart("Learning rate", [_logged(history, "learning_rate", 2)], markers, last),
+        line_chart("Gradient norm", [_logged(history, "grad_norm", 3)], markers, last),
+        line_chart("Rank", [rank], markers, last),
         line_chart(
-            "Held-out generations",
-            [Series(key, history.series(key), 5 + index, marks=True) for index, key in enumerate(scores)],
+            f"Held-out answers: share of {scores[0].name}" if len(scores) == 1 else "Held-out answers",
+            scores,
             markers,
+            last,
         ),
     ]
 
 
-SCORES = ("eval_exact_match", "eval_regex_match", "eval_json_valid", "eval_json_equal")
+def _logged(history: History, key: str, colour: int) -> Series:
+    return Series(key.replace("_", " "), history.series(key), colour)
+
+
+def score_names(records: Sequence[RunRecord]) -> list[str]:
+    """Return the metrics of held-out answers that any of the runs has."""
+    names = {name for record in records for name in record.evaluation.after}
+    names |= {key for record in records for entry in record.history.log for key in entry}
+    return [name for name in SCORES if name in names]
 
 
 def overview(records: Sequence[RunRecord]) -> list[Markup]:
@@ -136,7 +158,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"figure": figure, "clock": clock}
+    environment.filters |= {"figure": figure, "clock": clock, "percent": percent, "readable": readable}
     return environment
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import psutil
 import torch
+from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -24,15 +25,9 @@ def panel(meter: RunMeter) -> RenderableType:
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True, justify="right")
     bar.add_row(_where(meter), ProgressBar(max(1, meter.total_steps), meter.step), _times(meter))
-    numbers = Table.grid(padding=(0, 2))
-    for _ in range(4):
-        numbers.add_column(no_wrap=True, style="dim", justify="right")
-        numbers.add_column(no_wrap=True, min_width=10)
-    pairs = list(_pairs(meter))
-    for start in range(0, len(pairs), 4):
-        numbers.add_row(*(cell for pair in pairs[start : start + 4] for cell in pair))
+    numbers = Columns([_pair(name, value) for name, value in _pairs(meter)], padding=(0, 3))
     rows: list[RenderableType] = [bar, numbers]
-    rows += [Text.assemble(("loss  ", "dim"), (sparkline(meter.losses), "cyan"))] if meter.losses else []
+    rows += [Text.assemble(("losses ", "dim"), (sparkline(meter.losses), "cyan"))] if meter.losses else []
     rows += [_evaluation(meter)] if meter.evaluation or meter.evaluating else []
     return Panel(Group(*rows), title="training", title_align="left", border_style="cyan", padding=(0, 1))
 
@@ -41,10 +36,10 @@ def line(meter: RunMeter) -> str:
     """Return the same numbers as one line."""
     parts = [f"step {meter.step}/{meter.total_steps}"]
     parts += [f"epoch {meter.epoch:.2f}"] if meter.epoch is not None else []
-    parts += [f"{name} {value}" for name, value in _pairs(meter) if value != "–"]
+    parts += [f"{name} {value}" for name, value in _pairs(meter)]
     parts += [f"left {clock(meter.seconds_left)}"] if meter.seconds_left else []
     if meter.evaluation and meter.evaluated_at == meter.step:
-        parts += [f"{name} {_figure(value)}" for name, value in meter.evaluation.items()]
+        parts += [f"eval {name} {value:.4g}" for name, value in meter.evaluation.items()]
     return "  ".join(parts)
 
 
@@ -63,20 +58,28 @@ def _times(meter: RunMeter) -> Text:
 
 
 def _pairs(meter: RunMeter) -> Iterable[tuple[str, str]]:
-    yield "loss", _figure(meter.smoothed_loss)
-    yield "learning rate", "–" if meter.learning_rate is None else f"{meter.learning_rate:.2e}"
-    yield "gradient norm", _figure(meter.gradient_norm)
-    yield "rank", "–" if meter.rank is None else str(meter.rank)
-    yield "tokens/s", _count(meter.tokens_per_second)
-    yield "trained/s", _count(meter.trained_tokens_per_second)
+    """Yield what is known, as name and value."""
+    known = (
+        ("loss", meter.smoothed_loss, "{:.4g}"),
+        ("learning rate", meter.learning_rate, "{:.2e}"),
+        ("gradient norm", meter.gradient_norm, "{:.3g}"),
+        ("rank", meter.rank, "{}"),
+        ("tokens/s", meter.tokens_per_second, "{:,.0f}"),
+        ("trained tokens/s", meter.trained_tokens_per_second, "{:,.0f}"),
+    )
+    yield from ((name, form.format(value)) for name, value, form in known if value is not None)
     yield "memory", memory()
+
+
+def _pair(name: str, value: str) -> Text:
+    return Text.assemble((f"{name} ", "dim"), value, no_wrap=True)
 
 
 def _evaluation(meter: RunMeter) -> Text:
     if meter.evaluating is not None:
         done, total = meter.evaluating
         return Text(f"evaluating: batch {done}{f' of {total}' if total else ''}", style="yellow")
-    found = "  ".join(f"{name} {_figure(value)}" for name, value in meter.evaluation.items())
+    found = "  ".join(f"{name} {value:.4g}" for name, value in meter.evaluation.items())
     return Text.assemble((f"evaluation at step {meter.evaluated_at}  ", "dim"), (found, "green"))
 
 
@@ -106,11 +109,3 @@ def memory() -> str:
         now, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         return f"{now / GIB:.2f} GiB (peak {peak / GIB:.2f})"
     return f"{psutil.Process().memory_info().rss / GIB:.2f} GiB"
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-def _count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"

@@ -37,6 +37,10 @@ class RunRecorder(TrainerCallback):
             events=tuple(sorted(self._events, key=lambda event: event.step)),
         )
 
+    def hear(self, event: Event) -> None:
+        """Keep an event; a listener for training.loop.events.Events."""
+        self.note(event.kind, event.sentence, event.step)
+
     def note(self, kind: str, sentence: str, step: int | None = None) -> None:
         """Keep an event; without ``step`` it happened at the step the run is at."""
         event = Event(self._step if step is None else step, kind, sentence)
