@@ -80,6 +80,12 @@ def _mount_data() -> None:
     app.add_typer(data, name="data")
 
 
+def _mount_plan() -> None:
+    from manylora.plan_command import plan
+
+    app.command("plan")(plan)
+
+
 def main() -> None:
     """Run the command line."""
     # Importing the benchmarks takes time that `manylora serve` need not spend.
@@ -87,4 +93,6 @@ def main() -> None:
         _mount_bench()
     if len(sys.argv) > 1 and sys.argv[1] in ("data", "--help"):
         _mount_data()
+    if len(sys.argv) > 1 and sys.argv[1] in ("plan", "--help"):
+        _mount_plan()
     app()

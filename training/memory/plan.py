@@ -29,6 +29,21 @@ CPU_LIBRARIES = 0.6 * GIB
 CPU_HEAP_WASTE = 0.5
 """glibc keeps freed blocks under 32 MiB on its heap, and holes between those in use: measured, half of what a step
 allocates."""
+PART_NAMES = {
+    "weights": "the layers' matrices, as the base is stored",
+    "embeddings": "embedding, head and norms, which aren't quantised",
+    "adapters": "trained values: float32, and a copy in the run's dtype",
+    "gradients": "theirs",
+    "optimizer": "its state for them",
+    "activations": "what all layers keep for the backward pass",
+    "logits": "trained tokens × vocabulary, with their gradients",
+    "layer": "one layer's backward pass, beyond the logits",
+    "step": "the optimiser's temporaries, beyond both",
+    "rollback": "the last good state, to go back to",
+    "context": "CUDA's context, or Python's libraries",
+    "allocator": "what the C library's heap doesn't give back",
+}
+"""Every part and what it is, in words."""
 OUTSIDE = ("context", "allocator")
 """Parts that are no tensors."""
 
