@@ -17,6 +17,7 @@ from manylora.base import DEMO, BaseModel, load_base
 from server.api.app import Application, create_app
 from server.api.dependencies import ApiDependencies, ApiSettings
 from server.api.engine_metrics import EngineMetrics
+from server.api.export_jobs import ExportedBase, ExportJobs
 from server.api.metrics import Metrics
 from server.catalog import AdapterCatalog, CatalogSettings
 from server.config import AdapterArgument, ServeSettings
@@ -111,7 +112,8 @@ def assemble(
         context,
         observer,
     )
-    catalog = _catalog(settings, base, name, engine, metrics)
+    home = _home(settings, base, name)
+    catalog = _catalog(settings, base, name, engine, home, metrics)
     observer.scrape(engine, catalog)
     api = ApiSettings(
         base_model=name,
@@ -126,7 +128,8 @@ def assemble(
         keep_alive_seconds=settings.keep_alive_seconds,
         created=int(time.time()),
     )
-    deps = ApiDependencies(engine, catalog, tokenizer, metrics, api)
+    exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
+    deps = ApiDependencies(engine, catalog, tokenizer, metrics, api, exports)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes)
 
 
@@ -158,17 +161,47 @@ def _engine(
     return Engine(model, arena, tokenizer, tokenizer.eos_ids, sizes_of_engine, base.device, load, observer)
 
 
-def _catalog(
-    settings: ServeSettings, base: BaseModel, name: str, engine: AsyncEngine, metrics: Metrics
-) -> AdapterCatalog:
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """What a base has in the data directory."""
+
+    registry: AdapterRegistry
+    store: AdapterStore
+    exports: Path
+
+
+def _home(settings: ServeSettings, base: BaseModel, name: str) -> _Home:
     # Adapters of another base must not come back under this one.
     home = settings.data_dir / f"{_slug(name)}-{base.fingerprint[:8]}"
     try:
         home.mkdir(parents=True, exist_ok=True)
         registry = AdapterRegistry(home / "registry.db", reserved=(name,))
-        store = AdapterStore(home / "adapters")
+        return _Home(registry, AdapterStore(home / "adapters"), home / "exports")
     except (OSError, AdapterError) as error:
         raise ValueError(f"--data-dir {settings.data_dir} can't be used: {error}") from None
+
+
+def _exported(settings: ServeSettings, base: BaseModel, directory: Path, name: str) -> ExportedBase:
+    """Return what is served, so that a merge can be held against it."""
+    return ExportedBase(
+        directory,
+        {
+            "base_name": name,
+            "double_quant": settings.double_quant,
+            "served_dense": settings.quantization == "none",
+            "served_dtype": str(base.dtype).removeprefix("torch."),
+        },
+    )
+
+
+def _catalog(
+    settings: ServeSettings,
+    base: BaseModel,
+    name: str,
+    engine: AsyncEngine,
+    home: _Home,
+    metrics: Metrics,
+) -> AdapterCatalog:
     modules = {path: ModuleShape(out, wide) for path, (out, wide) in base.config.base_modules().items()}
     catalog = CatalogSettings(
         base_names=(name,),
@@ -179,7 +212,7 @@ def _catalog(
         dtype=base.dtype,
         vocab_size=base.config.vocab_size,
     )
-    return AdapterCatalog(engine, registry, store, catalog, metrics)
+    return AdapterCatalog(engine, home.registry, home.store, catalog, metrics)
 
 
 def _slug(name: str) -> str:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from server.api import adapters, chat, completions, health, models
+from server.api import adapters, chat, completions, export, health, models
 from server.api.dependencies import ApiDependencies
 from server.api.error_responses import install_error_handlers
 from server.api.request_context import RequestContext
@@ -23,10 +23,11 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
         title="manylora",
         version=version,
         description="One 4-bit base model, many LoRA adapters, the OpenAI API.",
-        lifespan=_keep_what_is_loaded,
+        lifespan=_lifespan,
     )
     app.state.dependencies = deps
-    for module in (health, models, chat, completions, adapters):
+    # Before adapters, whose names may hold slashes.
+    for module in (health, models, chat, completions, export, adapters):
         app.include_router(module.router)
     install_error_handlers(app)
     # Around the app and not in it, so that unexpected errors have CORS headers and the request id too.
@@ -46,8 +47,14 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
 
 
 @asynccontextmanager
-async def _keep_what_is_loaded(app: FastAPI) -> AsyncIterator[None]:
-    """Take what is loaded out of the garbage collector's rounds: a full one would hold the loop for 100 ms."""
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Run the export jobs as long as the server."""
+    # What is loaded leaves the garbage collector's rounds: a full one would hold the loop for 100 ms.
     gc.collect()
     gc.freeze()
+    exports = app.state.dependencies.exports
+    if exports is not None:
+        await exports.open()
     yield
+    if exports is not None:
+        await exports.close()

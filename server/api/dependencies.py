@@ -6,6 +6,7 @@ from typing import Protocol
 
 from fastapi import Request
 
+from server.api.export_jobs import ExportJobs
 from server.api.metrics import Metrics
 from server.catalog import AdapterCatalog
 from server.engine.request import GenerationRequest, SequenceOutput
@@ -69,6 +70,8 @@ class ApiDependencies:
     tokenizer: Tokenizer
     metrics: Metrics
     settings: ApiSettings
+    exports: ExportJobs | None = None
+    """None: this server makes none."""
 
 
 def dependencies(request: Request) -> ApiDependencies:

@@ -1,0 +1,119 @@
+"""Routes that export adapters: ask for a merged model or an archive, follow it, cancel it, download it."""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from pydantic import Field
+
+from server.api.auth import require_admin
+from server.api.body import read_body
+from server.api.dependencies import dependencies
+from server.api.export_jobs import ExportJob, ExportJobs
+from server.api.openapi import body_of
+from server.api.schemas import Strict
+from server.errors import InvalidRequest, ShuttingDown
+
+router = APIRouter(dependencies=[Depends(require_admin)], tags=["exports"])
+_PIECE = 1 << 20
+
+
+class ExportRequest(Strict):
+    """POST /adapters/{name}/export."""
+
+    format: Literal["merged", "merged-4bit", "peft"] = Field(
+        "merged", description="A whole checkpoint, the same in NF4, or the adapter alone as an archive."
+    )
+    base: Literal["auto", "16bit", "dequantized"] = Field(
+        "auto", description="Merge into the base's 16-bit weights, or its 4-bit ones as served."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto: the base's.")
+
+
+@router.post("/adapters/{name:path}/export", openapi_extra=body_of(ExportRequest), status_code=202)
+async def export_adapter(request: Request, name: str) -> JSONResponse:
+    """Begin to export the adapter's version of this moment: 202 and the job."""
+    body = await read_body(request, ExportRequest)
+    record = dependencies(request).catalog.get(name).record
+    job = await _jobs(request).submit(record, body.format, body.base, body.dtype)
+    where = {"location": f"/adapters/{quote(name)}/export/{job.id}"}
+    return JSONResponse(describe(job), status_code=202, headers=where)
+
+
+@router.get("/exports")
+async def list_exports(request: Request, adapter: str | None = None) -> dict[str, object]:
+    """List all exports, or those of one adapter, oldest first."""
+    return {"object": "list", "data": [describe(job) for job in _jobs(request).list(adapter)]}
+
+
+@router.get("/adapters/{name:path}/export/{job}")
+async def get_export(request: Request, name: str, job: str) -> dict[str, object]:
+    """Tell how far an export is; once it has succeeded, where its result is and what was measured."""
+    return describe(_jobs(request).get(name, job))
+
+
+@router.get("/adapters/{name:path}/export/{job}/download")
+def download_export(request: Request, name: str, job: str) -> Response:
+    """Send the result: a model as a tar of its directory, an adapter as its .tar.gz."""
+    found = _jobs(request).get(name, job)
+    if found.status != "succeeded" or found.path is None:
+        raise InvalidRequest(f"the export is {found.status}; there is a result once it has succeeded")
+    path = Path(found.path)
+    if path.is_file():
+        return FileResponse(path, media_type="application/gzip", filename=path.name)
+    top = f"{name.replace('/', '_')}-{found.format}"
+    files = sorted(path.iterdir())
+    headers = {
+        "content-disposition": f'attachment; filename="{top}.tar"',
+        "content-length": str(_tar_bytes(files)),
+    }
+    return StreamingResponse(_tar(files, top), media_type="application/x-tar", headers=headers)
+
+
+@router.delete("/adapters/{name:path}/export/{job}")
+async def delete_export(request: Request, name: str, job: str) -> dict[str, object]:
+    """Cancel an export that isn't over; of one that is, delete the result and forget it."""
+    jobs = _jobs(request)
+    if jobs.get(name, job).is_over:
+        return {**describe(await jobs.delete(name, job)), "deleted": True}
+    return describe(await jobs.cancel(name, job))
+
+
+def describe(job: ExportJob) -> dict[str, object]:
+    """Return a job as the routes show it."""
+    return {"object": "export", **asdict(job)}
+
+
+def _jobs(request: Request) -> ExportJobs:
+    jobs = dependencies(request).exports
+    if jobs is None:
+        raise ShuttingDown("this server makes no exports")
+    return jobs
+
+
+def _padding(size: int) -> int:
+    return -size % tarfile.BLOCKSIZE
+
+
+def _tar_bytes(files: list[Path]) -> int:
+    sizes = [path.stat().st_size for path in files]
+    return sum(tarfile.BLOCKSIZE + size + _padding(size) for size in sizes) + 2 * tarfile.BLOCKSIZE
+
+
+def _tar(files: list[Path], top: str) -> Iterator[bytes]:
+    """Yield a tar archive of plain files, a header's or a piece's bytes at a time."""
+    for path in files:
+        info = tarfile.TarInfo(f"{top}/{path.name}")
+        info.size = path.stat().st_size
+        info.mode = 0o644
+        yield info.tobuf(tarfile.GNU_FORMAT)
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
+        yield b"\0" * _padding(info.size)
+    yield b"\0" * (2 * tarfile.BLOCKSIZE)

@@ -1,0 +1,332 @@
+"""Exports of adapters as jobs: each in a process of its own at the lowest priority, one after the other.
+
+    directory/<id>/adapter/   the adapter's files, linked when the job was asked for: that version is exported
+    directory/<id>/job.json   written when the job has succeeded
+    directory/<id>/result/    what was made: a model's directory, or one archive
+
+Lives on the event loop. Whatever a crash leaves is deleted at the next start; finished results stay until deleted.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from structlog import get_logger
+
+import adapters
+from adapters.errors import AdapterError
+from adapters.records import AdapterRecord
+from server.errors import ModelNotFound, QueueFull, ShuttingDown
+
+log = get_logger(__name__)
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+MOST_QUEUED = 16
+MOST_FINISHED = 256
+"""Failed and cancelled jobs that are remembered; succeeded ones stay with their results."""
+STOP_SECONDS = 5.0
+"""After which a process that was asked to stop is killed."""
+_RECORD = "job.json"
+_ERROR_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class ExportJob:
+    """One export, as it is now."""
+
+    id: str
+    adapter: str
+    version: int
+    digest: str
+    format: str
+    base: str
+    dtype: str
+    created: int
+    """Unix time, as the next two."""
+    status: Status = "queued"
+    stage: str = ""
+    progress: float = 0.0
+    started: int | None = None
+    finished: int | None = None
+    error: str | None = None
+    path: str | None = None
+    """Where the result is."""
+    bytes: int | None = None
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.status in ("succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedBase:
+    """What the server serves, as an export must know it; ``settings`` are further fields of ExportSettings."""
+
+    directory: Path
+    settings: dict[str, object]
+
+
+class ExportJobs:
+    """All jobs of a server. ``open`` before use, ``close`` at the end."""
+
+    def __init__(self, directory: Path, base: ExportedBase, files_of: Callable[[str], Path]) -> None:
+        self._directory = directory.absolute()
+        self._base = base
+        self._files_of = files_of
+        self._jobs: dict[str, ExportJob] = {}
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+        self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._closed = False
+
+    async def open(self) -> None:
+        """Find the results of earlier runs, delete what a crash left, and begin to work."""
+        self._jobs = await asyncio.to_thread(_recover, self._directory)
+        self._worker = asyncio.create_task(self._work())
+
+    async def close(self) -> None:
+        """Stop the process that runs and delete what is unfinished."""
+        self._closed = True
+        for job in [job for job in self._jobs.values() if not job.is_over]:
+            await self.cancel(job.adapter, job.id)
+        if self._worker is not None:
+            self._worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._worker
+
+    async def submit(self, record: AdapterRecord, export_format: str, base: str, dtype: str) -> ExportJob:
+        """Queue an export of one version of an adapter. Raises QueueFull, ShuttingDown or AdapterError."""
+        if self._closed or self._worker is None:
+            raise ShuttingDown("the server takes no exports now")
+        if sum(job.status == "queued" for job in self._jobs.values()) >= MOST_QUEUED:
+            raise QueueFull(f"{MOST_QUEUED} exports are waiting; try again when one is done", retry_after=30)
+        job = ExportJob(
+            id=f"export-{uuid.uuid4().hex[:16]}",
+            adapter=record.name,
+            version=record.version,
+            digest=record.digest,
+            format=export_format,
+            base=base,
+            dtype=dtype,
+            created=int(time.time()),
+        )
+        await asyncio.to_thread(self._link_adapter, job)
+        self._jobs[job.id] = job
+        self._queue.put_nowait(job.id)
+        return job
+
+    def list(self, adapter: str | None = None) -> list[ExportJob]:
+        """Return all jobs, or those of one adapter, oldest first."""
+        return [job for job in self._jobs.values() if adapter is None or job.adapter == adapter]
+
+    def get(self, adapter: str, job_id: str) -> ExportJob:
+        """Return a job. Raises ModelNotFound with the jobs that the adapter has."""
+        job = self._jobs.get(job_id)
+        if job is None or job.adapter != adapter:
+            known = ", ".join(each.id for each in self.list(adapter)) or "none"
+            raise ModelNotFound(
+                f"adapter {adapter[:200]!r} has no export {job_id[:200]!r}; exports: {known}", param="job"
+            )
+        return job
+
+    async def cancel(self, adapter: str, job_id: str) -> ExportJob:
+        """End a job that isn't over and delete what it made. Raises ModelNotFound."""
+        job = self.get(adapter, job_id)
+        if not job.is_over:
+            job = self._change(job_id, status="cancelled", finished=int(time.time()))
+            process = self._running.get(job_id)
+            if process is not None:
+                await _stop(process)
+            await asyncio.to_thread(shutil.rmtree, self._directory / job_id, ignore_errors=True)
+        return job
+
+    async def delete(self, adapter: str, job_id: str) -> ExportJob:
+        """Forget a job that is over, and delete its result. Raises ModelNotFound."""
+        job = self.get(adapter, job_id)
+        self._jobs.pop(job_id)
+        await asyncio.to_thread(shutil.rmtree, self._directory / job_id, ignore_errors=True)
+        return job
+
+    def _change(self, job_id: str, **changes: Any) -> ExportJob:
+        job = self._jobs[job_id] = replace(self._jobs[job_id], **changes)
+        return job
+
+    def _link_adapter(self, job: ExportJob) -> None:
+        """Keep the files of this version, whatever becomes of the adapter before the job has its turn."""
+        source, target = self._files_of(job.digest), self._directory / job.id / "adapter"
+        target.mkdir(parents=True)
+        try:
+            for path in source.iterdir():
+                try:
+                    os.link(path, target / path.name)
+                except OSError:  # another file system
+                    shutil.copyfile(path, target / path.name)
+        except OSError as error:
+            shutil.rmtree(target.parent, ignore_errors=True)
+            raise AdapterError(
+                f"the adapter's files can't be kept for the export: {error.strerror}"
+            ) from None
+
+    async def _work(self) -> None:
+        while True:
+            job_id = await self._queue.get()
+            job = self._jobs.get(job_id)
+            if job is None or job.status != "queued":
+                continue
+            try:
+                await self._run(job)
+            except Exception as error:
+                log.error("export failed", job=job_id, exc_info=error)
+                self._fail(job_id, "the export could not be run; the fault is logged under its id")
+
+    async def _run(self, job: ExportJob) -> None:
+        home = self._directory / job.id
+        result = home / "result"
+        if job.format == "peft":
+            result = home / "result" / f"{job.adapter.replace('/', '_')}.tar.gz"
+        self._change(job.id, status="running", started=int(time.time()), stage="starting")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "adapters.export",
+            json.dumps(self._settings(job, home / "adapter", result)),
+            stdin=asyncio.subprocess.PIPE,  # closed with this process: then the other ends too
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(),
+            limit=64 << 20,
+        )
+        self._running[job.id] = process
+        try:
+            _, complaint = await asyncio.gather(self._follow(job.id, process), _tail(process))
+            await process.wait()
+        finally:
+            self._running.pop(job.id, None)
+        if self._jobs[job.id].status == "running":
+            self._fail(
+                job.id, f"the export's process ended without a result: {complaint or process.returncode}"
+            )
+        elif self._jobs[job.id].status == "succeeded":
+            await asyncio.to_thread(_keep, home, self._jobs[job.id])
+
+    def _settings(self, job: ExportJob, adapter: Path, result: Path) -> dict[str, object]:
+        return {
+            **self._base.settings,
+            "adapter": str(adapter),
+            "output": str(result),
+            "base": str(self._base.directory.absolute()),
+            "format": job.format,
+            "into": job.base,
+            "dtype": job.dtype,
+            "adapter_name": job.adapter,
+        }
+
+    async def _follow(self, job_id: str, process: asyncio.subprocess.Process) -> None:
+        """Take over what the process says, line by line."""
+        assert process.stdout is not None
+        async for line in process.stdout:
+            said = json.loads(line)
+            if self._jobs[job_id].is_over:
+                continue  # cancelled meanwhile
+            if "error" in said:
+                self._fail(job_id, said["error"])
+            elif "result" in said:
+                self._succeed(job_id, said["result"])
+            else:
+                self._change(job_id, stage=said["stage"], progress=said["progress"])
+
+    def _succeed(self, job_id: str, manifest: dict[str, Any]) -> None:
+        result = self._directory / job_id / "result"
+        files = [path for path in result.iterdir() if path.is_file()]
+        path = files[0] if self._jobs[job_id].format == "peft" else result
+        self._change(
+            job_id,
+            status="succeeded",
+            stage="done",
+            progress=1.0,
+            finished=int(time.time()),
+            path=str(path),
+            bytes=sum(file.stat().st_size for file in files),
+            manifest=manifest,
+        )
+        log.info("exported", job=job_id, adapter=self._jobs[job_id].adapter)
+
+    def _fail(self, job_id: str, error: str) -> None:
+        self._change(job_id, status="failed", finished=int(time.time()), error=error)
+        log.warning("export failed", job=job_id, error=error)
+        shutil.rmtree(self._directory / job_id, ignore_errors=True)
+        over = [job.id for job in self._jobs.values() if job.status in ("failed", "cancelled")]
+        for old in over[:-MOST_FINISHED]:
+            del self._jobs[old]
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(adapters.__file__).resolve().parent.parent)
+    path = os.environ.get("PYTHONPATH")
+    return {
+        **os.environ,
+        "PYTHONPATH": root if path is None else f"{root}{os.pathsep}{path}",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+async def _tail(process: asyncio.subprocess.Process) -> str:
+    """Read what the process complains of and return the last line."""
+    assert process.stderr is not None
+    last = b""
+    async for line in process.stderr:
+        last = line.strip() or last
+    return last.decode(errors="replace")[:_ERROR_CHARACTERS]
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _keep(home: Path, job: ExportJob) -> None:
+    """Write the record by which a later start knows the result."""
+    partial = home / f".{_RECORD}"
+    partial.write_text(json.dumps(asdict(job)))
+    partial.replace(home / _RECORD)
+    shutil.rmtree(home / "adapter", ignore_errors=True)
+
+
+def _recover(directory: Path) -> dict[str, ExportJob]:
+    """Return the finished jobs on disk, oldest first, and delete what is unfinished."""
+    directory.mkdir(parents=True, exist_ok=True)
+    found = []
+    for home in directory.iterdir():
+        job = _read_record(home)
+        if job is None:
+            shutil.rmtree(home, ignore_errors=True)
+        else:
+            found.append(job)
+    return {job.id: job for job in sorted(found, key=lambda job: (job.created, job.id))}
+
+
+def _read_record(home: Path) -> ExportJob | None:
+    try:
+        values = json.loads((home / _RECORD).read_text())
+        known = {field.name for field in fields(ExportJob)}
+        job = ExportJob(**{key: value for key, value in values.items() if key in known})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return job if job.path is not None and Path(job.path).exists() else None
