@@ -1,5 +1,6 @@
 """The live display of a run: a panel on a terminal, a line now and then where there is none."""
 
+import atexit
 import functools
 import logging
 import sys
@@ -76,6 +77,8 @@ class LiveProgress(TrainerCallback):
                 refresh_per_second=REDRAWS_PER_SECOND,
                 get_renderable=lambda: panel(self.meter),
             )
+            # A run that ends with an error tells no callback; the cursor must come back all the same.
+            atexit.register(self.close)
             self._live.start()
 
     @_harmless
@@ -160,6 +163,7 @@ class LiveProgress(TrainerCallback):
     def _close(self) -> None:
         if self._live is not None:
             live, self._live = self._live, None
+            atexit.unregister(self.close)
             live.stop()
 
     def _write_line(self) -> None:

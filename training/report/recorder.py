@@ -1,6 +1,6 @@
 """Collects a run's history while it runs, across interruptions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,7 +19,9 @@ class RunRecorder(TrainerCallback):
     are done again, unless they happened in this very process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rank: Callable[[], int] | None = None) -> None:
+        """``rank`` says which rank the adapter has now; without it, ranks are noticed where they are logged."""
+        self._rank = rank
         self._events: list[Event] = []
         self._ranks: list[RankChange] = []
         self._log: list[Mapping[str, float]] = []
@@ -66,14 +68,17 @@ class RunRecorder(TrainerCallback):
         for entry in state.log_history:
             for written in entry.get(NOTES, ()):
                 self._recall(written)
+        self._look_at_rank(state.global_step)
         self._write()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep where the run is."""
+        """Keep where the run is, and the rank that the step was taken with."""
         self._state = state
         self._step = state.global_step
+        # Ranks change before a step is taken.
+        self._look_at_rank(state.global_step - 1)
 
     def on_log(
         self,
@@ -87,6 +92,10 @@ class RunRecorder(TrainerCallback):
         self._state = state
         if logs and isinstance(logs.get("rank"), int | float):
             self.rank_changed(state.global_step, int(logs["rank"]))
+
+    def _look_at_rank(self, since: int) -> None:
+        if self._rank is not None:
+            self.rank_changed(since, self._rank())
 
     def _recall(self, written: Mapping[str, Any]) -> None:
         if "rank" in written:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -44,7 +45,7 @@ def test_a_run_is_recorded(tmp_path: Path) -> None:
 
 def test_a_resumed_run_goes_on_with_its_history(tmp_path: Path) -> None:
     first = RunRecorder()
-    save = {"save_strategy": "steps", "save_steps": 4}
+    save: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
     tiny_trainer(tmp_path, first, Story(first, (2, 5)), **save).train()
     second = RunRecorder()
     second.note("note", "resumed from step 4")
@@ -71,3 +72,10 @@ def test_a_logged_rank_is_noticed(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, recorder)
     trainer.log({"rank": 8})
     assert recorder.history.ranks == (RankChange(0, 8),)
+
+
+def test_a_rank_is_kept_from_the_step_before_which_it_changed(tmp_path: Path) -> None:
+    ranks = iter([4, 4, 4, 8, 8, 8, 16, 16, 16])  # at the begin, then after each of 8 steps
+    recorder = RunRecorder(lambda: next(ranks))
+    tiny_trainer(tmp_path, recorder).train()
+    assert recorder.history.ranks == (RankChange(0, 4), RankChange(2, 8), RankChange(5, 16))

@@ -41,4 +41,4 @@ def tiny_trainer(
         "label_names": ["y"],
     }
     args = TrainingArguments(output_dir=str(directory), **(settings | arguments))
-    return Trainer(model=Line(), args=args, train_dataset=rows, eval_dataset=rows[:8], callbacks=[*callbacks])
+    return kind(model=Line(), args=args, train_dataset=rows, eval_dataset=rows[:8], callbacks=[*callbacks])
