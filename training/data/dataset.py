@@ -38,7 +38,7 @@ class DataSettings:
 
 
 class TrainingData:
-    """Tokenised examples. Its files are removed with it."""
+    """Tokenised examples. Its files are removed with it: processes that are started anew need it to be kept."""
 
     dataset: Any
     """Map-style: ``len`` and, by number, items of ``input_ids``, ``labels`` and, when packed, ``position_ids``.
@@ -92,7 +92,7 @@ def load_split(
     for_eval = _for_eval(store.fingerprints, set(drawn), eval_share, settings.seed)
     if len(for_eval) == len(set(drawn)):
         raise InvalidData("there are too few different examples to put some aside for evaluation")
-    train = [index for index in drawn if index not in for_eval]
+    train = array("q", (index for index in drawn if index not in for_eval))
     return (
         _tokenise(train, store, files, renderer, settings, "train"),
         _tokenise(sorted(for_eval), store, files, renderer, settings, "eval"),
@@ -148,15 +148,15 @@ def _read(settings: DataSettings) -> tuple[ExampleStore, tuple[_File, ...]]:
     return store, tuple(files)
 
 
-def _draw(files: Sequence[_File], seed: int) -> list[int]:
+def _draw(files: Sequence[_File], seed: int) -> "array[int]":
     """Return the examples' numbers that the files' shares ask for."""
     rng = random.Random(seed)
-    drawn: list[int] = []
+    drawn = array("q")
     for file in files:
         times, rest = divmod(file.used, len(file.rows))
         for _ in range(times):
-            drawn += file.rows
-        drawn += sorted(rng.sample(file.rows, rest))
+            drawn.extend(file.rows)
+        drawn.extend(sorted(rng.sample(file.rows, rest)))
     return drawn
 
 
@@ -260,7 +260,7 @@ def _finish(
         dropped=tally.dropped,
         without_stop=tally.without_stop,
         not_as_served=tally.not_as_served,
-        folds_system=renderer.folds_system and store.has_system,
+        folds_system=renderer.folds_system and (store.has_system or settings.system is not None),
         lengths=percentiles(tally.lengths),
         packed_rows=len(rows),
     )

@@ -77,7 +77,8 @@ def read_rows(path: str | Path) -> Iterator[Row]:
             elif kind == "jsonl":
                 yield from _read_lines(file)
             elif kind == "csv":
-                yield from _read_csv(_text(file), "\t" if ".tsv" in path.suffixes else ",")
+                with _text(file) as text:
+                    yield from _read_csv(text, "\t" if ".tsv" in path.suffixes else ",")
             else:
                 yield from _read_text(file)
     except UnicodeDecodeError as error:
@@ -123,7 +124,8 @@ def _text(file: BinaryIO) -> TextIO:
 
 def _read_json(file: BinaryIO) -> Iterator[Row]:
     """Read an array of rows; or values one behind the other, as JSON Lines in a .json file are."""
-    return read_json_values(_text(file))
+    with _text(file) as text:
+        yield from read_json_values(text)
 
 
 def _read_lines(file: BinaryIO) -> Iterator[Row]:

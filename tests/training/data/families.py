@@ -166,7 +166,9 @@ def tokenizer_of(name: str) -> Any:
         tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=None))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split("\n", behavior="isolated"),  # in SentencePiece's a byte, which joins nothing
+                pre_tokenizers.Split(
+                    "\n", behavior="isolated"
+                ),  # in SentencePiece's a byte, which joins nothing
                 pre_tokenizers.Metaspace(prepend_scheme="first", split=False),
             ]
         )
