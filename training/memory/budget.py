@@ -39,11 +39,12 @@ def find_budget(gpu: str | None = None, cpu: str | None = None, recipe: str | No
 
 
 def this_machine() -> Budget:
-    """Return the memory of this machine's first GPU, or the free memory of its CPU."""
+    """Return the memory of this machine's GPU, or what is free for this process, with what it has, on its CPU."""
     import torch
 
     if torch.cuda.is_available():
         return Budget("cuda", torch.cuda.mem_get_info()[1], f"this machine's {torch.cuda.get_device_name()}")
     import psutil
 
-    return Budget("cpu", psutil.virtual_memory().available, "free memory of this machine")
+    free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    return Budget("cpu", free, "free memory of this machine")

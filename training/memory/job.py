@@ -1,0 +1,111 @@
+"""Planning and fitting a prepared run: from its arguments and data to sizes, and from what fits back to arguments."""
+
+import copy
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from training.arguments import Arguments
+from training.job import Job
+from training.memory.budget import Budget, this_machine
+from training.memory.find import read_shape
+from training.memory.fit import auto_fit
+from training.memory.plan import GIB, MemoryPlan, plan
+from training.memory.run_shape import RunShape
+from training.memory.shape import ModelShape
+from training.memory.sizes import parse_bytes
+from training.memory.trial import try_longest
+from training.preparation import Prepared
+
+
+def shapes_of(job: Job) -> tuple[ModelShape, RunShape]:
+    """Return the sizes of a job's model and run: of its longest real row, and at its final rank."""
+    prepared, training = job.prepared, job.training_arguments()
+    base, lora = prepared.base, prepared.lora
+    model = replace(
+        read_shape(str(base.directory)), vocab_size=base.model.get_input_embeddings().weight.shape[0]
+    )
+    dtype = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[base.dtype]
+    run = RunShape(
+        method="lora" if base.kind == "dense" else "qlora",
+        seq=max(prepared.train.lengths, default=training.model_max_length),
+        batch=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        rank=prepared.policy.final_rank,
+        targets=lora.targets,
+        gradient_checkpointing=bool(training.activation_checkpointing),
+        dtype=dtype,
+        optim=str(getattr(training.optim, "value", training.optim)),
+        packing=job.arguments.data.packing,
+        train_embeddings=bool(lora.modules_to_save or (lora.new_tokens and base.kind == "dense")),
+        dropout=lora.used_dropout,
+        device="cuda" if base.model.device.type == "cuda" else "cpu",
+    )
+    return model, run
+
+
+def plan_job(job: Job) -> MemoryPlan:
+    """Return the plan of a prepared run, for its report."""
+    return plan(*shapes_of(job))
+
+
+def fit_job(job: Job, prepare: Callable[[Arguments], Prepared], say: Callable[[str], None]) -> None:
+    """Change the job until it fits (--auto_fit), trying its longest batch.
+
+    ``prepare`` prepares changed arguments anew, which 4 bits and another length need. Raises DoesNotFit.
+    """
+    model, run = shapes_of(job)
+    budget = budget_of(job)
+    # A trial runs at the rank that the run starts with; the plan says what growing adds.
+    now = replace(run, rank=job.prepared.policy.rank)
+    growth = int((plan(model, run).total_gib - plan(model, now).total_gib) * GIB)
+
+    def attempt(wanted: RunShape) -> int:
+        _change(job, run, wanted, prepare)
+        trainer = job.trainer()
+        longest = try_longest(trainer, job.prepared.train.lengths, wanted.seq)
+        return outside_bytes(budget) + longest + growth
+
+    fit = auto_fit(model, run, budget.bytes, attempt)
+    for sentence in fit.sentences:
+        say(sentence)
+
+
+def budget_of(job: Job) -> Budget:
+    """Return --memory, or what the device has."""
+    given = job.arguments.run.memory
+    machine = this_machine()
+    return machine if given is None else Budget(machine.device, parse_bytes(given), "--memory")
+
+
+def outside_bytes(budget: Budget) -> int:
+    """Return what is in use on the device outside torch's tensors. A CPU's meter counts it by itself."""
+    if budget.device == "cpu":
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()
+
+
+def _change(job: Job, first: RunShape, wanted: RunShape, prepare: Callable[[Arguments], Prepared]) -> None:
+    """Make the job what is wanted, starting from what it is."""
+    job.changes.update(
+        per_device_train_batch_size=wanted.batch,
+        gradient_accumulation_steps=wanted.accumulation,
+        activation_checkpointing=wanted.gradient_checkpointing,
+    )
+    arguments = job.arguments
+    max_length = wanted.seq if wanted.seq < first.seq else arguments.training.model_max_length
+    is_4bit = job.prepared.base.kind != "dense"
+    if max_length == arguments.training.model_max_length and (is_4bit or wanted.method == "lora"):
+        return
+    training = copy.copy(arguments.training)
+    training.model_max_length = max_length
+    lora = copy.copy(arguments.lora)
+    lora.q_lora = lora.q_lora or wanted.method == "qlora"
+    job.arguments = replace(arguments, training=training, lora=lora)
+    # The old base must be gone before the new one comes.
+    del job.prepared
+    gc.collect()
+    job.prepared = prepare(job.arguments)

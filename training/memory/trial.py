@@ -1,0 +1,123 @@
+"""One optimiser step on the longest real batch, before the run, and everything put back as it was."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from training.loop.loss import IGNORED, trained_token_loss
+from training.memory.meter import PeakMeter
+
+if TYPE_CHECKING:
+    from training.loop.trainer import LoraTrainer
+
+LossFunction = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+
+
+def try_batch(
+    model: nn.Module,
+    make_optimizer: Callable[[Sequence[nn.Parameter]], Optimizer],
+    batch: Mapping[str, Tensor],
+    loss_function: LossFunction,
+) -> int:
+    """Return the peak in bytes (PeakMeter's) of a step on ``batch`` and of a second backward pass.
+
+    The second meets the optimiser's state, as every step but a run's first does. Whatever happens, an out-of-memory
+    error included, the model's trained values, its gradients (none), its mode and the random states are what they were.
+    """
+    trained = [each for each in model.parameters() if each.requires_grad]
+    device = next(model.parameters()).device
+    with _put_back(model, trained), PeakMeter(device) as meter:
+        optimizer = make_optimizer(trained)
+        for _ in range(2):
+            loss_function(model, batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return meter.peak_bytes
+
+
+@contextmanager
+def _put_back(model: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    values = [each.detach().to("cpu", copy=True) for each in trained]
+    mode, states = model.training, _random_states()
+    model.train()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(trained, values, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+        model.train(mode)
+        _set_random_states(states)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _random_states() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_random_states(states: tuple[Any, ...]) -> None:
+    python, numpy, cpu, cuda = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def try_longest(trainer: "LoraTrainer", lengths: Sequence[int], max_length: int) -> int:
+    """Try the longest micro-batch that the trainer could meet and return the peak in bytes (PeakMeter's).
+
+    ``lengths`` are those of the trainer's rows; when there are none (lazy data), a row of ``max_length`` trained tokens
+    stands in. Raises what a run would when memory runs out.
+    """
+    args = trainer.args
+    if args.activation_checkpointing:
+        # transformers turns it on when training starts.
+        trainer.model.gradient_checkpointing_enable(args.activation_checkpointing_kwargs)
+    rows = longest_rows(trainer.train_dataset, lengths, args.per_device_train_batch_size, max_length)
+    batch = trainer._prepare_inputs(trainer.data_collator(rows))
+    kind, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+    prepared = _AsPrepared(trainer.model, trainer.accelerator.autocast)
+
+    def loss(_: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        total, count = trained_token_loss(prepared, inputs)
+        return total / max(count, 1)
+
+    return try_batch(trainer.model, lambda trained: kind(trained, **options), batch, loss)
+
+
+def longest_rows(
+    dataset: Any, lengths: Sequence[int], count: int, max_length: int
+) -> list[Mapping[str, Any]]:
+    """Return the ``count`` longest rows; without lengths, rows of ``max_length`` tokens, all of them trained."""
+    if lengths:
+        longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:count]
+        return [dataset[index] for index in longest]
+    some = list(dataset[0]["input_ids"])
+    ids = (some * (max_length // len(some) + 1))[:max_length]
+    return [{"input_ids": ids, "labels": [IGNORED, *ids[1:]]}] * count
+
+
+class _AsPrepared(nn.Module):
+    """The model as accelerate's ``prepare`` makes it for a run: under autocast, its outputs in float32."""
+
+    def __init__(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__()
+        self.module = model
+        self.autocast = autocast
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """Run the model."""
+        from accelerate.utils.operations import convert_to_fp32
+
+        with self.autocast():
+            outputs = self.module(*args, **named)
+        return convert_to_fp32(outputs)
