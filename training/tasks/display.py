@@ -6,11 +6,14 @@ from collections.abc import Mapping
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from training.loop.events import Listener
 from training.report.panel import clock, memory
+from training.report.record import Event
 from training.tasks.member import Member
 from training.tasks.side_by_side import SideBySide
 
@@ -33,7 +36,15 @@ class TasksDisplay:
 
     def say(self, sentence: str) -> None:
         """Write a sentence that stays."""
-        self._console.print(sentence, markup=False, soft_wrap=True)
+        self._console.print(f"[dim]·[/] {escape(sentence)}", soft_wrap=True)
+
+    def teller(self, name: str) -> Listener:
+        """Return what says a task's events under its name."""
+
+        def tell(event: Event) -> None:
+            self.say(f"{name}: {event.sentence}")
+
+        return tell
 
     def begin(self, run: SideBySide) -> None:
         """Start the clock and the table."""

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerState, get_scheduler
 
-from training.bases.initial import ADAPTER
 from training.bases.lora import lora_parameter_groups
+from training.job import total_steps
 from training.loop.events import Events
 from training.loop.guard import Guard, Trouble
 from training.loop.snapshot import Snapshot, slow_down
@@ -49,11 +49,11 @@ class Member:
         train_rows: Sequence[Row],
         eval_rows: Sequence[Row] = (),
     ) -> None:
-        self.name, self.args, self.model, self.policy = task.name, task.arguments.training, model, policy
+        self.name, self.args, self.model, self.policy = task.name, task.training, model, policy
         self.train_rows, self.eval_rows = train_rows, eval_rows
         self.events = Events()
         self.order = DataOrder.of(self.args, len(train_rows))
-        self.total_steps = self.order.total_steps(self.args)
+        self.total_steps = total_steps(self.args, len(train_rows))
         self.state = TrainerState(max_steps=self.total_steps, epoch=0.0)
         self.stopped = ""
         """Why it ended early; empty where it didn't."""
@@ -86,7 +86,7 @@ class Member:
     @property
     def step(self) -> int:
         """Optimiser steps done."""
-        return self.state.global_step
+        return int(self.state.global_step)
 
     @property
     def finished(self) -> bool:
@@ -102,11 +102,6 @@ class Member:
     def parameters(self) -> list[nn.Parameter]:
         """What it trains."""
         return [each for group in self.optimizer.param_groups for each in group["params"]]
-
-    @property
-    def rank(self) -> int:
-        """The rank that its adapter has now."""
-        return int(self.model.peft_config[ADAPTER].r)
 
     def dropout_seed(self, micro_batch: int) -> int:
         """Return 32 bits that no other step and micro-batch of this task has, as far as 32 bits go."""

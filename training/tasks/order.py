@@ -52,12 +52,6 @@ class DataOrder:
         """Optimiser steps of an epoch."""
         return math.ceil(self.batches / self.accumulation)
 
-    def total_steps(self, args: TrainingArguments) -> int:
-        """Return the optimiser steps of the run: --max_steps, or what the epochs make."""
-        if args.max_steps > 0:
-            return int(args.max_steps)
-        return math.ceil(float(args.num_train_epochs) * self.steps_per_epoch)
-
     def window(self, step: int) -> list[list[int]]:
         """Return the row numbers of each micro-batch of optimiser step ``step``, counted from 0."""
         epoch, within = divmod(step, self.steps_per_epoch)

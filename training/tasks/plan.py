@@ -11,9 +11,10 @@ import yaml
 
 from adapters.errors import InvalidAdapter
 from adapters.names import check_name, list_names
-from training.arguments import Arguments
+from training.arguments import Arguments, TrainingArguments
 from training.distributed import world_size
 from training.errors import InvalidArgument
+from training.job import LOG_SHARE
 from training.parsing import parse_arguments
 
 OF_A_TASK = frozenset(
@@ -83,6 +84,11 @@ class Task:
         """Where its adapter goes."""
         return Path(str(self.arguments.training.output_dir))
 
+    @property
+    def training(self) -> TrainingArguments:
+        """Transformers' part of the arguments."""
+        return self.arguments.training
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -127,6 +133,9 @@ def read_tasks(arguments: Arguments) -> Plan:
         own = _own_words(name, keys, where)
         parsed = _parsed([*words, *own, "--output_dir", str(directory / str(name))], where)
         _check(parsed, where)
+        if "logging_steps" not in parsed.given:
+            parsed.training.logging_steps = LOG_SHARE
+        parsed.training.logging_first_step = True
         found.append(Task(str(name), parsed))
     _check_folders(found, path)
     return Plan(of_run, tuple(found))

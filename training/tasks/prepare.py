@@ -1,4 +1,4 @@
-"""From the plan to tasks that can be trained: their data tokenised, one base loaded, an adapter of each on a skeleton."""
+"""From the plan to tasks that can be trained: data tokenised, one base loaded, each task's adapter on a skeleton."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +11,9 @@ from training.bases.lora import attach, servable
 from training.bases.tokens import prepare_chat
 from training.bases.types import Base
 from training.errors import InvalidArgument
+from training.job import total_steps
 from training.preparation import Prepared, base_settings, check_files, load_sets, lora_settings
 from training.rank.make import make_policy
-from training.tasks.order import DataOrder
 from training.tasks.plan import Plan, Task
 from training.tasks.skeleton import skeleton
 
@@ -47,7 +47,7 @@ def prepare_tasks(plan: Plan, say: Say) -> tuple[Base, list[PreparedTask]]:
         # As training it alone would draw it, whichever tasks there are beside it.
         set_seed(arguments.training.seed)
         own = replace(base, model=skeleton(base.model))
-        steps = DataOrder.of(arguments.training, len(train.dataset)).total_steps(arguments.training)
+        steps = total_steps(arguments.training, len(train.dataset))
         model = policy.attach(own, lora, steps) or attach(own, lora)
         prepared = Prepared(base, model, lora, policy, train, held_out, check, answer, tuple(said))
         found.append(PreparedTask(task, prepared))

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from transformers import TrainerControl
 
+from training.loop.events import Listener
 from training.recording import start_record
 from training.report.page import write_report
-from training.report.record import Results, RunRecord
+from training.report.record import Event, Results, RunRecord
 from training.report.recorder import RunRecorder
 from training.report.surroundings import GIB
 from training.tasks.member import Member
@@ -46,9 +47,7 @@ class Records:
             recorder = self._recorders[member.name]
             recorder.on_train_begin(member.args, member.state, TrainerControl())
             recorder.rank_changed(member.step, member.policy.rank)
-            member.events.listeners.append(
-                lambda event, kept=recorder: kept.note(event.kind, event.sentence, event.step)
-            )
+            member.events.listeners.append(_keeper(recorder))
 
     def logged(self, member: Member) -> None:
         """Notice a rank that has changed."""
@@ -82,6 +81,13 @@ class Records:
         memory = dataclasses.replace(record.memory, measured_peak_gib=measured.peak_gib)
         outcome = member.stopped or f"finished, side by side with {len(self._recorders) - 1} other tasks"
         return dataclasses.replace(record, outcome=outcome, history=history, results=results, memory=memory)
+
+
+def _keeper(recorder: RunRecorder) -> Listener:
+    def keep(event: Event) -> None:
+        recorder.note(event.kind, event.sentence, event.step)
+
+    return keep
 
 
 def peak_gib() -> float:

@@ -1,6 +1,6 @@
-"""What a run of several tasks keeps on the disk: checkpoints of all tasks together, whole or not there, and adapters."""
+"""What a run of several tasks keeps on the disk: checkpoints of all tasks together, whole or none, and adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from training import output
 from training.errors import InvalidArgument
 from training.loop import checkpoints
-from training.loop.events import Events
 from training.tasks.member import Member
 from training.tasks.side_by_side import SideBySide
 
@@ -18,11 +17,13 @@ RANDOM_FILE = "random.pt"
 
 
 class RunFiles:
-    """The output directory of a run. ``said`` hears of a checkpoint that could not be written."""
+    """The output directory of a run. ``say`` tells the user of a checkpoint that could not be written."""
 
-    def __init__(self, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, said: Events) -> None:
+    def __init__(
+        self, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
+    ) -> None:
         self.directory = Path(str(args.output_dir))
-        self._args, self._tokenizer, self._said = args, tokenizer, said
+        self._args, self._tokenizer, self._say = args, tokenizer, say
         self._published: set[str] = set()
 
     def resume(self, run: SideBySide) -> Path:
@@ -47,16 +48,17 @@ class RunFiles:
 
     def round_done(self, run: SideBySide) -> None:
         """Publish the adapters of tasks that are done, and write a checkpoint if it is time."""
-        for member in run.members:
-            if member.finished and not member.stopped:
-                self.publish(member)
+        self.publish_finished(run)
         if self._checkpoint_is_due(run):
             self._write_checkpoint(run)
 
-    def publish(self, member: Member) -> None:
-        """Write a finished task's adapter into its own directory, once."""
-        if member.name in self._published:
-            return
+    def publish_finished(self, run: SideBySide) -> None:
+        """Write the adapters of tasks that are done into their own directories, once."""
+        for member in run.members:
+            if member.finished and not member.stopped and member.name not in self._published:
+                self._publish(member)
+
+    def _publish(self, member: Member) -> None:
         directory = Path(str(member.args.output_dir))
         staging = output.open_adapter(directory)
         member.policy.save(member.model, staging, resumable=False)
@@ -85,8 +87,7 @@ class RunFiles:
             if isinstance(error, RuntimeError) and "write" not in str(error):
                 raise
             reason = getattr(error, "strerror", None) or error
-            sentence = f"{name} could not be written ({reason}); the run goes on, make room on the disk"
-            self._said.say(run.rounds, "checkpoint", sentence)
+            self._say(f"{name} could not be written ({reason}); the run goes on, make room on the disk")
         finally:
             checkpoints.drop_staging(self.directory)
 

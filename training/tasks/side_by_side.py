@@ -3,8 +3,9 @@
 A task with fewer steps is done earlier and leaves the batches; one that diverges is stopped, and the others go on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -19,13 +20,14 @@ Window = list[list[Row]]
 """The micro-batches of one task's step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observers:
-    """Who is told what happens. Each call comes between two rounds."""
+class Observer(Protocol):
+    """Who is told what happens, between two rounds."""
 
-    logged: Callable[[Member, dict[str, float]], None]
-    """A task's losses and rates, or an evaluation's results (``eval_loss``, …)."""
-    round_done: Callable[["SideBySide"], None]
+    def logged(self, run: "SideBySide", member: Member, values: dict[str, float]) -> None:
+        """Take in a task's loss, learning_rate and grad_norm, or an evaluation's eval_loss, …"""
+
+    def round_done(self, run: "SideBySide") -> None:
+        """Notice that every unfinished task has taken a step."""
 
 
 @dataclass
@@ -34,7 +36,7 @@ class SideBySide:
 
     base: MixedBase
     members: Sequence[Member]
-    observers: Observers
+    observer: Observer
     rounds: int = 0
     """Done so far."""
     trained_tokens: int = 0
@@ -83,7 +85,7 @@ class SideBySide:
         for member, on, loss in zip(self.members, active, losses, strict=True):
             values = member.close_window(loss) if on else None
             if values is not None:
-                self.observers.logged(member, values)
+                self.observer.logged(self, member, values)
         self.rounds += 1
         due = [
             member
@@ -92,7 +94,7 @@ class SideBySide:
         ]
         if due:
             self.evaluate(due)
-        self.observers.round_done(self)
+        self.observer.round_done(self)
 
     def _gradients(self, windows: Sequence[Window]) -> list[float]:
         """Leave each task's gradients in its parameters; return the losses. Starts anew, in pieces, out of memory."""
@@ -142,7 +144,7 @@ class SideBySide:
 
     def _tell(self, member: Member, values: dict[str, float]) -> None:
         member.log(values)
-        self.observers.logged(member, values)
+        self.observer.logged(self, member, values)
 
 
 def _trained(batch: MixedBatch, task: int) -> int:

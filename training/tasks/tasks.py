@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.arguments import Arguments
-from training.errors import Diverged
-from training.loop.events import Events
+from training.errors import Diverged, TrainingError
+from training.loop import checkpoints
 from training.register import register
 from training.tasks import saving
 from training.tasks.display import TasksDisplay
@@ -15,7 +15,7 @@ from training.tasks.mixed_base import MixedBase
 from training.tasks.plan import Plan, read_tasks
 from training.tasks.prepare import PreparedTask, prepare_tasks
 from training.tasks.records import Measured, Records, peak_gib
-from training.tasks.side_by_side import Observers, SideBySide
+from training.tasks.side_by_side import SideBySide
 from training.tasks.trackers import Trackers
 
 
@@ -56,49 +56,69 @@ def run_tasks(arguments: Arguments) -> list[TaskResult]:
     return results
 
 
+@dataclass(frozen=True, slots=True)
+class _Watcher:
+    """Tells display, records, trackers and files what happens."""
+
+    display: TasksDisplay
+    records: Records
+    trackers: Trackers
+    files: saving.RunFiles
+
+    def begin(self, run: SideBySide) -> None:
+        self.records.begin(run.members)
+        for member in run.members:
+            member.events.listeners.append(self.display.teller(member.name))
+        self.display.begin(run)
+        self.trackers.begin(run.rounds, run.total_rounds)
+
+    def logged(self, run: SideBySide, member: Member, values: dict[str, float]) -> None:
+        self.display.logged(member, values)
+        self.records.logged(member)
+        self.trackers.logged(member, values, run.rounds)
+
+    def round_done(self, run: SideBySide) -> None:
+        self.files.round_done(run)
+        self.display.round_done(run)
+
+
 def _train(plan: Plan, directory: Path, display: TasksDisplay) -> list[TaskResult]:
-    args = plan.arguments.training
+    args, resume = plan.arguments.training, plan.arguments.run.resume
     base, tasks = prepare_tasks(plan, display.say)
-    if not plan.arguments.run.resume:
+    if not resume:
         saving.clear(directory, [task.directory for task in plan.tasks])
     members = [_member(each) for each in tasks]
-    records, trackers = Records(tasks), Trackers(args, base.model)
-    said = Events()
-    said.listeners.append(lambda event: display.say(event.sentence))
-    files = saving.RunFiles(args, base.tokenizer, said)
-
-    def logged(member: Member, values: dict[str, float]) -> None:
-        display.logged(member, values)
-        records.logged(member)
-        trackers.logged(member, values, side_by_side.rounds)
-
-    def round_done(run: SideBySide) -> None:
-        files.round_done(run)
-        display.round_done(run)
-
-    mixed = MixedBase(base, [member.model for member in members], args)
-    side_by_side = SideBySide(mixed, members, Observers(logged, round_done))
-    if plan.arguments.run.resume:
-        display.say(f"going on from {files.resume(side_by_side)}")
+    files = saving.RunFiles(args, base.tokenizer, display.say)
+    watcher = _Watcher(display, Records(tasks), Trackers(args, base.model), files)
+    run = SideBySide(MixedBase(base, [member.model for member in members], args), members, watcher)
+    if resume:
+        display.say(f"going on from {files.resume(run)}")
     else:
         for member in members:
             member.make_optimizer()
-    records.begin(members)
-    for member in members:
-        member.events.listeners.append(
-            lambda event, name=member.name: display.say(f"{name}: {event.sentence}")
-        )
+    watcher.begin(run)
     began = time.perf_counter()
-    display.begin(side_by_side)
-    trackers.begin(side_by_side.rounds, side_by_side.total_rounds)
-    side_by_side.run()
-    trackers.end()
-    files.round_done(side_by_side)
+    try:
+        run.run()
+    except KeyboardInterrupt:
+        raise TrainingError(_interrupted(directory)) from None
+    finally:
+        watcher.trackers.end()
+    measured = Measured(time.perf_counter() - began, run.trained_tokens, peak_gib())
+    files.publish_finished(run)
     display.close()
-    measured = Measured(time.perf_counter() - began, side_by_side.trained_tokens, peak_gib())
     display.say(f"trained in {measured.seconds:.1f} s, peak memory {measured.peak_gib:.2f} GiB")
-    display.say(f"report: {records.write(members, directory, measured)}")
+    display.say(f"report: {watcher.records.write(members, directory, measured)}")
     return [_result(member) for member in members]
+
+
+def _interrupted(directory: Path) -> str:
+    found = checkpoints.checkpoints(directory)
+    if not found:
+        return (
+            "interrupted before the first checkpoint (--save_steps): only the tasks that were done are kept"
+        )
+    return f"interrupted; {found[-1]} is whole: go on with the same command and --resume"
 
 
 def _member(each: PreparedTask) -> Member:
