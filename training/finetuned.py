@@ -9,19 +9,18 @@ import torch
 
 from quant.errors import QuantError
 from quant.hub import find_checkpoint
-from training.bases.load import BaseSettings, load_base, load_tokenizer
+from training.bases.load import BaseSettings, has_tokenizer, load_base, load_tokenizer
 from training.bases.precision import DTYPES
 from training.bases.quantized import forbid_merging
 from training.bases.quiet import quiet_peft
 from training.bases.save import BASE_FILE, CONFIG_FILE
+from training.bases.tokens import grow_embedding
 from training.bases.types import DtypeName
 from training.errors import BaseRefused
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_finetuned_model(
@@ -57,7 +56,7 @@ def load_finetuned_model(
     tokenizer = loaded.tokenizer
     if not (directory / CONFIG_FILE).is_file():
         return loaded.model.eval(), tokenizer
-    if any((directory / name).is_file() for name in _TOKENIZER_FILES):
+    if has_tokenizer(directory):
         tokenizer = load_tokenizer(directory, settings)
     return _with_adapter(loaded.model, len(tokenizer), directory), tokenizer
 
@@ -90,8 +89,8 @@ def _with_adapter(model: "PreTrainedModel", tokens: int, directory: Path) -> "Pe
 
     config = _read_json(directory / CONFIG_FILE)
     brings_tokens = config.get("modules_to_save") or config.get("trainable_token_indices")
-    if brings_tokens and tokens > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(tokens, mean_resizing=False)
+    if brings_tokens:
+        grow_embedding(model, tokens)
     try:
         with quiet_peft():
             adapted = PeftModel.from_pretrained(model, str(directory))

@@ -23,6 +23,9 @@ from training.errors import BaseRefused
 __all__ = ["Base", "BaseSettings", "DtypeName", "Kind", "load_base"]
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
 def load_base(settings: BaseSettings) -> Base:
     """Load a base with its tokenizer.
 
@@ -63,6 +66,9 @@ def load_tokenizer(directory: Path, settings: BaseSettings) -> Any:
     """Return the base's tokenizer, padding on the right, with a pad token. Raises BaseRefused."""
     from transformers import AutoTokenizer
 
+    if not has_tokenizer(directory) and not settings.trust_remote_code:
+        # transformers would make an empty one.
+        raise BaseRefused(f"{directory} has no tokenizer: one of {', '.join(TOKENIZER_FILES)} must be there")
     options = {} if settings.model_max_length is None else {"model_max_length": settings.model_max_length}
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -83,6 +89,11 @@ def load_tokenizer(directory: Path, settings: BaseSettings) -> Any:
         # Padding is masked by its place, never by its id, so that an end token that was trained stays trained.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a tokenizer's vocabulary is there."""
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _load_model(

@@ -9,7 +9,7 @@ from training.bases.quiet import quiet_peft
 from training.bases.servable import Servable, servable
 from training.bases.settings import LoraSettings
 from training.bases.targets import choose_targets
-from training.bases.tokens import trained_tokens
+from training.bases.tokens import train_in_float32, trained_tokens
 from training.bases.types import Base
 from training.errors import InvalidArgument
 
@@ -45,6 +45,7 @@ def attach(base: Base, lora: LoraSettings) -> "PeftModel":
         model = get_peft_model(base.model, config)
     config.base_model_name_or_path = base.name
     forbid_merging(model)
+    train_in_float32(model, base.dtype)
     if lora.starts_from_base:
         start_from_base(model, lora.init)
     elif lora.init == "loftq":

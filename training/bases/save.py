@@ -90,8 +90,11 @@ def load_adapter(model: "PeftModel", directory: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise InvalidArgument(f"{path} can't be read ({error}); give a checkpoint of this run") from None
     for name, residual in _residuals(model).items():
-        _take_start(tensors, name, residual)
-    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+        _take_start(tensors, name, residual, path)
+    expected = {
+        name: tensor.shape
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     wrong = sorted(
         name
         for name in expected.keys() | tensors.keys()
@@ -143,12 +146,17 @@ def _most_and_others(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return most, {path: value for path, value in values.items() if value != most}
 
 
-def _take_start(tensors: dict[str, Tensor], path: str, residual: Residual) -> None:
+def _take_start(tensors: dict[str, Tensor], path: str, residual: Residual, file: Path) -> None:
     """Split a saved layer into its factors and its start, and put the start back where it was."""
     name_a, name_b = _factor_names(path)
     start = residual.start_a.shape[0]
-    if name_a not in tensors or name_b not in tensors or tensors[name_a].shape[0] <= start:
-        return
+    if name_a not in tensors or name_b not in tensors:
+        return  # refused afterwards, with all others
+    if tensors[name_a].shape[0] <= start:
+        raise InvalidArgument(
+            f"{file} is no adapter of a run with --init_lora_weights pissa or olora, which are saved with their start;"
+            " leave the flag out to go on from it"
+        )
     own = tensors[name_a].shape[0] - start
     residual.start_a.data.copy_(tensors[name_a][own:])
     residual.start_b.data.copy_(-tensors[name_b][:, own:])

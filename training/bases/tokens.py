@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from training.bases.settings import LoraSettings
 from training.bases.types import Base
@@ -50,7 +51,7 @@ def prepare_chat(base: Base) -> ChatSetup:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(new)}, replace_extra_special_tokens=False
         )
-        _grow_embedding(base.model, len(tokenizer))
+        grow_embedding(base.model, len(tokenizer))
         notes.append(
             f"tokens that are new to the base, so that their embeddings are trained too: {', '.join(new)}"
         )
@@ -76,9 +77,26 @@ def trained_tokens(base: Base, lora: LoraSettings) -> dict[str, object]:
         fields["modules_to_save"] = whole
     # Else a tied head and its embedding would be trained apart, and be two matrices where the model has one.
     both = {_name_of(base.model, each) for each in _token_modules(base.model)}
-    if tied and (fields.get("trainable_token_indices") or both & {*whole, *lora.targets}):
+    if tied and both & {*whole, *lora.targets}:
         fields["ensure_weight_tying"] = True
     return fields
+
+
+def train_in_float32(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold modules that are trained whole in float32, where small steps don't get lost, inside a ``dtype`` model."""
+    from peft.utils import ModulesToSaveWrapper
+
+    if dtype == torch.float32:
+        return
+    for wrapper in [each for each in model.modules() if isinstance(each, ModulesToSaveWrapper)]:
+        for module in wrapper.modules_to_save.values():
+            module.float()
+            module.register_forward_pre_hook(_to_float32)
+            module.register_forward_hook(lambda _, __, output: output.to(dtype))
+
+
+def _to_float32(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(each.float() if each.is_floating_point() else each for each in inputs)
 
 
 def _missing_tokens(tokenizer: Any) -> tuple[str, ...]:
@@ -88,11 +106,20 @@ def _missing_tokens(tokenizer: Any) -> tuple[str, ...]:
     return tuple(token for token in controls if len(tokenizer.encode(token, add_special_tokens=False)) != 1)
 
 
-def _grow_embedding(model: Any, size: int) -> None:
-    """Make room for ``size`` tokens. Many embeddings have rows to spare, and stay as they are."""
-    if size > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(size, mean_resizing=True)
-        model.requires_grad_(False)
+@torch.no_grad()
+def grow_embedding(model: Any, size: int) -> None:
+    """Make room for ``size`` tokens. Many embeddings have rows to spare, and stay as they are.
+
+    New rows are the mean of the old ones, so that every process, and whoever loads the adapter, has the same.
+    """
+    old = model.get_input_embeddings().weight.shape[0]
+    if size <= old:
+        return
+    model.resize_token_embeddings(size, mean_resizing=False)
+    for module in _token_modules(model):
+        weight = module.get_parameter("weight")
+        weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
+    model.requires_grad_(False)
 
 
 def _token_modules(model: Any) -> tuple[nn.Module, nn.Module]:

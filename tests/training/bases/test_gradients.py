@@ -70,7 +70,7 @@ def test_casting_a_model_leaves_the_scales_alone() -> None:
     layer = QuantizedLinear(awq(), None, torch.float32)
     before = layer.weight
     layer.to(torch.bfloat16)
-    assert layer.packed.scales.dtype == torch.float16
+    assert layer.get_parameter("scales").dtype == torch.float16
     assert torch.equal(layer.weight, before)
 
 
