@@ -3,7 +3,7 @@
 import random
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from training.data.example import Example, Source
@@ -80,9 +80,10 @@ def load_data(settings: DataSettings, tokenizer: FastTokenizer) -> TrainingData:
 def load_split(
     settings: DataSettings, tokenizer: FastTokenizer, eval_share: float
 ) -> tuple[TrainingData, TrainingData]:
-    """Read the files and put ``eval_share`` of the examples aside, for evaluation. Returns train and eval.
+    """Read the files and put ``eval_share`` of the examples aside, for evaluation.
 
-    Which ones depends on their contents and the seed alone, so that equal examples are never on both sides.
+    Returns train and eval; eval is never packed. Where an example goes depends on its content and the seed alone, so
+    that equal examples are never on both sides.
     """
     if not 0 < eval_share < 1:
         raise InvalidArgument(f"the share for evaluation is {eval_share:g}; it has to be between 0 and 1")
@@ -95,7 +96,7 @@ def load_split(
     train = array("q", (index for index in drawn if index not in for_eval))
     return (
         _tokenise(train, store, files, renderer, settings, "train"),
-        _tokenise(sorted(for_eval), store, files, renderer, settings, "eval"),
+        _tokenise(sorted(for_eval), store, files, renderer, replace(settings, packing=False), "eval"),
     )
 
 

@@ -20,6 +20,11 @@ from training.errors import InvalidData
 _TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What a template, which is a program over the messages, raises when they don't suit it."""
 
+_WORDS_KNOWN_BY = 16
+"""Characters of a message by which a prompt's end is known again where what is before it differs."""
+_LONGEST_LEAD = 64
+"""Characters that a template may put between the prompt and the answer's own words: a space, an empty thought."""
+
 
 class ChatTokenizer(Protocol):
     """The part of a transformers tokenizer that writes conversations out."""
@@ -130,15 +135,16 @@ class Template:
         words_alone = None if alone is None else self._words_of(alone, until_here, index, tools)
         if alone is None or words_alone is None:
             return words, False
-        start, end = words.start, words.end
-        end += _common_prefix(text[end:], alone[words_alone.end :])
-        if prompt and text.startswith(prompt):
-            start = len(prompt)
-        elif prompt and alone.startswith(prompt):
-            lead = alone[len(prompt) : words_alone.start]
-            start -= len(lead) if text[:start].endswith(lead) else 0
-        same = text[start : words.end] == alone[len(prompt or "") : words_alone.end]
-        return Span(start, end), bool(prompt) and text.startswith(prompt or "") and same
+        end = words.end + _common_prefix(text[words.end :], alone[words_alone.end :])
+        if prompt is None:  # the assistant speaks first: the server never prompts that
+            return Span(words.start, end), text[words.start : words.end] == alone[
+                words_alone.start : words_alone.end
+            ]
+        if not text.startswith(prompt):
+            ending = _ending(prompt, str(messages[index - 1]["content"]))
+            return Span(words.start - _written_before_answer(text[: words.start], ending), end), False
+        same = text[len(prompt) : words.end] == alone[len(prompt) : words_alone.end]
+        return Span(len(prompt), end), same
 
     def _words_of(
         self, text: str, messages: Sequence[Message], index: int, tools: Sequence[Tool]
@@ -210,6 +216,20 @@ def _with_json_arguments(message: Message) -> Message:
     ]
     written = [{**call, "function": function} for call, function in zip(calls, functions, strict=True)]
     return {**message, "tool_calls": written}
+
+
+def _ending(prompt: str, content: str) -> str:
+    """Return a prompt from the last words of its last message on."""
+    words = content.strip()[-_WORDS_KNOWN_BY:]
+    return prompt[prompt.rfind(words) :] if words and words in prompt else prompt
+
+
+def _written_before_answer(text: str, ending: str) -> int:
+    """Return how many characters the template puts between a prompt, which ends so, and the answer's own words."""
+    for length in range(min(_LONGEST_LEAD, len(text)) + 1):
+        if text.endswith(ending, 0, len(text) - length):
+            return length
+    return 0
 
 
 def _common_prefix(one: str, other: str) -> int:

@@ -141,6 +141,39 @@ def test_reasoning_that_the_template_drops_from_earlier_turns_is_not_looked_for(
     assert not rendered.as_served
 
 
+def test_reasoning_that_the_prompt_begins_and_the_template_drops_is_reported() -> None:
+    tokenizer = without_template()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content.split('</think>')[-1] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    rendered = Renderer(tokenizer, 512).render(say("What?", "<think>well</think>Paris", "And?", "Hello"))
+    assert trained_texts(tokenizer, rendered) == ["Paris<|im_end|>", "Hello<|im_end|>"]
+    assert not rendered.as_served
+
+
+def test_an_assistant_that_speaks_first_is_trained() -> None:
+    tokenizer = tokenizer_of("chatml")
+    example = conversation(
+        {"role": "assistant", "content": "Hello there"},
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "Paris"},
+    )
+    rendered = Renderer(tokenizer, 512).render(example)
+    assert trained_texts(tokenizer, rendered) == ["Hello there<|im_end|>", "Paris<|im_end|>"]
+    assert rendered.as_served
+
+
+def test_a_template_that_moves_the_system_text_is_trained_from_the_prompts_end_all_the_same() -> None:
+    tokenizer = tokenizer_of("mistral")
+    renderer = Renderer(tokenizer, 512)
+    plain = say("What?", "Paris", "And?", "Hello")
+    moved = conversation({"role": "system", "content": "how are you"}, *plain.messages)
+    assert renderer.render(moved).input_ids == renderer.render(plain).input_ids  # it is moved away
+    assert renderer.render(moved).labels == renderer.render(plain).labels
+    assert not renderer.render(moved).as_served
+
+
 CALL = {
     "role": "assistant",
     "content": "",
