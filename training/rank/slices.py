@@ -26,12 +26,19 @@ class _Sliced(nn.Module):
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
-        self.slices = nn.ParameterList([weight])
+        # Not in a ParameterList: a child would have a state of its own beside ``weight``.
+        self.register_parameter("slice_0", weight)
+
+    @property
+    def slices(self) -> tuple[nn.Parameter, ...]:
+        """The slices, from the first one on."""
+        return tuple(self.parameters(recurse=False))
 
     @property
     def weight(self) -> Tensor:
         """The whole matrix; gradients flow into the slices."""
-        return self.slices[0] if len(self.slices) == 1 else torch.cat(tuple(self.slices), self.axis)
+        slices = self.slices
+        return slices[0] if len(slices) == 1 else torch.cat(slices, self.axis)
 
     @property
     def ranks(self) -> list[int]:
@@ -40,10 +47,13 @@ class _Sliced(nn.Module):
 
     def append(self, values: Tensor) -> None:
         """Add a slice, with the first one's dtype and device."""
-        first = self.slices[0]
-        self.slices.append(
-            nn.Parameter(values.to(first.device, first.dtype), requires_grad=first.requires_grad)
-        )
+        first, count = self.slices[0], len(self.slices)
+        part = nn.Parameter(values.to(first.device, first.dtype), requires_grad=first.requires_grad)
+        self.register_parameter(f"slice_{count}", part)
+
+    def pop(self) -> None:
+        """Take the last slice away."""
+        delattr(self, f"slice_{len(self.slices) - 1}")
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[prefix + "weight"] = self.weight if keep_vars else self.weight.detach()
@@ -120,7 +130,7 @@ class SlicedLayer:
     def shrink(self, rank: int, alpha: float) -> None:
         """Take the last slice away again."""
         for half in (self.a, self.b):
-            half.slices = nn.ParameterList(list(half.slices)[:-1])
+            half.pop()
         self._set_rank(rank, alpha)
 
     def _set_rank(self, rank: int, alpha: float) -> None:

@@ -2,14 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from tests.training.rank.runs import Run, logits, small_adapter, small_base
+from tests.training.bases.making import load
+from tests.training.bases.serving import served_logits
+from tests.training.rank.runs import TARGETS, Run, batch, logits, small_adapter, small_base
+from training.bases.lora import LoraSettings, attach
 from training.errors import InvalidArgument
 from training.rank.growing import GrowingRank
 from training.rank.make import make_policy
@@ -51,11 +56,41 @@ def test_what_is_saved_is_an_ordinary_adapter(variant: str, tmp_path: Path) -> N
     run.train(until=TOTAL)
     run.policy.save(run.model, tmp_path, resumable=False)
     assert not (tmp_path / "rank_state.json").exists()
+    names = [
+        name.removeprefix("base_model.model.model.")
+        for name in load_file(tmp_path / "adapter_model.safetensors")
+    ]
+    assert not [name for name in names if "default" in name or "slice" in name]
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["rank_pattern"]) == (13, {})
     assert config["lora_alpha"] == pytest.approx(16 * 6.5 if variant != "rslora" else 16 * 6.5**0.5)
     plain = PeftModel.from_pretrained(small_base(), tmp_path)
     torch.testing.assert_close(logits(plain), logits(run.model), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("nf4", {}), ("gptq", {}), ("awq", {"use_rslora": True}), ("nf4", {"init": "pissa"})],
+)
+def test_a_grown_adapter_is_served_as_it_was_trained(
+    kind: str, settings: dict[str, Any], directories: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load(directories[kind], q_lora=kind == "nf4")
+    lora = LoraSettings(r=2, targets=tuple(TARGETS), dropout=0.0, **settings)
+    run = Run.start(attach(base, lora), growing(), TOTAL)
+    run.train(until=12)
+    before = logits(run.model)
+    run.train(until=13)  # grows to 13 and takes one step
+    assert not torch.equal(logits(run.model), before)
+    run.save(tmp_path)
+    expected = logits(run.model)
+    served = served_logits(base, tmp_path, batch(10_000)[0].tolist())
+    torch.testing.assert_close(served, expected[0], rtol=1e-4, atol=1e-4)
+
+    torch.manual_seed(3)
+    again = load(directories[kind], q_lora=kind == "nf4")
+    resumed = Run.start(attach(again, lora), growing(), TOTAL, checkpoint=tmp_path)
+    assert resumed.train(until=TOTAL) == run.train(until=TOTAL)
 
 
 @pytest.mark.parametrize("killed_at", [5, 6, 7, 13])
@@ -154,3 +189,23 @@ def test_a_checkpoint_of_another_schedule_is_refused(tmp_path: Path) -> None:
         other.restore(model, tmp_path)
     with pytest.raises(InvalidArgument, match="isn't a checkpoint of a run with --rank_schedule"):
         other.restore(model, tmp_path / "elsewhere")
+
+
+def test_new_slices_do_not_jump_at_the_next_step() -> None:
+    """With the count of a long run and no moments, Adam's first update of a new B is 3 × the learning rate."""
+    updates = {}
+    for name in ("ours", "one count for old and new"):
+        policy = GrowingRank(RankSchedule.parse("2:0,4:0.9"), seed=0, warmup_share=0.0)
+        run = Run.start(small_adapter(2), policy, 20)
+        run.train(until=18)
+        policy.before_step(run.model, run._moment())
+        new = run.optimizer.param_groups[3]
+        if name != "ours":
+            for part in new["params"]:
+                zeros = {key: torch.zeros_like(part) for key in ("exp_avg", "exp_avg_sq")}
+                run.optimizer.state[part] = {"step": torch.tensor(5000.0), **zeros}
+        rate = new["lr"]
+        run.train(until=19)
+        updates[name] = max(part.detach().abs().max().item() / rate for part in new["params"])
+    assert updates["ours"] == pytest.approx(1.0, abs=0.01)
+    assert updates["one count for old and new"] == pytest.approx(0.1 / 0.001**0.5, abs=0.1)
