@@ -4,6 +4,7 @@ Each task has a PEFT model of its own on a skeleton of the base (skeleton.py), w
 run. A hook on each of the base's adapted layers adds what the tasks' adapters make of their spans of tokens.
 """
 
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,7 +113,8 @@ class _AddMixed(torch.autograd.Function):
         dtype = _dtype(x.device.type, matrices[0])
         middles: list[Tensor] = []
         for part, a, b in zip(parts, matrices[::2], matrices[1::2], strict=True):
-            middle = _input(flat_x, part, dtype) @ a.to(dtype).t()
+            tokens = _dropped(flat_x[part.start : part.end].to(dtype), _mask(part, x))
+            middle = tokens @ a.to(dtype).t()
             _add(flat_out[part.start : part.end], middle, b.to(dtype).t(), part.scale)
             middles.append(middle)
         if out is y:
@@ -134,23 +136,21 @@ class _AddMixed(torch.autograd.Function):
             a, b = matrices[2 * at], matrices[2 * at + 1]
             outer = flat_g[part.start : part.end].to(dtype)
             inner = (outer @ b.to(dtype)).mul_(part.scale)
+            mask = _mask(part, x)
             if ctx.needs_input_grad[3 + 2 * at]:
-                grads.append((inner.t() @ _input(flat_x, part, dtype)).to(a.dtype))
+                tokens = _dropped(flat_x[part.start : part.end].to(dtype), mask)
+                grads.append((inner.t() @ tokens).to(a.dtype))
                 grads.append((outer.t() @ middle).mul_(part.scale).to(b.dtype))
             else:
                 grads += (None, None)
             if grad_x is not None:
-                grad_x[part.start : part.end] += _dropped(inner @ a.to(dtype), part)
+                grad_x[part.start : part.end] += _dropped(inner @ a.to(dtype), mask)
         return grad_x.view(x.shape) if grad_x is not None else None, gradient, None, *grads
 
 
 def _dtype(device: str, matrix: Tensor) -> torch.dtype:
     """Return what peft's layers compute in: the matrices' own type, or autocast's."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else matrix.dtype
-
-
-def _input(flat_x: Tensor, part: _Part, dtype: torch.dtype) -> Tensor:
-    return _dropped(flat_x[part.start : part.end].to(dtype), part)
 
 
 def _add(y: Tensor, middle: Tensor, b: Tensor, scale: float) -> None:
@@ -160,10 +160,27 @@ def _add(y: Tensor, middle: Tensor, b: Tensor, scale: float) -> None:
         y += (middle @ b).mul_(scale)
 
 
-def _dropped(tokens: Tensor, part: _Part) -> Tensor:
-    """Return ``tokens`` with dropout's zeros and scale, which depend on the seed and the shape alone."""
-    if not part.dropout:
-        return tokens
-    generator = torch.Generator(tokens.device).manual_seed(part.seed)
-    kept = torch.empty_like(tokens).bernoulli_(1 - part.dropout, generator=generator)
-    return tokens * kept.div_(1 - part.dropout)
+@dataclass(frozen=True, slots=True)
+class _Mask:
+    """Which inputs dropout keeps."""
+
+    kept: Tensor
+    """bool [span, in]."""
+    factor: float
+    """What the kept ones are multiplied by."""
+
+
+def _mask(part: _Part, x: Tensor) -> _Mask | None:
+    """Draw a part's dropout: by seed and shape alone, and in 16-bit pieces, which takes a third of torch's time."""
+    levels = round((1 - part.dropout) * (1 << 16))
+    if levels == 1 << 16:
+        return None
+    shape = (part.end - part.start, x.shape[-1])
+    generator = torch.Generator(x.device).manual_seed(part.seed)
+    words = torch.empty(math.ceil(math.prod(shape) / 4), dtype=torch.int64, device=x.device)
+    pieces = words.random_(-(1 << 63), None, generator=generator).view(torch.int16)[: math.prod(shape)]
+    return _Mask((pieces < levels - (1 << 15)).view(shape), (1 << 16) / levels)
+
+
+def _dropped(tokens: Tensor, mask: _Mask | None) -> Tensor:
+    return tokens if mask is None else (tokens * mask.kept).mul_(mask.factor)
