@@ -1,12 +1,11 @@
 """The live display of a run: a panel on a terminal, a line now and then where there is none."""
 
-import atexit
 import functools
 import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sized
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -21,6 +20,8 @@ REDRAWS_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 10.0
 """Where nobody watches a terminal."""
 Hook = TypeVar("Hook", bound=Callable[..., None])
+Q = ParamSpec("Q")
+R = TypeVar("R")
 
 
 def _harmless(hook: Hook) -> Hook:
@@ -62,7 +63,21 @@ class LiveProgress(TrainerCallback):
         trainer.remove_callback(PrinterCallback)
         progress = cls(console)
         trainer.add_callback(progress)
+        # A run that ends with an error tells no callback, and what is said about it would be drawn over.
+        trainer.train = progress.closed_after(trainer.train)
         return progress
+
+    def closed_after(self, train: Callable[Q, R]) -> Callable[Q, R]:
+        """Return ``train`` with the display taken down when it ends, however it does."""
+
+        @functools.wraps(train)
+        def closing(*args: Q.args, **named: Q.kwargs) -> R:
+            try:
+                return train(*args, **named)
+            finally:
+                self.close()
+
+        return closing
 
     @_harmless
     def on_train_begin(
@@ -77,8 +92,6 @@ class LiveProgress(TrainerCallback):
                 refresh_per_second=REDRAWS_PER_SECOND,
                 get_renderable=lambda: panel(self.meter),
             )
-            # A run that ends with an error tells no callback; the cursor must come back all the same.
-            atexit.register(self.close)
             self._live.start()
 
     @_harmless
@@ -139,7 +152,7 @@ class LiveProgress(TrainerCallback):
         self._close()
 
     def close(self) -> None:
-        """Take the display down; for a run that ends with an error. Harmless when it is down."""
+        """Take the display down. Harmless when it is down."""
         try:
             self._close()
         except Exception as error:
@@ -163,7 +176,6 @@ class LiveProgress(TrainerCallback):
     def _close(self) -> None:
         if self._live is not None:
             live, self._live = self._live, None
-            atexit.unregister(self.close)
             live.stop()
 
     def _write_line(self) -> None:

@@ -3,9 +3,11 @@
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tests.training.report.tiny_run import tiny_trainer
@@ -83,6 +85,23 @@ def test_other_processes_show_nothing(tmp_path: Path) -> None:
     shown.on_train_begin(trainer.args, trainer.state, trainer.control)
     shown.on_log(trainer.args, trainer.state, trainer.control, logs={"loss": 1.0})
     assert written.getvalue() == ""
+
+
+def test_a_run_that_fails_leaves_the_terminal_to_its_error(tmp_path: Path) -> None:
+    console, written = console_of(terminal=True)
+
+    class Failing(Trainer):
+        def training_step(self, *_: Any, **__: Any) -> Any:
+            raise ValueError("no more")
+
+    trainer = tiny_trainer(tmp_path, kind=Failing)
+    LiveProgress.install(trainer, console)
+    with pytest.raises(ValueError, match="no more"):
+        trainer.train()
+    drawn = written.getvalue()
+    assert drawn.rindex("\x1b[?25h") > drawn.rindex("╰─")  # the cursor is shown again, last
+    with console.screen():
+        pass
 
 
 def test_closing_takes_the_panel_down_and_may_be_repeated(tmp_path: Path) -> None:
