@@ -1,5 +1,6 @@
 """Scores generations of a held-out set through the served base, before and after training."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ class Sample:
     expected: str
     before: str
     after: str = ""
+    before_right: bool | None = None
+    after_right: bool | None = None
+    """How the answers were judged; None: not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +119,20 @@ class GenerationEvaluation:
         before = self._base_answers()
         after = before if adapter is None else self._answers(adapter)
         metrics = self._metrics(after)
-        samples = tuple(
-            Sample(shown(question.conversation), question.reference, base, "" if adapter is None else answer)
-            for question, base, answer in zip(self._questions, before, after, strict=True)
-        )
-        return Scores(metrics, self._metrics(before), samples[:SAMPLES])
+        samples = []
+        judged = judge(self.settings.kind, self.settings.pattern)
+        for question, base, answer in list(zip(self._questions, before, after, strict=True))[:SAMPLES]:
+            sample = Sample(
+                prompt=shown(question.conversation),
+                expected=question.reference,
+                before=base,
+                before_right=judged(base, question.reference),
+            )
+            if adapter is not None:
+                right = judged(answer, question.reference)
+                sample = dataclasses.replace(sample, after=answer, after_right=right)
+            samples.append(sample)
+        return Scores(metrics, self._metrics(before), tuple(samples))
 
     def _base_answers(self) -> tuple[str, ...]:
         if self._before is None:

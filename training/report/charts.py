@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup, escape
 
@@ -19,6 +20,7 @@ WINDOW_SHARE = 0.06
 """Of a line's points: how many a smoothed point is the mean of."""
 
 Point = tuple[float, float]
+Scale = Literal["linear", "auto", "share"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,16 @@ class Marker:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], markers: Sequence[Marker] = (), last_step: float = 0.0
+    title: str,
+    series: Sequence[Series],
+    markers: Sequence[Marker] = (),
+    last_step: float = 0.0,
+    scale: Scale = "linear",
 ) -> Markup:
     """Return a plot over optimiser steps, to ``last_step`` at least; an empty string if there is nothing to draw.
 
-    The value axis is logarithmic where positive values span more than `LOG_FROM_RATIO`.
+    With scale `auto` the value axis is logarithmic where positive values span more than `LOG_FROM_RATIO`; `share` is
+    from 0 to 1.
     """
     drawn = [one for one in series if one.points]
     if not drawn:
@@ -56,13 +63,16 @@ def line_chart(
     steps = [x for one in drawn for x, _ in one.points]
     values = [y for one in drawn for _, y in one.points]
     across = Axis(min(0.0, *steps), max(*steps, last_step, 1.0), LEFT, WIDTH - RIGHT)
-    up = axis_over(values, HEIGHT - BOTTOM, TOP, may_be_log=True)
+    if scale == "share":
+        up = Axis(0.0, 1.0, HEIGHT - BOTTOM, TOP)
+    else:
+        up = axis_over(values, HEIGHT - BOTTOM, TOP, may_be_log=scale == "auto")
     parts = [*_frame(across, up), *_legend(drawn)]
     parts += [_marker(across, marker) for marker in markers if across.low <= marker.step <= across.high]
     for one in drawn:
         parts.append(_line(one, across, up))
-    scale = " (logarithmic)" if up.log else ""
-    return _figure(title + scale, WIDTH, HEIGHT, parts)
+    kind = " (logarithmic)" if up.log else ""
+    return _figure(title + kind, WIDTH, HEIGHT, parts)
 
 
 def stacked_bars(title: str, bars: Mapping[str, Mapping[str, float]], unit: str) -> Markup:

@@ -87,17 +87,13 @@ def curves(record: RunRecord) -> list[Markup]:
         Series(readable(key), history.series(key), 5 + index, marks=True)
         for index, key in enumerate(score_names([record]))
     ]
+    answers = "Held-out answers" + (f": share of {scores[0].name}" if len(scores) == 1 else "")
     return [
-        line_chart("Loss", losses, markers, last),
+        line_chart("Loss", losses, markers, last, "auto"),
         line_chart("Learning rate", [_logged(history, "learning_rate", 2)], markers, last),
-        line_chart("Gradient norm", [_logged(history, "grad_norm", 3)], markers, last),
+        line_chart("Gradient norm", [_logged(history, "grad_norm", 3)], markers, last, "auto"),
         line_chart("Rank", [rank], markers, last),
-        line_chart(
-            f"Held-out answers: share of {scores[0].name}" if len(scores) == 1 else "Held-out answers",
-            scores,
-            markers,
-            last,
-        ),
+        line_chart(answers, scores, markers, last, "share"),
     ]
 
 
@@ -124,7 +120,10 @@ def overview(records: Sequence[RunRecord]) -> list[Markup]:
         Series(record.name, record.history.series("eval_loss"), index, marks=True)
         for index, record in enumerate(records)
     ]
-    charts = [line_chart("Loss, smoothed", trained), line_chart("Eval loss", evaluated)]
+    charts = [
+        line_chart("Loss, smoothed", trained, scale="auto"),
+        line_chart("Eval loss", evaluated, scale="auto"),
+    ]
     return [chart for chart in charts if chart]
 
 

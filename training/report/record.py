@@ -94,13 +94,15 @@ class History:
     events: tuple[Event, ...] = ()
 
     def series(self, key: str) -> list[tuple[float, float]]:
-        """Return (step, value) of every finite value logged as ``key``, one for a step: the latest."""
-        latest = {
-            float(entry["step"]): float(entry[key])
-            for entry in self.log
-            if key in entry and "step" in entry and math.isfinite(entry[key])
-        }
-        return sorted(latest.items())
+        """Return (step, value) of every finite value logged as ``key``, in order of the steps.
+
+        One for a step, the first: what comes later at the same step is another model, the best checkpoint's.
+        """
+        found: dict[float, float] = {}
+        for entry in self.log:
+            if key in entry and "step" in entry and math.isfinite(entry[key]):
+                found.setdefault(float(entry["step"]), float(entry[key]))
+        return sorted(found.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ def test_an_adapter_is_scored_beside_the_base() -> None:
     assert len(scores.samples) == SAMPLES
     first = scores.samples[0]
     assert (first.prompt, first.expected, first.before, first.after) == ("0 + 0", "0", "?", "0")
+    assert (first.before_right, first.after_right) == (False, True)
     assert pupil.calls == [(20, None, 7), (20, Path("adapters/15"), 7)]
 
 

@@ -74,6 +74,13 @@ def test_a_plot_draws_its_lines_marks_and_markers() -> None:
     assert line_chart("Empty", [Series("none", [], 0)]) == ""
 
 
+def test_scales() -> None:
+    wide = [Series("x", [(0, 0.001), (1, 10.0)], 0)]
+    assert "logarithmic" not in line_chart("x", wide)
+    assert "logarithmic" in line_chart("x", wide, scale="auto")
+    assert ">0.8</text>" in line_chart("x", [Series("x", [(0, 0.0), (1, 0.0)], 0)], scale="share")
+
+
 def test_stairs_hold_their_value_until_the_end() -> None:
     chart = line_chart("Rank", [Series("rank", [(0, 8), (50, 16)], 0, stairs=True)], last_step=100)
     path = re.search(r'd="([^"]+)"', chart)

@@ -55,7 +55,7 @@ def record_of(name: str = "sql", text: str = "plain") -> RunRecord:
             "exact",
             {"eval_exact_match": 0.1},
             {"eval_exact_match": 0.9},
-            (Sample(f"prompt {text}", f"expected {text}", f"before {text}", f"after {text}"),),
+            (Sample(f"prompt {text}", f"expected {text}", f"before {text}", f"after {text}", False, True),),
         ),
         results=Results(
             0.5, 0.3, math.exp(0.3), 3700.0, 30, 1234.5, 2.5, 1_500_000, 16, "checkpoint-20", "out"
@@ -91,7 +91,8 @@ def test_a_report_shows_what_a_run_was_and_what_it_needs_to_be_done_again() -> N
     elements = Elements(page)
     for part in (
         "90.0 %", "10.0 % before training", "perplexity 1.35", "1:01:40", "1,234", "2.50 GiB", "1.5 M", "rank 16",
-        "grown plain", "prompt plain", "after plain", "100 rows plain", "nothing was found", "servable: plain",
+        "grown plain", "prompt plain", "after plain", "✓ right", "✗ wrong", "100 rows plain",
+        "nothing was found", "servable: plain",
         "ba5e" * 16, "da7a" * 16, "checkpoint-20", "learning_rate", "0.0001", "a card, 24.0 GiB",
         "<section class='fine'>a check's own markup</section>", "weights", "measured peak", "3.000",
     ):  # fmt: skip
@@ -142,6 +143,11 @@ def test_a_loss_that_is_no_number_leaves_a_report_and_strict_json(tmp_path: Path
     assert read["arguments"]["output_dir"] == "out"
     assert read["format"] == 1
     Elements(report_html([record]))
+
+
+def test_the_best_checkpoint_s_evaluation_does_not_bend_the_curve() -> None:
+    log = ({"step": 4, "eval_loss": 2.0}, {"step": 8, "eval_loss": 1.0}, {"step": 8, "eval_loss": 2.0})
+    assert History(log).series("eval_loss") == [(4, 2.0), (8, 1.0)]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
