@@ -89,8 +89,9 @@ def load_adapter(model: "PeftModel", directory: Path) -> None:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InvalidArgument(f"{path} can't be read ({error}); give a checkpoint of this run") from None
-    for name, residual in _residuals(model).items():
-        _take_start(tensors, name, residual, path)
+    for name, layer in lora_layers(model):
+        if isinstance(layer.base_layer, Residual):
+            _take_start(tensors, name, layer.base_layer, float(layer.scaling[ADAPTER]), path)
     expected = {
         name: tensor.shape
         for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
@@ -146,7 +147,7 @@ def _most_and_others(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return most, {path: value for path, value in values.items() if value != most}
 
 
-def _take_start(tensors: dict[str, Tensor], path: str, residual: Residual, file: Path) -> None:
+def _take_start(tensors: dict[str, Tensor], path: str, residual: Residual, scale: float, file: Path) -> None:
     """Split a saved layer into its factors and its start, and put the start back where it was."""
     name_a, name_b = _factor_names(path)
     start = residual.start_a.shape[0]
@@ -159,5 +160,5 @@ def _take_start(tensors: dict[str, Tensor], path: str, residual: Residual, file:
         )
     own = tensors[name_a].shape[0] - start
     residual.start_a.data.copy_(tensors[name_a][own:])
-    residual.start_b.data.copy_(-tensors[name_b][:, own:])
+    residual.start_b.data.copy_(tensors[name_b][:, own:] * (-scale / residual.scale))
     tensors[name_a], tensors[name_b] = tensors[name_a][:own].clone(), tensors[name_b][:, :own].clone()
