@@ -26,7 +26,7 @@ ones and log-probabilities, and part of their gradients."""
 QLORA_LOGIT = 7.3
 """Bytes of a logit with DeepSpeed's fp16, where nothing is cast up: fitted; counted, 2 each for logits, copy, log-
 probabilities, and their gradient."""
-CONTEXT = 1.2e9
+CONTEXT = 1.5e9
 """CUDA's context and workspaces, and what the allocator holds unused. Fitted."""
 
 

@@ -1,0 +1,186 @@
+"""Plans held against measurements: Qwen's published table, and real runs of `manylora train` on this CPU.
+
+Run it with ``python -m loadtest.memory_table``; ``--only qwen`` or ``--only cpu`` for one of the two, ``--quick`` for
+fewer cells. Every run is a process of its own on a random base, and what counts is the kernel's figure for its highest
+resident memory (wait4's ru_maxrss), libraries included: what the machine must have.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from loadtest.checkpoints import BaseShape, write_base
+from loadtest.environment import headline
+from loadtest.qwen_memory import GIB, print_qwen_table, summary
+from loadtest.text_table import text_table
+
+STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run."""
+
+    base: str
+    method: str
+    seq: int
+    batch: int
+    rank: int
+    checkpointing: bool
+
+    @property
+    def name(self) -> str:
+        """Its sizes in a line."""
+        return (
+            f"{self.base} {self.method} r{self.rank} {self.batch}×{self.seq}"
+            f"{' checkpointing' if self.checkpointing else ''}"
+        )
+
+
+BASES = {
+    "h256/8L/32k": BaseShape("qwen2", 32000, 256, 704, 8, 4, 2, 4096),
+    "h512/6L/152k": BaseShape("qwen2", 151936, 512, 1408, 6, 8, 2, 4096),
+    "h1024/4L/32k untied": BaseShape("llama", 32000, 1024, 2816, 4, 16, 16, 4096, tied=False),
+}
+
+
+def cells(quick: bool) -> Iterator[Cell]:
+    """Yield the grid, the smallest first."""
+    sizes = ((256, 1), (512, 2)) if quick else ((128, 8), (512, 1), (512, 4), (1024, 2))
+    for base, method, checkpointing in product(BASES, ("lora", "qlora"), (False, True)):
+        for index, (seq, batch) in enumerate(sizes):
+            rank = (8, 64)[(index + checkpointing) % 2]
+            yield Cell(base, method, seq, batch, rank, checkpointing)
+
+
+def write_data(path: Path, tokens: int) -> Path:
+    """Write rows whose answers are longer than ``tokens``, so that each is cut to just that length."""
+    answer = "abcdefghij klm " * tokens
+    rows = [
+        {
+            "conversations": [
+                {"from": "user", "value": f"{i}"},
+                {"from": "assistant", "value": f"{i} {answer}"},
+            ]
+        }
+        for i in range(16)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def measure(cell: Cell, base: Path, directory: Path) -> float:
+    """Run `manylora train` and return its peak resident memory in GiB. Raises RuntimeError with what it said."""
+    data = write_data(directory / "data.json", cell.seq)
+    words = [
+        *(
+            sys.executable,
+            "-m",
+            "manylora",
+            "train",
+            "--model_name_or_path",
+            str(base),
+            "--data_path",
+            str(data),
+        ),
+        *("--output_dir", str(directory / "out"), "--overwrite_output_dir", "--bf16", "True", "--use_lora"),
+        *("--model_max_length", str(cell.seq), "--per_device_train_batch_size", str(cell.batch)),
+        *(
+            "--max_steps",
+            str(STEPS),
+            "--lora_r",
+            str(cell.rank),
+            "--data_check",
+            "off",
+            "--report_to",
+            "none",
+        ),
+        *(["--q_lora"] if cell.method == "qlora" else []),
+        *(["--gradient_checkpointing"] if cell.checkpointing else []),
+    ]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(words, stdout=said, stderr=said, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{cell.name}: {said.read().decode(errors='replace')[-2000:]}")
+    return usage.ru_maxrss * 1024 / GIB
+
+
+def predict(cell: Cell, base: Path) -> dict[str, float]:
+    """Return the plan's parts and total in GiB, by the command that a user runs."""
+    words = [
+        *(sys.executable, "-m", "manylora", "plan", str(base), "--json", "--cpu", "64GiB"),
+        *(
+            "--method",
+            cell.method,
+            "--seq",
+            str(cell.seq),
+            "--batch",
+            str(cell.batch),
+            "--rank",
+            str(cell.rank),
+        ),
+        *(["--gradient-checkpointing"] if cell.checkpointing else []),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    return {**answer["parts"], "total": answer["total_gib"]}
+
+
+def print_cpu_table(directory: Path, quick: bool) -> bool:
+    """Print measured and planned of every run; return whether all are within 15 %."""
+    bases = {
+        name: write_base(directory / str(index), shape, dtype=torch.bfloat16)
+        for index, (name, shape) in enumerate(BASES.items())
+    }
+    lines, errors, beyond = [], [], []
+    for cell in cells(quick):
+        measured, planned = measure(cell, bases[cell.base], directory), predict(cell, bases[cell.base])
+        errors.append(planned["total"] / measured - 1)
+        fixed = planned["context"]
+        beyond.append((planned["total"] - fixed) / max(measured - fixed, 0.01) - 1)
+        lines.append(
+            [
+                cell.name,
+                f"{measured:.2f}",
+                f"{planned['total']:.2f}",
+                f"{errors[-1]:+.0%}",
+                f"{beyond[-1]:+.0%}",
+            ]
+        )
+        print(f"{len(lines)}: {' '.join(lines[-1])}", file=sys.stderr)  # noqa: T201
+    heads = ["run", "measured GiB", "planned GiB", "off", "off beyond the libraries"]
+    print(text_table(heads, lines))  # noqa: T201
+    print(f"whole process: {summary(errors)}; beyond its libraries: {summary(beyond)}")  # noqa: T201
+    return max(map(abs, errors)) <= 0.15
+
+
+def main() -> None:
+    """Print the tables; end with status 1 when a cell is more than 15 % off."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", choices=("qwen", "cpu"))
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    print(headline())  # noqa: T201
+    good = True
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.only != "cpu":
+            good &= print_qwen_table(Path(scratch))
+        if options.only != "qwen":
+            good &= print_cpu_table(Path(scratch), options.quick)
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
