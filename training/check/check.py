@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from training.check.duplicates import judge_together
 from training.check.kinds import BY_NAME, KINDS, Flag
-from training.check.languages import UNKNOWN, language_name
+from training.check.languages import NOT_LOOKED_AT, UNKNOWN, language_name
 from training.check.lengths import Tokenizer, quartile_fence
 from training.check.profile import Profile, learn
 from training.check.reading import DataFile, open_files
@@ -85,9 +85,9 @@ def _mark_outliers(table: RowTable) -> None:
     if readable.sum() < FEWEST_FOR_OUTLIERS:
         return
     flags[readable & (tokens > quartile_fence(tokens[readable]))] |= np.uint32(Flag.LENGTH_OUTLIER)
-    counts = np.bincount(languages[readable], minlength=256)
+    counts = np.bincount(languages[readable & (languages != NOT_LOOKED_AT)], minlength=256)
     rare = (counts > 0) & (counts < RARE_LANGUAGE * counts.sum())
-    rare[UNKNOWN] = False
+    rare[[UNKNOWN, NOT_LOOKED_AT]] = False
     flags[readable & rare[languages]] |= np.uint32(Flag.LANGUAGE_OUTLIER)
 
 
@@ -121,7 +121,7 @@ def _length_mix(tokens: NDArray[np.uint32]) -> Mix:
 
 
 def _language_mix(languages: NDArray[np.uint8]) -> Mix:
-    counts = np.bincount(languages, minlength=1)
+    counts = np.bincount(languages[languages != NOT_LOOKED_AT], minlength=1)
     order = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code] and code != UNKNOWN]
     names = tuple(language_name(code) for code in order)
     found = tuple(int(counts[code]) for code in order)

@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.check.kinds import Flag
-from training.check.shingles import BANDS
-from training.check.similar import nearly_the_same
+from training.check.shingles import BANDS, HASHES
+from training.check.similar import Likeness, compare
 from training.check.table import RowTable
 
 I64 = NDArray[np.int64]
@@ -16,6 +16,7 @@ LIKELY = 0.4
 TRIES = 6
 """Pairs that are read for one row, the likeliest first."""
 PAIRS_AT_ONCE = 200_000
+_FLAGS = {Likeness.SAME: Flag.NEAR_DUPLICATE | Flag.SAME_IN_EFFECT, Likeness.NEAR: Flag.NEAR_DUPLICATE}
 
 
 def judge_together(table: RowTable, evaluates: Bool) -> None:
@@ -56,13 +57,13 @@ def _mark_same_words(table: RowTable, rows_used: Bool) -> None:
     rows = np.flatnonzero(rows_used & ((table.column("flags")[:] & Flag.EXACT_DUPLICATE) == 0))
     ordered, first = _groups(np.asarray(table.column("loose")[rows]), rows)
     copies = ordered != first
-    _mark(table, ordered[copies], first[copies], Flag.NEAR_DUPLICATE)
+    _mark(table, ordered[copies], first[copies], _FLAGS[Likeness.SAME])
 
 
 def _mark_inconsistent(table: RowTable, rows_used: Bool) -> None:
-    """Rows whose prompt has more than one answer in the data set. Near copies of a row don't contradict it."""
+    """Rows whose prompt has more than one answer in the data set. What is the same in effect doesn't contradict."""
     prompts, answers, flags = table.column("prompt"), table.column("answer"), table.column("flags")
-    rows = np.flatnonzero(rows_used & (prompts[:] != 0) & ((flags[:] & Flag.NEAR_DUPLICATE) == 0))
+    rows = np.flatnonzero(rows_used & (prompts[:] != 0) & ((flags[:] & Flag.SAME_IN_EFFECT) == 0))
     if len(rows) < 2:
         return
     rows = rows[np.lexsort((answers[rows], prompts[rows]))]
@@ -104,10 +105,10 @@ def _mark_near(table: RowTable, usable: Bool, evaluates: Bool) -> None:
     copies = (flags & (Flag.EXACT_DUPLICATE | Flag.NEAR_DUPLICATE)) != 0
     pairs, alike = _candidates(table, np.flatnonzero(usable & ~copies), evaluates)
     confirmed = _confirm(table, pairs, alike)
-    for earlier, later in confirmed:
+    for earlier, later, likeness in confirmed:
         held_out = evaluates[earlier], evaluates[later]
         if held_out == (False, False):
-            _mark(table, np.array([later]), np.array([earlier]), Flag.NEAR_DUPLICATE)
+            _mark(table, np.array([later]), np.array([earlier]), _FLAGS[likeness])
         elif held_out == (False, True):  # evaluation files come last
             _mark(table, np.array([earlier]), np.array([later]), Flag.OVERLAP)
 
@@ -116,7 +117,7 @@ def _candidates(table: RowTable, rows: I64, evaluates: Bool) -> tuple[I64, NDArr
     """Pairs [pairs, 2] of rows that share a band, earlier first, and how alike their sketches are."""
     bands, sketch = table.column("bands"), table.column("sketch")
     found: list[NDArray[np.uint64]] = []
-    for band in range(BANDS):
+    for band in range(2 * BANDS):
         keys = np.asarray(bands[rows, band])
         short = keys == 0
         ordered, first = _groups(keys[~short].astype(np.uint64), rows[~short])
@@ -139,17 +140,19 @@ def _likely(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.uint64]:
 
 
 def _alike(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.float32]:
-    parts = [
-        (sketch[part[:, 0]] == sketch[part[:, 1]]).mean(axis=1, dtype=np.float32)
-        for part in np.array_split(pairs, len(pairs) // PAIRS_AT_ONCE + 1)
-    ]
+    """Estimate each pair's overlap: the larger of that over all shingles and that over the rare ones."""
+    parts = []
+    for part in np.array_split(pairs, len(pairs) // PAIRS_AT_ONCE + 1):
+        same = sketch[part[:, 0]] == sketch[part[:, 1]]
+        halves = same.reshape(len(part), 2, HASHES).mean(axis=2, dtype=np.float32)
+        parts.append(halves.max(axis=1))
     return np.concatenate(parts)
 
 
-def _confirm(table: RowTable, pairs: I64, alike: NDArray[np.float32]) -> list[tuple[int, int]]:
+def _confirm(table: RowTable, pairs: I64, alike: NDArray[np.float32]) -> list[tuple[int, int, Likeness]]:
     """Read both rows of the likeliest pairs of each later row until one is confirmed."""
     order = np.lexsort((-alike, pairs[:, 1]))
-    confirmed: list[tuple[int, int]] = []
+    confirmed: list[tuple[int, int, Likeness]] = []
     current, tries, done = -1, 0, False
     later_words: tuple[str, str] = ("", "")
     for earlier, later in pairs[order].tolist():
@@ -159,8 +162,9 @@ def _confirm(table: RowTable, pairs: I64, alike: NDArray[np.float32]) -> list[tu
         if done or tries >= TRIES:
             continue
         tries += 1
-        if nearly_the_same(_sides(table, earlier), later_words):
-            confirmed.append((earlier, later))
+        likeness = compare(_sides(table, earlier), later_words)
+        if likeness is not Likeness.OTHER:
+            confirmed.append((earlier, later, likeness))
             done = True
     return confirmed
 

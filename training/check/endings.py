@@ -5,24 +5,33 @@ those that answer the same sort of prompt or begin the same way.
 """
 
 import re
+from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from training.check.texts import RowText
 
-End = Literal["mark", "closer", "letter", "digit", "open", "other"]
-_MARKS = frozenset(".!?。！？…;；؟।॥")
+End = Literal["mark", "semicolon", "closer", "letter", "digit", "open", "other"]
+_MARKS = frozenset(".!?。！？…؟।॥")
 _CLOSERS = frozenset(")]}\"'”’»」』）】》`*_~|>$")
 _OPEN = frozenset(",，、:：([{<«“‘-–—=+&/\\（「")
 _PAIRS = (("(", ")"), ("[", "]"), ("{", "}"), ("（", "）"), ("「", "」"), ("“", "”"), ("«", "»"))
-_WORD = re.compile(r"[^\W\d_]+")
-UNUSUAL = 0.04
+_SINGLE_QUOTE = re.compile(r"(?<!\w)'|'(?!\w)")
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_BARE_ITEM = re.compile(r"\n\s*(?:\d{1,3}[.)]|[-*•+])$")
+"""The mark of a list's next item, without the item."""
+_BLOCK_STARTS = (0, 0x250, 0x590, 0x900, 0x1100, 0x2E80, 0xAC00, 0xD7B0)
+_BLOCKS = ("latin", "greek, cyrillic", "hebrew, arabic", "indic", "other", "han, kana", "hangul", "other")
+UNUSUAL = 0.05
 """An end that a smaller share of comparable answers has speaks for a cut."""
 FEWEST = 40
 """Answers that a group must have to be judged by."""
-COMMON_WORD = 40
+COMMON = 20
+"""How often a word or a pair of words must come before its never coming last says something."""
+RARE = 0.03
 FREQUENT_ANSWER = 20
 
 
@@ -35,14 +44,18 @@ def end_of(answer: str) -> End:
         return "closer"
     if last in _OPEN:
         return "open"
+    if last in ";；":
+        return "semicolon"
     return "letter" if last.isalpha() else "digit" if last.isdigit() else "other"
 
 
-def unclosed(answer: str) -> bool:
-    """Whether a bracket, a quote or a block of code is opened and not closed."""
-    if any(answer.count(opening) > answer.count(closing) for opening, closing in _PAIRS):
-        return True
-    return answer.count("```") % 2 == 1 or answer.count('"') % 2 == 1
+def left_open(answer: str) -> frozenset[str]:
+    """Say what is opened and not closed: brackets, quotes, a block of code."""
+    found = {opening for opening, closing in _PAIRS if answer.count(opening) > answer.count(closing)}
+    found |= {mark for mark in ('"', "```") if answer.count(mark) % 2}
+    if "'" in answer and len(_SINGLE_QUOTE.findall(answer)) % 2:
+        found.add("'")
+    return frozenset(found)
 
 
 def _head(text: str) -> str:
@@ -53,29 +66,73 @@ def _script(answer: str) -> str:
     """A coarse name of the writing: its first letter's block."""
     for character in answer[:40]:
         if character.isalpha():
-            return "latin" if character < "\u0250" else f"U+{ord(character) >> 8:02x}"
+            return _BLOCKS[bisect(_BLOCK_STARTS, ord(character)) - 1]
     return "none"
 
 
-def groups_of(row: RowText) -> Iterator[str]:
+def groups_of(row: RowText) -> tuple[str, ...]:
     """The groups whose habits an answer is judged by, closest first."""
-    script, answer_head, prompt_head = _script(row.answer), _head(row.answer), _head(row.prompt)
-    first = answer_head.split(" ")[0]
+    script = _script(row.answer)
     shape = "short" if len(row.answer) < 24 else "long"
-    yield f"{script}|{prompt_head}|{first}|{shape}"
-    yield f"{script}|{first}|{shape}|answer"
-    yield f"{script}|{prompt_head}|{shape}|prompt"
-    yield f"{script}|{row.system[:60]}|{shape}|system"
-    yield f"{script}|{shape}"
+    return (
+        f"prompt|{script}|{_head(row.prompt)}",
+        f"answer|{script}|{_head(row.answer).split(' ')[0]}",
+        f"system|{script}|{shape}|{row.system[:60]}",
+        f"{script}|{shape}",
+    )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Habits:
     """How a group's answers end."""
 
-    answers: int
-    ends: Mapping[End, int]
-    unclosed: int
+    answers: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    """By kind of last character, and by what is left open."""
+    phrases: Counter[str] = field(default_factory=Counter)
+    """Words and pairs of words, where answers end in letters."""
+    last_phrases: Counter[str] = field(default_factory=Counter)
+    fragments: frozenset[str] = frozenset()
+    """Beginnings of common phrases that hardly ever stand for themselves."""
+
+    def usual(self, end: str) -> bool:
+        """Whether so many answers end like that that chance doesn't explain it."""
+        count = self.ends[end]
+        return bool(count - 1.5 * count**0.5 > UNUSUAL * self.answers)
+
+    def add_phrases(self, answer: str) -> None:
+        """Count an answer's phrases."""
+        words = _WORD.findall(answer)
+        found = words + _pairs(words)
+        self.phrases.update(found)
+        if end_of(answer) == "letter":
+            self.last_phrases.update(words[-1:] + _pairs(words[-2:]))
+
+    def settle(self) -> None:
+        """Find the fragments, once all phrases are counted."""
+        fragments = set()
+        for phrase, times in self.phrases.most_common(20_000):
+            if times < COMMON:
+                break
+            for size in range(phrase.rfind(" ") + 2, len(phrase)):
+                if self.phrases[phrase[:size]] <= max(1, RARE * times):
+                    fragments.add(phrase[:size])
+        self.fragments = frozenset(fragments)
+
+    def breaks_off(self, answer: str) -> bool:
+        """Whether the last words are a fragment, or common words that no answer ends with."""
+        words = _WORD.findall(answer[-200:])
+        last = words[-1:] + _pairs(words[-2:])
+        if any(phrase in self.fragments for phrase in last):
+            return True
+        return any(
+            (times := self.phrases[phrase]) >= COMMON and self.last_phrases[phrase] <= max(1, RARE * times)
+            for phrase in last
+        )
+
+
+def _pairs(words: Sequence[str]) -> list[str]:
+    return [f"{first} {second}" for first, second in pairwise(words)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,74 +140,59 @@ class Endings:
     """How a data set's answers end."""
 
     groups: Mapping[str, Habits]
-    words: Mapping[str, int]
-    """How often a word stands in an answer."""
-    last_words: Mapping[str, int]
-    beginnings: frozenset[str]
-    """Proper beginnings of common words."""
     beginnings_of_answers: frozenset[str]
     """Proper beginnings of answers that are given again and again, such as labels."""
 
     @classmethod
-    def learn(cls, rows: Iterable[RowText]) -> "Endings":
+    def learn(cls, rows: Sequence[RowText]) -> "Endings":
         """Read a sample of whole and, some of them, cut answers."""
-        ends: dict[str, Counter[End]] = defaultdict(Counter)
-        open_ones: Counter[str] = Counter()
-        words: Counter[str] = Counter()
-        last_words: Counter[str] = Counter()
+        groups: dict[str, Habits] = defaultdict(Habits)
         answers: Counter[str] = Counter()
         for row in rows:
-            end, is_open = end_of(row.answer), unclosed(row.answer)
-            for group in groups_of(row):
-                ends[group][end] += 1
-                open_ones[group] += is_open
-            found = _WORD.findall(row.answer)
-            words.update(found)
-            last_words.update(found[-1:])
+            ends = (end_of(row.answer), *left_open(row.answer))
+            for name in groups_of(row):
+                groups[name].answers += 1
+                groups[name].ends.update(ends)
             if len(row.answer) <= 80:
                 answers[row.answer.strip()] += 1
-        groups = {
-            name: Habits(total, dict(counts), open_ones[name])
-            for name, counts in ends.items()
-            if (total := counts.total()) >= FEWEST
-        }
-        common = [word for word, times in words.most_common(30_000) if times >= 5]
-        return cls(
-            groups,
-            {word: times for word, times in words.items() if times > 1},
-            dict(last_words),
-            frozenset(word[:size] for word in common for size in range(1, len(word))),
-            frozenset(
-                answer[:size]
-                for answer, times in answers.items()
-                if times >= FREQUENT_ANSWER
-                for size in range(1, len(answer))
-                if answers[answer[:size]] < 3
-            ),
+        learnt = cls(
+            {name: habits for name, habits in groups.items() if habits.answers >= FEWEST},
+            _beginnings(answers),
         )
+        for row in rows:
+            closest = learnt._closest(row)
+            if closest is not None and closest.usual("letter"):
+                closest.add_phrases(row.answer)
+        for habits in learnt.groups.values():
+            habits.settle()
+        return learnt
+
+    def _closest(self, row: RowText) -> Habits | None:
+        return next((self.groups[name] for name in groups_of(row) if name in self.groups), None)
 
     def cut_off(self, row: RowText) -> bool:
         """Whether an answer seems to stop before its end."""
         answer = row.answer.rstrip()
-        habits = next((self.groups[name] for name in groups_of(row) if name in self.groups), None)
+        habits = self._closest(row)
         if not answer or habits is None:
             return False
-        if unclosed(answer) and habits.unclosed < UNUSUAL * habits.answers:
+        if _BARE_ITEM.search(answer):
+            return True
+        if any(not habits.usual(mark) for mark in left_open(answer)):
             return True
         end = end_of(answer)
         if end in ("mark", "closer"):
             return False
-        if habits.ends.get(end, 0) < UNUSUAL * habits.answers:
+        if not habits.usual(end):
             return True
-        return answer in self.beginnings_of_answers or (end == "letter" and self._broken_word(answer))
+        return answer in self.beginnings_of_answers or (end == "letter" and habits.breaks_off(answer))
 
-    def _broken_word(self, answer: str) -> bool:
-        """Whether the last word is the beginning of another, or one that no answer ends with."""
-        last = _WORD.findall(answer)[-1:]
-        if not last:
-            return False
-        word = last[0]
-        if self.last_words.get(word, 0) > 1:
-            return False
-        times = self.words.get(word, 0)
-        return times >= COMMON_WORD or (times <= 1 and word in self.beginnings)
+
+def _beginnings(answers: Mapping[str, int]) -> frozenset[str]:
+    return frozenset(
+        answer[:size]
+        for answer, times in answers.items()
+        if times >= FREQUENT_ANSWER
+        for size in range(1, len(answer))
+        if answers.get(answer[:size], 0) <= max(1, RARE * times)
+    )

@@ -26,7 +26,9 @@ class Flag(IntFlag):
     LENGTH_OUTLIER = auto()
     LANGUAGE_OUTLIER = auto()
     USUAL_ANSWER = auto()
-    """Not a finding: of a prompt's different answers, this row has the one that most rows give."""
+    SAME_IN_EFFECT = auto()
+    """Neither are findings. SAME_IN_EFFECT: a near duplicate whose answer can't be called another one. USUAL_ANSWER: of
+    a prompt's different answers, this row has the one that most rows give."""
 
 
 @dataclass(frozen=True, slots=True)

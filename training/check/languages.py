@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 UNKNOWN = 0
 """The code of rows that are too short, or in no language: code, tables, numbers."""
-LONGEST = 240
+NOT_LOOKED_AT = 255
+LONGEST = 200
 SHORTEST_LATIN, SHORTEST_OTHER = 40, 10
 SURE = 0.9
 _LETTERS = re.compile(r"[^\W\d_]")

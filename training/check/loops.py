@@ -85,7 +85,9 @@ def _periodic(distance: I64, rows: I64, characters: U32, starts: I64) -> NDArray
 def _commonest_distance(distance: I64, rows: I64, count: int) -> I64:
     """Each row's most frequent distance between two equal windows; 0 for a row without."""
     repeated = distance > 0
-    pairs, times = np.unique(rows[repeated] << 32 | distance[repeated], return_counts=True)
+    keys = np.sort(rows[repeated] << 32 | distance[repeated])
+    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
+    pairs, times = keys[firsts], np.diff(firsts, append=len(keys))
     order = np.argsort(times, kind="stable")
     commonest = np.zeros(count, dtype=np.int64)
     commonest[pairs[order] >> 32] = pairs[order] & 0xFFFFFFFF

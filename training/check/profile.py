@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from training.check.endings import Endings
+from training.check.loops import looping
 from training.check.reading import DataFile, example_of, rows_of
+from training.check.rows import flags_of
 from training.check.shingles import Boilerplate
 from training.check.texts import RowText, row_text, words_only
 
 SAMPLE = 20_000
+LANGUAGE_SAMPLE = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,11 @@ class Profile:
     rows_per_file: tuple[int, ...]
     endings: Endings
     boilerplate: Boilerplate
+
+    @property
+    def language_stride(self) -> int:
+        """The language of every n-th row is told: it takes longer than all else, and a mix needs no more."""
+        return max(1, self.rows // LANGUAGE_SAMPLE)
 
 
 def learn(files: Sequence[DataFile]) -> Profile:
@@ -33,15 +41,17 @@ def learn(files: Sequence[DataFile]) -> Profile:
         example = example_of(row, files[index])
         if isinstance(example, str):
             continue
-        sample.append((number, row_text(example)))
+        if not flags_of(example):  # a habit is learnt from rows that are well otherwise
+            sample.append((number, row_text(example)))
         if len(sample) > SAMPLE:
             stride *= 2
             sample = [kept for kept in sample if kept[0] % stride == 0]
     texts = [text for _, text in sample]
+    loops = looping([text.answer for text in texts])
     return Profile(
         rows=sum(counts),
         rows_per_file=tuple(counts),
-        endings=Endings.learn(texts),
+        endings=Endings.learn([text for text, loop in zip(texts, loops, strict=True) if not loop]),
         boilerplate=Boilerplate.learn([compared(text) for text in texts]),
     )
 

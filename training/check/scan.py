@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from training.check.kinds import Flag
-from training.check.languages import language_codes
+from training.check.languages import NOT_LOOKED_AT, language_codes
 from training.check.lengths import Tokenizer, token_counts
 from training.check.loops import looping
 from training.check.profile import Profile, compared
@@ -129,7 +129,11 @@ def _write_lengths(
         flags[tokens > job.max_length] |= np.uint32(Flag.OVERLONG)
     table.column("tokens")[here] = tokens
     table.column("characters")[here] = [len(text.whole) for text in texts]
-    table.column("language")[here] = language_codes([f"{text.answer}\n{text.prompt}" for text in texts])
+    stride = job.profile.language_stride
+    looked_at = [f"{text.answer}\n{text.prompt}" for text in texts[-here.start % stride :: stride]]
+    languages = np.full(len(texts), NOT_LOOKED_AT, dtype=np.uint8)
+    languages[-here.start % stride :: stride] = language_codes(looked_at)
+    table.column("language")[here] = languages
 
 
 def _hashes(example: Example, text: RowText) -> tuple[int, int, int, int]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from enum import Enum
 
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\d+|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
 """Words, numbers, and single characters of the scripts that put no space between words."""
@@ -11,6 +12,8 @@ ALIKE = 0.8
 """Of all characters in words, the share that must be the same."""
 SIDE_ALIKE = 0.5
 """The same of prompt and answer each: other answers to one prompt, and one answer to other prompts, are no copies."""
+SAME_ANSWER = 0.9
+"""From this share on, one prompt's two answers count as one."""
 LONGEST = 4000
 """Words of a side that are compared; of a longer one, its beginning and its end."""
 
@@ -68,8 +71,18 @@ def _characters(words: Sequence[str]) -> int:
     return sum(map(len, words))
 
 
-def nearly_the_same(first: tuple[str, str], second: tuple[str, str]) -> bool:
-    """Whether two (prompt, answer) pairs are one example with small edits.
+class Likeness(Enum):
+    """How two rows compare."""
+
+    OTHER = "other"
+    NEAR = "near"
+    """One example with small edits; the edits may make another answer of a short one."""
+    SAME = "same"
+    """One example with edits that hardly change what it teaches."""
+
+
+def compare(first: tuple[str, str], second: tuple[str, str]) -> Likeness:
+    """Say whether two (prompt, answer) pairs are one example with small edits.
 
     They aren't when a number differs, or when the same word was exchanged in prompt and answer: then a template was
     filled in twice, and each copy teaches something.
@@ -78,12 +91,14 @@ def nearly_the_same(first: tuple[str, str], second: tuple[str, str]) -> bool:
     answer = difference(words_of(first[1]), words_of(second[1]))
     total = prompt.total + answer.total
     if not total or (prompt.same + answer.same) < ALIKE * total:
-        return False
+        return Likeness.OTHER
     if min(prompt.alike, answer.alike) < SIDE_ALIKE:
-        return False
+        return Likeness.OTHER
     if set(prompt.removed) & set(answer.removed) or set(prompt.added) & set(answer.added):
-        return False
-    return not _other_numbers(prompt) and not _other_numbers(answer)
+        return Likeness.OTHER
+    if _other_numbers(prompt) or _other_numbers(answer):
+        return Likeness.OTHER
+    return Likeness.SAME if answer.alike >= SAME_ANSWER else Likeness.NEAR
 
 
 def _other_numbers(change: Difference) -> bool:

@@ -30,8 +30,8 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
     "size": ("u4", 0),
     "like": ("i8", 0),  # the row that this one repeats; -1 without
     "against": ("i8", 0),  # a row with the same prompt and another answer; -1 without
-    "bands": ("u4", BANDS),
-    "sketch": ("u1", HASHES),
+    "bands": ("u4", 2 * BANDS),
+    "sketch": ("u1", 2 * HASHES),
 }
 
 
@@ -56,6 +56,7 @@ class RowTable:
                 with (directory / name).open("wb") as file:
                     file.truncate(max(rows, 1) * np.dtype(kind).itemsize * max(width, 1))
         self._stores: dict[int, int] = {}
+        self._places: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None
 
     def column(self, name: str) -> NDArray[Any]:
         """Map one column, [rows] or [rows, width]. Drop the reference to give its memory back."""
@@ -67,10 +68,11 @@ class RowTable:
 
     def text(self, row: int) -> StoredText:
         """Read a row's text back."""
-        store = int(self.column("store")[row])
+        if self._places is None:
+            self._places = self.column("store"), self.column("at"), self.column("size")
+        store, at, size = (int(column[row]) for column in self._places)
         if store not in self._stores:
             self._stores[store] = os.open(store_path(self.directory, store), os.O_RDONLY)
-        size, at = int(self.column("size")[row]), int(self.column("at")[row])
         raw = os.pread(self._stores[store], size, at).decode("utf-8", "surrogatepass")
         prompt, answer, error = raw.split("\x1f", 2)
         return StoredText(prompt, answer, error)
