@@ -41,6 +41,10 @@ def choose_targets(
     own = linear_names(model)
     if not wanted:
         return own, ()
+    if set(wanted) == set(FIRST_QWEN_NAMES) and not any(_is_module(model, name) for name in wanted):
+        return own, (
+            f"{' '.join(wanted)}, all linear layers of the first Qwen's blocks, are here {', '.join(own)}",
+        )
     targets: list[str] = []
     translated: list[str] = []
     for name in wanted:
