@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from server.tokenizer import Tokenizer as ServedTokenizer
 from tests.training.data.families import FAMILIES, tokenizer_of
 from training.data.example import Example, Source
 from training.data.render import IGNORED, Rendered, Renderer
+from training.data.template import Template
 from training.errors import InvalidArgument, InvalidData
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -355,11 +357,51 @@ def test_all_of_the_assistants_words_and_none_of_the_users_are_trained(name: str
     assert texts == [f"{answer}{end}" for answer in turns[1::2]]
 
 
-def test_the_demos_template() -> None:
+PIECES = [
+    "assistant\n",
+    "user",
+    "model\n",
+    "<|im_end|>",
+    "</s>",
+    "[/INST]",
+    "<think>\n",
+    "</think>",
+    "\n\n",
+    "  ",
+    "é🎉",
+]
+hostile = st.lists(st.sampled_from([*PIECES, "Paris", "4"]), max_size=5).map("".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), st.lists(hostile, min_size=4, max_size=4))
+def test_words_that_look_like_the_templates_own_do_not_mislead(name: str, turns: list[str]) -> None:
+    tokenizer = tokenizer_of(name)
+    written = Template(tokenizer).write(say(*turns))
+    assert len(written.spans) == 2
+    for answer, span in zip(turns[1::2], written.spans, strict=True):
+        text = written.text[span.start : span.end]
+        kept = answer.split("</think>")[-1] if name == "qwen3" else answer
+        assert kept.strip() in text
+        assert len(text) < len(answer) + 60  # the template's end of turn, an empty thought
+    if written.as_served:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": turns[0]}], tokenize=False, add_generation_prompt=True
+        )
+        assert written.text[: written.spans[0].start] == prompt
+
+
+def test_the_demos_template_and_the_servers_prompts() -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "demo/base")
+    server = ServedTokenizer(ROOT / "demo/base")
     example = say("Tell me the price of Melon.", "20", "And of Kiwi?", "91 each")
     rendered = Renderer(tokenizer, 512).render(example)
     assert (rendered.input_ids, rendered.labels) == by_hand(tokenizer, example.messages)
+    for turn in (1, 3):
+        prompt = server.apply_chat_template(example.messages[:turn])
+        assert rendered.input_ids[: len(prompt)] == prompt
+        assert rendered.labels[len(prompt) - 1] == IGNORED
+        assert rendered.labels[len(prompt)] != IGNORED
 
 
 @pytest.mark.skipif(not QWEN2.is_dir(), reason="needs Qwen2's tokenizer in ../shared/tokenizers/qwen2")
