@@ -1,4 +1,4 @@
-"""An export in a process of its own, as the server runs it: ``python -m adapters.export SETTINGS``.
+"""An export in a process of its own, as the server runs it: ``python -m adapters.export SETTINGS NICENESS``.
 
 SETTINGS is a JSON object of ExportSettings. Standard output is JSON lines: {"stage", "progress"} and, last, {"result"}
 or {"error"}. When standard input ends the parent is gone, and so is this process; what it leaves is swept by the next.
@@ -13,12 +13,11 @@ import time
 from types import FrameType
 
 REPORT_SECONDS = 0.2
-LOWEST_PRIORITY = 19
 
 
 def main() -> int:
     """Run one export and return the exit status: 0, or 2 with an error that says why."""
-    os.nice(LOWEST_PRIORITY)
+    os.nice(int(sys.argv[2]))
     # What libraries print must not get between the lines.
     lines = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     sys.stdout = sys.stderr

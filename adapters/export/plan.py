@@ -51,11 +51,12 @@ def plan_merge(settings: ExportSettings) -> MergePlan:
     if settings.base is None:
         raise ExportRefused("a merge needs the base's directory")
     served = BaseCheckpoint(settings.base)
-    outline = outline_of(served.config)
-    served.check_complete(outline)
     dense = served if served.is_dense else None
     if settings.base_16bit is not None:
         dense = BaseCheckpoint(settings.base_16bit)
+    outline = outline_of(served.config)
+    served.check_complete(outline)
+    if dense is not None and dense is not served:
         _check_twin(dense, outline)
     into = _choose(settings, served, dense)
     base = dense if into == "16bit" and dense is not None else served

@@ -1,4 +1,4 @@
-"""Exports of adapters as jobs: each in a process of its own at the lowest priority, one after the other.
+"""Exports of adapters as jobs: each in a process of its own, one after the other.
 
     directory/<id>/adapter/   the adapter's files, linked when the job was asked for: that version is exported
     directory/<id>/job.json   written when the job has succeeded
@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -22,9 +21,9 @@ from typing import Any, Literal
 
 from structlog import get_logger
 
-import adapters
 from adapters.errors import AdapterError
 from adapters.records import AdapterRecord
+from server.api.export_process import NICENESS, ExportProcess
 from server.errors import ModelNotFound, QueueFull, ShuttingDown
 
 log = get_logger(__name__)
@@ -32,10 +31,7 @@ Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 MOST_QUEUED = 16
 MOST_FINISHED = 256
 """Failed and cancelled jobs that are remembered; succeeded ones stay with their results."""
-STOP_SECONDS = 5.0
-"""After which a process that was asked to stop is killed."""
 _RECORD = "job.json"
-_ERROR_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +76,19 @@ class ExportJobs:
     """All jobs of a server. ``open`` before use, ``close`` at the end."""
 
     def __init__(self, directory: Path, base: ExportedBase, files_of: Callable[[str], Path]) -> None:
-        self._directory = directory.absolute()
-        self._base = base
+        self.directory = directory.absolute()
+        self.base = base
         self._files_of = files_of
+        self.niceness = NICENESS
         self._jobs: dict[str, ExportJob] = {}
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
-        self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._running: dict[str, ExportProcess] = {}
         self._closed = False
 
     async def open(self) -> None:
         """Find the results of earlier runs, delete what a crash left, and begin to work."""
-        self._jobs = await asyncio.to_thread(_recover, self._directory)
+        self._jobs = await asyncio.to_thread(_recover, self.directory)
         self._worker = asyncio.create_task(self._work())
 
     async def close(self) -> None:
@@ -146,24 +143,29 @@ class ExportJobs:
             job = self._change(job_id, status="cancelled", finished=int(time.time()))
             process = self._running.get(job_id)
             if process is not None:
-                await _stop(process)
-            await asyncio.to_thread(shutil.rmtree, self._directory / job_id, ignore_errors=True)
+                await asyncio.to_thread(process.stop)
+            await asyncio.to_thread(shutil.rmtree, self.directory / job_id, ignore_errors=True)
         return job
 
     async def delete(self, adapter: str, job_id: str) -> ExportJob:
         """Forget a job that is over, and delete its result. Raises ModelNotFound."""
         job = self.get(adapter, job_id)
         self._jobs.pop(job_id)
-        await asyncio.to_thread(shutil.rmtree, self._directory / job_id, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self.directory / job_id, ignore_errors=True)
         return job
 
     def _change(self, job_id: str, **changes: Any) -> ExportJob:
         job = self._jobs[job_id] = replace(self._jobs[job_id], **changes)
         return job
 
+    def _is_running(self, job_id: str) -> bool:
+        """Whether a job is still wanted: it may have been cancelled, and forgotten, while its process ended."""
+        job = self._jobs.get(job_id)
+        return job is not None and job.status == "running"
+
     def _link_adapter(self, job: ExportJob) -> None:
         """Keep the files of this version, whatever becomes of the adapter before the job has its turn."""
-        source, target = self._files_of(job.digest), self._directory / job.id / "adapter"
+        source, target = self._files_of(job.digest), self.directory / job.id / "adapter"
         target.mkdir(parents=True)
         try:
             for path in source.iterdir():
@@ -187,126 +189,84 @@ class ExportJobs:
                 await self._run(job)
             except Exception as error:
                 log.error("export failed", job=job_id, exc_info=error)
-                self._fail(job_id, "the export could not be run; the fault is logged under its id")
+                if self._is_running(job_id):
+                    self._fail(job_id, "the export could not be run; the fault is logged under its id")
 
     async def _run(self, job: ExportJob) -> None:
-        home = self._directory / job.id
+        home = self.directory / job.id
         result = home / "result"
         if job.format == "peft":
             result = home / "result" / f"{job.adapter.replace('/', '_')}.tar.gz"
         self._change(job.id, status="running", started=int(time.time()), stage="starting")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "adapters.export",
-            json.dumps(self._settings(job, home / "adapter", result)),
-            stdin=asyncio.subprocess.PIPE,  # closed with this process: then the other ends too
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=_environment(),
-            limit=64 << 20,
-        )
-        self._running[job.id] = process
-        try:
-            _, complaint = await asyncio.gather(self._follow(job.id, process), _tail(process))
-            await process.wait()
-        finally:
-            self._running.pop(job.id, None)
-        if self._jobs[job.id].status == "running":
-            self._fail(
-                job.id, f"the export's process ended without a result: {complaint or process.returncode}"
-            )
-        elif self._jobs[job.id].status == "succeeded":
-            await asyncio.to_thread(_keep, home, self._jobs[job.id])
+        loop = asyncio.get_running_loop()
+
+        def hear(stage: str, progress: float) -> None:
+            loop.call_soon_threadsafe(self._advance, job.id, stage, progress)
+
+        settings = json.dumps(self._settings(job, home / "adapter", result))
+        with ExportProcess(settings, self.niceness, home / "complaints") as process:
+            self._running[job.id] = process
+            try:
+                outcome = await asyncio.to_thread(process.follow, hear)
+            finally:
+                del self._running[job.id]
+        if not self._is_running(job.id):  # cancelled, and perhaps forgotten
+            await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
+        elif isinstance(outcome, str):
+            self._fail(job.id, outcome)
+        else:
+            await self._succeed(job.id, outcome)
+
+    def _advance(self, job_id: str, stage: str, progress: float) -> None:
+        if self._is_running(job_id):
+            self._change(job_id, stage=stage, progress=progress)
 
     def _settings(self, job: ExportJob, adapter: Path, result: Path) -> dict[str, object]:
         return {
-            **self._base.settings,
+            **self.base.settings,
             "adapter": str(adapter),
             "output": str(result),
-            "base": str(self._base.directory.absolute()),
+            "base": str(self.base.directory.absolute()),
             "format": job.format,
             "into": job.base,
             "dtype": job.dtype,
             "adapter_name": job.adapter,
         }
 
-    async def _follow(self, job_id: str, process: asyncio.subprocess.Process) -> None:
-        """Take over what the process says, line by line."""
-        assert process.stdout is not None
-        async for line in process.stdout:
-            said = json.loads(line)
-            if self._jobs[job_id].is_over:
-                continue  # cancelled meanwhile
-            if "error" in said:
-                self._fail(job_id, said["error"])
-            elif "result" in said:
-                self._succeed(job_id, said["result"])
-            else:
-                self._change(job_id, stage=said["stage"], progress=said["progress"])
-
-    def _succeed(self, job_id: str, manifest: dict[str, Any]) -> None:
-        result = self._directory / job_id / "result"
-        files = [path for path in result.iterdir() if path.is_file()]
-        path = files[0] if self._jobs[job_id].format == "peft" else result
-        self._change(
-            job_id,
+    async def _succeed(self, job_id: str, manifest: dict[str, Any]) -> None:
+        done = replace(
+            self._jobs[job_id],
             status="succeeded",
             stage="done",
             progress=1.0,
             finished=int(time.time()),
-            path=str(path),
-            bytes=sum(file.stat().st_size for file in files),
             manifest=manifest,
         )
-        log.info("exported", job=job_id, adapter=self._jobs[job_id].adapter)
+        kept = await asyncio.to_thread(_keep, self.directory / job_id, done)
+        if self._is_running(job_id):
+            self._jobs[job_id] = kept
+            log.info("exported", job=job_id, adapter=kept.adapter)
 
     def _fail(self, job_id: str, error: str) -> None:
         self._change(job_id, status="failed", finished=int(time.time()), error=error)
         log.warning("export failed", job=job_id, error=error)
-        shutil.rmtree(self._directory / job_id, ignore_errors=True)
+        shutil.rmtree(self.directory / job_id, ignore_errors=True)
         over = [job.id for job in self._jobs.values() if job.status in ("failed", "cancelled")]
         for old in over[:-MOST_FINISHED]:
             del self._jobs[old]
 
 
-def _environment() -> dict[str, str]:
-    root = str(Path(adapters.__file__).resolve().parent.parent)
-    path = os.environ.get("PYTHONPATH")
-    return {
-        **os.environ,
-        "PYTHONPATH": root if path is None else f"{root}{os.pathsep}{path}",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
-async def _tail(process: asyncio.subprocess.Process) -> str:
-    """Read what the process complains of and return the last line."""
-    assert process.stderr is not None
-    last = b""
-    async for line in process.stderr:
-        last = line.strip() or last
-    return last.decode(errors="replace")[:_ERROR_CHARACTERS]
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-
-def _keep(home: Path, job: ExportJob) -> None:
-    """Write the record by which a later start knows the result."""
+def _keep(home: Path, job: ExportJob) -> ExportJob:
+    """Add where the result is, and write the record by which a later start knows it."""
+    result = home / "result"
+    files = [path for path in result.iterdir() if path.is_file()]
+    path = files[0] if job.format == "peft" else result
+    kept = replace(job, path=str(path), bytes=sum(file.stat().st_size for file in files))
     partial = home / f".{_RECORD}"
-    partial.write_text(json.dumps(asdict(job)))
+    partial.write_text(json.dumps(asdict(kept)))
     partial.replace(home / _RECORD)
     shutil.rmtree(home / "adapter", ignore_errors=True)
+    return kept
 
 
 def _recover(directory: Path) -> dict[str, ExportJob]:

@@ -1,0 +1,193 @@
+"""Exports through HTTP: a job for each, its progress, its result, its end; and what a crash leaves."""
+
+import io
+import json
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.export_jobs import ExportJob
+from tests.server.api.running import BASE, Files, Running, running
+
+SECONDS = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _at_full_priority(monkeypatch: pytest.MonkeyPatch, server: Running) -> None:
+    """On a busy machine nice processes take minutes."""
+    assert server.server.deps.exports is not None
+    monkeypatch.setattr(server.server.deps.exports, "niceness", 0)
+    monkeypatch.setattr("server.api.export_jobs.NICENESS", 0)
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing(http: httpx.Client) -> Iterator[None]:
+    yield
+    for job in http.get("/exports").json()["data"]:
+        for _ in range(2):  # cancel, then forget
+            http.delete(f"/adapters/{job['adapter']}/export/{job['id']}")
+    assert http.get("/exports").json()["data"] == []
+
+
+def ask(http: httpx.Client, name: str, **body: object) -> Any:
+    response = http.post(f"/adapters/{name}/export", json=body)
+    assert response.status_code == 202, response.text
+    return response.json()
+
+
+def wait(http: httpx.Client, job: Any, until: Callable[[Any], bool]) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        found = http.get(f"/adapters/{job['adapter']}/export/{job['id']}").json()
+        if until(found):
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+
+
+def is_over(job: Any) -> bool:
+    return job["status"] in ("succeeded", "failed", "cancelled")
+
+
+def home_of(job: Any) -> Path:
+    """The directory of a job whose result is a directory in it."""
+    return Path(job["path"]).parent
+
+
+def test_a_merged_model_is_made_followed_downloaded_and_deleted(http: httpx.Client) -> None:
+    job = ask(http, "a", base="dequantized", dtype="float32")
+    assert (job["object"], job["status"], job["adapter"], job["version"]) == ("export", "queued", "a", 1)
+    done = wait(http, job, is_over)
+    assert done["status"] == "succeeded", done
+    assert (done["progress"], done["stage"], done["error"]) == (1.0, "done", None)
+    assert done["manifest"]["into"] == "dequantized"
+    # This server holds its base as it is.
+    assert done["manifest"]["served"]["nearer"] == "16bit"
+    assert done in http.get("/exports", params={"adapter": "a"}).json()["data"]
+    files = {path.name for path in Path(done["path"]).iterdir()}
+    assert files >= {"model.safetensors", "config.json", "tokenizer.json", "manylora_export.json"}
+    response = http.get(f"/adapters/a/export/{job['id']}/download")
+    with tarfile.open(fileobj=io.BytesIO(response.content)) as tar:
+        assert {name.removeprefix("a-merged/") for name in tar.getnames()} == files
+        config = tar.extractfile("a-merged/config.json")
+        assert config is not None
+        assert json.load(config)["dtype"] == "float32"
+    home = home_of(done)
+    gone = http.delete(f"/adapters/a/export/{job['id']}").json()
+    assert gone["deleted"] is True
+    assert not home.exists()
+    assert http.get(f"/adapters/a/export/{job['id']}").status_code == 404
+
+
+def test_an_archive_holds_the_adapter(http: httpx.Client, files: Files) -> None:
+    job = wait(http, ask(http, "b", format="peft"), is_over)
+    response = http.get(f"/adapters/b/export/{job['id']}/download")
+    with tarfile.open(fileobj=io.BytesIO(response.content), mode="r:gz") as tar:
+        weights = tar.extractfile("b/adapter_model.safetensors")
+        assert weights is not None
+        assert weights.read() == (files.adapters / "b" / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_version_of_the_moment_is_exported_whatever_comes_after(http: httpx.Client) -> None:
+    http.post("/adapters", json={"name": "mine", "src": "b"}).raise_for_status()
+    job = ask(http, "mine", format="peft")
+    digest = http.get("/adapters/mine").json()["digest"]
+    http.delete("/adapters/mine").raise_for_status()
+    done = wait(http, job, is_over)
+    assert (done["status"], done["digest"]) == ("succeeded", digest)
+
+
+def test_a_job_can_be_cancelled_and_leaves_nothing(http: httpx.Client, server: Running) -> None:
+    first, second = ask(http, "a"), ask(http, "b")
+    wait(http, first, lambda job: job["status"] == "running")
+    assert http.get(f"/adapters/b/export/{second['id']}").json()["status"] == "queued"
+    for job in (second, first):
+        cancelled = http.delete(f"/adapters/{job['adapter']}/export/{job['id']}").json()
+        assert cancelled["status"] == "cancelled"
+        assert "deleted" not in cancelled
+    exports = server.server.deps.exports
+    assert exports is not None
+    server.wait_until("empty", lambda: not any(path.is_dir() for path in exports.directory.iterdir()))
+    refused = http.get(f"/adapters/a/export/{first['id']}/download")
+    assert refused.status_code == 400
+    assert "cancelled" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/adapters/nope/export", {}, 404, "adapters: a, b, c"),
+        (f"/adapters/{BASE}/export", {}, 404, "adapters: a, b, c"),
+        ("/adapters/a/export", {"format": "gguf"}, 400, "format"),
+        ("/adapters/a/export", {"base": "8bit"}, 400, "base"),
+        ("/adapters/a/export", {"dtype": "int8"}, 400, "dtype"),
+        ("/adapters/a/export", {"output": "/etc"}, 400, "output"),
+    ],
+)
+def test_what_is_not_there_is_refused(
+    http: httpx.Client, path: str, body: dict[str, str], status: int, says: str
+) -> None:
+    response = http.post(path, json=body)
+    assert response.status_code == status
+    assert says in response.json()["error"]["message"]
+
+
+def test_an_unknown_job_is_404_with_those_there_are(http: httpx.Client) -> None:
+    job = ask(http, "a", format="peft")
+    for path in ("/adapters/a/export/other", f"/adapters/b/export/{job['id']}"):
+        assert http.get(path).status_code == 404
+        assert http.get(f"{path}/download").status_code == 404
+        assert http.delete(path).status_code == 404
+    assert job["id"] in http.get("/adapters/a/export/other").json()["error"]["message"]
+
+
+def test_the_routes_ask_for_the_admin_key(files: Files, tmp_path: Path) -> None:
+    with running(files, tmp_path, admin_key="secret") as server:
+        for method, path in (
+            ("POST", "/adapters/a/export"),
+            ("GET", "/exports"),
+            ("DELETE", "/adapters/a/export/x"),
+        ):
+            assert httpx.request(method, server.url + path).status_code == 401
+
+
+def test_a_restart_finds_results_and_sweeps_what_is_unfinished(files: Files, tmp_path: Path) -> None:
+    with running(files, tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as http:
+        http.post("/adapters", json={"name": "a", "src": "a"}).raise_for_status()
+        done = wait(http, ask(http, "a", format="peft"), is_over)
+        unfinished = ask(http, "a")
+        wait(http, unfinished, lambda job: job["status"] == "running")
+        exports = home_of(done).parent.parent
+        # What a crash would have left: the server below ends in order.
+        (exports / "export-dead" / ".partial-result-0").mkdir(parents=True)
+    assert sorted(path.name for path in exports.iterdir()) == sorted([done["id"], "export-dead"])
+    with running(files, tmp_path) as server:
+        jobs = httpx.get(f"{server.url}/exports").json()["data"]
+        assert jobs == [done]
+        assert [path.name for path in exports.iterdir()] == [done["id"]]
+
+
+def test_a_failing_export_says_why_and_leaves_nothing(files: Files, tmp_path: Path) -> None:
+    with running(files, tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as http:
+        http.post("/adapters", json={"name": "a", "src": "a"}).raise_for_status()
+        exports = server.server.deps.exports
+        assert exports is not None
+        exports.base.settings["base_16bit"] = str(tmp_path / "gone")
+        job = wait(http, ask(http, "a"), is_over)
+        assert job["status"] == "failed"
+        assert "gone/config.json can't be read" in job["error"]
+        assert list(exports.directory.iterdir()) == []
+
+
+def test_the_page_shows_the_routes(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    assert "post" in paths["/adapters/{name}/export"]
+    assert {"get", "delete"} <= paths["/adapters/{name}/export/{job}"].keys()
+    body = paths["/adapters/{name}/export"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["properties"]) == {"format", "base", "dtype"}
+    assert ExportJob.__doc__
