@@ -24,8 +24,8 @@ class MixedBase:
     def __init__(self, base: Base, models: Sequence["PeftModel"], args: "TrainingArguments") -> None:
         register_attention()
         base.model.set_attn_implementation(NAME)
-        if args.gradient_checkpointing:
-            base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if args.activation_checkpointing:
+            base.model.activation_checkpointing_enable({"use_reentrant": False})
         self._model = base.model
         self._mixture = mix_adapters(base.model, models)
         self._autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None

@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 
 from adapters.errors import InvalidAdapter
 from adapters.names import check_name, list_names
-from training.arguments import Arguments, TrainingArguments
+from training.arguments import ARGUMENT_CLASSES, Arguments, TrainingArguments
 from training.distributed import world_size
 from training.errors import InvalidArgument
 from training.job import LOG_SHARE
@@ -166,10 +166,13 @@ def _own_words(name: object, keys: object, where: str) -> list[str]:
     if not isinstance(keys, dict):
         raise InvalidArgument(f"{where}: expected keys and values, as in `data_path: sql.jsonl`")
     for key in map(str, keys):
-        if key not in OF_A_TASK:
-            close = difflib.get_close_matches(key, OF_A_TASK, n=1)
-            hint = f"did you mean {close[0]}" if close else "if it is for all tasks, put it beside `tasks`"
-            raise InvalidArgument(f"{where}: {key} is no key of a task; {hint}")
+        if key in OF_A_TASK:
+            continue
+        if any(key == each.name for part in ARGUMENT_CLASSES for each in fields(part)):
+            raise InvalidArgument(f"{where}: {key} is the same for all tasks: put it beside `tasks`")
+        close = difflib.get_close_matches(key, OF_A_TASK, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InvalidArgument(f"{where}: {key} is no key of a task{hint}")
     return _words(keys, where)
 
 

@@ -1,6 +1,7 @@
 """`manylora train --tasks FILE`: an adapter for each task, trained side by side on one base in memory."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def run_tasks(arguments: Arguments) -> list[TaskResult]:
         results = _train(plan, directory, display)
     finally:
         display.close()
-    _register(plan, results, display)
+    _hand_over(plan, results, display.say)
     stopped = [f"{result.name} {result.stopped}" for result in results if result.stopped]
     if stopped:
         others = ", ".join(result.name for result in results if not result.stopped) or "none"
@@ -133,13 +134,23 @@ def _result(member: Member) -> TaskResult:
     return TaskResult(member.name, adapter, member.step, scores[-1] if scores else None, member.stopped)
 
 
-def _register(plan: Plan, results: list[TaskResult], display: TasksDisplay) -> None:
-    """Hand every finished adapter to the server, so that one server answers all tasks."""
+def _hand_over(plan: Plan, results: list[TaskResult], say: Callable[[str], None]) -> None:
+    """Say where the adapters are, and give them to a server if one was named: one server then answers all tasks.
+
+    Raises TrainingError once all were offered, if any was refused.
+    """
     run = plan.arguments.run
+    refused: list[str] = []
     for task, result in zip(plan.tasks, results, strict=True):
-        if result.adapter is not None:
-            eval_loss = "" if result.eval_loss is None else f", eval loss {result.eval_loss:.4g}"
-            display.say(f"{result.name}: adapter in {result.adapter} after {result.steps} steps{eval_loss}")
-        if run.register is not None and result.adapter is not None:
+        if result.adapter is None:
+            continue
+        scores = "" if result.eval_loss is None else f", eval loss {result.eval_loss:.4g}"
+        say(f"{result.name}: adapter in {result.adapter}, step {result.steps}{scores}")
+        if run.register is not None:
             name = task.arguments.run.adapter_name or result.name
-            display.say(register(run.register, name, result.adapter, run.admin_key))
+            try:
+                say(register(run.register, name, result.adapter, run.admin_key))
+            except TrainingError as error:
+                refused.append(str(error))
+    if refused:
+        raise TrainingError("; ".join(refused))

@@ -1,0 +1,209 @@
+"""Tasks side by side: each comes out as alone, whatever the others do; resumed runs equal unbroken ones."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.loop.making import items, tiny_base
+from tests.training.tasks.making import Silent, Spec, losses, task, team, trained
+from training.bases.load import Base
+from training.bases.lora import attach
+from training.data.collate import Collator
+from training.errors import DoesNotFit
+from training.job import total_steps
+from training.loop.trainer import LoopSettings, LoraTrainer
+from training.preparation import lora_settings
+from training.rank.make import make_policy
+from training.tasks.batch import MixedBatch
+from training.tasks.mixed_base import MixedBase
+from training.tasks.saving import RunFiles
+from training.tasks.side_by_side import SideBySide
+from training.tasks.skeleton import skeleton
+
+SPECS = (
+    Spec(items(20, seed=1), {"lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "seed": 3}),
+    Spec(items(9, seed=2), {"gradient_accumulation_steps": 2, "max_steps": 4, "lr_scheduler_type": "cosine"}),
+    Spec(
+        items(30, seed=3, longest=60), {"use_rslora": True, "weight_decay": 0.1, "warmup_steps": 2, "seed": 5}
+    ),
+    Spec(items(12, seed=4), {"rank_schedule": "4:0,8:0.5", "loraplus_lr_ratio": 4.0}),
+)
+
+
+def alone(base: Base, spec: Spec, output: Path) -> LoraTrainer:
+    """Train the same task by itself, with LoraTrainer and peft's own forward."""
+    arguments = task("alone", output, **spec.flags).arguments
+    policy = make_policy(arguments.lora.rank_schedule, arguments.lora.lora_r, seed=arguments.training.seed)
+    lora = replace(lora_settings(arguments), r=policy.initial_rank)
+    own = replace(base, model=skeleton(base.model))
+    torch.manual_seed(arguments.training.seed)
+    model = policy.attach(own, lora, total_steps(arguments.training, len(spec.rows))) or attach(own, lora)
+    trainer = LoraTrainer(
+        model,
+        arguments.training,
+        policy,
+        LoopSettings(loraplus_lr_ratio=arguments.lora.loraplus_lr_ratio),
+        train_dataset=list(spec.rows),
+        data_collator=Collator(0),
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("q_lora", [False, True], ids=["dense", "nf4"])
+def test_each_task_comes_out_as_it_does_alone(tmp_path: Path, q_lora: bool) -> None:
+    base = tiny_base(tmp_path, q_lora=q_lora)
+    singles = [alone(tiny_base(tmp_path, q_lora=q_lora), spec, tmp_path / "alone") for spec in SPECS]
+    run = team(base, tmp_path, SPECS)
+    run.run()
+    for single, each in zip(singles, run.members, strict=True):
+        expected = {name: value for name, value in single.model.named_parameters() if value.requires_grad}
+        found = trained(each)
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+        alone_losses = [entry["loss"] for entry in single.state.log_history if "loss" in entry]
+        assert losses(each) == pytest.approx(alone_losses, rel=1e-4)
+
+
+def test_a_task_does_not_depend_on_the_others_dropout_and_checkpointing_included(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"lora_dropout": 0.2, "gradient_checkpointing": True}
+    first = team(tiny_base(tmp_path), tmp_path, SPECS[:1], **flags)
+    first.run()
+    both = team(tiny_base(tmp_path), tmp_path, [SPECS[0], SPECS[2]], **flags)
+    both.run()
+    plain = team(tiny_base(tmp_path), tmp_path, SPECS[:1], lora_dropout=0.2)
+    plain.run()
+    for name, value in trained(first.members[0]).items():
+        torch.testing.assert_close(trained(both.members[0])[name], value, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(trained(plain.members[0])[name], value, atol=1e-5, rtol=1e-4)
+    without = team(tiny_base(tmp_path), tmp_path, SPECS[:1])
+    without.run()
+    assert losses(without.members[0]) != losses(first.members[0])
+
+
+def test_packed_rows_are_trained_as_the_documents_in_them(tmp_path: Path) -> None:
+    rows = items(8, seed=6)
+    packed = [
+        {
+            "input_ids": [*one["input_ids"], *two["input_ids"]],
+            "labels": [*one["labels"], *two["labels"]],
+            "position_ids": [*range(len(one["input_ids"])), *range(len(two["input_ids"]))],
+        }
+        for one, two in zip(rows[::2], rows[1::2], strict=True)
+    ]
+    flags: dict[str, Any] = {"train_sampling_strategy": "sequential", "max_steps": 2}
+    apart = team(tiny_base(tmp_path), tmp_path, [Spec(rows, {**flags, "per_device_train_batch_size": 4})])
+    together = team(
+        tiny_base(tmp_path), tmp_path, [Spec(packed, {**flags, "per_device_train_batch_size": 2})]
+    )
+    apart.run()
+    together.run()
+    assert losses(together.members[0]) == pytest.approx(losses(apart.members[0]), rel=1e-5)
+
+
+def test_a_task_that_diverges_is_stopped_and_the_others_go_on(tmp_path: Path) -> None:
+    run = team(tiny_base(tmp_path), tmp_path, SPECS[:2], on_divergence="stop")
+    expected = team(tiny_base(tmp_path), tmp_path, SPECS[1:2])
+    expected.run()
+    with torch.no_grad():
+        next(iter(run.members[0].parameters)).fill_(float("nan"))
+    run.run()
+    assert "stopped at step 1" in run.members[0].stopped
+    assert run.members[1].step == 4
+    for name, value in trained(run.members[1]).items():
+        torch.testing.assert_close(value, trained(expected.members[0])[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, at: int) -> None:
+    flags: dict[str, Any] = {"lora_dropout": 0.1, "logging_steps": 2}
+    whole = team(tiny_base(tmp_path), tmp_path, SPECS, **flags)
+    files = _files(tmp_path, at)
+    for _ in range(at):
+        whole._round()
+    files.round_done(whole)
+    whole.run()
+    resumed = team(tiny_base(tmp_path), tmp_path, SPECS, start=False, **flags)
+    torch.manual_seed(999)
+    _files(tmp_path, at).resume(resumed)
+    assert resumed.rounds == at
+    resumed.run()
+    for one, other in zip(whole.members, resumed.members, strict=True):
+        assert losses(one) == losses(other)
+        expected = trained(one)
+        for name, value in trained(other).items():
+            assert torch.equal(value, expected[name]), name
+
+
+def _files(directory: Path, every: int) -> RunFiles:
+    args = task("", directory, save_strategy="steps", save_steps=every).training
+    return RunFiles(args, tiny_base(directory).tokenizer, lambda sentence: None)
+
+
+class _Cramped(MixedBase):
+    """A base on a machine where more than three rows at once don't fit."""
+
+    most = 3
+
+    def _summed_losses(self, batch: MixedBatch, smoothing: Sequence[float]) -> list[Tensor]:
+        sums = super()._summed_losses(batch, smoothing)
+        if sum(grid.documents for grid in batch.grids) > self.most:
+            torch.autograd.backward(
+                torch.stack(sums).sum(), retain_graph=True
+            )  # part is done when memory runs out
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return sums
+
+
+def _cramped(base: Base, directory: Path) -> SideBySide:
+    run = team(base, directory, SPECS[:2])
+    members = run.members
+    for module in base.model.modules():
+        module._forward_hooks.clear()
+    run.base = _Cramped(base, [each.model for each in members], members[0].args)
+    return run
+
+
+def test_running_out_of_memory_splits_the_batch_and_changes_nothing_else(tmp_path: Path) -> None:
+    whole = team(tiny_base(tmp_path), tmp_path, SPECS[:2])
+    whole.run()
+    cramped = _cramped(tiny_base(tmp_path), tmp_path)
+    said: list[str] = []
+    cramped.members[0].events.listeners.append(lambda event: said.append(event.sentence))
+    cramped.run()
+    assert cramped.pieces == 4
+    assert "split in 4" in said[-1]
+    for one, other in zip(whole.members, cramped.members, strict=True):
+        assert losses(other) == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_one_row_that_does_not_fit_ends_the_run_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Cramped, "most", 0)
+    with pytest.raises(DoesNotFit, match="gradient_checkpointing"):
+        _cramped(tiny_base(tmp_path), tmp_path).run()
+
+
+def test_held_out_rows_are_judged_when_due_and_at_the_end(tmp_path: Path) -> None:
+    held_out = items(7, seed=9)
+    observer = Silent()
+    specs = [
+        Spec(SPECS[0].rows, {**SPECS[0].flags, "eval_strategy": "steps", "eval_steps": 4}, held_out),
+        SPECS[1],
+    ]
+    run = team(tiny_base(tmp_path), tmp_path, specs, observer=observer)
+    run.run()
+    entries = [entry for entry in run.members[0].state.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in entries] == [4, 6]
+    assert entries[0]["eval_tokens"] == sum(label != -100 for row in held_out for label in row["labels"][1:])
+    single = alone(tiny_base(tmp_path), SPECS[0], tmp_path / "alone")
+    expected = single.evaluate(eval_dataset=held_out)["eval_loss"]
+    assert entries[1]["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert all("eval_loss" not in values for name, values in observer.told if name == "task1")

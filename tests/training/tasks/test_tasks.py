@@ -1,0 +1,167 @@
+"""`--tasks` from file to adapters: what is on the disk afterwards, what server and peft make of it, and resuming."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from demo.task_data import write_tasks
+from loadtest.checkpoints import TINY, write_base
+from tests.training.bases.serving import read_for
+from tests.training.loop.making import tiny_base
+from training.errors import Diverged, InvalidArgument
+from training.loop import checkpoints
+from training.parsing import parse_arguments
+from training.tasks import tasks
+from training.tasks.tasks import TaskResult, run_tasks
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+def write_plan(directory: Path, **shared: object) -> Path:
+    write_base(directory / "base", TINY)
+    write_tasks(directory / "data", rows=24, eval_rows=4)
+    data = directory / "data"
+    content: dict[str, object] = {
+        "model_name_or_path": str(directory / "base"),
+        "output_dir": str(directory / "out"),
+        "model_max_length": 256,
+        "data_check": "off",
+        "per_device_train_batch_size": 4,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "lora_dropout": 0.1,
+        "save_steps": 2,
+        **shared,
+        "tasks": {
+            "sql": {
+                "data_path": str(data / "sql.json"),
+                "eval_data_path": str(data / "sql-eval.json"),
+                "lora_r": 4,
+                "lora_target_modules": ["q_proj", "v_proj"],
+            },
+            "json": {"data_path": str(data / "json.json"), "rank_schedule": "2:0,4:0.5", "max_steps": 3},
+            "team/pirate": {"data_path": str(data / "pirate.json"), "lora_r": 8, "eval_share": 0.2},
+        },
+    }
+    path = directory / "tasks.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def run(plan: Path, *words: str) -> list[TaskResult]:
+    """Run the tasks; the output directory is the plan's."""
+    return run_tasks(
+        parse_arguments(["--tasks", str(plan), "--output_dir", str(plan.parent / "out"), *words])
+    )
+
+
+def test_every_task_leaves_an_adapter_that_the_server_takes_and_one_report(tmp_path: Path) -> None:
+    results = run(write_plan(tmp_path), "--save_strategy", "no")
+    out = tmp_path / "out"
+    assert [(each.name, each.steps) for each in results] == [("sql", 4), ("json", 3), ("team/pirate", 4)]
+    assert results[0].eval_loss is not None
+    assert results[1].eval_loss is None
+    base = tiny_base(tmp_path)
+    ranks = {name: read_for(base, out / name).spec.rank for name in ("sql", "json", "team/pirate")}
+    assert ranks == {"sql": 4, "json": 4, "team/pirate": 8}
+    config = json.loads((out / "json" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    record = json.loads((out / "sql" / "run.json").read_text())
+    assert record["results"]["steps"] == 4
+    assert record["outcome"].startswith("finished")
+    page = (out / "report.html").read_text()
+    assert all(name in page for name in ranks)
+
+
+def test_peft_computes_with_an_adapter_what_was_trained(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    results = run(write_plan(tmp_path, learning_rate=1e-2), "--save_strategy", "no")
+    assert results[0].adapter is not None
+    model = PeftModel.from_pretrained(tiny_base(tmp_path).model, str(results[0].adapter)).eval()
+    from training.data.dataset import DataSettings, load_data
+    from training.loop.loss import trained_token_loss
+
+    data = load_data(
+        DataSettings((str(tmp_path / "data" / "sql-eval.json"),), 256), tiny_base(tmp_path).tokenizer
+    )
+    total, count = 0.0, 0
+    for at in range(len(data.dataset)):
+        row = {key: torch.tensor([data.dataset[at][key]]) for key in ("input_ids", "labels")}
+        loss, trained = trained_token_loss(model, row)
+        total, count = total + float(loss), count + trained
+    assert total / count == pytest.approx(results[0].eval_loss, rel=1e-4)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_adapters(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    run(plan)
+    whole = weights_of_tasks(tmp_path / "out")
+    for path in checkpoints.checkpoints(tmp_path / "out")[1:]:
+        shutil.rmtree(path)
+    for name in ("sql", "json", "team"):
+        shutil.rmtree(tmp_path / "out" / name)
+    run(plan, "--resume", "True")
+    assert weights_of_tasks(tmp_path / "out") == whole
+
+
+def weights_of_tasks(out: Path) -> dict[str, bytes]:
+    names = ("sql", "json", "team/pirate")
+    return {name: (out / name / "adapter_model.safetensors").read_bytes() for name in names}
+
+
+def test_nothing_is_overwritten_unless_that_is_asked_for(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    (tmp_path / "out" / "json").mkdir(parents=True)
+    (tmp_path / "out" / "json" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InvalidArgument, match="out/json holds an adapter"):
+        run(plan)
+    with pytest.raises(InvalidArgument, match="has no checkpoint"):
+        run(plan, "--resume", "True")
+    assert sorted(os.listdir(tmp_path / "out")) == ["json"]
+    run(plan, "--overwrite_output_dir", "True", "--save_strategy", "no")
+    assert json.loads((tmp_path / "out" / "json" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_other_tasks_are_no_run_to_go_on_with(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    run(plan)
+    content = yaml.safe_load(plan.read_text())
+    content["tasks"]["another"] = content["tasks"].pop("json")
+    plan.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(InvalidArgument, match="of the tasks"):
+        run(plan, "--resume", "True")
+
+
+def test_a_task_that_diverges_leaves_no_adapter_and_is_told_after_the_others_are_done(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, on_divergence="stop", save_strategy="no")
+    content = yaml.safe_load(plan.read_text())
+    content["tasks"]["json"] |= {"learning_rate": 1e30, "max_grad_norm": 0.0}
+    plan.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(Diverged, match=r"json stopped at step \d.*done: .*sql"):
+        run(plan)
+    assert not (tmp_path / "out" / "json" / "adapter_config.json").exists()
+    assert (tmp_path / "out" / "sql" / "adapter_config.json").exists()
+
+
+def test_finished_adapters_are_registered_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Sequence[object]] = []
+
+    def register(url: str, name: str, directory: Path, admin_key: str | None) -> str:
+        asked.append((url, name, directory.name, admin_key))
+        return "served"
+
+    monkeypatch.setattr(tasks, "register", register)
+    plan = write_plan(tmp_path, save_strategy="no", max_steps=1)
+    run(plan, "--register", "http://server", "--admin_key", "secret")
+    assert asked == [
+        ("http://server", "sql", "sql", "secret"),
+        ("http://server", "json", "json", "secret"),
+        ("http://server", "team/pirate", "pirate", "secret"),
+    ]
