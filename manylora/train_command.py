@@ -1,12 +1,10 @@
 """`manylora train`: the training module behind the flags of Qwen's finetune.py, and the served base it asks for."""
 
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 
@@ -29,7 +27,7 @@ def train(words: list[str]) -> None:
     if not words or words[0] in ("--help", "-h"):
         Console().print(make_parser().format_help(), highlight=False, markup=False)
         return
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    _quiet_libraries()
     try:
         arguments = parse_arguments(words)
         from training.run import Surroundings
@@ -40,6 +38,18 @@ def train(words: list[str]) -> None:
         raise fail(f"{EXTRA} ({error})") from None
     except TrainingError as error:
         raise fail(" ".join(str(error).split())) from None
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries say to their own developers out of a run's output."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # It looks for an optional kernel on a hub, and says that it does without.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
 
 
 def _say(sentence: str) -> None:
@@ -59,15 +69,3 @@ def _open_generate(base: "Base") -> "Iterator[Generate]":
     )
     with ServedGeneration(served) as generate:
         yield generate
-
-
-def main() -> None:
-    """Run `manylora train` for torchrun: python -m manylora.train_command."""
-    try:
-        train(sys.argv[1:])
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import set_seed
+
 from training.arguments import Arguments
 from training.bases.find import find_base
 from training.bases.load import BaseSettings, load_base, load_tokenizer
@@ -103,15 +105,15 @@ def prepare(arguments: Arguments, total_steps: Callable[[int], int], say: Say) -
     for note in (*base.notes, *chat.notes):
         tell(note)
     train, held_out = load_sets(arguments, base, tell)
-    policy = make_policy(
-        arguments.lora.rank_schedule, arguments.lora.lora_r, seed=arguments.training.seed
-    )
+    policy = make_policy(arguments.lora.rank_schedule, arguments.lora.lora_r, seed=arguments.training.seed)
     lora = replace(lora_settings(arguments), r=policy.initial_rank, new_tokens=chat.new_tokens)
     final = replace(lora, r=policy.final_rank)
     answer = servable(base, final)
     tell(answer.sentence())
     for note in attach_notes(base, lora):
         tell(note)
+    # The factors' first values are drawn here; the trainer seeds again for what follows.
+    set_seed(arguments.training.seed)
     model = policy.attach(base, lora, total_steps(len(train.dataset))) or attach(base, lora)
     if arguments.adapter_start:
         load_adapter(model, Path(arguments.adapter_start))
