@@ -81,7 +81,7 @@ def try_longest(trainer: "LoraTrainer", lengths: Sequence[int], max_length: int)
     args = trainer.args
     if args.activation_checkpointing:
         # transformers turns it on when training starts.
-        trainer.model.gradient_checkpointing_enable(args.activation_checkpointing_kwargs)
+        trainer.model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
     rows = longest_rows(trainer.train_dataset, lengths, args.per_device_train_batch_size, max_length)
     batch = trainer._prepare_inputs(trainer.data_collator(rows))
     kind, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)

@@ -1,0 +1,104 @@
+"""The plan's tensors against counted ones, of real training steps on random models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.training.memory.tensors import LiveTensors
+from training.loop.loss import trained_token_loss
+from training.memory.plan import GIB, plan
+from training.memory.run_shape import DTYPES, RunShape
+from training.memory.shape import ModelShape
+from training.memory.trial import _AsPrepared
+
+
+@dataclass(frozen=True)
+class Case:
+    family: str = "qwen2"
+    hidden: int = 256
+    width: int = 704
+    layers: int = 3
+    kv_heads: int = 4
+    vocabulary: int = 1000
+
+    def config(self) -> object:
+        return AutoConfig.for_model(
+            self.family,
+            hidden_size=self.hidden,
+            intermediate_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden // 64,
+            num_key_value_heads=self.kv_heads,
+            head_dim=64,
+            vocab_size=self.vocabulary,
+            tie_word_embeddings=True,
+        )
+
+
+def counted_peak(case: Case, run: RunShape) -> float:
+    """Return the bytes of live tensors at most, over two steps as our loop does them."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        case.config(), dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[run.dtype]
+    )
+    targets = list(
+        run.targets or ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    )
+    lora = get_peft_model(
+        model, LoraConfig(r=run.rank, lora_dropout=run.dropout, target_modules=targets, task_type="CAUSAL_LM")
+    )
+    lora.enable_input_require_grads()
+    if run.gradient_checkpointing:
+        lora.activation_checkpointing_enable({"use_reentrant": False})
+    lora.train()
+    prepared = _AsPrepared(lora, lambda: torch.autocast("cpu", torch.bfloat16, enabled=run.dtype == "bf16"))
+    trained = [each for each in lora.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    with LiveTensors([*lora.parameters(), *lora.buffers()]) as tensors:
+        for _ in range(2):
+            for _ in range(run.accumulation):
+                total, count = trained_token_loss(prepared, _batch(case, run))
+                (total / count).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+    return float(tensors.peak)
+
+
+def _batch(case: Case, run: RunShape) -> Mapping[str, Tensor]:
+    ids = torch.randint(0, case.vocabulary, (run.batch, run.seq))
+    mask = torch.ones_like(ids)
+    mask[1:, -1:] = 0  # rows of different lengths
+    return {"input_ids": ids, "labels": ids, "attention_mask": mask}
+
+
+RUN = RunShape(seq=256, batch=1, accumulation=2, rank=8, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("case", "run"),
+    [
+        (Case(), RUN),
+        (Case(), replace(RUN, gradient_checkpointing=True)),
+        (Case(), replace(RUN, rank=64, dropout=0.0)),
+        (Case(), replace(RUN, dtype="fp32")),
+        (Case(), replace(RUN, dtype="fp32", dropout=0.0)),
+        (Case(), replace(RUN, targets=("q_proj", "v_proj"), batch=2)),
+        (Case(vocabulary=20000), RUN),
+        (Case(vocabulary=20000), replace(RUN, gradient_checkpointing=True, batch=2)),
+        (Case(kv_heads=1), replace(RUN, batch=2)),
+        (Case(family="qwen3", width=1408), RUN),
+        (Case(family="llama", hidden=512), replace(RUN, gradient_checkpointing=True)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True:UserWarning")
+def test_the_plans_tensors_are_those_that_are_alive(case: Case, run: RunShape) -> None:
+    shape = ModelShape.from_config(case.config().to_dict())  # type: ignore[attr-defined]
+    planned = plan(shape, run).tensors_gib * GIB
+    counted = counted_peak(case, run)
+    assert planned == pytest.approx(counted, rel=0.1), f"{planned / counted - 1:+.1%}"
+    assert set(DTYPES) == {"bf16", "fp16", "fp32"}
