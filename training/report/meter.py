@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SMOOTHING = 0.9
+SMOOTHING = 0.8
 """Weight of what came before, for each logged loss."""
 STEPS_REMEMBERED = 100
 LOSSES_REMEMBERED = 60

@@ -92,7 +92,7 @@ def test_a_report_shows_what_a_run_was_and_what_it_needs_to_be_done_again() -> N
     for part in (
         "90.0 %", "10.0 % before training", "perplexity 1.35", "1:01:40", "1,234", "2.50 GiB", "1.5 M", "rank 16",
         "grown plain", "prompt plain", "after plain", "✓ right", "✗ wrong", "100 rows plain",
-        "nothing was found", "servable: plain",
+        "servable: plain",
         "ba5e" * 16, "da7a" * 16, "checkpoint-20", "learning_rate", "0.0001", "a card, 24.0 GiB",
         "<section class='fine'>a check's own markup</section>", "weights", "measured peak", "3.000",
     ):  # fmt: skip
