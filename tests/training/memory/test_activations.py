@@ -22,7 +22,7 @@ class Case:
     family: str = "qwen2"
     hidden: int = 256
     width: int = 704
-    layers: int = 3
+    layers: int = 2
     kv_heads: int = 4
     vocabulary: int = 1000
 
@@ -76,7 +76,7 @@ def _batch(case: Case, run: RunShape) -> Mapping[str, Tensor]:
     return {"input_ids": ids, "labels": ids, "attention_mask": mask}
 
 
-RUN = RunShape(seq=256, batch=1, accumulation=2, rank=8, device="cpu")
+RUN = RunShape(seq=128, batch=1, accumulation=2, rank=8, device="cpu")
 
 
 @pytest.mark.parametrize(

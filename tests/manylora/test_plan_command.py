@@ -1,0 +1,110 @@
+"""`manylora plan` as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from manylora.plan_command import plan
+from tests.training.memory.test_shape import FIRST_QWEN_7B
+
+app = typer.Typer()
+app.command()(plan)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A directory with nothing but config.json."""
+    (tmp_path / "config.json").write_text(json.dumps(FIRST_QWEN_7B))
+    return str(tmp_path)
+
+
+def run(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(words))
+    return done.exit_code, done.output
+
+
+def test_it_says_every_part_and_that_it_fits(config: str) -> None:
+    status, said = run(config, "--gpu", "80GiB", "--batch", "4", "--gradient-checkpointing")
+    assert status == 0
+    assert "It fits" in said
+    for part in ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "total"):
+        assert part in said
+
+
+def test_what_does_not_fit_comes_with_flags_to_paste(config: str) -> None:
+    status, said = run(
+        config, "--gpu", "24GiB", "--batch", "4", "--accumulation", "8", "--gradient-checkpointing"
+    )
+    assert status == 0
+    assert "does not fit" in said
+    assert "--per_device_train_batch_size 2 --gradient_accumulation_steps 16" in said
+    assert (
+        said.index("--per_device_train_batch_size")
+        < said.index("--q_lora")
+        < said.index("--model_max_length")
+    )
+
+
+def test_json(config: str) -> None:
+    _, said = run(f"{config}/config.json", "--gpu", "24GiB", "--batch", "4", "--json")
+    answer = json.loads(said)
+    assert answer["total_gib"] == pytest.approx(sum(answer["parts"].values()), abs=0.01)
+    assert answer["fits"] is False
+    assert all(each["total_gib"] <= 24 for each in answer["remedies"])
+    assert answer["model"]["parameters"] == 7_721_324_544
+
+
+def test_nothing_gets_it_in(config: str) -> None:
+    status, said = run(config, "--gpu", "4GiB")
+    assert status == 0
+    assert "Take a smaller base" in said
+
+
+def test_without_a_size_it_plans_for_this_machine(config: str) -> None:
+    _, said = run(config, "--method", "qlora", "--seq", "64")
+    assert "this machine" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--seq", "0"], "--seq"),
+        (["--gpu", "much"], "24GiB"),
+        (["--gpu", "1GiB", "--cpu", "1GiB"], "--cpu"),
+        (["--targets", "q_proj,wte"], "wte"),
+        (["--recipe", "axolotl"], "qwen"),
+        (["--recipe", "qwen", "--cpu", "8GiB"], "--gpu"),
+        (["--optim", "lbfgs"], "lbfgs"),
+    ],
+)
+def test_bad_flags_end_in_one_line(config: str, words: list[str], named: str) -> None:
+    status, said = run(config, *words)
+    assert status == 2
+    assert said.count("\n") == 1
+    assert said.startswith("manylora: ")
+    assert named in said
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"model_type": "bloom"}', '{"model_type": "llama"}'])
+def test_a_bad_config_ends_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    status, said = run(str(tmp_path))
+    assert (status, said.count("\n")) == (2, 1)
+
+
+def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+    status, said = run(str(tmp_path / "nowhere"))
+    assert (status, said.count("\n")) == (2, 1)
+    assert "expected a model's directory" in said
+
+
+def test_the_front_door_has_it(config: str) -> None:
+    words = [sys.executable, "-m", "manylora", "plan", config, "--gpu", "24GiB", "--method", "qlora"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "It fits" in done.stdout
+    assert done.stderr == ""
