@@ -9,11 +9,12 @@ import torch
 
 from quant.errors import QuantError
 from quant.hub import find_checkpoint
-from training.bases.load import BaseSettings, has_tokenizer, load_base, load_tokenizer
+from training.bases.load import BaseSettings, load_base, load_tokenizer
 from training.bases.precision import DTYPES
 from training.bases.quantized import forbid_merging
 from training.bases.quiet import quiet_peft
 from training.bases.save import BASE_FILE, CONFIG_FILE
+from training.bases.tokenizer import has_tokenizer
 from training.bases.tokens import grow_embedding
 from training.bases.types import DtypeName
 from training.errors import BaseRefused

@@ -13,6 +13,7 @@ import torch
 
 from quant.checkpoint import Checkpoint
 from quant.format import StoredFormat
+from training.bases import tokenizer as tokenizers
 from training.bases.find import find_base, fingerprint, read_config, read_format
 from training.bases.packed import load_packed
 from training.bases.precision import choose_device, choose_dtype
@@ -21,9 +22,6 @@ from training.bases.types import Base, BaseSettings, DtypeName, Kind
 from training.errors import BaseRefused
 
 __all__ = ["Base", "BaseSettings", "DtypeName", "Kind", "load_base"]
-
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_base(settings: BaseSettings) -> Base:
@@ -63,37 +61,12 @@ def load_base(settings: BaseSettings) -> Base:
 
 
 def load_tokenizer(directory: Path, settings: BaseSettings) -> Any:
-    """Return the base's tokenizer, padding on the right, with a pad token. Raises BaseRefused."""
-    from transformers import AutoTokenizer
-
-    if not has_tokenizer(directory) and not settings.trust_remote_code:
-        # transformers would make an empty one.
-        raise BaseRefused(f"{directory} has no tokenizer: one of {', '.join(TOKENIZER_FILES)} must be there")
-    options = {} if settings.model_max_length is None else {"model_max_length": settings.model_max_length}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory,
-            padding_side="right",
-            trust_remote_code=settings.trust_remote_code,
-            local_files_only=True,
-            **options,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BaseRefused(f"{directory}: the tokenizer can't be loaded: {_first_line(error)}") from None
-    if tokenizer.eos_token is None and tokenizer.pad_token is None:
-        raise BaseRefused(
-            f"{directory}: the tokenizer names neither an end nor a pad token; set eos_token in "
-            "tokenizer_config.json"
-        )
-    if tokenizer.pad_token is None:
-        # Padding is masked by its place, never by its id, so that an end token that was trained stays trained.
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def has_tokenizer(directory: Path) -> bool:
-    """Whether a tokenizer's vocabulary is there."""
-    return any((directory / name).is_file() for name in TOKENIZER_FILES)
+    """Return the base's tokenizer. Raises BaseRefused."""
+    return tokenizers.load_tokenizer(
+        directory,
+        model_max_length=settings.model_max_length,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
 
 def _load_model(

@@ -57,8 +57,8 @@ def _obstacles(base: Base, lora: LoraSettings) -> "Iterator[str]":
 
 def _advice(base: Base, lora: LoraSettings) -> "Iterator[str]":
     rank = lora.saved_rank
-    if rank != lora.r:
-        yield f"its start is saved with it, which makes it rank {rank} on the unchanged base"
+    if lora.starts_from_base:
+        yield f"its start is saved with it, which makes it rank up to {rank} on the unchanged base"
     if rank > SERVER_RANK:
         yield f"its rank {rank} needs `manylora serve --max-rank {rank}`"
     if base.from_16bit and base.double_quant:

@@ -11,15 +11,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from loadtest.gptq_copy import write_gptq_copy
+from server.tokenizer import Tokenizer
 from tests.server.model.steps import Stream, all_logits, step
 from tests.server.model.steps import load as load_served
 from tests.training.bases.making import FAMILIES, IDS, load, write_awq, write_dense, write_gptq
-from training.bases.load import BaseSettings, load_base
+from training.bases.load import BaseSettings, load_base, load_tokenizer
 from training.bases.precision import choose_dtype
 from training.bases.quantized import QuantizedLinear
 from training.errors import BaseRefused
 
 CPU = torch.device("cpu")
+DEMO = Path(__file__).resolve().parents[3] / "demo"
 
 
 def change_config(directory: Path, **changes: Any) -> Path:
@@ -184,3 +186,12 @@ def test_a_gptq_copy_by_our_own_packing_is_served_and_trained_alike(bits: int, t
         write_gptq_copy(source, copy)
     with pytest.raises(ValueError, match="groups of 48"):
         write_gptq_copy(source, tmp_path / "other", group_size=48)
+
+
+def test_texts_become_the_tokens_that_the_server_makes_of_them(dense_dir: Path) -> None:
+    """transformers' AutoTokenizer gives every qwen2 Qwen's own way of splitting words, whatever its file says."""
+    for directory in (DEMO / "base", dense_dir):
+        ours = load_tokenizer(directory, BaseSettings(str(directory)))
+        text = "<|im_start|>user\nfruit | price\nApple | 80<|im_end|>\nWhat's up?  It's 2,048."
+        assert ours.encode(text) == Tokenizer(directory).encode(text)
+        assert ours.padding_side == "right"
