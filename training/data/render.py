@@ -131,7 +131,7 @@ class Renderer:
         return results
 
     def _write(self, example: Example) -> Written | str | InvalidData:
-        written = self._write_unchecked(example)
+        written = self._write_out(example)
         text = written.text if isinstance(written, Written) else written
         if isinstance(text, str) and not text.isascii():
             try:
@@ -140,7 +140,7 @@ class Renderer:
                 return InvalidData(f"{example.source}: a character is broken: half of a pair like \\ud83d")
         return written
 
-    def _write_unchecked(self, example: Example) -> Written | str | InvalidData:
+    def _write_out(self, example: Example) -> Written | str | InvalidData:
         if example.text is None:
             try:
                 return self._template.write(example)

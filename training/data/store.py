@@ -1,36 +1,60 @@
 """Keeps examples and their tokens in memory-mapped Arrow files, so that data of any size takes little memory."""
 
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from training.data.example import Example, Source
 
 ROWS_PER_BATCH = 512
+_PREFIX = "manylora-data-"
+_SECONDS_TO_LOCK = 60
+"""A directory younger than that may be one whose maker hasn't locked it yet."""
 _TOKENS = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 _EXAMPLES = pa.schema([("content", pa.large_string()), ("file", pa.int32()), ("line", pa.int64())])
 
 
 class Directory:
-    """A directory for the files of one data set, removed with the last object that holds it or at the program's end."""
+    """A directory for the files of one data set, removed with the last object that holds it or at the program's end.
+
+    What killed programs left is removed by the next: a living one holds a lock on its directory.
+    """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="manylora-data-"))
-        self._remove = weakref.finalize(self, _remove, self.path, os.getpid())
+        _remove_abandoned(Path(tempfile.gettempdir()))
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = (self.path / "lock").open("wb")
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._finalizer = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
 
 
-def _remove(path: Path, owner: int) -> None:
+def _remove(path: Path, lock: BinaryIO, owner: int) -> None:
+    lock.close()
     if os.getpid() == owner:  # data loaders' processes are copies of this one
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_abandoned(place: Path) -> None:
+    for path in place.glob(f"{_PREFIX}*"):
+        try:
+            if time.time() - path.stat().st_mtime < _SECONDS_TO_LOCK:
+                continue
+            with (path / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:  # in use, another user's, or gone meanwhile
+            continue
 
 
 class ArrowWriter:

@@ -230,3 +230,27 @@ def test_temporary_files_go_with_the_program(path: str, tmp_path: Path) -> None:
         [sys.executable, "-c", code, path], env={**os.environ, "TMPDIR": str(place)}, check=True, cwd=ROOT
     )
     assert not list(place.iterdir())
+
+
+def test_what_a_killed_program_left_goes_with_the_next(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    living = load_data(DataSettings((path,), 60), TOKENIZER)
+    [used] = place.iterdir()
+    left, fresh, others = (place / f"manylora-data-{name}" for name in ("left", "fresh", "others"))
+    for directory in (left, fresh, others):
+        directory.mkdir()
+        (directory / "tokens.arrow").touch()
+        if directory is not others:
+            (directory / "lock").touch()
+    for directory in (left, others, used):
+        os.utime(directory, (0, 0))
+    next_one = load_data(DataSettings((path,), 60), TOKENIZER)
+    assert not left.exists()
+    assert fresh.exists()
+    assert others.exists()
+    assert used.exists()
+    assert len(living.dataset) == len(next_one.dataset)
