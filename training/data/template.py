@@ -137,9 +137,8 @@ class Template:
             return words, False
         end = words.end + _common_prefix(text[words.end :], alone[words_alone.end :])
         if prompt is None:  # the assistant speaks first: the server never prompts that
-            return Span(words.start, end), text[words.start : words.end] == alone[
-                words_alone.start : words_alone.end
-            ]
+            same = text[words.start : words.end] == alone[words_alone.start : words_alone.end]
+            return Span(words.start, end), same
         if not text.startswith(prompt):
             ending = _ending(prompt, str(messages[index - 1]["content"]))
             return Span(words.start - _written_before_answer(text[: words.start], ending), end), False
@@ -182,8 +181,9 @@ class Template:
     def _probe_system(self) -> bool:
         if not self._tokenizer.chat_template:
             return True
-        turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-        return self._try_render(turns, (), prompting=True) is not None
+        system, user = {"role": "system", "content": "s"}, {"role": "user", "content": "u"}
+        with_it, without = (self._try_render(turns, (), prompting=True) for turns in ([system, user], [user]))
+        return with_it is not None or without is None
 
     def _with_system(self, example: Example) -> Example:
         """Add the system text that was asked for; where the template takes none, put it before the user's first."""

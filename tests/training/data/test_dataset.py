@@ -218,18 +218,19 @@ def test_temporary_files_go_with_the_data(path: str, tmp_path: Path, monkeypatch
     assert not list(place.iterdir())
 
 
-def test_temporary_files_go_with_the_program(path: str, tmp_path: Path) -> None:
+def test_temporary_files_go_with_the_program(tmp_path: Path) -> None:
     code = (
-        "import sys; from transformers import PreTrainedTokenizerFast as T\n"
-        "from training.data.dataset import DataSettings, load_data\n"
-        "data = load_data(DataSettings((sys.argv[1],), 90), T.from_pretrained('demo/base'))\n"
+        "from training.data.store import Directory\n"
+        "directory = Directory()\n"
+        "(directory.path / 'tokens.arrow').touch()\n"
+        "raise SystemExit(directory.path.parent.name)\n"
     )
-    place = tmp_path / "temporary"
-    place.mkdir()
-    subprocess.run(
-        [sys.executable, "-c", code, path], env={**os.environ, "TMPDIR": str(place)}, check=True, cwd=ROOT
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=False, env=environment, cwd=ROOT, capture_output=True
     )
-    assert not list(place.iterdir())
+    assert run.stderr.decode().strip() == tmp_path.name
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_program_left_goes_with_the_next(
