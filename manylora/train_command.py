@@ -29,6 +29,13 @@ def train(words: list[str]) -> None:
         return
     _quiet_libraries()
     try:
+        if words[0] == "sweep":
+            from training.rate.run_sweep import run_sweep
+            from training.rate.sweep import parse_sweep
+
+            settings, rest = parse_sweep(words[1:])
+            run_sweep(parse_arguments(rest), settings, _say)
+            return
         arguments = parse_arguments(words)
         from training.run import Surroundings
         from training.run import train as run

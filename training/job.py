@@ -41,6 +41,8 @@ class Job:
     prepared: Prepared
     changes: dict[str, Any] = field(default_factory=dict)
     """Training arguments that were settled since: a learning rate that was found, a batch that fits."""
+    rows: tuple[Any, Any] | None = None
+    """Map-style data sets to train and to evaluate on in the place of the prepared ones."""
 
     def training_arguments(self, **changes: Any) -> TrainingArguments:
         """Return transformers' arguments with the changes, settled for this loop."""
@@ -57,6 +59,10 @@ class Job:
             arguments.ddp_find_unused_parameters = False
         return arguments
 
+    def over(self, train: Any, held_out: Any) -> "Job":
+        """Return the same job over other rows."""
+        return dataclasses.replace(self, changes=dict(self.changes), rows=(train, held_out))
+
     def trainer(
         self,
         policy: RankPolicy | None = None,
@@ -70,6 +76,8 @@ class Job:
         """
         prepared = self.prepared
         args = self.training_arguments(**(changes or {}))
+        held_out = None if prepared.held_out is None else prepared.held_out.dataset
+        rows, eval_rows = self.rows or (prepared.train.dataset, held_out)
         pad = prepared.base.tokenizer.pad_token_id
         assert isinstance(pad, int), "the base's loader gives every tokenizer a pad token"
         return LoraTrainer(
@@ -79,8 +87,8 @@ class Job:
             LoopSettings(
                 on_divergence or self.arguments.run.on_divergence, self.arguments.lora.loraplus_lr_ratio
             ),
-            train_dataset=prepared.train.dataset,
-            eval_dataset=None if prepared.held_out is None else prepared.held_out.dataset,
+            train_dataset=rows,
+            eval_dataset=eval_rows,
             data_collator=Collator(pad, None if args.use_cpu else PAD_MULTIPLE),
             processing_class=prepared.base.tokenizer,
         )

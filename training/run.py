@@ -19,6 +19,7 @@ from training.job import Job, total_steps
 from training.loop import checkpoints
 from training.loop.trainer import LoraTrainer
 from training.preparation import prepare
+from training.rate.find import apply, find_learning_rate, write_choice
 from training.recording import finish_record, start_record
 from training.register import register
 from training.report.page import write_report
@@ -83,6 +84,8 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Callable[[str], 
     arguments = job.arguments
     directory = Path(arguments.training.output_dir)
     settle_best_checkpoint(job, questions)
+    if arguments.learning_rate_auto and not arguments.run.resume:
+        choose_rate(job, directory, say)
     record = start_record(arguments, job.prepared, {})
     before = None if questions is None else questions.score(None)
     trainer = job.trainer()
@@ -133,6 +136,15 @@ def settle_best_checkpoint(job: Job, questions: GenerationEvaluation | None) -> 
         changes["metric_for_best_model"] = questions.settings.metric if questions is not None else "eval_loss"
         changes["greater_is_better"] = questions is not None
     job.changes.update(changes)
+
+
+def choose_rate(job: Job, directory: Path, say: Callable[[str], None]) -> None:
+    """Find the learning rate, say why, and keep curve and trials beside the adapter."""
+    choice = find_learning_rate(job, say)
+    apply(job, choice)
+    say(choice.reason)
+    if is_first_process():
+        write_choice(choice, directory)
 
 
 def watch(trainer: LoraTrainer, arguments: Arguments, say: Callable[[str], None]) -> RunRecorder:

@@ -78,7 +78,8 @@ class LoraTrainer(CheckpointSaving, Trainer):
         self.micro_rows: int | None = None
         """Rows that fit into memory at once; None until a micro-batch didn't."""
         self._window: list[Mapping[str, Tensor]] = []
-        self._window_loss = 0.0
+        self.window_loss = 0.0
+        """This process's share of the loss of the step under way, or of the one just taken."""
         self._ends_window = False
         self._guard = None
         self._snapshot: Snapshot | None = None
@@ -120,7 +121,7 @@ class LoraTrainer(CheckpointSaving, Trainer):
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Mapping[str, Tensor]], Tensor | int | None]:
         """Fetch a window of micro-batches. Called between two optimiser steps, so the rank may change here."""
-        self._window, self._window_loss = [], 0.0
+        self._window, self.window_loss = [], 0.0
         if self.policy.before_step(self.model, self.moment()):
             self._after_rank_change()
         self._guard = self._guard or Guard()
@@ -144,7 +145,7 @@ class LoraTrainer(CheckpointSaving, Trainer):
                 if not is_out_of_memory(error):
                     raise
             else:
-                self._window_loss += float(loss)
+                self.window_loss += float(loss)
                 return loss
             # Outside the except block, so that the error's frames, which hold tensors, are gone.
             self._use_smaller_pieces(inputs)
@@ -237,8 +238,8 @@ class LoraTrainer(CheckpointSaving, Trainer):
 
     def _loss_of_all(self) -> float:
         if self.args.world_size == 1:
-            return self._window_loss
-        mine = torch.tensor(self._window_loss, device=self.args.device)
+            return self.window_loss
+        mine = torch.tensor(self.window_loss, device=self.args.device)
         return float(self.accelerator.reduce(mine, reduction="mean"))
 
     def _answer(self, trouble: Trouble) -> None:

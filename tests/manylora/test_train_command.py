@@ -1,0 +1,229 @@
+"""`manylora train` as a user runs it: the guide's two commands, several processes, resuming, and bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from demo.task_data import write_tasks
+from loadtest.checkpoints import TINY, write_base
+from loadtest.gptq_copy import write_gptq_copy
+from manylora.served_generation import ServedBase, ServedGeneration
+from training import load_finetuned_model
+
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "base"
+ROWS = 48
+LORA = (
+    "--bf16 True --output_dir output_lora --num_train_epochs 3 --per_device_train_batch_size 2"
+    " --gradient_accumulation_steps 8 --learning_rate 3e-4 --model_max_length 1024 --use_lora --lora_r 64"
+    " --lora_alpha 16"
+)
+QLORA = (
+    "--fp16 True --output_dir output_qlora --num_train_epochs 3 --per_device_train_batch_size 4"
+    " --gradient_accumulation_steps 4 --learning_rate 2e-4 --use_lora --q_lora"
+    " --deepspeed finetune/ds_config_zero2.json"
+)
+
+
+def run(words: str, cwd: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a user would, on one thread."""
+    several = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    command = [sys.executable, *(several if processes > 1 else []), "-m", "manylora", *words.split()]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def losses(output: Path) -> list[float]:
+    record = json.loads((output / "run.json").read_text())
+    return [entry["loss"] for entry in record["history"]["log"] if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("train")
+    write_tasks(directory, ROWS, 8)
+    write_base(directory / "tiny", TINY)
+    write_gptq_copy(DEMO, directory / "demo-Int4", group_size=64)
+    return directory
+
+
+def served(base: ServedBase, adapter: Path, conversations: list[list[dict[str, str]]]) -> list[str]:
+    with ServedGeneration(base) as generate:
+        return generate(conversations, adapter, 24)
+
+
+def by_transformers(adapter: Path, base: Path, conversations: list[list[dict[str, str]]]) -> list[str]:
+    model, tokenizer = load_finetuned_model(adapter, base=str(base), dtype=torch.float32)
+    answers = []
+    for conversation in conversations:
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
+        made = model.generate(input_ids=ids, do_sample=False, max_new_tokens=24)
+        answers.append(str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)))
+    return answers
+
+
+def questions(place: Path) -> list[list[dict[str, str]]]:
+    rows = json.loads((place / "sql-eval.json").read_text())
+    return [[{"role": "user", "content": row["conversations"][0]["value"]}] for row in rows[:4]]
+
+
+def test_the_guides_lora_command_gives_an_adapter_that_is_served(place: Path) -> None:
+    done = run(f"train --model_name_or_path {DEMO} --data_path sql.json {LORA}", place)
+    assert done.returncode == 0, done.stderr
+    output = place / "output_lora"
+    asked = questions(place)
+    answers = served(ServedBase(DEMO, quantization="none", dtype="float32"), output, asked)
+    assert answers == by_transformers(output, DEMO, asked)
+    record = json.loads((output / "run.json").read_text())
+    assert record["results"]["steps"] == 9
+    assert record["results"]["adapter"] == str(output.resolve())
+    assert "<html" in (output / "report.html").read_text()
+
+
+def test_the_guides_qlora_command_trains_on_a_gptq_base_that_is_served(place: Path) -> None:
+    base = place / "demo-Int4"
+    done = run(f"train --model_name_or_path {base} --data_path sql.json {QLORA}", place)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "ZeRO has nothing to shard" in said
+    assert "bf16 is used" in said
+    output = place / "output_qlora"
+    assert json.loads((output / "run.json").read_text())["base"]["kind"] == "gptq"
+    asked = questions(place)
+    assert served(ServedBase(base, dtype="float32"), output, asked) == by_transformers(output, base, asked)
+
+
+SMALL = [
+    "train",
+    "--model_name_or_path",
+    "tiny",
+    "--data_path",
+    "sql.json",
+    "--data_check",
+    "off",
+    "--use_lora",
+    "--max_steps",
+    "4",
+    "--learning_rate",
+    "1e-3",
+    "--lora_dropout",
+    "0",
+    "--rank_schedule",
+    "4:0,8:0.5",
+    "--logging_steps",
+    "1",
+]
+
+
+def test_two_processes_train_as_one_does_with_the_same_global_batch(place: Path) -> None:
+    alone = [
+        "--output_dir",
+        "alone",
+        "--per_device_train_batch_size",
+        "4",
+        "--gradient_accumulation_steps",
+        "2",
+    ]
+    both = [
+        "--output_dir",
+        "both",
+        "--per_device_train_batch_size",
+        "2",
+        "--gradient_accumulation_steps",
+        "2",
+    ]
+    one, two = run(f"{SMALL} {alone}", place), run(f"{SMALL} {both}", place, processes=2)
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    assert losses(place / "both") == pytest.approx(losses(place / "alone"), abs=1e-5)
+    first, second = (load_file(place / name / "adapter_model.safetensors") for name in ("alone", "both"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_resumed_run_ends_as_the_unbroken_one(place: Path) -> None:
+    saving = "--save_strategy steps --save_steps 3 --per_device_train_batch_size 4 --output_dir whole"
+    whole = run(f"{SMALL} {saving}", place)
+    assert whole.returncode == 0, whole.stderr
+    expected = (place / "whole" / "adapter_model.safetensors").read_bytes()
+    # What a kill after the checkpoint leaves: no adapter, no report.
+    for name in ("adapter_config.json", "adapter_model.safetensors", "run.json", "report.html"):
+        (place / "whole" / name).unlink()
+    newest = place / "whole" / "checkpoint-4"
+    newest.rename(place / "checkpoint-4")
+    again = run(f"{SMALL} {saving} --resume", place)
+    assert again.returncode == 0, again.stderr
+    assert (place / "whole" / "adapter_model.safetensors").read_bytes() == expected
+    assert len(losses(place / "whole")) == 4
+
+
+def refused(words: str, place: Path, *parts: str) -> None:
+    """The command ends in one line and status 2, and has written nothing."""
+    before = sorted(place.rglob("*"))
+    done = run(words, place)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("manylora:")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in lines[0]
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("--data_path sql.json --use_lora --output_dir new --lora_rank 8", ("--lora_rank", "--lora_r")),
+        (
+            "--data_path none.json --use_lora --output_dir taken --model_name_or_path tiny",
+            ("taken", "--resume"),
+        ),
+        ("--data_path sql.json --use_lora --output_dir new --model_name_or_path ./nowhere", ("nowhere",)),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(place: Path, words: str, parts: tuple[str, ...]) -> None:
+    (place / "taken").mkdir(exist_ok=True)
+    (place / "taken" / "adapter_config.json").write_text("{}")
+    refused(f"train {words}", place, *parts)
+
+
+def test_a_broken_data_file_is_named_with_its_line(place: Path) -> None:
+    (place / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    done = run("train --model_name_or_path tiny --data_path bad.jsonl --use_lora --output_dir none", place)
+    assert done.returncode == 2
+    assert "bad.jsonl:2" in done.stderr
+    assert not list((place / "none").iterdir())
+
+
+def test_the_first_qwen_is_refused_with_what_to_take_instead(place: Path) -> None:
+    first = place / "first-qwen"
+    first.mkdir(exist_ok=True)
+    (first / "config.json").write_text(
+        json.dumps({"model_type": "qwen", "architectures": ["QWenLMHeadModel"]})
+    )
+    done = run(
+        f"train --model_name_or_path {first} --data_path sql.json --use_lora --output_dir none2",
+        place,
+    )
+    assert done.returncode == 2
+    assert "Qwen2.5" in done.stderr
+    assert "--trust_remote_code" in done.stderr
+
+
+def test_help_lists_the_guides_flags_and_ours(place: Path) -> None:
+    said = run("train --help", place).stdout
+    for flag in ("--lora_r", "--model_max_length", "--rank_schedule", "--deepspeed", "--auto_fit"):
+        assert flag in said

@@ -1,0 +1,102 @@
+"""`--learning_rate auto`: a range test bounds the rates, a short halving on held-out loss chooses one."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.errors import Diverged, InvalidArgument
+from training.job import Job, total_steps
+from training.rate.curve import Curve
+from training.rate.rows import first, split_end
+from training.rate.state import each_from_here
+from training.rate.trials import Trial, halving, range_test, trial
+
+RANGE_STEPS = 60
+TRIAL_SHARE, LEAST_TRIAL = 0.05, 10
+"""Steps of a trial in the first round: a share of the run's, and at least so many."""
+EVAL_ROWS = 256
+"""Held-out rows that judge a trial."""
+LEAST_ROWS = 8
+HELD_OUT_SHARE = 0.05
+"""Of the training rows, kept from the trials where there is no evaluation data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The rate, and why."""
+
+    rate: float
+    reason: str
+    curve: Curve
+    trials: tuple[Trial, ...]
+
+
+def find_learning_rate(job: Job, say: Callable[[str], None]) -> Choice:
+    """Find a rate for the job and leave everything as it was: weights, random states, data order.
+
+    Raises Diverged when every candidate falls apart.
+    """
+    searching = for_search(job)
+    steps = total_steps(job.arguments.training, len(job.prepared.train.dataset))
+    budget = max(LEAST_TRIAL, round(TRIAL_SHARE * steps))
+    with each_from_here(job.prepared.model) as start:
+        say(f"Looking for a learning rate: a range test over {RANGE_STEPS} steps")
+        curve = range_test(searching, RANGE_STEPS)
+        candidates = curve.candidates()
+        names = ", ".join(f"{rate:.1e}" for rate in candidates)
+        say(f"the loss is lowest at {curve.edge:.1e}; candidates: {names}, from {budget} steps each")
+
+        def run(rate: float, length: int) -> Trial:
+            start.again()
+            found = trial(searching, rate, length)
+            say(f"{rate:.1e}: held-out loss {found.loss:.4g} after {length} steps")
+            return found
+
+        trials = tuple(halving(candidates, budget, run))
+    return _choose(curve, trials)
+
+
+def _choose(curve: Curve, trials: tuple[Trial, ...]) -> Choice:
+    longest = max(each.steps for each in trials)
+    last = sorted((each for each in trials if each.steps == longest), key=lambda each: each.loss)
+    best = last[0]
+    if not math.isfinite(best.loss):
+        raise Diverged(
+            "--learning_rate auto: the loss ran away at every rate that was tried; run `manylora data check`, and"
+            " try --bf16 in place of --fp16"
+        )
+    beside = ", ".join(f"{each.loss:.4g} at {each.rate:.1e}" for each in last[1:])
+    reason = (
+        f"--learning_rate {best.rate:.1e}: held-out loss {best.loss:.4g} after {best.steps} steps, the lowest of"
+        f" {len({each.rate for each in trials})} candidates ({beside}); the range test turned at {curve.edge:.1e}"
+    )
+    return Choice(best.rate, reason, curve, trials)
+
+
+def for_search(job: Job) -> Job:
+    """Return the job over data that trials may use: some rows are held out of training where none are yet."""
+    prepared = job.prepared
+    if prepared.held_out is not None:
+        return job.over(prepared.train.dataset, first(prepared.held_out.dataset, EVAL_ROWS))
+    rows = len(prepared.train.dataset)
+    aside = min(EVAL_ROWS, max(1, round(rows * HELD_OUT_SHARE)))
+    if rows - aside < LEAST_ROWS:
+        raise InvalidArgument(
+            f"--learning_rate auto needs more than {rows} rows to try rates on: give a number"
+        )
+    return job.over(*split_end(prepared.train.dataset, aside))
+
+
+def apply(job: Job, choice: Choice) -> None:
+    """Have the job train at the rate that was chosen."""
+    job.changes["learning_rate"] = choice.rate
+
+
+def write_choice(choice: Choice, directory: Path) -> Path:
+    """Draw curve and trials into ``directory``/learning_rate.svg."""
+    from training.rate.plot import plot_choice
+
+    path = directory / "learning_rate.svg"
+    path.write_text(plot_choice(choice), encoding="utf-8")
+    return path

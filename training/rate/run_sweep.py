@@ -1,0 +1,50 @@
+"""Runs `manylora train sweep`: prepares the job, sweeps, shows a table and writes it beside a plot."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from training import output
+from training.arguments import Arguments
+from training.job import Job, total_steps
+from training.preparation import prepare
+from training.rate.sweep import Result, Sweep, SweepSettings, sweep, write_sweep
+
+
+def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str], None]) -> Sweep:
+    """Sweep and report. Nothing is trained for keeps: the best settings are printed as flags. Raises TrainingError."""
+    directory = Path(arguments.training.output_dir)
+    output.claim(directory, resume=False, overwrite=arguments.run.overwrite_output_dir)
+    prepared = prepare(arguments, lambda rows: total_steps(arguments.training, rows), say)
+    found = sweep(Job(arguments, prepared), settings, say)
+    write_sweep(found, directory)
+    Console().print(table_of(found))
+    best = found.best
+    say(
+        f"Best: --learning_rate {best.rate:.2g} --lora_r {best.rank} --warmup_steps {best.warmup:g}; table and plot are"
+        f" in {directory}"
+    )
+    return found
+
+
+def table_of(found: Sweep) -> Table:
+    """Return the trials, best first."""
+    table = Table("learning rate", "rank", "warm-up", "steps", "held-out loss", "")
+    for each in sorted(found.results, key=lambda one: (one.stopped, one.loss)):
+        table.add_row(
+            f"{each.rate:.2e}",
+            str(each.rank),
+            f"{each.warmup:g}",
+            str(each.steps),
+            f"{each.loss:.4g}",
+            _remark(each, found.best),
+        )
+    return table
+
+
+def _remark(each: Result, best: Result) -> str:
+    if each is best:
+        return "best"
+    return "stopped early" if each.stopped else ""

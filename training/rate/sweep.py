@@ -1,0 +1,222 @@
+"""`manylora train sweep`: short runs over learning rate, rank and warm-up, the worse ones stopped early."""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+
+from training.bases.lora import attach
+from training.errors import Diverged, InvalidArgument
+from training.job import Job, total_steps
+from training.rank.fixed import FixedRank
+from training.rate.find import for_search
+from training.rate.trials import QUIET, without_display
+
+if TYPE_CHECKING:
+    from optuna import Trial as OptunaTrial
+
+RUNGS = 4
+"""Evaluations of a trial; at each, the worse half of those that came as far is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSettings:
+    """What is searched."""
+
+    trials: int = 12
+    ranks: tuple[int, ...] = (8, 16, 64)
+    warmups: tuple[float, ...] = (0.0, 0.03, 0.1)
+    """Shares of the steps."""
+    lowest: float = 3e-5
+    highest: float = 3e-3
+    steps: int = 0
+    """Of a trial that isn't stopped; 0: a quarter of the run's, and at least 20."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One trial."""
+
+    number: int
+    rate: float
+    rank: int
+    warmup: float
+    steps: int
+    loss: float
+    """Held-out loss when it ended; infinite if it fell apart."""
+    stopped: bool
+    """Whether it was stopped early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """All trials, in their order."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def best(self) -> Result:
+        """The best of those that ran to the end."""
+        whole = [each for each in self.results if not each.stopped]
+        return min(whole or self.results, key=lambda each: each.loss)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InvalidArgument(message.replace("argument --", "--", 1))
+
+
+def parse_sweep(argv: Sequence[str]) -> tuple[SweepSettings, list[str]]:
+    """Take the sweep's own flags out of ``argv``. Returns them and the rest, which are a run's."""
+    parser = _Parser(prog="manylora train sweep", add_help=False, allow_abbrev=False)
+    parser.add_argument("--sweep_trials", type=int, default=12)
+    parser.add_argument("--sweep_steps", type=int, default=0)
+    parser.add_argument("--sweep_ranks", type=_numbers(int), default=(8, 16, 64))
+    parser.add_argument("--sweep_warmups", type=_numbers(float), default=(0.0, 0.03, 0.1))
+    parser.add_argument("--sweep_rates", type=_numbers(float), default=(3e-5, 3e-3))
+    found, rest = parser.parse_known_args(list(argv))
+    rates = found.sweep_rates
+    if found.sweep_trials < 1 or min(found.sweep_ranks) < 1 or min(rates) <= 0 or len(rates) != 2:
+        raise InvalidArgument(
+            "--sweep_trials and --sweep_ranks are whole numbers from 1 up, --sweep_rates is LOWEST,HIGHEST"
+        )
+    return (
+        SweepSettings(
+            found.sweep_trials,
+            found.sweep_ranks,
+            found.sweep_warmups,
+            min(rates),
+            max(rates),
+            found.sweep_steps,
+        ),
+        rest,
+    )
+
+
+def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    def numbers(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(","))
+
+    return numbers
+
+
+def sweep(job: Job, settings: SweepSettings, say: Callable[[str], None]) -> Sweep:
+    """Run the trials, each from a fresh adapter. The job's model is used up by it. Raises InvalidArgument."""
+    import optuna
+
+    lora = job.prepared.lora
+    if lora.starts_from_base:
+        raise InvalidArgument(f"a sweep needs many adapters on one base, and {lora.init} changes the base")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    steps = settings.steps or max(
+        20, total_steps(job.arguments.training, len(job.prepared.train.dataset)) // 4
+    )
+    study = optuna.create_study(
+        direction="minimize",
+        sampler=optuna.samplers.TPESampler(seed=job.arguments.training.seed),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    )
+    results: list[Result] = []
+
+    def objective(trial: "OptunaTrial") -> float:
+        result = _run_trial(job, settings, steps, trial)
+        results.append(result)
+        how = " (stopped early)" if result.stopped else ""
+        say(
+            f"trial {result.number + 1}: rate {result.rate:.1e}, rank {result.rank}, warm-up {result.warmup:g}:"
+            f" held-out loss {result.loss:.4g} after {result.steps} steps{how}"
+        )
+        if result.stopped:
+            raise optuna.TrialPruned
+        return result.loss if math.isfinite(result.loss) else 1e9
+
+    study.optimize(objective, n_trials=settings.trials)
+    return Sweep(tuple(results))
+
+
+def _run_trial(job: Job, settings: SweepSettings, steps: int, trial: "OptunaTrial") -> Result:
+    rate = trial.suggest_float("rate", settings.lowest, settings.highest, log=True)
+    rank = trial.suggest_categorical("rank", settings.ranks)
+    warmup = trial.suggest_categorical("warmup", settings.warmups)
+    fresh = for_search(_with_rank(job, rank))
+    changes = {
+        **QUIET,
+        "max_steps": steps,
+        "learning_rate": rate,
+        "warmup_steps": warmup,
+        "eval_strategy": "steps",
+        "eval_steps": max(1, steps // RUNGS),
+    }
+    trainer = fresh.trainer(FixedRank(rank), changes, on_divergence="stop")
+    judge = _Judge(trial)
+    without_display(trainer).add_callback(judge)
+    try:
+        trainer.train()
+        loss = (
+            judge.loss if judge.step == trainer.state.global_step else float(trainer.evaluate()["eval_loss"])
+        )
+    except Diverged:
+        loss = math.inf
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return Result(trial.number, rate, rank, warmup, trainer.state.global_step, loss, judge.stopped)
+
+
+class _Judge(TrainerCallback):
+    """Tells optuna how a trial does, and stops it when optuna says so."""
+
+    def __init__(self, trial: "OptunaTrial") -> None:
+        self.trial = trial
+        self.rung, self.step = 0, -1
+        self.loss = math.inf
+        self.stopped = False
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: object,
+    ) -> None:
+        """Report the held-out loss."""
+        if state.global_step == self.step:
+            return
+        self.rung += 1
+        self.loss, self.step = metrics["eval_loss"], state.global_step
+        self.trial.report(self.loss if math.isfinite(self.loss) else 1e9, self.rung)
+        if state.global_step < state.max_steps and self.trial.should_prune():
+            self.stopped = control.should_training_stop = True
+
+
+def _with_rank(job: Job, rank: int) -> Job:
+    """Return the job with a fresh adapter of ``rank``; alpha keeps its ratio to the rank that was asked for."""
+    prepared = job.prepared
+    model: Any = prepared.base.model
+    if hasattr(model, "peft_config"):
+        prepared.model.unload()
+        # peft leaves its mark on what it has been on, and warns of it.
+        del model.peft_config
+    lora = dataclasses.replace(prepared.lora, r=rank, alpha=prepared.lora.alpha * rank / prepared.lora.r)
+    set_seed(job.arguments.training.seed)
+    fresh = dataclasses.replace(
+        prepared, model=attach(prepared.base, lora), lora=lora, policy=FixedRank(rank)
+    )
+    job.prepared = fresh
+    return job
+
+
+def write_sweep(found: Sweep, directory: Path) -> None:
+    """Write sweep.json and sweep.svg."""
+    from training.rate.plot import plot_sweep
+
+    rows = [dataclasses.asdict(each) for each in found.results]
+    for row in rows:
+        row["loss"] = row["loss"] if math.isfinite(row["loss"]) else None
+    (directory / "sweep.json").write_text(json.dumps({"best": found.best.number, "trials": rows}, indent=1))
+    (directory / "sweep.svg").write_text(plot_sweep(found), encoding="utf-8")
