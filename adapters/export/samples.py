@@ -38,23 +38,24 @@ class Row:
 def built_in_rows(directory: Path, vocab_size: int) -> tuple[Row, ...]:
     """Return the built-in prompts by the model's tokenizer, through its chat template if it has one.
 
-    Without a tokenizer, rows of evenly spread token ids.
+    Without a tokenizer, rows of token ids at random.
     """
     tokenizer = _tokenizer(directory)
-    if tokenizer is None:
+    prompts = () if tokenizer is None else tuple(_prompt(tokenizer, prompt, vocab_size) for prompt in PROMPTS)
+    if not any(prompts):
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randint(0, vocab_size, (len(PROMPTS), 16), generator=generator).tolist()
-        return tuple(Row(tuple(row), len(row)) for row in rows)
-    found = []
-    for prompt in PROMPTS:
-        if tokenizer.chat_template:
-            ids = _render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
-        else:
-            ids = tokenizer(prompt)["input_ids"]
-        kept = tuple(int(token) for token in ids[-_PROMPT_TOKENS:] if token < vocab_size)
-        if kept:
-            found.append(Row(kept, len(kept)))
-    return tuple(found)
+        prompts = tuple(torch.randint(0, vocab_size, (len(PROMPTS), 16), generator=generator).tolist())
+    return tuple(Row(tuple(row), len(row)) for row in prompts if row)
+
+
+def _prompt(
+    tokenizer: Any, prompt: str, vocab_size: int
+) -> list[int]:  # a transformers tokenizer has no types
+    if tokenizer.chat_template:
+        ids = _render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    return [int(token) for token in ids[-_PROMPT_TOKENS:] if token < vocab_size]
 
 
 def sample_rows(path: Path, directory: Path, vocab_size: int) -> tuple[Row, ...]:
@@ -105,7 +106,7 @@ def _values(path: Path) -> Sequence[tuple[int, object]]:
     return values
 
 
-def _row(tokenizer: Any, value: object) -> Row:  # a transformers tokenizer, which ships no types
+def _row(tokenizer: Any, value: object) -> Row:
     if not isinstance(value, Mapping):
         raise TypeError("a row is an object")
     if "text" in value:
