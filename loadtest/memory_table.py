@@ -11,9 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -53,13 +51,21 @@ BASES = {
 }
 
 
-def cells(quick: bool) -> Iterator[Cell]:
-    """Yield the grid, the smallest first."""
-    sizes = ((256, 1), (512, 2)) if quick else ((128, 8), (512, 1), (512, 4), (1024, 2))
-    for base, method, checkpointing in product(BASES, ("lora", "qlora"), (False, True)):
-        for index, (seq, batch) in enumerate(sizes):
-            rank = (8, 64)[(index + checkpointing) % 2]
-            yield Cell(base, method, seq, batch, rank, checkpointing)
+GRID = (
+    Cell("h256/8L/32k", "lora", 512, 4, 8, False),
+    Cell("h256/8L/32k", "lora", 1024, 4, 64, True),
+    Cell("h256/8L/32k", "qlora", 512, 4, 64, False),
+    Cell("h512/6L/152k", "lora", 128, 8, 8, False),
+    Cell("h512/6L/152k", "lora", 512, 2, 64, True),
+    Cell("h512/6L/152k", "qlora", 512, 1, 8, True),
+    Cell("h512/6L/152k", "qlora", 1024, 2, 64, False),
+    Cell("h1024/4L/32k untied", "lora", 512, 1, 64, False),
+    Cell("h1024/4L/32k untied", "lora", 512, 4, 8, False),
+    Cell("h1024/4L/32k untied", "lora", 1024, 2, 64, True),
+    Cell("h1024/4L/32k untied", "qlora", 256, 1, 8, False),
+    Cell("h1024/4L/32k untied", "qlora", 512, 4, 64, True),
+)
+QUICK = GRID[::4]
 
 
 def write_data(path: Path, tokens: int) -> Path:
@@ -145,7 +151,7 @@ def print_cpu_table(directory: Path, quick: bool) -> bool:
         for index, (name, shape) in enumerate(BASES.items())
     }
     lines, errors, beyond = [], [], []
-    for cell in cells(quick):
+    for cell in QUICK if quick else GRID:
         measured, planned = measure(cell, bases[cell.base], directory), predict(cell, bases[cell.base])
         errors.append(planned["total"] / measured - 1)
         fixed = planned["context"]

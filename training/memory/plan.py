@@ -24,7 +24,7 @@ LOGIT_BYTES = 12
 """Bytes of a logit at the worst moment: float32 log-probabilities, their gradient, and that of the logits."""
 CUDA_CONTEXT = 0.9 * GIB
 """CUDA's context, cuBLAS workspaces and what the allocator rounds up: 0.5 to 1.4 GB."""
-CPU_LIBRARIES = 0.6 * GIB
+CPU_LIBRARIES = 0.55 * GIB
 """Resident size of Python with torch, transformers, peft and datasets, before a base is loaded."""
 CPU_HEAP_WASTE = 0.5
 """glibc keeps freed blocks under 32 MiB on its heap, and holes between those in use: measured, half of what a step
@@ -97,6 +97,9 @@ def plan_ours(model: ModelShape, run: RunShape) -> dict[str, float]:
         "layer": max(0.0, layer - logits),
         "step": max(0.0, step - kept - max(logits, layer)),
     }
+    if run.device == "cpu":
+        # The last good state, which the loop goes back to when a loss runs away, is always on the host.
+        parts["rollback"] = parts["optimizer"] + 4.0 * adapted + value * whole
     return {**parts, **_outside(run, kept + layer)}
 
 

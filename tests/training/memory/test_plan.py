@@ -1,5 +1,6 @@
 """The plan's sums: against Qwen's table, against counted parameters, and between settings."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -49,7 +50,7 @@ def test_parts_are_named_and_add_up(method: str, device: str, recipe: str | None
 
 
 def test_weights_by_format() -> None:
-    def weights(config: dict[str, object], method: str = "lora") -> float:
+    def weights(config: Mapping[str, object], method: str = "lora") -> float:
         shape = ModelShape.from_config({**FIRST_QWEN_7B, **config})
         bits = plan(shape, replace(RUN, method=method)).parts["weights"] * GIB * 8 / shape.layer_parameters
         return round(bits, 3)
