@@ -1,6 +1,7 @@
 """A trained model ready to answer, from its directory alone: base, adapter and tokenizer, as they were trained."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,8 +82,20 @@ def _settings(directory: Path, base: str | None) -> BaseSettings:
     if dtype not in DTYPES:
         raise BaseRefused(f"{path}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     return replace(
-        settings, q_lora=held.get("kind") == "nf4", double_quant=bool(held.get("double_quant")), dtype=dtype
+        settings,
+        name=_where_it_is_now(name, held) if base is None else name,
+        q_lora=held.get("kind") == "nf4",
+        double_quant=bool(held.get("double_quant")),
+        dtype=dtype,
     )
+
+
+def _where_it_is_now(name: str, held: Mapping[str, object]) -> str:
+    """Return the base's name, or where it was in training if the name was relative to another working directory."""
+    directory = held.get("directory")
+    if not Path(name).expanduser().is_dir() and isinstance(directory, str) and Path(directory).is_dir():
+        return directory
+    return name
 
 
 def _with_adapter(model: "PreTrainedModel", tokens: int, directory: Path) -> "PeftModel":

@@ -70,6 +70,15 @@ def test_bits_type_and_base_can_be_chosen(bases: dict[str, Path], tmp_path: Path
     assert str(moved) in model.base_model.model.name_or_path
 
 
+def test_a_base_named_from_another_working_directory(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bases["dense"].parent)
+    save_adapter(attach(load(Path("dense")), LoraSettings(r=4)), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    load_finetuned_model(".", device="cpu")
+
+
 def test_a_model_without_adapter(bases: dict[str, Path]) -> None:
     model, tokenizer = load_finetuned_model(str(bases["dense"]), device="cpu")
     assert model.dtype == torch.bfloat16
@@ -82,6 +91,7 @@ def test_what_is_missing_is_said_in_a_line(bases: dict[str, Path], tmp_path: Pat
         load_finetuned_model(tmp_path / "nowhere")
     save_adapter(attach(load(bases["dense"]), LoraSettings(r=4)), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "manylora_base.json").unlink()
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/gone"}))
     with pytest.raises(BaseRefused, match="/gone: there is no such directory"):
         load_finetuned_model(tmp_path)

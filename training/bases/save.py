@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 BASE_FILE = "manylora_base.json"
-"""How the base was held while the adapter was trained: {kind, double_quant, dtype}. load_finetuned_model reads it."""
+"""How the base was held while the adapter was trained, and where its files were. load_finetuned_model reads it."""
 WEIGHTS_FILE = "adapter_model.safetensors"
 _LISTED = 3
 
@@ -58,7 +58,10 @@ def make_plain(model: "PeftModel", directory: Path) -> None:
 
 
 def describe_base(model: Any) -> dict[str, object]:
-    """Return how a model's base is held: {kind, double_quant, dtype}, dtype being "bf16", "fp16" or "fp32"."""
+    """Return how a model's base is held and where its files are: {kind, double_quant, dtype, directory}.
+
+    dtype is "bf16", "fp16" or "fp32".
+    """
     kind, double_quant = "dense", False
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
@@ -70,7 +73,8 @@ def describe_base(model: Any) -> dict[str, object]:
         fields = section if isinstance(section, dict) else section.to_dict()
         double_quant = bool(fields.get("bnb_4bit_use_double_quant"))
     dtype = next(name for name, each in DTYPES.items() if each == model.dtype)
-    return {"kind": kind, "double_quant": double_quant, "dtype": dtype}
+    directory = str(Path(model.config._name_or_path).resolve())
+    return {"kind": kind, "double_quant": double_quant, "dtype": dtype, "directory": directory}
 
 
 def _write_json(path: Path, value: object) -> None:
