@@ -1,12 +1,9 @@
 """`manylora train`, from arguments to an adapter that the server takes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import EarlyStoppingCallback
 
 from training import output
 from training.arguments import Arguments
@@ -17,15 +14,19 @@ from training.evaluate.evaluation import EvaluationSettings, GenerationEvaluatio
 from training.evaluate.generate import Generate
 from training.job import Job, total_steps
 from training.loop import checkpoints
+from training.loop.interrupt import SaveWhenInterrupted
 from training.loop.trainer import LoraTrainer
-from training.preparation import prepare
+from training.memory.job import fit_job, plan_job
+from training.memory.meter import PeakMeter
+from training.preparation import Prepared, Say, prepare
 from training.rate.find import apply, find_learning_rate, write_choice
 from training.recording import finish_record, start_record
 from training.register import register
 from training.report.page import write_report
-from training.report.progress import LiveProgress
-from training.report.record import EvaluationFacts, Event, RunRecord
-from training.report.recorder import RunRecorder
+from training.report.record import EvaluationFacts, RunRecord
+from training.report.trackers import check_report_to
+from training.tasks.tasks import run_tasks
+from training.watching import answers_now, settle_best_checkpoint, watch
 
 OpenGenerate = Callable[[Base], AbstractContextManager[Generate]]
 
@@ -34,28 +35,40 @@ OpenGenerate = Callable[[Base], AbstractContextManager[Generate]]
 class Surroundings:
     """What the front door brings into a run."""
 
-    say: Callable[[str], None]
+    say: Say
     """Shows one sentence to the user."""
     open_generate: OpenGenerate
     """Opens the base as it is served, to answer held-out prompts with."""
 
 
-def train(arguments: Arguments, around: Surroundings) -> RunRecord:
-    """Run all of it. Raises TrainingError; what was trained until then is in the output directory's checkpoints."""
+def train(arguments: Arguments, around: Surroundings) -> None:
+    """Run all of it, for one adapter or for one of each task.
+
+    Raises TrainingError; what was trained until then is in the output directory's checkpoints.
+    """
+    check_report_to(arguments.training.report_to)
+    if arguments.run.tasks is not None:
+        run_tasks(arguments)
+        return
     say = around.say if is_first_process() else _silent
     directory = Path(arguments.training.output_dir)
     if is_first_process():
         output.claim(directory, resume=arguments.run.resume, overwrite=arguments.run.overwrite_output_dir)
     for note in arguments.notes:
         say(note)
-    prepared = prepare(arguments, lambda rows: total_steps(arguments.training, rows), say)
+    job = Job(arguments, _prepare(arguments, say))
     if is_first_process():
         if arguments.run.overwrite_output_dir:
             output.clear(directory)
         output.drop_partial(directory)
-    job = Job(arguments, prepared)
+    if arguments.run.auto_fit:
+        fit_job(job, lambda changed: _prepare(changed, say), say)
     with _questions(job, around) as questions:
-        return _run(job, questions, say)
+        _run(job, questions, say)
+
+
+def _prepare(arguments: Arguments, say: Say) -> Prepared:
+    return prepare(arguments, lambda rows: total_steps(arguments.training, rows), say)
 
 
 def _silent(_: str) -> None:
@@ -80,101 +93,70 @@ def _questions(job: Job, around: Surroundings) -> Iterator[GenerationEvaluation 
         yield GenerationEvaluation(settings, [held_out.example(i) for i in range(count)], generate)
 
 
-def _run(job: Job, questions: GenerationEvaluation | None, say: Callable[[str], None]) -> RunRecord:
+def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     arguments = job.arguments
     directory = Path(arguments.training.output_dir)
     settle_best_checkpoint(job, questions)
     if arguments.learning_rate_auto and not arguments.run.resume:
         choose_rate(job, directory, say)
-    record = start_record(arguments, job.prepared, {})
+    record = start_record(job.arguments, job.prepared, plan_job(job).parts)
     before = None if questions is None else questions.score(None)
     trainer = job.trainer()
-    recorder = watch(trainer, arguments, say)
     if questions is not None:
-        trainer.more_metrics = _answers_now(trainer, questions, directory)
-    resume = str(checkpoints.last_checkpoint(directory)) if arguments.run.resume else None
-    outcome, metrics = "finished", {}
-    try:
-        metrics = dict(trainer.train(resume_from_checkpoint=resume).metrics)
-    except Diverged as error:
-        _write(
-            finish_record(record, trainer, recorder.history, {}, EvaluationFacts(), None, str(error)),
-            directory,
-        )
-        raise
-    except KeyboardInterrupt:
-        raise TrainingError(_interrupted(directory)) from None
-    if trainer.state.global_step < trainer.state.max_steps:
-        outcome = f"stopped early at step {trainer.state.global_step} of {trainer.state.max_steps}"
+        trainer.more_metrics = answers_now(trainer, questions, directory)
+    recorder = watch(trainer, arguments, say)
+    with PeakMeter(trainer.args.device) as meter:
+        try:
+            metrics = _train(trainer, arguments, directory)
+        except Diverged as error:
+            nothing = EvaluationFacts()
+            _write(
+                finish_record(record, trainer, recorder.history, {}, nothing, meter.peak_gib, str(error)),
+                directory,
+            )
+            raise
+    peak = meter.peak_gib
     if trainer.eval_dataset is not None:
         metrics.update(trainer.evaluate())
     publish(trainer, directory)
-    after = None if questions is None or before is None else questions.score(directory)
-    record = finish_record(
-        record, trainer, recorder.history, metrics, _evaluation(arguments, before, after), None, outcome
-    )
+    after = None if questions is None else questions.score(directory)
     if is_first_process():
-        _write(record, directory)
-        hand_over(arguments, directory, say)
-    return record
+        found = _evaluation(arguments, before, after)
+        _write(
+            finish_record(record, trainer, recorder.history, metrics, found, peak, _outcome(trainer)),
+            directory,
+        )
+        hand_over(job, directory, say)
 
 
-def settle_best_checkpoint(job: Job, questions: GenerationEvaluation | None) -> None:
-    """Keep the best checkpoint where runs may stop early, and judge it by the answers if there are any."""
-    arguments = job.arguments
-    training, given = arguments.training, arguments.given
-    if not (arguments.run.early_stopping_patience or arguments.run.eval_answers != "none"):
-        return
-    if training.eval_strategy == "no":
-        return
-    changes: dict[str, Any] = {
-        "load_best_model_at_end": True,
-        "save_strategy": training.eval_strategy,
-        "save_steps": training.eval_steps,
-    }
-    if "metric_for_best_model" not in given:
-        changes["metric_for_best_model"] = questions.settings.metric if questions is not None else "eval_loss"
-        changes["greater_is_better"] = questions is not None
-    job.changes.update(changes)
+def _train(trainer: LoraTrainer, arguments: Arguments, directory: Path) -> dict[str, float]:
+    """Train to the end, from the last checkpoint if the run is resumed. Raises TrainingError when interrupted."""
+    resume = str(checkpoints.last_checkpoint(directory)) if arguments.run.resume else None
+    signals = SaveWhenInterrupted()
+    trainer.add_callback(signals)
+    try:
+        metrics: dict[str, float] = dict(trainer.train(resume_from_checkpoint=resume).metrics)
+    except KeyboardInterrupt:
+        raise TrainingError(_interrupted(directory)) from None
+    finally:
+        signals.release()
+    if signals.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        raise TrainingError(_interrupted(directory))
+    return metrics
 
 
-def choose_rate(job: Job, directory: Path, say: Callable[[str], None]) -> None:
+def _outcome(trainer: LoraTrainer) -> str:
+    step, steps = trainer.state.global_step, trainer.state.max_steps
+    return "finished" if step >= steps else f"stopped early at step {step} of {steps}"
+
+
+def choose_rate(job: Job, directory: Path, say: Say) -> None:
     """Find the learning rate, say why, and keep curve and trials beside the adapter."""
     choice = find_learning_rate(job, say)
     apply(job, choice)
     say(choice.reason)
     if is_first_process():
         write_choice(choice, directory)
-
-
-def watch(trainer: LoraTrainer, arguments: Arguments, say: Callable[[str], None]) -> RunRecorder:
-    """Put display, recorder and early stopping on the trainer. Returns the recorder."""
-    recorder = RunRecorder()
-    trainer.add_callback(recorder)
-    display = LiveProgress.install(trainer)
-
-    def hear(event: Event) -> None:
-        recorder.note(event.kind, event.sentence, event.step)
-        if is_first_process():
-            display.say(event.sentence)
-
-    trainer.events.listeners.append(hear)
-    if arguments.run.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(arguments.run.early_stopping_patience))
-    return recorder
-
-
-def _answers_now(
-    trainer: LoraTrainer, questions: GenerationEvaluation, directory: Path
-) -> Callable[[], Mapping[str, float]]:
-    """Return what scores the adapter as it is now, through the served base."""
-
-    def score() -> Mapping[str, float]:
-        staging = output.open_adapter(directory)
-        trainer.policy.save(trainer.model, staging, resumable=False)
-        return questions.score(staging).metrics
-
-    return score
 
 
 def _interrupted(directory: Path) -> str:
@@ -206,12 +188,13 @@ def _write(record: RunRecord, directory: Path) -> None:
         write_report(record, directory / "report.html")
 
 
-def hand_over(arguments: Arguments, directory: Path, say: Callable[[str], None]) -> None:
+def hand_over(job: Job, directory: Path, say: Say) -> None:
     """Say where the adapter is, and give it to a server if one was named."""
+    run, base = job.arguments.run, job.prepared.base
     say(f"The adapter is in {directory}; its report is {directory / 'report.html'}.")
-    run = arguments.run
-    if run.register is None:
-        say(f"Serve it: manylora adapters add {directory.resolve().name} {directory.resolve()}")
-        return
     name = run.adapter_name or directory.resolve().name
-    say(register(run.register, name, directory, run.admin_key))
+    if run.register is not None:
+        say(register(run.register, name, directory, run.admin_key))
+        return
+    codes = " --double-quant" if base.double_quant and base.from_16bit else ""
+    say(f"Serve it: manylora serve {base.name}{codes} --adapter {name}={directory.resolve()}")

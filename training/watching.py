@@ -1,0 +1,66 @@
+"""Who looks on while a run trains: display, recorder, early stopping, and the judge of its answers."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback
+
+from training import output
+from training.arguments import Arguments
+from training.distributed import is_first_process
+from training.evaluate.evaluation import GenerationEvaluation
+from training.job import Job
+from training.loop.trainer import LoraTrainer
+from training.report.progress import LiveProgress
+from training.report.record import Event
+from training.report.recorder import RunRecorder
+
+
+def settle_best_checkpoint(job: Job, questions: GenerationEvaluation | None) -> None:
+    """Keep the best checkpoint where runs may stop early, and judge it by the answers if there are any."""
+    arguments = job.arguments
+    training, given = arguments.training, arguments.given
+    if not (arguments.run.early_stopping_patience or arguments.run.eval_answers != "none"):
+        return
+    if training.eval_strategy == "no":
+        return
+    changes: dict[str, Any] = {
+        "load_best_model_at_end": True,
+        "save_strategy": training.eval_strategy,
+        "save_steps": training.eval_steps,
+    }
+    if "metric_for_best_model" not in given:
+        changes["metric_for_best_model"] = questions.settings.metric if questions is not None else "eval_loss"
+        changes["greater_is_better"] = questions is not None
+    job.changes.update(changes)
+
+
+def watch(trainer: LoraTrainer, arguments: Arguments, say: Callable[[str], None]) -> RunRecorder:
+    """Put display, recorder and early stopping on the trainer. Returns the recorder."""
+    recorder = RunRecorder()
+    trainer.add_callback(recorder)
+    display = LiveProgress.install(trainer)
+
+    def hear(event: Event) -> None:
+        recorder.note(event.kind, event.sentence, event.step)
+        if is_first_process():
+            display.say(event.sentence)
+
+    trainer.events.listeners.append(hear)
+    if arguments.run.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(arguments.run.early_stopping_patience))
+    return recorder
+
+
+def answers_now(
+    trainer: LoraTrainer, questions: GenerationEvaluation, directory: Path
+) -> Callable[[], Mapping[str, float]]:
+    """Return what scores the adapter as it is now, through the served base."""
+
+    def score() -> Mapping[str, float]:
+        staging = output.open_adapter(directory)
+        trainer.policy.save(trainer.model, staging, resumable=False)
+        return questions.score(staging).metrics
+
+    return score
