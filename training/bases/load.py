@@ -41,6 +41,7 @@ def load_base(settings: BaseSettings) -> Base:
     device = choose_device(settings.device)
     dtype, notes = choose_dtype(settings.dtype, device)
     kind: Kind = "nf4" if stored.kind == "dense" and settings.q_lora else stored.kind
+    _refuse_sharding(kind, settings)
     tokenizer = load_tokenizer(directory, settings)
     model = _load_model(checkpoint, stored, kind, replace(settings, device=device), dtype)
     model.requires_grad_(False)
@@ -97,12 +98,15 @@ def _by_transformers(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=settings.double_quant,
             bnb_4bit_compute_dtype=dtype,
+            # FSDP shards tensors of one type only, and takes the codes for floats that nobody computes with.
+            bnb_4bit_quant_storage=dtype if settings.fsdp else torch.uint8,
         )
+    if not _is_sharded(settings):
+        options["device_map"] = {"": settings.device}
     model = AutoModelForCausalLM.from_pretrained(
         directory,
         # Before NF4 codes are made, the weight is cast to this type: so does the server.
         dtype=dtype,
-        device_map={"": settings.device},
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=settings.trust_remote_code,
@@ -113,6 +117,21 @@ def _by_transformers(
 
         settle_nf4(model, dtype)
     return model
+
+
+def _is_sharded(settings: BaseSettings) -> bool:
+    """Whether FSDP or ZeRO-3 puts the parameters on devices, and not we."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return settings.fsdp or bool(is_deepspeed_zero3_enabled())
+
+
+def _refuse_sharding(kind: Kind, settings: BaseSettings) -> None:
+    if kind in ("gptq", "awq") and _is_sharded(settings):
+        raise BaseRefused(
+            f"{settings.name} is stored in {kind.upper()}, whose packed words FSDP and ZeRO-3 can't shard: "
+            "use plain DDP or ZeRO-2, or a 16-bit base with --q_lora"
+        )
 
 
 def _double_quant(config: Mapping[str, Any], stored: StoredFormat, settings: BaseSettings) -> bool:

@@ -32,6 +32,8 @@ class BaseSettings:
     """Tokens after which the tokenizer's own limit says that a text is too long."""
     device: torch.device | None = None
     """None: the CUDA device of this process, or the CPU where there is none."""
+    fsdp: bool = False
+    """Whether FSDP will shard the model. DeepSpeed's ZeRO-3 tells by itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,17 @@ def test_a_packed_checkpoint_that_lacks_something(directories: dict[str, Path], 
     load(copy)
 
 
+def test_what_fsdp_can_shard(directories: dict[str, Path]) -> None:
+    assert "plain DDP or ZeRO-2" in refusal(directories["gptq"], fsdp=True)
+    base = load_base(BaseSettings(str(directories["nf4"]), q_lora=True, dtype="bf16", device=CPU, fsdp=True))
+    codes = [each for each in base.model.parameters() if hasattr(each, "quant_state")]
+    assert codes
+    assert {each.dtype for each in codes} == {torch.bfloat16}
+    plain = load_base(BaseSettings(str(directories["nf4"]), q_lora=True, dtype="bf16", device=CPU))
+    with torch.no_grad():
+        assert torch.equal(base.model(input_ids=IDS).logits, plain.model(input_ids=IDS).logits)
+
+
 def test_a_format_that_is_not_read(dense_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(dense_dir, tmp_path / "copy")
     assert "fp8" in refusal(change_config(copy, quantization_config={"quant_method": "fp8"}))
