@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 
 from training.arguments import Arguments
+from training.errors import TrainingError
 from training.job import Job
 from training.memory.budget import Budget, this_machine
 from training.memory.find import read_shape
 from training.memory.fit import auto_fit
-from training.memory.plan import GIB, MemoryPlan, plan
+from training.memory.plan import GIB, OUTSIDE, MemoryPlan, plan
 from training.memory.run_shape import RunShape
 from training.memory.shape import ModelShape
 from training.memory.sizes import parse_bytes
@@ -47,8 +48,17 @@ def shapes_of(job: Job) -> tuple[ModelShape, RunShape]:
 
 
 def plan_job(job: Job) -> MemoryPlan:
-    """Return the plan of a prepared run, for its report."""
-    return plan(*shapes_of(job))
+    """Return the plan of a prepared run as PeakMeter will measure it: on CUDA without what isn't tensors.
+
+    Without parts when the base's family or the adapted modules are none that can be planned for.
+    """
+    try:
+        planned = plan(*shapes_of(job))
+    except TrainingError:
+        return MemoryPlan({})
+    if job.prepared.base.model.device.type != "cuda":
+        return planned
+    return MemoryPlan({name: size for name, size in planned.parts.items() if name not in OUTSIDE})
 
 
 def fit_job(job: Job, prepare: Callable[[Arguments], Prepared], say: Callable[[str], None]) -> None:
