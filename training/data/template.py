@@ -67,6 +67,7 @@ class Template:
     def __init__(self, tokenizer: ChatTokenizer, *, system: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._system = system
+        self._ending = ""  # what this template was last seen to put behind a turn that others follow
         self.takes_system = self._probe_system()
 
     def write(self, example: Example) -> Written:
@@ -97,31 +98,34 @@ class Template:
         as_served = True
         for index, trained in enumerate(example.trained):
             if trained:
-                span = self._span_behind_prompt(text, messages, index, tools)
-                if span is None:
-                    span, same = self._span_by_substitution(text, example, index)
-                    as_served = as_served and same
+                span, same = self._find_turn(text, example, index)
                 spans.append(span)
+                as_served = as_served and same
         if any(next_.start < span.end for span, next_ in pairwise(spans)):
             raise InvalidData(f"{example.source}: the chat template doesn't keep the assistant's turns apart")
         return Written(text, tuple(spans), as_served)
 
-    def _span_behind_prompt(
-        self, text: str, messages: Sequence[Message], index: int, tools: Sequence[Tool]
-    ) -> Span | None:
-        """Find a turn that stands in the whole as it would alone; None if it, or what is before it, differs."""
+    def _find_turn(self, text: str, example: Example, index: int) -> tuple[Span, bool]:
+        """Find a turn in the whole; also whether it, and what is before it, reads there as it would alone."""
+        messages, tools = example.messages, example.tools
         prompt = self._try_render(messages[:index], tools, prompting=True)
-        if not prompt or not text.startswith(prompt):
-            return None
-        if index == len(messages) - 1:
-            return Span(len(prompt), len(text))
+        behind_prompt = prompt is not None and text.startswith(prompt)
+        if prompt is not None and behind_prompt and index == len(messages) - 1:
+            return Span(len(prompt), len(text)), True
         alone = self._try_render(messages[: index + 1], tools)
-        if alone and len(alone) > len(prompt) and text.startswith(alone):
-            return Span(len(prompt), len(alone))
-        return None
+        if prompt is not None and behind_prompt and alone is not None:
+            if len(alone) > len(prompt) and text.startswith(alone):
+                return Span(len(prompt), len(alone)), True
+            turn = f"{prompt}{messages[index]['content']}{self._ending}"
+            nothing_else = messages[index].keys() <= {"role", "content"}
+            if self._ending and nothing_else and text.startswith(turn):
+                return Span(len(prompt), len(turn)), alone.startswith(turn)
+        return self._find_by_substitution(text, example, index, prompt, alone)
 
-    def _span_by_substitution(self, text: str, example: Example, index: int) -> tuple[Span, bool]:
-        """Find a turn in the whole by putting other words in its place; also whether it reads as it would alone."""
+    def _find_by_substitution(
+        self, text: str, example: Example, index: int, prompt: str | None, alone: str | None
+    ) -> tuple[Span, bool]:
+        """Find a turn in the whole by putting other words in its place."""
         messages, tools = example.messages, example.tools
         words = self._words_of(text, messages, index, tools)
         if words is None:
@@ -130,8 +134,6 @@ class Template:
                 "template makes of this conversation; end the conversation with it, or give it weight 0"
             )
         until_here = messages[: index + 1]
-        alone = self._try_render(until_here, tools)
-        prompt = self._try_render(messages[:index], tools, prompting=True)
         words_alone = None if alone is None else self._words_of(alone, until_here, index, tools)
         if alone is None or words_alone is None:
             return words, False
@@ -142,6 +144,7 @@ class Template:
         if not text.startswith(prompt):
             ending = _ending(prompt, str(messages[index - 1]["content"]))
             return Span(words.start - _written_before_answer(text[: words.start], ending), end), False
+        self._ending = text[words.end : end]
         same = text[len(prompt) : words.end] == alone[len(prompt) : words_alone.end]
         return Span(len(prompt), end), same
 

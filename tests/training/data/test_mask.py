@@ -379,6 +379,9 @@ def test_words_that_look_like_the_templates_own_do_not_mislead(name: str, turns:
     tokenizer = tokenizer_of(name)
     written = Template(tokenizer).write(say(*turns))
     assert len(written.spans) == 2
+    used = Template(tokenizer)  # what it has seen makes it faster, and nothing else
+    used.write(say("What?", "Paris", "And?", "Hello"))
+    assert used.write(say(*turns)) == written
     for answer, span in zip(turns[1::2], written.spans, strict=True):
         text = written.text[span.start : span.end]
         kept = answer.split("</think>")[-1] if name == "qwen3" else answer
