@@ -8,8 +8,10 @@ from dataclasses import replace
 import torch
 
 from training.arguments import Arguments
+from training.distributed import world_size
 from training.errors import TrainingError
 from training.job import Job
+from training.loop.out_of_memory import is_out_of_memory
 from training.memory.budget import Budget, this_machine
 from training.memory.find import read_shape
 from training.memory.fit import auto_fit
@@ -68,19 +70,40 @@ def fit_job(job: Job, prepare: Callable[[Arguments], Prepared], say: Callable[[s
     """
     model, run = shapes_of(job)
     budget = budget_of(job)
+    room = min(_of_all_processes(budget.bytes))
     # A trial runs at the rank that the run starts with; the plan says what growing adds.
     now = replace(run, rank=job.prepared.policy.rank)
     growth = int((plan(model, run).total_gib - plan(model, now).total_gib) * GIB)
 
     def attempt(wanted: RunShape) -> int:
         _change(job, run, wanted, prepare)
-        trainer = job.trainer()
-        longest = try_longest(trainer, job.prepared.train.lengths, wanted.seq)
-        return outside_bytes(budget) + longest + growth
+        peak = _try_in_all_processes(job, wanted.seq)
+        return peak + outside_bytes(budget) + growth
 
-    fit = auto_fit(model, run, budget.bytes, attempt)
+    fit = auto_fit(model, run, room, attempt)
     for sentence in fit.sentences:
         say(sentence)
+
+
+def _try_in_all_processes(job: Job, max_length: int) -> int:
+    """Return the highest peak of all processes, so that all decide alike. Raises when one ran out of memory."""
+    peak = 0
+    try:
+        peak = try_longest(job.trainer(), job.prepared.train.lengths, max_length)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    peaks = _of_all_processes(peak)
+    if min(peaks) == 0:
+        raise MemoryError
+    return max(peaks)
+
+
+def _of_all_processes(value: int) -> list[int]:
+    values = [value] * world_size()
+    if len(values) > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def budget_of(job: Job) -> Budget:
