@@ -1,19 +1,22 @@
 """Rows judged together: copies, near copies, prompts with several answers, and what train and eval have in common."""
 
+from functools import lru_cache, partial
+
 import numpy as np
 from numpy.typing import NDArray
 
 from training.check.kinds import Flag
 from training.check.shingles import BANDS, HASHES
-from training.check.similar import Likeness, compare
+from training.check.similar import Likeness, Sides, compare
 from training.check.table import RowTable
 
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-LIKELY = 0.4
-"""Of a sketch's bytes, the share that must be equal for a pair to be read."""
-TRIES = 6
+LIKELY, LIKELY_OF_ALL, LIKELY_OF_RARE = 0.7, 0.4, 0.2
+"""Of a sketch's bytes over all shingles and over rare ones, the shares that must be equal for a pair to be read: rows
+made by one template share many of all and hardly any of the rare ones. From LIKELY on, those over all are enough."""
+TRIES = 5
 """Pairs that are read for one row, the likeliest first."""
 PAIRS_AT_ONCE = 200_000
 _FLAGS = {Likeness.SAME: Flag.NEAR_DUPLICATE | Flag.SAME_IN_EFFECT, Likeness.NEAR: Flag.NEAR_DUPLICATE}
@@ -135,17 +138,18 @@ def _candidates(table: RowTable, rows: I64, evaluates: Bool) -> tuple[I64, NDArr
 
 def _likely(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.uint64]:
     """Keep the pairs whose sketches are alike, each as one number."""
-    kept = pairs[_alike(sketch, pairs) >= LIKELY].astype(np.uint64)
+    kept = pairs[_alike(sketch, pairs) > 0].astype(np.uint64)
     return kept[:, 0] << np.uint64(32) | kept[:, 1]
 
 
 def _alike(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.float32]:
-    """Estimate each pair's overlap: the larger of that over all shingles and that over the rare ones."""
+    """Estimate each pair's overlap: the mean of that over all shingles and over rare ones; 0 for unlikely pairs."""
     parts = []
     for part in np.array_split(pairs, len(pairs) // PAIRS_AT_ONCE + 1):
         same = sketch[part[:, 0]] == sketch[part[:, 1]]
         halves = same.reshape(len(part), 2, HASHES).mean(axis=2, dtype=np.float32)
-        parts.append(halves.max(axis=1))
+        likely = (halves[:, 0] >= LIKELY_OF_ALL) & (halves[:, 1] >= LIKELY_OF_RARE) | (halves[:, 0] >= LIKELY)
+        parts.append(np.where(likely, halves.mean(axis=1), 0))
     return np.concatenate(parts)
 
 
@@ -153,22 +157,21 @@ def _confirm(table: RowTable, pairs: I64, alike: NDArray[np.float32]) -> list[tu
     """Read both rows of the likeliest pairs of each later row until one is confirmed."""
     order = np.lexsort((-alike, pairs[:, 1]))
     confirmed: list[tuple[int, int, Likeness]] = []
-    current, tries, done = -1, 0, False
-    later_words: tuple[str, str] = ("", "")
+    sides = lru_cache(maxsize=2000)(partial(_sides, table))
+    current, tries = -1, 0
     for earlier, later in pairs[order].tolist():
         if later != current:
-            current, tries, done = later, 0, False
-            later_words = _sides(table, later)
-        if done or tries >= TRIES:
+            current, tries = later, 0
+        if tries >= TRIES:
             continue
         tries += 1
-        likeness = compare(_sides(table, earlier), later_words)
+        likeness = compare(sides(earlier), sides(later))
         if likeness is not Likeness.OTHER:
             confirmed.append((earlier, later, likeness))
-            done = True
+            tries = TRIES
     return confirmed
 
 
-def _sides(table: RowTable, row: int) -> tuple[str, str]:
+def _sides(table: RowTable, row: int) -> Sides:
     text = table.text(row)
-    return text.prompt, text.answer
+    return Sides.of(text.prompt, text.answer)

@@ -11,7 +11,7 @@ from training.check.shingles import Boilerplate
 from training.check.texts import RowText, row_text, words_only
 
 SAMPLE = 20_000
-LANGUAGE_SAMPLE = 50_000
+LANGUAGE_SAMPLE = 20_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]"
 )
 _IDEOGRAPHS = re.compile("[\u3400-\u9fff]{2,}[\u3400-\u9fff\uff00-\uffef\u3000-\u303f\u20ac\u2026]*")
+_MAY_BE_BYTES = re.compile("[\x80-\u2e7f]{2}|[ÃÂâÐÑРС]")
+"""UTF-8 that was read as a one-byte encoding: two signs in a row, or the first of two whose second looks like a space.
+Most good text has neither, and ftfy takes its time."""
 _KUN_TANGKAO = re.compile("锟斤拷|烫烫烫|屯屯屯")
 """What Chinese editors show for broken bytes: U+FFFD in GBK, and a debugger's fill of unset memory."""
 
@@ -75,14 +78,13 @@ def is_mojibake(text: str) -> bool:
     """Whether a text looks decoded with the wrong encoding."""
     if text.isascii():
         return False
+    if "\ufffd" in text or _KUN_TANGKAO.search(text) or _gbk_mix_up(text) is not None:
+        return True
+    if not _MAY_BE_BYTES.search(text):
+        return False
     from ftfy.badness import is_bad
 
-    return (
-        "\ufffd" in text
-        or bool(is_bad(text))
-        or bool(_KUN_TANGKAO.search(text))
-        or _gbk_mix_up(text) is not None
-    )
+    return bool(is_bad(text))
 
 
 def repaired(text: str) -> str:

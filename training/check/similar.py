@@ -1,10 +1,15 @@
-"""Whether two rows are one example with small edits: the second, exact look at what MinHash brought together."""
+"""Whether two rows are one example with small edits: the second, exact look at what MinHash brought together.
+
+Words are compared without regard to their places, and so are pairs of neighbours, which hold the order: unlike an
+alignment, that takes a time that grows with the length alone.
+"""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from enum import Enum
+from itertools import pairwise
 
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\d+|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
 """Words, numbers, and single characters of the scripts that put no space between words."""
@@ -12,63 +17,10 @@ ALIKE = 0.8
 """Of all characters in words, the share that must be the same."""
 SIDE_ALIKE = 0.5
 """The same of prompt and answer each: other answers to one prompt, and one answer to other prompts, are no copies."""
+PAIRS_ALIKE = 0.5
+"""Of all pairs of neighbouring words, the share that must be the same."""
 SAME_ANSWER = 0.9
 """From this share on, one prompt's two answers count as one."""
-LONGEST = 4000
-"""Words of a side that are compared; of a longer one, its beginning and its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What changed from one text to another."""
-
-    removed: tuple[str, ...]
-    added: tuple[str, ...]
-    same: int
-    """Characters in words that stayed."""
-    total: int
-    """Characters in words of the longer one."""
-
-    @property
-    def alike(self) -> float:
-        """The share that stayed; 1 for two texts without words."""
-        return self.same / self.total if self.total else 1.0
-
-
-def words_of(text: str) -> list[str]:
-    """Split a text into small-letter words and numbers."""
-    words = _WORDS.findall(text.casefold())
-    return words if len(words) <= LONGEST else words[: LONGEST // 2] + words[-LONGEST // 2 :]
-
-
-def difference(first: Sequence[str], second: Sequence[str]) -> Difference:
-    """Compare two lists of words."""
-    begin = 0
-    shorter = min(len(first), len(second))
-    while begin < shorter and first[begin] == second[begin]:
-        begin += 1
-    end = 0
-    while end < shorter - begin and first[-1 - end] == second[-1 - end]:
-        end += 1
-    middle_first, middle_second = first[begin : len(first) - end], second[begin : len(second) - end]
-    same = _characters(first[:begin]) + _characters(first[len(first) - end :])
-    removed: list[str] = list(middle_first)
-    added: list[str] = list(middle_second)
-    if middle_first and middle_second and (len(middle_first) > 1 or len(middle_second) > 1):
-        removed, added = [], []
-        for tag, i, j, k, m in SequenceMatcher(
-            None, middle_first, middle_second, autojunk=False
-        ).get_opcodes():
-            if tag == "equal":
-                same += _characters(middle_first[i:j])
-            else:
-                removed += middle_first[i:j]
-                added += middle_second[k:m]
-    return Difference(tuple(removed), tuple(added), same, max(_characters(first), _characters(second)))
-
-
-def _characters(words: Sequence[str]) -> int:
-    return sum(map(len, words))
 
 
 class Likeness(Enum):
@@ -81,25 +33,91 @@ class Likeness(Enum):
     """One example with edits that hardly change what it teaches."""
 
 
-def compare(first: tuple[str, str], second: tuple[str, str]) -> Likeness:
-    """Say whether two (prompt, answer) pairs are one example with small edits.
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A prompt's or an answer's words."""
+
+    words: Counter[str]
+    pairs: Counter[tuple[str, str]]
+    size: int
+    """Characters in all words."""
+
+    @classmethod
+    def of(cls, text: str) -> "Side":
+        """Split a text into small-letter words and numbers."""
+        words = _WORDS.findall(text.casefold())
+        return cls(Counter(words), Counter(pairwise(words)), sum(map(len, words)))
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """A row's words."""
+
+    prompt: Side
+    answer: Side
+
+    @classmethod
+    def of(cls, prompt: str, answer: str) -> "Sides":
+        """Split a row's two texts."""
+        return cls(Side.of(prompt), Side.of(answer))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What changed from one side to another."""
+
+    removed: Counter[str]
+    added: Counter[str]
+    changed: int
+    """Characters in words removed, or added if those are more."""
+    total: int
+    """Characters in all words of the longer side."""
+
+    @classmethod
+    def between(cls, first: Side, second: Side) -> "Difference":
+        """Compare two sides."""
+        removed, added = first.words - second.words, second.words - first.words
+        return cls(removed, added, max(_size(removed), _size(added)), max(first.size, second.size))
+
+    @property
+    def alike(self) -> float:
+        """The share that stayed; 1 for two texts without words."""
+        return 1 - self.changed / self.total if self.total else 1.0
+
+    @property
+    def other_numbers(self) -> bool:
+        """Whether a number took another's place."""
+        return any(map(str.isdigit, self.removed)) and any(map(str.isdigit, self.added))
+
+
+def _size(words: Mapping[str, int]) -> int:
+    return sum(len(word) * times for word, times in words.items())
+
+
+def compare(first: Sides, second: Sides) -> Likeness:
+    """Say whether two rows are one example with small edits.
 
     They aren't when a number differs, or when the same word was exchanged in prompt and answer: then a template was
     filled in twice, and each copy teaches something.
     """
-    prompt = difference(words_of(first[0]), words_of(second[0]))
-    answer = difference(words_of(first[1]), words_of(second[1]))
+    prompt = Difference.between(first.prompt, second.prompt)
+    answer = Difference.between(first.answer, second.answer)
     total = prompt.total + answer.total
-    if not total or (prompt.same + answer.same) < ALIKE * total:
+    if not total or prompt.changed + answer.changed > (1 - ALIKE) * total:
         return Likeness.OTHER
-    if min(prompt.alike, answer.alike) < SIDE_ALIKE:
+    if min(prompt.alike, answer.alike) < SIDE_ALIKE or prompt.other_numbers or answer.other_numbers:
         return Likeness.OTHER
-    if set(prompt.removed) & set(answer.removed) or set(prompt.added) & set(answer.added):
+    if prompt.removed.keys() & answer.removed.keys() or prompt.added.keys() & answer.added.keys():
         return Likeness.OTHER
-    if _other_numbers(prompt) or _other_numbers(answer):
+    if not _in_order(first, second):
         return Likeness.OTHER
     return Likeness.SAME if answer.alike >= SAME_ANSWER else Likeness.NEAR
 
 
-def _other_numbers(change: Difference) -> bool:
-    return any(map(str.isdigit, change.removed)) and any(map(str.isdigit, change.added))
+def _in_order(first: Sides, second: Sides) -> bool:
+    """Whether most neighbours are neighbours in both."""
+    kept = (first.prompt.pairs & second.prompt.pairs).total() + (
+        first.answer.pairs & second.answer.pairs
+    ).total()
+    longer = max(one.prompt.pairs.total() + one.answer.pairs.total() for one in (first, second))
+    return kept >= PAIRS_ALIKE * longer
