@@ -97,7 +97,7 @@ def stacked_bars(title: str, bars: Mapping[str, Mapping[str, float]], unit: str)
         for part, value in parts.items():
             start, end = across.place(reached), across.place(reached + value)
             tip = Markup("<title>{}</title>").format(f"{part}: {value:.2f} {unit}")
-            colour = f"fill c{names.index(part) % 10}"
+            colour = f"fill c{names.index(part) % 10}" if len(parts) > 1 else "fill whole"
             wide = max(0.0, end - start)
             out.append(_svg("rect", tip, x=start, y=top, width=wide, height=high, class_=colour))
             reached += value
