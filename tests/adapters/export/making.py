@@ -19,7 +19,7 @@ FAMILIES: dict[str, BaseShape] = {
     "llama": replace(TINY, family="llama", tied=False),
     "mistral": replace(TINY, family="mistral"),
 }
-MIXED = {
+MIXED: dict[str, Any] = {
     "rank_pattern": {"layers.1.mlp.up_proj": 3, "q_proj": 8},
     "alpha_pattern": {"q_proj": 4, "o_proj": 32},
 }
