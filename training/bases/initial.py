@@ -10,6 +10,7 @@ LoftQ (2310.08659) starts the factors from what quantisation took away, W₁₆ 
 the adapter belongs to the plain NF4 base; further rounds, which quantise anew, would not.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -105,7 +106,7 @@ def dense_weight(layer: nn.Module) -> Tensor:
 def _principal(weight: Tensor, rank: int, init: str) -> tuple[Tensor, Tensor]:
     """Return A [r, in] and B [out, r] of the ``rank`` largest singular values, their roots on both sides."""
     quick = PISSA_ROUNDS.fullmatch(init)
-    if quick is None:
+    if quick is None or rank >= min(weight.shape):
         left, values, right = torch.linalg.svd(weight, full_matrices=False)
         right = right.T
     else:
@@ -113,13 +114,23 @@ def _principal(weight: Tensor, rank: int, init: str) -> tuple[Tensor, Tensor]:
             torch.manual_seed(_SEED)
             left, values, right = torch.svd_lowrank(weight, rank, niter=int(quick[1]))
     roots = values[:rank].sqrt()
-    return (right[:, :rank] * roots).T.contiguous(), (left[:, :rank] * roots).contiguous()
+    return _filled_up((right[:, :rank] * roots).T, left[:, :rank] * roots, rank)
 
 
 def _orthonormal_rows(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return OLoRA's R [r, in] and Q [out, r]: the first columns of a QR decomposition."""
     q, r = torch.linalg.qr(weight)
-    return r[:rank].contiguous(), q[:, :rank].contiguous()
+    return _filled_up(r[:rank], q[:, :rank], rank)
+
+
+def _filled_up(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return A [rank, in] and B [out, rank]. What a small matrix can't fill begins as in plain LoRA, with B zero."""
+    missing = rank - a.shape[0]
+    if missing > 0:
+        rows = torch.empty(missing, a.shape[1], dtype=a.dtype, device=a.device)
+        nn.init.kaiming_uniform_(rows, a=math.sqrt(5))
+        a, b = torch.cat((a, rows)), nn.functional.pad(b, (0, missing))
+    return a.contiguous(), b.contiguous()
 
 
 def _set_factors(layer: "LoraLayer", a: Tensor, b: Tensor) -> None:

@@ -8,7 +8,7 @@ from training.bases.quantized import forbid_merging
 from training.bases.quiet import quiet_peft
 from training.bases.servable import Servable, servable
 from training.bases.settings import LoraSettings
-from training.bases.targets import choose_targets
+from training.bases.targets import choose_targets, token_module_names
 from training.bases.tokens import train_in_float32, trained_tokens
 from training.bases.types import Base
 from training.errors import InvalidArgument
@@ -76,6 +76,11 @@ def _refuse(base: Base, lora: LoraSettings) -> None:
     for name in lora.modules_to_save:
         if not any(path == name or path.endswith(f".{name}") for path in paths):
             raise InvalidArgument(f"--modules_to_save: this base has no module {name!r}")
+    at_tokens = set(token_module_names(base.model)) & {name.rpartition(".")[2] for name in lora.targets}
+    if at_tokens and (lora.starts_from_base or lora.init == "loftq"):
+        raise InvalidArgument(
+            f"--init_lora_weights {lora.init} is for linear layers of the blocks, not for {', '.join(at_tokens)}"
+        )
     if lora.init == "orthogonal" and base.kind != "dense":
         raise InvalidArgument(
             f"--init_lora_weights orthogonal needs a 16-bit base; on {base.kind} take default or gaussian"

@@ -50,9 +50,8 @@ def make_plain(model: "PeftModel", directory: Path) -> None:
             f"{directory / WEIGHTS_FILE} came out empty: nothing was trained that could be saved"
         )
     if isinstance(config["target_modules"], list):
-        config["target_modules"] = sorted(
-            config["target_modules"]
-        )  # a set in peft, of another order each run
+        # In peft it is a set, whose order is another in each run.
+        config["target_modules"] = sorted(config["target_modules"])
     _write_json(directory / CONFIG_FILE, config)
     _write_json(directory / BASE_FILE, describe_base(model))
 

@@ -65,6 +65,13 @@ def choose_targets(
     return tuple(dict.fromkeys(targets)), notes
 
 
+def token_module_names(model: "PreTrainedModel") -> tuple[str, str]:
+    """Return the last names of the embedding and the head."""
+    wanted = (model.get_input_embeddings(), model.get_output_embeddings())
+    paths = [next(path for path, each in model.named_modules() if each is module) for module in wanted]
+    return paths[0].rpartition(".")[2], paths[1].rpartition(".")[2]
+
+
 def _is_module(model: "PreTrainedModel", name: str) -> bool:
     """Whether LoRA can be put on a module whose path is ``name`` or ends with it."""
     return any(

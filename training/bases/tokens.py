@@ -1,7 +1,7 @@
 """Chat tokens on a base that was never a chat model: asked of its tokenizer, never of its name.
 
 A tokenizer without a chat template gets ChatML. A control token of the template (<|im_start|>, …) that the tokenizer
-would cut into pieces is added as one token, and its embedding, new and random, is trained with the adapter: embedding
+would cut into pieces is added as one token, and its new embedding is trained with the adapter: embedding
 and head whole on a 16-bit base, as Qwen's script does; the new rows alone on a 4-bit one, where both as a whole would
 outweigh the base.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.bases.settings import LoraSettings
+from training.bases.targets import token_module_names
 from training.bases.types import Base
 
 CHATML = (
@@ -66,8 +67,8 @@ def trained_tokens(base: Base, lora: LoraSettings) -> dict[str, object]:
     whole = list(lora.modules_to_save)
     fields: dict[str, object] = {}
     tied = bool(base.model.config.tie_word_embeddings)
+    embedding, head = token_module_names(base.model)
     if lora.new_tokens:
-        embedding, head = (_name_of(base.model, each) for each in _token_modules(base.model))
         if base.kind == "dense":
             whole += [name for name in (embedding, head) if name not in whole]
         else:
@@ -76,8 +77,7 @@ def trained_tokens(base: Base, lora: LoraSettings) -> dict[str, object]:
     if whole:
         fields["modules_to_save"] = whole
     # Else a tied head and its embedding would be trained apart, and be two matrices where the model has one.
-    both = {_name_of(base.model, each) for each in _token_modules(base.model)}
-    if tied and both & {*whole, *lora.targets}:
+    if tied and {embedding, head} & {*whole, *lora.targets}:
         fields["ensure_weight_tying"] = True
     return fields
 
@@ -116,16 +116,7 @@ def grow_embedding(model: Any, size: int) -> None:
     if size <= old:
         return
     model.resize_token_embeddings(size, mean_resizing=False)
-    for module in _token_modules(model):
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         weight = module.get_parameter("weight")
         weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
     model.requires_grad_(False)
-
-
-def _token_modules(model: Any) -> tuple[nn.Module, nn.Module]:
-    return model.get_input_embeddings(), model.get_output_embeddings()
-
-
-def _name_of(model: nn.Module, module: nn.Module) -> str:
-    path: str = next(path for path, each in model.named_modules() if each is module)
-    return path.rpartition(".")[2]

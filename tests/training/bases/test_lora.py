@@ -10,6 +10,7 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 
 from adapters.errors import UnsupportedAdapter
+from server.config import ServeSettings
 from server.model.families import FAMILIES as SERVED
 from tests.training.bases.making import FAMILIES, IDS, load, write_dense
 from tests.training.bases.serving import MAX_RANK, read_for, served_logits
@@ -53,6 +54,8 @@ METHODS = {
     "pissa": LoraSettings(r=4, init="pissa"),
     "pissa-rslora": LoraSettings(r=4, init="pissa_niter_8", use_rslora=True),
     "olora": LoraSettings(r=4, init="olora"),
+    "pissa-beyond-the-matrix": LoraSettings(r=40, init="pissa_niter_2"),
+    "olora-beyond-the-matrix": LoraSettings(r=40, init="olora"),
     "loftq": LoraSettings(r=4, init="loftq"),
     "dora": LoraSettings(r=4, use_dora=True),
     "bias": LoraSettings(r=4, bias="all"),
@@ -153,6 +156,7 @@ def test_the_first_qwens_names_mean_this_familys(directories: dict[str, Path]) -
         ("dense", lambda: LoraSettings(init="loftq"), "add --q_lora"),
         ("gptq", lambda: LoraSettings(init="loftq"), "hold GPTQ only"),
         ("nf4", lambda: LoraSettings(init="orthogonal"), "needs a 16-bit base"),
+        ("dense", lambda: LoraSettings(init="olora", targets=("lm_head",)), "not for lm_head"),
         ("dense", lambda: LoraSettings(init="pissa", use_dora=True), "not with pissa"),
         ("dense", lambda: LoraSettings(init="pissa_niter_0"), "not one of default"),
         ("dense", lambda: LoraSettings(init="kaiming"), "not one of default"),
@@ -185,7 +189,7 @@ def test_what_the_server_needs_is_said(directories: dict[str, Path]) -> None:
     assert "--max-rank 400" in said.because
     assert "--double-quant" in said.because
     assert said.sentence().startswith("servable as an adapter: yes, because")
-    assert SERVER_RANK == MAX_RANK
+    assert ServeSettings.model_fields["max_rank"].default == SERVER_RANK == MAX_RANK
     assert sorted(SERVED) == sorted(SERVED_FAMILIES)
 
 
