@@ -42,7 +42,9 @@ def _from_hub(name: str, revision: str | None, cache_dir: str | None) -> Path:
         raise BaseRefused(f"there is no {name!r}: {expected}.")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # one line says it, not one for each of its retries
     try:
         return Path(hf_hub_download(name, CONFIG, revision=revision, cache_dir=cache_dir))
     except LocalEntryNotFoundError:

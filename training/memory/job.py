@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -107,10 +108,15 @@ def _of_all_processes(value: int) -> list[int]:
 
 
 def budget_of(job: Job) -> Budget:
-    """Return --memory, or what the device has."""
+    """Return --memory for each process, or what the device has; processes on one CPU share it."""
     given = job.arguments.run.memory
+    device = "cuda" if job.prepared.base.model.device.type == "cuda" else "cpu"
+    if given is not None:
+        return Budget(device, parse_bytes(given), "--memory")
     machine = this_machine()
-    return machine if given is None else Budget(machine.device, parse_bytes(given), "--memory")
+    if device == "cuda":
+        return machine
+    return replace(machine, bytes=machine.bytes // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def outside_bytes(budget: Budget) -> int:
