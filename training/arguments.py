@@ -124,8 +124,8 @@ class RunArguments:
     eval_answers: str = field(
         default="none",
         metadata={
-            "help": "Judge answers through the served 4-bit base too: exact, regex or json.",
-            "choices": ["none", "exact", "regex", "json"],
+            "help": "Judge answers through the served 4-bit base too: exact, regex, json or json_equal.",
+            "choices": ["none", "exact", "regex", "json", "json_equal"],
         },
     )
     eval_answers_pattern: str | None = field(

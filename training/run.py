@@ -9,8 +9,8 @@ from training import output
 from training.arguments import Arguments
 from training.bases.types import Base
 from training.distributed import is_first_process
-from training.errors import Diverged, TrainingError
-from training.evaluate.evaluation import EvaluationSettings, GenerationEvaluation, Scores
+from training.errors import Diverged, InvalidArgument, TrainingError
+from training.evaluate.evaluation import GenerationEvaluation, Scores
 from training.evaluate.generate import Generate
 from training.job import Job, total_steps
 from training.loop import checkpoints
@@ -26,7 +26,7 @@ from training.report.page import write_report
 from training.report.record import EvaluationFacts, RunRecord
 from training.report.trackers import check_report_to
 from training.tasks.tasks import run_tasks
-from training.watching import answers_now, settle_best_checkpoint, watch
+from training.watching import answers_now, evaluation_settings, settle_best_checkpoint, watch
 
 OpenGenerate = Callable[[Base], AbstractContextManager[Generate]]
 
@@ -77,18 +77,19 @@ def _silent(_: str) -> None:
 
 @contextmanager
 def _questions(job: Job, around: Surroundings) -> Iterator[GenerationEvaluation | None]:
-    """Open the served base, if answers are to be judged."""
-    run, held_out = job.arguments.run, job.prepared.held_out
-    if run.eval_answers == "none" or held_out is None or not is_first_process():
+    """Open the served base, if answers are to be judged. Raises InvalidArgument if it won't take the adapter."""
+    settings, held_out = evaluation_settings(job.arguments), job.prepared.held_out
+    if settings is None or held_out is None:
         yield None
         return
-    settings = EvaluationSettings(
-        kind=run.eval_answers,  # type: ignore[arg-type]  # a choice of the parser's
-        pattern=run.eval_answers_pattern,
-        max_new_tokens=run.eval_answers_max_new_tokens,
-        limit=run.eval_answers_limit,
-    )
-    count = min(held_out.report.examples, run.eval_answers_limit)
+    if not job.prepared.servable.yes:
+        raise InvalidArgument(
+            f"--eval_answers asks the served base, which does not take this adapter: {job.prepared.servable.because}"
+        )
+    if not is_first_process():
+        yield None
+        return
+    count = min(held_out.report.examples, settings.limit)
     with around.open_generate(job.prepared.base) as generate:
         yield GenerationEvaluation(settings, [held_out.example(i) for i in range(count)], generate)
 
@@ -96,7 +97,7 @@ def _questions(job: Job, around: Surroundings) -> Iterator[GenerationEvaluation 
 def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     arguments = job.arguments
     directory = Path(arguments.training.output_dir)
-    settle_best_checkpoint(job, questions)
+    settle_best_checkpoint(job)
     if arguments.learning_rate_auto and not arguments.run.resume:
         choose_rate(job, directory, say)
     record = start_record(job.arguments, job.prepared, plan_job(job).parts)

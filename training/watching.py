@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback
-
 from training import output
 from training.arguments import Arguments
 from training.distributed import is_first_process
-from training.evaluate.evaluation import GenerationEvaluation
+from training.evaluate.best import EarlyStopping
+from training.evaluate.evaluation import EvaluationSettings, GenerationEvaluation
 from training.job import Job
 from training.loop.trainer import LoraTrainer
 from training.report.progress import LiveProgress
@@ -17,28 +16,39 @@ from training.report.record import Event
 from training.report.recorder import RunRecorder
 
 
-def settle_best_checkpoint(job: Job, questions: GenerationEvaluation | None) -> None:
+def evaluation_settings(arguments: Arguments) -> EvaluationSettings | None:
+    """Return how answers are judged, if they are. Raises InvalidArgument."""
+    run = arguments.run
+    if run.eval_answers == "none":
+        return None
+    return EvaluationSettings(
+        kind=run.eval_answers,  # type: ignore[arg-type]  # a choice of the parser's
+        pattern=run.eval_answers_pattern,
+        max_new_tokens=run.eval_answers_max_new_tokens,
+        limit=run.eval_answers_limit,
+    )
+
+
+def settle_best_checkpoint(job: Job) -> None:
     """Keep the best checkpoint where runs may stop early, and judge it by the answers if there are any."""
     arguments = job.arguments
-    training, given = arguments.training, arguments.given
-    if not (arguments.run.early_stopping_patience or arguments.run.eval_answers != "none"):
-        return
-    if training.eval_strategy == "no":
+    training, settings = arguments.training, evaluation_settings(arguments)
+    if not (arguments.run.early_stopping_patience or settings) or training.eval_strategy == "no":
         return
     changes: dict[str, Any] = {
         "load_best_model_at_end": True,
         "save_strategy": training.eval_strategy,
         "save_steps": training.eval_steps,
     }
-    if "metric_for_best_model" not in given:
-        changes["metric_for_best_model"] = questions.settings.metric if questions is not None else "eval_loss"
-        changes["greater_is_better"] = questions is not None
+    if "metric_for_best_model" not in arguments.given:
+        changes["metric_for_best_model"] = "eval_loss" if settings is None else settings.metric
+        changes["greater_is_better"] = settings is not None
     job.changes.update(changes)
 
 
 def watch(trainer: LoraTrainer, arguments: Arguments, say: Callable[[str], None]) -> RunRecorder:
     """Put display, recorder and early stopping on the trainer. Returns the recorder."""
-    recorder = RunRecorder()
+    recorder = RunRecorder(lambda: trainer.policy.rank)
     trainer.add_callback(recorder)
     display = LiveProgress.install(trainer)
 
@@ -49,7 +59,7 @@ def watch(trainer: LoraTrainer, arguments: Arguments, say: Callable[[str], None]
 
     trainer.events.listeners.append(hear)
     if arguments.run.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(arguments.run.early_stopping_patience))
+        trainer.add_callback(EarlyStopping(arguments.run.early_stopping_patience))
     return recorder
 
 

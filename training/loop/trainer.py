@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.errors import Diverged, DoesNotFit
+from training.evaluate.best import BestCheckpoint
 from training.loop.evaluation import evaluate_loss
 from training.loop.events import Events
 from training.loop.guard import Guard, Trouble
@@ -43,7 +44,7 @@ class LoopSettings:
     loraplus_lr_ratio: float | None = None
 
 
-class LoraTrainer(CheckpointSaving, Trainer):
+class LoraTrainer(CheckpointSaving, BestCheckpoint):
     """Trains an adapter. The loss of an optimiser step is the mean over the trained tokens of its whole window.
 
     ``model`` is what the policy attached. Raises Diverged or DoesNotFit where a run can't go on.
