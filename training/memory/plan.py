@@ -88,10 +88,10 @@ def plan_ours(model: ModelShape, run: RunShape) -> dict[str, float]:
     step = 4.0 * trained if run.device == "cuda" else 0.0
     parts = {
         **weight_bytes(model, run),
-        # float32 factors, and autocast's copies of them in the run's dtype.
-        "adapters": (4.0 + (value if value < 4 else 0)) * adapted + value * whole,
-        "gradients": 4.0 * adapted + value * whole,
-        "optimizer": state * adapted + state * whole * value / 4,
+        # float32, and autocast's copies in the run's dtype.
+        "adapters": (4.0 + (value if value < 4 else 0)) * trained,
+        "gradients": 4.0 * trained,
+        "optimizer": state * trained,
         "activations": kept,
         "logits": logits,
         "layer": max(0.0, layer - logits),
@@ -99,7 +99,7 @@ def plan_ours(model: ModelShape, run: RunShape) -> dict[str, float]:
     }
     if run.device == "cpu":
         # The last good state, which the loop goes back to when a loss runs away, is always on the host.
-        parts["rollback"] = parts["optimizer"] + 4.0 * adapted + value * whole
+        parts["rollback"] = parts["optimizer"] + 4.0 * trained
     return {**parts, **_outside(run, kept + layer)}
 
 
@@ -116,7 +116,8 @@ def weight_bytes(model: ModelShape, run: RunShape) -> dict[str, float]:
 
 def saved_bytes(model: ModelShape, run: RunShape) -> float:
     """Return the bytes that all layers keep for the backward pass: with checkpointing, each its input alone."""
-    per_layer = float(DTYPES[run.dtype] * model.hidden_size)
+    # A trained embedding is float32, and so is the residual stream that comes from it.
+    per_layer = (4.0 if run.train_embeddings else DTYPES[run.dtype]) * model.hidden_size
     if not run.gradient_checkpointing:
         per_layer = activations.saved(model, run)
     # The last norm saves its float32 input.

@@ -49,8 +49,16 @@ def counted_peak(case: Case, run: RunShape) -> float:
     targets = list(
         run.targets or ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     )
+    whole = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}
     lora = get_peft_model(
-        model, LoraConfig(r=run.rank, lora_dropout=run.dropout, target_modules=targets, task_type="CAUSAL_LM")
+        model,
+        LoraConfig(
+            r=run.rank,
+            lora_dropout=run.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+            **(whole if run.train_embeddings else {}),
+        ),
     )
     lora.enable_input_require_grads()
     if run.gradient_checkpointing:
@@ -58,6 +66,8 @@ def counted_peak(case: Case, run: RunShape) -> float:
     lora.train()
     prepared = _AsPrepared(lora, lambda: torch.autocast("cpu", torch.bfloat16, enabled=run.dtype == "bf16"))
     trained = [each for each in lora.parameters() if each.requires_grad]
+    for each in trained:
+        each.data = each.data.float()
     optimizer = torch.optim.AdamW(trained)
     with LiveTensors([*lora.parameters(), *lora.buffers()]) as tensors:
         for _ in range(2):
@@ -90,6 +100,7 @@ RUN = RunShape(seq=128, batch=1, accumulation=2, rank=8, device="cpu")
         (Case(), replace(RUN, targets=("q_proj", "v_proj"), batch=2)),
         (Case(vocabulary=20000), RUN),
         (Case(vocabulary=20000), replace(RUN, gradient_checkpointing=True, batch=2)),
+        (Case(vocabulary=5000), replace(RUN, train_embeddings=True)),
         (Case(kv_heads=1), replace(RUN, batch=2)),
         (Case(family="qwen3", width=1408), RUN),
         (Case(family="llama", hidden=512), replace(RUN, gradient_checkpointing=True)),
