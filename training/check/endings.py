@@ -21,6 +21,7 @@ _OPEN = frozenset(",，、:：([{<«“‘-–—=+&/\\（「")
 _PAIRS = (("(", ")"), ("[", "]"), ("{", "}"), ("（", "）"), ("「", "」"), ("“", "”"), ("«", "»"))
 _SINGLE_QUOTE = re.compile(r"(?<!\w)'|'(?!\w)")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_SENTENCE_END = re.compile(r"[^\W\d_][.!?] |[。！？]")
 _BARE_ITEM = re.compile(r"\n\s*(?:\d{1,3}[.)]|[-*•+])$")
 """The mark of a list's next item, without the item."""
 _BLOCK_STARTS = (0, 0x250, 0x590, 0x900, 0x1100, 0x2E80, 0xAC00, 0xD7B0)
@@ -184,7 +185,8 @@ class Endings:
         if end in ("mark", "closer"):
             return False
         if not habits.usual(end):
-            return True
+            # A number is where tables, sums and queries end, too, which a data set may have few of.
+            return end != "digit" or bool(_SENTENCE_END.search(answer))
         return answer in self.beginnings_of_answers or (end == "letter" and habits.breaks_off(answer))
 
 

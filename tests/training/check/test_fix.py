@@ -1,0 +1,92 @@
+"""The cleaned file: what is left out, what is repaired, and that nothing is ever overwritten."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.check.making import chat, good, write
+from training.check.check import CheckSettings, check_data
+from training.check.fix import fix
+from training.errors import InvalidArgument
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_bad_rows_go_and_good_ones_keep_their_fields(tmp_path: Path) -> None:
+    kept = {"id": 7, **good(1), "note": "é"}
+    rows = [kept, "{broken", good(1), chat("Why?", ""), good(2), {**good(2), "id": 1}]
+    report = check_data(CheckSettings((write(tmp_path / "data.jsonl", rows),)))
+    done = fix(report, tmp_path / "clean.jsonl")
+    assert read(tmp_path / "clean.jsonl") == [kept, good(2)]
+    path = str(tmp_path / "data.jsonl")
+    assert done.removed == {"broken": {path: (2,)}, "exact-duplicate": {path: (3, 6)}, "empty": {path: (4,)}}
+    assert done.sentences()[0] == f"2 rows written to {tmp_path / 'clean.jsonl'}"
+    assert not check_data(CheckSettings((str(tmp_path / "clean.jsonl"),))).findings
+
+
+def test_wrong_encodings_are_undone(tmp_path: Path) -> None:
+    rows = [
+        chat("Où ?", "Le cafÃ© est fermÃ©."),
+        chat("谁？", "你好世界".encode().decode("gb18030")),
+        chat("Who?", "It\x00 is me."),
+    ]
+    report = check_data(CheckSettings((write(tmp_path / "data.jsonl", rows),)))
+    done = fix(report, tmp_path / "clean.jsonl")
+    assert read(tmp_path / "clean.jsonl") == [
+        chat("Où ?", "Le café est fermé."),
+        chat("谁？", "你好世界"),
+        chat("Who?", "It is me."),
+    ]
+    assert {kind: sum(map(len, lines.values())) for kind, lines in done.repaired.items()} == {
+        "mojibake": 2,
+        "control": 1,
+    }
+
+
+def test_what_cannot_be_repaired_goes(tmp_path: Path) -> None:
+    report = check_data(
+        CheckSettings((write(tmp_path / "data.jsonl", [chat("Who?", "M\ufffdller."), good(1)]),))
+    )
+    done = fix(report, tmp_path / "clean.jsonl")
+    assert read(tmp_path / "clean.jsonl") == [good(1)]
+    assert list(done.removed) == ["mojibake"]
+
+
+def test_the_answer_that_most_rows_give_stays(tmp_path: Path) -> None:
+    rows = [chat("Sort this.", answer) for answer in ("good", "bad", "Good")] + [
+        chat("Sort that.", "a"),
+        chat("Sort that.", "b"),
+    ]
+    report = check_data(CheckSettings((write(tmp_path / "data.jsonl", rows),)))
+    fix(report, tmp_path / "clean.jsonl")
+    assert read(tmp_path / "clean.jsonl") == [chat("Sort this.", "good")]
+
+
+def test_evaluation_data_stays_as_it_is(tmp_path: Path) -> None:
+    train, held_out = write(tmp_path / "a.jsonl", [good(1), good(2)]), write(tmp_path / "b.jsonl", [good(2)])
+    fix(check_data(CheckSettings((train,), (held_out,))), tmp_path / "clean.jsonl")
+    assert read(tmp_path / "clean.jsonl") == [good(1)]
+
+
+def test_json_arrays_and_several_files(tmp_path: Path) -> None:
+    paths = write(tmp_path / "a.jsonl", [good(1), good(2)]), write(tmp_path / "b.jsonl", [good(2), good(3)])
+    fix(check_data(CheckSettings(paths[:1])), tmp_path / "clean.json")
+    assert json.loads((tmp_path / "clean.json").read_text()) == [good(1), good(2)]
+    fix(check_data(CheckSettings(paths)), tmp_path / "clean")
+    assert read(tmp_path / "clean" / "a.jsonl") == [good(1), good(2)]
+    assert read(tmp_path / "clean" / "b.jsonl") == [good(3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "clean", "clean.json"]
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    report = check_data(CheckSettings((write(tmp_path / "data.jsonl", [good(1)]),)))
+    before = (tmp_path / "data.jsonl").read_bytes()
+    with pytest.raises(InvalidArgument, match="is there already"):
+        fix(report, tmp_path / "data.jsonl")
+    with pytest.raises(InvalidArgument, match="name it .jsonl or .json"):
+        fix(report, tmp_path / "clean.csv")
+    assert (tmp_path / "data.jsonl").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
