@@ -19,6 +19,7 @@ EXTRA = "training needs more packages: pip install 'manylora[train]'"
 
 def train(words: list[str]) -> None:
     """Train an adapter; `manylora train --help` lists the flags."""
+    _quiet_loggers()
     try:
         from training.errors import TrainingError
         from training.parsing import make_parser, parse_arguments
@@ -47,15 +48,18 @@ def train(words: list[str]) -> None:
         raise fail(" ".join(str(error).split())) from None
 
 
-def _quiet_libraries() -> None:
-    """Keep what libraries say to their own developers out of a run's output."""
+def _quiet_loggers() -> None:
+    """Keep out of a run's output that bitsandbytes looks for an optional kernel on a hub and does without."""
     import logging
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries say to their own developers out of a run's output."""
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    # It looks for an optional kernel on a hub, and says that it does without.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
 
 

@@ -1,5 +1,6 @@
 """The output directory of a run: claimed before anything is computed, and given its adapter whole at the end."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,20 +13,18 @@ RUN_FILES = ("run.json", "report.html")
 
 
 def claim(directory: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that a run may write here. Raises InvalidArgument; removes nothing."""
+    """Make sure that a run may write here. Raises InvalidArgument; makes and removes nothing."""
     if directory.exists() and not directory.is_dir():
         raise InvalidArgument(f"--output_dir {directory} is a file")
     if resume:
         checkpoints.last_checkpoint(directory)
     elif not overwrite:
         _refuse_older_run(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".manylora-writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InvalidArgument(f"--output_dir {directory} can't be written to: {error.strerror}") from None
+    nearest = directory
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InvalidArgument(f"--output_dir {directory} can't be written to: no permission in {nearest}")
 
 
 def _refuse_older_run(directory: Path) -> None:
@@ -39,13 +38,26 @@ def _refuse_older_run(directory: Path) -> None:
         )
 
 
+def open_output(directory: Path, *, overwrite: bool) -> None:
+    """Make the directory, free of what a killed run left half-written and, with ``overwrite``, of an earlier run.
+
+    Raises InvalidArgument if it can't be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(f"--output_dir {directory} can't be made: {error.strerror}") from None
+    if overwrite:
+        clear(directory)
+    drop_partial(directory)
+
+
 def clear(directory: Path) -> None:
-    """Remove an earlier run's adapter, checkpoints and report, and what a killed run left half-written."""
+    """Remove an earlier run's adapter, checkpoints and report."""
     for name in (CONFIG, WEIGHTS, *RUN_FILES):
         (directory / name).unlink(missing_ok=True)
     for each in checkpoints.checkpoints(directory):
         shutil.rmtree(each)
-    drop_partial(directory)
 
 
 def drop_partial(directory: Path) -> None:

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 from transformers import set_seed
 
 from training.arguments import Arguments
-from training.bases.find import find_base
+from training.bases.find import find_base, read_config
 from training.bases.load import BaseSettings, load_base, load_tokenizer
 from training.bases.lora import LoraSettings, Servable, attach, attach_notes, servable
 from training.bases.save import load_adapter
-from training.bases.tokens import prepare_chat
+from training.bases.tokens import ChatSetup, prepare_chat
 from training.bases.types import Base, DtypeName
 from training.check.check import CheckSettings, check_data
 from training.check.report import CheckReport
 from training.data.dataset import DataSettings, TrainingData, load_data, load_split
+from training.data.files import parse_data_path
+from training.data.formats import recognise
 from training.errors import InvalidArgument, InvalidData
 from training.rank.make import make_policy
 from training.rank.policy import RankPolicy
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 Say = Callable[[str], None]
+PLAIN_TEXT = "text"
+"""The data format without turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +60,13 @@ def base_settings(arguments: Arguments) -> BaseSettings:
         revision=model.model_revision,
         cache_dir=model.cache_dir,
         model_max_length=training.model_max_length,
+        fsdp=bool(training.fsdp),
     )
 
 
 def check_files(arguments: Arguments, say: Say) -> CheckReport | None:
     """Check the data before a base is loaded for it. Raises InvalidData with --data_check strict and findings."""
     data = arguments.data
-    if data.data_check == "off":
-        return None
     settings = base_settings(arguments)
     directory = find_base(
         settings.name,
@@ -71,6 +74,10 @@ def check_files(arguments: Arguments, say: Say) -> CheckReport | None:
         cache_dir=settings.cache_dir,
         with_code=settings.trust_remote_code,
     )
+    # A base that can't be trained on is said before anybody waits for the check.
+    read_config(settings.name, directory, trust_remote_code=settings.trust_remote_code)
+    if data.data_check == "off":
+        return None
     report = check_data(
         CheckSettings(
             paths=tuple(data.data_path),
@@ -101,7 +108,7 @@ def prepare(arguments: Arguments, total_steps: Callable[[int], int], say: Say) -
 
     check = check_files(arguments, tell)
     base = load_base(base_settings(arguments))
-    chat = prepare_chat(base)
+    chat = prepare_chat(base) if holds_conversations(arguments) else ChatSetup()
     for note in (*base.notes, *chat.notes):
         tell(note)
     train, held_out = load_sets(arguments, base, tell)
@@ -119,6 +126,14 @@ def prepare(arguments: Arguments, total_steps: Callable[[int], int], say: Say) -
         load_adapter(model, Path(arguments.adapter_start))
         tell(f"starting from the adapter in {arguments.adapter_start}")
     return Prepared(base, model, lora, policy, train, held_out, check, answer, tuple(said))
+
+
+def holds_conversations(arguments: Arguments) -> bool:
+    """Return whether any data file has more than plain text, which needs no chat tokens."""
+    data = arguments.data
+    if data.data_format is not None:
+        return data.data_format != PLAIN_TEXT
+    return any(recognise(parse_data_path(path).path).name != PLAIN_TEXT for path in data.data_path)
 
 
 def load_sets(arguments: Arguments, base: Base, say: Say) -> tuple[TrainingData, TrainingData | None]:

@@ -58,9 +58,7 @@ def train(arguments: Arguments, around: Surroundings) -> None:
         say(note)
     job = Job(arguments, _prepare(arguments, say))
     if is_first_process():
-        if arguments.run.overwrite_output_dir:
-            output.clear(directory)
-        output.drop_partial(directory)
+        output.open_output(directory, overwrite=arguments.run.overwrite_output_dir)
     if arguments.run.auto_fit:
         fit_job(job, lambda changed: _prepare(changed, say), say)
     with _questions(job, around) as questions:

@@ -106,26 +106,10 @@ def test_the_guides_qlora_command_trains_on_a_gptq_base_that_is_served(place: Pa
     assert served(ServedBase(base, dtype="float32"), output, asked) == by_transformers(output, base, asked)
 
 
-SMALL = [
-    "train",
-    "--model_name_or_path",
-    "tiny",
-    "--data_path",
-    "sql.json",
-    "--data_check",
-    "off",
-    "--use_lora",
-    "--max_steps",
-    "4",
-    "--learning_rate",
-    "1e-3",
-    "--lora_dropout",
-    "0",
-    "--rank_schedule",
-    "4:0,8:0.5",
-    "--logging_steps",
-    "1",
-]
+SMALL = (
+    "train --model_name_or_path tiny --data_path sql.json --data_check off --use_lora --max_steps 4"
+    " --learning_rate 1e-3 --lora_dropout 0 --rank_schedule 4:0,8:0.5 --logging_steps 1"
+)
 
 
 def test_two_processes_train_as_one_does_with_the_same_global_batch(place: Path) -> None:
@@ -205,7 +189,7 @@ def test_a_broken_data_file_is_named_with_its_line(place: Path) -> None:
     done = run("train --model_name_or_path tiny --data_path bad.jsonl --use_lora --output_dir none", place)
     assert done.returncode == 2
     assert "bad.jsonl:2" in done.stderr
-    assert not list((place / "none").iterdir())
+    assert not (place / "none").exists()
 
 
 def test_the_first_qwen_is_refused_with_what_to_take_instead(place: Path) -> None:

@@ -10,6 +10,8 @@ from training.errors import InvalidArgument, TrainingError
 
 def test_an_empty_or_new_directory_can_be_claimed(tmp_path: Path) -> None:
     output.claim(tmp_path / "a" / "b", resume=False, overwrite=False)
+    assert not (tmp_path / "a").exists()
+    output.open_output(tmp_path / "a" / "b", overwrite=False)
     assert not list((tmp_path / "a" / "b").iterdir())
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import Trainer
 
+from training.bases.save import make_plain
 from training.errors import TrainingError
 from training.loop import checkpoints
 from training.loop.events import Events
@@ -80,6 +81,7 @@ class CheckpointSaving(Trainer):
         directory.mkdir(parents=True, exist_ok=True)
         if state_dict is not None:  # gathered from shards by DeepSpeed or FSDP
             self.model.save_pretrained(str(directory), state_dict=state_dict)
+            make_plain(self.model, directory)
         else:
             self.policy.save(self.model, directory, resumable=self._staging is not None)
         if self.processing_class is not None:

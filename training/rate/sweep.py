@@ -197,11 +197,9 @@ class _Judge(TrainerCallback):
 def _with_rank(job: Job, rank: int) -> Job:
     """Return the job with a fresh adapter of ``rank``; alpha keeps its ratio to the rank that was asked for."""
     prepared = job.prepared
-    model: Any = prepared.base.model
-    if hasattr(model, "peft_config"):
-        prepared.model.unload()
-        # peft leaves its mark on what it has been on, and warns of it.
-        del model.peft_config
+    prepared.model.unload()
+    # peft leaves its mark on what it has been on, and warns of it.
+    prepared.base.model.__dict__.pop("peft_config", None)
     lora = dataclasses.replace(prepared.lora, r=rank, alpha=prepared.lora.alpha * rank / prepared.lora.r)
     set_seed(job.arguments.training.seed)
     fresh = dataclasses.replace(
