@@ -126,6 +126,10 @@ def read_tasks(arguments: Arguments) -> Plan:
         )
     words = [*_words(content, f"--tasks {path}"), *arguments.command]
     of_run = _parsed(words, f"--tasks {path}")
+    if "output_dir" not in of_run.given:
+        raise InvalidArgument(
+            f"--tasks {path}: output_dir is missing: the directory for the adapters' directories"
+        )
     directory = Path(str(of_run.training.output_dir))
     found: list[Task] = []
     for name, keys in tasks.items():

@@ -82,11 +82,11 @@ class SideBySide:
             member.open_window() if on else [] for member, on in zip(self.members, active, strict=True)
         ]
         losses = self._gradients(windows)
+        self.rounds += 1
         for member, on, loss in zip(self.members, active, losses, strict=True):
             values = member.close_window(loss) if on else None
             if values is not None:
                 self.observer.logged(self, member, values)
-        self.rounds += 1
         due = [
             member
             for member, on in zip(self.members, active, strict=True)

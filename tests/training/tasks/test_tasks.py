@@ -165,3 +165,23 @@ def test_finished_adapters_are_registered_together(tmp_path: Path, monkeypatch: 
         ("http://server", "json", "json", "secret"),
         ("http://server", "team/pirate", "pirate", "secret"),
     ]
+
+
+def test_a_tracker_gets_one_run_with_each_task_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    plan = write_plan(tmp_path, save_strategy="no", max_steps=2)
+    run(plan, "--report_to", "tensorboard")
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    assert {
+        "train/sql/loss",
+        "eval/sql/loss",
+        "train/team/pirate/learning_rate",
+        "train/json/grad_norm",
+    } <= names
+    assert [each.step for each in events.Scalars("train/sql/loss")] == [1, 2]
