@@ -26,9 +26,12 @@ CUDA_CONTEXT = 0.9 * GIB
 """CUDA's context, cuBLAS workspaces and what the allocator rounds up: 0.5 to 1.4 GB."""
 CPU_LIBRARIES = 0.55 * GIB
 """Resident size of Python with torch, transformers, peft and datasets, before a base is loaded."""
-CPU_HEAP_WASTE = 0.5
-"""glibc keeps freed blocks under 32 MiB on its heap, and holes between those in use: measured, half of what a step
-allocates."""
+MMAP_BYTES = 32 << 20
+"""glibc gives freed blocks of this size and above back to the system. Smaller ones stay on its heap (mallopt(3),
+M_MMAP_THRESHOLD), where holes between those in use go unused:"""
+KEPT_HOLES, LAYER_HOLES = 0.4, 1.2
+"""their bytes for each byte of what layers keep and of one layer's working set. Measured on the first bases of
+loadtest/memory_table.py."""
 PART_NAMES = {
     "weights": "the layers' matrices, as the base is stored",
     "embeddings": "embedding, head and norms, which aren't quantised",
@@ -100,7 +103,7 @@ def plan_ours(model: ModelShape, run: RunShape) -> dict[str, float]:
     if run.device == "cpu":
         # The last good state, which the loop goes back to when a loss runs away, is always on the host.
         parts["rollback"] = parts["optimizer"] + 4.0 * trained
-    return {**parts, **_outside(run, kept + layer)}
+    return {**parts, **_outside(model, run, kept, layer)}
 
 
 def weight_bytes(model: ModelShape, run: RunShape) -> dict[str, float]:
@@ -133,8 +136,15 @@ def layer_bytes(model: ModelShape, run: RunShape) -> float:
     return run.tokens * (recomputed + activations.working(model, run)) + scratch + mask
 
 
-def _outside(run: RunShape, heap: float) -> dict[str, float]:
-    """Return the bytes that aren't tensors; ``heap`` bytes of a step lie in small blocks."""
+def _outside(model: ModelShape, run: RunShape, kept: float, layer: float) -> dict[str, float]:
+    """Return the bytes that aren't tensors."""
     if run.device == "cuda":
         return {"context": CUDA_CONTEXT}
-    return {"context": CPU_LIBRARIES, "allocator": CPU_HEAP_WASTE * heap}
+    widths = (model.hidden_size, model.intermediate_size)
+    small = sum(width for width in widths if 4 * run.tokens * width < MMAP_BYTES) / sum(widths)
+    holes = small * (KEPT_HOLES * kept + LAYER_HOLES * layer)
+    if stored_kind(model, run.method) == "nf4" and model.quantization is None:
+        # Loading left as much behind as the 16-bit matrices that were quantised.
+        matrices = (2.0 * inputs * outputs for _, inputs, outputs in model.matrices())
+        holes += model.num_layers * sum(size for size in matrices if size < MMAP_BYTES)
+    return {"context": CPU_LIBRARIES, "allocator": holes}
