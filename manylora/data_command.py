@@ -1,6 +1,7 @@
 """The `manylora data` commands: what is wrong with a data set, said before a run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,42 +30,43 @@ def data() -> None:
     """Look after training data."""
 
 
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Training data.")]
+Evaluation = Annotated[
+    list[str] | None,
+    typer.Option("--eval", help="Evaluation data that must not be in FILE; may be given again."),
+]
+Base = Annotated[Path | None, typer.Option(help="A base's directory, to count tokens by its tokenizer.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of a row that training reads; more is overlong.")
+]
+Ignore = Annotated[
+    list[str] | None, typer.Option(help="A kind of finding to leave out, such as near-duplicate.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="End with status 1 on errors or warnings.")]
+Fixed = Annotated[
+    Path | None,
+    typer.Option("--fix", metavar="OUT", help="Write a cleaned file; of several FILEs, a directory."),
+]
+Page = Annotated[Path | None, typer.Option("--html", metavar="OUT", help="Write the report as a page.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON, with every row found.")]
+
+
 @app.command("check")
 def check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Training data.")],
-    evaluation: Annotated[
-        list[str] | None,
-        typer.Option("--eval", help="Evaluation data that must not be in FILE; may be given again."),
-    ] = None,
-    base: Annotated[
-        Path | None, typer.Option(help="A base's directory, to count tokens by its tokenizer.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a row that training reads; more is overlong.")
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(help="A kind of finding to leave out, such as near-duplicate."),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="End with status 1 on errors or warnings.")
-    ] = False,
-    fixed: Annotated[
-        Path | None,
-        typer.Option("--fix", metavar="OUT", help="Write a cleaned file; of several FILEs, a directory."),
-    ] = None,
-    page: Annotated[
-        Path | None, typer.Option("--html", metavar="OUT", help="Write the report as a page.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON, with every row found.")
-    ] = False,
+    files: Files,
+    evaluation: Evaluation = None,
+    base: Base = None,
+    max_length: MaxLength = None,
+    ignore: Ignore = None,
+    strict: Strict = False,
+    fixed: Fixed = None,
+    page: Page = None,
+    as_json: AsJson = False,
 ) -> None:
     """Find broken, empty, overlong, looping, cut-off, doubled, contradictory or leaked rows before a run does."""
-    console = Console()
+    if fixed is not None and fixed.exists():
+        raise fail(f"{fixed}: is there already; a cleaned file never replaces another")
     try:
-        if fixed is not None and fixed.exists():
-            raise fail(f"{fixed}: is there already; a cleaned file never replaces another")
         tokenizer = load_tokenizer(base) if base is not None else None
         settings = CheckSettings(
             tuple(files), tuple(evaluation or ()), tokenizer, max_length, tuple(ignore or ())
@@ -78,15 +80,13 @@ def check(
     if as_json:
         typer.echo(json.dumps(report.as_json() | ({"fix": done} if done else {}), ensure_ascii=False))
     else:
-        show(report, console)
-        for sentence in done:
-            console.print(escape(sentence), highlight=False)
+        show(report, done, Console())
     if strict and not report.ok:
         raise typer.Exit(FINDINGS_STATUS)
 
 
-def show(report: CheckReport, console: Console) -> None:
-    """Print a report: a table of findings and the first rows of each."""
+def show(report: CheckReport, done: Sequence[str], console: Console) -> None:
+    """Print a report: a table of findings, the first rows of each, and what was done about them."""
     console.print(escape(report.sentences()[0]), highlight=False)
     if report.findings:
         console.print(_table(report))
@@ -103,6 +103,8 @@ def show(report: CheckReport, console: Console) -> None:
         shares = ", ".join(f"{name} {count / max(sum(mix.counts), 1):.1%}" for count, name in most if count)
         console.print(f"\n{title}: {escape(shares)}", highlight=False, end="")
     console.print()
+    for sentence in done:
+        console.print(escape(sentence), highlight=False)
 
 
 def _table(report: CheckReport) -> Table:

@@ -19,6 +19,7 @@ made by one template share many of all and hardly any of the rare ones. From LIK
 TRIES = 5
 """Pairs that are read for one row, the likeliest first."""
 PAIRS_AT_ONCE = 200_000
+COPIES_OF_COPIES = 3
 _FLAGS = {Likeness.SAME: Flag.NEAR_DUPLICATE | Flag.SAME_IN_EFFECT, Likeness.NEAR: Flag.NEAR_DUPLICATE}
 
 
@@ -64,13 +65,14 @@ def _mark_same_words(table: RowTable, rows_used: Bool) -> None:
 
 
 def _mark_inconsistent(table: RowTable, rows_used: Bool) -> None:
-    """Rows whose prompt has more than one answer in the data set. What is the same in effect doesn't contradict."""
-    prompts, answers, flags = table.column("prompt"), table.column("answer"), table.column("flags")
-    rows = np.flatnonzero(rows_used & (prompts[:] != 0) & ((flags[:] & Flag.SAME_IN_EFFECT) == 0))
+    """Rows whose prompt has more than one answer in the data set."""
+    prompts, flags = table.column("prompt"), table.column("flags")
+    answers = _answers_in_effect(table)
+    rows = np.flatnonzero(rows_used & (prompts[:] != 0))
     if len(rows) < 2:
         return
     rows = rows[np.lexsort((answers[rows], prompts[rows]))]
-    prompt, answer = np.asarray(prompts[rows]), np.asarray(answers[rows])
+    prompt, answer = np.asarray(prompts[rows]), answers[rows]
     same_prompt = prompt[1:] == prompt[:-1]
     same_answer = same_prompt & (answer[1:] == answer[:-1])
     differs = np.flatnonzero(same_prompt & ~same_answer)
@@ -81,6 +83,16 @@ def _mark_inconsistent(table: RowTable, rows_used: Bool) -> None:
     against = table.column("against")
     against[rows[differs + 1]] = rows[differs]
     against[rows[differs]] = rows[differs + 1]
+
+
+def _answers_in_effect(table: RowTable) -> NDArray[np.uint64]:
+    """The rows' answers as hashes, where copies with edits that change nothing have that of what they copy."""
+    answers = np.array(table.column("answer"))
+    like = table.column("like")
+    copies = np.flatnonzero((table.column("flags")[:] & Flag.SAME_IN_EFFECT) != 0)
+    for _ in range(COPIES_OF_COPIES):
+        answers[copies] = answers[like[copies]]
+    return answers
 
 
 def _group_sizes(same_as_before: Bool) -> I64:

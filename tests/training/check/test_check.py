@@ -20,7 +20,7 @@ def test_good_rows_are_not_blamed(tmp_path: Path) -> None:
 def test_broken_rows_are_named_by_their_lines(tmp_path: Path) -> None:
     found = check_rows(
         tmp_path,
-        good(0),
+        good(999),
         '{"messages": [{"role": "user", "cont',
         {"messages": "text"},
         chat(QUESTION, 3),  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     before = (tmp_path / "data.jsonl").read_bytes()
     with pytest.raises(InvalidArgument, match="is there already"):
         fix(report, tmp_path / "data.jsonl")
-    with pytest.raises(InvalidArgument, match="name it .jsonl or .json"):
+    with pytest.raises(InvalidArgument, match="a cleaned file is JSON"):
         fix(report, tmp_path / "clean.csv")
     assert (tmp_path / "data.jsonl").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
