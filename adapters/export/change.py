@@ -24,6 +24,9 @@ PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _TOKEN_A, _TOKEN_B = ".lora_embedding_A", ".lora_embedding_B"
 _MAGNITUDE = re.compile(r"\.lora_magnitude_vector(\.weight)?$")
+_WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)\.")
+_UNTRAINED = ".original_module."
+"""What modules_to_save started from; peft saves it too when a vocabulary grew."""
 _MERGED_BUT_NOT_SERVED = ("use_dora", "modules_to_save", "bias")
 _TIE = "ensure_weight_tying"
 
@@ -190,14 +193,15 @@ def _sort_out(
                 if other not in entries:
                     raise InvalidAdapter("its other half is missing", file=WEIGHTS_FILE, tensor=tensor)
                 factors[_parameter(tensor.removesuffix(first))] = tensor, other
-        if ".lora_" not in tensor:
-            whole[tensor.removeprefix(PREFIX).replace(".base_layer.", ".")] = tensor
+        if ".lora_" not in tensor and _UNTRAINED not in tensor:
+            # The name without a wrapper sorts last: of two copies it is the one taken.
+            whole[_WRAPPERS.sub(".", tensor.removeprefix(PREFIX))] = tensor
     for name, owner in {**{name: pair[0] for name, pair in factors.items()}, **whole}.items():
         if name not in outline.shapes:
             raise UnsupportedAdapter("belongs to no parameter of this base", file=WEIGHTS_FILE, tensor=owner)
-    known = {tensor for pair in factors.values() for tensor in pair} | set(whole.values())
+    known = {tensor for pair in factors.values() for tensor in pair}
     for tensor in sorted(entries.keys() - known):
-        if not _MAGNITUDE.search(tensor):
+        if ".lora_" in tensor and not _MAGNITUDE.search(tensor):
             raise UnsupportedAdapter("is of a kind that can't be merged", file=WEIGHTS_FILE, tensor=tensor)
     return factors, whole
 

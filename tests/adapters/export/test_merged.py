@@ -131,8 +131,19 @@ def test_trained_biases_and_norms_are_taken_over(tmp_path: Path) -> None:
         ({"modules_to_save": ["embed_tokens"]}, False),
         ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, True),
         ({"modules_to_save": ["embed_tokens", "lm_head"]}, False),
+        ({"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}, True),
+        ({"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}, True),
     ],
-    ids=["head", "embedding", "head-saved", "embedding-saved", "kept-tied", "both-saved"],
+    ids=[
+        "head",
+        "embedding",
+        "head-saved",
+        "embedding-saved",
+        "kept-tied",
+        "both-saved",
+        "embedding-tied",
+        "head-tied",
+    ],
 )
 def test_a_tied_head_that_drifted_is_untied_in_the_config(
     tmp_path: Path, config: dict[str, Any], tied: bool
@@ -144,3 +155,22 @@ def test_a_tied_head_that_drifted_is_untied_in_the_config(
     assert read(tmp_path / "out", "config.json")["tie_word_embeddings"] is tied
     assert report.manifest["head"] == ("tied" if tied else "untied by this merge")
     assert ("lm_head.weight" in Checkpoint(tmp_path / "out").names()) is not tied
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "saved"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen2-untied"])
+def test_a_vocabulary_that_grew_comes_with_its_embedding_and_tokenizer(
+    tmp_path: Path, family: str, trained: bool
+) -> None:
+    base = make_base(tmp_path / "base", family, dtype=torch.float32)
+    model = load(base)
+    model.resize_token_embeddings(330)
+    saved = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": FAMILIES[family].tied}
+    adapted = make_adapter(tmp_path / "adapter", base, model=model, **(saved if trained else {}))
+    (tmp_path / "adapter" / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes() + b"\n")
+    out = tmp_path / "out"
+    export(settings(base, tmp_path / "adapter", out))
+    torch.testing.assert_close(logits_of(load(out)), logits_of(adapted), rtol=1e-4, atol=1e-4)
+    config = read(out, "config.json")
+    assert (config["vocab_size"], config["tie_word_embeddings"]) == (330, FAMILIES[family].tied)
+    assert (out / "tokenizer.json").read_bytes().endswith(b"\n")
