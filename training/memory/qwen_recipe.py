@@ -27,7 +27,8 @@ QLORA_LOGIT = 7.3
 """Bytes of a logit with DeepSpeed's fp16, where nothing is cast up: fitted; counted, 2 each for logits, copy, log-
 probabilities, and their gradient."""
 CONTEXT = 1.5e9
-"""CUDA's context and workspaces, and what the allocator holds unused. Fitted."""
+"""CUDA's context and workspaces, and what the allocator holds unused. Fitted, such that the table is met whether its G
+is 10⁹ or 2³⁰ bytes."""
 
 
 def recipe_is_qwen(recipe: str | None) -> bool:
