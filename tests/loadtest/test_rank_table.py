@@ -1,20 +1,20 @@
-"""The table of ranks says mean and spread of each method's runs, in the methods' order."""
+"""The table of ranks says mean and spread of each method's runs at each rate."""
 
 from loadtest.rank_table import METHODS, Outcome, report
 
 
-def outcome(method: str, seed: int, loss: float) -> Outcome:
-    return Outcome(method, seed, loss, 10.0 + seed, 20.0, 0.5, 81_920)
+def outcome(method: str, rate: float, seed: int, loss: float) -> Outcome:
+    return Outcome(method, rate, seed, loss, 10.0 + seed, 20.0, 0.5, 81_920)
 
 
-def test_runs_of_a_method_become_one_line() -> None:
-    lines = report([outcome("b", 0, 0.1), outcome("a", 0, 0.2), outcome("b", 1, 0.3)]).splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["b", "a"]
-    assert "0.2000 ± 0.1414" in lines[2]
-    assert "10.5 ± 0.7" in lines[2]
-    assert "81,920" in lines[2]
-    assert "0.2000" in lines[3]
-    assert "±" not in lines[3]
+def test_runs_of_a_method_at_a_rate_become_one_line() -> None:
+    runs = [("b", 0.01, 0, 0.1), ("a", 0.01, 0, 0.2), ("b", 0.01, 1, 0.3), ("b", 0.001, 0, 0.4)]
+    lines = report([outcome(*run) for run in runs]).splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [["a", "0.01"], ["b", "0.001"], ["b", "0.01"]]
+    assert "0.2000 ± 0.1414" in lines[4]
+    assert "10.5 ± 0.7" in lines[4]
+    assert "81,920" in lines[4]
+    assert "±" not in lines[2]
 
 
 def test_every_method_scales_by_two() -> None:
