@@ -113,22 +113,8 @@ SMALL = (
 
 
 def test_two_processes_train_as_one_does_with_the_same_global_batch(place: Path) -> None:
-    alone = [
-        "--output_dir",
-        "alone",
-        "--per_device_train_batch_size",
-        "4",
-        "--gradient_accumulation_steps",
-        "2",
-    ]
-    both = [
-        "--output_dir",
-        "both",
-        "--per_device_train_batch_size",
-        "2",
-        "--gradient_accumulation_steps",
-        "2",
-    ]
+    alone = "--output_dir alone --per_device_train_batch_size 4 --gradient_accumulation_steps 2"
+    both = "--output_dir both --per_device_train_batch_size 2 --gradient_accumulation_steps 2"
     one, two = run(f"{SMALL} {alone}", place), run(f"{SMALL} {both}", place, processes=2)
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
