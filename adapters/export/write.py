@@ -35,16 +35,17 @@ class Survival:
 
 
 class _Tally:
-    """Sums over chunks, float64."""
+    """Sums over chunks: float32 in a chunk, float64 over them."""
 
     def __init__(self) -> None:
         self._square = self._along = self._off = 0.0
 
     def add(self, base: Tensor, exact: Tensor, written: Tensor) -> None:
-        change = (exact - base).double()
-        self._square += change.square().sum().item()
-        self._along += ((written - base).double() * change).sum().item()
-        self._off += (written.double() - exact.double()).square().sum().item()
+        change, off = (exact - base).view(-1), (written - exact).view(-1)
+        square = torch.dot(change, change).item()
+        self._square += square
+        self._along += square + torch.dot(off, change).item()
+        self._off += torch.dot(off, off).item()
 
     def survival(self) -> Survival | None:
         """Return the result; None for a change of nothing."""

@@ -165,7 +165,7 @@ def test_a_vocabulary_that_grew_comes_with_its_embedding_and_tokenizer(
     base = make_base(tmp_path / "base", family, dtype=torch.float32)
     model = load(base)
     model.resize_token_embeddings(330)
-    saved = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": FAMILIES[family].tied}
+    saved: dict[str, Any] = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": FAMILIES[family].tied}
     adapted = make_adapter(tmp_path / "adapter", base, model=model, **(saved if trained else {}))
     (tmp_path / "adapter" / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes() + b"\n")
     out = tmp_path / "out"
