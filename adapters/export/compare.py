@@ -1,6 +1,7 @@
 """How far two sets of logits are apart, and how far they may be."""
 
 from dataclasses import dataclass
+from math import isfinite, sqrt
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from adapters.export.errors import ExportFailed
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}
 """Largest relative distance of a merged model from base + adapter, both computed in float32: what rounding the merged
 weights once explains, with room for deep models."""
-FOUR_BIT_TOLERANCE = 0.5
-"""The same for a model that is rounded to 4 bits again, which moves it about as far as the base's own rounding did."""
+FOUR_BIT_TOLERANCE, FOUR_BIT_RATIO = 0.5, 1.5
+"""The same for a model that is rounded to 4 bits again: an absolute distance, and a multiple of how far the base's own
+rounding moves the model, of which the larger holds."""
 LOSS_ROOM = 0.01
 """Nats by which a loss may differ before it means anything."""
 
@@ -30,15 +32,22 @@ class Distance:
 
 
 def distance(reference: Tensor, other: Tensor) -> Distance:
-    """Compare float32 [positions, vocabulary] with [positions, vocabulary]."""
-    difference = other - reference
-    centred = reference - reference.mean(dim=-1, keepdim=True)
-    log_p, log_q = reference.log_softmax(-1), other.log_softmax(-1)
+    """Compare float32 [positions, vocabulary] with [positions, vocabulary], a position at a time."""
+    largest, kl, same, off, size = [], 0.0, 0, 0.0, 0.0
+    for one, two in zip(reference, other, strict=True):
+        difference = two - one
+        largest.append(difference.abs().max())
+        off += difference.square().sum().item()
+        size += (one - one.mean()).square().sum().item()
+        log_p, log_q = one.log_softmax(-1), two.log_softmax(-1)
+        kl += torch.dot(log_p.exp(), log_p - log_q).item()
+        same += int(one.argmax() == two.argmax())
     return Distance(
-        max_abs=difference.abs().max().item(),
-        relative=(difference.norm() / centred.norm().clamp(min=1e-30)).item(),
-        kl=max(0.0, (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()),
-        top1=(reference.argmax(-1) == other.argmax(-1)).float().mean().item(),
+        # Of tensors and not of numbers: Python's max passes over NaN.
+        max_abs=torch.stack(largest).max().item(),
+        relative=sqrt(off / max(size, 1e-30)) if isfinite(off) else off,
+        kl=max(0.0, kl / len(reference)),
+        top1=same / len(reference),
     )
 
 

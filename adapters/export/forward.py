@@ -19,6 +19,9 @@ from adapters.export.outline import EMBEDDING, HEAD, empty_model
 from adapters.export.rows import Rows, chunks
 from adapters.export.samples import Row
 
+LAST_POSITIONS = 10
+"""Of each prompt, whose logits are kept: with a large vocabulary, those of a hundred are as large as its embedding."""
+
 
 class Variant(Protocol):
     """A set of weights to run: W from ``unchanged``, and ``change`` applied beside it, as an adapter is served."""
@@ -52,7 +55,7 @@ class Outputs:
     """What one variant computed."""
 
     logits: Tensor
-    """float32 [positions, vocabulary], of the rows without an answer."""
+    """float32 [positions, vocabulary], at the last positions of the rows without an answer."""
     loss: float | None
     """Mean cross-entropy over the answers' tokens, in nats; None if no row has one."""
 
@@ -79,7 +82,9 @@ def run_variants(
             variants, hidden.view(len(chosen), len(rows), *hidden.shape[1:]), strict=True
         ):
             prompts = [
-                states[n, : len(row.tokens)] for n, row in enumerate(rows) if row.answer >= len(row.tokens)
+                states[n, : len(row.tokens)][-LAST_POSITIONS:]
+                for n, row in enumerate(rows)
+                if row.answer >= len(row.tokens)
             ]
             logits = torch.cat(list(_pieces(variants[name], HEAD, torch.cat(prompts))), dim=-1)
             answers = [states[number, first:last] for number, first, last in places]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adapters.export.base import BaseCheckpoint
 from adapters.export.compare import (
+    FOUR_BIT_RATIO,
     FOUR_BIT_TOLERANCE,
     TOLERANCE,
     Distance,
@@ -83,9 +84,18 @@ def _as_written(name: str, merged: MergedWeights, form: OutputForm) -> Rows:
     return RoundedRows(merged.rows(name), form.dtype)
 
 
+def _tolerance(plan: MergePlan, computed: Mapping[str, Outputs]) -> float:
+    if not plan.form.four_bit:
+        return TOLERANCE[plan.form.dtype]
+    if len(plan.weights) == 1:
+        return FOUR_BIT_TOLERANCE
+    rounding = distance(computed["16bit"].logits, computed["dequantized"].logits)
+    return max(FOUR_BIT_TOLERANCE, FOUR_BIT_RATIO * rounding.relative)
+
+
 def _judge(plan: MergePlan, computed: Mapping[str, Outputs]) -> Checked:
     reference, result = computed[plan.into], computed[MERGED]
-    tolerance = FOUR_BIT_TOLERANCE if plan.form.four_bit else TOLERANCE[plan.form.dtype]
+    tolerance = _tolerance(plan, computed)
     found = distance(reference.logits, result.logits)
     check_distance(found, tolerance)
     served = computed[plan.served].logits

@@ -165,12 +165,13 @@ def test_a_vocabulary_that_grew_comes_with_its_embedding_and_tokenizer(
     base = make_base(tmp_path / "base", family, dtype=torch.float32)
     model = load(base)
     model.resize_token_embeddings(330)
-    saved: dict[str, Any] = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": FAMILIES[family].tied}
+    tied = FAMILIES[family].tied
+    saved: dict[str, Any] = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": tied}
     adapted = make_adapter(tmp_path / "adapter", base, model=model, **(saved if trained else {}))
     (tmp_path / "adapter" / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes() + b"\n")
     out = tmp_path / "out"
     export(settings(base, tmp_path / "adapter", out))
     torch.testing.assert_close(logits_of(load(out)), logits_of(adapted), rtol=1e-4, atol=1e-4)
     config = read(out, "config.json")
-    assert (config["vocab_size"], config["tie_word_embeddings"]) == (330, FAMILIES[family].tied)
+    assert (config["vocab_size"], config["tie_word_embeddings"]) == (330, tied)
     assert (out / "tokenizer.json").read_bytes().endswith(b"\n")
