@@ -31,7 +31,9 @@ UNUSUAL = 0.05
 FEWEST = 40
 """Answers that a group must have to be judged by."""
 COMMON = 20
-"""How often a word or a pair of words must come before its never coming last says something."""
+"""How often a phrase must come for its beginnings to be taken for fragments of it."""
+ENOUGH_EXPECTED = 3.0
+"""How often a phrase would be last, were all places alike, for its hardly ever being last to say something."""
 RARE = 0.03
 FREQUENT_ANSWER = 20
 
@@ -93,6 +95,9 @@ class Habits:
     phrases: Counter[str] = field(default_factory=Counter)
     """Words and pairs of words, where answers end in letters."""
     last_phrases: Counter[str] = field(default_factory=Counter)
+    words: int = 0
+    """All words, where answers end in letters."""
+    last_words: int = 0
     fragments: frozenset[str] = frozenset()
     """Beginnings of common phrases that hardly ever stand for themselves."""
 
@@ -106,7 +111,9 @@ class Habits:
         words = _WORD.findall(answer)
         found = words + _pairs(words)
         self.phrases.update(found)
+        self.words += len(words)
         if end_of(answer) == "letter":
+            self.last_words += 1
             self.last_phrases.update(words[-1:] + _pairs(words[-2:]))
 
     def settle(self) -> None:
@@ -121,15 +128,17 @@ class Habits:
         self.fragments = frozenset(fragments)
 
     def breaks_off(self, answer: str) -> bool:
-        """Whether the last words are a fragment, or common words that no answer ends with."""
+        """Whether the last words are a fragment, or words that come often and hardly ever last."""
         words = _WORD.findall(answer[-200:])
         last = words[-1:] + _pairs(words[-2:])
         if any(phrase in self.fragments for phrase in last):
             return True
-        return any(
-            (times := self.phrases[phrase]) >= COMMON and self.last_phrases[phrase] <= max(1, RARE * times)
-            for phrase in last
-        )
+        return any(self.last_phrases[phrase] <= self._lasts_to_expect(phrase) for phrase in last)
+
+    def _lasts_to_expect(self, phrase: str) -> float:
+        """How seldom a phrase may be last before that is more than chance; below 0 where it is too rare to tell."""
+        expected = self.phrases[phrase] * self.last_words / max(self.words, 1)
+        return max(1.0, 0.1 * expected) if expected >= ENOUGH_EXPECTED else -1.0
 
 
 def _pairs(words: Sequence[str]) -> list[str]:
@@ -150,7 +159,7 @@ class Endings:
         groups: dict[str, Habits] = defaultdict(Habits)
         answers: Counter[str] = Counter()
         for row in rows:
-            ends = (end_of(row.answer), *left_open(row.answer))
+            ends = (end_of(row.answer), *left_open(row.answer), *_between_words(row.answer))
             for name in groups_of(row):
                 groups[name].answers += 1
                 groups[name].ends.update(ends)
@@ -179,15 +188,36 @@ class Endings:
             return False
         if _BARE_ITEM.search(answer):
             return True
-        if any(not habits.usual(mark) for mark in left_open(answer)):
+        if any(not habits.usual(gap) for gap in _between_words(row.answer)):
             return True
         end = end_of(answer)
+        opened = left_open(answer)
+        if any(not habits.usual(mark) for mark in opened) and _matters(answer, end, opened):
+            return True
         if end in ("mark", "closer"):
             return False
         if not habits.usual(end):
             # A number is where tables, sums and queries end, too, which a data set may have few of.
-            return end != "digit" or bool(_SENTENCE_END.search(answer))
+            return end != "digit" or _is_prose(answer)
         return answer in self.beginnings_of_answers or (end == "letter" and habits.breaks_off(answer))
+
+
+def _between_words(answer: str) -> tuple[str, ...]:
+    """Whether an answer ends with the space behind a word, as if another were to come."""
+    return ("word and space",) if answer.endswith(" ") and end_of(answer) == "letter" else ()
+
+
+def _matters(answer: str, end: End, opened: frozenset[str]) -> bool:
+    """Whether what is left open speaks for a cut: text with a proper end may just have lost a bracket on the way."""
+    proper_end = end in ("mark", "closer") and answer[-1] not in opened
+    return not proper_end or answer.lstrip().startswith(("{", "[", "```"))
+
+
+def _is_prose(answer: str) -> bool:
+    """Whether an answer has sentences, and is in the middle of one."""
+    last_line = answer[answer.rfind("\n") + 1 :]
+    words = len(_WORD.findall(last_line))
+    return bool(_SENTENCE_END.search(answer)) and (words >= 4 or "。" in answer)
 
 
 def _beginnings(answers: Mapping[str, int]) -> frozenset[str]:
