@@ -1,7 +1,7 @@
 """`manylora plan`: what a training run needs in memory, from the base's config.json alone."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -20,59 +20,65 @@ from training.memory.run_shape import RunShape
 from training.memory.shape import ModelShape
 
 Flag = typer.Option
+Base = Annotated[str, typer.Argument(help="A model's directory, its config.json, or OWNER/MODEL of the hub.")]
+Method = Annotated[str, Flag(help="lora, or qlora: the base in 4 bits.")]
+Seq = Annotated[int, Flag(help="Tokens of the longest example.")]
+Batch = Annotated[int, Flag(help="Rows of a micro-batch.")]
+Accumulation = Annotated[int, Flag(help="Micro-batches of an optimiser step.")]
+Rank = Annotated[int, Flag(help="LoRA's rank; of one that grows, the last.")]
+Targets = Annotated[
+    str, Flag(help="Adapted modules, by commas or spaces; all of a layer when none are named.")
+]
+Checkpointing = Annotated[
+    bool,
+    Flag(
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+        help="Keep each layer's input alone, and compute the rest again.",
+    ),
+]
+Dtype = Annotated[str, Flag(help="bf16, fp16 or fp32.")]
+Optim = Annotated[str, Flag(help="Optimiser, by transformers' name.")]
+Dropout = Annotated[float, Flag(help="Dropout on the adapter's input.")]
+Packing = Annotated[bool, Flag("--packing", help="Several examples in a row.")]
+Embeddings = Annotated[
+    bool,
+    Flag("--train-embeddings", help="Train embedding and head whole, as a base that learns new tokens."),
+]
+Share = Annotated[float, Flag(help="Share of tokens with a loss; 1 is the worst case.")]
+Gpu = Annotated[str | None, Flag(help="Plan for a GPU with this much memory, as in 24GiB.")]
+Cpu = Annotated[str | None, Flag(help="Plan for a CPU with this much memory, as in 16GiB.")]
+Recipe = Annotated[str | None, Flag(help="qwen: Qwen's own finetune.py instead of `manylora train`.")]
+AsJson = Annotated[bool, Flag("--json", help="Print the plan as JSON.")]
 
 
 def plan(
-    base: Annotated[
-        str, typer.Argument(help="A model's directory, its config.json, or OWNER/MODEL of the hub.")
-    ],
-    method: Annotated[str, Flag(help="lora, or qlora: the base in 4 bits.")] = "lora",
-    seq: Annotated[int, Flag(help="Tokens of the longest example.")] = 1024,
-    batch: Annotated[int, Flag(help="Rows of a micro-batch.")] = 1,
-    accumulation: Annotated[int, Flag(help="Micro-batches of an optimiser step.")] = 1,
-    rank: Annotated[int, Flag(help="LoRA's rank; of one that grows, the last.")] = 64,
-    targets: Annotated[
-        str, Flag(help="Adapted modules, by commas or spaces; all of a layer when none are named.")
-    ] = "",
-    gradient_checkpointing: Annotated[
-        bool, Flag(help="Keep each layer's input alone, and compute the rest again.")
-    ] = False,
-    dtype: Annotated[str, Flag(help="bf16, fp16 or fp32.")] = "bf16",
-    optim: Annotated[str, Flag(help="Optimiser, by transformers' name.")] = "adamw_torch",
-    dropout: Annotated[float, Flag(help="Dropout on the adapter's input.")] = 0.05,
-    packing: Annotated[bool, Flag("--packing", help="Several examples in a row.")] = False,
-    train_embeddings: Annotated[
-        bool,
-        Flag("--train-embeddings", help="Train embedding and head whole, as a base that learns new tokens."),
-    ] = False,
-    trained_share: Annotated[float, Flag(help="Share of tokens with a loss; 1 is the worst case.")] = 1.0,
-    gpu: Annotated[str | None, Flag(help="Plan for a GPU with this much memory, as in 24GiB.")] = None,
-    cpu: Annotated[str | None, Flag(help="Plan for a CPU with this much memory, as in 16GiB.")] = None,
-    recipe: Annotated[
-        str | None, Flag(help="qwen: Qwen's own finetune.py instead of `manylora train`.")
-    ] = None,
-    as_json: Annotated[bool, Flag("--json", help="Print the plan as JSON.")] = False,
+    base: Base,
+    method: Method = "lora",
+    seq: Seq = 1024,
+    batch: Batch = 1,
+    accumulation: Accumulation = 1,
+    rank: Rank = 64,
+    targets: Targets = "",
+    gradient_checkpointing: Checkpointing = False,
+    dtype: Dtype = "bf16",
+    optim: Optim = "adamw_torch",
+    dropout: Dropout = 0.05,
+    packing: Packing = False,
+    train_embeddings: Embeddings = False,
+    trained_share: Share = 1.0,
+    gpu: Gpu = None,
+    cpu: Cpu = None,
+    recipe: Recipe = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a training run needs in memory, whether it fits, and what gets it in."""
+    names = tuple(targets.replace(",", " ").split())
     try:
         budget = find_budget(gpu, cpu, recipe)
+        run = RunShape(method, seq, batch, accumulation, rank, names, gradient_checkpointing, dtype, optim)
+        run = replace(run, packing=packing, train_embeddings=train_embeddings, dropout=dropout)
+        run = replace(run, trained_share=trained_share, device=budget.device)
         model = read_shape(base)
-        run = RunShape(
-            method=method,
-            seq=seq,
-            batch=batch,
-            accumulation=accumulation,
-            rank=rank,
-            targets=tuple(targets.replace(",", " ").split()),
-            gradient_checkpointing=gradient_checkpointing,
-            dtype=dtype,
-            optim=optim,
-            packing=packing,
-            train_embeddings=train_embeddings,
-            dropout=dropout,
-            trained_share=trained_share,
-            device=budget.device,
-        )
         planned = plan_run(model, run, recipe)
         found = remedies(model, run, budget.bytes, recipe)
         least = plan_run(model, smallest(model, run), recipe)
