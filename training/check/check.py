@@ -110,14 +110,13 @@ def _report(
 
 
 def _length_mix(tokens: NDArray[np.uint32]) -> Mix:
-    """Rows by length in doubling bins."""
+    """Rows by length, in bins whose edges double with every second one."""
     if not len(tokens):
         return Mix((), ())
-    top = max(int(np.ceil(np.log2(max(int(tokens.max()), 1) + 1))), 1)
-    edges = 2 ** np.arange(2 * top + 1) ** 1.0 if top < 2 else 2 ** np.arange(0, top + 0.5, 0.5)
-    edges = np.unique(np.floor(edges).astype(np.int64))
-    counts, _ = np.histogram(tokens, bins=np.append(edges, edges[-1] * 2))
-    return Mix(tuple(str(edge) for edge in edges), tuple(int(count) for count in counts))
+    steps = np.arange(2 * int(np.ceil(np.log2(int(tokens.max()) + 2))) + 1)
+    edges = np.unique(np.floor(2 ** (steps / 2)).astype(np.int64))
+    counts, _ = np.histogram(np.maximum(tokens, 1), bins=edges)
+    return Mix(tuple(str(edge) for edge in edges[:-1]), tuple(int(count) for count in counts))
 
 
 def _language_mix(languages: NDArray[np.uint8]) -> Mix:

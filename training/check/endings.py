@@ -6,7 +6,7 @@ those that answer the same sort of prompt or begin the same way.
 
 import re
 from bisect import bisect
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -89,7 +89,7 @@ def groups_of(row: RowText) -> tuple[str, ...]:
 class Habits:
     """How a group's answers end."""
 
-    answers: int = 0
+    answers: int
     ends: Counter[str] = field(default_factory=Counter)
     """By kind of last character, and by what is left open."""
     phrases: Counter[str] = field(default_factory=Counter)
@@ -156,19 +156,17 @@ class Endings:
     @classmethod
     def learn(cls, rows: Sequence[RowText]) -> "Endings":
         """Read a sample of whole and, some of them, cut answers."""
-        groups: dict[str, Habits] = defaultdict(Habits)
+        sizes = Counter(name for row in rows for name in groups_of(row))
+        groups = {name: Habits(size) for name, size in sizes.items() if size >= FEWEST}
         answers: Counter[str] = Counter()
         for row in rows:
             ends = (end_of(row.answer), *left_open(row.answer), *_between_words(row.answer))
             for name in groups_of(row):
-                groups[name].answers += 1
-                groups[name].ends.update(ends)
+                if name in groups:
+                    groups[name].ends.update(ends)
             if len(row.answer) <= 80:
                 answers[row.answer.strip()] += 1
-        learnt = cls(
-            {name: habits for name, habits in groups.items() if habits.answers >= FEWEST},
-            _beginnings(answers),
-        )
+        learnt = cls(groups, _beginnings(answers))
         for row in rows:
             closest = learnt._closest(row)
             if closest is not None and closest.usual("letter"):

@@ -13,7 +13,7 @@ _STYLE = """
 .data-check table{border-collapse:collapse;width:100%}
 .data-check th,.data-check td{text-align:left;padding:.3em .8em .3em 0;border-bottom:1px solid #e1e5ea;
 vertical-align:top}
-.data-check td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.data-check .number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .data-check .error{color:#b3261e;font-weight:600}.data-check .warning{color:#8a5a00;font-weight:600}
 .data-check .info{color:#44546a}
 .data-check code{font:13px/1.4 ui-monospace,monospace;background:#f4f6f8;padding:.1em .3em;overflow-wrap:anywhere}
@@ -76,7 +76,7 @@ def _findings_table(report: CheckReport) -> str:
         f"<td>{escape(finding.kind.says)}</td></tr>"
         for finding in report.findings
     )
-    head = "<tr><th></th><th>Finding</th><th>Rows</th><th>Share</th><th>Rows that …</th></tr>"
+    head = "<tr><th></th><th>Finding</th><th class="number">Rows</th><th class="number">Share</th><th>Rows that …</th></tr>"
     return f"<table>{head}{rows}</table>"
 
 
