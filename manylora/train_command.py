@@ -1,6 +1,5 @@
 """`manylora train`: the training module behind the flags of Qwen's finetune.py, and the served base it asks for."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,8 +18,10 @@ EXTRA = "training needs more packages: pip install 'manylora[train]'"
 
 def train(words: list[str]) -> None:
     """Train an adapter; `manylora train --help` lists the flags."""
-    _quiet_loggers()
     try:
+        from training.quiet import quiet_libraries
+
+        quiet_libraries()
         from training.errors import TrainingError
         from training.parsing import make_parser, parse_arguments
     except ImportError as error:
@@ -28,7 +29,6 @@ def train(words: list[str]) -> None:
     if not words or words[0] in ("--help", "-h"):
         Console().print(make_parser().format_help(), highlight=False, markup=False)
         return
-    _quiet_libraries()
     try:
         if words[0] == "sweep":
             from training.rate.run_sweep import run_sweep
@@ -46,21 +46,6 @@ def train(words: list[str]) -> None:
         raise fail(f"{EXTRA} ({error})") from None
     except TrainingError as error:
         raise fail(" ".join(str(error).split())) from None
-
-
-def _quiet_loggers() -> None:
-    """Keep out of a run's output that bitsandbytes looks for an optional kernel on a hub and does without."""
-    import logging
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-def _quiet_libraries() -> None:
-    """Keep what libraries say to their own developers out of a run's output."""
-    from transformers.utils import logging as transformers_logging
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    transformers_logging.disable_progress_bar()
 
 
 def _say(sentence: str) -> None:
