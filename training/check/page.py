@@ -76,7 +76,8 @@ def _findings_table(report: CheckReport) -> str:
         f"<td>{escape(finding.kind.says)}</td></tr>"
         for finding in report.findings
     )
-    head = "<tr><th></th><th>Finding</th><th class="number">Rows</th><th class="number">Share</th><th>Rows that …</th></tr>"
+    number = '<th class="number">'
+    head = f"<tr><th></th><th>Finding</th>{number}Rows</th>{number}Share</th><th>Rows that …</th></tr>"
     return f"<table>{head}{rows}</table>"
 
 
