@@ -1,13 +1,13 @@
 """What libraries say to their own developers stays out of a run's output."""
 
-import logging
 import warnings
+
+from training.bases.quiet import quiet_bitsandbytes
 
 
 def quiet_libraries() -> None:
     """Call it before transformers is imported."""
-    # It looks for an optional kernel on a hub, and says that it does without.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     # It announces new names to callers that are other libraries.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     from transformers.utils import logging as transformers_logging
