@@ -63,6 +63,7 @@ class Member:
         self.backoffs = 0
         self._snapshot: Snapshot | None = None
         self._since_log = _SinceLog()
+        self._all_losses = 0.0
         self.optimizer: Optimizer
         self.scheduler: LRScheduler
         policy.prepare(model)
@@ -92,6 +93,11 @@ class Member:
     def finished(self) -> bool:
         """Whether it takes no further part."""
         return bool(self.stopped) or self.step >= self.total_steps
+
+    @property
+    def train_loss(self) -> float | None:
+        """The mean of all steps' losses so far; None before the first."""
+        return self._all_losses / self.step if self.step else None
 
     @property
     def epoch_is_over(self) -> bool:
@@ -130,6 +136,7 @@ class Member:
         self.optimizer.zero_grad()
         self.state.global_step += 1
         self.state.epoch = self.step / self.order.steps_per_epoch
+        self._all_losses += loss
         self._since_log.loss += loss
         self._since_log.steps += 1
         return self._log(norm, rate) if self._log_is_due() else None
@@ -159,6 +166,7 @@ class Member:
             "backoffs": self.backoffs,
             "stopped": self.stopped,
             "since_log": (self._since_log.loss, self._since_log.steps),
+            "all_losses": self._all_losses,
         }
         torch.save(state, directory / "task.pt")
         self.state.save_to_json(str(directory / "trainer_state.json"))
@@ -174,6 +182,7 @@ class Member:
         self.guard.total_steps = self.total_steps
         self.backoffs, self.stopped = state["backoffs"], state["stopped"]
         self._since_log = _SinceLog(*state["since_log"])
+        self._all_losses = state["all_losses"]
         self.state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
 
     # --- when it goes wrong

@@ -65,9 +65,8 @@ class Records:
     def _finished(self, member: Member, measured: Measured) -> RunRecord:
         history = self._recorders[member.name].history
         scores = next((entry for entry in reversed(history.log) if "eval_loss" in entry), {})
-        losses = [loss for _, loss in history.series("loss")]
         results = Results(
-            train_loss=sum(losses) / len(losses) if losses else None,
+            train_loss=member.train_loss,
             eval_loss=scores.get("eval_loss"),
             perplexity=scores.get("eval_perplexity"),
             train_seconds=measured.seconds,

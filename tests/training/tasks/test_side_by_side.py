@@ -58,7 +58,8 @@ def alone(base: Base, spec: Spec, output: Path) -> LoraTrainer:
 @pytest.mark.parametrize("q_lora", [False, True], ids=["dense", "nf4"])
 def test_each_task_comes_out_as_it_does_alone(tmp_path: Path, q_lora: bool) -> None:
     base = tiny_base(tmp_path, q_lora=q_lora)
-    singles = [alone(tiny_base(tmp_path, q_lora=q_lora), spec, tmp_path / "alone") for spec in SPECS]
+    reference = tiny_base(tmp_path, q_lora=q_lora)
+    singles = [alone(reference, spec, tmp_path / "alone") for spec in SPECS]
     run = team(base, tmp_path, SPECS)
     run.run()
     for single, each in zip(singles, run.members, strict=True):
