@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from training.bases.quantized import forbid_merging
+from training.bases.quiet import quiet_peft
 from training.bases.targets import choose_targets
-from training.bases.tokens import trained_tokens
+from training.bases.tokens import train_in_float32, trained_tokens
 from training.errors import InvalidArgument
 from training.rank.budget import AdaLoraBudget
 from training.rank.folding import adalora_layers, save_folded
@@ -73,10 +74,19 @@ class AdaLoraRank:
             **self.budget.peft_fields(total_steps),
             **trained_tokens(base, lora),
         )
-        model = get_peft_model(base.model, config)
+        try:
+            with quiet_peft():
+                model = get_peft_model(base.model, config)
+        except ValueError as error:
+            raise InvalidArgument(
+                f"--rank_schedule {self.budget}: AdaLoRA takes linear layers only; change --lora_target_modules "
+                f"({str(error).splitlines()[0]})."
+            ) from None
         config.base_model_name_or_path = base.name
         forbid_merging(model)
-        base.model.enable_input_require_grads()
+        train_in_float32(model, base.dtype)
+        if base.kind == "nf4":
+            base.model.enable_input_require_grads()
         return model
 
     def prepare(self, model: "PeftModel") -> None:

@@ -82,7 +82,8 @@ def _other_tensors(model: "PeftModel") -> dict[str, Tensor]:
     finally:
         config.rank_pattern = pattern
     ours = (".lora_A", ".lora_B", ".lora_E")
-    return {name: tensor.detach().contiguous() for name, tensor in state.items() if not name.endswith(ours)}
+    # Cloned: a tied head and its embedding are one tensor with two names, which safetensors refuses.
+    return {name: tensor.detach().clone() for name, tensor in state.items() if not name.endswith(ours)}
 
 
 def _plain_config(config: "AdaLoraConfig", ranks: Mapping[str, int]) -> dict[str, Any]:

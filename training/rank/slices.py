@@ -174,5 +174,5 @@ def orthogonal_rows(count: int, old: Tensor, generator: torch.Generator) -> Tens
 
 def alpha_at(rank: int, initial_rank: int, initial_alpha: float, *, rslora: bool) -> float:
     """Return the alpha that keeps the scale at a grown rank: α·r'/r, with rsLoRA α·√(r'/r)."""
-    alpha = initial_alpha * (math.sqrt(rank / initial_rank) if rslora else rank / initial_rank)
+    alpha = initial_alpha * math.sqrt(rank / initial_rank) if rslora else initial_alpha * rank / initial_rank
     return int(alpha) if alpha == int(alpha) else alpha

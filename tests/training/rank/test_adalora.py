@@ -91,11 +91,21 @@ def test_an_adapter_saved_before_the_first_step_changes_nothing(
     assert torch.equal(logits(PeftModel.from_pretrained(base.model, tmp_path)), expected)
 
 
-def test_whole_modules_are_saved_beside_the_factors(directories: dict[str, Path], tmp_path: Path) -> None:
-    run = start(directories["dense"], modules_to_save=("norm",))
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("dense", {"modules_to_save": ("norm",)}),
+        ("dense", {"new_tokens": ("<|im_start|>",)}),
+        ("nf4", {"new_tokens": ("<|im_start|>",)}),
+    ],
+)
+def test_whole_modules_and_tokens_are_saved_beside_the_factors(
+    kind: str, settings: dict[str, Any], directories: dict[str, Path], tmp_path: Path
+) -> None:
+    run = start(directories[kind], kind, **settings)
     run.train(until=TOTAL)
     run.policy.save(run.model, tmp_path, resumable=False)
-    plain = PeftModel.from_pretrained(load(directories["dense"]).model, tmp_path)
+    plain = PeftModel.from_pretrained(load(directories[kind], q_lora=kind == "nf4").model, tmp_path)
     torch.testing.assert_close(logits(plain), logits(run.model), rtol=1e-5, atol=1e-5)
 
 
@@ -122,6 +132,12 @@ def test_settings_that_adalora_does_not_know_are_refused(
 ) -> None:
     with pytest.raises(InvalidArgument, match=flag):
         start(directories["dense"], **settings)
+
+
+def test_an_adapter_on_the_embedding_is_refused(directories: dict[str, Path]) -> None:
+    lora = LoraSettings(r=6, targets=("embed_tokens",))
+    with pytest.raises(InvalidArgument, match="AdaLoRA takes linear layers only"):
+        adalora().attach(load(directories["dense"]), lora, TOTAL)
 
 
 def test_a_run_too_short_for_the_budget_to_fall_is_refused(directories: dict[str, Path]) -> None:
