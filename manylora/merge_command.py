@@ -97,9 +97,11 @@ def _export(adapter: Path, output: Path, options: dict[str, Any]) -> Any:
     """Run the export and return its manifest."""
     from adapters.errors import AdapterError
     from adapters.export.export import export
+    from adapters.export.memory import return_freed_memory
     from adapters.export.settings import ExportSettings
     from quant.errors import QuantError
 
+    return_freed_memory()
     try:
         settings = ExportSettings(adapter=adapter, output=output, **options)
         with _bars() as bars:

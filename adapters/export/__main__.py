@@ -27,10 +27,12 @@ def main() -> int:
 
     from adapters.errors import AdapterError
     from adapters.export.export import export
+    from adapters.export.memory import return_freed_memory
     from adapters.export.settings import ExportSettings
     from quant.errors import QuantError
 
     torch.set_num_threads(1)
+    return_freed_memory()
     last = 0.0
 
     def report(doing: str, share: float) -> None:
