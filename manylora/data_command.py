@@ -66,6 +66,8 @@ def check(
     """Find broken, empty, overlong, looping, cut-off, doubled, contradictory or leaked rows before a run does."""
     if fixed is not None and fixed.exists():
         raise fail(f"{fixed}: is there already; a cleaned file never replaces another")
+    if page is not None and page.exists() and page.suffix not in (".html", ".htm"):
+        raise fail(f"{page}: is there already and is no page; --html replaces only .html files")
     try:
         tokenizer = load_tokenizer(base) if base is not None else None
         settings = CheckSettings(

@@ -34,6 +34,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path) -> None:
         [path, "--ignore", "nothing"],
         [path, "--base", str(tmp_path / "none")],
         [path, "--fix", path],
+        [path, "--html", path],
         [path, "--html", str(tmp_path / "none" / "page.html")],
     ):
         result = run(app, ["check", *arguments])
