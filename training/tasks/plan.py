@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,15 @@ def read_tasks(arguments: Arguments) -> Plan:
     for name, keys in tasks.items():
         where = f"--tasks {path}: task {name}"
         own = _own_words(name, keys, where)
-        parsed = _parsed([*words, *own, "--output_dir", str(directory / str(name))], where)
+        alone = [
+            "--use_lora",
+            "True",
+            *_without_tasks(words),
+            *own,
+            "--output_dir",
+            str(directory / str(name)),
+        ]
+        parsed = _parsed(alone, where)
         _check(parsed, where)
         if "logging_steps" not in parsed.given:
             parsed.training.logging_steps = LOG_SHARE
@@ -143,6 +151,18 @@ def read_tasks(arguments: Arguments) -> Plan:
         found.append(Task(str(name), parsed))
     _check_folders(found, path)
     return Plan(of_run, tuple(found))
+
+
+def _without_tasks(words: Sequence[str]) -> list[str]:
+    """Return the flags without ``--tasks FILE``: what is left, with a task's own, trains that task alone."""
+    found: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--tasks":
+            next(rest, None)
+        elif not word.startswith("--tasks="):
+            found.append(word)
+    return found
 
 
 def _parsed(words: list[str], where: str) -> Arguments:

@@ -40,6 +40,8 @@ def test_own_keys_win_over_flags_and_flags_over_shared_keys(tmp_path: Path) -> N
     assert sql.directory == Path("elsewhere/sql")
     assert json.directory == Path("elsewhere/team/json")
     assert plan.arguments.lora.q_lora
+    assert "--tasks" not in sql.arguments.command
+    assert parse_arguments(sql.arguments.command).lora == sql.arguments.lora
     assert sql.arguments.model.model_name_or_path == "base"
 
 
@@ -48,7 +50,7 @@ def test_own_keys_win_over_flags_and_flags_over_shared_keys(tmp_path: Path) -> N
     [
         ("sql: {data_path: a, lora_rank: 8}", "task sql: lora_rank is no key of a task; did you mean lora_"),
         ("sql: {data_path: a, q_lora: true}", "task sql: q_lora is the same for all tasks"),
-        ("sql: {lora_r: 8}", "task sql: data_path is missing"),
+        ("sql: {lora_r: 8}", "task sql: --data_path is missing"),
         ("sql: {data_path: a}\n  sql: {data_path: b}", "'sql' is given twice"),
         ("sql: {data_path: a, data_path: b}", "'data_path' is given twice"),
         ("'s q l': {data_path: a}", "only letters, digits"),
