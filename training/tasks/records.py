@@ -25,7 +25,8 @@ class Measured:
     """What the run as a whole took."""
 
     seconds: float
-    trained_tokens: int
+    tokens: Mapping[str, int]
+    """By task."""
     peak_gib: float
 
 
@@ -71,6 +72,7 @@ class Records:
             perplexity=scores.get("eval_perplexity"),
             train_seconds=measured.seconds,
             steps=member.step,
+            tokens_per_second=measured.tokens[member.name] / measured.seconds,
             peak_memory_gib=measured.peak_gib,
             trained_parameters=sum(each.numel() for each in member.parameters),
             final_rank=member.policy.rank,

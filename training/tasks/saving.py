@@ -39,7 +39,6 @@ class RunFiles:
         for member in run.members:
             member.restore(last / member.name)
         run.rounds, run.pieces = int(str(state["rounds"])), int(str(state["pieces"]))
-        run.trained_tokens = int(str(state["trained_tokens"]))
         random = torch.load(last / RANDOM_FILE, weights_only=True)
         torch.set_rng_state(random["cpu"])
         if torch.cuda.is_available() and random["cuda"]:
@@ -103,7 +102,6 @@ def _write(run: SideBySide, directory: Path) -> None:
         "tasks": [member.name for member in run.members],
         "rounds": run.rounds,
         "pieces": run.pieces,
-        "trained_tokens": run.trained_tokens,
     }
     checkpoints.write_state(directory, state)
 

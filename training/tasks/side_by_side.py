@@ -4,7 +4,7 @@ A task with fewer steps is done earlier and leaves the batches; one that diverge
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -39,9 +39,13 @@ class SideBySide:
     observer: Observer
     rounds: int = 0
     """Done so far."""
-    trained_tokens: int = 0
+    tokens: list[int] = field(init=False)
+    """Of each task, that went through the base in training since this process began."""
     pieces: int = 1
     """Into how many a mixed batch is split, since a whole one didn't fit into memory."""
+
+    def __post_init__(self) -> None:
+        self.tokens = [0] * len(self.members)
 
     @property
     def total_rounds(self) -> int:
@@ -118,7 +122,10 @@ class SideBySide:
         for number, batch in enumerate(batches):
             seeds = [member.dropout_seed(number) for member in self.members]
             sums += self.base.backward(batch, weights, seeds, smoothing)
-        self.trained_tokens += sum(counts)
+        for batch in batches:
+            self.tokens = [
+                seen + end - start for seen, (start, end) in zip(self.tokens, batch.spans, strict=True)
+            ]
         return [total * weight for total, weight in zip(sums.tolist(), weights, strict=True)]
 
     def _use_smaller_pieces(self, windows: Sequence[Window]) -> None:

@@ -105,10 +105,14 @@ def _train(plan: Plan, directory: Path, display: TasksDisplay) -> list[TaskResul
         raise TrainingError(_interrupted(directory)) from None
     finally:
         watcher.trackers.end()
-    measured = Measured(time.perf_counter() - began, run.trained_tokens, peak_gib())
+    tokens = {member.name: seen for member, seen in zip(members, run.tokens, strict=True)}
+    measured = Measured(time.perf_counter() - began, tokens, peak_gib())
     files.publish_finished(run)
     display.close()
-    display.say(f"trained in {measured.seconds:.1f} s, peak memory {measured.peak_gib:.2f} GiB")
+    rate = sum(run.tokens) / measured.seconds
+    display.say(
+        f"trained in {measured.seconds:.1f} s, {rate:,.0f} tokens/s, peak memory {measured.peak_gib:.2f} GiB"
+    )
     display.say(f"report: {watcher.records.write(members, directory, measured)}")
     return [_result(member) for member in members]
 
