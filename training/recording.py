@@ -31,14 +31,19 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def start_record(arguments: Arguments, prepared: Prepared, planned: Mapping[str, float]) -> RunRecord:
-    """Return the record of a run that hasn't begun."""
+def start_record(
+    arguments: Arguments,
+    prepared: Prepared,
+    planned: Mapping[str, float],
+    changes: Mapping[str, Any] | None = None,
+) -> RunRecord:
+    """Return the record of a run that hasn't begun. ``changes`` are training arguments that were settled since."""
     training, base = arguments.training, prepared.base
     return RunRecord(
         name=arguments.run.adapter_name or Path(training.output_dir).resolve().name,
         outcome="started",
         command=("manylora", "train", *without_secrets(arguments.command)),
-        arguments=_values(arguments),
+        arguments={**_values(arguments), **(changes or {})},
         versions=package_versions(),
         seeds={"seed": training.seed, "data_seed": training.data_seed or training.seed},
         machine=this_machine(),

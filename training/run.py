@@ -98,7 +98,7 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     settle_best_checkpoint(job)
     if arguments.learning_rate_auto and not arguments.run.resume:
         choose_rate(job, directory, say)
-    record = start_record(job.arguments, job.prepared, plan_job(job).parts)
+    record = start_record(job.arguments, job.prepared, plan_job(job).parts, job.changes)
     before = None if questions is None else questions.score(None)
     trainer = job.trainer()
     if questions is not None:
