@@ -118,8 +118,8 @@ def _mark_known(table: RowTable, usable: Bool, evaluates: Bool) -> None:
 def _mark_near(table: RowTable, usable: Bool, evaluates: Bool) -> None:
     flags = np.asarray(table.column("flags"))
     copies = (flags & (Flag.EXACT_DUPLICATE | Flag.NEAR_DUPLICATE)) != 0
-    pairs, alike = _candidates(table, np.flatnonzero(usable & ~copies), evaluates)
-    confirmed = _confirm(table, pairs, alike)
+    pairs = _candidates(table, np.flatnonzero(usable & ~copies), evaluates)
+    confirmed = _confirm(table, pairs)
     for earlier, later, likeness in confirmed:
         held_out = evaluates[earlier], evaluates[later]
         if held_out == (False, False):
@@ -128,10 +128,13 @@ def _mark_near(table: RowTable, usable: Bool, evaluates: Bool) -> None:
             _mark(table, np.array([earlier]), np.array([later]), Flag.OVERLAP)
 
 
-def _candidates(table: RowTable, rows: I64, evaluates: Bool) -> tuple[I64, NDArray[np.float32]]:
-    """Pairs [pairs, 2] of rows that share a band, earlier first, and how alike their sketches are."""
+def _candidates(table: RowTable, rows: I64, evaluates: Bool) -> I64:
+    """Pairs [pairs, 2] of rows that share a band and whose sketches are alike, earlier row first.
+
+    Of a later row there are TRIES at most, the likeliest first; later rows are in order.
+    """
     bands, sketch = table.column("bands"), table.column("sketch")
-    found: list[NDArray[np.uint64]] = []
+    pairs, alike = np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.float32)
     for band in range(2 * BANDS):
         keys = np.asarray(bands[rows, band])
         short = keys == 0
@@ -140,18 +143,27 @@ def _candidates(table: RowTable, rows: I64, evaluates: Bool) -> tuple[I64, NDArr
         begins = np.maximum.accumulate(np.where(ordered == first, position, 0))
         for partner in (begins, position - 1, position - 2):
             linked = (partner >= begins) & (partner < position)
-            pair = np.stack((ordered[partner[linked]], ordered[linked]), axis=1)
-            pair = pair[~(evaluates[pair[:, 0]] & evaluates[pair[:, 1]])]
-            found.append(_likely(sketch, pair))
-    keys64 = np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.uint64)
-    pairs = np.stack((keys64 >> np.uint64(32), keys64 & np.uint64(0xFFFFFFFF)), axis=1).astype(np.int64)
-    return pairs, _alike(sketch, pairs)
+            met = np.stack((ordered[partner[linked]], ordered[linked]), axis=1)
+            met = met[~(evaluates[met[:, 0]] & evaluates[met[:, 1]])]
+            estimate = _alike(sketch, met)
+            likely = estimate > 0
+            pairs, alike = np.concatenate((pairs, met[likely])), np.concatenate((alike, estimate[likely]))
+        pairs, alike = _likeliest(pairs, alike)
+    return pairs
 
 
-def _likely(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.uint64]:
-    """Keep the pairs whose sketches are alike, each as one number."""
-    kept = pairs[_alike(sketch, pairs) > 0].astype(np.uint64)
-    return kept[:, 0] << np.uint64(32) | kept[:, 1]
+def _likeliest(pairs: I64, alike: NDArray[np.float32]) -> tuple[I64, NDArray[np.float32]]:
+    """Drop pairs that are there twice, and of each later row all but the TRIES likeliest."""
+    order = np.lexsort((pairs[:, 0], -alike, pairs[:, 1]))
+    pairs, alike = pairs[order], alike[order]
+    new = np.ones(len(pairs), dtype=bool)
+    new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    pairs, alike = pairs[new], alike[new]
+    place = np.arange(len(pairs))
+    begins = np.ones(len(pairs), dtype=bool)
+    begins[1:] = pairs[1:, 1] != pairs[:-1, 1]
+    kept = place - np.maximum.accumulate(np.where(begins, place, 0)) < TRIES
+    return pairs[kept], alike[kept]
 
 
 def _alike(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.float32]:
@@ -165,22 +177,18 @@ def _alike(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-def _confirm(table: RowTable, pairs: I64, alike: NDArray[np.float32]) -> list[tuple[int, int, Likeness]]:
-    """Read both rows of the likeliest pairs of each later row until one is confirmed."""
-    order = np.lexsort((-alike, pairs[:, 1]))
+def _confirm(table: RowTable, pairs: I64) -> list[tuple[int, int, Likeness]]:
+    """Read both rows of each later row's pairs until one is confirmed."""
     confirmed: list[tuple[int, int, Likeness]] = []
     sides = lru_cache(maxsize=2000)(partial(_sides, table))
-    current, tries = -1, 0
-    for earlier, later in pairs[order].tolist():
-        if later != current:
-            current, tries = later, 0
-        if tries >= TRIES:
+    done = -1
+    for earlier, later in pairs.tolist():
+        if later == done:
             continue
-        tries += 1
         likeness = compare(sides(earlier), sides(later))
         if likeness is not Likeness.OTHER:
             confirmed.append((earlier, later, likeness))
-            tries = TRIES
+            done = later
     return confirmed
 
 
