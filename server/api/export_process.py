@@ -11,8 +11,8 @@ from typing import Any
 
 import adapters
 
-NICENESS = 10
-"""Beside busy streams a tenth of a core; at the lowest priority of all an export would never end."""
+NICENESS = 15
+"""Beside busy streams some percent of a core, and what they leave; the lowest priority of all would get next to none."""
 STOP_SECONDS = 5.0
 """After which a process that was asked to stop is killed."""
 _ERROR_CHARACTERS = 300
