@@ -12,7 +12,7 @@ from typing import Any
 import adapters
 
 NICENESS = 15
-"""Beside busy streams some percent of a core, and what they leave; the lowest priority of all would get next to none."""
+"""Beside busy streams a few percent of a core, and what they leave. At 19 an export on a busy machine hardly moves."""
 STOP_SECONDS = 5.0
 """After which a process that was asked to stop is killed."""
 _ERROR_CHARACTERS = 300
