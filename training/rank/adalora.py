@@ -117,6 +117,10 @@ class AdaLoraRank:
 
     def after_backward(self, model: "PeftModel", at: Moment) -> None:
         """Rate the rows of rank by the step's gradients, and cut the budget if it is time."""
+        # A step that the loop took back has no gradients: as zeros, they scale all ratings alike.
+        for parameter in _trained(model).values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         model.base_model.update_and_allocate(at.step + 1)
 
     def save(self, model: "PeftModel", directory: Path, *, resumable: bool) -> None:

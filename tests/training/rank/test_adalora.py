@@ -81,6 +81,17 @@ def test_a_killed_run_resumed_equals_the_unbroken_one(
         assert torch.equal(expected, found)
 
 
+def test_a_step_that_was_taken_back_has_no_gradients(directories: dict[str, Path]) -> None:
+    run = start(directories["dense"])
+    run.train(until=12)
+    run.optimizer.zero_grad()
+    run.policy.after_backward(run.model, run._moment())
+    run.step += 1
+    run.train(until=TOTAL)
+    masks = run.model.peft_config["default"].rank_pattern.values()
+    assert sum(map(sum, masks)) == 3 * 2 * len(TARGETS)
+
+
 def test_an_adapter_saved_before_the_first_step_changes_nothing(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
