@@ -216,7 +216,7 @@ def _words(keys: Mapping[Any, Any], where: str) -> list[str]:
 
 def _check(arguments: Arguments, where: str) -> None:
     """Refuse what a task can't be trained with beside others."""
-    lora, training, run = arguments.lora, arguments.training, arguments.run
+    training = arguments.training
     if not arguments.data.data_path:
         raise InvalidArgument(
             f"{where}: data_path is missing: the JSON, JSONL, CSV or Parquet file to train on"
@@ -224,7 +224,21 @@ def _check(arguments: Arguments, where: str) -> None:
     held_out = bool(arguments.data.eval_data_path) or arguments.data.eval_share > 0
     if str(training.eval_strategy.value) != "no" and not held_out:
         raise InvalidArgument(f"{where}: eval_strategy needs eval_data_path, or eval_share 0.05")
-    alone = {
+    for what, given in _only_alone(arguments).items():
+        if given:
+            raise InvalidArgument(
+                f"{where}: {what} doesn't go with --tasks; train this adapter alone, or leave it out"
+            )
+    if world_size() > 1:
+        raise InvalidArgument(
+            "--tasks runs in one process: give each process tasks of its own, and one device"
+        )
+
+
+def _only_alone(arguments: Arguments) -> dict[str, bool]:
+    """Return what one adapter can be trained with and several side by side can't, and whether it was asked for."""
+    lora, training, run = arguments.lora, arguments.training, arguments.run
+    return {
         "learning_rate auto": arguments.learning_rate_auto,
         "use_dora": lora.use_dora,
         "modules_to_save": bool(lora.modules_to_save),
@@ -239,18 +253,14 @@ def _check(arguments: Arguments, where: str) -> None:
         "load_best_model_at_end": training.load_best_model_at_end,
         f"eval_answers {run.eval_answers}": run.eval_answers != "none",
         "fp16 (take bf16)": training.fp16,
+        "eval_on_start": training.eval_on_start,
+        "eval_delay": bool(training.eval_delay),
+        "torch_compile": training.torch_compile,
+        "use_liger_kernel": training.use_liger_kernel,
+        "push_to_hub": training.push_to_hub,
         "deepspeed": training.deepspeed is not None,
         "fsdp": bool(training.fsdp),
     }
-    for what, given in alone.items():
-        if given:
-            raise InvalidArgument(
-                f"{where}: {what} doesn't go with --tasks; train this adapter alone, or leave it out"
-            )
-    if world_size() > 1:
-        raise InvalidArgument(
-            "--tasks runs in one process: give each process tasks of its own, and one device"
-        )
 
 
 def _check_folders(tasks: list[Task], path: Path) -> None:

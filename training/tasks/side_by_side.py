@@ -56,7 +56,7 @@ class SideBySide:
         """Train until every task is finished. Raises DoesNotFit when one row of each task is too much."""
         while any(not member.finished for member in self.members):
             self._round()
-        self.evaluate(self.members)
+        self.evaluate([member for member in self.members if not member.stopped])
 
     def evaluate(self, members: Sequence[Member]) -> None:
         """Judge the held-out rows of ``members``, mixed too, and log eval_loss and eval_perplexity."""
