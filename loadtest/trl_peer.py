@@ -26,6 +26,7 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
     """Train as given and save the adapter. Returns seconds of training, and every step's loss."""
     from datasets import Dataset
     from peft import LoraConfig
+    from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
     trainer = SFTTrainer(
@@ -46,6 +47,8 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
             seed=42,
             disable_tqdm=True,
         ),
+        # AutoTokenizer splits the demo's words otherwise than it was trained on, into more tokens.
+        processing_class=PreTrainedTokenizerFast.from_pretrained(given.base),
         train_dataset=Dataset.from_list(prompt_and_completion(given.data)),
         peft_config=LoraConfig(
             r=given.rank, lora_alpha=16, lora_dropout=0.0, target_modules=list(TARGETS), task_type="CAUSAL_LM"
