@@ -3,7 +3,8 @@
     python -m loadtest.train_speed [--rounds 3] [--steps 60] [--batch 8]
 
 Both train LoRA of the same rank on all linear layers of the demo base, in float32, from the same rows with the same
-global batch. The commands run as a user would start them. The bar: at least the peer's speed.
+global batch, with the same tokenizer. TRL trains the newline after an answer's stop token too, which is why its losses
+are others. The commands run as a user would start them. The bar: at least the peer's speed.
 """
 
 import argparse
