@@ -16,6 +16,8 @@ Bool = NDArray[np.bool_]
 LIKELY, LIKELY_OF_ALL, LIKELY_OF_RARE = 0.7, 0.4, 0.2
 """Of a sketch's bytes over all shingles and over rare ones, the shares that must be equal for a pair to be read: rows
 made by one template share many of all and hardly any of the rare ones. From LIKELY on, those over all are enough."""
+SIZE_ALIKE = 0.65
+"""Copies differ less in length than this, doubled spaces included."""
 TRIES = 5
 """Pairs that are read for one row, the likeliest first."""
 PAIRS_AT_ONCE = 200_000
@@ -133,7 +135,7 @@ def _candidates(table: RowTable, rows: I64, evaluates: Bool) -> I64:
 
     Of a later row there are TRIES at most, the likeliest first; later rows are in order.
     """
-    bands, sketch = table.column("bands"), table.column("sketch")
+    bands, sketch, sizes = table.column("bands"), table.column("sketch"), np.asarray(table.column("size"))
     pairs, alike = np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.float32)
     for band in range(2 * BANDS):
         keys = np.asarray(bands[rows, band])
@@ -144,7 +146,8 @@ def _candidates(table: RowTable, rows: I64, evaluates: Bool) -> I64:
         for partner in (begins, position - 1, position - 2):
             linked = (partner >= begins) & (partner < position)
             met = np.stack((ordered[partner[linked]], ordered[linked]), axis=1)
-            met = met[~(evaluates[met[:, 0]] & evaluates[met[:, 1]])]
+            shorter, longer = np.sort(sizes[met], axis=1).T
+            met = met[(shorter >= SIZE_ALIKE * longer) & ~evaluates[met].all(axis=1)]
             estimate = _alike(sketch, met)
             likely = estimate > 0
             pairs, alike = np.concatenate((pairs, met[likely])), np.concatenate((alike, estimate[likely]))
