@@ -23,8 +23,8 @@ def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str]
     Console().print(table_of(found))
     best = found.best
     say(
-        f"Best: --learning_rate {best.rate:.2g} --lora_r {best.rank} --warmup_steps {best.warmup:g}; table and plot are"
-        f" in {directory}"
+        f"Best: --learning_rate {best.rate:.2g} --lora_r {best.rank} --lora_alpha {best.alpha:g}"
+        f" --warmup_steps {best.warmup:g}; table and plot are in {directory}"
     )
     return found
 

@@ -46,6 +46,7 @@ class Result:
     number: int
     rate: float
     rank: int
+    alpha: float
     warmup: float
     steps: int
     loss: float
@@ -164,7 +165,16 @@ def _run_trial(job: Job, settings: SweepSettings, steps: int, trial: "OptunaTria
     except Diverged:
         loss = math.inf
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return Result(trial.number, rate, rank, warmup, trainer.state.global_step, loss, judge.stopped)
+    return Result(
+        trial.number,
+        rate,
+        rank,
+        fresh.prepared.lora.alpha,
+        warmup,
+        trainer.state.global_step,
+        loss,
+        judge.stopped,
+    )
 
 
 class _Judge(TrainerCallback):
