@@ -30,17 +30,26 @@ def plot_choice(choice: "Choice") -> str:
         right.plot(*zip(*trials, strict=True), marker="o", label=f"{steps} steps")
     right.axvline(choice.rate, color="C3", linestyle="--")
     right.set(xscale="log", xlabel="learning rate", ylabel="held-out loss", title="Trials")
+    rates = sorted({each.rate for each in choice.trials})
+    right.minorticks_off()
+    right.set_xticks(rates, [f"{rate:.1e}" for rate in rates])
     right.legend()
     return _svg(figure)
 
 
 def plot_sweep(sweep: "Sweep") -> str:
-    """Draw every trial's held-out loss over its learning rate, by rank."""
+    """Draw every trial's held-out loss over its learning rate, by rank; hollow are those that were stopped early."""
     figure = _figure()
     axes = figure.subplots()
-    for rank in sorted({each.rank for each in sweep.results}):
-        found = sorted((each.rate, each.loss) for each in sweep.results if each.rank == rank)
-        axes.plot(*zip(*found, strict=True), marker="o", linestyle="none", label=f"rank {rank}")
+    for colour, rank in enumerate(sorted({each.rank for each in sweep.results})):
+        of_rank = [each for each in sweep.results if each.rank == rank]
+        axes.scatter(
+            [each.rate for each in of_rank],
+            [each.loss for each in of_rank],
+            edgecolors=f"C{colour}",
+            facecolors=["none" if each.stopped else f"C{colour}" for each in of_rank],
+            label=f"rank {rank}",
+        )
     axes.set(xscale="log", xlabel="learning rate", ylabel="held-out loss", title="Sweep")
     axes.legend()
     return _svg(figure)
