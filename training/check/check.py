@@ -59,7 +59,7 @@ def check_data(settings: CheckSettings) -> CheckReport:
         job = ScanJob(files, profile, Path(directory), settings.tokenizer, settings.max_length, processes)
         scan(job)
         evaluates = np.array([file.evaluates for file in files])[np.asarray(table.column("file"))]
-        judge_together(table, evaluates)
+        judge_together(table, evaluates, processes)
         _mark_outliers(table)
         flags = table.column("flags")
         flags[:] &= np.uint32(~ignored & 0xFFFFFFFF)

@@ -1,6 +1,9 @@
 """Rows judged together: copies, near copies, prompts with several answers, and what train and eval have in common."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +24,19 @@ SIZE_ALIKE = 0.65
 TRIES = 5
 """Pairs that are read for one row, the likeliest first."""
 PAIRS_AT_ONCE = 200_000
+PAIRS_WORTH_A_PROCESS = 50_000
 COPIES_OF_COPIES = 3
 _FLAGS = {Likeness.SAME: Flag.NEAR_DUPLICATE | Flag.SAME_IN_EFFECT, Likeness.NEAR: Flag.NEAR_DUPLICATE}
 
 
-def judge_together(table: RowTable, evaluates: Bool) -> None:
+def judge_together(table: RowTable, evaluates: Bool, processes: int = 1) -> None:
     """Set the flags that need more than one row. `evaluates` [rows] says which rows are evaluation data."""
     usable = (table.column("flags")[:] & Flag.BROKEN) == 0
     _mark_exact(table, usable & ~evaluates)
     _mark_same_words(table, usable & ~evaluates)
     if evaluates.any():
         _mark_known(table, usable, evaluates)
-    _mark_near(table, usable, evaluates)
+    _mark_near(table, usable, evaluates, processes)
     _mark_inconsistent(table, usable & ~evaluates)
 
 
@@ -117,11 +121,11 @@ def _mark_known(table: RowTable, usable: Bool, evaluates: Bool) -> None:
         like[train[hit]] = held_out[at[place[hit]]]
 
 
-def _mark_near(table: RowTable, usable: Bool, evaluates: Bool) -> None:
+def _mark_near(table: RowTable, usable: Bool, evaluates: Bool, processes: int) -> None:
     flags = np.asarray(table.column("flags"))
     copies = (flags & (Flag.EXACT_DUPLICATE | Flag.NEAR_DUPLICATE)) != 0
     pairs = _candidates(table, np.flatnonzero(usable & ~copies), evaluates)
-    confirmed = _confirm(table, pairs)
+    confirmed = _confirm_together(table, pairs, processes)
     for earlier, later, likeness in confirmed:
         held_out = evaluates[earlier], evaluates[later]
         if held_out == (False, False):
@@ -178,6 +182,24 @@ def _alike(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.float32]:
         likely = (halves[:, 0] >= LIKELY_OF_ALL) & (halves[:, 1] >= LIKELY_OF_RARE) | (halves[:, 0] >= LIKELY)
         parts.append(np.where(likely, halves.mean(axis=1), 0))
     return np.concatenate(parts)
+
+
+def _confirm_together(table: RowTable, pairs: I64, processes: int) -> list[tuple[int, int, Likeness]]:
+    """Share the pairs out among processes where there are many; a later row's pairs stay together."""
+    processes = min(processes, max(1, len(pairs) // PAIRS_WORTH_A_PROCESS))
+    if processes == 1:
+        return _confirm(table, pairs)
+    shares = [pairs[pairs[:, 1] % processes == share] for share in range(processes)]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        done = [pool.submit(_confirm_share, table.directory, table.rows, share) for share in shares]
+        return [pair for one in done for pair in one.result()]
+
+
+def _confirm_share(directory: Path, rows: int, pairs: I64) -> list[tuple[int, int, Likeness]]:
+    table = RowTable(directory, rows)
+    confirmed = _confirm(table, pairs)
+    table.close()
+    return confirmed
 
 
 def _confirm(table: RowTable, pairs: I64) -> list[tuple[int, int, Likeness]]:

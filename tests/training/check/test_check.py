@@ -235,6 +235,16 @@ def test_several_processes_find_the_same(tmp_path: Path) -> None:
     assert alone == together == {line: {"exact-duplicate"} for line in range(1501, 2101)}
 
 
+def test_several_processes_confirm_the_same_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [good(number) for number in range(60)]
+    copies = [json.loads(json.dumps(row).replace("Tell me", "Tell us")) for row in rows]
+    path = write(tmp_path / "data.jsonl", rows + copies)
+    alone = kinds_by_line(check_data(CheckSettings((path,), processes=1)))
+    monkeypatch.setattr("training.check.duplicates.PAIRS_WORTH_A_PROCESS", 10)
+    assert kinds_by_line(check_data(CheckSettings((path,), processes=2))) == alone
+    assert sum(kinds == {"near-duplicate"} for kinds in alone.values()) > 50
+
+
 def test_ignored_kinds_are_left_out(tmp_path: Path) -> None:
     rows = [good(1), good(1)]
     assert check_rows(tmp_path, *rows, ignore=("exact-duplicate",)) == {}
