@@ -96,14 +96,16 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     arguments = job.arguments
     directory = Path(arguments.training.output_dir)
     settle_best_checkpoint(job)
-    if arguments.learning_rate_auto and not arguments.run.resume:
-        choose_rate(job, directory, say)
+    wants_rate = arguments.learning_rate_auto and not arguments.run.resume
+    reason = choose_rate(job, directory, say) if wants_rate else None
     record = start_record(job.arguments, job.prepared, plan_job(job).parts, job.changes)
     before = None if questions is None else questions.score(None)
     trainer = job.trainer()
     if questions is not None:
         trainer.more_metrics = answers_now(trainer, questions, directory)
-    recorder = watch(trainer, arguments, say)
+    recorder = watch(trainer, arguments)
+    if reason is not None:
+        recorder.note("note", reason, 0)
     with PeakMeter(trainer.args.device) as meter:
         try:
             metrics = _train(trainer, arguments, directory)
@@ -149,13 +151,14 @@ def _outcome(trainer: LoraTrainer) -> str:
     return "finished" if step >= steps else f"stopped early at step {step} of {steps}"
 
 
-def choose_rate(job: Job, directory: Path, say: Say) -> None:
-    """Find the learning rate, say why, and keep curve and trials beside the adapter."""
+def choose_rate(job: Job, directory: Path, say: Say) -> str:
+    """Find the learning rate and keep curve and trials beside the adapter. Returns the reason, which is said too."""
     choice = find_learning_rate(job, say)
     apply(job, choice)
     say(choice.reason)
     if is_first_process():
         write_choice(choice, directory)
+    return choice.reason
 
 
 def _interrupted(directory: Path) -> str:

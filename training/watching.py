@@ -46,7 +46,7 @@ def settle_best_checkpoint(job: Job) -> None:
     job.changes.update(changes)
 
 
-def watch(trainer: LoraTrainer, arguments: Arguments, say: Callable[[str], None]) -> RunRecorder:
+def watch(trainer: LoraTrainer, arguments: Arguments) -> RunRecorder:
     """Put display, recorder and early stopping on the trainer. Returns the recorder."""
     recorder = RunRecorder(lambda: trainer.policy.rank)
     trainer.add_callback(recorder)
