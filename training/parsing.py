@@ -146,7 +146,7 @@ def check(arguments: Arguments) -> None:
         raise InvalidArgument("manylora trains adapters: add --use_lora, or --q_lora for a base in 4 bits")
     if run.tasks is None and not arguments.data.data_path:
         raise InvalidArgument("--data_path is missing: the JSON, JSONL, CSV or Parquet file to train on")
-    if "output_dir" not in arguments.given:
+    if run.tasks is None and "output_dir" not in arguments.given:
         raise InvalidArgument("--output_dir is missing: the directory for the adapter")
     if lora.lora_r < 1:
         raise InvalidArgument(f"--lora_r {lora.lora_r}: a rank is an integer from 1 up")
