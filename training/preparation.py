@@ -20,6 +20,7 @@ from training.check.report import CheckReport
 from training.data.dataset import DataSettings, TrainingData, load_data, load_split
 from training.data.files import parse_data_path
 from training.data.formats import recognise
+from training.distributed import is_first_process
 from training.errors import InvalidArgument, InvalidData
 from training.rank.make import make_policy
 from training.rank.policy import RankPolicy
@@ -76,7 +77,8 @@ def check_files(arguments: Arguments, say: Say) -> CheckReport | None:
     )
     # A base that can't be trained on is said before anybody waits for the check.
     read_config(settings.name, directory, trust_remote_code=settings.trust_remote_code)
-    if data.data_check == "off":
+    # One process of several is enough to say what it finds.
+    if data.data_check == "off" or not is_first_process():
         return None
     report = check_data(
         CheckSettings(
