@@ -175,7 +175,8 @@ def _check_pairs(arguments: Arguments) -> None:
         raise InvalidArgument("evaluation needs data: give --eval_data_path FILE, or --eval_share 0.05")
     if run.tasks is None and run.early_stopping_patience and arguments.training.eval_strategy == "no":
         raise InvalidArgument("--early_stopping_patience needs --eval_strategy steps or epoch")
-    if arguments.lora.rank_schedule and arguments.lora.use_dora:
+    if arguments.lora.rank_schedule and (arguments.training.fsdp or arguments.training.deepspeed):
         raise InvalidArgument(
-            "--rank_schedule does not go with --use_dora: DoRA's magnitudes belong to one rank"
+            "--rank_schedule changes the trained parameters between steps, which --fsdp and --deepspeed have sharded by"
+            " then: leave one of them out"
         )

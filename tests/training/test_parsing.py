@@ -128,6 +128,7 @@ def test_the_last_learning_rate_counts(words: str, auto: bool) -> None:
         (f"{LEAST} --learning_rate -1", "above 0"),
         (f"{LEAST} --lr_scheduler_type wavy", "wavy"),
         (f"{LEAST} --resume --from_adapter other", "two things|give one"),
+        (f"{LEAST} --rank_schedule 4:0,8:0.5 --fsdp full_shard", "leave one of them out"),
         (f"{LEAST} --early_stopping_patience 3", "--eval_data_path"),
         (f"{LEAST} --load_best_model_at_end True", "save and eval strategy"),
         ("--data_path d.json --output_dir out", "add --use_lora"),
