@@ -68,9 +68,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.tasks_speed", description=__doc__)
     parser.add_argument("--base", default="demo/base")
-    parser.add_argument("--steps", type=int, default=200, help="optimiser steps of each task")
-    parser.add_argument("--batch", type=int, default=8, help="rows of a task's micro-batch")
-    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
+    parser.add_argument("--steps", type=int, default=40, help="optimiser steps of each task")
+    parser.add_argument("--batch", type=int, default=2, help="rows of a task's micro-batch; the guide's")
+    parser.add_argument("--accumulation", type=int, default=8, help="micro-batches of a step; the guide's")
     parser.add_argument("--rows", type=int, default=1600, help="rows of each task's data")
     parser.add_argument("--dropout", type=float, default=0.05, help="the flag's default")
     parser.add_argument("--rounds", type=int, default=1, help="how often everything is run, in turn")
