@@ -1,17 +1,16 @@
 """One optimiser step on the longest real batch, before the run, and everything put back as it was."""
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from training.loop.loss import IGNORED, trained_token_loss
 from training.memory.meter import PeakMeter
+from training.random_states import RandomStates
 
 if TYPE_CHECKING:
     from training.loop.trainer import LoraTrainer
@@ -43,7 +42,7 @@ def try_batch(
 @contextmanager
 def _put_back(model: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
     values = [each.detach().to("cpu", copy=True) for each in trained]
-    mode, states = model.training, _random_states()
+    mode, states = model.training, RandomStates.now()
     model.train()
     try:
         yield
@@ -53,23 +52,9 @@ def _put_back(model: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[Non
                 parameter.copy_(value)
                 parameter.grad = None
         model.train(mode)
-        _set_random_states(states)
+        states.put_back()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _random_states() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def _set_random_states(states: tuple[Any, ...]) -> None:
-    python, numpy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
 
 
 def try_longest(trainer: "LoraTrainer", lengths: Sequence[int], max_length: int) -> int:

@@ -1,12 +1,12 @@
 """Everything that a search for a learning rate touches, kept and put back: weights, random states, the model's mode."""
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from training.random_states import RandomStates
 
 
 @contextmanager
@@ -14,12 +14,12 @@ def put_back_after(model: nn.Module) -> Iterator[None]:
     """Leave trained weights, gradients, random states and the model's mode as they were, whatever happens inside."""
     was_training = model.training
     kept = _trained(model)
-    states = _random_states()
+    states = RandomStates.now()
     try:
         yield
     finally:
         _put_back(model, kept)
-        _set_random_states(states)
+        states.put_back()
         model.train(was_training)
 
 
@@ -36,12 +36,12 @@ class Start:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._weights = _trained(model)
-        self._states = _random_states()
+        self._states = RandomStates.now()
 
     def again(self) -> None:
         """Make the state what it was."""
         _put_back(self._model, self._weights)
-        _set_random_states(self._states)
+        self._states.put_back()
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
@@ -54,20 +54,3 @@ def _put_back(model: nn.Module, kept: dict[str, Tensor]) -> None:
             if each.requires_grad:
                 each.copy_(kept[name])
                 each.grad = None
-
-
-_States = tuple[object, object, Tensor, list[Tensor]]
-
-
-def _random_states() -> _States:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def _set_random_states(states: _States) -> None:
-    python, numpy, cpu, cuda = states
-    random.setstate(python)  # type: ignore[arg-type]  # what getstate gave
-    np.random.set_state(numpy)  # type: ignore[arg-type]
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
