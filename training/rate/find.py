@@ -15,6 +15,8 @@ from training.rate.trials import Trial, halving, range_test, trial
 RANGE_STEPS = 60
 TRIAL_SHARE, LEAST_TRIAL = 0.05, 10
 """Steps of a trial in the first round: a share of the run's, and at least so many."""
+LONGEST_TRIAL = 4
+"""Times the steps of the first round that the last one has; no trial is longer than the run."""
 EVAL_ROWS = 256
 """Held-out rows that judge a trial."""
 LEAST_ROWS = 8
@@ -39,7 +41,7 @@ def find_learning_rate(job: Job, say: Callable[[str], None]) -> Choice:
     """
     searching = for_search(job)
     steps = total_steps(job.arguments.training, len(job.prepared.train.dataset))
-    budget = max(LEAST_TRIAL, round(TRIAL_SHARE * steps))
+    budget = min(max(LEAST_TRIAL, round(TRIAL_SHARE * steps)), max(1, steps // LONGEST_TRIAL))
     with each_from_here(job.prepared.model) as start:
         say(f"Looking for a learning rate: a range test over {RANGE_STEPS} steps")
         curve = range_test(searching, RANGE_STEPS)
