@@ -14,8 +14,8 @@ BLOWN_UP = 1.5
 """A smoothed loss this many times the lowest, or this far above the first, ends the test."""
 CANDIDATES = 5
 BELOW_EDGE = 1.5
-"""The largest candidate is this factor below the rate at which the loss turns up. With 3, a task of the demo ended at 2.4
-times the eval loss of a higher rate; what is too high for more than a few steps, the trials find out."""
+"""The largest candidate is this factor below the rate at which the loss turns up. With 3, a task of the demo ended at
+2.4 times the eval loss of a higher rate; what is too high for more than a few steps, the trials find out."""
 SPAN = 30.0
 """From the smallest candidate to the largest."""
 
