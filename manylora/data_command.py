@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from manylora.extras import need_training
 from manylora.failing import fail
 from training.check.check import CheckSettings, check_data
 from training.check.fix import fix
@@ -64,6 +65,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Find broken, empty, overlong, looping, cut-off, doubled, contradictory or leaked rows before a run does."""
+    need_training()
     if fixed is not None and fixed.exists():
         raise fail(f"{fixed}: is there already; a cleaned file never replaces another")
     if page is not None and page.exists() and page.suffix not in (".html", ".htm"):

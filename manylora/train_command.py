@@ -7,25 +7,23 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from manylora.extras import need_training
 from manylora.failing import fail
 
 if TYPE_CHECKING:
     from training.bases.types import Base
     from training.evaluate.generate import Generate
 
-EXTRA = "training needs more packages: pip install 'manylora[train]'"
-
 
 def train(words: list[str]) -> None:
     """Train an adapter; `manylora train --help` lists the flags."""
-    try:
-        from training.quiet import quiet_libraries
+    need_training()
+    from training.quiet import quiet_libraries
 
-        quiet_libraries()
-        from training.errors import TrainingError
-        from training.parsing import make_parser, parse_arguments
-    except ImportError as error:
-        raise fail(f"{EXTRA} ({error})") from None
+    quiet_libraries()
+    from training.errors import TrainingError
+    from training.parsing import make_parser, parse_arguments
+
     if not words or words[0] in ("--help", "-h"):
         Console().print(make_parser().format_help(), highlight=False, markup=False)
         return
@@ -42,8 +40,6 @@ def train(words: list[str]) -> None:
         from training.run import train as run
 
         run(arguments, Surroundings(_say, _open_generate))
-    except ImportError as error:
-        raise fail(f"{EXTRA} ({error})") from None
     except TrainingError as error:
         raise fail(" ".join(str(error).split())) from None
 
