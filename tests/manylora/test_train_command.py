@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,15 @@ from loadtest.checkpoints import TINY, write_base
 from loadtest.gptq_copy import write_gptq_copy
 from manylora.served_generation import ServedBase, ServedGeneration
 from training import load_finetuned_model
+from training.loop.checkpoints import last_checkpoint, step_of
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "base"
 ROWS = 48
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+}
 LORA = (
     "--bf16 True --output_dir output_lora --num_train_epochs 3 --per_device_train_batch_size 2"
     " --gradient_accumulation_steps 8 --learning_rate 3e-4 --model_max_length 1024 --use_lora --lora_r 64"
@@ -37,7 +44,7 @@ def run(words: str, cwd: Path, processes: int = 1) -> subprocess.CompletedProces
     return subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=280,
@@ -106,6 +113,26 @@ def test_the_guides_qlora_command_trains_on_a_gptq_base_that_is_served(place: Pa
     assert served(ServedBase(base, dtype="float32"), output, asked) == by_transformers(output, base, asked)
 
 
+def test_answers_of_the_served_base_judge_a_run_and_end_it_early(place: Path) -> None:
+    flags = (
+        f"train --model_name_or_path {DEMO} --data_path sql.json --eval_data_path sql-eval.json --output_dir judged"
+        " --use_lora --q_lora --lora_r 4 --max_steps 8 --learning_rate 1e-6 --per_device_train_batch_size 4"
+        " --eval_strategy steps --eval_steps 2 --early_stopping_patience 1 --eval_answers exact --eval_answers_limit 4"
+        " --eval_answers_max_new_tokens 24 --data_check off"
+    )
+    done = run(flags, place)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((place / "judged" / "run.json").read_text())
+    # At such a rate no answer changes: scores stay equal, and the loss hardly falls, so patience may end at any step.
+    assert record["evaluation"]["before"] == {"eval_exact_match": 0.0}
+    assert set(record["evaluation"]["after"]) == {"eval_exact_match"}
+    assert record["evaluation"]["samples"][0]["expected"].startswith("SELECT")
+    assert record["results"]["best_checkpoint"]
+    logged = [entry for entry in record["history"]["log"] if "eval_exact_match" in entry]
+    assert logged[0]["eval_perplexity"] > 1
+    assert "--double-quant" in done.stderr
+
+
 SMALL = (
     "train --model_name_or_path tiny --data_path sql.json --data_check off --use_lora --max_steps 4"
     " --learning_rate 1e-3 --lora_dropout 0 --rank_schedule 4:0,8:0.5 --logging_steps 1"
@@ -138,6 +165,31 @@ def test_a_resumed_run_ends_as_the_unbroken_one(place: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert (place / "whole" / "adapter_model.safetensors").read_bytes() == expected
     assert len(losses(place / "whole")) == 4
+
+
+def test_ctrl_c_ends_a_run_with_a_checkpoint_that_is_gone_on_from(place: Path) -> None:
+    words = f"{SMALL} --output_dir stopped --max_steps 2000".split()
+    with subprocess.Popen(
+        [sys.executable, "-m", "manylora", *words],
+        cwd=place,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        # The first line about a step comes when the first step is done.
+        before = next(line for line in process.stderr if line.startswith("step "))
+        process.send_signal(signal.SIGINT)
+        said = before + process.stderr.read()
+    assert process.returncode == 2, said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    kept = last_checkpoint(place / "stopped")
+    assert not (place / "stopped" / "adapter_config.json").exists()
+    steps = step_of(kept) + 2
+    again = run(f"{SMALL} --output_dir stopped --max_steps {steps} --resume", place)
+    assert again.returncode == 0, again.stderr
+    assert len(losses(place / "stopped")) == steps
 
 
 def refused(words: str, place: Path, *parts: str) -> None:
