@@ -13,9 +13,10 @@ from training.rate.state import each_from_here
 from training.rate.trials import Trial, halving, range_test, trial
 
 RANGE_STEPS = 60
-TRIAL_SHARE, LEAST_TRIAL = 0.05, 10
-"""Steps of a trial in the first round: a share of the run's, and at least so many."""
-LONGEST_TRIAL = 4
+TRIAL_SHARE, LEAST_TRIAL = 0.1, 50
+"""Steps of a trial in the first round: a share of the run's, and at least so many. Short trials favour high rates: the
+last round of a short run is as long as the run."""
+LONGEST_TRIAL = 2
 """Times the steps of the first round that the last one has; no trial is longer than the run."""
 EVAL_ROWS = 256
 """Held-out rows that judge a trial."""

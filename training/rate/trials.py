@@ -14,6 +14,7 @@ from training.rank.fixed import FixedRank
 from training.rate.curve import Curve, has_blown_up
 
 LOWEST, HIGHEST = 1e-6, 1e-1
+FINALISTS = 3
 WARMUP = 5
 """Steps at the lowest rate but two decades: B starts at zero, and A's gradient with it."""
 QUIET = {
@@ -106,15 +107,15 @@ def _unwrap(trainer: LoraTrainer) -> None:
 
 
 def halving(candidates: tuple[float, ...], steps: int, run: Callable[[float, int], Trial]) -> Iterator[Trial]:
-    """Yield trials: all candidates, then the better half with twice the steps, until two have met."""
+    """Yield trials: all candidates, then the better half with twice the steps, until three or fewer have met."""
     field = list(candidates)
     while True:
         found = [run(rate, steps) for rate in field]
         yield from found
-        if len(field) <= 2:
+        if len(field) <= FINALISTS:
             return
         ranked = sorted(found, key=lambda each: each.loss)
-        field = [each.rate for each in ranked[: max(2, math.ceil(len(field) / 2))]]
+        field = [each.rate for each in ranked[: max(FINALISTS, math.ceil(len(field) / 2))]]
         steps *= 2
 
 
