@@ -113,6 +113,20 @@ def test_the_guides_qlora_command_trains_on_a_gptq_base_that_is_served(place: Pa
     assert served(ServedBase(base, dtype="float32"), output, asked) == by_transformers(output, base, asked)
 
 
+def test_an_adapter_trained_in_nf4_answers_the_same_served_and_in_transformers(place: Path) -> None:
+    flags = (
+        f"train --model_name_or_path {DEMO} --data_path sql.json --output_dir nf4 --use_lora --q_lora --lora_r 8"
+        " --max_steps 30 --learning_rate 3e-3 --per_device_train_batch_size 8 --data_check off"
+    )
+    done = run(flags, place)
+    assert done.returncode == 0, done.stderr
+    asked = questions(place)
+    base = ServedBase(DEMO, dtype="float32", double_quant=True)
+    answers = served(base, place / "nf4", asked)
+    assert all(answer.startswith("SELECT") for answer in answers)
+    assert answers == by_transformers(place / "nf4", DEMO, asked)
+
+
 def test_answers_of_the_served_base_judge_a_run_and_end_it_early(place: Path) -> None:
     flags = (
         f"train --model_name_or_path {DEMO} --data_path sql.json --eval_data_path sql-eval.json --output_dir judged"
