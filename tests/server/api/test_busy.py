@@ -56,8 +56,9 @@ def test_adapters_that_find_no_room_wait_in_order(files: Files, tmp_path: Path) 
 
     with serving(files, tmp_path) as server, server.client() as client, ThreadPoolExecutor(2) as pool:
         with under_way(client, "a"):
-            # The later one is the shorter: it ends first only if it begins first.
-            for place, (model, tokens) in enumerate((("c", 60), ("templated", 1)), start=1):
+            # The later one is the shorter: it ends first only if it begins first. It isn't so short that both answers
+            # are on their way at once.
+            for place, (model, tokens) in enumerate((("c", 120), ("templated", 60)), start=1):
                 pool.submit(ask, client, model, tokens)
                 server.wait_until(
                     f"{place} waiting",
