@@ -4,9 +4,9 @@ import difflib
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -107,10 +107,13 @@ def _words_of_file(path: Path) -> list[str]:
         raise InvalidArgument(f"--config {path} can't be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InvalidArgument(f"--config {path}: expected keys and values, as in `learning_rate: 3e-4`")
+    return words_of({key: value for key, value in content.items() if value is not None})
+
+
+def words_of(keys: Mapping[Any, Any]) -> list[str]:
+    """Return the keys and values of a YAML file as flags."""
     words: list[str] = []
-    for key, value in content.items():
-        if value is None:
-            continue
+    for key, value in keys.items():
         words.append(f"--{key}")
         if isinstance(value, list):
             words += map(str, value)

@@ -27,10 +27,6 @@ class ModelOutline:
     """Weights of the decoder's linear layers: what 4-bit formats quantise, so not the head."""
     tied: bool
 
-    def is_linear(self, name: str) -> bool:
-        """Whether it is the weight of a decoder's linear layer or of the head."""
-        return name in self.linears or name == HEAD
-
 
 def outline_of(config: Mapping[str, object]) -> ModelOutline:
     """Return the outline of the model that ``config`` describes. Raises ExportRefused for other families."""

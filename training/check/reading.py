@@ -1,7 +1,7 @@
 """Reads data files row by row as examples, and never stops at a bad one."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,8 +10,6 @@ from training.data.files import parse_data_path, read_rows
 from training.data.formats import FORMATS, ROWS_LOOKED_AT, DataFormat, format_named, recognise
 from training.data.row import Row
 from training.errors import InvalidData
-
-Reader = Callable[[], Example]
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,13 +52,6 @@ class PeakMeter:
         return _resident_peak()
 
     @property
-    def reserved_bytes(self) -> int:
-        """With what the CUDA allocator holds unused; the same as ``peak_bytes`` on a CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self.device)
-        return self.peak_bytes
-
-    @property
     def peak_gib(self) -> float:
         """The highest use in GiB."""
         return self.peak_bytes / (1 << 30)

@@ -1,7 +1,6 @@
 """tasks.yaml: a file of `manylora train`'s own keys, which all tasks share, and under ``tasks`` each task's."""
 
 import difflib
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +14,7 @@ from training.arguments import ARGUMENT_CLASSES, Arguments, TrainingArguments
 from training.distributed import world_size
 from training.errors import InvalidArgument
 from training.job import LOG_SHARE
-from training.parsing import parse_arguments
+from training.parsing import parse_arguments, words_of
 
 OF_A_TASK = frozenset(
     (
@@ -202,16 +201,10 @@ def _own_words(name: object, keys: object, where: str) -> list[str]:
 
 def _words(keys: Mapping[Any, Any], where: str) -> list[str]:
     """Return keys and values as flags."""
-    words: list[str] = []
-    for key, value in keys.items():
-        if value is None:
-            raise InvalidArgument(f"{where}: {key} has no value")
-        words.append(f"--{key}")
-        if isinstance(value, list):
-            words += map(str, value)
-        else:
-            words.append(json.dumps(value) if isinstance(value, dict) else str(value))
-    return words
+    empty = next((key for key, value in keys.items() if value is None), None)
+    if empty is not None:
+        raise InvalidArgument(f"{where}: {empty} has no value")
+    return words_of(keys)
 
 
 def _check(arguments: Arguments, where: str) -> None:
