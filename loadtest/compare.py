@@ -182,21 +182,21 @@ def compare(options: argparse.Namespace, files: Files) -> dict[str, Any]:
 def print_compared(options: argparse.Namespace, compared: list[Compared]) -> None:
     """Print the comparison."""
     head = ["weights", "manylora", "peft", "ratio", "bar", "", "first token ms", "between tokens ms"]
-    print(f"tokens/s, {options.streams} streams with {options.adapters} adapters of rank {options.rank} on")  # noqa: T201
-    print(f"{options.model}, prompts of {options.input} and answers of {options.output} tokens, greedy")  # noqa: T201
-    print(headline(), end="\n\n")  # noqa: T201
-    print(text_table(head, [each.row() for each in compared]), end="\n\n")  # noqa: T201
-    print("manylora: through HTTP, streamed, client on the same cores")  # noqa: T201
-    print(f"peft: {compared[-1].theirs[0]['how']}")  # noqa: T201
+    print(f"tokens/s, {options.streams} streams with {options.adapters} adapters of rank {options.rank} on")  # noqa: T201  # the result
+    print(f"{options.model}, prompts of {options.input} and answers of {options.output} tokens, greedy")  # noqa: T201  # the result
+    print(headline(), end="\n\n")  # noqa: T201  # the result
+    print(text_table(head, [each.row() for each in compared]), end="\n\n")  # noqa: T201  # the result
+    print("manylora: through HTTP, streamed, client on the same cores")  # noqa: T201  # the result
+    print(f"peft: {compared[-1].theirs[0]['how']}")  # noqa: T201  # the result
     for each in compared:
         name = NAMES[each.quantization]
         if len(each.ratios) > 1:
-            print(f"{name}: ratios of the rounds {', '.join(f'{r:.2f}' for r in each.ratios)}")  # noqa: T201
+            print(f"{name}: ratios of the rounds {', '.join(f'{r:.2f}' for r in each.ratios)}")  # noqa: T201  # the result
         for report in each.ours:
             if report["load_client"]["is_the_limit"]:
-                print(f"{name}: client is the limit: {report['load_client']['is_the_limit']}")  # noqa: T201
+                print(f"{name}: client is the limit: {report['load_client']['is_the_limit']}")  # noqa: T201  # the result
             if report["errors"]:
-                print(f"{name}: errors: {report['errors']}")  # noqa: T201
+                print(f"{name}: errors: {report['errors']}")  # noqa: T201  # the result
 
 
 def print_overhead(engine: dict[str, Any], through_http: dict[str, Any], loop_share: float) -> None:
@@ -207,13 +207,13 @@ def print_overhead(engine: dict[str, Any], through_http: dict[str, Any], loop_sh
     rows = [[name, milliseconds(each), f"{100 * each / whole:.1f} %"] for name, each in parts.items()]
     streams, held = settings["workload"]["streams"], NAMES[settings["model"]["quantization"]]
     sampled = f"temperature {settings['temperature']}, top_p {settings['top_p']}"
-    print(f"\na decode step of {streams} streams, {held}, {sampled}\n")  # noqa: T201
-    print(text_table(["part", "mean ms", "share"], rows), end="\n\n")  # noqa: T201
+    print(f"\na decode step of {streams} streams, {held}, {sampled}\n")  # noqa: T201  # the result
+    print(text_table(["part", "mean ms", "share"], rows), end="\n\n")  # noqa: T201  # the result
     verdict = "met" if steps["overhead"] <= MOST_OVERHEAD else "missed"
-    print(f"overhead {100 * steps['overhead']:.1f} %, bar ≤ {100 * MOST_OVERHEAD:.0f} %: {verdict}")  # noqa: T201
-    print(f"the server's event loop (HTTP, JSON, SSE) took {100 * loop_share:.1f} % of the time beside that")  # noqa: T201
+    print(f"overhead {100 * steps['overhead']:.1f} %, bar ≤ {100 * MOST_OVERHEAD:.0f} %: {verdict}")  # noqa: T201  # the result
+    print(f"the server's event loop (HTTP, JSON, SSE) took {100 * loop_share:.1f} % of the time beside that")  # noqa: T201  # the result
     alone, served = engine["tokens_per_second"], through_http["tokens_per_second"]
-    print(  # noqa: T201
+    print(  # noqa: T201  # the result
         f"{alone:.1f} tokens/s without HTTP, {served:.1f} through it, client on the same cores: "
         f"{100 * (1 - served / alone):.1f} % less"
     )

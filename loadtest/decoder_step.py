@@ -174,10 +174,10 @@ def main() -> None:
     for quantization in options.quantization:
         choice = ModelChoice(options.model, quantization, options.dtype, options.device)
         rows += time_choice(choice, options, clock)
-    print(f"A decode step, median ms: context {options.context}, rank {options.rank}")  # noqa: T201
-    print(headline(), end="\n\n")  # noqa: T201
+    print(f"A decode step, median ms: context {options.context}, rank {options.rank}")  # noqa: T201  # the result
+    print(headline(), end="\n\n")  # noqa: T201  # the result
     head = ["weights", "rows", "adapters", "matmuls", "step", "ratio", *(OPS if clock else ())]
-    print(text_table(head, rows))  # noqa: T201
+    print(text_table(head, rows))  # noqa: T201  # the result
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def _free(device: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
+    print(text, flush=True)  # noqa: T201  # the result
 
 
 def main() -> None:

@@ -171,11 +171,11 @@ def print_cpu_table(directory: Path, quick: bool) -> bool:
                 f"{beyond[-1]:+.0%}",
             ]
         )
-        print(f"{len(lines)}: {' '.join(lines[-1])}", file=sys.stderr)  # noqa: T201
+        print(f"{len(lines)}: {' '.join(lines[-1])}", file=sys.stderr)  # noqa: T201  # the result
     heads = ["run", "measured GiB", "planned GiB", "off", "off beyond the libraries"]
-    print(text_table(heads, lines))  # noqa: T201
-    print(f"whole process: {summary(errors)}; beyond its libraries: {summary(beyond)}")  # noqa: T201
-    print(f"{HELD_OUT} was not used to fit the plan's constants")  # noqa: T201
+    print(text_table(heads, lines))  # noqa: T201  # the result
+    print(f"whole process: {summary(errors)}; beyond its libraries: {summary(beyond)}")  # noqa: T201  # the result
+    print(f"{HELD_OUT} was not used to fit the plan's constants")  # noqa: T201  # the result
     return max(map(abs, errors)) <= 0.15
 
 
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("qwen", "cpu"))
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    print(headline())  # noqa: T201
+    print(headline())  # noqa: T201  # the result
     good = True
     with tempfile.TemporaryDirectory() as scratch:
         if options.only != "cpu":

@@ -113,9 +113,9 @@ def print_qwen_table(directory: Path) -> bool:
         cells = [f"{m:.1f}/{p:.1f} {e:+.0%}" for m, p, e in zip(row.measured, planned, off, strict=True)]
         lines.append([f"{row.model} {row.method}", "fitted" if row.fitted else "held out", *cells])
     heads = ["measured/planned GB", "", *map(str, LENGTHS)]
-    print(text_table(heads, lines))  # noqa: T201
+    print(text_table(heads, lines))  # noqa: T201  # the result
     for fitted, name in ((True, "fitted rows"), (False, "held-out rows")):
-        print(f"{name}: {summary(errors[fitted])}")  # noqa: T201
+        print(f"{name}: {summary(errors[fitted])}")  # noqa: T201  # the result
     return max(map(abs, errors[True] + errors[False])) <= 0.15
 
 

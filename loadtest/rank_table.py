@@ -156,8 +156,8 @@ def main() -> None:
         runs = list(product(range(given.seeds), given.rates, METHODS))
         for index, (seed, rate, method) in enumerate(runs):
             outcomes.append(train(job, method, rate * method.rate, seed, data, Path(scratch) / str(index)))
-            print(json.dumps(asdict(outcomes[-1])), file=sys.stderr, flush=True)  # noqa: T201
-    print(report(outcomes))  # noqa: T201
+            print(json.dumps(asdict(outcomes[-1])), file=sys.stderr, flush=True)  # noqa: T201  # the result
+    print(report(outcomes))  # noqa: T201  # the result
     if given.json is not None:
         written = {
             "job": {**asdict(job), "base": str(job.base)},

@@ -113,10 +113,10 @@ def main() -> None:
         rows.append(
             [case.name, *(f"{milliseconds(middle)} ({milliseconds(least)})" for middle, least in seconds)]
         )
-    print(f"Sampling, ms a step: median (best). V {options.vocabulary}, {options.device}")  # noqa: T201
-    print(headline(), end="\n\n")  # noqa: T201
-    print(text_table(["rows", *map(str, sizes)], rows), end="\n\n")  # noqa: T201
-    print(f"Detokenizer.push: {1e6 * push_seconds(100_000):.2f} µs a token")  # noqa: T201
+    print(f"Sampling, ms a step: median (best). V {options.vocabulary}, {options.device}")  # noqa: T201  # the result
+    print(headline(), end="\n\n")  # noqa: T201  # the result
+    print(text_table(["rows", *map(str, sizes)], rows), end="\n\n")  # noqa: T201  # the result
+    print(f"Detokenizer.push: {1e6 * push_seconds(100_000):.2f} µs a token")  # noqa: T201  # the result
 
 
 if __name__ == "__main__":

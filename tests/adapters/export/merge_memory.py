@@ -19,7 +19,7 @@ def main(small: Path, large: Path, form: str, into: str) -> None:
     for root in (small, large):
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        export(ExportSettings(root / "adapter", root / f"out-{form}-{into}", root / "base", form, into))  # type: ignore[arg-type]
+        export(ExportSettings(root / "adapter", root / f"out-{form}-{into}", root / "base", form, into))  # type: ignore[arg-type]  # argv's words
     sys.stdout.write(json.dumps({"peak": resident("VmHWM") - before}))
 
 
