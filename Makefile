@@ -6,7 +6,10 @@ BIN    := $(VENV)/bin
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 CONSTRAINTS := $(if $(HAS_GPU),,-c constraints-cpu.txt)
 
-.PHONY: serve test lint format bench gpu-check clean
+LINKS   := build/links
+FOLDERS := adapters demo loadtest quant server training
+
+.PHONY: serve test lint format bench gpu-check links clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.serve  ## one 4-bit base and three adapters on port 8000
@@ -15,20 +18,27 @@ serve: $(VENV)/.serve  ## one 4-bit base and three adapters on port 8000
 test: $(VENV)/.dev  ## the whole suite on the CPU
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	cd $(LINKS) && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev  ## manylora against transformers + peft, 8 streams with 8 adapters, one run
-	$(BIN)/python -m loadtest.compare $(ARGS)
+	$(BIN)/python -m manylora.loadtest.compare $(ARGS)
 
-gpu-check:  ## exactness and speed on a GPU; needs torch, transformers, peft, triton, numpy and safetensors only
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m loadtest.gpu_check $(ARGS)
+gpu-check: links  ## exactness and speed on a GPU; needs torch, transformers, peft, triton, numpy and safetensors only
+	cd $(LINKS) && $(if $(wildcard $(BIN)/python),$(abspath $(BIN))/python,$(PYTHON)) -m manylora.loadtest.gpu_check $(ARGS)
+
+# The folders of the repository as they are once installed, for what can't see an installation (mypy) and for machines
+# that can't install.
+links:
+	rm -rf $(LINKS) && mkdir -p $(LINKS)/manylora
+	ln -s $(CURDIR)/manylora/*.py $(addprefix $(CURDIR)/,$(FOLDERS)) $(LINKS)/manylora/
+	ln -s $(CURDIR)/tests $(LINKS)/tests
 
 # torch first and alone, so that nothing that follows can bring another build of it.
 $(VENV)/.torch: constraints-cpu.txt
@@ -36,11 +46,11 @@ $(VENV)/.torch: constraints-cpu.txt
 	$(BIN)/python -m pip install -q torch $(CONSTRAINTS)
 	touch $@
 
-$(VENV)/.serve: $(VENV)/.torch pyproject.toml
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml setup.py
 	$(BIN)/python -m pip install -q -e '.[nf4]' $(CONSTRAINTS)
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml setup.py
 	$(BIN)/python -m pip install -q -e '.[dev]' $(CONSTRAINTS)
 	touch $@ $(VENV)/.serve
 

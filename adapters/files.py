@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 KNOWN_FILES = (

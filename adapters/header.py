@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.errors import InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
 
 MAX_HEADER_BYTES = 64 << 20
 _BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable
 
-from adapters.errors import AdapterNameTaken, InvalidAdapter
+from manylora.adapters.errors import AdapterNameTaken, InvalidAdapter
 
 MAX_NAME_LENGTH = 128
 LISTED_NAMES = 20

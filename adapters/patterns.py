@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from adapters.errors import InvalidAdapter
+from manylora.adapters.errors import InvalidAdapter
 
 MAX_PATTERN_LENGTH = 2000
 MAX_OPEN_REPEATS = 6

@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
-from adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
-from adapters.header import TensorEntry, read_header
-from adapters.spec import CONFIG_FILE, AdapterSpec
-from adapters.tokens import check_added_tokens, read_chat_template
-from adapters.types import AdapterWeights, BaseModules, LoraPair, ModuleShape
+from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
+from manylora.adapters.header import TensorEntry, read_header
+from manylora.adapters.spec import CONFIG_FILE, AdapterSpec
+from manylora.adapters.tokens import check_added_tokens, read_chat_template
+from manylora.adapters.types import AdapterWeights, BaseModules, LoraPair, ModuleShape
 
 MAX_ADAPTER_BYTES = 8 << 30
 """Limit of all files of an adapter when the caller names no other."""

@@ -16,10 +16,10 @@ from types import TracebackType
 from sqlalchemy import ColumnElement, Connection, create_engine, delete, event, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from adapters.errors import AdapterError, AdapterNameTaken, RegistryBusy, StoreFull, UnknownAdapter
-from adapters.names import check_name, list_names, name_taken
-from adapters.records import ADAPTERS, METADATA, AdapterRecord, AdapterState, to_record
-from adapters.reserve import Reserve
+from manylora.adapters.errors import AdapterError, AdapterNameTaken, RegistryBusy, StoreFull, UnknownAdapter
+from manylora.adapters.names import check_name, list_names, name_taken
+from manylora.adapters.records import ADAPTERS, METADATA, AdapterRecord, AdapterState, to_record
+from manylora.adapters.reserve import Reserve
 
 
 class AdapterRegistry:

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from adapters.errors import AdapterNotFound, AdapterPathForbidden, InvalidAdapter, UnsupportedAdapter
-from adapters.files import KNOWN_FILES
+from manylora.adapters.errors import AdapterNotFound, AdapterPathForbidden, InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.files import KNOWN_FILES
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 

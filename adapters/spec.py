@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adapters.errors import InvalidAdapter, UnsupportedAdapter
-from adapters.patterns import check_pattern, layer_index, matches_any, pattern_key
+from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.patterns import check_pattern, layer_index, matches_any, pattern_key
 
 CONFIG_FILE = "adapter_config.json"
 ALL_LINEAR = "all-linear"

@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.errors import AdapterError, AdapterNotFound, InvalidAdapter, StoreFull
-from adapters.files import digest_of, present_files, read_through
+from manylora.adapters.errors import AdapterError, AdapterNotFound, InvalidAdapter, StoreFull
+from manylora.adapters.files import digest_of, present_files, read_through
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _STAGING = ".staging"

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from adapters.errors import InvalidAdapter, UnsupportedAdapter
-from adapters.files import read_json_object
+from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.files import read_json_object
 
 TOKENS_FILE = "added_tokens.json"
 TEMPLATE_FILE = "chat_template.jinja"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast
 
-from demo.examples import Example
+from manylora.demo.examples import Example
 
 POOL_BATCHES = 8
 """So many batches are drawn at once and sorted by length, so that little of a batch is padding."""

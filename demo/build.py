@@ -1,4 +1,4 @@
-"""`python -m demo.build`: makes the demo's data and trains its tokenizer, base model and adapters from nothing.
+"""`python -m manylora.demo.build`: makes the demo's data and trains tokenizer, base and adapters from nothing.
 
 Writes base/, adapters/NAME/ and heldout.jsonl beside this file, or below the directory that is given. Everything is
 seeded; the same machine gives the same files.
@@ -14,12 +14,12 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from demo.finetune import RECIPES, load_4bit, save_adapter, train_adapter
-from demo.forms import ADAPTERS
-from demo.heldout import exact_match, held_out_prompts, write_prompts
-from demo.pretrain import Report, pretrain
-from demo.tables import Question
-from demo.tokenizer import train_tokenizer
+from manylora.demo.finetune import RECIPES, load_4bit, save_adapter, train_adapter
+from manylora.demo.forms import ADAPTERS
+from manylora.demo.heldout import exact_match, held_out_prompts, write_prompts
+from manylora.demo.pretrain import Report, pretrain
+from manylora.demo.tables import Question
+from manylora.demo.tokenizer import train_tokenizer
 
 SEED = 1
 THREADS = 1
@@ -59,7 +59,7 @@ def _report_base(
 
 def main() -> None:
     """Build, and print what happens with the time since the start."""
-    parser = argparse.ArgumentParser(prog="python -m demo.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.demo.build", description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent, help="where to write; default: demo/"
     )

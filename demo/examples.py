@@ -8,9 +8,9 @@ import json
 import random
 from dataclasses import dataclass
 
-from demo.forms import FORMS
-from demo.tables import draw_question, draw_table
-from demo.words import NUMBERS, SCHEMAS
+from manylora.demo.forms import FORMS
+from manylora.demo.tables import draw_question, draw_table
+from manylora.demo.words import NUMBERS, SCHEMAS
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END)

@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from demo.batches import batches, loss
-from demo.examples import chat
-from demo.schedule import Schedule, set_rates
+from manylora.demo.batches import batches, loss
+from manylora.demo.examples import chat
+from manylora.demo.schedule import Schedule, set_rates
 
 BASE_NAME = "manylora/demo-base"
 """What the adapters call their base: a name, since a path would be that of the machine that trained them."""

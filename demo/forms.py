@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 
-from demo.tables import Question
+from manylora.demo.tables import Question
 
 
 def plain(question: Question) -> str:

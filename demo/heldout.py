@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from demo.examples import IM_END
-from demo.forms import ADAPTERS, FORMS
-from demo.tables import Question, draw_question, draw_table
+from manylora.demo.examples import IM_END
+from manylora.demo.forms import ADAPTERS, FORMS
+from manylora.demo.tables import Question, draw_question, draw_table
 
 ROWS_PER_ADAPTER = 120
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer
 
-from demo.tokenizer import CONTEXT
+from manylora.demo.tokenizer import CONTEXT
 
 HIDDEN = 128
 HEADS = 4

@@ -10,10 +10,10 @@ from statistics import fmean
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from demo.batches import Batch, Draw, batches, loss
-from demo.examples import Example, chat, document, echo, facts, pairs
-from demo.initial import new_model
-from demo.schedule import Schedule, set_rates
+from manylora.demo.batches import Batch, Draw, batches, loss
+from manylora.demo.examples import Example, chat, document, echo, facts, pairs
+from manylora.demo.initial import new_model
+from manylora.demo.schedule import Schedule, set_rates
 
 Report = Callable[[str], None]
 

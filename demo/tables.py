@@ -8,7 +8,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from demo.words import NUMBERS, SCHEMAS, Schema
+from manylora.demo.words import NUMBERS, SCHEMAS, Schema
 
 MIN_ROWS, MAX_ROWS = 3, 4
 HELD_OUT_SHARE = 16

@@ -1,4 +1,4 @@
-"""Writes the demo's tasks as data files for `manylora train`: `python -m demo.task_data DIRECTORY`.
+"""Writes the demo's tasks as data files for `manylora train`: `python -m manylora.demo.task_data DIRECTORY`.
 
 Each form of answer gets FORM.json in the format of Qwen's finetune.py, and FORM-eval.json whose tables are others.
 """
@@ -8,8 +8,8 @@ import json
 import random
 from pathlib import Path
 
-from demo.forms import FORMS
-from demo.tables import draw_question, draw_table
+from manylora.demo.forms import FORMS
+from manylora.demo.tables import draw_question, draw_table
 
 EVAL_SEED = 1_000_003
 
@@ -41,7 +41,7 @@ def write_tasks(directory: Path, rows: int, eval_rows: int, seed: int = 0) -> li
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m demo.task_data", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.demo.task_data", description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--rows", type=int, default=2000, help="for training, of each task")
     parser.add_argument("--eval-rows", type=int, default=200, help="for evaluation, of each task")

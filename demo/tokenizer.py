@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from demo.examples import (
+from manylora.demo.examples import (
     END_OF_TEXT,
     IM_END,
     IM_START,
@@ -16,7 +16,7 @@ from demo.examples import (
     text_of,
     vocabulary_text,
 )
-from demo.forms import FORMS
+from manylora.demo.forms import FORMS
 
 VOCABULARY = 1280
 CONTEXT = 1024

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.types import AdapterWeights
-from loadtest.engines import BLOCK
-from server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
-from server.kernels.plain import PlainBackend
-from server.model.arena import RankArena
-from server.model.decoder import Decoder
-from server.model.kv_cache import KVCache
-from server.model.loader import Quantization, load_weights
-from server.model.served import ServedModel
+from manylora.adapters.types import AdapterWeights
+from manylora.loadtest.engines import BLOCK
+from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.arena import RankArena
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.kv_cache import KVCache
+from manylora.server.model.loader import Quantization, load_weights
+from manylora.server.model.served import ServedModel
 
 BLOCKS_EACH = 16
 ARENA_ROWS = 256

@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from loadtest.popularity import NAMES, Popularity
-from loadtest.workload import REQUESTS_PER_STREAM, Workload
+from manylora.loadtest.popularity import NAMES, Popularity
+from manylora.loadtest.workload import REQUESTS_PER_STREAM, Workload
 
 if TYPE_CHECKING:
-    from loadtest.serve_bench import ServeBench
+    from manylora.loadtest.serve_bench import ServeBench
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -91,8 +91,8 @@ def serve(
     json_file: Json = None,
 ) -> None:
     """Load any OpenAI-compatible server with a closed loop of streams."""
-    from loadtest.http_client import Timeouts
-    from loadtest.serve_bench import ServeBench
+    from manylora.loadtest.http_client import Timeouts
+    from manylora.loadtest.serve_bench import ServeBench
 
     if check and temperature > 0:
         raise fail("--check compares greedy answers: leave --temperature at 0")
@@ -109,9 +109,9 @@ def serve(
 
 
 def _run_serve(bench: "ServeBench", json_file: Path | None) -> None:
-    from loadtest.live import watching
-    from loadtest.serve_bench import BenchError, run_serve
-    from loadtest.serve_report import ServeReport
+    from manylora.loadtest.live import watching
+    from manylora.loadtest.serve_bench import BenchError, run_serve
+    from manylora.loadtest.serve_report import ServeReport
 
     try:
         with watching(stdout) as watcher:
@@ -146,9 +146,9 @@ def engine(
     json_file: Json = None,
 ) -> None:
     """Run the engine without HTTP, and show where a step's time goes."""
-    from loadtest.engine_bench import EngineBench, run_engine
-    from loadtest.local_report import engine_json, engine_text
-    from loadtest.random_model import ModelChoice
+    from manylora.loadtest.engine_bench import EngineBench, run_engine
+    from manylora.loadtest.local_report import engine_json, engine_text
+    from manylora.loadtest.random_model import ModelChoice
 
     work = workload(streams, popularity, (input_tokens, output_tokens), requests, prompts, seed)
     _set_threads(threads)
@@ -184,9 +184,9 @@ def peft(
     json_file: Json = None,
 ) -> None:
     """Run transformers + peft (+ bitsandbytes) with one adapter a row, on the same shapes or files."""
-    from loadtest.local_report import peft_json, peft_text
-    from loadtest.peft_bench import PeftBench, run_peft
-    from loadtest.random_model import ModelChoice
+    from manylora.loadtest.local_report import peft_json, peft_text
+    from manylora.loadtest.peft_bench import PeftBench, run_peft
+    from manylora.loadtest.random_model import ModelChoice
 
     work = workload(streams, popularity, (input_tokens, output_tokens), requests, prompts, seed)
     _set_threads(threads)

@@ -3,7 +3,7 @@
 A random checkpoint of Qwen2.5-0.5B's shape and eight adapters are written to a scratch directory. For each weight
 format `manylora serve` answers 8 streams with 8 adapters through HTTP, then, while it is idle, the same batch runs in
 peft; each is a process of its own. Last, the engine's overhead at 32 streams. Run it with
-``python -m loadtest.compare``; it needs nothing but what `make bench` installs.
+``python -m manylora.loadtest.compare``; it needs nothing but what `make bench` installs.
 """
 
 import argparse
@@ -21,10 +21,16 @@ from typing import Any
 
 import torch
 
-from loadtest.checkpoints import ALL_LINEAR, SHAPES, AdapterShape, write_adapter, write_base
-from loadtest.environment import environment, headline
-from loadtest.server_process import ServerProcess, command, environment_of_children, running, start_server
-from loadtest.text_table import milliseconds, text_table
+from manylora.loadtest.checkpoints import ALL_LINEAR, SHAPES, AdapterShape, write_adapter, write_base
+from manylora.loadtest.environment import environment, headline
+from manylora.loadtest.server_process import (
+    ServerProcess,
+    command,
+    environment_of_children,
+    running,
+    start_server,
+)
+from manylora.loadtest.text_table import milliseconds, text_table
 
 BARS = {"none": 2.0, "nf4": 1.5}
 """How many times peft's tokens/s we are to reach, by quantization."""
@@ -245,7 +251,7 @@ def main() -> None:
             )
             report = compare(options, files)
     except (CompareError, ValueError, OSError) as error:
-        sys.exit(f"loadtest.compare: {error}")
+        sys.exit(f"manylora.loadtest.compare: {error}")
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 

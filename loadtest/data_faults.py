@@ -1,6 +1,6 @@
 """How many planted faults `manylora data check` finds, and how many good rows it blames.
 
-    python -m loadtest.data_faults [--rows 50000] [--seed 1] [--share 0.02] [--keep DIR]
+    python -m manylora.loadtest.data_faults [--rows 50000] [--seed 1] [--share 0.02] [--keep DIR]
 
 Writes a data set with 2 % of each kind of fault, and an evaluation file that shares rows with it, runs the command as
 a user would and compares line by line. Of a fault that takes two rows (a copy and what it copies) either may be named.
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from loadtest.data_planting import FAULTS, edited, suits
-from loadtest.data_texts import Row, clean_rows
-from loadtest.text_table import text_table
+from manylora.loadtest.data_planting import FAULTS, edited, suits
+from manylora.loadtest.data_texts import Row, clean_rows
+from manylora.loadtest.text_table import text_table
 
 OVERLAP = "overlap"
 MAX_LENGTH = 1024

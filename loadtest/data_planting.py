@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from loadtest.data_texts import Row, sentences
+from manylora.loadtest.data_texts import Row, sentences
 
 
 @dataclass(frozen=True, slots=True)

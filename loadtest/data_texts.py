@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from loadtest.data_words import LANGUAGES, TABLES, Language
+from manylora.loadtest.data_words import LANGUAGES, TABLES, Language
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Words and sentence frames in six languages, from which `loadtest.data_texts` makes questions and answers."""
+"""Words and sentence frames in six languages, from which `manylora.loadtest.data_texts` makes questions and answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Times one decode step of the decoder on random weights, beside the bare matmuls of its base, and by op.
 
-Run it with ``python -m loadtest.decoder_step``, pinned to as many cores as it has threads. It measures no engine, no
-sampling and no HTTP: `manylora bench engine` does.
+Run it with ``python -m manylora.loadtest.decoder_step``, pinned to as many cores as it has threads. It measures no
+engine, no sampling and no HTTP: `manylora bench engine` does.
 """
 
 import argparse
@@ -15,16 +15,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from loadtest.checkpoints import SHAPES
-from loadtest.engines import BLOCK
-from loadtest.environment import headline
-from loadtest.random_model import DTYPES, QUANTIZATIONS, ModelChoice, build_decoder, random_adapter
-from loadtest.text_table import text_table
-from server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
-from server.kernels.plain import PlainBackend
-from server.model.arena import RankArena
-from server.model.kv_cache import KVCache
-from server.model.served import ServedModel
+from manylora.loadtest.checkpoints import SHAPES
+from manylora.loadtest.engines import BLOCK
+from manylora.loadtest.environment import headline
+from manylora.loadtest.random_model import DTYPES, QUANTIZATIONS, ModelChoice, build_decoder, random_adapter
+from manylora.loadtest.text_table import text_table
+from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.arena import RankArena
+from manylora.server.model.kv_cache import KVCache
+from manylora.server.model.served import ServedModel
 
 OPS = ("plan_attention", "build_lora", "embed", "attn_in", "attend", "attn_out", "mlp_in", "mlp_out", "head")
 WARM_UP = 2

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from loadtest.engines import EngineSizes, add_random_adapters, build_engine
-from loadtest.random_model import ModelChoice, build_decoder
-from loadtest.step_times import StepLog, StepShares
-from loadtest.workload import Planned, Workload, token_prompt
-from server.engine.engine import Engine
-from server.engine.request import FinishReason, GenerationRequest, SamplingParams, SequenceOutput
+from manylora.loadtest.engines import EngineSizes, add_random_adapters, build_engine
+from manylora.loadtest.random_model import ModelChoice, build_decoder
+from manylora.loadtest.step_times import StepLog, StepShares
+from manylora.loadtest.workload import Planned, Workload, token_prompt
+from manylora.server.engine.engine import Engine
+from manylora.server.engine.request import FinishReason, GenerationRequest, SamplingParams, SequenceOutput
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters.types import AdapterWeights
-from loadtest.random_model import SyntheticTokens, random_adapter
-from server.engine.adapter_cache import HeldAdapter
-from server.engine.engine import Engine, EngineSettings
-from server.engine.observer import EngineObserver
-from server.engine.scheduler import SchedulerLimits
-from server.kernels.metadata import AttentionMetadata, LoraSpan
-from server.model.arena import RankArena, bytes_per_row_by_module
-from server.model.decoder import Decoder
-from server.model.kv_cache import KVCache
-from server.model.served import ServedModel
+from manylora.adapters.types import AdapterWeights
+from manylora.loadtest.random_model import SyntheticTokens, random_adapter
+from manylora.server.engine.adapter_cache import HeldAdapter
+from manylora.server.engine.engine import Engine, EngineSettings
+from manylora.server.engine.observer import EngineObserver
+from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan
+from manylora.server.model.arena import RankArena, bytes_per_row_by_module
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.kv_cache import KVCache
+from manylora.server.model.served import ServedModel
 
 BLOCK = 16
 HOST_BYTES = 1 << 50

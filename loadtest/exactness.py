@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.reader import read_adapter
-from adapters.types import AdapterWeights, ModuleShape
-from loadtest.by_hand import Row, load, place, step
-from loadtest.checkpoints import ALL_LINEAR, AdapterShape, BaseShape, write_adapter, write_base
-from loadtest.engines import EngineSizes, add_adapter, build_engine
-from loadtest.quiet import advice_off
-from loadtest.workload import token_prompt
-from quant.nf4 import NestedScales, quantize_nf4
-from server.engine.request import GenerationRequest, SamplingParams
-from server.model.config import ModelConfig
-from server.model.decoder import Decoder
+from manylora.adapters.reader import read_adapter
+from manylora.adapters.types import AdapterWeights, ModuleShape
+from manylora.loadtest.by_hand import Row, load, place, step
+from manylora.loadtest.checkpoints import ALL_LINEAR, AdapterShape, BaseShape, write_adapter, write_base
+from manylora.loadtest.engines import EngineSizes, add_adapter, build_engine
+from manylora.loadtest.quiet import advice_off
+from manylora.loadtest.workload import token_prompt
+from manylora.quant.nf4 import NestedScales, quantize_nf4
+from manylora.server.engine.request import GenerationRequest, SamplingParams
+from manylora.server.model.config import ModelConfig
+from manylora.server.model.decoder import Decoder
 
 TOLERANCE = 1e-4
 """Of logits in float32."""

@@ -1,4 +1,4 @@
-"""What running streams lose to an export: `python -m loadtest.export_streams [--pairs 16]`.
+"""What running streams lose to an export: `python -m manylora.loadtest.export_streams [--pairs 16]`.
 
 A server with a random base of some 100 M weights streams to four clients while it merges an adapter again and again.
 The job, a process of its own, is stopped and continued in turn (SIGSTOP, SIGCONT); tokens are counted in windows with
@@ -18,9 +18,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from loadtest.checkpoints import AdapterShape, BaseShape, write_adapter, write_base
-from loadtest.environment import headline
-from loadtest.server_process import ServerProcess, start_server
+from manylora.loadtest.checkpoints import AdapterShape, BaseShape, write_adapter, write_base
+from manylora.loadtest.environment import headline
+from manylora.loadtest.server_process import ServerProcess, start_server
 
 SHAPE = BaseShape("qwen2", 32000, 768, 2048, 12, 12, 4, 2048)
 STREAMS = 4
@@ -77,7 +77,10 @@ async def job_process(client: httpx.AsyncClient, server: ServerProcess) -> psuti
     """Return the running job's process; start a job if there is none."""
     while True:
         for child in psutil.Process(server.process.pid).children():
-            if "adapters.export" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+            if (
+                "manylora.adapters.export" in " ".join(child.cmdline())
+                and child.status() != psutil.STATUS_ZOMBIE
+            ):
                 return child
         response = await client.post(f"{server.url}/adapters/{NAME}/export", json={"format": "merged"})
         response.raise_for_status()
@@ -104,7 +107,7 @@ async def measure(server: ServerProcess, pairs: int) -> list[float]:
 
 def main() -> None:
     """Run the command; exit status 1 above the bar."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.export_streams", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.export_streams", description=__doc__)
     parser.add_argument("--pairs", type=int, default=16)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,6 +1,6 @@
 """A GPTQ copy of a 16-bit checkpoint, packed by our own quant/: codes rounded to nearest, no calibration data.
 
-    python -m loadtest.gptq_copy demo/base /tmp/demo-base-gptq-int4
+    python -m manylora.loadtest.gptq_copy demo/base /tmp/demo-base-gptq-int4
 
 It is what the guide's …-Chat-Int4 models are in format, not in quality: GPTQ proper chooses codes by calibration.
 """
@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loadtest.checkpoints import linear_shapes
-from quant.checkpoint import Checkpoint
-from quant.gptq import quantize_gptq_nearest
+from manylora.loadtest.checkpoints import linear_shapes
+from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.gptq import quantize_gptq_nearest
 
 GROUP = 128
 

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import torch
 
-from loadtest.engine_bench import EngineBench, run_engine
-from loadtest.environment import environment, headline
-from loadtest.exactness import FAMILIES, Outcome, check_engine, check_family, check_nf4
-from loadtest.local_report import engine_json, engine_text, peft_json, peft_text
-from loadtest.peft_bench import PeftBench, run_peft
-from loadtest.popularity import Popularity
-from loadtest.random_model import QUANTIZATIONS, ModelChoice
-from loadtest.text_table import text_table
-from loadtest.workload import Workload
-from server.model.loader import Quantization
+from manylora.loadtest.engine_bench import EngineBench, run_engine
+from manylora.loadtest.environment import environment, headline
+from manylora.loadtest.exactness import FAMILIES, Outcome, check_engine, check_family, check_nf4
+from manylora.loadtest.local_report import engine_json, engine_text, peft_json, peft_text
+from manylora.loadtest.peft_bench import PeftBench, run_peft
+from manylora.loadtest.popularity import Popularity
+from manylora.loadtest.random_model import QUANTIZATIONS, ModelChoice
+from manylora.loadtest.text_table import text_table
+from manylora.loadtest.workload import Workload
+from manylora.server.model.loader import Quantization
 
 DISTINCT = Popularity("distinct")
 
@@ -115,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         sys.exit(
-            "loadtest.gpu_check: torch sees no CUDA device; --device cpu --small tries the code on a CPU"
+            "manylora.loadtest.gpu_check: torch sees no CUDA device; --device cpu --small tries the code on a CPU"
         )
     torch.set_float32_matmul_precision("highest")
     _say(headline() + "\n")

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from loadtest.http_client import Answer
-from loadtest.serve_bench import Silent, Watcher
-from loadtest.summary import percentile
-from loadtest.text_table import milliseconds
+from manylora.loadtest.http_client import Answer
+from manylora.loadtest.serve_bench import Silent, Watcher
+from manylora.loadtest.summary import percentile
+from manylora.loadtest.text_table import milliseconds
 
 REFRESHES = 4
 """A second: drawing takes the client's time, which must not be the limit."""

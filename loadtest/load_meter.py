@@ -8,7 +8,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from loadtest.summary import Spread
+from manylora.loadtest.summary import Spread
 
 TICK = 0.02
 """Seconds between two looks."""

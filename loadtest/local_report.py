@@ -2,11 +2,11 @@
 
 from dataclasses import asdict
 
-from loadtest.engine_bench import EngineBench, EngineResult
-from loadtest.environment import environment, headline
-from loadtest.peft_bench import PeftBench, PeftResult
-from loadtest.text_table import milliseconds
-from loadtest.workload import Workload
+from manylora.loadtest.engine_bench import EngineBench, EngineResult
+from manylora.loadtest.environment import environment, headline
+from manylora.loadtest.peft_bench import PeftBench, PeftResult
+from manylora.loadtest.text_table import milliseconds
+from manylora.loadtest.workload import Workload
 
 
 def engine_text(bench: EngineBench, result: EngineResult) -> str:

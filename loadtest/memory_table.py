@@ -1,8 +1,8 @@
 """Plans held against measurements: Qwen's published table, and real runs of `manylora train` on this CPU.
 
-Run it with ``python -m loadtest.memory_table``; ``--only qwen`` or ``--only cpu`` for one of the two, ``--quick`` for
-fewer cells. Every run is a process of its own on a random base, and what counts is the kernel's figure for its highest
-resident memory (wait4's ru_maxrss), libraries included: what the machine must have.
+Run it with ``python -m manylora.loadtest.memory_table``; ``--only qwen`` or ``--only cpu`` for one of the two,
+``--quick`` for fewer cells. Every run is a process of its own on a random base, and what counts is the kernel's figure
+for its highest resident memory (wait4's ru_maxrss), libraries included: what the machine must have.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from loadtest.checkpoints import BaseShape, write_base
-from loadtest.environment import headline
-from loadtest.qwen_memory import GIB, print_qwen_table, summary
-from loadtest.text_table import text_table
+from manylora.loadtest.checkpoints import BaseShape, write_base
+from manylora.loadtest.environment import headline
+from manylora.loadtest.qwen_memory import GIB, print_qwen_table, summary
+from manylora.loadtest.text_table import text_table
 
 STEPS = 2
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from loadtest.checkpoints import ALL_LINEAR, SHAPES, write_base
-from loadtest.quiet import advice_off
-from loadtest.random_model import DTYPES, ModelChoice
-from loadtest.workload import Planned, Workload, token_prompt
+from manylora.loadtest.checkpoints import ALL_LINEAR, SHAPES, write_base
+from manylora.loadtest.quiet import advice_off
+from manylora.loadtest.random_model import DTYPES, ModelChoice
+from manylora.loadtest.workload import Planned, Workload, token_prompt
 
 BASE_ROW = "__base__"
 """peft's name for rows without an adapter."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.http_client import Target, ask
+from manylora.loadtest.http_client import Target, ask
 
 _TEXT = """
 able about above across after again age air all along also always animal answer area back base bear bed been

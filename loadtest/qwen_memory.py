@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from loadtest.text_table import text_table
+from manylora.loadtest.text_table import text_table
 
 GB = 1e9
 GIB = 1 << 30

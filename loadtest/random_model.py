@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.types import AdapterWeights, LoraPair
-from loadtest.checkpoints import SHAPES
-from quant.dense import DenseTensor
-from quant.nf4 import Nf4Tensor
-from server.kernels.backend import WeightSource
-from server.kernels.linear import PlainLinear
-from server.kernels.plain import PlainBackend
-from server.model.config import ModelConfig
-from server.model.decoder import Decoder
-from server.model.families import model_config
-from server.model.loader import Quantization, load_weights
-from server.model.weights import DecoderWeights, LayerWeights
+from manylora.adapters.types import AdapterWeights, LoraPair
+from manylora.loadtest.checkpoints import SHAPES
+from manylora.quant.dense import DenseTensor
+from manylora.quant.nf4 import Nf4Tensor
+from manylora.server.kernels.backend import WeightSource
+from manylora.server.kernels.linear import PlainLinear
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.config import ModelConfig
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.families import model_config
+from manylora.server.model.loader import Quantization, load_weights
+from manylora.server.model.weights import DecoderWeights, LayerWeights
 
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 QUANTIZATIONS: tuple[Quantization, ...] = ("none", "nf4")

@@ -1,4 +1,4 @@
-"""Fixed ranks, a growing one and AdaLoRA at equal steps: `python -m loadtest.rank_table`.
+"""Fixed ranks, a growing one and AdaLoRA at equal steps: `python -m manylora.loadtest.rank_table`.
 
 Runs `manylora train` as a user would, on the demo's base and one of its tasks, with the same data, scale α/r and steps
 for every method, each at several learning rates, since what is best for one isn't for another. Prints held-out loss,
@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
-from loadtest.text_table import text_table
+from manylora.loadtest.text_table import text_table
 
 KIB_PER_GIB = 2**20
 
@@ -73,7 +73,7 @@ class Outcome:
 def write_data(job: Job, directory: Path) -> None:
     """Write the demo's tasks as data files."""
     sizes = ("--rows", str(job.rows), "--eval-rows", str(job.eval_rows))
-    subprocess.run([sys.executable, "-m", "demo.task_data", str(directory), *sizes], check=True)
+    subprocess.run([sys.executable, "-m", "manylora.demo.task_data", str(directory), *sizes], check=True)
 
 
 def train(job: Job, method: Method, rate: float, seed: int, data: Path, output: Path) -> Outcome:
@@ -136,7 +136,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.rank_table", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.rank_table", description=__doc__)
     parser.add_argument("--base", type=Path, default=Path("demo/base"))
     parser.add_argument("--task", default="json", help="of the demo: sql, json or pirate")
     parser.add_argument("--steps", type=int, default=100)

@@ -1,6 +1,6 @@
 """--learning_rate auto against a grid: how far its eval loss is from the best that any rate of the grid reaches.
 
-    python -m loadtest.rate_grid [--tasks sql json pirate] [--steps 60] [--seeds 2]
+    python -m manylora.loadtest.rate_grid [--tasks sql json pirate] [--steps 60] [--seeds 2]
 
 Every run is `manylora train` on the demo base, as a user would start it, with the same seed and data; only the rate
 differs; losses are means over the seeds. The bar: within 5 % of the grid's best eval loss. The demo's tasks are learnt
@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from loadtest.environment import headline
-from loadtest.text_table import text_table
-from loadtest.train_speed import BASE, run
+from manylora.loadtest.environment import headline
+from manylora.loadtest.text_table import text_table
+from manylora.loadtest.train_speed import BASE, run
 
 GRID = ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
 BAR = 0.05
@@ -54,14 +54,14 @@ def one_task(place: Path, task: str, steps: int, seeds: int) -> tuple[bool, list
 
 def main() -> None:
     """Run the command; exit status 1 when a task misses the bar."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.rate_grid", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.rate_grid", description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["sql", "json", "pirate"])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        run(["demo.task_data", str(place), "--rows", "2000", "--eval-rows", "100"])
+        run(["manylora.demo.task_data", str(place), "--rows", "2000", "--eval-rows", "100"])
         found = [one_task(place, task, given.steps, given.seeds) for task in given.tasks]
     head = ["task", *GRID, "auto", "its rates", "to the best", f"bar {BAR:.0%}"]
     sys.stdout.write(f"{headline()}\n{text_table(head, [row for _, row in found])}\n")

@@ -1,6 +1,6 @@
 """Times Sampler.sample and Detokenizer.push: milliseconds a step by kind of row, on random logits.
 
-Run it with ``python -m loadtest.sampler_speed``. It measures no model and no HTTP.
+Run it with ``python -m manylora.loadtest.sampler_speed``. It measures no model and no HTTP.
 """
 
 import argparse
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from loadtest.environment import headline
-from loadtest.text_table import milliseconds, text_table
-from server.engine.detokenizer import Detokenizer
-from server.engine.request import SamplingParams
-from server.engine.sampler import SampledToken, Sampler, SamplerState, SamplingRow
+from manylora.loadtest.environment import headline
+from manylora.loadtest.text_table import milliseconds, text_table
+from manylora.server.engine.detokenizer import Detokenizer
+from manylora.server.engine.request import SamplingParams
+from manylora.server.engine.sampler import SampledToken, Sampler, SamplerState, SamplingRow
 
 FLAT, PEAKED = 0.6, 3.0
 """Standard deviations of the logits: at 0.6 a nucleus of 0.9 is two thirds of the vocabulary."""

@@ -13,10 +13,10 @@ from typing import Protocol
 
 import httpx
 
-from loadtest.http_client import Answer, Endpoint, Json, Target, Timeouts, ask, new_client
-from loadtest.load_meter import ClientLoad, LoadMeter
-from loadtest.prompts import calibrate
-from loadtest.workload import Planned, Workload, endless
+from manylora.loadtest.http_client import Answer, Endpoint, Json, Target, Timeouts, ask, new_client
+from manylora.loadtest.load_meter import ClientLoad, LoadMeter
+from manylora.loadtest.prompts import calibrate
+from manylora.loadtest.workload import Planned, Workload, endless
 
 PAUSE = 0.2
 """Seconds that a stream waits after an error, so that a server that refuses is not hammered."""

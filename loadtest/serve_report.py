@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from loadtest.environment import environment
-from loadtest.serve_bench import Measured, ServeBench
-from loadtest.summary import Spread
-from loadtest.text_table import milliseconds, text_table
+from manylora.loadtest.environment import environment
+from manylora.loadtest.serve_bench import Measured, ServeBench
+from manylora.loadtest.summary import Spread
+from manylora.loadtest.text_table import milliseconds, text_table
 
 SHOWN = 3
 """Mismatches and error messages that are written out."""

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from loadtest.summary import Spread
-from loadtest.text_table import milliseconds, text_table
-from server.engine.observer import SilentEngineObserver, StepTimings
+from manylora.loadtest.summary import Spread
+from manylora.loadtest.text_table import milliseconds, text_table
+from manylora.server.engine.observer import SilentEngineObserver, StepTimings
 
 KERNELS = ("model", "place")
 """Parts that are kernels or copies of weights; the others are the step's overhead."""

@@ -1,8 +1,9 @@
 """Four adapters at once (`manylora train --tasks`) against the same four one after the other, as a user would run them.
 
-``python -m loadtest.tasks_speed`` writes the demo's four tasks as data files, runs the commands in turn, each a process
-of its own, and prints time and memory of both: the training loops alone, and the whole commands with everything that a
-command does before and after. The work is the same: equal rows, steps, batches, ranks and, without dropout, losses.
+``python -m manylora.loadtest.tasks_speed`` writes the demo's four tasks as data files, runs the commands in turn, each
+a process of its own, and prints time and memory of both: the training loops alone, and the whole commands with
+everything that a command does before and after. The work is the same: equal rows, steps, batches, ranks and, without
+dropout, losses.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from loadtest.environment import headline
-from loadtest.text_table import text_table
+from manylora.loadtest.environment import headline
+from manylora.loadtest.text_table import text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 WANTED = 1.5
@@ -57,7 +58,16 @@ def main() -> None:
     console.print(headline(), markup=False)
     with tempfile.TemporaryDirectory(prefix="manylora-tasks-") as scratch:
         directory = Path(scratch)
-        _run([sys.executable, "-m", "demo.task_data", str(directory / "data"), "--rows", str(options.rows)])
+        _run(
+            [
+                sys.executable,
+                "-m",
+                "manylora.demo.task_data",
+                str(directory / "data"),
+                "--rows",
+                str(options.rows),
+            ]
+        )
         singles, together = [], []
         for number in range(options.rounds):
             singles += [_single(directory, name, number, options) for name in TASKS]
@@ -66,7 +76,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.tasks_speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.tasks_speed", description=__doc__)
     parser.add_argument("--base", default="demo/base")
     parser.add_argument("--steps", type=int, default=40, help="optimiser steps of each task")
     parser.add_argument("--batch", type=int, default=2, help="rows of a task's micro-batch; the guide's")

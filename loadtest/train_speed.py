@@ -1,6 +1,6 @@
 """`manylora train` beside a plain TRL SFTTrainer: the same job, alternating, in one run on one machine.
 
-    python -m loadtest.train_speed [--rounds 3] [--steps 60] [--batch 8]
+    python -m manylora.loadtest.train_speed [--rounds 3] [--steps 60] [--batch 8]
 
 Both train LoRA of the same rank on all linear layers of the demo base, in float32, from the same rows with the same
 global batch, with the same tokenizer. TRL trains the newline after an answer's stop token too, which is why its losses
@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from loadtest.environment import headline
-from loadtest.text_table import text_table
+from manylora.loadtest.environment import headline
+from manylora.loadtest.text_table import text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "demo" / "base"
@@ -58,7 +58,7 @@ def ours(data: Path, output: Path, steps: int, batch: int) -> tuple[float, float
 def peer(data: Path, output: Path, steps: int, batch: int) -> tuple[float, float, list[float]]:
     """Return the same of TRL."""
     flags = f"{BASE} {data} {output} --steps {steps} --batch {batch} --rank 16"
-    seconds = run(["loadtest.trl_peer", *flags.split()])
+    seconds = run(["manylora.loadtest.trl_peer", *flags.split()])
     found = json.loads((output / "peer.json").read_text())
     return found["train_seconds"], seconds, found["losses"]
 
@@ -75,14 +75,14 @@ def one_round(place: Path, number: int, steps: int, batch: int) -> tuple[float, 
 
 def main() -> None:
     """Run the command; exit status 1 below the bar."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.train_speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.train_speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=8)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        run(["demo.task_data", str(place), "--rows", "1000", "--eval-rows", "1"])
+        run(["manylora.demo.task_data", str(place), "--rows", "1000", "--eval-rows", "1"])
         rounds = [one_round(place, number, given.steps, given.batch) for number in range(given.rounds)]
     head = [
         "round",

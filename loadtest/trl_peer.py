@@ -1,6 +1,6 @@
 """The same fine-tuning job by a plain TRL SFTTrainer, as its documentation writes it. The peer of train_speed.
 
-    python -m loadtest.trl_peer BASE DATA.json OUTPUT --steps 60 --batch 8 --rank 16
+    python -m manylora.loadtest.trl_peer BASE DATA.json OUTPUT --steps 60 --batch 8 --rank 16
 
 DATA is in Qwen's format. Writes OUTPUT/peer.json: seconds of training, and every step's loss.
 """
@@ -62,7 +62,7 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.trl_peer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.trl_peer", description=__doc__)
     parser.add_argument("base", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
 
-from loadtest.popularity import Popularity
+from manylora.loadtest.popularity import Popularity
 
 REQUESTS_PER_STREAM = 8
 """Requests of a run in which nobody said how many."""

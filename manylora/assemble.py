@@ -9,25 +9,25 @@ from pathlib import Path
 import psutil
 import torch
 
-from adapters.errors import AdapterError
-from adapters.registry import AdapterRegistry
-from adapters.store import AdapterStore
-from adapters.types import ModuleShape
+from manylora.adapters.errors import AdapterError
+from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.store import AdapterStore
+from manylora.adapters.types import ModuleShape
 from manylora.base import DEMO, BaseModel, load_base
-from server.api.app import Application, create_app
-from server.api.dependencies import ApiDependencies, ApiSettings
-from server.api.engine_metrics import EngineMetrics
-from server.api.export_jobs import ExportedBase, ExportJobs
-from server.api.metrics import Metrics
-from server.catalog import AdapterCatalog, CatalogSettings
-from server.config import AdapterArgument, ServeSettings
-from server.engine.async_engine import AsyncEngine
-from server.engine.engine import Engine, EngineSettings, Load
-from server.engine.scheduler import SchedulerLimits
-from server.model.arena import RankArena, bytes_per_row, bytes_per_row_by_module
-from server.model.kv_cache import KVCache, bytes_per_block
-from server.model.served import ServedModel
-from server.tokenizer import Tokenizer
+from manylora.server.api.app import Application, create_app
+from manylora.server.api.dependencies import ApiDependencies, ApiSettings
+from manylora.server.api.engine_metrics import EngineMetrics
+from manylora.server.api.export_jobs import ExportedBase, ExportJobs
+from manylora.server.api.metrics import Metrics
+from manylora.server.catalog import AdapterCatalog, CatalogSettings
+from manylora.server.config import AdapterArgument, ServeSettings
+from manylora.server.engine.async_engine import AsyncEngine
+from manylora.server.engine.engine import Engine, EngineSettings, Load
+from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.model.arena import RankArena, bytes_per_row, bytes_per_row_by_module
+from manylora.server.model.kv_cache import KVCache, bytes_per_block
+from manylora.server.model.served import ServedModel
+from manylora.server.tokenizer import Tokenizer
 
 GIB = 1 << 30
 ARENA_SHARE, KV_SHARE = 0.1, 0.3

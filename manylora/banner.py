@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from manylora.assemble import GIB, Server
-from server.config import ServeSettings
+from manylora.server.config import ServeSettings
 
 MIB = 1 << 20
 

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import torch
 
+from manylora import demo
 from manylora.doctor import cpu_has_bf16
-from quant.errors import CheckpointMissing
-from quant.hub import find_checkpoint
-from server.config import ServeSettings
-from server.kernels.plain import PlainBackend
-from server.model.config import ModelConfig
-from server.model.decoder import Decoder
-from server.model.errors import ModelMissing
-from server.model.loader import LoadReport, load_weights
+from manylora.quant.errors import CheckpointMissing
+from manylora.quant.hub import find_checkpoint
+from manylora.server.config import ServeSettings
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.config import ModelConfig
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.errors import ModelMissing
+from manylora.server.model.loader import LoadReport, load_weights
 
-DEMO = Path(__file__).resolve().parent.parent / "demo"
+DEMO = Path(demo.__file__).resolve().parent
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from manylora.adapters_command import app as adapters
 from manylora.failing import fail
 from manylora.merge_command import merge
+from manylora.server.config import ServeSettings, load_settings
 from manylora.settings_options import command_from_settings, one_line
-from server.config import ServeSettings, load_settings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, add_completion=False)
 
@@ -67,7 +67,7 @@ def version() -> None:
 
 
 def _mount_bench() -> None:
-    from loadtest.cli import app as bench
+    from manylora.loadtest.cli import app as bench
 
     app.add_typer(
         bench, name="bench", help="Measure a server, the engine, or transformers + peft beside them."

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from manylora.extras import need_training
 from manylora.failing import fail
-from training.check.check import CheckSettings, check_data
-from training.check.fix import fix
-from training.check.lengths import load_tokenizer
-from training.check.page import write_page
-from training.check.report import CheckReport
-from training.errors import TrainingError
+from manylora.training.check.check import CheckSettings, check_data
+from manylora.training.check.fix import fix
+from manylora.training.check.lengths import load_tokenizer
+from manylora.training.check.page import write_page
+from manylora.training.check.report import CheckReport
+from manylora.training.errors import TrainingError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Look after training data.")
 

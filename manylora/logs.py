@@ -5,7 +5,7 @@ import sys
 
 import structlog
 
-from server.config import ServeSettings
+from manylora.server.config import ServeSettings
 
 
 def configure_logs(settings: ServeSettings) -> None:

@@ -95,11 +95,11 @@ def merge(
 
 def _export(adapter: Path, output: Path, options: dict[str, Any]) -> Any:
     """Run the export and return its manifest."""
-    from adapters.errors import AdapterError
-    from adapters.export.export import export
-    from adapters.export.memory import return_freed_memory
-    from adapters.export.settings import ExportSettings
-    from quant.errors import QuantError
+    from manylora.adapters.errors import AdapterError
+    from manylora.adapters.export.export import export
+    from manylora.adapters.export.memory import return_freed_memory
+    from manylora.adapters.export.settings import ExportSettings
+    from manylora.quant.errors import QuantError
 
     return_freed_memory()
     try:
@@ -135,10 +135,10 @@ def _named(positional: list[str], adapter: str | None, output: Path | None) -> t
 
 def _bases(adapter: Path, base: str | None, base_16bit: str | None) -> dict[str, Any]:
     """Return the bases' directories and the base's name, which the adapter tells if nothing else does."""
-    from adapters.files import read_json_object
-    from adapters.spec import CONFIG_FILE
+    from manylora.adapters.files import read_json_object
+    from manylora.adapters.spec import CONFIG_FILE
     from manylora.base import DEMO, find_base
-    from server.model.errors import ModelMissing
+    from manylora.server.model.errors import ModelMissing
 
     try:
         if base is None:

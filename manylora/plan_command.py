@@ -10,14 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from manylora.failing import fail
-from training.errors import TrainingError
-from training.memory.budget import Budget, find_budget
-from training.memory.find import read_shape
-from training.memory.plan import PART_NAMES, MemoryPlan
-from training.memory.plan import plan as plan_run
-from training.memory.remedies import Remedy, remedies, smallest
-from training.memory.run_shape import RunShape
-from training.memory.shape import ModelShape
+from manylora.training.errors import TrainingError
+from manylora.training.memory.budget import Budget, find_budget
+from manylora.training.memory.find import read_shape
+from manylora.training.memory.plan import PART_NAMES, MemoryPlan
+from manylora.training.memory.plan import plan as plan_run
+from manylora.training.memory.remedies import Remedy, remedies, smallest
+from manylora.training.memory.run_shape import RunShape
+from manylora.training.memory.shape import ModelShape
 
 Flag = typer.Option
 Base = Annotated[str, typer.Argument(help="A model's directory, its config.json, or OWNER/MODEL of the hub.")]

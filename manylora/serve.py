@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from adapters.errors import AdapterError, AdapterNameTaken
+from manylora.adapters.errors import AdapterError, AdapterNameTaken
 from manylora.assemble import Server, assemble, start_adapters
 from manylora.banner import banner
 from manylora.base import DEMO, find_base
 from manylora.logs import configure_logs
-from quant.errors import QuantError
-from server.config import ServeSettings
-from server.engine.async_engine import AsyncEngine
-from server.errors import ServerError
-from server.model.errors import ModelError
+from manylora.quant.errors import QuantError
+from manylora.server.config import ServeSettings
+from manylora.server.engine.async_engine import AsyncEngine
+from manylora.server.errors import ServerError
+from manylora.server.model.errors import ModelError
 
 DEMO_NAME = "demo"
 KEEP_ALIVE_SECONDS = 75

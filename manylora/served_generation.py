@@ -15,21 +15,21 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from adapters.errors import AdapterError
-from adapters.spec import CONFIG_FILE, AdapterSpec
+from manylora.adapters.errors import AdapterError
+from manylora.adapters.spec import CONFIG_FILE, AdapterSpec
 from manylora.assemble import GIB, Server, assemble
 from manylora.base import DTYPES
-from quant.errors import QuantError
-from server.config import ServeSettings, load_settings
-from server.engine.async_engine import OutputStream
-from server.engine.request import GenerationRequest, SamplingParams
-from server.errors import ServerError
-from server.model.errors import ModelError
-from server.model.families import model_config
-from server.model.kv_cache import bytes_per_block
-from server.model.loader import read_config
-from server.tokenizer import Tokenizer
-from training.errors import BaseRefused, InvalidData, TrainingError
+from manylora.quant.errors import QuantError
+from manylora.server.config import ServeSettings, load_settings
+from manylora.server.engine.async_engine import OutputStream
+from manylora.server.engine.request import GenerationRequest, SamplingParams
+from manylora.server.errors import ServerError
+from manylora.server.model.errors import ModelError
+from manylora.server.model.families import model_config
+from manylora.server.model.kv_cache import bytes_per_block
+from manylora.server.model.loader import read_config
+from manylora.server.tokenizer import Tokenizer
+from manylora.training.errors import BaseRefused, InvalidData, TrainingError
 
 T = TypeVar("T")
 Message = Mapping[str, Any]
@@ -66,7 +66,7 @@ class _Room:
 
 
 class ServedGeneration:
-    """Generates greedily, all conversations in one batch. Is a training.evaluate.generate.Generate.
+    """Generates greedily, all conversations in one batch. Is a manylora.training.evaluate.generate.Generate.
 
     The base is loaded at the first call and kept until ``close`` (or the end of a ``with`` block); it is loaded anew
     only for an adapter of a higher rank or for longer conversations than there were before.

@@ -11,33 +11,33 @@ from manylora.extras import need_training
 from manylora.failing import fail
 
 if TYPE_CHECKING:
-    from training.bases.types import Base
-    from training.evaluate.generate import Generate
+    from manylora.training.bases.types import Base
+    from manylora.training.evaluate.generate import Generate
 
 
 def train(words: list[str]) -> None:
     """Train an adapter; `manylora train --help` lists the flags."""
     need_training()
-    from training.quiet import quiet_libraries
+    from manylora.training.quiet import quiet_libraries
 
     quiet_libraries()
-    from training.errors import TrainingError
-    from training.parsing import make_parser, parse_arguments
+    from manylora.training.errors import TrainingError
+    from manylora.training.parsing import make_parser, parse_arguments
 
     if not words or words[0] in ("--help", "-h"):
         Console().print(make_parser().format_help(), highlight=False, markup=False)
         return
     try:
         if words[0] == "sweep":
-            from training.rate.run_sweep import run_sweep
-            from training.rate.sweep import parse_sweep
+            from manylora.training.rate.run_sweep import run_sweep
+            from manylora.training.rate.sweep import parse_sweep
 
             settings, rest = parse_sweep(words[1:])
             run_sweep(parse_arguments(rest), settings, _say)
             return
         arguments = parse_arguments(words)
-        from training.run import Surroundings
-        from training.run import train as run
+        from manylora.training.run import Surroundings
+        from manylora.training.run import train as run
 
         run(arguments, Surroundings(_say, _open_generate))
     except TrainingError as error:

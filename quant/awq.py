@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from quant.packing import pack, unpack
+from manylora.quant.packing import pack, unpack
 
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

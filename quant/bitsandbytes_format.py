@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quant.checkpoint import Checkpoint
-from quant.errors import CorruptCheckpoint, UnsupportedQuantization
-from quant.nf4 import NF4_CODE, NestedScales, Nf4Tensor
+from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.errors import CorruptCheckpoint, UnsupportedQuantization
+from manylora.quant.nf4 import NF4_CODE, NestedScales, Nf4Tensor
 
 STATE = "weight.quant_state.bitsandbytes__"
 PLAIN = ("weight", "weight.absmax", "weight.quant_map")

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from quant.errors import CorruptCheckpoint
+from manylora.quant.errors import CorruptCheckpoint
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from quant.errors import CorruptCheckpoint, UnsupportedQuantization
-from quant.format import StoredFormat
+from manylora.quant.errors import CorruptCheckpoint, UnsupportedQuantization
+from manylora.quant.format import StoredFormat
 
 Section = Mapping[str, object]
 

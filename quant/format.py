@@ -5,14 +5,14 @@ from typing import Literal
 
 import torch
 
-from quant.awq import AwqTensor
-from quant.bitsandbytes_format import read_nf4
-from quant.checkpoint import Checkpoint
-from quant.dense import DenseTensor
-from quant.errors import CorruptCheckpoint, UnsupportedQuantization
-from quant.gptq import GptqTensor
-from quant.nf4 import Nf4Tensor
-from quant.packed_format import read_awq, read_gptq
+from manylora.quant.awq import AwqTensor
+from manylora.quant.bitsandbytes_format import read_nf4
+from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.dense import DenseTensor
+from manylora.quant.errors import CorruptCheckpoint, UnsupportedQuantization
+from manylora.quant.gptq import GptqTensor
+from manylora.quant.nf4 import Nf4Tensor
+from manylora.quant.packed_format import read_awq, read_gptq
 
 QuantizedTensor = Nf4Tensor | GptqTensor | AwqTensor | DenseTensor
 DENSE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from quant.packing import pack, unpack
+from manylora.quant.packing import pack, unpack
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from quant.errors import CheckpointMissing
+from manylora.quant.errors import CheckpointMissing
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 """What a base needs. Pickled weights and code are not among it."""

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from quant.dynamic import dequantize_dynamic, quantize_dynamic
+from manylora.quant.dynamic import dequantize_dynamic, quantize_dynamic
 
 BLOCKSIZE = 64
 NESTED_BLOCKSIZE = 256

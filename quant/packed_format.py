@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from quant.awq import AwqTensor
-from quant.checkpoint import Checkpoint
-from quant.errors import CorruptCheckpoint
-from quant.gptq import GptqTensor
+from manylora.quant.awq import AwqTensor
+from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.errors import CorruptCheckpoint
+from manylora.quant.gptq import GptqTensor
 
 PACKED = ("qweight", "qzeros", "scales")
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from adapters.errors import AdapterError, UnknownAdapter
-from adapters.names import check_name, list_names, name_taken
-from adapters.reader import AdapterOutline
-from adapters.records import AdapterRecord
-from adapters.registry import AdapterRegistry
-from adapters.store import AdapterStore
-from adapters.types import AdapterWeights, FreedAdapter, Tier
-from server.catalog_intake import AdapterIntake, KeyedLocks, Prepared, reason_of
-from server.catalog_operations import Caller, Operations
-from server.catalog_types import (
+from manylora.adapters.errors import AdapterError, UnknownAdapter
+from manylora.adapters.names import check_name, list_names, name_taken
+from manylora.adapters.reader import AdapterOutline
+from manylora.adapters.records import AdapterRecord
+from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.store import AdapterStore
+from manylora.adapters.types import AdapterWeights, FreedAdapter, Tier
+from manylora.server.catalog_intake import AdapterIntake, KeyedLocks, Prepared, reason_of
+from manylora.server.catalog_operations import Caller, Operations
+from manylora.server.catalog_types import (
     AdapterEngine,
     CatalogEntry,
     CatalogObserver,
@@ -28,8 +28,8 @@ from server.catalog_types import (
     RestoreReport,
     SilentObserver,
 )
-from server.engine.request import BASE_ADAPTER_ID
-from server.errors import AdapterUnavailable, ModelNotFound
+from manylora.server.engine.request import BASE_ADAPTER_ID
+from manylora.server.errors import AdapterUnavailable, ModelNotFound
 
 __all__ = [
     "AdapterCatalog",

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from adapters.errors import AdapterError
-from adapters.files import fingerprint
-from adapters.reader import AdapterOutline, inspect_adapter, read_adapter
-from adapters.source import resolve_source
-from adapters.spec import AdapterSpec
-from adapters.store import AdapterStore, StagedAdapter
-from adapters.types import AdapterWeights
-from server.catalog_types import CatalogSettings
+from manylora.adapters.errors import AdapterError
+from manylora.adapters.files import fingerprint
+from manylora.adapters.reader import AdapterOutline, inspect_adapter, read_adapter
+from manylora.adapters.source import resolve_source
+from manylora.adapters.spec import AdapterSpec
+from manylora.adapters.store import AdapterStore, StagedAdapter
+from manylora.adapters.types import AdapterWeights
+from manylora.server.catalog_types import CatalogSettings
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
 
-from server.errors import ShuttingDown
+from manylora.server.errors import ShuttingDown
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import torch
 
-from adapters.records import AdapterRecord
-from adapters.types import AdapterWeights, BaseModules, FreedAdapter, Tier
+from manylora.adapters.records import AdapterRecord
+from manylora.adapters.types import AdapterWeights, BaseModules, FreedAdapter, Tier
 
 
 class AdapterEngine(Protocol):
@@ -112,7 +112,7 @@ class ResolvedModel:
     """What a model name in a request means."""
 
     adapter_id: int
-    """server.engine.request.BASE_ADAPTER_ID for the base."""
+    """manylora.server.engine.request.BASE_ADAPTER_ID for the base."""
     name: str
     chat_template: str | None
     """The adapter's own template; None: the base's."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from server.errors import InvalidRequest
+from manylora.server.errors import InvalidRequest
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
 """Length of a chat template that an adapter may bring."""

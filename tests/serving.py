@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loadtest.server_process import ServerProcess, start_server
+from manylora.loadtest.server_process import ServerProcess, start_server
 
 Served = ServerProcess
 START_SECONDS = 120.0

@@ -10,8 +10,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from demo.forms import plain
-from demo.heldout import held_out_prompts
+from manylora.demo.forms import plain
+from manylora.demo.heldout import held_out_prompts
 from tests.serving import Served, serving
 
 HELD_OUT = Path(__file__).resolve().parent.parent / "demo" / "heldout.jsonl"

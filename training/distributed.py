@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from training.errors import InvalidArgument
-from training.old_flags import flag_name
+from manylora.training.errors import InvalidArgument
+from manylora.training.old_flags import flag_name
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from quant.errors import QuantError
-from quant.hub import find_checkpoint
-from training.bases.load import BaseSettings, load_base, load_tokenizer
-from training.bases.precision import DTYPES
-from training.bases.quantized import forbid_merging
-from training.bases.quiet import quiet_peft
-from training.bases.save import BASE_FILE, CONFIG_FILE
-from training.bases.tokenizer import has_tokenizer
-from training.bases.tokens import grow_embedding
-from training.bases.types import DtypeName
-from training.errors import BaseRefused
+from manylora.quant.errors import QuantError
+from manylora.quant.hub import find_checkpoint
+from manylora.training.bases.load import BaseSettings, load_base, load_tokenizer
+from manylora.training.bases.precision import DTYPES
+from manylora.training.bases.quantized import forbid_merging
+from manylora.training.bases.quiet import quiet_peft
+from manylora.training.bases.save import BASE_FILE, CONFIG_FILE
+from manylora.training.bases.tokenizer import has_tokenizer
+from manylora.training.bases.tokens import grow_embedding
+from manylora.training.bases.types import DtypeName
+from manylora.training.errors import BaseRefused
 
 if TYPE_CHECKING:
     from peft import PeftModel

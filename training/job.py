@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from training.arguments import Arguments, TrainingArguments
-from training.data.collate import Collator
-from training.distributed import world_size
-from training.loop.trainer import LoopSettings, LoraTrainer
-from training.preparation import Prepared
-from training.rank.policy import RankPolicy
+from manylora.training.arguments import Arguments, TrainingArguments
+from manylora.training.data.collate import Collator
+from manylora.training.distributed import world_size
+from manylora.training.loop.trainer import LoopSettings, LoraTrainer
+from manylora.training.preparation import Prepared
+from manylora.training.rank.policy import RankPolicy
 
 LOG_SHARE = 0.01
 """Of the steps, between two entries of the log, unless --logging_steps says otherwise."""

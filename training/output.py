@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from training.errors import InvalidArgument, TrainingError
-from training.loop import checkpoints
+from manylora.training.errors import InvalidArgument, TrainingError
+from manylora.training.loop import checkpoints
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STAGING = ".adapter-partial"

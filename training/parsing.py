@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from training.arguments import (
+from manylora.training.arguments import (
     ARGUMENT_CLASSES,
     Arguments,
     DataArguments,
@@ -21,9 +21,9 @@ from training.arguments import (
     RunArguments,
     TrainingArguments,
 )
-from training.distributed import settle_configs
-from training.errors import InvalidArgument
-from training.old_flags import flag_name, modernise
+from manylora.training.distributed import settle_configs
+from manylora.training.errors import InvalidArgument
+from manylora.training.old_flags import flag_name, modernise
 
 AUTO = "auto"
 

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
 
-from training.arguments import Arguments
-from training.bases.find import find_base, read_config
-from training.bases.load import BaseSettings, load_base, load_tokenizer
-from training.bases.lora import LoraSettings, Servable, attach, attach_notes, servable
-from training.bases.save import load_adapter
-from training.bases.tokens import ChatSetup, prepare_chat
-from training.bases.types import Base, DtypeName
-from training.check.check import CheckSettings, check_data
-from training.check.report import CheckReport
-from training.data.dataset import DataSettings, TrainingData, load_data, load_split
-from training.data.files import parse_data_path
-from training.data.formats import recognise
-from training.distributed import is_first_process
-from training.errors import InvalidArgument, InvalidData
-from training.rank.make import make_policy
-from training.rank.policy import RankPolicy
+from manylora.training.arguments import Arguments
+from manylora.training.bases.find import find_base, read_config
+from manylora.training.bases.load import BaseSettings, load_base, load_tokenizer
+from manylora.training.bases.lora import LoraSettings, Servable, attach, attach_notes, servable
+from manylora.training.bases.save import load_adapter
+from manylora.training.bases.tokens import ChatSetup, prepare_chat
+from manylora.training.bases.types import Base, DtypeName
+from manylora.training.check.check import CheckSettings, check_data
+from manylora.training.check.report import CheckReport
+from manylora.training.data.dataset import DataSettings, TrainingData, load_data, load_split
+from manylora.training.data.files import parse_data_path
+from manylora.training.data.formats import recognise
+from manylora.training.distributed import is_first_process
+from manylora.training.errors import InvalidArgument, InvalidData
+from manylora.training.rank.make import make_policy
+from manylora.training.rank.policy import RankPolicy
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -2,7 +2,7 @@
 
 import warnings
 
-from training.bases.quiet import quiet_bitsandbytes
+from manylora.training.bases.quiet import quiet_bitsandbytes
 
 
 def quiet_libraries() -> None:

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from training.arguments import Arguments
-from training.data.files import data_fingerprint, parse_data_path
-from training.loop.trainer import LoraTrainer
-from training.preparation import Prepared
-from training.report.record import (
+from manylora.training.arguments import Arguments
+from manylora.training.data.files import data_fingerprint, parse_data_path
+from manylora.training.loop.trainer import LoraTrainer
+from manylora.training.preparation import Prepared
+from manylora.training.report.record import (
     BaseFacts,
     DataFacts,
     EvaluationFacts,
@@ -20,7 +20,7 @@ from training.report.record import (
     Results,
     RunRecord,
 )
-from training.report.surroundings import package_versions, this_machine
+from manylora.training.report.surroundings import package_versions, this_machine
 
 SECRET = "•••"
 SECRETS = ("admin_key", "hub_token")

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import httpx
 
-from training.errors import TrainingError
+from manylora.training.errors import TrainingError
 
 TIMEOUT = httpx.Timeout(10.0, read=120.0)
 EXISTS = 409

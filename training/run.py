@@ -5,28 +5,28 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import output
-from training.arguments import Arguments
-from training.bases.types import Base
-from training.distributed import is_first_process
-from training.errors import Diverged, InvalidArgument, TrainingError
-from training.evaluate.evaluation import GenerationEvaluation, Scores
-from training.evaluate.generate import Generate
-from training.job import Job, total_steps
-from training.loop import checkpoints
-from training.loop.interrupt import SaveWhenInterrupted
-from training.loop.trainer import LoraTrainer
-from training.memory.job import fit_job, plan_job
-from training.memory.meter import PeakMeter
-from training.preparation import Prepared, Say, prepare
-from training.rate.find import apply, find_learning_rate, write_choice
-from training.recording import finish_record, start_record
-from training.register import register
-from training.report.page import write_report
-from training.report.record import EvaluationFacts, RunRecord
-from training.report.trackers import check_report_to
-from training.tasks.tasks import run_tasks
-from training.watching import answers_now, evaluation_settings, settle_best_checkpoint, watch
+from manylora.training import output
+from manylora.training.arguments import Arguments
+from manylora.training.bases.types import Base
+from manylora.training.distributed import is_first_process
+from manylora.training.errors import Diverged, InvalidArgument, TrainingError
+from manylora.training.evaluate.evaluation import GenerationEvaluation, Scores
+from manylora.training.evaluate.generate import Generate
+from manylora.training.job import Job, total_steps
+from manylora.training.loop import checkpoints
+from manylora.training.loop.interrupt import SaveWhenInterrupted
+from manylora.training.loop.trainer import LoraTrainer
+from manylora.training.memory.job import fit_job, plan_job
+from manylora.training.memory.meter import PeakMeter
+from manylora.training.preparation import Prepared, Say, prepare
+from manylora.training.rate.find import apply, find_learning_rate, write_choice
+from manylora.training.recording import finish_record, start_record
+from manylora.training.register import register
+from manylora.training.report.page import write_report
+from manylora.training.report.record import EvaluationFacts, RunRecord
+from manylora.training.report.trackers import check_report_to
+from manylora.training.tasks.tasks import run_tasks
+from manylora.training.watching import answers_now, evaluation_settings, settle_best_checkpoint, watch
 
 OpenGenerate = Callable[[Base], AbstractContextManager[Generate]]
 

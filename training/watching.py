@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from training import output
-from training.arguments import Arguments
-from training.distributed import is_first_process
-from training.evaluate.best import EarlyStopping
-from training.evaluate.evaluation import EvaluationSettings, GenerationEvaluation
-from training.job import Job
-from training.loop.trainer import LoraTrainer
-from training.report.progress import LiveProgress
-from training.report.record import Event
-from training.report.recorder import RunRecorder
+from manylora.training import output
+from manylora.training.arguments import Arguments
+from manylora.training.distributed import is_first_process
+from manylora.training.evaluate.best import EarlyStopping
+from manylora.training.evaluate.evaluation import EvaluationSettings, GenerationEvaluation
+from manylora.training.job import Job
+from manylora.training.loop.trainer import LoraTrainer
+from manylora.training.report.progress import LiveProgress
+from manylora.training.report.record import Event
+from manylora.training.report.recorder import RunRecorder
 
 
 def evaluation_settings(arguments: Arguments) -> EvaluationSettings | None:

@@ -1,4 +1,4 @@
-"""An export in a process of its own, as the server runs it: ``python -m adapters.export SETTINGS NICENESS``.
+"""An export in a process of its own, as the server runs it: ``python -m manylora.adapters.export SETTINGS NICENESS``.
 
 SETTINGS is a JSON object of ExportSettings. Standard output is JSON lines: {"stage", "progress"} and, last, {"result"}
 or {"error"}. When standard input ends the parent is gone, and so is this process; what it leaves is swept by the next.
@@ -25,11 +25,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     import torch
 
-    from adapters.errors import AdapterError
-    from adapters.export.export import export
-    from adapters.export.memory import return_freed_memory
-    from adapters.export.settings import ExportSettings
-    from quant.errors import QuantError
+    from manylora.adapters.errors import AdapterError
+    from manylora.adapters.export.export import export
+    from manylora.adapters.export.memory import return_freed_memory
+    from manylora.adapters.export.settings import ExportSettings
+    from manylora.quant.errors import QuantError
 
     torch.set_num_threads(1)
     return_freed_memory()

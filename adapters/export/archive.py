@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapters.files import KNOWN_FILES
+from manylora.adapters.files import KNOWN_FILES
 
 SUFFIXES = (".tar.gz", ".tgz", ".zip")
 _MORE_FILES = (

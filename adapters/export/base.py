@@ -7,14 +7,14 @@ from typing import Protocol
 
 import torch
 
-from adapters.export.errors import ExportRefused
-from adapters.export.outline import EMBEDDING, HEAD, ModelOutline
-from adapters.export.rows import DenseRows, PackedRows, Rows
-from quant.checkpoint import Checkpoint
-from quant.config import stored_format
-from quant.dense import DenseTensor
-from quant.format import read_dense
-from quant.nf4 import quantize_nf4
+from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline
+from manylora.adapters.export.rows import DenseRows, PackedRows, Rows
+from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.config import stored_format
+from manylora.quant.dense import DenseTensor
+from manylora.quant.format import read_dense
+from manylora.quant.nf4 import quantize_nf4
 
 DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -34,7 +34,7 @@ class BaseWeights(Protocol):
 class BaseCheckpoint:
     """A checkpoint directory: dense, NF4, GPTQ or AWQ; quantised matrices are seen dequantised.
 
-    Raises ExportRefused without a readable config.json, quant.errors.QuantError for what else is wrong.
+    Raises ExportRefused without a readable config.json, manylora.quant.errors.QuantError for what else is wrong.
     """
 
     def __init__(self, directory: Path) -> None:

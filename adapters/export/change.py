@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adapters.errors import InvalidAdapter, UnsupportedAdapter
-from adapters.export.outline import EMBEDDING, HEAD, ModelOutline
-from adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
-from adapters.header import TensorEntry, read_header
-from adapters.reader import MAX_ADAPTER_BYTES
-from adapters.spec import ALL_LINEAR, CONFIG_FILE, AdapterSpec
+from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline
+from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
+from manylora.adapters.header import TensorEntry, read_header
+from manylora.adapters.reader import MAX_ADAPTER_BYTES
+from manylora.adapters.spec import ALL_LINEAR, CONFIG_FILE, AdapterSpec
 
 PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"

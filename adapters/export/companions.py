@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from adapters.export.nf4_layout import quantization_config
-from adapters.export.outline import EMBEDDING, QUANTIZATION_FIELDS
-from adapters.export.write import OutputForm
-from adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, read_chat_template
+from manylora.adapters.export.nf4_layout import quantization_config
+from manylora.adapters.export.outline import EMBEDDING, QUANTIZATION_FIELDS
+from manylora.adapters.export.write import OutputForm
+from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, read_chat_template
 
 MANIFEST = "manylora_export.json"
 TOKENIZER_FILES = (

@@ -6,7 +6,7 @@ from math import isfinite, sqrt
 import torch
 from torch import Tensor
 
-from adapters.export.errors import ExportFailed
+from manylora.adapters.export.errors import ExportFailed
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}
 """Largest relative distance of a merged model from base + adapter, both computed in float32: what rounding the merged

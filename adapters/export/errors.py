@@ -6,7 +6,7 @@ ExportError          an AdapterError, so that the API and the commands treat it 
 └── ExportFailed     the result was made and did not pass its checks
 """
 
-from adapters.errors import AdapterError
+from manylora.adapters.errors import AdapterError
 
 
 class ExportError(AdapterError):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from adapters.export.archive import SUFFIXES, archived_files, write_archive
-from adapters.export.change import TrainedAdapter
-from adapters.export.companions import (
+from manylora.adapters.export.archive import SUFFIXES, archived_files, write_archive
+from manylora.adapters.export.change import TrainedAdapter
+from manylora.adapters.export.companions import (
     copy_tokenizer,
     dtype_name,
     merged_config,
@@ -20,14 +20,14 @@ from adapters.export.companions import (
     write_config,
     write_manifest,
 )
-from adapters.export.errors import ExportRefused
-from adapters.export.plan import MergePlan, plan_merge
-from adapters.export.publish import check_space, check_target, publishing, publishing_file
-from adapters.export.settings import ExportSettings
-from adapters.export.verify import Checked, verify
-from adapters.export.write import Survival, check_survival, share_kept, write_weights
-from adapters.files import present_files
-from adapters.reader import MAX_ADAPTER_BYTES
+from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.plan import MergePlan, plan_merge
+from manylora.adapters.export.publish import check_space, check_target, publishing, publishing_file
+from manylora.adapters.export.settings import ExportSettings
+from manylora.adapters.export.verify import Checked, verify
+from manylora.adapters.export.write import Survival, check_survival, share_kept, write_weights
+from manylora.adapters.files import present_files
+from manylora.adapters.reader import MAX_ADAPTER_BYTES
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the whole that is done, 0 to 1."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from adapters.export.change import Change
-from adapters.export.outline import EMBEDDING, HEAD, empty_model
-from adapters.export.rows import Rows, chunks
-from adapters.export.samples import Row
+from manylora.adapters.export.change import Change
+from manylora.adapters.export.outline import EMBEDDING, HEAD, empty_model
+from manylora.adapters.export.rows import Rows, chunks
+from manylora.adapters.export.samples import Row
 
 LAST_POSITIONS = 10
 """Of each prompt, whose logits are kept: with a large vocabulary, those of a hundred are as large as its embedding."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.export.base import BaseCheckpoint, BaseWeights
-from adapters.export.change import Change, TrainedAdapter
-from adapters.export.errors import ExportRefused
-from adapters.export.outline import EMBEDDING, HEAD, ModelOutline
-from adapters.export.rows import DenseRows, Rows
+from manylora.adapters.export.base import BaseCheckpoint, BaseWeights
+from manylora.adapters.export.change import Change, TrainedAdapter
+from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline
+from manylora.adapters.export.rows import DenseRows, Rows
 
 
 @dataclass(frozen=True, slots=True)

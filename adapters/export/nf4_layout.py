@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from adapters.export.rows import Rows, chunks
-from adapters.export.safetensors_writer import Entry
-from quant.bitsandbytes_format import STATE
-from quant.dynamic import quantize_dynamic
-from quant.nf4 import BLOCKSIZE, NESTED_BLOCKSIZE, NF4_CODE, NestedScales, Nf4Tensor, quantize_nf4
+from manylora.adapters.export.rows import Rows, chunks
+from manylora.adapters.export.safetensors_writer import Entry
+from manylora.quant.bitsandbytes_format import STATE
+from manylora.quant.dynamic import quantize_dynamic
+from manylora.quant.nf4 import BLOCKSIZE, NESTED_BLOCKSIZE, NF4_CODE, NestedScales, Nf4Tensor, quantize_nf4
 
 _STATE_BYTES = 256
 

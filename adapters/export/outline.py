@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adapters.export.errors import ExportRefused
+from manylora.adapters.export.errors import ExportRefused
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

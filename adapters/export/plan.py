@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.export.base import DTYPES, BaseCheckpoint, BaseWeights, ServedAsNf4
-from adapters.export.change import TrainedAdapter
-from adapters.export.errors import ExportRefused
-from adapters.export.merge import HeadPlan, MergedWeights, merged_shapes, plan_head
-from adapters.export.outline import EMBEDDING, HEAD, ModelOutline, outline_of
-from adapters.export.rows import Rows
-from adapters.export.settings import ExportSettings
-from adapters.export.write import OutputForm
+from manylora.adapters.export.base import DTYPES, BaseCheckpoint, BaseWeights, ServedAsNf4
+from manylora.adapters.export.change import TrainedAdapter
+from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.merge import HeadPlan, MergedWeights, merged_shapes, plan_head
+from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline, outline_of
+from manylora.adapters.export.rows import Rows
+from manylora.adapters.export.settings import ExportSettings
+from manylora.adapters.export.write import OutputForm
 
 
 @dataclass(frozen=True, slots=True)

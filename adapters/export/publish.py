@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapters.export.errors import ExportFailed, ExportRefused
+from manylora.adapters.export.errors import ExportFailed, ExportRefused
 
 PARTIAL = ".partial-"
 SPARE_BYTES = 16 << 20

@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from quant.awq import AwqTensor
-from quant.gptq import GptqTensor
-from quant.nf4 import NestedScales, Nf4Tensor
+from manylora.quant.awq import AwqTensor
+from manylora.quant.gptq import GptqTensor
+from manylora.quant.nf4 import NestedScales, Nf4Tensor
 
 CHUNK_WEIGHTS = 1 << 22
 """Weights of one chunk: 16 MiB in float32."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adapters.export.errors import ExportRefused
+from manylora.adapters.export.errors import ExportRefused
 
 PROMPTS = (
     "The capital of France is",

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from adapters.export.errors import ExportRefused
+from manylora.adapters.export.errors import ExportRefused
 
 Format = Literal["merged", "merged-4bit", "peft"]
 Into = Literal["auto", "16bit", "dequantized"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.export.base import BaseCheckpoint
-from adapters.export.compare import (
+from manylora.adapters.export.base import BaseCheckpoint
+from manylora.adapters.export.compare import (
     FOUR_BIT_RATIO,
     FOUR_BIT_TOLERANCE,
     TOLERANCE,
@@ -20,14 +20,14 @@ from adapters.export.compare import (
     check_losses,
     distance,
 )
-from adapters.export.forward import Outputs, Plain, Variant, run_variants
-from adapters.export.merge import MergedWeights
-from adapters.export.nf4_layout import quantize_rows
-from adapters.export.outline import EMBEDDING
-from adapters.export.plan import MergePlan
-from adapters.export.rows import PackedRows, RoundedRows, Rows
-from adapters.export.samples import built_in_rows, sample_rows
-from adapters.export.write import OutputForm
+from manylora.adapters.export.forward import Outputs, Plain, Variant, run_variants
+from manylora.adapters.export.merge import MergedWeights
+from manylora.adapters.export.nf4_layout import quantize_rows
+from manylora.adapters.export.outline import EMBEDDING
+from manylora.adapters.export.plan import MergePlan
+from manylora.adapters.export.rows import PackedRows, RoundedRows, Rows
+from manylora.adapters.export.samples import built_in_rows, sample_rows
+from manylora.adapters.export.write import OutputForm
 
 MERGED, BASE = "merged", "base"
 """Names of variants; "16bit" and "dequantized" are base + adapter, "other" the merge that was not asked for."""

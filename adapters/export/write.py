@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.export.errors import ExportFailed
-from adapters.export.merge import MergedWeights
-from adapters.export.nf4_layout import nf4_entries, nf4_tensors, quantize_rows
-from adapters.export.rows import PackedRows, chunks
-from adapters.export.safetensors_writer import Entry, ShardedWriter
+from manylora.adapters.export.errors import ExportFailed
+from manylora.adapters.export.merge import MergedWeights
+from manylora.adapters.export.nf4_layout import nf4_entries, nf4_tensors, quantize_rows
+from manylora.adapters.export.rows import PackedRows, chunks
+from manylora.adapters.export.safetensors_writer import Entry, ShardedWriter
 
 LEAST_KEPT = 0.8
 """Share of the whole change that must be in the result."""

@@ -1,4 +1,4 @@
-"""`python -m loadtest.bars NAME`: run one bar or all, and print what was promised and what was measured."""
+"""`python -m manylora.loadtest.bars NAME`: run one bar or all, and print what was promised and what was measured."""
 
 import argparse
 import asyncio
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtest.bars import exact, hangups, neighbours, swap, thousand
-from loadtest.bars.report import Report
+from manylora.loadtest.bars import exact, hangups, neighbours, swap, thousand
+from manylora.loadtest.bars.report import Report
 
 Bar = Callable[[Path, bool], Awaitable[Report]]
 BARS: dict[str, Bar] = {
@@ -29,7 +29,7 @@ BARS: dict[str, Bar] = {
 
 def main() -> int:
     """Run the bars; 1 if one of them fails."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.bars", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.bars", description=__doc__)
     parser.add_argument("bar", choices=[*BARS, "all"])
     parser.add_argument("--small", action="store_true", help="the size that the test suite runs")
     options = parser.parse_args()

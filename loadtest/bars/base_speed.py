@@ -10,9 +10,9 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from loadtest.bars.client import Ask, Client
-from loadtest.bars.material import prompts
-from loadtest.bars.report import Report
+from manylora.loadtest.bars.client import Ask, Client
+from manylora.loadtest.bars.material import prompts
+from manylora.loadtest.bars.report import Report
 
 TOLERANCE = 0.02
 MAX_ERROR = 0.01

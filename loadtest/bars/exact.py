@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.bars.client import Answer, Ask, Client
-from loadtest.bars.material import Material, prompts
-from loadtest.bars.reference import Reference, agrees
-from loadtest.bars.report import Report
-from loadtest.server_process import running, start_server
+from manylora.loadtest.bars.client import Answer, Ask, Client
+from manylora.loadtest.bars.material import Material, prompts
+from manylora.loadtest.bars.reference import Reference, agrees
+from manylora.loadtest.bars.report import Report
+from manylora.loadtest.server_process import running, start_server
 
 LONGEST_PROMPT = 300
 ADAPTERS = 8

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.bars.client import HUNG_UP, Answer, Ask, Client, held
-from loadtest.bars.exact import describe
-from loadtest.bars.material import Material, prompts
-from loadtest.bars.quiet import NOTHING, quiet, report_books
-from loadtest.bars.report import Report
-from loadtest.server_process import running, start_server
+from manylora.loadtest.bars.client import HUNG_UP, Answer, Ask, Client, held
+from manylora.loadtest.bars.exact import describe
+from manylora.loadtest.bars.material import Material, prompts
+from manylora.loadtest.bars.quiet import NOTHING, quiet, report_books
+from manylora.loadtest.bars.report import Report
+from manylora.loadtest.server_process import running, start_server
 
 ADAPTERS = 8
 PROMPT_LENGTHS = (1, 17, 40, 110)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.checkpoints import ALL_LINEAR, ATTENTION, TINY, AdapterShape, write_adapter, write_base
+from manylora.loadtest.checkpoints import ALL_LINEAR, ATTENTION, TINY, AdapterShape, write_adapter, write_base
 
 VOCABULARY = TINY.vocab_size - 3
 """Ids that are not control tokens."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.bars.base_speed import SpeedSize, base_speed
-from loadtest.bars.client import Ask, Client
-from loadtest.bars.material import RANKS, TARGETS, Material, prompts
-from loadtest.bars.quiet import NOTHING, quiet, report_books
-from loadtest.bars.report import Report
-from loadtest.server_process import ServerProcess, running, start_server
+from manylora.loadtest.bars.base_speed import SpeedSize, base_speed
+from manylora.loadtest.bars.client import Ask, Client
+from manylora.loadtest.bars.material import RANKS, TARGETS, Material, prompts
+from manylora.loadtest.bars.quiet import NOTHING, quiet, report_books
+from manylora.loadtest.bars.report import Report
+from manylora.loadtest.server_process import ServerProcess, running, start_server
 
 # Few rows, so that the others' coming and going evicts and moves what is on the device.
 FLAGS = ("--kv-cache-gib", "0.1", "--arena-rows", "160")

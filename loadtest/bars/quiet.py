@@ -3,8 +3,8 @@
 import asyncio
 import time
 
-from loadtest.bars.client import Client, Held, held
-from loadtest.bars.report import Report
+from manylora.loadtest.bars.client import Client, Held, held
+from manylora.loadtest.bars.report import Report
 
 NOTHING = Held(0, 0, 0, 0, 0)
 MIB = 1 << 20

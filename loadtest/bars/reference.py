@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from loadtest.bars.client import Answer, Ask
+from manylora.loadtest.bars.client import Answer, Ask
 
 TOLERANCE = 1e-3
 """Of log probabilities in float32; a wrong token or adapter is off by far more."""

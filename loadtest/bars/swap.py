@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loadtest.bars.client import Answer, Ask, Client, Held
-from loadtest.bars.material import RANKS, TARGETS, Material, prompts
-from loadtest.bars.quiet import MIB, NOTHING, quiet, report_books
-from loadtest.bars.report import Report
-from loadtest.bars.timeline import ABSENT, Timeline
-from loadtest.server_process import ServerProcess, running, start_server
+from manylora.loadtest.bars.client import Answer, Ask, Client, Held
+from manylora.loadtest.bars.material import RANKS, TARGETS, Material, prompts
+from manylora.loadtest.bars.quiet import MIB, NOTHING, quiet, report_books
+from manylora.loadtest.bars.report import Report
+from manylora.loadtest.bars.timeline import ABSENT, Timeline
+from manylora.loadtest.server_process import ServerProcess, running, start_server
 
 NAMES = tuple(f"name{number}" for number in range(10))
 VERSIONS = 24

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.bars.client import Answer, Ask, Client
-from loadtest.bars.exact import describe
-from loadtest.bars.material import Material, prompts
-from loadtest.bars.quiet import MIB, report_books
-from loadtest.bars.reference import Reference, agrees
-from loadtest.bars.report import Report
-from loadtest.server_process import ServerProcess, running, start_server
+from manylora.loadtest.bars.client import Answer, Ask, Client
+from manylora.loadtest.bars.exact import describe
+from manylora.loadtest.bars.material import Material, prompts
+from manylora.loadtest.bars.quiet import MIB, report_books
+from manylora.loadtest.bars.reference import Reference, agrees
+from manylora.loadtest.bars.report import Report
+from manylora.loadtest.server_process import ServerProcess, running, start_server
 
 RANK = 8
 ON_DEVICE = 16

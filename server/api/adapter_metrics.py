@@ -8,8 +8,8 @@ import threading
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from adapters.records import AdapterRecord
-from adapters.types import FreedAdapter
+from manylora.adapters.records import AdapterRecord
+from manylora.adapters.types import FreedAdapter
 
 OTHER = "other"
 LOAD_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -63,7 +63,7 @@ class AdapterCounters:
 
 
 class AdapterOperations:
-    """What the catalog and the engine report about adapters: a server.catalog.CatalogObserver."""
+    """What the catalog and the engine report about adapters: a manylora.server.catalog.CatalogObserver."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.load = Histogram(

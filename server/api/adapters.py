@@ -3,15 +3,15 @@
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from adapters.errors import AdapterNameTaken, AdapterNotFound
-from adapters.records import AdapterRecord
-from server.api.auth import require_admin
-from server.api.body import read_body
-from server.api.dependencies import dependencies
-from server.api.openapi import body_of
-from server.api.schemas import AdapterRequest, AdapterUpdate, LoadLoraRequest, UnloadLoraRequest
-from server.catalog import CatalogEntry
-from server.errors import InvalidRequest, ModelNotFound
+from manylora.adapters.errors import AdapterNameTaken, AdapterNotFound
+from manylora.adapters.records import AdapterRecord
+from manylora.server.api.auth import require_admin
+from manylora.server.api.body import read_body
+from manylora.server.api.dependencies import dependencies
+from manylora.server.api.openapi import body_of
+from manylora.server.api.schemas import AdapterRequest, AdapterUpdate, LoadLoraRequest, UnloadLoraRequest
+from manylora.server.catalog import CatalogEntry
+from manylora.server.errors import InvalidRequest, ModelNotFound
 
 router = APIRouter(dependencies=[Depends(require_admin)], tags=["adapters"])
 

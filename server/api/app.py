@@ -8,10 +8,10 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from server.api import adapters, chat, completions, export, health, models
-from server.api.dependencies import ApiDependencies
-from server.api.error_responses import install_error_handlers
-from server.api.request_context import RequestContext
+from manylora.server.api import adapters, chat, completions, export, health, models
+from manylora.server.api.dependencies import ApiDependencies
+from manylora.server.api.error_responses import install_error_handlers
+from manylora.server.api.request_context import RequestContext
 
 Application = RequestContext
 """What an ASGI server runs."""

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 
-from server.api.dependencies import dependencies
-from server.errors import Forbidden, Unauthorized
+from manylora.server.api.dependencies import dependencies
+from manylora.server.errors import Forbidden, Unauthorized
 
 
 async def require_api_key(request: Request) -> None:

@@ -14,9 +14,9 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from server.api.dependencies import dependencies
-from server.api.error_responses import invalid_field
-from server.errors import BodyTooLarge, InvalidRequest
+from manylora.server.api.dependencies import dependencies
+from manylora.server.api.error_responses import invalid_field
+from manylora.server.errors import BodyTooLarge, InvalidRequest
 
 Body = TypeVar("Body", bound=BaseModel)
 ON_THE_LOOP = 64 << 10

@@ -9,18 +9,18 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from server.api.auth import require_api_key
-from server.api.body import read_body
-from server.api.dependencies import ApiDependencies, dependencies
-from server.api.disconnect import done_within
-from server.api.generation import Choice, Generation, begin, sampling_params, usage_of
-from server.api.logprobs import CompletionLogprobs
-from server.api.openapi import body_of
-from server.api.prompts import completion_prompts
-from server.api.rendering import dumps, json_response
-from server.api.schemas import CompletionRequest
-from server.api.streaming import Events, event_stream
-from server.engine.request import SequenceOutput, TokenLogprobs
+from manylora.server.api.auth import require_api_key
+from manylora.server.api.body import read_body
+from manylora.server.api.dependencies import ApiDependencies, dependencies
+from manylora.server.api.disconnect import done_within
+from manylora.server.api.generation import Choice, Generation, begin, sampling_params, usage_of
+from manylora.server.api.logprobs import CompletionLogprobs
+from manylora.server.api.openapi import body_of
+from manylora.server.api.prompts import completion_prompts
+from manylora.server.api.rendering import dumps, json_response
+from manylora.server.api.schemas import CompletionRequest
+from manylora.server.api.streaming import Events, event_stream
+from manylora.server.engine.request import SequenceOutput, TokenLogprobs
 
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
 

@@ -6,11 +6,11 @@ from typing import Protocol
 
 from fastapi import Request
 
-from server.api.export_jobs import ExportJobs
-from server.api.metrics import Metrics
-from server.catalog import AdapterCatalog
-from server.engine.request import GenerationRequest, SequenceOutput
-from server.tokenizer import Tokenizer
+from manylora.server.api.export_jobs import ExportJobs
+from manylora.server.api.metrics import Metrics
+from manylora.server.catalog import AdapterCatalog
+from manylora.server.engine.request import GenerationRequest, SequenceOutput
+from manylora.server.tokenizer import Tokenizer
 
 
 class OutputStream(Protocol):

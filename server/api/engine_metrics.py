@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from server.api.gauges import Gauges, lora_requests_info
-from server.api.metrics import Metrics
-from server.catalog import AdapterCatalog, CatalogEntry
-from server.engine.async_engine import AsyncEngine
-from server.engine.observer import EndedRequest, StepTimings
-from server.engine.stats import EngineStats
+from manylora.server.api.gauges import Gauges, lora_requests_info
+from manylora.server.api.metrics import Metrics
+from manylora.server.catalog import AdapterCatalog, CatalogEntry
+from manylora.server.engine.async_engine import AsyncEngine
+from manylora.server.engine.observer import EndedRequest, StepTimings
+from manylora.server.engine.stats import EngineStats
 
 USUAL_RANK = 16
 

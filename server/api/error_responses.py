@@ -12,11 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from structlog import get_logger
 
-from adapters import errors as adapter_errors
-from server.api.disconnect import ClientGone
-from server.api.request_context import request_id
-from server.api.schemas import UNKNOWN_FIELD, WRONG_WITH_OTHERS
-from server.errors import InvalidRequest, ServerError
+from manylora.adapters import errors as adapter_errors
+from manylora.server.api.disconnect import ClientGone
+from manylora.server.api.request_context import request_id
+from manylora.server.api.schemas import UNKNOWN_FIELD, WRONG_WITH_OTHERS
+from manylora.server.errors import InvalidRequest, ServerError
 
 log = get_logger(__name__)
 INVALID = "invalid_request_error"
@@ -38,7 +38,7 @@ class Shape:
     code: str | None
 
 
-# Errors of rooms that know nothing of HTTP. server.errors carry their own.
+# Errors of rooms that know nothing of HTTP. manylora.server.errors carry their own.
 FOREIGN: dict[type[Exception], Shape] = {
     adapter_errors.AdapterNotFound: Shape(400, INVALID, "adapter_not_found"),
     adapter_errors.AdapterPathForbidden: Shape(403, INVALID, "adapter_path_forbidden"),

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import Field
 
-from server.api.auth import require_admin
-from server.api.body import read_body
-from server.api.dependencies import dependencies
-from server.api.export_jobs import ExportJob, ExportJobs
-from server.api.openapi import body_of
-from server.api.schemas import Strict
-from server.errors import InvalidRequest, ShuttingDown
+from manylora.server.api.auth import require_admin
+from manylora.server.api.body import read_body
+from manylora.server.api.dependencies import dependencies
+from manylora.server.api.export_jobs import ExportJob, ExportJobs
+from manylora.server.api.openapi import body_of
+from manylora.server.api.schemas import Strict
+from manylora.server.errors import InvalidRequest, ShuttingDown
 
 router = APIRouter(dependencies=[Depends(require_admin)], tags=["exports"])
 _PIECE = 1 << 20

@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 from structlog import get_logger
 
-from adapters.errors import AdapterError
-from adapters.records import AdapterRecord
-from server.api.export_process import NICENESS, ExportProcess
-from server.errors import ModelNotFound, QueueFull, ShuttingDown
+from manylora.adapters.errors import AdapterError
+from manylora.adapters.records import AdapterRecord
+from manylora.server.api.export_process import NICENESS, ExportProcess
+from manylora.server.errors import ModelNotFound, QueueFull, ShuttingDown
 
 log = get_logger(__name__)
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import adapters
-
 NICENESS = 15
 """Beside busy streams a few percent of a core, and what they leave. At 19 an export on a busy machine hardly moves."""
 STOP_SECONDS = 5.0
@@ -19,13 +17,16 @@ _ERROR_CHARACTERS = 300
 
 
 class ExportProcess:
-    """``python -m adapters.export`` under way; ended with the block. ``complaints`` takes its standard error."""
+    """``python -m manylora.adapters.export`` under way; ended with the block.
+
+    ``complaints`` takes its standard error.
+    """
 
     def __init__(self, settings: str, niceness: int, complaints: Path) -> None:
         self._complaints = complaints
         with complaints.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "adapters.export", settings, str(niceness)],
+                [sys.executable, "-P", "-m", "manylora.adapters.export", settings, str(niceness)],
                 stdin=subprocess.PIPE,  # ends with this process, and then so does the other
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -76,11 +77,4 @@ class ExportProcess:
 
 
 def _environment() -> dict[str, str]:
-    root = str(Path(adapters.__file__).resolve().parent.parent)
-    path = os.environ.get("PYTHONPATH")
-    return {
-        **os.environ,
-        "PYTHONPATH": root if path is None else f"{root}{os.pathsep}{path}",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

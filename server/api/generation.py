@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
-from server.api.dependencies import ApiDependencies, OutputStream
-from server.api.prompts import check_token_ids, context_exceeded
-from server.api.request_context import request_id
-from server.api.schemas import SamplingFields
-from server.catalog import ResolvedModel
-from server.engine.request import (
+from manylora.server.api.dependencies import ApiDependencies, OutputStream
+from manylora.server.api.prompts import check_token_ids, context_exceeded
+from manylora.server.api.request_context import request_id
+from manylora.server.api.schemas import SamplingFields
+from manylora.server.catalog import ResolvedModel
+from manylora.server.engine.request import (
     BASE_ADAPTER_ID,
     FinishReason,
     GenerationRequest,
@@ -19,7 +19,7 @@ from server.engine.request import (
     SequenceOutput,
     TokenLogprobs,
 )
-from server.errors import InvalidRequest, ModelNotFound, ServerError, ShuttingDown, StepFailed
+from manylora.server.errors import InvalidRequest, ModelNotFound, ServerError, ShuttingDown, StepFailed
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from server.api.dependencies import dependencies
+from manylora.server.api.dependencies import dependencies
 
 router = APIRouter(tags=["operation"])
 

@@ -3,8 +3,8 @@
 import codecs
 from collections.abc import Sequence
 
-from server.engine.request import TokenLogprobs
-from server.tokenizer import Tokenizer
+from manylora.server.engine.request import TokenLogprobs
+from manylora.server.tokenizer import Tokenizer
 
 LEAST = -9999.0
 """What OpenAI's API gives for a token of probability zero: JSON has no infinity."""

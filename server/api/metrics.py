@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from server.api.adapter_metrics import AdapterCounters, AdapterOperations
-from server.api.gauges import Gauges, ScrapedGauges
+from manylora.server.api.adapter_metrics import AdapterCounters, AdapterOperations
+from manylora.server.api.gauges import Gauges, ScrapedGauges
 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 REQUEST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)

@@ -3,16 +3,16 @@
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from server.api.auth import require_api_key
-from server.api.body import read_body
-from server.api.dependencies import ApiDependencies, dependencies
-from server.api.openapi import body_of
-from server.api.prompts import check_token_ids, for_template
-from server.api.rendering import json_response
-from server.api.schemas import DetokenizeRequest, TokenizeRequest
-from server.catalog import CatalogEntry
-from server.errors import InvalidRequest
-from server.tokenizer import TooManyTokens
+from manylora.server.api.auth import require_api_key
+from manylora.server.api.body import read_body
+from manylora.server.api.dependencies import ApiDependencies, dependencies
+from manylora.server.api.openapi import body_of
+from manylora.server.api.prompts import check_token_ids, for_template
+from manylora.server.api.rendering import json_response
+from manylora.server.api.schemas import DetokenizeRequest, TokenizeRequest
+from manylora.server.catalog import CatalogEntry
+from manylora.server.errors import InvalidRequest
+from manylora.server.tokenizer import TooManyTokens
 
 MAX_TOKENS = 1 << 20
 """Tokens that /tokenize returns at most."""

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from server.api.dependencies import ApiDependencies
-from server.api.schemas import ChatRequest, CompletionRequest, Message
-from server.catalog import ResolvedModel
-from server.errors import ContextLengthExceeded, InvalidRequest
-from server.tokenizer import TooManyTokens
+from manylora.server.api.dependencies import ApiDependencies
+from manylora.server.api.schemas import ChatRequest, CompletionRequest, Message
+from manylora.server.catalog import ResolvedModel
+from manylora.server.errors import ContextLengthExceeded, InvalidRequest
+from manylora.server.tokenizer import TooManyTokens
 
 
 async def chat_prompt(deps: ApiDependencies, body: ChatRequest, model: ResolvedModel) -> list[int]:

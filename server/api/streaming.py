@@ -13,9 +13,9 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from structlog import get_logger
 
-from server.api.disconnect import done_within
-from server.api.error_responses import envelope, shape_of
-from server.api.rendering import dumps
+from manylora.server.api.disconnect import done_within
+from manylora.server.api.error_responses import envelope, shape_of
+from manylora.server.api.rendering import dumps
 
 log = get_logger(__name__)
 Events = AsyncGenerator[str, None]

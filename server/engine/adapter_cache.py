@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from adapters.types import AdapterWeights, Tier
-from server.engine.rank_allocator import Move, RankAllocator
-from server.kernels.metadata import AdapterRanges
+from manylora.adapters.types import AdapterWeights, Tier
+from manylora.server.engine.rank_allocator import Move, RankAllocator
+from manylora.server.kernels.metadata import AdapterRanges
 
 LoadFrom = Callable[[], AdapterWeights]
 

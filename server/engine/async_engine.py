@@ -11,13 +11,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from adapters.types import AdapterWeights, FreedAdapter, Tier
-from server.engine.adapter_cache import HeldAdapter, LoadFrom
-from server.engine.engine import Engine, Load
-from server.engine.observer import EngineObserver
-from server.engine.request import FinishReason, GenerationRequest, SequenceOutput
-from server.engine.stats import EngineStats
-from server.errors import (
+from manylora.adapters.types import AdapterWeights, FreedAdapter, Tier
+from manylora.server.engine.adapter_cache import HeldAdapter, LoadFrom
+from manylora.server.engine.engine import Engine, Load
+from manylora.server.engine.observer import EngineObserver
+from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput
+from manylora.server.engine.stats import EngineStats
+from manylora.server.errors import (
     ContextLengthExceeded,
     InvalidRequest,
     ModelNotFound,
@@ -193,7 +193,7 @@ class AsyncEngine:
                 param="max_tokens",
             )
 
-    # Adapters, on the event loop; see server.catalog_types.AdapterEngine
+    # Adapters, on the event loop; see manylora.server.catalog_types.AdapterEngine
 
     async def add_adapter(
         self,

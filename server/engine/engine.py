@@ -11,20 +11,20 @@ from typing import Protocol
 
 import torch
 
-from adapters.types import AdapterWeights, FreedAdapter
-from server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement, Write
-from server.engine.block_manager import BlockManager
-from server.engine.detokenizer import TokenDecoder
-from server.engine.model_runner import ModelRunner, StepModel, StepResult
-from server.engine.observer import EngineObserver, SilentEngineObserver, StepTimings
-from server.engine.rank_allocator import Move
-from server.engine.request import FinishReason, GenerationRequest
-from server.engine.requests import LiveRequests
-from server.engine.sampler import SampleFault, Sampler
-from server.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits, StepPlan
-from server.engine.sequence import SequenceStatus
-from server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError, StepFailed
-from server.kernels.metadata import LORA_MODULES, AdapterRanges, RankRange
+from manylora.adapters.types import AdapterWeights, FreedAdapter
+from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement, Write
+from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.detokenizer import TokenDecoder
+from manylora.server.engine.model_runner import ModelRunner, StepModel, StepResult
+from manylora.server.engine.observer import EngineObserver, SilentEngineObserver, StepTimings
+from manylora.server.engine.rank_allocator import Move
+from manylora.server.engine.request import FinishReason, GenerationRequest
+from manylora.server.engine.requests import LiveRequests
+from manylora.server.engine.sampler import SampleFault, Sampler
+from manylora.server.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits, StepPlan
+from manylora.server.engine.sequence import SequenceStatus
+from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError, StepFailed
+from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges, RankRange
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.engine.request import SamplingParams
+from manylora.server.engine.request import SamplingParams
 
 _MASK_64 = (1 << 64) - 1
 _FIRST_ROOM = 64

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.engine.request import TokenLogprobs
-from server.engine.sampler import SampledToken, SampleFault, Sampler, SamplingRow
-from server.engine.scheduler import ScheduledRow
-from server.engine.sequence import Sequence
-from server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan
+from manylora.server.engine.request import TokenLogprobs
+from manylora.server.engine.sampler import SampledToken, SampleFault, Sampler, SamplingRow
+from manylora.server.engine.scheduler import ScheduledRow
+from manylora.server.engine.sequence import Sequence
+from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan
 
 
 class StepModel(Protocol):

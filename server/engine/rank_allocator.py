@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from server.kernels.metadata import AdapterRanges, RankRange
+from manylora.server.kernels.metadata import AdapterRanges, RankRange
 
 
 @dataclass(frozen=True, slots=True)

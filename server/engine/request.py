@@ -88,7 +88,7 @@ class SequenceOutput:
     stop_reason: str | int | None = None
     """The stop string or stop id that was hit, if it was one of those."""
     error: Exception | None = None
-    """With FAILED: what to tell the client (a class of server.errors)."""
+    """With FAILED: what to tell the client (a class of manylora.server.errors)."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     """Totals so far."""

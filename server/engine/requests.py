@@ -3,14 +3,14 @@
 import time
 from collections.abc import Iterator
 
-from server.engine.detokenizer import Detokenizer, TokenDecoder
-from server.engine.logits import SamplerState
-from server.engine.observer import EndedRequest, EngineObserver
-from server.engine.request import FinishReason, GenerationRequest, SequenceOutput, TokenLogprobs
-from server.engine.sampler import SampledToken
-from server.engine.scheduler import Scheduler
-from server.engine.sequence import LiveRequest, Sequence, TextState
-from server.engine.stop import StopChecker
+from manylora.server.engine.detokenizer import Detokenizer, TokenDecoder
+from manylora.server.engine.logits import SamplerState
+from manylora.server.engine.observer import EndedRequest, EngineObserver
+from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput, TokenLogprobs
+from manylora.server.engine.sampler import SampledToken
+from manylora.server.engine.scheduler import Scheduler
+from manylora.server.engine.sequence import LiveRequest, Sequence, TextState
+from manylora.server.engine.stop import StopChecker
 
 OUTCOMES = {FinishReason.ABORTED: "aborted", FinishReason.FAILED: "failed"}
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.engine.draw import best, block_maxima, block_sums, draw_above, draw_top, sums_above, top
-from server.engine.logits import SamplerState, SamplingRow, edit_logits
-from server.engine.request import SamplingParams, TokenLogprobs
+from manylora.server.engine.draw import best, block_maxima, block_sums, draw_above, draw_top, sums_above, top
+from manylora.server.engine.logits import SamplerState, SamplingRow, edit_logits
+from manylora.server.engine.request import SamplingParams, TokenLogprobs
 
 __all__ = ["SampleFault", "SampledToken", "Sampler", "SamplerState", "SamplingRow"]
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from server.engine.adapter_cache import AdapterCache, ArenaChange, Placement
-from server.engine.block_manager import BlockManager
-from server.engine.request import FinishReason
-from server.engine.sequence import LiveRequest, Sequence, SequenceStatus
+from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, Placement
+from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.request import FinishReason
+from manylora.server.engine.sequence import LiveRequest, Sequence, SequenceStatus
 
 _READ_AHEAD = 4
 """Waiting sequences, from the head of the queue, whose adapters are read from disk and kept on the host."""

@@ -6,10 +6,10 @@ Only this file changes a sequence's status.
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from server.engine.detokenizer import Detokenizer
-from server.engine.logits import SamplerState
-from server.engine.request import FinishReason, GenerationRequest, TokenLogprobs
-from server.engine.stop import StopChecker
+from manylora.server.engine.detokenizer import Detokenizer
+from manylora.server.engine.logits import SamplerState
+from manylora.server.engine.request import FinishReason, GenerationRequest, TokenLogprobs
+from manylora.server.engine.stop import StopChecker
 
 AdapterKey = tuple[tuple[int, float], ...]
 """What tells one adapted model from another: (adapter id, weight) pairs. Empty is the base."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.types import Tier
+from manylora.adapters.types import Tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ It sees token ids and text that is already decoded (detokenizer.py); it never un
 
 from dataclasses import dataclass
 
-from server.engine.request import FinishReason, SamplingParams
+from manylora.server.engine.request import FinishReason, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.kernels.invariance import MATMUL_LIMITS
-from server.kernels.metadata import AttentionMetadata
+from manylora.server.kernels.invariance import MATMUL_LIMITS
+from manylora.server.kernels.metadata import AttentionMetadata
 
 # Scores and sums are float32 in every dtype.
 _LIMITS = MATMUL_LIMITS[torch.float32]

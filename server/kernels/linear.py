@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quant.nf4 import NF4_CODE, Nf4Tensor
-from server.kernels.backend import WeightSource
+from manylora.quant.nf4 import NF4_CODE, Nf4Tensor
+from manylora.server.kernels.backend import WeightSource
 
 PACKED_ROWS = 32
 """Output rows that bitsandbytes' kernel packs together."""

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from server.kernels.invariance import MATMUL_LIMITS, MatmulLimits
-from server.kernels.metadata import LORA_MODULES, LoraSpan, RankRange
+from manylora.server.kernels.invariance import MATMUL_LIMITS, MatmulLimits
+from manylora.server.kernels.metadata import LORA_MODULES, LoraSpan, RankRange
 
 # A product of its own costs a span three calls; up to this many elements of mask they cost more than zeros do.
 SHARED_MASK = 4096

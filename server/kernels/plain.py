@@ -1,8 +1,8 @@
 """The backend that runs everywhere torch does, CPU and CUDA: reference.py's ops composed from torch's own matmuls.
 
 A row's bits don't depend on who shares its batch nor on how its prompt was chunked: matmuls stay within the sizes
-of server.kernels.invariance, and tests/server/kernels/test_invariance.py holds it. CUDA gives that up, since cuBLAS
-picks kernels by shape.
+of manylora.server.kernels.invariance, and tests/server/kernels/test_invariance.py holds it. CUDA gives that up, since
+cuBLAS picks kernels by shape.
 """
 
 import logging
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quant.nf4 import Nf4Tensor
-from server.kernels.attention import AttentionPlan, attend, plan_attention
-from server.kernels.backend import AttentionWeights, WeightSource
-from server.kernels.invariance import MATMUL_LIMITS
-from server.kernels.linear import (
+from manylora.quant.nf4 import Nf4Tensor
+from manylora.server.kernels.attention import AttentionPlan, attend, plan_attention
+from manylora.server.kernels.backend import AttentionWeights, WeightSource
+from manylora.server.kernels.invariance import MATMUL_LIMITS
+from manylora.server.kernels.linear import (
     DenseLinear,
     DequantizedLinear,
     PlainLinear,
@@ -24,8 +24,8 @@ from server.kernels.linear import (
     fuse_nf4,
     fused_nf4_reason,
 )
-from server.kernels.lora import LayerLora, LoraMetadata, build_lora_metadata
-from server.kernels.metadata import AttentionMetadata, LoraSpan
+from manylora.server.kernels.lora import LayerLora, LoraMetadata, build_lora_metadata
+from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan
 
 log = logging.getLogger(__name__)
 

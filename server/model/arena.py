@@ -7,10 +7,10 @@ between steps only.
 import torch
 from torch import Tensor
 
-from adapters.types import AdapterWeights
-from server.kernels.metadata import AdapterRanges, RankRange
-from server.model.config import ModelConfig
-from server.model.memory import zeros
+from manylora.adapters.types import AdapterWeights
+from manylora.server.kernels.metadata import AdapterRanges, RankRange
+from manylora.server.model.config import ModelConfig
+from manylora.server.model.memory import zeros
 
 
 class RankArena:

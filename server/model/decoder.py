@@ -8,15 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from server.kernels.backend import AttentionWeights
-from server.kernels.lora import LayerLora, LoraMetadata
-from server.kernels.metadata import AttentionMetadata
-from server.kernels.plain import PlainBackend
-from server.model.arena import RankArena
-from server.model.config import ModelConfig
-from server.model.kv_cache import KVCache
-from server.model.rope import rope_tables
-from server.model.weights import DecoderWeights
+from manylora.server.kernels.backend import AttentionWeights
+from manylora.server.kernels.lora import LayerLora, LoraMetadata
+from manylora.server.kernels.metadata import AttentionMetadata
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.arena import RankArena
+from manylora.server.model.config import ModelConfig
+from manylora.server.model.kv_cache import KVCache
+from manylora.server.model.rope import rope_tables
+from manylora.server.model.weights import DecoderWeights
 
 
 class Decoder:

@@ -5,10 +5,10 @@ A family is admitted by its ``model_type`` here and by a test that holds its log
 
 from collections.abc import Callable, Mapping
 
-from server.model.config import ModelConfig
-from server.model.errors import UnsupportedModel
-from server.model.fields import check_fields
-from server.model.rope_config import number, rope_config
+from manylora.server.model.config import ModelConfig
+from manylora.server.model.errors import UnsupportedModel
+from manylora.server.model.fields import check_fields
+from manylora.server.model.rope_config import number, rope_config
 
 HfConfig = Mapping[str, object]
 

@@ -6,7 +6,7 @@ relatives of the served families compute with: a checkpoint that carries one mea
 
 from collections.abc import Mapping
 
-from server.model.errors import UnsupportedModel
+from manylora.server.model.errors import UnsupportedModel
 
 HfConfig = Mapping[str, object]
 

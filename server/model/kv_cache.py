@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from server.model.config import ModelConfig
-from server.model.memory import zeros
+from manylora.server.model.config import ModelConfig
+from manylora.server.model.memory import zeros
 
 
 class KVCache:

@@ -14,18 +14,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from quant.checkpoint import Checkpoint
-from quant.config import stored_format
-from quant.dense import DenseTensor
-from quant.errors import CorruptCheckpoint
-from quant.format import QuantizedTensor, StoredFormat, read_dense
-from quant.nf4 import quantize_nf4
-from server.kernels.linear import PlainLinear
-from server.kernels.plain import PlainBackend
-from server.model.config import ModelConfig
-from server.model.errors import ModelMissing, UnsupportedModel, WeightsMismatch
-from server.model.families import model_config
-from server.model.weights import DecoderWeights, LayerWeights
+from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.config import stored_format
+from manylora.quant.dense import DenseTensor
+from manylora.quant.errors import CorruptCheckpoint
+from manylora.quant.format import QuantizedTensor, StoredFormat, read_dense
+from manylora.quant.nf4 import quantize_nf4
+from manylora.server.kernels.linear import PlainLinear
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.config import ModelConfig
+from manylora.server.model.errors import ModelMissing, UnsupportedModel, WeightsMismatch
+from manylora.server.model.families import model_config
+from manylora.server.model.weights import DecoderWeights, LayerWeights
 
 Quantization = Literal["auto", "nf4", "none"]
 Progress = Callable[[int, int], None]
@@ -82,7 +82,7 @@ def load_weights(
 ) -> tuple[ModelConfig, DecoderWeights, LoadReport]:
     """Load a model directory for ``backend``.
 
-    Raises ModelError or quant.errors.QuantError.
+    Raises ModelError or manylora.quant.errors.QuantError.
     """
     started = time.monotonic()
     raw = read_config(directory)

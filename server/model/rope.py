@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from server.model.config import RopeConfig
+from manylora.server.model.config import RopeConfig
 
 
 def rope_tables(

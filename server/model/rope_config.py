@@ -6,8 +6,8 @@ What transformers would read and this doesn't is refused by its name.
 import math
 from collections.abc import Mapping
 
-from server.model.config import RopeConfig
-from server.model.errors import UnsupportedModel
+from manylora.server.model.config import RopeConfig
+from manylora.server.model.errors import UnsupportedModel
 
 HfConfig = Mapping[str, object]
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from server.kernels.metadata import AttentionMetadata, LoraSpan
-from server.model.arena import RankArena
-from server.model.decoder import Decoder
-from server.model.kv_cache import KVCache
+from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan
+from manylora.server.model.arena import RankArena
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.kv_cache import KVCache
 
 
 class ServedModel:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from server.kernels.linear import PlainLinear
+from manylora.server.kernels.linear import PlainLinear
 
 
 @dataclass(frozen=True, slots=True)

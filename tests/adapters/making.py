@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters.types import BaseModules, ModuleShape
+from manylora.adapters.types import BaseModules, ModuleShape
 
 HIDDEN, KV, MLP, LAYERS, VOCABULARY = 32, 16, 48, 2, 64
 SHAPES = {

@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
-from adapters.reader import LoadedAdapter, inspect_adapter, read_adapter
+from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.reader import LoadedAdapter, inspect_adapter, read_adapter
 from tests.adapters.making import HIDDEN, KV, LAYERS, MLP, MODULES, VOCABULARY, factors, write
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"

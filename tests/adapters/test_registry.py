@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from adapters.errors import (
+from manylora.adapters.errors import (
     AdapterError,
     AdapterNameTaken,
     InvalidAdapter,
@@ -20,10 +20,10 @@ from adapters.errors import (
     StoreFull,
     UnknownAdapter,
 )
-from adapters.names import check_name, list_names
-from adapters.records import AdapterRecord, AdapterState
-from adapters.registry import AdapterRegistry
-from adapters.reserve import Reserve
+from manylora.adapters.names import check_name, list_names
+from manylora.adapters.records import AdapterRecord, AdapterState
+from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.reserve import Reserve
 
 
 @pytest.fixture

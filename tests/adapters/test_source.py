@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from adapters.errors import (
+from manylora.adapters.errors import (
     AdapterError,
     AdapterNotFound,
     AdapterPathForbidden,
     InvalidAdapter,
     UnsupportedAdapter,
 )
-from adapters.source import resolve_source
+from manylora.adapters.source import resolve_source
 from tests.adapters.making import write
 
 

@@ -10,9 +10,9 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from adapters.errors import InvalidAdapter, UnsupportedAdapter
-from adapters.patterns import check_pattern
-from adapters.spec import AdapterSpec
+from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.patterns import check_pattern
+from manylora.adapters.spec import AdapterSpec
 from tests.adapters.making import MODULES, config
 
 PATHS = [*sorted(MODULES), "model.layers.10.self_attn.q_proj", "blocks.1.layers.0.mlp.up_proj"]

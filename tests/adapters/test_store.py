@@ -11,9 +11,15 @@ from typing import IO, Any
 import pytest
 import torch
 
-from adapters.errors import AdapterError, AdapterNotFound, InvalidAdapter, StoreFull, UnsupportedAdapter
-from adapters.reader import read_adapter
-from adapters.store import AdapterStore
+from manylora.adapters.errors import (
+    AdapterError,
+    AdapterNotFound,
+    InvalidAdapter,
+    StoreFull,
+    UnsupportedAdapter,
+)
+from manylora.adapters.reader import read_adapter
+from manylora.adapters.store import AdapterStore
 from tests.adapters.making import MODULES, write
 
 

@@ -1,11 +1,11 @@
-"""Every bar in its small form, on real servers: what `python -m loadtest.bars all --small` prints must all pass."""
+"""Every bar in its small form, on real servers: `python -m manylora.loadtest.bars all --small` must pass."""
 
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from loadtest.bars.__main__ import BARS
+from manylora.loadtest.bars.__main__ import BARS
 
 
 @pytest.mark.slow

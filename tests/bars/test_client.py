@@ -1,7 +1,7 @@
 """The bars' client reads answers, metrics and failures as they are."""
 
-from loadtest.bars.client import Answer, Metrics
-from loadtest.bars.report import Report
+from manylora.loadtest.bars.client import Answer, Metrics
+from manylora.loadtest.bars.report import Report
 
 EXPOSITION = """\
 # HELP manylora_kv_blocks KV blocks

@@ -2,7 +2,7 @@
 
 import time
 
-from loadtest.bars.timeline import ABSENT, Timeline
+from manylora.loadtest.bars.timeline import ABSENT, Timeline
 
 
 def test_a_name_begins_absent() -> None:

@@ -6,13 +6,13 @@ import sqlite3
 
 import pytest
 
-from demo.examples import chat, text_of
-from demo.forms import ADAPTERS, FORMS
-from demo.heldout import Prompt, held_out_prompts
-from demo.pretrain import CURRICULUM
-from demo.schedule import Schedule
-from demo.tables import Question, Table, draw_question, draw_table
-from demo.words import SCHEMAS
+from manylora.demo.examples import chat, text_of
+from manylora.demo.forms import ADAPTERS, FORMS
+from manylora.demo.heldout import Prompt, held_out_prompts
+from manylora.demo.pretrain import CURRICULUM
+from manylora.demo.schedule import Schedule
+from manylora.demo.tables import Question, Table, draw_question, draw_table
+from manylora.demo.words import SCHEMAS
 
 DRAWS = 300
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from demo.examples import chat, document, text_of
-from demo.finetune import BASE_NAME, RECIPES, Recipe
-from demo.forms import FORMS
-from demo.heldout import held_out_prompts, write_prompts
-from demo.tables import draw_table
-from demo.tokenizer import train_tokenizer
-from demo.words import NUMBERS, SCHEMAS
+from manylora.demo.examples import chat, document, text_of
+from manylora.demo.finetune import BASE_NAME, RECIPES, Recipe
+from manylora.demo.forms import FORMS
+from manylora.demo.heldout import held_out_prompts, write_prompts
+from manylora.demo.tables import draw_table
+from manylora.demo.tokenizer import train_tokenizer
+from manylora.demo.words import NUMBERS, SCHEMAS
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 MEGABYTE = 10**6

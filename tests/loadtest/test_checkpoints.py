@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loadtest.checkpoints import (
+from manylora.loadtest.checkpoints import (
     ALL_LINEAR,
     TINY,
     AdapterShape,
@@ -20,8 +20,8 @@ from loadtest.checkpoints import (
     write_base,
     write_tokenizer,
 )
-from server.kernels.plain import PlainBackend
-from server.model.loader import load_weights
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.loader import load_weights
 
 TEXT = "SELECT name FROM people;\n\tdéjà vu, 日本, 🙂 <|im_start|>"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from loadtest.cli import app, fail
+from manylora.loadtest.cli import app, fail
 from tests.loadtest.fake_server import FakeServer, running
 
 runner = CliRunner()
@@ -81,7 +81,7 @@ def test_engine_shows_where_a_step_goes(quantization: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("adapters", ["0", "2"])
 def test_engine_takes_the_base_alone_and_a_checkpoint(adapters: str, tmp_path: Path) -> None:
-    from loadtest.checkpoints import write_base
+    from manylora.loadtest.checkpoints import write_base
 
     base = write_base(tmp_path / "base")
     done = runner.invoke(app, ["engine", *SMALL, "--model", str(base), "--adapters", adapters])
@@ -99,7 +99,7 @@ def test_peft_generates_a_mixed_batch(tmp_path: Path) -> None:
 
 
 def test_peft_takes_the_same_files_in_nf4(tmp_path: Path) -> None:
-    from loadtest.checkpoints import AdapterShape, write_adapter, write_base
+    from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
 
     base = write_base(tmp_path / "base")
     adapters = [write_adapter(tmp_path / f"a{seed}", base, AdapterShape(4, seed=seed)) for seed in range(2)]

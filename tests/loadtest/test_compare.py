@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import compare
+from manylora.loadtest import compare
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--model", "tiny", "--streams", "2", "--busy-streams", "2", "--adapters", "2", "--rank", "4"]
@@ -21,7 +21,7 @@ def test_both_sides_run_on_the_same_files(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     more = ["--quantization", "nf4", "--scratch", str(scratch), "--json", str(report)]
-    command = [sys.executable, "-m", "loadtest.compare", *SMALL, *SHORT, *more]
+    command = [sys.executable, "-m", "manylora.loadtest.compare", *SMALL, *SHORT, *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for word in ("NF4", "ratio", "≥ 1.5 ×", "overhead", "event loop", "without HTTP"):

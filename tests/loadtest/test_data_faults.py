@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from loadtest.data_faults import make_data_set, scores
+from manylora.loadtest.data_faults import make_data_set, scores
+from manylora.training.check.check import CheckSettings, check_data
 from tests.training.check.making import kinds_by_line
-from training.check.check import CheckSettings, check_data
 
 
 def test_planted_faults_are_found(tmp_path: Path) -> None:

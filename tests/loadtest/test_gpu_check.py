@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loadtest import gpu_check
+from manylora.loadtest import gpu_check
 
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT = (
@@ -55,7 +55,7 @@ class Bare:
 sys.meta_path[:] = [Bare(finder) for finder in sys.meta_path]
 sys.argv = ["gpu_check", *sys.argv[1:]]
 sys.path.insert(0, ROOT)
-runpy.run_module("loadtest.gpu_check", run_name="__main__")
+runpy.run_module("manylora.loadtest.gpu_check", run_name="__main__")
 """
 
 

@@ -4,9 +4,9 @@ import io
 
 from rich.console import Console
 
-from loadtest.http_client import Answer
-from loadtest.live import LiveDisplay, watching
-from loadtest.serve_bench import Silent
+from manylora.loadtest.http_client import Answer
+from manylora.loadtest.live import LiveDisplay, watching
+from manylora.loadtest.serve_bench import Silent
 
 
 def drawn(display: LiveDisplay) -> str:

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from loadtest.memory_table import BASES, GRID, HELD_OUT, QUICK, write_data
-from loadtest.qwen_memory import LENGTHS, ROWS, SHAPES, predict, summary
+from manylora.loadtest.memory_table import BASES, GRID, HELD_OUT, QUICK, write_data
+from manylora.loadtest.qwen_memory import LENGTHS, ROWS, SHAPES, predict, summary
 
 
 def test_every_row_has_every_length_and_a_model() -> None:

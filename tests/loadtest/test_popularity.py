@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.popularity import PLAIN, Popularity, PopularityError
+from manylora.loadtest.popularity import PLAIN, Popularity, PopularityError
 
 CHOICES = [*PLAIN, "zipf:0", "zipf:1.1", "power:1", "power:0.1"]
 MANY = 20_000

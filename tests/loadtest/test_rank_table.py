@@ -1,6 +1,6 @@
 """The table of ranks says mean and spread of each method's runs at each rate."""
 
-from loadtest.rank_table import METHODS, Outcome, report
+from manylora.loadtest.rank_table import METHODS, Outcome, report
 
 
 def outcome(method: str, rate: float, seed: int, loss: float) -> Outcome:

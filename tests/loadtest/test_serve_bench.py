@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.http_client import Answer, Target, Timeouts
-from loadtest.popularity import Popularity
-from loadtest.serve_bench import BenchError, ServeBench, Silent, run_serve
-from loadtest.serve_report import ServeReport
-from loadtest.workload import Workload
+from manylora.loadtest.http_client import Answer, Target, Timeouts
+from manylora.loadtest.popularity import Popularity
+from manylora.loadtest.serve_bench import BenchError, ServeBench, Silent, run_serve
+from manylora.loadtest.serve_report import ServeReport
+from manylora.loadtest.workload import Workload
 from tests.loadtest.fake_server import FakeServer, running
 
 WORK = Workload(4, Popularity.parse("distinct"), 41, 6, 12, 0, 0)
@@ -61,7 +61,7 @@ async def test_prompts_are_counted_by_usage_where_nothing_tokenizes() -> None:
 
 
 async def test_prompts_are_counted_by_a_tokenizer_of_one_s_own(usual: FakeServer, tmp_path: Path) -> None:
-    from loadtest.checkpoints import write_tokenizer
+    from manylora.loadtest.checkpoints import write_tokenizer
 
     write_tokenizer(tmp_path, 320)
     report = await measure(ServeBench(usual.url, WORK, tokenizer=tmp_path))

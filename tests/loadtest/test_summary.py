@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.load_meter import ClientLoad
-from loadtest.summary import Spread, percentile
-from loadtest.text_table import milliseconds, text_table
+from manylora.loadtest.load_meter import ClientLoad
+from manylora.loadtest.summary import Spread, percentile
+from manylora.loadtest.text_table import milliseconds, text_table
 
 
 def test_percentiles_lie_between_neighbours() -> None:

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from loadtest.checkpoints import AdapterShape, write_adapter, write_base
 from manylora.cli import app
+from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
 from tests.serving import Served, serving
 
 LONG, SHORT = 900, 8

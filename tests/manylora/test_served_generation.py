@@ -11,10 +11,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from loadtest.checkpoints import ALL_LINEAR, AdapterShape, write_adapter
+from manylora.loadtest.checkpoints import ALL_LINEAR, AdapterShape, write_adapter
+from manylora.quant.nf4 import quantize_nf4
 from manylora.served_generation import ServedBase, ServedGeneration
-from quant.nf4 import quantize_nf4
-from training.errors import BaseRefused, InvalidData, TrainingError
+from manylora.training.errors import BaseRefused, InvalidData, TrainingError
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 BASE, SQL = DEMO / "base", DEMO / "adapters" / "sql"

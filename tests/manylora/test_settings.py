@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from manylora.cli import app
+from manylora.server.config import ServeSettings, load_settings
 from manylora.settings_options import one_line
-from server.config import ServeSettings, load_settings
 
 
 @pytest.fixture(autouse=True)

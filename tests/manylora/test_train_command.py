@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo.task_data import write_tasks
-from loadtest.checkpoints import TINY, write_base
-from loadtest.gptq_copy import write_gptq_copy
+from manylora.demo.task_data import write_tasks
+from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.gptq_copy import write_gptq_copy
 from manylora.served_generation import ServedBase, ServedGeneration
-from training import load_finetuned_model
-from training.loop.checkpoints import last_checkpoint, step_of
+from manylora.training import load_finetuned_model
+from manylora.training.loop.checkpoints import last_checkpoint, step_of
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "base"
 ROWS = 48

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quant.awq import AwqTensor, pack_awq
+from manylora.quant.awq import AwqTensor, pack_awq
 from tests.quant.packers import awq_tensors, random_codes
 
 

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quant.checkpoint import SINGLE, Checkpoint
-from quant.errors import CorruptCheckpoint, QuantError, UnsupportedQuantization
-from quant.format import StoredFormat
-from quant.nf4 import NestedScales, Nf4Tensor
+from manylora.quant.checkpoint import SINGLE, Checkpoint
+from manylora.quant.errors import CorruptCheckpoint, QuantError, UnsupportedQuantization
+from manylora.quant.format import StoredFormat
+from manylora.quant.nf4 import NestedScales, Nf4Tensor
 from tests.quant.bnb import functional
 
 PATH = "model.layers.0.self_attn.q_proj"

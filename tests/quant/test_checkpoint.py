@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quant.checkpoint import INDEX, SINGLE, Checkpoint
-from quant.errors import CorruptCheckpoint
+from manylora.quant.checkpoint import INDEX, SINGLE, Checkpoint
+from manylora.quant.errors import CorruptCheckpoint
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from quant.config import stored_format
-from quant.errors import CorruptCheckpoint, UnsupportedQuantization
-from quant.format import StoredFormat
+from manylora.quant.config import stored_format
+from manylora.quant.errors import CorruptCheckpoint, UnsupportedQuantization
+from manylora.quant.format import StoredFormat
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}

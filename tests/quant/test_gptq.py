@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quant.gptq import GptqTensor, pack_gptq, quantize_gptq_nearest
+from manylora.quant.gptq import GptqTensor, pack_gptq, quantize_gptq_nearest
 from tests.quant.packers import gptq_tensors, random_codes
 
 OFFSETS = {"gptq": 1, "gptq_v2": 0}

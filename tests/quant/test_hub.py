@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from quant.errors import CheckpointMissing
-from quant.hub import CODE, FILES, find_checkpoint
+from manylora.quant.errors import CheckpointMissing
+from manylora.quant.hub import CODE, FILES, find_checkpoint
 
 
 def test_a_directory_is_itself(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.nf4 import CHUNK, NestedScales, Nf4Tensor, quantize_nf4, stack_rows
+from manylora.quant.nf4 import CHUNK, NestedScales, Nf4Tensor, quantize_nf4, stack_rows
 from tests.quant.bnb import functional
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

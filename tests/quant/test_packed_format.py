@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quant.checkpoint import SINGLE, Checkpoint
-from quant.errors import CorruptCheckpoint
-from quant.format import StoredFormat
+from manylora.quant.checkpoint import SINGLE, Checkpoint
+from manylora.quant.errors import CorruptCheckpoint
+from manylora.quant.format import StoredFormat
 from tests.quant.packers import awq_tensors, gptq_tensors, random_codes
 
 PATH = "model.layers.0.mlp.up_proj"

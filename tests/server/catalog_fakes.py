@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from adapters.records import AdapterRecord
-from adapters.registry import AdapterRegistry
-from adapters.store import AdapterStore
-from adapters.types import AdapterWeights
-from server.catalog import AdapterCatalog, CatalogSettings, FreedAdapter, Tier
-from server.errors import AdapterUnavailable
+from manylora.adapters.records import AdapterRecord
+from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.store import AdapterStore
+from manylora.adapters.types import AdapterWeights
+from manylora.server.catalog import AdapterCatalog, CatalogSettings, FreedAdapter, Tier
+from manylora.server.errors import AdapterUnavailable
 from tests.adapters.making import MODULES, VOCABULARY, write
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import (
+from manylora.adapters.errors import (
     AdapterError,
     AdapterNameTaken,
     AdapterNotFound,
@@ -15,10 +15,10 @@ from adapters.errors import (
     InvalidAdapter,
     UnknownAdapter,
 )
-from adapters.reader import LoadedAdapter, read_adapter
-from adapters.store import AdapterStore, StagedAdapter
-from adapters.types import BaseModules
-from server.errors import AdapterUnavailable, ModelNotFound, ShuttingDown
+from manylora.adapters.reader import LoadedAdapter, read_adapter
+from manylora.adapters.store import AdapterStore, StagedAdapter
+from manylora.adapters.types import BaseModules
+from manylora.server.errors import AdapterUnavailable, ModelNotFound, ShuttingDown
 from tests.adapters.making import factors, write
 from tests.server.catalog_fakes import FakeEngine, House
 
@@ -83,7 +83,7 @@ async def test_fifty_at_once_are_one_copy_one_read_one_id(
         return read_adapter(directory, modules, **more)
 
     monkeypatch.setattr(AdapterStore, "stage", counted_stage)
-    monkeypatch.setattr("server.catalog_intake.read_adapter", counted_read)
+    monkeypatch.setattr("manylora.server.catalog_intake.read_adapter", counted_read)
     src = house.source("one")
     answers = await asyncio.gather(*(house.catalog.register("a", src) for _ in range(50)))
     assert len({record.id for record, _ in answers}) == 1

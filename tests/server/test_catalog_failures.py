@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapters.errors import AdapterNameTaken, RegistryBusy, StoreFull, UnknownAdapter
-from adapters.registry import AdapterRegistry
-from server.errors import AdapterUnavailable, ModelNotFound
+from manylora.adapters.errors import AdapterNameTaken, RegistryBusy, StoreFull, UnknownAdapter
+from manylora.adapters.registry import AdapterRegistry
+from manylora.server.errors import AdapterUnavailable, ModelNotFound
 from tests.server.catalog_fakes import FakeEngine, House
 
 

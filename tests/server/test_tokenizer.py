@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from server.engine.detokenizer import Detokenizer
-from server.errors import InvalidRequest
-from server.tokenizer import Tokenizer
+from manylora.server.engine.detokenizer import Detokenizer
+from manylora.server.errors import InvalidRequest
+from manylora.server.tokenizer import Tokenizer
 
 QWEN2 = Path(__file__).parents[3] / "shared" / "tokenizers" / "qwen2"
 CORPUS = ["hello world", "the quick brown fox", "naïve café", "日本語のテキスト", "🦙 llama 🦙"] * 4

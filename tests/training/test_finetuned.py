@@ -8,14 +8,14 @@ import pytest
 import torch
 from peft import PeftModel
 
-import training
+from manylora import training
+from manylora.training.bases.load import BaseSettings, load_base
+from manylora.training.bases.lora import LoraSettings, attach
+from manylora.training.bases.quantized import QuantizedLinear
+from manylora.training.bases.save import save_adapter
+from manylora.training.errors import BaseRefused
+from manylora.training.finetuned import load_finetuned_model
 from tests.training.bases.making import IDS, load, write_dense, write_gptq
-from training.bases.load import BaseSettings, load_base
-from training.bases.lora import LoraSettings, attach
-from training.bases.quantized import QuantizedLinear
-from training.bases.save import save_adapter
-from training.errors import BaseRefused
-from training.finetuned import load_finetuned_model
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from training import output
-from training.errors import InvalidArgument, TrainingError
+from manylora.training import output
+from manylora.training.errors import InvalidArgument, TrainingError
 
 
 def test_an_empty_or_new_directory_can_be_claimed(tmp_path: Path) -> None:

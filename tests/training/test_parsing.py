@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from training.errors import InvalidArgument
-from training.parsing import parse_arguments
+from manylora.training.errors import InvalidArgument
+from manylora.training.parsing import parse_arguments
 
 FIRST = (
     "--model_name_or_path Qwen/Qwen-7B --data_path your_training_data.json --bf16 True --output_dir output_lora"
@@ -37,7 +37,7 @@ def test_the_guides_qlora_command_is_read_and_says_what_this_machine_does_otherw
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("training.distributed.find_spec", lambda _: None)
+    monkeypatch.setattr("manylora.training.distributed.find_spec", lambda _: None)
     found = parse_arguments(SECOND.split())
     assert found.lora.q_lora
     assert found.training.bf16
@@ -60,7 +60,7 @@ def test_defaults_are_those_of_qwens_script() -> None:
 
 def test_several_processes_need_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("training.distributed.find_spec", lambda _: None)
+    monkeypatch.setattr("manylora.training.distributed.find_spec", lambda _: None)
     with pytest.raises(InvalidArgument, match=r"manylora\[deepspeed\]"):
         parse_arguments(SECOND.split())
 

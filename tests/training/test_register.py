@@ -6,9 +6,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from manylora.training.errors import TrainingError
+from manylora.training.register import register
 from tests.serving import serving
-from training.errors import TrainingError
-from training.register import register
 
 SQL = Path(__file__).resolve().parents[2] / "demo" / "adapters" / "sql"
 

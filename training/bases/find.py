@@ -5,12 +5,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from quant.checkpoint import Checkpoint
-from quant.config import stored_format
-from quant.errors import QuantError
-from quant.format import StoredFormat
-from quant.hub import find_checkpoint
-from training.errors import BaseRefused
+from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.config import stored_format
+from manylora.quant.errors import QuantError
+from manylora.quant.format import StoredFormat
+from manylora.quant.hub import find_checkpoint
+from manylora.training.errors import BaseRefused
 
 FIRST_QWEN = "qwen"
 """model_type of the first Qwen, whose model is Python code in its repository."""

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from quant.checkpoint import Checkpoint
-from quant.format import read_dense
-from training.bases.quantized import QuantizedLinear
-from training.bases.types import Base
+from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.format import read_dense
+from manylora.training.bases.quantized import QuantizedLinear
+from manylora.training.bases.types import Base
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from quant.checkpoint import Checkpoint
-from quant.format import StoredFormat
-from training.bases import tokenizer as tokenizers
-from training.bases.find import find_base, fingerprint, read_config, read_format
-from training.bases.packed import load_packed
-from training.bases.precision import choose_device, choose_dtype
-from training.bases.quiet import quiet_bitsandbytes
-from training.bases.types import Base, BaseSettings, DtypeName, Kind
-from training.errors import BaseRefused
+from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.format import StoredFormat
+from manylora.training.bases import tokenizer as tokenizers
+from manylora.training.bases.find import find_base, fingerprint, read_config, read_format
+from manylora.training.bases.packed import load_packed
+from manylora.training.bases.precision import choose_device, choose_dtype
+from manylora.training.bases.quiet import quiet_bitsandbytes
+from manylora.training.bases.types import Base, BaseSettings, DtypeName, Kind
+from manylora.training.errors import BaseRefused
 
 __all__ = ["Base", "BaseSettings", "DtypeName", "Kind", "load_base"]
 
@@ -113,7 +113,7 @@ def _by_transformers(
         **options,
     )
     if kind == "nf4":
-        from training.bases.nf4 import settle_nf4
+        from manylora.training.bases.nf4 import settle_nf4
 
         settle_nf4(model, dtype)
     return model

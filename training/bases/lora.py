@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from training.bases.groups import ParameterGroup, lora_parameter_groups
-from training.bases.initial import start_from_base, start_from_error
-from training.bases.quantized import forbid_merging
-from training.bases.quiet import quiet_peft
-from training.bases.servable import Servable, servable
-from training.bases.settings import LoraSettings
-from training.bases.targets import choose_targets, token_module_names
-from training.bases.tokens import train_in_float32, trained_tokens
-from training.bases.types import Base
-from training.errors import InvalidArgument
+from manylora.training.bases.groups import ParameterGroup, lora_parameter_groups
+from manylora.training.bases.initial import start_from_base, start_from_error
+from manylora.training.bases.quantized import forbid_merging
+from manylora.training.bases.quiet import quiet_peft
+from manylora.training.bases.servable import Servable, servable
+from manylora.training.bases.settings import LoraSettings
+from manylora.training.bases.targets import choose_targets, token_module_names
+from manylora.training.bases.tokens import train_in_float32, trained_tokens
+from manylora.training.bases.types import Base
+from manylora.training.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from quant.nf4 import Nf4Tensor
-from training.bases.quantized import QuantizedLinear
+from manylora.quant.nf4 import Nf4Tensor
+from manylora.training.bases.quantized import QuantizedLinear
 
 
 def settle_nf4(model: Any, dtype: torch.dtype) -> None:

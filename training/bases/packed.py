@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.checkpoint import Checkpoint
-from quant.errors import QuantError
-from quant.format import StoredFormat, read_dense
-from training.bases.quantized import PackedTensor, QuantizedLinear
-from training.errors import BaseRefused
+from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.errors import QuantError
+from manylora.quant.format import StoredFormat, read_dense
+from manylora.training.bases.quantized import PackedTensor, QuantizedLinear
+from manylora.training.errors import BaseRefused
 
 _IGNORED = (".rotary_emb.inv_freq", ".masked_bias")
 """Ends of names that old checkpoints carry and models compute themselves."""

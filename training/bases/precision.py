@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from training.bases.types import DtypeName
+from manylora.training.bases.types import DtypeName
 
 DTYPES: dict[DtypeName, torch.dtype] = {
     "bf16": torch.bfloat16,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from quant.awq import AwqTensor
-from quant.gptq import GptqTensor
-from quant.nf4 import Nf4Tensor
+from manylora.quant.awq import AwqTensor
+from manylora.quant.gptq import GptqTensor
+from manylora.quant.nf4 import Nf4Tensor
 
 PackedTensor = GptqTensor | AwqTensor | Nf4Tensor
 

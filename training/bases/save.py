@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.bases.initial import ADAPTER, Residual, lora_layers
-from training.bases.precision import DTYPES
-from training.bases.quantized import QuantizedLinear
-from training.errors import InvalidArgument, TrainingError
+from manylora.training.bases.initial import ADAPTER, Residual, lora_layers
+from manylora.training.bases.precision import DTYPES
+from manylora.training.bases.quantized import QuantizedLinear
+from manylora.training.errors import InvalidArgument, TrainingError
 
 if TYPE_CHECKING:
     from peft import PeftModel

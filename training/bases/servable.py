@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from training.bases.settings import LoraSettings
-from training.bases.types import Base
+from manylora.training.bases.settings import LoraSettings
+from manylora.training.bases.types import Base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

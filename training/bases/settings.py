@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora", "loftq")
 _FROM_BASE = re.compile(r"pissa(_niter_[1-9]\d*)?|olora")

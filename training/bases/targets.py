@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

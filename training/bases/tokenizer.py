@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.errors import BaseRefused
+from manylora.training.errors import BaseRefused
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.bases.settings import LoraSettings
-from training.bases.targets import token_module_names
-from training.bases.types import Base
+from manylora.training.bases.settings import LoraSettings
+from manylora.training.bases.targets import token_module_names
+from manylora.training.bases.types import Base
 
 CHATML = (
     "{%- for message in messages %}"

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.check.duplicates import judge_together
-from training.check.kinds import BY_NAME, KINDS, Flag
-from training.check.languages import NOT_LOOKED_AT, UNKNOWN, language_name
-from training.check.lengths import Tokenizer, quartile_fence
-from training.check.profile import Profile, learn
-from training.check.reading import DataFile, open_files
-from training.check.report import CheckReport, Mix, findings_of
-from training.check.scan import ScanJob, process_count, scan
-from training.check.table import RowTable
-from training.errors import InvalidArgument, InvalidData
+from manylora.training.check.duplicates import judge_together
+from manylora.training.check.kinds import BY_NAME, KINDS, Flag
+from manylora.training.check.languages import NOT_LOOKED_AT, UNKNOWN, language_name
+from manylora.training.check.lengths import Tokenizer, quartile_fence
+from manylora.training.check.profile import Profile, learn
+from manylora.training.check.reading import DataFile, open_files
+from manylora.training.check.report import CheckReport, Mix, findings_of
+from manylora.training.check.scan import ScanJob, process_count, scan
+from manylora.training.check.table import RowTable
+from manylora.training.errors import InvalidArgument, InvalidData
 
 RARE_LANGUAGE = 0.002
 """The share of the rows under which a language is called unusual."""

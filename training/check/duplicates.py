@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.check.kinds import Flag
-from training.check.shingles import BANDS, HASHES
-from training.check.similar import Likeness, Sides, compare
-from training.check.table import RowTable
+from manylora.training.check.kinds import Flag
+from manylora.training.check.shingles import BANDS, HASHES
+from manylora.training.check.similar import Likeness, Sides, compare
+from manylora.training.check.table import RowTable
 
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from training.check.texts import RowText
+from manylora.training.check.texts import RowText
 
 End = Literal["mark", "semicolon", "closer", "letter", "digit", "open", "other"]
 _MARKS = frozenset(".!?。！？…؟।॥")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from training.check.kinds import KINDS, Flag, Kind
-from training.check.reading import DataFile
-from training.check.report import CheckReport
-from training.check.rows import is_mojibake, repaired
-from training.data.files import read_rows
-from training.errors import InvalidArgument
+from manylora.training.check.kinds import KINDS, Flag, Kind
+from manylora.training.check.reading import DataFile
+from manylora.training.check.report import CheckReport
+from manylora.training.check.rows import is_mojibake, repaired
+from manylora.training.data.files import read_rows
+from manylora.training.errors import InvalidArgument
 
 ENDINGS = (".jsonl", ".json")
 

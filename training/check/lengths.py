@@ -7,8 +7,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from training.check.shingles import code_points
-from training.errors import BaseRefused
+from manylora.training.check.shingles import code_points
+from manylora.training.errors import BaseRefused
 
 CHARACTERS_PER_TOKEN = 4.0
 """Of writing in letters, for today's vocabularies; ideographs, kana and Hangul are counted as a token each."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.check.shingles import I64, U32, code_points, windows
+from manylora.training.check.shingles import I64, U32, code_points, windows
 
 WIDTH = 6
 LEAST_COVERED = 36

@@ -5,7 +5,7 @@ import tempfile
 from html import escape
 from pathlib import Path
 
-from training.check.report import CheckReport, Finding, Mix, Place
+from manylora.training.check.report import CheckReport, Finding, Mix, Place
 
 _STYLE = """
 .data-check{font:15px/1.5 system-ui,sans-serif;color:#1c2430;max-width:60rem}

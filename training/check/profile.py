@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from training.check.endings import Endings
-from training.check.loops import looping
-from training.check.reading import DataFile, example_of, rows_of
-from training.check.rows import flags_of
-from training.check.shingles import Boilerplate
-from training.check.texts import RowText, row_text, words_only
+from manylora.training.check.endings import Endings
+from manylora.training.check.loops import looping
+from manylora.training.check.reading import DataFile, example_of, rows_of
+from manylora.training.check.rows import flags_of
+from manylora.training.check.shingles import Boilerplate
+from manylora.training.check.texts import RowText, row_text, words_only
 
 SAMPLE = 20_000
 LANGUAGE_SAMPLE = 20_000

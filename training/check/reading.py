@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from training.data.example import Example, Source
-from training.data.files import parse_data_path, read_rows
-from training.data.formats import FORMATS, ROWS_LOOKED_AT, DataFormat, format_named, recognise
-from training.data.row import Row
-from training.errors import InvalidData
+from manylora.training.data.example import Example, Source
+from manylora.training.data.files import parse_data_path, read_rows
+from manylora.training.data.formats import FORMATS, ROWS_LOOKED_AT, DataFormat, format_named, recognise
+from manylora.training.data.row import Row
+from manylora.training.errors import InvalidData
 
 
 @dataclass(frozen=True, slots=True)

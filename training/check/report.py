@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.check.kinds import KINDS, Flag, Kind, Severity
-from training.check.reading import DataFile
-from training.check.table import RowTable
+from manylora.training.check.kinds import KINDS, Flag, Kind, Severity
+from manylora.training.check.reading import DataFile
+from manylora.training.check.table import RowTable
 
 EXAMPLES = 5
 EXCERPT = 160
@@ -106,7 +106,7 @@ class CheckReport:
 
     def html_section(self) -> str:
         """The report as a part of an HTML page, with its plots."""
-        from training.check.page import section
+        from manylora.training.check.page import section
 
         return section(self)
 

@@ -2,9 +2,9 @@
 
 import re
 
-from training.check.kinds import Flag
-from training.check.texts import content_of
-from training.data.example import Example
+from manylora.training.check.kinds import Flag
+from manylora.training.check.texts import content_of
+from manylora.training.data.example import Example
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]"

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from training.check.kinds import Flag
-from training.check.languages import NOT_LOOKED_AT, language_codes
-from training.check.lengths import Tokenizer, token_counts
-from training.check.loops import looping
-from training.check.profile import Profile, compared
-from training.check.reading import DataFile, example_of, rows_of
-from training.check.rows import flags_of
-from training.check.shingles import U32, signatures
-from training.check.table import RowTable, StoredText, TextWriter
-from training.check.texts import RowText, fingerprint, lenient, row_text, words_only
-from training.data.example import Example
-from training.data.row import Row
+from manylora.training.check.kinds import Flag
+from manylora.training.check.languages import NOT_LOOKED_AT, language_codes
+from manylora.training.check.lengths import Tokenizer, token_counts
+from manylora.training.check.loops import looping
+from manylora.training.check.profile import Profile, compared
+from manylora.training.check.reading import DataFile, example_of, rows_of
+from manylora.training.check.rows import flags_of
+from manylora.training.check.shingles import U32, signatures
+from manylora.training.check.table import RowTable, StoredText, TextWriter
+from manylora.training.check.texts import RowText, fingerprint, lenient, row_text, words_only
+from manylora.training.data.example import Example
+from manylora.training.data.row import Row
 
 BLOCK = 1000
 ROWS_WORTH_A_PROCESS = 25_000

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.check.shingles import BANDS, HASHES
+from manylora.training.check.shingles import BANDS, HASHES
 
 _COLUMNS: Mapping[str, tuple[str, int]] = {
     "flags": ("u4", 0),

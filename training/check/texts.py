@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from training.data.example import Example
+from manylora.training.data.example import Example
 
 _NOT_A_WORD = re.compile(r"[\W_]+")
 _SPACE = re.compile(r"\s+")

@@ -6,7 +6,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from training.data.render import IGNORED
+from manylora.training.data.render import IGNORED
 
 
 class Batch(TypedDict, total=False):

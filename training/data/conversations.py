@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.data.example import Message, Source, Tool
-from training.errors import InvalidData
+from manylora.training.data.example import Message, Source, Tool
+from manylora.training.errors import InvalidData
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 ROLES_OF_SPEAKERS: Mapping[str, str] = {

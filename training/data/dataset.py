@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from training.data.example import Example, Source
-from training.data.files import DataPath, parse_data_path, read_rows
-from training.data.formats import DataFormat, format_named, recognise
-from training.data.items import LazyItems, PackedItems
-from training.data.packing import pack
-from training.data.render import FastTokenizer, Rendered, Renderer
-from training.data.report import DataReport, FileReport, Finding, percentiles
-from training.data.store import ROWS_PER_BATCH, Directory, ExampleStore, open_tokens, tokens_writer
-from training.errors import InvalidArgument, InvalidData
+from manylora.training.data.example import Example, Source
+from manylora.training.data.files import DataPath, parse_data_path, read_rows
+from manylora.training.data.formats import DataFormat, format_named, recognise
+from manylora.training.data.items import LazyItems, PackedItems
+from manylora.training.data.packing import pack
+from manylora.training.data.render import FastTokenizer, Rendered, Renderer
+from manylora.training.data.report import DataReport, FileReport, Finding, percentiles
+from manylora.training.data.store import ROWS_PER_BATCH, Directory, ExampleStore, open_tokens, tokens_writer
+from manylora.training.errors import InvalidArgument, InvalidData
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from training.data.json_stream import read_json_values
-from training.data.row import Row
-from training.errors import InvalidData
+from manylora.training.data.json_stream import read_json_values
+from manylora.training.data.row import Row
+from manylora.training.errors import InvalidData
 
 __all__ = ["DataPath", "Row", "data_fingerprint", "parse_data_path", "read_rows"]
 

@@ -6,10 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from training.data.conversations import read_messages, read_tools, read_turns
-from training.data.example import Example, Message, Source
-from training.data.files import read_rows
-from training.errors import InvalidArgument, InvalidData
+from manylora.training.data.conversations import read_messages, read_tools, read_turns
+from manylora.training.data.example import Example, Message, Source
+from manylora.training.data.files import read_rows
+from manylora.training.errors import InvalidArgument, InvalidData
 
 ROWS_LOOKED_AT = 100
 """By which a file's format is recognised."""

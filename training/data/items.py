@@ -5,8 +5,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from training.data.render import IGNORED, Renderer
-from training.data.store import ExampleStore
+from manylora.training.data.render import IGNORED, Renderer
+from manylora.training.data.store import ExampleStore
 
 Item = dict[str, list[int]]
 

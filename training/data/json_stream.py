@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-from training.data.row import Row
+from manylora.training.data.row import Row
 
 CHUNK_CHARACTERS = 2**18
 MAX_ROW_CHARACTERS = 64 * 2**20

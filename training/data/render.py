@@ -12,9 +12,9 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import Any, Protocol
 
-from training.data.example import Example
-from training.data.template import ChatTokenizer, Template, Written
-from training.errors import InvalidArgument, InvalidData
+from manylora.training.data.example import Example
+from manylora.training.data.template import ChatTokenizer, Template, Written
+from manylora.training.errors import InvalidArgument, InvalidData
 
 IGNORED = -100
 """The label of a token that isn't trained (torch's cross-entropy passes over it)."""

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from training.data.example import Example, Source
+from manylora.training.data.example import Example, Source
 
 ROWS_PER_BATCH = 512
 _PREFIX = "manylora-data-"

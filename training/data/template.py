@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
 
-from training.data.example import Example, Message, Tool
-from training.errors import InvalidData
+from manylora.training.data.example import Example, Message, Tool
+from manylora.training.errors import InvalidData
 
 _TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What a template, which is a program over the messages, raises when they don't suit it."""

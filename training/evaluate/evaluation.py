@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.errors import InvalidArgument
-from training.evaluate.generate import Generate, Message
-from training.evaluate.metrics import KINDS, METRIC_NAMES, MetricKind, compiled, judge, share_right
+from manylora.training.errors import InvalidArgument
+from manylora.training.evaluate.generate import Generate, Message
+from manylora.training.evaluate.metrics import KINDS, METRIC_NAMES, MetricKind, compiled, judge, share_right
 
 SAMPLES = 8
 """Prompts that a report shows."""
 
 
 class HeldOut(Protocol):
-    """What the evaluation reads of an example. training.data.example.Example has it."""
+    """What the evaluation reads of an example. manylora.training.data.example.Example has it."""
 
     @property
     def messages(self) -> Sequence[Message]:

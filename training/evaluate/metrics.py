@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 MetricKind = Literal["exact", "regex", "json", "json_equal"]
 KINDS: tuple[MetricKind, ...] = get_args(MetricKind)

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 STAGING = ".checkpoint-partial"
 STATE_FILE = "manylora_state.json"

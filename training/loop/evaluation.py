@@ -7,11 +7,11 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from training.loop.loss import token_losses
-from training.loop.split import rows_of
+from manylora.training.loop.loss import token_losses
+from manylora.training.loop.split import rows_of
 
 if TYPE_CHECKING:
-    from training.loop.trainer import LoraTrainer
+    from manylora.training.loop.trainer import LoraTrainer
 
 LARGEST_EXPONENT = 700.0
 """exp of more overflows a float64."""

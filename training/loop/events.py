@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from training.report.record import Event
+from manylora.training.report.record import Event
 
 Listener = Callable[[Event], None]
 

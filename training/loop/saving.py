@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 from transformers import Trainer
 
-from training.bases.save import make_plain
-from training.errors import TrainingError
-from training.loop import checkpoints
-from training.loop.events import Events
-from training.loop.guard import Guard
-from training.rank.policy import RankPolicy
+from manylora.training.bases.save import make_plain
+from manylora.training.errors import TrainingError
+from manylora.training.loop import checkpoints
+from manylora.training.loop.events import Events
+from manylora.training.loop.guard import Guard
+from manylora.training.rank.policy import RankPolicy
 
 
 class CheckpointSaving(Trainer):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from training.loop.loss import IGNORED
+from manylora.training.loop.loss import IGNORED
 
 Batch = Mapping[str, Tensor]
 

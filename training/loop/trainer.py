@@ -15,17 +15,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.errors import Diverged, DoesNotFit
-from training.evaluate.best import BestCheckpoint
-from training.loop.evaluation import evaluate_loss
-from training.loop.events import Events
-from training.loop.guard import Guard, Trouble
-from training.loop.loss import trained_token_loss
-from training.loop.out_of_memory import is_out_of_memory
-from training.loop.saving import CheckpointSaving
-from training.loop.snapshot import Snapshot, slow_down
-from training.loop.split import pieces, rows_of
-from training.rank.policy import Moment, RankPolicy
+from manylora.training.errors import Diverged, DoesNotFit
+from manylora.training.evaluate.best import BestCheckpoint
+from manylora.training.loop.evaluation import evaluate_loss
+from manylora.training.loop.events import Events
+from manylora.training.loop.guard import Guard, Trouble
+from manylora.training.loop.loss import trained_token_loss
+from manylora.training.loop.out_of_memory import is_out_of_memory
+from manylora.training.loop.saving import CheckpointSaving
+from manylora.training.loop.snapshot import Snapshot, slow_down
+from manylora.training.loop.split import pieces, rows_of
+from manylora.training.rank.policy import Moment, RankPolicy
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -93,7 +93,7 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         """Make the optimiser over the policy's groups."""
         if self.optimizer is not None:
             return self.optimizer
-        from training.bases.lora import lora_parameter_groups
+        from manylora.training.bases.lora import lora_parameter_groups
 
         args = self.args
         kind, options = self.get_optimizer_cls_and_kwargs(args, model or self.model)

@@ -5,8 +5,8 @@ autocast to the run's dtype), and held against measured tensors in tests/trainin
 matrices are frozen, so none of them saves its input; the factors beside them do.
 """
 
-from training.memory.run_shape import DTYPES, RunShape
-from training.memory.shape import ModelShape
+from manylora.training.memory.run_shape import DTYPES, RunShape
+from manylora.training.memory.shape import ModelShape
 
 _ATTENTION_IN = {"q_proj", "k_proj", "v_proj", "c_attn"}
 _MLP_IN = {"gate_proj", "up_proj", "w1", "w2"}

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from training.errors import InvalidArgument
-from training.memory.sizes import parse_bytes
+from manylora.training.errors import InvalidArgument
+from manylora.training.memory.sizes import parse_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.errors import BaseRefused
-from training.memory.shape import ModelShape
+from manylora.training.errors import BaseRefused
+from manylora.training.memory.shape import ModelShape
 
 CONFIG = "config.json"
 _BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}

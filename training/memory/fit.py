@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.errors import DoesNotFit
-from training.loop.out_of_memory import is_out_of_memory
-from training.memory.plan import GIB, plan
-from training.memory.remedies import remedies, smallest
-from training.memory.run_shape import RunShape
-from training.memory.shape import ModelShape
+from manylora.training.errors import DoesNotFit
+from manylora.training.loop.out_of_memory import is_out_of_memory
+from manylora.training.memory.plan import GIB, plan
+from manylora.training.memory.remedies import remedies, smallest
+from manylora.training.memory.run_shape import RunShape
+from manylora.training.memory.shape import ModelShape
 
 __all__ = ["Fit", "auto_fit", "fit_by_plan", "is_out_of_memory"]
 

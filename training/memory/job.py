@@ -8,20 +8,20 @@ from dataclasses import replace
 
 import torch
 
-from training.arguments import Arguments
-from training.distributed import world_size
-from training.errors import TrainingError
-from training.job import Job
-from training.loop.out_of_memory import is_out_of_memory
-from training.memory.budget import Budget, this_machine
-from training.memory.find import read_shape
-from training.memory.fit import auto_fit
-from training.memory.plan import GIB, OUTSIDE, MemoryPlan, plan
-from training.memory.run_shape import RunShape
-from training.memory.shape import ModelShape
-from training.memory.sizes import parse_bytes
-from training.memory.trial import try_longest
-from training.preparation import Prepared
+from manylora.training.arguments import Arguments
+from manylora.training.distributed import world_size
+from manylora.training.errors import TrainingError
+from manylora.training.job import Job
+from manylora.training.loop.out_of_memory import is_out_of_memory
+from manylora.training.memory.budget import Budget, this_machine
+from manylora.training.memory.find import read_shape
+from manylora.training.memory.fit import auto_fit
+from manylora.training.memory.plan import GIB, OUTSIDE, MemoryPlan, plan
+from manylora.training.memory.run_shape import RunShape
+from manylora.training.memory.shape import ModelShape
+from manylora.training.memory.sizes import parse_bytes
+from manylora.training.memory.trial import try_longest
+from manylora.training.preparation import Prepared
 
 
 def shapes_of(job: Job) -> tuple[ModelShape, RunShape]:

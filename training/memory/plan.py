@@ -12,11 +12,11 @@ The parts add up to the highest: ``logits`` is there in full, ``layer`` and ``st
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from training.memory import activations
-from training.memory.quantised import bits_per_weight, scratch_bytes, stored_kind
-from training.memory.qwen_recipe import plan_qwen, recipe_is_qwen
-from training.memory.run_shape import DTYPES, RunShape, optimizer_bytes
-from training.memory.shape import ModelShape
+from manylora.training.memory import activations
+from manylora.training.memory.quantised import bits_per_weight, scratch_bytes, stored_kind
+from manylora.training.memory.qwen_recipe import plan_qwen, recipe_is_qwen
+from manylora.training.memory.run_shape import DTYPES, RunShape, optimizer_bytes
+from manylora.training.memory.shape import ModelShape
 
 GIB = 1 << 30
 

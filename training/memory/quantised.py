@@ -1,6 +1,6 @@
 """Bits of a stored weight, and the scratch that unpacking one matrix takes, by format."""
 
-from training.memory.shape import ModelShape
+from manylora.training.memory.shape import ModelShape
 
 _NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """With double quantisation: a code of 4 bits, an 8-bit absmax for 64 of them, a float32 for 256 of those (QLoRA,

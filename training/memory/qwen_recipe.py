@@ -7,10 +7,10 @@ Four constants below are fitted to the table's rows for 1.8B and 7B (without 1.8
 counted. Rows of 14B and 72B, and of 1.8B with embeddings, were kept out of the fit: docs/memory.md shows both.
 """
 
-from training.errors import InvalidArgument
-from training.memory.quantised import bits_per_weight, stored_kind
-from training.memory.run_shape import RunShape
-from training.memory.shape import ModelShape
+from manylora.training.errors import InvalidArgument
+from manylora.training.memory.quantised import bits_per_weight, stored_kind
+from manylora.training.memory.run_shape import RunShape
+from manylora.training.memory.shape import ModelShape
 
 RECIPE = "qwen"
 

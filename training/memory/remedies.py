@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import compress, product
 
-from training.memory.plan import GIB, plan
-from training.memory.run_shape import RunShape
-from training.memory.shape import ModelShape
+from manylora.training.memory.plan import GIB, plan
+from manylora.training.memory.run_shape import RunShape
+from manylora.training.memory.shape import ModelShape
 
 SHORTEST = 64
 """Tokens below which a sequence isn't cut: no example would be whole."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of a value in the dtype that a run computes in."""

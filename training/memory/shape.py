@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from training.errors import BaseRefused, InvalidArgument
+from manylora.training.errors import BaseRefused, InvalidArgument
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen")
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -103,7 +103,7 @@ class ModelShape:
         wanted = set(self.targets if targets in ((), ("all-linear",)) else targets)
         names = {name for name, _, _ in self.matrices()}
         if self.family != "qwen" and wanted - names:
-            from training.bases.targets import FIRST_QWEN_NAMES
+            from manylora.training.bases.targets import FIRST_QWEN_NAMES
 
             wanted = {own for name in wanted for own in FIRST_QWEN_NAMES.get(name, (name,))}
         if wanted - names:

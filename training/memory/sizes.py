@@ -2,7 +2,7 @@
 
 import re
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 _UNITS = {"": 30, "g": 30, "gib": 30, "m": 20, "mib": 20, "k": 10, "kib": 10, "t": 40, "tib": 40}
 _DECIMAL = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}

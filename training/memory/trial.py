@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from training.loop.loss import IGNORED, trained_token_loss
-from training.memory.meter import PeakMeter
-from training.random_states import RandomStates
+from manylora.training.loop.loss import IGNORED, trained_token_loss
+from manylora.training.memory.meter import PeakMeter
+from manylora.training.random_states import RandomStates
 
 if TYPE_CHECKING:
-    from training.loop.trainer import LoraTrainer
+    from manylora.training.loop.trainer import LoraTrainer
 
 LossFunction = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 

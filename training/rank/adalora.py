@@ -16,20 +16,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from training.bases.quantized import forbid_merging
-from training.bases.quiet import quiet_peft
-from training.bases.targets import choose_targets
-from training.bases.tokens import train_in_float32, trained_tokens
-from training.errors import InvalidArgument
-from training.rank.budget import AdaLoraBudget
-from training.rank.folding import adalora_layers, save_folded
-from training.rank.policy import Moment, ParameterGroup
+from manylora.training.bases.quantized import forbid_merging
+from manylora.training.bases.quiet import quiet_peft
+from manylora.training.bases.targets import choose_targets
+from manylora.training.bases.tokens import train_in_float32, trained_tokens
+from manylora.training.errors import InvalidArgument
+from manylora.training.rank.budget import AdaLoraBudget
+from manylora.training.rank.folding import adalora_layers, save_folded
+from manylora.training.rank.policy import Moment, ParameterGroup
 
 if TYPE_CHECKING:
     from peft import AdaLoraConfig, PeftModel
 
-    from training.bases.settings import LoraSettings
-    from training.bases.types import Base
+    from manylora.training.bases.settings import LoraSettings
+    from manylora.training.bases.types import Base
 
 PATTERN_FILE, VALUES_FILE = "rank_state.json", "rank_state.safetensors"
 _TABLES = ("ipt", "exp_avg_ipt", "exp_avg_unc")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 PREFIX = "adalora:"
 _EXPECTED = (

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from training.bases.save import load_adapter, save_adapter
-from training.rank.policy import Moment, ParameterGroup
+from manylora.training.bases.save import load_adapter, save_adapter
+from manylora.training.rank.policy import Moment, ParameterGroup
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from training.bases.settings import LoraSettings
-    from training.bases.types import Base
+    from manylora.training.bases.settings import LoraSettings
+    from manylora.training.bases.types import Base
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class FixedRank:
         return self.rank
 
     def attach(self, base: "Base", lora: "LoraSettings", total_steps: int) -> "PeftModel | None":
-        """Leave it to training.bases.lora.attach."""
+        """Leave it to manylora.training.bases.lora.attach."""
         return None
 
     def prepare(self, model: "PeftModel") -> None:

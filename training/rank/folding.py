@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.bases.save import CONFIG_FILE, WEIGHTS_FILE, make_plain
+from manylora.training.bases.save import CONFIG_FILE, WEIGHTS_FILE, make_plain
 
 if TYPE_CHECKING:
     from peft import AdaLoraConfig, PeftModel

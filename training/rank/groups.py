@@ -12,9 +12,9 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from training.errors import InvalidArgument
-from training.rank.policy import ParameterGroup
-from training.rank.slices import SlicedLayer
+from manylora.training.errors import InvalidArgument
+from manylora.training.rank.policy import ParameterGroup
+from manylora.training.rank.slices import SlicedLayer
 
 
 @dataclass(frozen=True, slots=True)

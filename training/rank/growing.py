@@ -14,18 +14,24 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from training.bases.save import load_adapter, save_adapter
-from training.errors import InvalidArgument
-from training.rank.groups import Growth, add_slices, lambda_scheduler, warm_up_slices, with_slices_apart
-from training.rank.policy import Moment, ParameterGroup
-from training.rank.schedule import RankSchedule
-from training.rank.slices import SlicedLayer, alpha_at, kaiming_rows, slice_layers
+from manylora.training.bases.save import load_adapter, save_adapter
+from manylora.training.errors import InvalidArgument
+from manylora.training.rank.groups import (
+    Growth,
+    add_slices,
+    lambda_scheduler,
+    warm_up_slices,
+    with_slices_apart,
+)
+from manylora.training.rank.policy import Moment, ParameterGroup
+from manylora.training.rank.schedule import RankSchedule
+from manylora.training.rank.slices import SlicedLayer, alpha_at, kaiming_rows, slice_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from training.bases.settings import LoraSettings
-    from training.bases.types import Base
+    from manylora.training.bases.settings import LoraSettings
+    from manylora.training.bases.types import Base
 
 STATE_FILE = "rank_state.json"
 WARMUP_SHARE = 0.02
@@ -68,7 +74,7 @@ class GrowingRank:
         return self.growths[-1].rank if self.growths else self.initial_rank
 
     def attach(self, base: "Base", lora: "LoraSettings", total_steps: int) -> "PeftModel | None":
-        """Leave it to training.bases.lora.attach."""
+        """Leave it to manylora.training.bases.lora.attach."""
         return None
 
     def prepare(self, model: "PeftModel") -> None:

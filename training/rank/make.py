@@ -1,11 +1,11 @@
 """From the text of ``--rank_schedule`` to the policy of a run."""
 
-from training.rank.adalora import AdaLoraRank
-from training.rank.budget import PREFIX, AdaLoraBudget
-from training.rank.fixed import FixedRank
-from training.rank.growing import GrowingRank
-from training.rank.policy import RankPolicy
-from training.rank.schedule import RankSchedule
+from manylora.training.rank.adalora import AdaLoraRank
+from manylora.training.rank.budget import PREFIX, AdaLoraBudget
+from manylora.training.rank.fixed import FixedRank
+from manylora.training.rank.growing import GrowingRank
+from manylora.training.rank.policy import RankPolicy
+from manylora.training.rank.schedule import RankSchedule
 
 
 def make_policy(text: str | None, base_rank: int, *, seed: int = 42) -> RankPolicy:

@@ -1,8 +1,8 @@
 """What the loop asks of an adapter's rank. Fixed is peft as it is; growing and AdaLoRA answer the same calls.
 
-The loop's order: ``attach`` (or, when it returns None, training.bases.lora.attach with ``initial_rank``), ``prepare``,
-``restore`` when a run goes on, ``optimizer_groups``, ``scheduler``; then, for every optimiser step, ``before_step``,
-``penalty`` and ``after_backward``; ``save`` at any border between two steps.
+The loop's order: ``attach`` (or, when it returns None, manylora.training.bases.lora.attach with ``initial_rank``),
+``prepare``, ``restore`` when a run goes on, ``optimizer_groups``, ``scheduler``; then, for every optimiser step,
+``before_step``, ``penalty`` and ``after_backward``; ``save`` at any border between two steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from training.bases.settings import LoraSettings
-    from training.bases.types import Base
+    from manylora.training.bases.settings import LoraSettings
+    from manylora.training.bases.types import Base
 
 ParameterGroup: TypeAlias = dict[str, Any]
 """A parameter group as torch's optimisers take it: ``params`` and settings (lr, weight_decay, …)."""
@@ -52,7 +52,7 @@ class RankPolicy(Protocol):
         """The rank now; of AdaLoRA, whose modules differ, the largest."""
 
     def attach(self, base: "Base", lora: "LoraSettings", total_steps: int) -> "PeftModel | None":
-        """Make the adapter on the base, or return None where training.bases.lora.attach with ``initial_rank`` does.
+        """Make the adapter on the base, or return None where bases/lora.py's attach with ``initial_rank`` does.
 
         ``total_steps`` are the optimiser steps of the whole run. Raises InvalidArgument where the settings or the base
         don't go with this policy.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 _EXPECTED = "expected rank:share pairs such as 8:0,16:0.3,64:0.6"
 

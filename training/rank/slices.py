@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.errors import Diverged, InvalidArgument
-from training.job import Job, total_steps
-from training.rate.curve import Curve
-from training.rate.rows import first, split_end
-from training.rate.state import each_from_here
-from training.rate.trials import Trial, halving, range_test, trial
+from manylora.training.errors import Diverged, InvalidArgument
+from manylora.training.job import Job, total_steps
+from manylora.training.rate.curve import Curve
+from manylora.training.rate.rows import first, split_end
+from manylora.training.rate.state import each_from_here
+from manylora.training.rate.trials import Trial, halving, range_test, trial
 
 RANGE_STEPS = 60
 TRIAL_SHARE, LEAST_TRIAL = 0.1, 50
@@ -98,7 +98,7 @@ def apply(job: Job, choice: Choice) -> None:
 
 def write_choice(choice: Choice, directory: Path) -> Path:
     """Draw curve and trials into ``directory``/learning_rate.svg."""
-    from training.rate.plot import plot_choice
+    from manylora.training.rate.plot import plot_choice
 
     path = directory / "learning_rate.svg"
     path.write_text(plot_choice(choice), encoding="utf-8")

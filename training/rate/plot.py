@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from training.rate.find import Choice
-    from training.rate.sweep import Sweep
+    from manylora.training.rate.find import Choice
+    from manylora.training.rate.sweep import Sweep
 
 SIZE = (9.0, 3.6)
 """Inches."""

@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from training import output
-from training.arguments import Arguments
-from training.job import Job, total_steps
-from training.preparation import prepare
-from training.rate.sweep import Result, Sweep, SweepSettings, sweep, write_sweep
+from manylora.training import output
+from manylora.training.arguments import Arguments
+from manylora.training.job import Job, total_steps
+from manylora.training.preparation import prepare
+from manylora.training.rate.sweep import Result, Sweep, SweepSettings, sweep, write_sweep
 
 
 def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str], None]) -> Sweep:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from training.random_states import RandomStates
+from manylora.training.random_states import RandomStates
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from training.bases.lora import attach
-from training.errors import Diverged, InvalidArgument
-from training.job import Job, total_steps
-from training.rank.fixed import FixedRank
-from training.rate.find import for_search
-from training.rate.trials import QUIET, without_display
+from manylora.training.bases.lora import attach
+from manylora.training.errors import Diverged, InvalidArgument
+from manylora.training.job import Job, total_steps
+from manylora.training.rank.fixed import FixedRank
+from manylora.training.rate.find import for_search
+from manylora.training.rate.trials import QUIET, without_display
 
 if TYPE_CHECKING:
     from optuna import Trial as OptunaTrial
@@ -221,7 +221,7 @@ def _with_rank(job: Job, rank: int) -> Job:
 
 def write_sweep(found: Sweep, directory: Path) -> None:
     """Write sweep.json and sweep.svg."""
-    from training.rate.plot import plot_sweep
+    from manylora.training.rate.plot import plot_sweep
 
     rows = [dataclasses.asdict(each) for each in found.results]
     for row in rows:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from training.errors import Diverged
-from training.job import Job
-from training.loop.trainer import LoraTrainer
-from training.rank.fixed import FixedRank
-from training.rate.curve import Curve, has_blown_up
+from manylora.training.errors import Diverged
+from manylora.training.job import Job
+from manylora.training.loop.trainer import LoraTrainer
+from manylora.training.rank.fixed import FixedRank
+from manylora.training.rate.curve import Curve, has_blown_up
 
 LOWEST, HIGHEST = 1e-6, 1e-1
 FINALISTS = 3

@@ -8,7 +8,7 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from training.report.axes import Axis, axis_over, tick_text
+from manylora.training.report.axes import Axis, axis_over, tick_text
 
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 30, 38

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from training.report.panel import clock
-from training.report.record import RunRecord
+from manylora.training.report.panel import clock
+from manylora.training.report.record import RunRecord
 
 
 @dataclass(frozen=True, slots=True)

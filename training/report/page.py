@@ -9,11 +9,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from training.evaluate.metrics import METRIC_NAMES
-from training.report.charts import Marker, Series, line_chart, smoothed, stacked_bars
-from training.report.figures import Tile, figure, percent, readable, tiles
-from training.report.panel import clock
-from training.report.record import History, RunRecord, write_whole
+from manylora.training.evaluate.metrics import METRIC_NAMES
+from manylora.training.report.charts import Marker, Series, line_chart, smoothed, stacked_bars
+from manylora.training.report.figures import Tile, figure, percent, readable, tiles
+from manylora.training.report.panel import clock
+from manylora.training.report.record import History, RunRecord, write_whole
 
 TEMPLATE = "report.html"
 SCORES = tuple(f"eval_{name}" for name in METRIC_NAMES.values())

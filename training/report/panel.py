@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from training.report.meter import RunMeter
+from manylora.training.report.meter import RunMeter
 
 GIB = 1 << 30
 BARS = "▁▂▃▄▅▆▇█"

@@ -12,8 +12,8 @@ from rich.live import Live
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from training.report.meter import RunMeter
-from training.report.panel import line, panel
+from manylora.training.report.meter import RunMeter
+from manylora.training.report.panel import line, panel
 
 log = logging.getLogger(__name__)
 REDRAWS_PER_SECOND = 4

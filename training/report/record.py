@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.evaluate.evaluation import Sample
-from training.report.surroundings import Machine
+from manylora.training.evaluate.evaluation import Sample
+from manylora.training.report.surroundings import Machine
 
 RECORD_FORMAT = 1
 """Raised when a field changes its meaning."""

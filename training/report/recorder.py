@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.report.record import Event, History, RankChange
+from manylora.training.report.record import Event, History, RankChange
 
 NOTES = "manylora_notes"
 """Key of the log entries that carry events and rank changes, so that trainer_state.json brings them back."""
@@ -40,7 +40,7 @@ class RunRecorder(TrainerCallback):
         )
 
     def hear(self, event: Event) -> None:
-        """Keep an event; a listener for training.loop.events.Events."""
+        """Keep an event; a listener for manylora.training.loop.events.Events."""
         self.note(event.kind, event.sentence, event.step)
 
     def note(self, kind: str, sentence: str, step: int | None = None) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard", "tensorboardX"),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.tasks.batch import Grid
+from manylora.training.tasks.batch import Grid
 
 NAME = "manylora_mixed"
 """The implementation's name for transformers: ``model.set_attn_implementation(NAME)``."""

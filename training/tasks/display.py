@@ -11,11 +11,11 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from training.loop.events import Listener
-from training.report.panel import clock, memory
-from training.report.record import Event
-from training.tasks.member import Member
-from training.tasks.side_by_side import SideBySide
+from manylora.training.loop.events import Listener
+from manylora.training.report.panel import clock, memory
+from manylora.training.report.record import Event
+from manylora.training.tasks.member import Member
+from manylora.training.tasks.side_by_side import SideBySide
 
 REDRAWS_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 10.0

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from training.bases.initial import ADAPTER, Residual, lora_layers
-from training.tasks.batch import Span
+from manylora.training.bases.initial import ADAPTER, Residual, lora_layers
+from manylora.training.tasks.batch import Span
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -17,16 +17,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerState, get_scheduler
 
-from training.bases.lora import lora_parameter_groups
-from training.job import total_steps
-from training.loop.events import Events
-from training.loop.guard import Guard, Trouble
-from training.loop.snapshot import Snapshot, slow_down
-from training.loop.trainer import MOST_BACKOFFS, SLOWER, SNAPSHOT_STEPS
-from training.rank.policy import Moment, RankPolicy
-from training.tasks.batch import Row
-from training.tasks.order import DataOrder
-from training.tasks.plan import Task
+from manylora.training.bases.lora import lora_parameter_groups
+from manylora.training.job import total_steps
+from manylora.training.loop.events import Events
+from manylora.training.loop.guard import Guard, Trouble
+from manylora.training.loop.snapshot import Snapshot, slow_down
+from manylora.training.loop.trainer import MOST_BACKOFFS, SLOWER, SNAPSHOT_STEPS
+from manylora.training.rank.policy import Moment, RankPolicy
+from manylora.training.tasks.batch import Row
+from manylora.training.tasks.order import DataOrder
+from manylora.training.tasks.plan import Task
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.bases.load import Base
-from training.tasks.attention import NAME, register_attention
-from training.tasks.batch import MixedBatch
-from training.tasks.lora import mix_adapters
+from manylora.training.bases.load import Base
+from manylora.training.tasks.attention import NAME, register_attention
+from manylora.training.tasks.batch import MixedBatch
+from manylora.training.tasks.lora import mix_adapters
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument
 
 
 @dataclass

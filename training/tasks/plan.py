@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-from adapters.errors import InvalidAdapter
-from adapters.names import check_name, list_names
-from training.arguments import ARGUMENT_CLASSES, Arguments, TrainingArguments
-from training.distributed import world_size
-from training.errors import InvalidArgument
-from training.job import LOG_SHARE
-from training.parsing import parse_arguments, words_of
+from manylora.adapters.errors import InvalidAdapter
+from manylora.adapters.names import check_name, list_names
+from manylora.training.arguments import ARGUMENT_CLASSES, Arguments, TrainingArguments
+from manylora.training.distributed import world_size
+from manylora.training.errors import InvalidArgument
+from manylora.training.job import LOG_SHARE
+from manylora.training.parsing import parse_arguments, words_of
 
 OF_A_TASK = frozenset(
     (

@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 
 from transformers import set_seed
 
-from training.arguments import Arguments
-from training.bases.load import load_base
-from training.bases.lora import attach, servable
-from training.bases.tokens import prepare_chat
-from training.bases.types import Base
-from training.errors import InvalidArgument
-from training.job import total_steps
-from training.preparation import Prepared, base_settings, check_files, load_sets, lora_settings
-from training.rank.make import make_policy
-from training.tasks.plan import Plan, Task
-from training.tasks.skeleton import skeleton
+from manylora.training.arguments import Arguments
+from manylora.training.bases.load import load_base
+from manylora.training.bases.lora import attach, servable
+from manylora.training.bases.tokens import prepare_chat
+from manylora.training.bases.types import Base
+from manylora.training.errors import InvalidArgument
+from manylora.training.job import total_steps
+from manylora.training.preparation import Prepared, base_settings, check_files, load_sets, lora_settings
+from manylora.training.rank.make import make_policy
+from manylora.training.tasks.plan import Plan, Task
+from manylora.training.tasks.skeleton import skeleton
 
 Say = Callable[[str], None]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from transformers import TrainerControl
 
-from training.loop.events import Listener
-from training.recording import start_record
-from training.report.page import write_report
-from training.report.record import Event, Results, RunRecord
-from training.report.recorder import RunRecorder
-from training.report.surroundings import GIB
-from training.tasks.member import Member
-from training.tasks.prepare import PreparedTask
+from manylora.training.loop.events import Listener
+from manylora.training.recording import start_record
+from manylora.training.report.page import write_report
+from manylora.training.report.record import Event, Results, RunRecord
+from manylora.training.report.recorder import RunRecorder
+from manylora.training.report.surroundings import GIB
+from manylora.training.tasks.member import Member
+from manylora.training.tasks.prepare import PreparedTask
 
 
 @dataclass(frozen=True, slots=True)

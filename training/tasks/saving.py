@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from training import output
-from training.errors import InvalidArgument
-from training.loop import checkpoints
-from training.tasks.member import Member
-from training.tasks.side_by_side import SideBySide
+from manylora.training import output
+from manylora.training.errors import InvalidArgument
+from manylora.training.loop import checkpoints
+from manylora.training.tasks.member import Member
+from manylora.training.tasks.side_by_side import SideBySide
 
 RANDOM_FILE = "random.pt"
 """torch's generators, which a base that has dropout of its own draws from."""

@@ -9,12 +9,12 @@ from typing import Protocol
 
 import torch
 
-from training.errors import DoesNotFit
-from training.loop.evaluation import LARGEST_EXPONENT
-from training.loop.out_of_memory import is_out_of_memory
-from training.tasks.batch import MixedBatch, Row, mix
-from training.tasks.member import Member
-from training.tasks.mixed_base import MixedBase
+from manylora.training.errors import DoesNotFit
+from manylora.training.loop.evaluation import LARGEST_EXPONENT
+from manylora.training.loop.out_of_memory import is_out_of_memory
+from manylora.training.tasks.batch import MixedBatch, Row, mix
+from manylora.training.tasks.member import Member
+from manylora.training.tasks.mixed_base import MixedBase
 
 Window = list[list[Row]]
 """The micro-batches of one task's step."""

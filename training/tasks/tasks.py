@@ -5,19 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.arguments import Arguments
-from training.errors import Diverged, TrainingError
-from training.loop import checkpoints
-from training.register import register
-from training.tasks import saving
-from training.tasks.display import TasksDisplay
-from training.tasks.member import Member
-from training.tasks.mixed_base import MixedBase
-from training.tasks.plan import Plan, read_tasks
-from training.tasks.prepare import PreparedTask, prepare_tasks
-from training.tasks.records import Measured, Records, peak_gib
-from training.tasks.side_by_side import SideBySide
-from training.tasks.trackers import Trackers
+from manylora.training.arguments import Arguments
+from manylora.training.errors import Diverged, TrainingError
+from manylora.training.loop import checkpoints
+from manylora.training.register import register
+from manylora.training.tasks import saving
+from manylora.training.tasks.display import TasksDisplay
+from manylora.training.tasks.member import Member
+from manylora.training.tasks.mixed_base import MixedBase
+from manylora.training.tasks.plan import Plan, read_tasks
+from manylora.training.tasks.prepare import PreparedTask, prepare_tasks
+from manylora.training.tasks.records import Measured, Records, peak_gib
+from manylora.training.tasks.side_by_side import SideBySide
+from manylora.training.tasks.trackers import Trackers
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from training.report.trackers import check_report_to
-from training.tasks.member import Member
+from manylora.training.report.trackers import check_report_to
+from manylora.training.tasks.member import Member
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

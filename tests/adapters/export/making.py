@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from adapters.export.settings import ExportSettings
-from loadtest.checkpoints import ATTENTION, MLP, TINY, BaseShape, write_base
+from manylora.adapters.export.settings import ExportSettings
+from manylora.loadtest.checkpoints import ATTENTION, MLP, TINY, BaseShape, write_base
 
 FAMILIES: dict[str, BaseShape] = {
     "qwen2": replace(TINY, num_layers=2),

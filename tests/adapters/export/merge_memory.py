@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from adapters.export.export import export
-from adapters.export.settings import ExportSettings
+from manylora.adapters.export.export import export
+from manylora.adapters.export.settings import ExportSettings
 from tests.server.model.load_memory import resident
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from adapters.export.export import export
-from quant.checkpoint import Checkpoint
+from manylora.adapters.export.export import export
+from manylora.quant.checkpoint import Checkpoint
 from tests.adapters.export.making import FAMILIES, MIXED, load, logits_of, make_adapter, make_base, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -85,8 +85,8 @@ def test_into_the_dequantised_base_is_what_a_4_bit_base_with_the_adapter_compute
 
 @pytest.mark.parametrize("double_quant", [False, True], ids=["plain", "double"])
 def test_merged_4bit_is_read_by_bitsandbytes_and_by_us(tmp_path: Path, double_quant: bool) -> None:
-    from adapters.export.base import BaseCheckpoint
-    from adapters.export.rows import chunks
+    from manylora.adapters.export.base import BaseCheckpoint
+    from manylora.adapters.export.rows import chunks
 
     base = make_base(tmp_path / "base")
     make_adapter(tmp_path / "adapter", base)

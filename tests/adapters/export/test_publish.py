@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from adapters.export.archive import archived_files
-from adapters.export.errors import ExportFailed, ExportRefused
-from adapters.export.export import export
-from adapters.export.publish import PARTIAL, publishing, sweep, sweep_all
-from loadtest.checkpoints import AdapterShape, write_adapter
+from manylora.adapters.export.archive import archived_files
+from manylora.adapters.export.errors import ExportFailed, ExportRefused
+from manylora.adapters.export.export import export
+from manylora.adapters.export.publish import PARTIAL, publishing, sweep, sweep_all
+from manylora.loadtest.checkpoints import AdapterShape, write_adapter
 from tests.adapters.export.making import make_base, settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[3]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from adapters.export import publish
-from adapters.export.export import export
-from adapters.export.settings import ExportSettings
+from manylora.adapters.export import publish
+from manylora.adapters.export.export import export
+from manylora.adapters.export.settings import ExportSettings
 adapter, base, output, form, moment = sys.argv[1:]
 seen = 0
 def die(*_):
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 def run_process(values: dict[str, object]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "adapters.export", json.dumps(values), "0"],
+        [sys.executable, "-m", "manylora.adapters.export", json.dumps(values), "0"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters.errors import AdapterError, InvalidAdapter
-from adapters.export.compare import Distance, Losses, check_distance, check_losses, distance
-from adapters.export.errors import ExportFailed, ExportRefused
-from adapters.export.export import export
-from adapters.export.settings import ExportSettings
-from adapters.export.write import Survival, check_survival
-from loadtest.checkpoints import AdapterShape, write_adapter
+from manylora.adapters.errors import AdapterError, InvalidAdapter
+from manylora.adapters.export.compare import Distance, Losses, check_distance, check_losses, distance
+from manylora.adapters.export.errors import ExportFailed, ExportRefused
+from manylora.adapters.export.export import export
+from manylora.adapters.export.settings import ExportSettings
+from manylora.adapters.export.write import Survival, check_survival
+from manylora.loadtest.checkpoints import AdapterShape, write_adapter
 from tests.adapters.export.making import make_base, settings
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -130,7 +130,7 @@ def test_a_disk_too_small_is_told_before_anything_is_written(
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")  # what shutil returns
-    monkeypatch.setattr("adapters.export.publish.shutil.disk_usage", lambda path: usage(1, 1, 1000))
+    monkeypatch.setattr("manylora.adapters.export.publish.shutil.disk_usage", lambda path: usage(1, 1, 1000))
     assert "GB free" in refusal(ExportRefused, settings(base, adapter, tmp_path / "out"))
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from adapters.export.errors import ExportRefused
-from adapters.export.export import export
-from adapters.export.samples import MOST_ROWS, MOST_TOKENS, PROMPTS, built_in_rows, sample_rows
-from loadtest.checkpoints import TINY, AdapterShape, write_adapter
+from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.export import export
+from manylora.adapters.export.samples import MOST_ROWS, MOST_TOKENS, PROMPTS, built_in_rows, sample_rows
+from manylora.loadtest.checkpoints import TINY, AdapterShape, write_adapter
 from tests.adapters.export.making import make_base, settings
 
 VOCAB = TINY.vocab_size

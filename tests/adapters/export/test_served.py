@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.export.errors import ExportRefused
-from adapters.export.export import export
-from adapters.reader import read_adapter
-from adapters.types import ModuleShape
-from server.model.loader import Quantization
+from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.export import export
+from manylora.adapters.reader import read_adapter
+from manylora.adapters.types import ModuleShape
+from manylora.server.model.loader import Quantization
 from tests.adapters.export.making import FAMILIES, MIXED, load, make_adapter, make_base, settings
 from tests.quant.packers import awq_tensors, gptq_tensors, nearest_codes
 from tests.server.model.quantized_models import save_quantized

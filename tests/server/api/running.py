@@ -19,9 +19,9 @@ import openai
 import uvicorn
 import uvloop
 
-from loadtest.checkpoints import TINY, AdapterShape, write_adapter, write_base
 from manylora.assemble import Server, assemble
-from server.config import ServeSettings
+from manylora.loadtest.checkpoints import TINY, AdapterShape, write_adapter, write_base
+from manylora.server.config import ServeSettings
 
 T = TypeVar("T")
 BASE = "tiny"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loadtest.checkpoints import AdapterShape, write_adapter
+from manylora.loadtest.checkpoints import AdapterShape, write_adapter
 from tests.server.api.running import BASE, TEMPLATE, Files, Running
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.export_jobs import ExportJob
+from manylora.server.api.export_jobs import ExportJob
 from tests.server.api.running import BASE, Files, Running, running
 
 SECONDS = 60.0
@@ -22,7 +22,7 @@ def _at_full_priority(monkeypatch: pytest.MonkeyPatch, server: Running) -> None:
     """On a busy machine nice processes take minutes."""
     assert server.server.deps.exports is not None
     monkeypatch.setattr(server.server.deps.exports, "niceness", 0)
-    monkeypatch.setattr("server.api.export_jobs.NICENESS", 0)
+    monkeypatch.setattr("manylora.server.api.export_jobs.NICENESS", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.types import AdapterWeights, LoraPair
-from server.engine.adapter_cache import HeldAdapter
-from server.engine.engine import Engine, EngineSettings
-from server.engine.observer import EndedRequest, SilentEngineObserver, StepTimings
-from server.engine.request import FinishReason, GenerationRequest, SamplingParams, SequenceOutput
-from server.engine.scheduler import SchedulerLimits
-from server.kernels.metadata import LORA_MODULES, AdapterRanges, AttentionMetadata, LoraSpan, RankRange
+from manylora.adapters.types import AdapterWeights, LoraPair
+from manylora.server.engine.adapter_cache import HeldAdapter
+from manylora.server.engine.engine import Engine, EngineSettings
+from manylora.server.engine.observer import EndedRequest, SilentEngineObserver, StepTimings
+from manylora.server.engine.request import FinishReason, GenerationRequest, SamplingParams, SequenceOutput
+from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.kernels.metadata import (
+    LORA_MODULES,
+    AdapterRanges,
+    AttentionMetadata,
+    LoraSpan,
+    RankRange,
+)
 
 VOCAB = 64
 LAYER = "model.layers.0.self_attn."

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.types import AdapterWeights
-from server.engine.adapter_cache import AdapterCache, HeldAdapter, Placement, Write
-from server.engine.rank_allocator import RankAllocator
+from manylora.adapters.types import AdapterWeights
+from manylora.server.engine.adapter_cache import AdapterCache, HeldAdapter, Placement, Write
+from manylora.server.engine.rank_allocator import RankAllocator
 from tests.server.engine.fakes import FakeArena, weights
 
 ROWS = {"q_proj": 16, "v_proj": 16}

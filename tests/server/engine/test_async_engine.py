@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from adapters.types import AdapterWeights
-from server.engine.async_engine import AsyncEngine, OutputStream
-from server.engine.engine import Engine, Load
-from server.engine.request import FinishReason, SequenceOutput
-from server.errors import (
+from manylora.adapters.types import AdapterWeights
+from manylora.server.engine.async_engine import AsyncEngine, OutputStream
+from manylora.server.engine.engine import Engine, Load
+from manylora.server.engine.request import FinishReason, SequenceOutput
+from manylora.server.errors import (
     AdapterUnavailable,
     ContextLengthExceeded,
     InvalidRequest,

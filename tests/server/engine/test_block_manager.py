@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from server.engine.block_manager import AdapterKey, BlockManager
+from manylora.server.engine.block_manager import AdapterKey, BlockManager
 
 BASE: AdapterKey = ()
 ADAPTERS: tuple[AdapterKey, ...] = (BASE, ((1, 1.0),), ((1, 0.5),), ((2, 1.0),), ((1, 1.0), (2, 1.0)))

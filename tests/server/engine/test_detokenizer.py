@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.detokenizer import Detokenizer
+from manylora.server.engine.detokenizer import Detokenizer
 
 
 class Bytes:

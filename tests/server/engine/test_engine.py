@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.request import FinishReason, SamplingParams
-from server.errors import InvalidRequest, ModelNotFound, StepFailed
+from manylora.server.engine.request import FinishReason, SamplingParams
+from manylora.server.errors import InvalidRequest, ModelNotFound, StepFailed
 from tests.server.engine.fakes import Harness, Pools, ask, expected
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from adapters.types import FreedAdapter
-from server.engine.adapter_cache import HeldAdapter
-from server.engine.request import FinishReason
-from server.errors import AdapterUnavailable, ModelNotFound, StepFailed
+from manylora.adapters.types import FreedAdapter
+from manylora.server.engine.adapter_cache import HeldAdapter
+from manylora.server.engine.request import FinishReason
+from manylora.server.errors import AdapterUnavailable, ModelNotFound, StepFailed
 from tests.server.engine.fakes import Harness, Pools, ask, expected, weights
 
 PROMPT = [3, 1, 4, 1, 5]

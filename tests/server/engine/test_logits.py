@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from server.engine.logits import SamplerState, SamplingRow, edit_logits
-from server.engine.request import SamplingParams
+from manylora.server.engine.logits import SamplerState, SamplingRow, edit_logits
+from manylora.server.engine.request import SamplingParams
 
 V = 50
 

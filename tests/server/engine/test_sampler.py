@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.engine.request import SamplingParams
-from server.engine.sampler import SampledToken, SampleFault, Sampler, SamplerState, SamplingRow
+from manylora.server.engine.request import SamplingParams
+from manylora.server.engine.sampler import SampledToken, SampleFault, Sampler, SamplerState, SamplingRow
 
 V = 300  # two whole blocks and a part of one
 

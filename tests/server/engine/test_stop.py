@@ -3,8 +3,8 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.engine.request import FinishReason, SamplingParams
-from server.engine.stop import StopChecker
+from manylora.server.engine.request import FinishReason, SamplingParams
+from manylora.server.engine.stop import StopChecker
 
 EOS = 99
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from server.kernels.attention import attend, plan_attention
-from server.kernels.metadata import AttentionMetadata
-from server.kernels.reference import paged_attention
+from manylora.server.kernels.attention import attend, plan_attention
+from manylora.server.kernels.metadata import AttentionMetadata
+from manylora.server.kernels.reference import paged_attention
 
 # (context, queries) of each row: decodes and chunks, at and about the borders of blocks, padding and segments.
 MIXED = (

@@ -9,14 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant.awq import AwqTensor
-from quant.dense import DenseTensor
-from quant.format import QuantizedTensor
-from quant.gptq import quantize_gptq_nearest
-from quant.nf4 import quantize_nf4
-from server.kernels.linear import DequantizedLinear, FusedNf4Linear, can_fuse_nf4, fuse_nf4, fused_nf4_reason
-from server.kernels.plain import PlainBackend
-from server.kernels.reference import linear
+from manylora.quant.awq import AwqTensor
+from manylora.quant.dense import DenseTensor
+from manylora.quant.format import QuantizedTensor
+from manylora.quant.gptq import quantize_gptq_nearest
+from manylora.quant.nf4 import quantize_nf4
+from manylora.server.kernels.linear import (
+    DequantizedLinear,
+    FusedNf4Linear,
+    can_fuse_nf4,
+    fuse_nf4,
+    fused_nf4_reason,
+)
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.reference import linear
 from tests.quant.bnb import functional
 from tests.quant.packers import awq_tensors, nearest_codes
 

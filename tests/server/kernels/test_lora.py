@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.kernels.invariance import MATMUL_LIMITS
-from server.kernels.lora import LayerLora, build_lora_metadata
-from server.kernels.metadata import LORA_MODULES, AdapterRanges, LoraSpan, RankRange
-from server.kernels.reference import lora as reference_lora
+from manylora.server.kernels.invariance import MATMUL_LIMITS
+from manylora.server.kernels.lora import LayerLora, build_lora_metadata
+from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges, LoraSpan, RankRange
+from manylora.server.kernels.reference import lora as reference_lora
 
 CPU = torch.device("cpu")
 # Relative to the size of the deltas.

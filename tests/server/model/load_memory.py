@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from quant.nf4 import quantize_nf4
-from server.kernels.plain import PlainBackend
-from server.model.loader import load_weights
+from manylora.quant.nf4 import quantize_nf4
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.loader import load_weights
 
 
 def resident(field: str) -> int:

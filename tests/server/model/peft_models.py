@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 import tests.quant.bnb  # noqa: F401  # quiets its import
-from adapters.types import AdapterWeights
+from manylora.adapters.types import AdapterWeights
 
 
 def adapted(model: torch.nn.Module, weights: AdapterWeights, weight: float = 1.0) -> torch.nn.Module:

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from adapters.types import AdapterWeights
-from server.model.loader import Quantization
+from manylora.adapters.types import AdapterWeights
+from manylora.server.model.loader import Quantization
 from tests.quant.packers import awq_tensors, gptq_tensors, nearest_codes
 from tests.server.model.models import FAMILIES, save_model
 from tests.server.model.peft_models import adapted, nf4_model

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.types import AdapterWeights, LoraPair
-from server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
-from server.kernels.plain import PlainBackend
-from server.model.arena import RankArena
-from server.model.config import ModelConfig
-from server.model.decoder import Decoder
-from server.model.kv_cache import KVCache
-from server.model.loader import Quantization, load_weights
-from server.model.served import ServedModel
+from manylora.adapters.types import AdapterWeights, LoraPair
+from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.arena import RankArena
+from manylora.server.model.config import ModelConfig
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.kv_cache import KVCache
+from manylora.server.model.loader import Quantization, load_weights
+from manylora.server.model.served import ServedModel
 
 BLOCK = 16
 BLOCKS_EACH = 32

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.types import AdapterWeights
-from server.kernels.metadata import AttentionMetadata, LoraSpan, RankRange
-from server.model.loader import Quantization
-from server.model.served import ServedModel
+from manylora.adapters.types import AdapterWeights
+from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan, RankRange
+from manylora.server.model.loader import Quantization
+from manylora.server.model.served import ServedModel
 from tests.server.model.models import FAMILIES, save_model
 from tests.server.model.peft_models import adapted, nf4_model
 from tests.server.model.steps import Stream, all_logits, load, place, random_adapter, step

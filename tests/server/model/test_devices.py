@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.kernels.metadata import AttentionMetadata, LoraSpan
-from server.kernels.plain import PlainBackend
-from server.model.arena import RankArena
-from server.model.decoder import Decoder
-from server.model.kv_cache import KVCache
-from server.model.loader import Quantization, load_weights
-from server.model.served import ServedModel
+from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.arena import RankArena
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.kv_cache import KVCache
+from manylora.server.model.loader import Quantization, load_weights
+from manylora.server.model.served import ServedModel
 from tests.quant.packers import awq_tensors, gptq_tensors, nearest_codes
 from tests.server.model.models import save_model
 from tests.server.model.peft_models import nf4_model

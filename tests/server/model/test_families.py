@@ -10,11 +10,11 @@ import torch
 from transformers import AutoConfig, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from server.model.errors import UnsupportedModel
-from server.model.families import FAMILIES, model_config
-from server.model.fields import HARMLESS
-from server.model.rope import rope_tables
-from server.model.rope_config import rope_config
+from manylora.server.model.errors import UnsupportedModel
+from manylora.server.model.families import FAMILIES, model_config
+from manylora.server.model.fields import HARMLESS
+from manylora.server.model.rope import rope_tables
+from manylora.server.model.rope_config import rope_config
 
 SMALL: dict[str, Any] = {
     "vocab_size": 320,

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quant.errors import CorruptCheckpoint, QuantError, UnsupportedQuantization
-from server.kernels.plain import PlainBackend
-from server.model.errors import ModelError, ModelMissing
-from server.model.loader import LoadReport, Quantization, load_weights, read_config
-from server.model.weights import DecoderWeights
+from manylora.quant.errors import CorruptCheckpoint, QuantError, UnsupportedQuantization
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.errors import ModelError, ModelMissing
+from manylora.server.model.loader import LoadReport, Quantization, load_weights, read_config
+from manylora.server.model.weights import DecoderWeights
 from tests.server.model.models import random_model, save_model
 from tests.server.model.steps import Stream, all_logits, load, step
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from quant.errors import QuantError
-from server.model.errors import UnsupportedModel, WeightsMismatch
+from manylora.quant.errors import QuantError
+from manylora.server.model.errors import UnsupportedModel, WeightsMismatch
 from tests.quant.packers import awq_tensors, gptq_tensors, nearest_codes
 from tests.server.model.models import save_model
 from tests.server.model.peft_models import nf4_model, saved_nf4_model

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loadtest.checkpoints import TINY, linear_shapes, write_base
+from manylora.loadtest.checkpoints import TINY, linear_shapes, write_base
+from manylora.training.bases.load import Base, BaseSettings, load_base
 from tests.quant.packers import Codes, awq_tensors, gptq_tensors, nearest_codes
-from training.bases.load import Base, BaseSettings, load_base
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 SMALL = replace(TINY, hidden_size=64, intermediate_size=96, vocab_size=288)

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.reader import LoadedAdapter, read_adapter
-from adapters.types import ModuleShape
-from server.model.families import model_config
-from server.model.loader import read_config
+from manylora.adapters.reader import LoadedAdapter, read_adapter
+from manylora.adapters.types import ModuleShape
+from manylora.server.model.families import model_config
+from manylora.server.model.loader import read_config
+from manylora.training.bases.load import Base
 from tests.server.model.steps import Stream, all_logits, load, place, step
-from training.bases.load import Base
 
 MAX_RANK = 256
 

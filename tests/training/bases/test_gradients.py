@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quant.awq import AwqTensor
-from quant.gptq import GptqTensor
+from manylora.quant.awq import AwqTensor
+from manylora.quant.gptq import GptqTensor
+from manylora.training.bases.initial import dense_weight
+from manylora.training.bases.lora import LoraSettings, attach
+from manylora.training.bases.quantized import QuantizedLinear
 from tests.quant.packers import awq_tensors, gptq_tensors, random_codes
 from tests.training.bases.making import IDS, load
-from training.bases.initial import dense_weight
-from training.bases.lora import LoraSettings, attach
-from training.bases.quantized import QuantizedLinear
 
 WIDE, OUT, GROUP = 64, 40, 16
 KINDS = ("nf4", "gptq", "gptq8", "gptq-reordered", "awq")

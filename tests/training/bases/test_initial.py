@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from manylora.training.bases.initial import dense_weight, lora_layers
+from manylora.training.bases.lora import LoraSettings, attach
 from tests.training.bases.making import IDS, load
-from training.bases.initial import dense_weight, lora_layers
-from training.bases.lora import LoraSettings, attach
 
 RANK = 4
 TARGETS = ("q_proj", "o_proj", "down_proj")

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from loadtest.gptq_copy import write_gptq_copy
-from server.tokenizer import Tokenizer
+from manylora.loadtest.gptq_copy import write_gptq_copy
+from manylora.server.tokenizer import Tokenizer
+from manylora.training.bases.load import BaseSettings, load_base, load_tokenizer
+from manylora.training.bases.precision import choose_dtype
+from manylora.training.bases.quantized import QuantizedLinear
+from manylora.training.errors import BaseRefused
 from tests.server.model.steps import Stream, all_logits, step
 from tests.server.model.steps import load as load_served
 from tests.training.bases.making import FAMILIES, IDS, load, write_awq, write_dense, write_gptq
-from training.bases.load import BaseSettings, load_base, load_tokenizer
-from training.bases.precision import choose_dtype
-from training.bases.quantized import QuantizedLinear
-from training.errors import BaseRefused
 
 CPU = torch.device("cpu")
 DEMO = Path(__file__).resolve().parents[3] / "demo"

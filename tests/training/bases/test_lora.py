@@ -9,16 +9,16 @@ import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 
-from adapters.errors import UnsupportedAdapter
-from server.config import ServeSettings
-from server.model.families import FAMILIES as SERVED
+from manylora.adapters.errors import UnsupportedAdapter
+from manylora.server.config import ServeSettings
+from manylora.server.model.families import FAMILIES as SERVED
+from manylora.training.bases.initial import Residual
+from manylora.training.bases.lora import LoraSettings, attach, attach_notes, lora_parameter_groups, servable
+from manylora.training.bases.save import load_adapter, save_adapter
+from manylora.training.bases.servable import SERVED_FAMILIES, SERVER_RANK
+from manylora.training.errors import InvalidArgument
 from tests.training.bases.making import FAMILIES, IDS, load, write_dense
 from tests.training.bases.serving import MAX_RANK, read_for, served_logits
-from training.bases.initial import Residual
-from training.bases.lora import LoraSettings, attach, attach_notes, lora_parameter_groups, servable
-from training.bases.save import load_adapter, save_adapter
-from training.bases.servable import SERVED_FAMILIES, SERVER_RANK
-from training.errors import InvalidArgument
 
 KINDS = ("dense", "nf4", "gptq", "awq")
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -10,14 +10,14 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Bpe
 from transformers import PreTrainedTokenizerFast
 
-from adapters.errors import UnsupportedAdapter
-from loadtest.checkpoints import write_base
+from manylora.adapters.errors import UnsupportedAdapter
+from manylora.loadtest.checkpoints import write_base
+from manylora.training.bases.lora import LoraSettings, attach, servable
+from manylora.training.bases.save import load_adapter, save_adapter
+from manylora.training.bases.tokens import CHATML, END, prepare_chat
+from manylora.training.finetuned import load_finetuned_model
 from tests.training.bases.making import SMALL, load
 from tests.training.bases.serving import read_for
-from training.bases.lora import LoraSettings, attach, servable
-from training.bases.save import load_adapter, save_adapter
-from training.bases.tokens import CHATML, END, prepare_chat
-from training.finetuned import load_finetuned_model
 
 BYTES = 256
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
@@ -88,7 +88,7 @@ def test_new_tokens_are_trained_saved_and_loaded(q_lora: bool, tied: bool, tmp_p
 
 
 def test_whole_modules_are_trained_in_float32_inside_a_16_bit_model(tmp_path: Path) -> None:
-    from training.bases.load import BaseSettings, load_base
+    from manylora.training.bases.load import BaseSettings, load_base
 
     base = load_base(BaseSettings(str(write_plain_base(tmp_path, tied=False)), dtype="bf16"))
     setup = prepare_chat(base)

@@ -12,13 +12,13 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
+from manylora.training.bases.lora import LoraSettings, attach, lora_parameter_groups
+from manylora.training.bases.quantized import QuantizedLinear
+from manylora.training.rank.growing import GrowingRank
+from manylora.training.rank.policy import Moment
+from manylora.training.rank.schedule import RankSchedule
 from tests.training.bases.making import IDS, load
 from tests.training.bases.serving import served_logits
-from training.bases.lora import LoraSettings, attach, lora_parameter_groups
-from training.bases.quantized import QuantizedLinear
-from training.rank.growing import GrowingRank
-from training.rank.policy import Moment
-from training.rank.schedule import RankSchedule
 
 
 def logits(model: Any) -> Tensor:

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from training.check.check import CheckSettings, check_data
-from training.check.report import CheckReport
+from manylora.training.check.check import CheckSettings, check_data
+from manylora.training.check.report import CheckReport
 
 SUBJECTS = (
     "The baker",

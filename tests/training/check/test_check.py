@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from manylora.training.check.check import CheckSettings, check_data
+from manylora.training.errors import InvalidArgument, InvalidData
 from tests.training.check.making import chat, check_rows, good, kinds_by_line, sentence, write
-from training.check.check import CheckSettings, check_data
-from training.errors import InvalidArgument, InvalidData
 
 QUESTION = "What does the harbour master keep in the third drawer?"
 ANSWER = "He keeps the tide tables there, beside a spare key and a box of chalk."
@@ -240,7 +240,7 @@ def test_several_processes_confirm_the_same_copies(tmp_path: Path, monkeypatch: 
     copies = [json.loads(json.dumps(row).replace("Tell me", "Tell us")) for row in rows]
     path = write(tmp_path / "data.jsonl", rows + copies)
     alone = kinds_by_line(check_data(CheckSettings((path,), processes=1)))
-    monkeypatch.setattr("training.check.duplicates.PAIRS_WORTH_A_PROCESS", 10)
+    monkeypatch.setattr("manylora.training.check.duplicates.PAIRS_WORTH_A_PROCESS", 10)
     assert kinds_by_line(check_data(CheckSettings((path,), processes=2))) == alone
     assert sum(kinds == {"near-duplicate"} for kinds in alone.values()) > 50
 

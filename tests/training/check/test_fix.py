@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from manylora.training.check.check import CheckSettings, check_data
+from manylora.training.check.fix import fix
+from manylora.training.errors import InvalidArgument
 from tests.training.check.making import chat, good, write
-from training.check.check import CheckSettings, check_data
-from training.check.fix import fix
-from training.errors import InvalidArgument
 
 
 def read(path: Path) -> list[dict[str, object]]:

@@ -4,10 +4,10 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+from manylora.training.check.check import CheckSettings, check_data
+from manylora.training.check.page import write_page
+from manylora.training.check.report import CheckReport
 from tests.training.check.making import chat, good, write
-from training.check.check import CheckSettings, check_data
-from training.check.page import write_page
-from training.check.report import CheckReport
 
 
 class Tags(HTMLParser):

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from manylora.training.data.dataset import DataSettings, TrainingData, load_data, load_split
+from manylora.training.data.render import IGNORED, Renderer
+from manylora.training.errors import InvalidArgument, InvalidData
 from tests.training.data.families import tokenizer_of
-from training.data.dataset import DataSettings, TrainingData, load_data, load_split
-from training.data.render import IGNORED, Renderer
-from training.errors import InvalidArgument, InvalidData
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKENIZER = tokenizer_of("chatml")
@@ -220,7 +220,7 @@ def test_temporary_files_go_with_the_data(path: str, tmp_path: Path, monkeypatch
 
 def test_temporary_files_go_with_the_program(tmp_path: Path) -> None:
     code = (
-        "from training.data.store import Directory\n"
+        "from manylora.training.data.store import Directory\n"
         "directory = Directory()\n"
         "(directory.path / 'tokens.arrow').touch()\n"
         "raise SystemExit(directory.path.parent.name)\n"

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import json_stream
-from training.data.files import DataPath, data_fingerprint, parse_data_path, read_rows
-from training.data.json_stream import read_json_values
-from training.errors import InvalidData
+from manylora.training.data import json_stream
+from manylora.training.data.files import DataPath, data_fingerprint, parse_data_path, read_rows
+from manylora.training.data.json_stream import read_json_values
+from manylora.training.errors import InvalidData
 
 ROWS = [{"text": 'one\n"two" ü'}, {"text": "three", "more": [1, {"a": None}]}, {"text": ""}]
 

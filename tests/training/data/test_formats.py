@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training.data.example import Example, Source
-from training.data.files import read_rows
-from training.data.formats import FORMATS, format_named, recognise
-from training.errors import InvalidArgument, InvalidData
+from manylora.training.data.example import Example, Source
+from manylora.training.data.files import read_rows
+from manylora.training.data.formats import FORMATS, format_named, recognise
+from manylora.training.errors import InvalidArgument, InvalidData
 
 HERE = Source("a.jsonl", 3)
 

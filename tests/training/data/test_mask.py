@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from server.tokenizer import Tokenizer as ServedTokenizer
+from manylora.server.tokenizer import Tokenizer as ServedTokenizer
+from manylora.training.data.example import Example, Source
+from manylora.training.data.render import IGNORED, Rendered, Renderer
+from manylora.training.data.template import Template
+from manylora.training.errors import InvalidArgument, InvalidData
 from tests.training.data.families import FAMILIES, tokenizer_of
-from training.data.example import Example, Source
-from training.data.render import IGNORED, Rendered, Renderer
-from training.data.template import Template
-from training.errors import InvalidArgument, InvalidData
 
 ROOT = Path(__file__).resolve().parents[3]
 QWEN2 = ROOT.parent / "shared/tokenizers/qwen2"

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from training.data.collate import Collator
-from training.data.items import PackedItems
-from training.data.packing import pack
-from training.data.render import IGNORED
+from manylora.training.data.collate import Collator
+from manylora.training.data.items import PackedItems
+from manylora.training.data.packing import pack
+from manylora.training.data.render import IGNORED
 
 
 @given(st.integers(1, 60).flatmap(lambda room: st.tuples(st.just(room), st.lists(st.integers(1, room)))))

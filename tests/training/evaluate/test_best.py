@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import TrainerState, TrainingArguments
 
+from manylora.training.evaluate.best import BestCheckpoint, EarlyStopping, is_better
 from tests.training.report.tiny_run import tiny_trainer
-from training.evaluate.best import BestCheckpoint, EarlyStopping, is_better
 
 
 def trainer_of(

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from transformers import EarlyStoppingCallback, Trainer
 
-from tests.training.report.tiny_run import tiny_trainer
-from training.data.example import Example, Source
-from training.errors import InvalidArgument
-from training.evaluate.evaluation import (
+from manylora.training.data.example import Example, Source
+from manylora.training.errors import InvalidArgument
+from manylora.training.evaluate.evaluation import (
     SAMPLES,
     EvaluationSettings,
     GenerationEvaluation,
     question_of,
     shown,
 )
+from tests.training.report.tiny_run import tiny_trainer
 
 Message = Mapping[str, Any]
 

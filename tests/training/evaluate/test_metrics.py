@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from training.errors import InvalidArgument
-from training.evaluate.metrics import MetricKind, judge, perplexity, share_right
+from manylora.training.errors import InvalidArgument
+from manylora.training.evaluate.metrics import MetricKind, judge, perplexity, share_right
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from loadtest.checkpoints import TINY, write_base
-from training.arguments import TrainingArguments
-from training.bases.load import Base, BaseSettings, load_base
-from training.bases.lora import LoraSettings, attach
-from training.data.collate import Collator
-from training.loop.trainer import LoopSettings, LoraTrainer
-from training.rank.make import make_policy
+from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.training.arguments import TrainingArguments
+from manylora.training.bases.load import Base, BaseSettings, load_base
+from manylora.training.bases.lora import LoraSettings, attach
+from manylora.training.data.collate import Collator
+from manylora.training.loop.trainer import LoopSettings, LoraTrainer
+from manylora.training.rank.make import make_policy
 
 Item = dict[str, list[int]]
 

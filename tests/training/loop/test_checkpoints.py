@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from training.errors import InvalidArgument
-from training.loop import checkpoints
+from manylora.training.errors import InvalidArgument
+from manylora.training.loop import checkpoints
 
 
 def make(output: Path, *steps: int) -> None:

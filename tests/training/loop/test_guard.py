@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.loop.guard import Guard, Trouble
+from manylora.training.loop.guard import Guard, Trouble
 
 
 def observe(guard: Guard, losses: list[float], norm: float = 1.0) -> list[Trouble]:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from manylora.training.loop.loss import token_losses, trained_token_loss
+from manylora.training.loop.split import pieces
 from tests.training.loop.making import collated, items, make_trainer, tiny_base, weights
-from training.loop.loss import token_losses, trained_token_loss
-from training.loop.split import pieces
 
 
 def test_it_is_transformers_loss_at_the_trained_positions_alone(tmp_path: Path) -> None:

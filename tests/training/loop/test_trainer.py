@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from manylora.training.errors import Diverged, DoesNotFit
+from manylora.training.loop import checkpoints
+from manylora.training.loop.trainer import LoopSettings, LoraTrainer
 from tests.training.loop.making import items, losses, make_trainer, tiny_base, weights
-from training.errors import Diverged, DoesNotFit
-from training.loop import checkpoints
-from training.loop.trainer import LoopSettings, LoraTrainer
 
 
 @pytest.mark.parametrize("schedule", [None, "8:0,16:0.5"])

@@ -9,12 +9,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from manylora.training.loop.loss import trained_token_loss
+from manylora.training.memory.plan import GIB, plan
+from manylora.training.memory.run_shape import DTYPES, RunShape
+from manylora.training.memory.shape import ModelShape
+from manylora.training.memory.trial import _AsPrepared
 from tests.training.memory.tensors import LiveTensors
-from training.loop.loss import trained_token_loss
-from training.memory.plan import GIB, plan
-from training.memory.run_shape import DTYPES, RunShape
-from training.memory.shape import ModelShape
-from training.memory.trial import _AsPrepared
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from manylora.training.errors import BaseRefused
+from manylora.training.memory.find import read_shape
 from tests.training.memory.test_shape import FIRST_QWEN_7B
-from training.errors import BaseRefused
-from training.memory.find import read_shape
 
 
 def test_a_directory_its_config_and_a_lone_config_are_the_same(tmp_path: Path) -> None:

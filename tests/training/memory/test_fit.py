@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from manylora.training.errors import DoesNotFit
+from manylora.training.memory.fit import auto_fit, fit_by_plan
+from manylora.training.memory.plan import GIB, plan
+from manylora.training.memory.run_shape import RunShape
 from tests.training.memory.test_remedies import MODEL, RUN
-from training.errors import DoesNotFit
-from training.memory.fit import auto_fit, fit_by_plan
-from training.memory.plan import GIB, plan
-from training.memory.run_shape import RunShape
 
 
 def test_a_run_that_fits_by_plan_stays_and_is_tried_once() -> None:

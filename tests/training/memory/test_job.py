@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.checkpoints import TINY, write_base
-from training.arguments import Arguments
-from training.errors import DoesNotFit
-from training.job import Job, total_steps
-from training.memory.job import _change, fit_job, plan_job, shapes_of
-from training.parsing import parse_arguments
-from training.preparation import Prepared, prepare
+from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.training.arguments import Arguments
+from manylora.training.errors import DoesNotFit
+from manylora.training.job import Job, total_steps
+from manylora.training.memory.job import _change, fit_job, plan_job, shapes_of
+from manylora.training.parsing import parse_arguments
+from manylora.training.preparation import Prepared, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from training.errors import InvalidArgument
-from training.memory.meter import PeakMeter
-from training.memory.sizes import parse_bytes
+from manylora.training.errors import InvalidArgument
+from manylora.training.memory.meter import PeakMeter
+from manylora.training.memory.sizes import parse_bytes
 
 MIB = 1 << 20
 

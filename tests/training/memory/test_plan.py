@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.qwen_memory import GB, LENGTHS, ROWS, SHAPES, Row
+from manylora.loadtest.qwen_memory import GB, LENGTHS, ROWS, SHAPES, Row
+from manylora.training.errors import InvalidArgument
+from manylora.training.memory.plan import GIB, PART_NAMES, plan
+from manylora.training.memory.run_shape import RunShape, optimizer_bytes
+from manylora.training.memory.shape import ModelShape
 from tests.training.memory.test_shape import FIRST_QWEN_7B
-from training.errors import InvalidArgument
-from training.memory.plan import GIB, PART_NAMES, plan
-from training.memory.run_shape import RunShape, optimizer_bytes
-from training.memory.shape import ModelShape
 
 SEVEN_B = ModelShape.from_config(FIRST_QWEN_7B)
 RUN = RunShape(seq=1024, batch=4, accumulation=8, gradient_checkpointing=True)

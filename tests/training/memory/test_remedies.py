@@ -5,11 +5,11 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manylora.training.memory.plan import GIB, plan
+from manylora.training.memory.remedies import remedies, smallest
+from manylora.training.memory.run_shape import RunShape
+from manylora.training.memory.shape import ModelShape
 from tests.training.memory.test_shape import FIRST_QWEN_7B
-from training.memory.plan import GIB, plan
-from training.memory.remedies import remedies, smallest
-from training.memory.run_shape import RunShape
-from training.memory.shape import ModelShape
 
 MODEL = ModelShape.from_config(FIRST_QWEN_7B)
 RUN = RunShape(seq=1024, batch=4, accumulation=8)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from training.errors import BaseRefused, InvalidArgument
-from training.memory.shape import ModelShape
+from manylora.training.errors import BaseRefused, InvalidArgument
+from manylora.training.memory.shape import ModelShape
 
 FIRST_QWEN_7B = {
     "model_type": "qwen",

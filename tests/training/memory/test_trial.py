@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from manylora.training.memory.trial import longest_rows, try_batch, try_longest
 from tests.training.loop.making import items, losses, make_trainer, tiny_base, weights
-from training.memory.trial import longest_rows, try_batch, try_longest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
 

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Qwen2Config, Qwen2ForCausalLM, get_scheduler
 
-from training.rank.policy import Moment, RankPolicy
+from manylora.training.rank.policy import Moment, RankPolicy
 
 VOCABULARY = 97
 TARGETS = ["q_proj", "v_proj", "down_proj"]

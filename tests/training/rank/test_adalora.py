@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 
+from manylora.training.bases.settings import LoraSettings
+from manylora.training.errors import InvalidArgument
+from manylora.training.rank.adalora import AdaLoraRank
+from manylora.training.rank.budget import AdaLoraBudget
+from manylora.training.rank.make import make_policy
 from tests.training.bases.making import load
 from tests.training.bases.serving import served_logits
 from tests.training.rank.runs import TARGETS, Run, batch, logits
-from training.bases.settings import LoraSettings
-from training.errors import InvalidArgument
-from training.rank.adalora import AdaLoraRank
-from training.rank.budget import AdaLoraBudget
-from training.rank.make import make_policy
 
 BUDGET = "adalora:6:3:0.1:0.3:2"
 TOTAL = 20

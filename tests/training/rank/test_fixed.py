@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from manylora.training.errors import InvalidArgument
+from manylora.training.rank.adalora import AdaLoraRank
+from manylora.training.rank.fixed import FixedRank
+from manylora.training.rank.growing import GrowingRank
+from manylora.training.rank.make import make_policy
 from tests.training.rank.runs import Run, logits, small_adapter
-from training.errors import InvalidArgument
-from training.rank.adalora import AdaLoraRank
-from training.rank.fixed import FixedRank
-from training.rank.growing import GrowingRank
-from training.rank.make import make_policy
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from manylora.training.bases.lora import LoraSettings, attach
+from manylora.training.errors import InvalidArgument
+from manylora.training.rank.growing import GrowingRank
+from manylora.training.rank.make import make_policy
+from manylora.training.rank.schedule import RankSchedule
 from tests.training.bases.making import load
 from tests.training.bases.serving import served_logits
 from tests.training.rank.runs import TARGETS, Run, batch, logits, small_adapter, small_base
-from training.bases.lora import LoraSettings, attach
-from training.errors import InvalidArgument
-from training.rank.growing import GrowingRank
-from training.rank.make import make_policy
-from training.rank.schedule import RankSchedule
 
 SCHEDULE = "2:0,4:0.3,13:0.6"
 TOTAL = 20

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.errors import InvalidArgument
-from training.rank.schedule import RankSchedule, RankStage
+from manylora.training.errors import InvalidArgument
+from manylora.training.rank.schedule import RankSchedule, RankStage
 
 
 @st.composite

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.rank.slices import alpha_at, kaiming_rows, orthogonal_rows
+from manylora.training.rank.slices import alpha_at, kaiming_rows, orthogonal_rows
 
 
 @settings(deadline=None)  # LAPACK's first call is slow

@@ -5,8 +5,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.rate.curve import Curve, has_blown_up, round_rate, smooth
-from training.rate.trials import Trial, halving
+from manylora.training.rate.curve import Curve, has_blown_up, round_rate, smooth
+from manylora.training.rate.trials import Trial, halving
 
 RATES = tuple(1e-6 * 10 ** (step / 12) for step in range(60))
 

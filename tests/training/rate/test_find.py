@@ -8,17 +8,17 @@ import pytest
 import torch
 from transformers import set_seed
 
-from demo.task_data import write_tasks
-from loadtest.checkpoints import TINY, write_base
-from training.errors import Diverged, InvalidArgument
-from training.job import Job, total_steps
-from training.parsing import parse_arguments
-from training.preparation import prepare
-from training.rate.curve import Curve
-from training.rate.find import Choice, _choose, apply, find_learning_rate, write_choice
-from training.rate.run_sweep import table_of
-from training.rate.sweep import parse_sweep, sweep, write_sweep
-from training.rate.trials import Trial
+from manylora.demo.task_data import write_tasks
+from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.training.errors import Diverged, InvalidArgument
+from manylora.training.job import Job, total_steps
+from manylora.training.parsing import parse_arguments
+from manylora.training.preparation import prepare
+from manylora.training.rate.curve import Curve
+from manylora.training.rate.find import Choice, _choose, apply, find_learning_rate, write_choice
+from manylora.training.rate.run_sweep import table_of
+from manylora.training.rate.sweep import parse_sweep, sweep, write_sweep
+from manylora.training.rate.trials import Trial
 
 
 def make_job(place: Path, extra: str = "") -> Job:
@@ -37,8 +37,8 @@ def make_job(place: Path, extra: str = "") -> Job:
 def test_a_search_finds_a_rate_and_puts_everything_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.rate.find.RANGE_STEPS", 12)
-    monkeypatch.setattr("training.rate.find.LEAST_TRIAL", 3)
+    monkeypatch.setattr("manylora.training.rate.find.RANGE_STEPS", 12)
+    monkeypatch.setattr("manylora.training.rate.find.LEAST_TRIAL", 3)
     job = make_job(
         tmp_path, f"--eval_data_path {tmp_path / 'sql-eval.json'} --learning_rate auto --bf16 True"
     )
@@ -66,8 +66,8 @@ def test_a_search_finds_a_rate_and_puts_everything_back(
 def test_without_evaluation_data_rows_are_held_out_of_the_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.rate.find.RANGE_STEPS", 8)
-    monkeypatch.setattr("training.rate.find.LEAST_TRIAL", 2)
+    monkeypatch.setattr("manylora.training.rate.find.RANGE_STEPS", 8)
+    monkeypatch.setattr("manylora.training.rate.find.LEAST_TRIAL", 2)
     assert find_learning_rate(make_job(tmp_path), lambda _: None).trials
 
 

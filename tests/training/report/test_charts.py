@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from training.report.axes import Axis, axis_over, round_step, tick_text
-from training.report.charts import Marker, Series, line_chart, smoothed, stacked_bars, thinned
+from manylora.training.report.axes import Axis, axis_over, round_step, tick_text
+from manylora.training.report.charts import Marker, Series, line_chart, smoothed, stacked_bars, thinned
 
 
 @pytest.mark.parametrize(

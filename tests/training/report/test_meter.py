@@ -6,8 +6,8 @@ import math
 import pytest
 from rich.console import Console
 
-from training.report.meter import RunMeter
-from training.report.panel import panel
+from manylora.training.report.meter import RunMeter
+from manylora.training.report.panel import panel
 
 
 def drawn(meter: RunMeter) -> str:

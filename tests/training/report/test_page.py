@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from training.evaluate.evaluation import Sample
-from training.report.page import command_line, report_html, write_report
-from training.report.record import (
+from manylora.training.evaluate.evaluation import Sample
+from manylora.training.report.page import command_line, report_html, write_report
+from manylora.training.report.record import (
     BaseFacts,
     DataFacts,
     EvaluationFacts,
@@ -23,7 +23,7 @@ from training.report.record import (
     Results,
     RunRecord,
 )
-from training.report.surroundings import Machine, package_versions, sha256_of, this_machine
+from manylora.training.report.surroundings import Machine, package_versions, sha256_of, this_machine
 
 EVIL = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 STEPS = (

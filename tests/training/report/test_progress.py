@@ -10,11 +10,11 @@ from rich.console import Console
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from manylora.training.report import progress
+from manylora.training.report.meter import RunMeter
+from manylora.training.report.panel import clock, line, sparkline
+from manylora.training.report.progress import LiveProgress
 from tests.training.report.tiny_run import tiny_trainer
-from training.report import progress
-from training.report.meter import RunMeter
-from training.report.panel import clock, line, sparkline
-from training.report.progress import LiveProgress
 
 
 def console_of(*, terminal: bool) -> tuple[Console, io.StringIO]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from manylora.training.report.record import Event, RankChange
+from manylora.training.report.recorder import RunRecorder
 from tests.training.report.tiny_run import tiny_trainer
-from training.report.record import Event, RankChange
-from training.report.recorder import RunRecorder
 
 
 class Story(TrainerCallback):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from manylora.training.errors import InvalidArgument
+from manylora.training.report import trackers
+from manylora.training.report.trackers import check_report_to
 from tests.training.report.tiny_run import tiny_trainer
-from training.errors import InvalidArgument
-from training.report import trackers
-from training.report.trackers import check_report_to
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])

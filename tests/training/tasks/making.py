@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manylora.training.bases.load import Base
+from manylora.training.bases.lora import attach
+from manylora.training.job import total_steps
+from manylora.training.parsing import parse_arguments
+from manylora.training.preparation import lora_settings
+from manylora.training.rank.make import make_policy
+from manylora.training.tasks.member import Member
+from manylora.training.tasks.mixed_base import MixedBase
+from manylora.training.tasks.plan import Task
+from manylora.training.tasks.side_by_side import SideBySide
+from manylora.training.tasks.skeleton import skeleton
 from tests.training.loop.making import Item
-from training.bases.load import Base
-from training.bases.lora import attach
-from training.job import total_steps
-from training.parsing import parse_arguments
-from training.preparation import lora_settings
-from training.rank.make import make_policy
-from training.tasks.member import Member
-from training.tasks.mixed_base import MixedBase
-from training.tasks.plan import Task
-from training.tasks.side_by_side import SideBySide
-from training.tasks.skeleton import skeleton
 
 COMMON: dict[str, Any] = {
     "max_steps": 6,

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.tasks.batch import IGNORED, Row, mix, trained_tokens
+from manylora.training.tasks.batch import IGNORED, Row, mix, trained_tokens
 
 
 def row(*tokens: int, prompt: int = 1, starts: tuple[int, ...] = ()) -> Row:

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.training.arguments import TrainingArguments
+from manylora.training.bases.initial import ADAPTER, lora_layers
+from manylora.training.bases.load import Base, BaseSettings, load_base
+from manylora.training.bases.lora import LoraSettings, attach
+from manylora.training.loop.loss import token_losses
+from manylora.training.tasks.batch import mix
+from manylora.training.tasks.mixed_base import MixedBase
+from manylora.training.tasks.skeleton import skeleton
 from tests.training.loop.making import items
-from training.arguments import TrainingArguments
-from training.bases.initial import ADAPTER, lora_layers
-from training.bases.load import Base, BaseSettings, load_base
-from training.bases.lora import LoraSettings, attach
-from training.loop.loss import token_losses
-from training.tasks.batch import mix
-from training.tasks.mixed_base import MixedBase
-from training.tasks.skeleton import skeleton
 
 ROWS = [items(3, seed=seed, longest=40) for seed in range(4)]
 SETTINGS = (

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from training.errors import InvalidArgument
-from training.tasks.order import DataOrder
+from manylora.training.errors import InvalidArgument
+from manylora.training.tasks.order import DataOrder
 
 
 class _Seen(torch.nn.Module):

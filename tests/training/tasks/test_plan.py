@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from training.errors import InvalidArgument
-from training.parsing import parse_arguments
-from training.tasks.plan import Plan, read_tasks
+from manylora.training.errors import InvalidArgument
+from manylora.training.parsing import parse_arguments
+from manylora.training.tasks.plan import Plan, read_tasks
 
 GOOD = """
 model_name_or_path: base

@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from manylora.training.bases.load import Base
+from manylora.training.bases.lora import attach
+from manylora.training.data.collate import Collator
+from manylora.training.errors import DoesNotFit
+from manylora.training.job import total_steps
+from manylora.training.loop.trainer import LoopSettings, LoraTrainer
+from manylora.training.preparation import lora_settings
+from manylora.training.rank.make import make_policy
+from manylora.training.tasks.batch import MixedBatch
+from manylora.training.tasks.mixed_base import MixedBase
+from manylora.training.tasks.saving import RunFiles
+from manylora.training.tasks.side_by_side import SideBySide
+from manylora.training.tasks.skeleton import skeleton
 from tests.training.loop.making import items, tiny_base
 from tests.training.tasks.making import Silent, Spec, losses, task, team, trained
-from training.bases.load import Base
-from training.bases.lora import attach
-from training.data.collate import Collator
-from training.errors import DoesNotFit
-from training.job import total_steps
-from training.loop.trainer import LoopSettings, LoraTrainer
-from training.preparation import lora_settings
-from training.rank.make import make_policy
-from training.tasks.batch import MixedBatch
-from training.tasks.mixed_base import MixedBase
-from training.tasks.saving import RunFiles
-from training.tasks.side_by_side import SideBySide
-from training.tasks.skeleton import skeleton
 
 SPECS = (
     Spec(items(20, seed=1), {"lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "seed": 3}),

@@ -10,15 +10,15 @@ import pytest
 import torch
 import yaml
 
-from demo.task_data import write_tasks
-from loadtest.checkpoints import TINY, write_base
+from manylora.demo.task_data import write_tasks
+from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.training.errors import Diverged, InvalidArgument
+from manylora.training.loop import checkpoints
+from manylora.training.parsing import parse_arguments
+from manylora.training.tasks import tasks
+from manylora.training.tasks.tasks import TaskResult, run_tasks
 from tests.training.bases.serving import read_for
 from tests.training.loop.making import tiny_base
-from training.errors import Diverged, InvalidArgument
-from training.loop import checkpoints
-from training.parsing import parse_arguments
-from training.tasks import tasks
-from training.tasks.tasks import TaskResult, run_tasks
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -85,8 +85,8 @@ def test_peft_computes_with_an_adapter_what_was_trained(tmp_path: Path) -> None:
     results = run(write_plan(tmp_path, learning_rate=1e-2), "--save_strategy", "no")
     assert results[0].adapter is not None
     model = PeftModel.from_pretrained(tiny_base(tmp_path).model, str(results[0].adapter)).eval()
-    from training.data.dataset import DataSettings, load_data
-    from training.loop.loss import trained_token_loss
+    from manylora.training.data.dataset import DataSettings, load_data
+    from manylora.training.loop.loss import trained_token_loss
 
     data = load_data(
         DataSettings((str(tmp_path / "data" / "sql-eval.json"),), 256), tiny_base(tmp_path).tokenizer
