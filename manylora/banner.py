@@ -1,5 +1,6 @@
 """What a server says once it listens: what was loaded, in how many bits, how much memory, how much room."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from manylora.assemble import GIB, Server
@@ -17,6 +18,8 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> Tabl
     linear = f"{report.format}, {report.bits_per_weight:.2f} bits a weight, {_size(report.linear_bytes)}"
     where = f"{base.device.type}, {str(base.dtype).removeprefix('torch.')}"
     table.add_row("base", f"{name}: {base.config.num_layers} layers, loaded in {report.seconds:.1f} s")
+    for note in report.notes:
+        table.add_row("[yellow]note[/]", escape(note))
     table.add_row("linear layers", linear)
     table.add_row("embedding, head", _size(report.other_bytes))
     table.add_row("runs on", f"{where}; NF4 by {base.decoder.backend.nf4_kernel}")

@@ -206,6 +206,8 @@ def _say(output: Path, manifest: Any) -> None:  # JSON, checked where it was mad
     )
     if manifest["head"] == "untied by this merge":
         table.add_row("head", "untied: the adapter made it differ from the embedding")
+    for note in manifest["base"]["notes"]:
+        table.add_row("note", escape(note))
     console.print(f"[bold]{escape(str(output))}[/]")
     console.print(table)
     console.print(f"Serve it: manylora serve {escape(str(output))}")

@@ -1,6 +1,5 @@
 """A checkpoint's tensors, read one at a time from safetensors shards. Pickle is never opened."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from manylora.quant.errors import CorruptCheckpoint
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from manylora.quant.weight_files import WeightFiles, choose_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +23,18 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._entries = _read_headers(directory)
+        self._files = choose_weights(directory)
+        self._entries = _read_headers(directory, self._files)
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        """The files of weights, in their names' order."""
+        return tuple(self.directory / name for name in self._files.shards)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about files that look like the model's weights and were not read."""
+        return self._files.notes
 
     def names(self) -> frozenset[str]:
         """Return the names of all tensors."""
@@ -60,18 +68,17 @@ class Checkpoint:
             raise CorruptCheckpoint(f"{self.directory}: tensor {name!r} is missing") from None
 
 
-def _read_headers(directory: Path) -> Mapping[str, _Entry]:
+def _read_headers(directory: Path, files: WeightFiles) -> Mapping[str, _Entry]:
     """Return what each shard holds; the index must agree."""
-    promised = _find_shards(directory)
     entries: dict[str, _Entry] = {}
-    for shard in sorted(set(promised.values())):
+    for shard in files.shards:
         for name, entry in _read_header(directory / shard).items():
             if name in entries:
                 raise CorruptCheckpoint(f"tensor {name!r} is in {entries[name].shard} and in {entry.shard}")
             entries[name] = entry
-    missing = sorted(promised.keys() - entries.keys() - {SINGLE})
+    missing = sorted(files.promised.keys() - entries.keys())
     if missing:
-        raise CorruptCheckpoint(f"{directory / INDEX} names {missing[0]!r}, which no shard has")
+        raise CorruptCheckpoint(f"{files.index} names {missing[0]!r}, which no shard has")
     return entries
 
 
@@ -90,36 +97,3 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         raise CorruptCheckpoint(
             f"{path} is not a whole safetensors file ({error}); download it again"
         ) from None
-
-
-def _find_shards(directory: Path) -> Mapping[str, str]:
-    index = directory / INDEX
-    if index.is_file():
-        return _read_index(index)
-    if (directory / SINGLE).is_file():
-        return {SINGLE: SINGLE}
-    others = sorted(path.name for path in directory.glob("*.safetensors"))
-    if others:
-        raise CorruptCheckpoint(
-            f"{directory} has {others[0]} but neither {SINGLE} nor {INDEX}: rename it if it is the whole model"
-        )
-    pickles = sorted(path.name for end in ("*.bin", "*.pt", "*.pth") for path in directory.glob(end))
-    if pickles:
-        raise CorruptCheckpoint(
-            f"{directory} has {pickles[0]} but no safetensors: pickle can run code and is not opened; "
-            "convert it with transformers' save_pretrained"
-        )
-    raise CorruptCheckpoint(f"{directory} has neither {SINGLE} nor {INDEX}")
-
-
-def _read_index(index: Path) -> Mapping[str, str]:
-    try:
-        weight_map: object = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpoint(f"{index} is not a safetensors index: {error}") from None
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CorruptCheckpoint(f"{index} is not a safetensors index: weight_map is not names to files")
-    outside = next((shard for shard in weight_map.values() if Path(shard).name != shard), None)
-    if outside is not None:
-        raise CorruptCheckpoint(f"{index} names {outside!r}, which is not a file beside it")
-    return weight_map

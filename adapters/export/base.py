@@ -45,6 +45,11 @@ class BaseCheckpoint:
         self._last: tuple[str, Rows] | None = None
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about files that look like its weights and were not read."""
+        return self._checkpoint.notes
+
+    @property
     def is_dense(self) -> bool:
         """Whether its linear layers are 16- or 32-bit."""
         return self.stored.kind == "dense"

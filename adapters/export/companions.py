@@ -11,6 +11,7 @@ from manylora.adapters.export.nf4_layout import quantization_config
 from manylora.adapters.export.outline import EMBEDDING, QUANTIZATION_FIELDS
 from manylora.adapters.export.write import OutputForm
 from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, read_chat_template
+from manylora.quant.weight_files import NAMED
 
 MANIFEST = "manylora_export.json"
 TOKENIZER_FILES = (
@@ -31,7 +32,8 @@ def merged_config(
     config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], form: OutputForm, *, tied: bool
 ) -> dict[str, object]:
     """Return the merged model's config.json: the base's, but for what the merge changed."""
-    made = {key: value for key, value in config.items() if key not in (*QUANTIZATION_FIELDS, "_name_or_path")}
+    dropped = (*QUANTIZATION_FIELDS, "_name_or_path", NAMED)  # NAMED: a file that is not written
+    made = {key: value for key, value in config.items() if key not in dropped}
     name = str(form.dtype).removeprefix("torch.")
     made["dtype"] = name
     if "torch_dtype" in made:  # for readers from before transformers 5

@@ -49,6 +49,11 @@ def export(settings: ExportSettings, progress: Progress = lambda doing, share: N
     check_target(settings.output)
     if settings.format == "peft":
         return _archive(settings, progress)
+    if settings.output.name.endswith(SUFFIXES):
+        raise ExportRefused(
+            f"{settings.output}: a merged model is a directory, and that is an archive's name: give a directory's, or"
+            " --format peft for an archive of the adapter alone"
+        )
     plan = plan_merge(settings)
     with publishing(settings.output) as partial:
         check_space(partial, sum(entry.nbytes for entry in plan.form.entries(plan.shapes)))
@@ -104,6 +109,7 @@ def _manifest(
             "name": _base_name(plan, settings),
             "stored": plan.base.stored.kind,
             "served_as": plan.served,
+            "notes": list(plan.base.notes),
         },
         "adapter": {
             "name": settings.adapter_name or settings.adapter.resolve().name,

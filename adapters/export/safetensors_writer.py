@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from manylora.quant.checkpoint import INDEX, SINGLE
+from manylora.quant.weight_files import INDEX, SINGLE
 
 _NAMES = {
     torch.float32: "F32",

@@ -49,6 +49,8 @@ class LoadReport:
     other_bytes: int
     """Embedding, norms and head."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """Sentences about files that look like its weights and were not read."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -91,17 +93,20 @@ def load_weights(
     quantizer = _Quantizer(
         stored.kind == "dense" and quantization != "none", double_quant, backend.dtype, backend.device
     )
-    reader = _Reader(Checkpoint(directory), config, stored, backend, quantizer)
+    checkpoint = Checkpoint(directory)
+    reader = _Reader(checkpoint, config, stored, backend, quantizer)
     layers = []
     for index in range(config.num_layers):
         layers.append(reader.layer(index))
         progress(index + 1, config.num_layers)
     weights = reader.finish(tuple(layers))
-    held = "nf4 (double quantised)" if quantizer.active and double_quant else stored.kind
-    held = "nf4" if quantizer.active and not double_quant else held
-    name = str(backend.dtype).removeprefix("torch.") if held == "dense" else held
     report = LoadReport(
-        name, reader.linear_bytes, reader.linear_weights, reader.other_bytes, time.monotonic() - started
+        quantizer.name(stored),
+        reader.linear_bytes,
+        reader.linear_weights,
+        reader.other_bytes,
+        time.monotonic() - started,
+        checkpoint.notes,
     )
     return config, weights, report
 
@@ -123,6 +128,12 @@ class _Quantizer:
     double_quant: bool
     dtype: torch.dtype
     device: torch.device
+
+    def name(self, stored: StoredFormat) -> str:
+        """Return how linear layers are held, for the report."""
+        if self.active:
+            return "nf4 (double quantised)" if self.double_quant else "nf4"
+        return str(self.dtype).removeprefix("torch.") if stored.kind == "dense" else stored.kind
 
     def __call__(self, matrix: QuantizedTensor) -> QuantizedTensor:
         if not isinstance(matrix, DenseTensor):

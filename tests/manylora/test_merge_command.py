@@ -1,6 +1,7 @@
 """`manylora merge` as a user runs it: what it makes, what it says, and how it ends on bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def test_the_demo_adapter_is_merged_into_the_base_that_it_names(tmp_path: Path) 
     again = runner.invoke(app, ["merge", str(SQL), str(out)])
     assert again.exit_code == 2
     assert "exists" in again.stderr
+
+
+def test_a_merge_says_which_files_of_the_base_it_passed_over(tmp_path: Path) -> None:
+    base = Path(shutil.copytree(DEMO / "base", tmp_path / "base"))
+    (base / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"old": "gone.safetensors"}})
+    )
+    result = runner.invoke(app, ["merge", str(SQL), str(tmp_path / "out"), "--base", str(base)])
+    assert result.exit_code == 0, result.output
+    assert "model.safetensors.index.json is not read" in result.stdout
+    manifest = json.loads((tmp_path / "out" / "manylora_export.json").read_text())
+    assert len(manifest["base"]["notes"]) == 1
 
 
 def test_flags_name_everything_and_json_is_the_manifest(tmp_path: Path) -> None:
@@ -86,6 +99,8 @@ def test_the_merged_model_is_served_and_answers_as_the_adapter(tmp_path: Path) -
         (["{sql}", "{tmp}/out", "--shard-size", "large"], "no size"),
         (["{sql}", "{tmp}/out", "--samples", "{tmp}/nothing"], "can't be read"),
         (["{sql}", "{tmp}/out.rar", "--format", "peft"], "archive's name"),
+        (["{sql}", "{tmp}/out.tar.gz"], "--format peft"),
+        (["{sql}", "{tmp}/out.zip", "--format", "merged-4bit"], "--format peft"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_status_2(tmp_path: Path, arguments: list[str], says: str) -> None:

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from manylora.quant.checkpoint import SINGLE, Checkpoint
+from manylora.quant.checkpoint import Checkpoint
 from manylora.quant.errors import CorruptCheckpoint, QuantError, UnsupportedQuantization
 from manylora.quant.format import StoredFormat
 from manylora.quant.nf4 import NestedScales, Nf4Tensor
+from manylora.quant.weight_files import SINGLE
 from tests.quant.bnb import functional
 
 PATH = "model.layers.0.self_attn.q_proj"

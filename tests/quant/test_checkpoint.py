@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from manylora.quant.checkpoint import INDEX, SINGLE, Checkpoint
+from manylora.quant.checkpoint import Checkpoint
 from manylora.quant.errors import CorruptCheckpoint
+from manylora.quant.weight_files import INDEX, NAMED, SINGLE
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -81,6 +82,46 @@ def test_an_index_may_name_only_files_beside_it(tmp_path: Path, shard: str) -> N
 def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
     assert "is not a safetensors index" in refusal(tmp_path)
+
+
+def test_one_file_beside_an_older_index_is_the_model(tmp_path: Path) -> None:
+    """As transformers' save_pretrained leaves it: the shards are gone or not, the index stays."""
+    write_shards(tmp_path)
+    save_file({"a": torch.full((2, 3), 7.0), "new": torch.ones(1)}, tmp_path / SINGLE)
+    for shard in (ONE, TWO):
+        checkpoint = Checkpoint(tmp_path)
+        assert checkpoint.names() == {"a", "new"}
+        assert torch.equal(checkpoint.read("a"), torch.full((2, 3), 7.0))
+        assert checkpoint.shards == (tmp_path / SINGLE,)
+        assert checkpoint.notes == (
+            f"{tmp_path / INDEX} is not read: {SINGLE} is beside it and goes before it, as in transformers",
+        )
+        (tmp_path / shard).unlink()
+
+
+def test_where_one_answer_is_there_nothing_is_noted(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    assert Checkpoint(tmp_path).notes == ()
+    assert Checkpoint(tmp_path).shards == (tmp_path / ONE, tmp_path / TWO)
+
+
+def test_the_config_may_name_the_file(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    save_file({"own": torch.ones(1)}, tmp_path / "own.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({NAMED: "own.safetensors"}))
+    assert Checkpoint(tmp_path).names() == {"own"}
+    assert "config.json names own.safetensors" in Checkpoint(tmp_path).notes[0]
+    save_file({"single": torch.ones(1)}, tmp_path / SINGLE)
+    (tmp_path / "config.json").write_text(json.dumps({NAMED: INDEX}))
+    assert Checkpoint(tmp_path).names() == {"a", "b"}
+    assert SINGLE in Checkpoint(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize("named", ["../own.safetensors", "own.bin", 3, "gone.safetensors"])
+def test_a_file_that_the_config_may_not_name(tmp_path: Path, named: object) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / SINGLE)
+    (tmp_path / "config.json").write_text(json.dumps({NAMED: named}))
+    assert str(named) in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 1000])

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from manylora.quant.checkpoint import SINGLE, Checkpoint
+from manylora.quant.checkpoint import Checkpoint
 from manylora.quant.errors import CorruptCheckpoint
 from manylora.quant.format import StoredFormat
+from manylora.quant.weight_files import SINGLE
 from tests.quant.packers import awq_tensors, gptq_tensors, random_codes
 
 PATH = "model.layers.0.mlp.up_proj"

@@ -67,9 +67,8 @@ def read_format(directory: Path, config: Mapping[str, object]) -> tuple[Checkpoi
 
 def fingerprint(checkpoint: Checkpoint) -> str:
     """Return the sha256, 64 hex digits, over config.json and every file of weights, in their names' order."""
-    shards = sorted({checkpoint.locate(name) for name in checkpoint.names()})
     whole = hashlib.sha256()
-    for path in (checkpoint.directory / "config.json", *shards):
+    for path in (checkpoint.directory / "config.json", *checkpoint.shards):
         with path.open("rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()

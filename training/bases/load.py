@@ -54,7 +54,7 @@ def load_base(settings: BaseSettings) -> Base:
         kind=kind,
         dtype=dtype,
         fingerprint=fingerprint(checkpoint),
-        notes=notes + _notes(stored, kind, settings),
+        notes=notes + checkpoint.notes + _notes(stored, kind, settings),
         double_quant=kind == "nf4" and _double_quant(config, stored, settings),
         from_16bit=kind == "nf4" and stored.kind == "dense",
         revision=settings.revision,

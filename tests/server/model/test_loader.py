@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from manylora.quant.errors import CorruptCheckpoint, QuantError, UnsupportedQuantization
 from manylora.server.kernels.plain import PlainBackend
@@ -54,6 +55,22 @@ def logits(directory: Path) -> Tensor:
     stream = Stream(0, list(range(20)))
     step(load(directory), [(stream, 20)])
     return all_logits(stream)
+
+
+def test_the_files_chosen_are_those_that_transformers_chooses(tmp_path: Path) -> None:
+    random_model("llama2").save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    newer = random_model("llama2")
+    with torch.no_grad():
+        for parameter in newer.parameters():
+            parameter.mul_(1.5)
+    newer.save_pretrained(tmp_path)  # leaves the index of the first
+    weights, report = read(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(weights.embedding, theirs.model.embed_tokens.weight)
+    assert torch.equal(weights.embedding, newer.model.embed_tokens.weight)
+    assert len(report.notes) == 1
+    assert "model.safetensors.index.json is not read" in report.notes[0]
 
 
 def test_one_file_or_many_shards_are_the_same_model(tmp_path: Path) -> None:

@@ -144,6 +144,14 @@ def test_pickled_and_broken_weights(dense_dir: Path, tmp_path: Path) -> None:
     assert "tokenizer" in refusal(copy)
 
 
+def test_an_older_index_beside_the_weights_is_passed_over_and_noted(dense_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dense_dir, tmp_path / "copy"))
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": {"old": "gone.safetensors"}}')
+    base = load_base(BaseSettings(str(copy), device=CPU))
+    assert any("model.safetensors.index.json is not read" in note for note in base.notes)
+    assert base.fingerprint == load_base(BaseSettings(str(dense_dir), device=CPU)).fingerprint
+
+
 def test_a_packed_checkpoint_that_lacks_something(directories: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(directories["gptq"], tmp_path / "copy")
     tensors = load_file(copy / "model.safetensors")
