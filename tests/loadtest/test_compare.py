@@ -38,5 +38,5 @@ def test_both_sides_run_on_the_same_files(tmp_path: Path) -> None:
 
 def test_what_can_t_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["compare", "--model", "tiny", "--scratch", str(tmp_path / "nowhere")])
-    with pytest.raises(SystemExit, match=r"^loadtest\.compare: .*nowhere"):
+    with pytest.raises(SystemExit, match=r"^manylora\.loadtest\.compare: .*nowhere"):
         compare.main()
