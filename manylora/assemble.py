@@ -121,7 +121,7 @@ def assemble(
         vocab_size=base.config.vocab_size,
         api_keys=settings.api_key,
         admin_key=settings.admin_key,
-        listens_beyond_loopback=settings.listens_beyond_loopback,
+        hosts=tuple(host.lower() for host in (settings.host, *settings.allowed_host)),
         cors_origins=settings.cors_origin,
         max_body_bytes=int(settings.max_body_mib * MIB),
         max_choices=settings.max_choices,

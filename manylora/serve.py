@@ -102,6 +102,8 @@ async def _run(server: Server, settings: ServeSettings, name: str) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Callers are whom the socket names: a header that anybody can write makes nobody local.
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
         backlog=4096,

@@ -96,6 +96,9 @@ class ServeSettings(BaseSettings):
         None, description="Key that /adapters asks for; none: loopback callers only."
     )
     cors_origin: Repeatable = Field((), description="Origin that browsers may call from. Repeatable.")
+    allowed_host: Repeatable = Field(
+        (), description="Host name under which adapters are managed without an admin key. Repeatable."
+    )
     max_body_mib: float = Field(12.0, gt=0, description="Largest request body in MiB; more gets 413.")
     max_choices: int = Field(128, ge=1, description="Largest n of a request.")
     keep_alive_seconds: float = Field(
@@ -110,7 +113,7 @@ class ServeSettings(BaseSettings):
         "info", description="Least level that is logged."
     )
 
-    @field_validator("adapter", "api_key", "cors_origin", mode="before")
+    @field_validator("adapter", "api_key", "cors_origin", "allowed_host", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value

@@ -1,14 +1,13 @@
 """Who may call what: --api-key for /v1, --admin-key for what changes the server; in constant time."""
 
 import hmac
-import ipaddress
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 from fastapi import Request
 
 from manylora.server.api.dependencies import dependencies
-from manylora.server.errors import Forbidden, Unauthorized
+from manylora.server.api.local_callers import require_local
+from manylora.server.errors import Unauthorized
 
 
 async def require_api_key(request: Request) -> None:
@@ -25,12 +24,7 @@ async def require_admin(request: Request) -> None:
     if settings.admin_key is not None:
         _require(request, (settings.admin_key,))
         return
-    if settings.listens_beyond_loopback and not _from_loopback(request):
-        raise Forbidden("adapters are managed from this machine only: start with --admin-key to allow others")
-    # Any web page that someone on this machine looks at can send requests here; browsers say whose they are.
-    origin = request.headers.get("origin")
-    if origin is not None and origin not in settings.cors_origins and not _is_loopback(_host_of(origin)):
-        raise Forbidden("adapters are not managed from web pages: name the page with --cors-origin")
+    require_local(request, settings)
 
 
 def _require(request: Request, keys: Iterable[str]) -> None:
@@ -42,23 +36,3 @@ def _require(request: Request, keys: Iterable[str]) -> None:
     if not any(matches):
         said = "Incorrect API key provided" if token else "No API key provided"
         raise Unauthorized(f"{said}: send it as 'Authorization: Bearer KEY'")
-
-
-def _from_loopback(request: Request) -> bool:
-    return request.client is not None and _is_loopback(request.client.host)
-
-
-def _host_of(origin: str) -> str:
-    try:
-        return urlsplit(origin).hostname or ""
-    except ValueError:
-        return ""
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -52,7 +52,8 @@ class ApiSettings:
     vocab_size: int
     api_keys: tuple[str, ...] = ()
     admin_key: str | None = None
-    listens_beyond_loopback: bool = False
+    hosts: tuple[str, ...] = ()
+    """Names, in lower case, under which adapters are managed without a key, besides this machine's own to itself."""
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 12 << 20
     max_choices: int = 128

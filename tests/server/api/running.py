@@ -207,6 +207,7 @@ def running(files: Files, data: Path, **settings: object) -> Iterator[Running]:
             http="httptools",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=1,
         )
         http = _Announcing(config)

@@ -1,5 +1,6 @@
 """Who may call what: keys, loopback, browsers."""
 
+import http.client
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,22 +83,118 @@ def test_without_keys_all_is_open_to_this_machine(server: Running) -> None:
     assert status(server, "GET", "/adapters", "anything") == 200
 
 
-def test_without_an_admin_key_only_this_machine_manages_adapters(files: Files, tmp_path: Path) -> None:
-    """The server listens on all addresses; the caller comes through a proxy that says from where."""
-    with running(files, tmp_path, host="0.0.0.0") as server:
-        assert server.server.deps.settings.listens_beyond_loopback
-        for path in ("/adapters", "/adapters/a"):
-            assert status(server, "GET", path, None) in (200, 404)
-            for address in ("192.0.2.7", "2001:db8::1", "nonsense"):
-                answer = httpx.get(server.url + path, headers={"x-forwarded-for": address})
-                assert answer.status_code == 403
-                assert "--admin-key" in answer.json()["error"]["message"]
-        for address in ("127.0.0.2", "::1"):
-            assert status(server, "GET", "/adapters", None, **{"x-forwarded-for": address}) == 200
+PROXIED = [
+    ("x-forwarded-for", "192.0.2.7"),
+    ("x-forwarded-for", "127.0.0.1"),
+    ("X-Forwarded-For", "::1"),
+    ("x-forwarded-host", "localhost"),
+    ("x-forwarded-proto", "https"),
+    ("forwarded", "for=127.0.0.1"),
+    ("via", "1.1 proxy"),
+    ("x-real-ip", "127.0.0.1"),
+    ("cf-connecting-ip", "127.0.0.1"),
+    ("true-client-ip", "127.0.0.1"),
+]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_what_came_through_a_proxy_is_not_from_this_machine(files: Files, tmp_path: Path, host: str) -> None:
+    """Whatever the server listens on, and whomever the header names: anybody can write one."""
+    with running(files, tmp_path, host=host) as server:
+        for header, value in PROXIED:
+            for method, path in [*ADMIN, ("GET", "/exports"), ("POST", "/adapters/a/export")]:
+                assert status(server, method, path, None, **{header: value}) == 403, (header, method, path)
+        answer = httpx.get(f"{server.url}/adapters", headers={"x-forwarded-for": "192.0.2.7"})
+        assert "--admin-key" in answer.json()["error"]["message"]
+        assert status(server, "GET", "/adapters", None) == 200
+
+
+def test_behind_a_proxy_the_admin_key_opens(guarded: Running) -> None:
+    assert status(guarded, "GET", "/adapters", "boss", **{"x-forwarded-for": "192.0.2.7"}) == 200
+    assert status(guarded, "GET", "/adapters", "boss", host="models.example") == 200
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", "http://localhost.evil.example", "null", "http://[", "x"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "127.0.0.1@evil.example",
+        "evil.example#127.0.0.1",
+        "192.0.2.7",
+        "[2001:db8::1]",
+        "[::1]evil.example",
+        "",
+    ],
+)
+def test_a_foreign_host_name_manages_no_adapters(server: Running, host: str) -> None:
+    """A page whose own name resolves to this machine is, to its browser, the server's: it sends no origin."""
+    for path in ("/adapters", "/exports", "/adapters/a"):
+        answer = httpx.get(server.url + path, headers={"host": host})
+        assert answer.status_code == 403
+        assert "--allowed-host" in answer.json()["error"]["message"]
+
+
+def test_two_host_names_manage_no_adapters(server: Running) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.putrequest("GET", "/adapters", skip_host=True)
+    connection.putheader("host", "localhost")
+    connection.putheader("host", "evil.example")
+    connection.endheaders()
+    assert connection.getresponse().status == 403
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LOCALHOST:80",
+        "localhost.",
+        "127.0.0.1:8000",
+        "127.1.2.3",
+        "[::1]:8000",
+        "[::ffff:127.0.0.1]",
+    ],
+)
+def test_names_of_this_machine_do(server: Running, host: str) -> None:
+    assert status(server, "GET", "/adapters", None, host=host) == 200
+
+
+def test_a_host_name_can_be_allowed(files: Files, tmp_path: Path) -> None:
+    with running(files, tmp_path, allowed_host="Models.example,other") as server:
+        assert status(server, "GET", "/adapters", None, host="models.example:8000") == 200
+        assert status(server, "GET", "/adapters", None, host="other") == 200
+        assert status(server, "GET", "/adapters", None, host="third") == 403
+
+
+def test_what_other_sites_pages_embed_is_refused(server: Running) -> None:
+    """An image's or a script's request has no origin."""
+    assert status(server, "GET", "/adapters", None, **{"sec-fetch-site": "cross-site"}) == 403
+    for site in ("same-origin", "same-site", "none"):
+        assert status(server, "GET", "/adapters", None, **{"sec-fetch-site": site}) == 200
+    named = {"sec-fetch-site": "cross-site", "origin": "http://localhost:3000"}
+    assert status(server, "GET", "/adapters", None, **named) == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "http://localhost.evil.example",
+        "http://127.0.0.1@evil.example",
+        "http://localhost\\@evil.example",
+        "http://evil.example#@localhost",
+        "http://[::1]@evil.example",
+        "http://[2001:db8::1]",
+        "file://localhost",
+        "null",
+        "http://[",
+        "x",
+        "",
+    ],
 )
 def test_web_pages_manage_no_adapters(server: Running, origin: str) -> None:
     """A page can send simple requests to a server on its reader's machine; the browser says whose they are."""
@@ -110,7 +207,7 @@ def test_web_pages_manage_no_adapters(server: Running, origin: str) -> None:
     assert "--cors-origin" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "http://localhost:3000", "http://[::1]:8000"])
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "http://localhost:3000", "https://[::1]:8000"])
 def test_pages_of_this_machine_do(server: Running, origin: str) -> None:
     """The server's own /docs is one."""
     assert status(server, "GET", "/adapters", None, origin=origin) == 200
