@@ -119,6 +119,14 @@ class AdapterRegistry:
         with self._transaction() as connection:
             return self._activate(connection, record)
 
+    def keep(self, adapter_id: int, *, pinned: bool, preload: bool) -> AdapterRecord:
+        """Note where an adapter is to be kept from now on; return its record."""
+        with self._transaction() as connection:
+            changed = (
+                update(ADAPTERS).where(ADAPTERS.c.id == adapter_id).values(pinned=pinned, preload=preload)
+            )
+            return to_record(connection.execute(changed.returning(ADAPTERS)).one())
+
     def abandon(self, adapter_id: int) -> None:
         """Delete a pending record; its id is not used again."""
         with self._transaction() as connection:

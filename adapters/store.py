@@ -74,7 +74,7 @@ class AdapterStore:
         target = self._root / staged.digest
         try:
             with self._publishing, _as_store_full():
-                if not self._is_intact(staged.digest):
+                if not self.is_intact(staged.digest):
                     self._put_aside(target)
                     staged.path.rename(target)
                     _sync(self._root)
@@ -134,7 +134,8 @@ class AdapterStore:
             self.remove(digest)
         return len(leftovers) + len(orphans)
 
-    def _is_intact(self, digest: str) -> bool:
+    def is_intact(self, digest: str) -> bool:
+        """Return whether files of ``digest`` are there and have that digest; hashes them as ``verify`` does."""
         try:
             self.verify(digest)
         except AdapterError:

@@ -51,7 +51,9 @@ def add(
     pin: Pin = False,
 ) -> None:
     """Serve an adapter under a new name."""
-    body = {"name": name, "src": src, "preload": preload, "pin": pin}
+    # Only what was asked for: an adapter that is served already keeps the rest.
+    wishes = {key: True for key, asked in (("preload", preload), ("pin", pin)) if asked}
+    body = {"name": name, "src": src, **wishes}
     _say(_call("POST", url, "/adapters", admin_key, body), "serves")
 
 

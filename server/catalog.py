@@ -8,7 +8,6 @@ its next step, undoes what it did, and nobody sees a half-made adapter. Touches 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from manylora.adapters.errors import AdapterError, UnknownAdapter
 from manylora.adapters.names import check_name, list_names, name_taken
@@ -16,17 +15,20 @@ from manylora.adapters.reader import AdapterOutline
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.store import AdapterStore
-from manylora.adapters.types import AdapterWeights, FreedAdapter, Tier
+from manylora.adapters.types import FreedAdapter, Tier
 from manylora.server.catalog_intake import AdapterIntake, KeyedLocks, Prepared, reason_of
 from manylora.server.catalog_operations import Caller, Operations
+from manylora.server.catalog_serving import Entry, Serving
 from manylora.server.catalog_types import (
     AdapterEngine,
     CatalogEntry,
     CatalogObserver,
     CatalogSettings,
+    PutOutcome,
     ResolvedModel,
     RestoreReport,
     SilentObserver,
+    Wishes,
 )
 from manylora.server.engine.request import BASE_ADAPTER_ID
 from manylora.server.errors import AdapterUnavailable, ModelNotFound
@@ -38,6 +40,7 @@ __all__ = [
     "CatalogObserver",
     "CatalogSettings",
     "FreedAdapter",
+    "PutOutcome",
     "ResolvedModel",
     "RestoreReport",
     "Tier",
@@ -46,12 +49,8 @@ __all__ = [
 _LONGEST_ECHO = 200
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Entry:
-    record: AdapterRecord
-    chat_template: str | None
-    reason: str | None = None
-    """Why it is unavailable; the engine does not know it then."""
+Admission = Callable[[Entry | None, str | None], None]
+"""Raises if weights may not be put under a name: given what the name means now and their digest, if it is known."""
 
 
 class AdapterCatalog:
@@ -74,8 +73,9 @@ class AdapterCatalog:
         self._base_names = frozenset(settings.base_names)
         self._observer: CatalogObserver = observer or SilentObserver()
         self._intake = AdapterIntake(store, settings, self._serves)
-        self._entries: dict[str, _Entry] = {}
-        self._leaving: set[_Entry] = set()
+        self._serving = Serving(engine, registry, self._intake, self._observer)
+        self._entries: dict[str, Entry] = {}
+        self._leaving: set[Entry] = set()
         """Out of service, but running sequences may still need their files."""
         self._names = KeyedLocks()
         self._operations = Operations()
@@ -105,26 +105,45 @@ class AdapterCatalog:
         return tuple(self._show(entry) for _, entry in sorted(self._entries.items()))
 
     async def register(
-        self, name: str, src: str, *, preload: bool = False, pin: bool = False
+        self, name: str, src: str, *, preload: bool | None = None, pin: bool | None = None
     ) -> tuple[AdapterRecord, bool]:
         """Serve the adapter at ``src`` as ``name``; return its record and whether it is new.
 
-        The same weights under the same name again change nothing, not even ``preload`` and ``pin``. Raises
-        AdapterNameTaken for other weights, what the reader and the store raise, and AdapterUnavailable.
+        The same weights under the same name again keep their id; ``preload`` and ``pin`` take effect, and stored
+        files that are damaged are replaced. Raises AdapterNameTaken for other weights, what the reader and the
+        store raise, and AdapterUnavailable.
         """
-        check_name(name, reserved=self._base_names)
-        return await self._operations.run(lambda caller: self._register(caller, name, src, preload, pin))
+
+        def free_or_the_same(entry: Entry | None, digest: str | None) -> None:
+            if entry is not None and digest is not None and entry.record.digest != digest:
+                raise name_taken(name)
+
+        outcome = await self._run_put(name, src, Wishes(preload, pin), free_or_the_same)
+        return outcome.record, outcome.is_new
 
     async def replace(
         self, name: str, src: str, *, preload: bool | None = None, pin: bool | None = None
     ) -> AdapterRecord:
         """Serve the adapter at ``src`` as the next version of ``name``; return the record in force.
 
-        New requests use it once it is ready; running ones finish on the old version, which then goes in the
-        background (``settled``). None keeps the old version's choice. The same weights change nothing.
-        Raises UnknownAdapter and what ``register`` raises.
+        As ``put``, but raises UnknownAdapter for a name that is free.
         """
-        return await self._operations.run(lambda caller: self._replace(caller, name, src, preload, pin))
+
+        def in_use(entry: Entry | None, digest: str | None) -> None:
+            self._existing(name)
+
+        return (await self._run_put(name, src, Wishes(preload, pin), in_use)).record
+
+    async def put(
+        self, name: str, src: str, *, preload: bool | None = None, pin: bool | None = None
+    ) -> PutOutcome:
+        """Serve the adapter at ``src`` as ``name``, whatever the name meant before.
+
+        Calls for one name take effect one after the other. New requests use the new version once it is ready;
+        running ones finish on the old one, which then goes in the background (``settled``). None keeps the old
+        version's choice. The same weights keep their id. Raises what ``register`` raises but AdapterNameTaken.
+        """
+        return await self._run_put(name, src, Wishes(preload, pin), lambda entry, digest: None)
 
     async def delete(self, name: str, *, abort: bool = False) -> tuple[AdapterRecord, FreedAdapter]:
         """Refuse new requests, wait for running ones (or abort them), give the memory back and say how much.
@@ -142,7 +161,7 @@ class AdapterCatalog:
         records, swept = await asyncio.to_thread(self._recall)
         found = await asyncio.to_thread(lambda: [(record, self._examine(record)) for record in records])
         for record, outline in found:
-            entry = await self._restore_one(record, outline)
+            entry = await self._serving.restore(record, outline)
             self._entries[record.name] = entry
         gone = {name: entry.reason for name, entry in self._entries.items() if entry.reason is not None}
         return RestoreReport(len(self._entries) - len(gone), gone, swept)
@@ -158,60 +177,48 @@ class AdapterCatalog:
 
     # One operation after the other per name
 
-    async def _register(
-        self, caller: Caller, name: str, src: str, preload: bool, pin: bool
-    ) -> tuple[AdapterRecord, bool]:
-        start = time.monotonic()
-        same = await self._already_served(name, src)
-        if same is not None:
-            return same, False
-        async with self._intake.prepared(src) as prepared, self._names.hold(name):
-            entry = self._entries.get(name)
-            if entry is not None and entry.record.digest != prepared.digest:
-                raise name_taken(name)
-            if entry is not None and entry.reason is None:
-                return entry.record, False
-            if entry is not None:
-                return await self._repair(caller, entry, prepared), False
-            record = await self._introduce(caller, name, src, prepared, preload=preload, pin=pin)
-            self._entries[name] = _Entry(record, prepared.chat_template)
-        self._observer.loaded(record, time.monotonic() - start, prepared.weights.nbytes)
-        return record, True
+    async def _run_put(self, name: str, src: str, wishes: Wishes, admit: Admission) -> PutOutcome:
+        check_name(name, reserved=self._base_names)
+        return await self._operations.run(lambda caller: self._put(caller, name, src, wishes, admit))
 
-    async def _already_served(self, name: str, src: str) -> AdapterRecord | None:
-        """Spare the copy and the read when a name that is in use is registered again."""
+    async def _put(self, caller: Caller, name: str, src: str, wishes: Wishes, admit: Admission) -> PutOutcome:
+        start = time.monotonic()
+        same = await self._already_served(caller, name, src, wishes, admit)
+        if same is not None:
+            return PutOutcome(same, is_new=False)
+        async with self._intake.prepared(src) as prepared, self._names.hold(name):
+            old = self._entries.get(name)
+            admit(old, prepared.digest)
+            if old is not None and old.record.digest == prepared.digest:
+                return PutOutcome(await self._keep(caller, old, wishes, prepared), is_new=False)
+            record = await self._introduce(caller, name, src, prepared, wishes, old)
+            self._entries[name] = Entry(record, prepared.chat_template)
+            if old is not None:
+                self._leaving.add(old)
+                self._operations.spawn(self._retire_in_background(old))
+        seconds = time.monotonic() - start
+        if old is None:
+            self._observer.loaded(record, seconds, prepared.weights.nbytes)
+            return PutOutcome(record, is_new=True)
+        self._observer.swapped(old.record, record, seconds)
+        return PutOutcome(record, is_new=True, replaced=old.record)
+
+    async def _already_served(
+        self, caller: Caller, name: str, src: str, wishes: Wishes, admit: Admission
+    ) -> AdapterRecord | None:
+        """Spare the copy and the read when a name gets the weights that it has, and their files are whole."""
         entry = self._entries.get(name)
+        admit(entry, None)
         if entry is None or entry.reason is not None:
             return None
         digest = await self._intake.digest_at(src)
-        if self._entries.get(name) is not entry:
+        admit(entry, digest)
+        if digest != entry.record.digest or not await self._intake.is_intact(digest):
             return None
-        if digest != entry.record.digest:
-            raise name_taken(name)
-        return entry.record
-
-    async def _replace(
-        self, caller: Caller, name: str, src: str, preload: bool | None, pin: bool | None
-    ) -> AdapterRecord:
-        start = time.monotonic()
-        self._existing(name)
-        async with self._intake.prepared(src) as prepared, self._names.hold(name):
-            old = self._existing(name)
-            if old.record.digest == prepared.digest:
-                return old.record if old.reason is None else await self._repair(caller, old, prepared)
-            record = await self._introduce(
-                caller,
-                name,
-                src,
-                prepared,
-                preload=old.record.preload if preload is None else preload,
-                pin=old.record.pinned if pin is None else pin,
-            )
-            self._entries[name] = _Entry(record, prepared.chat_template)
-            self._leaving.add(old)
-            self._operations.spawn(self._retire_in_background(old))
-        self._observer.swapped(old.record, record, time.monotonic() - start)
-        return record
+        async with self._names.hold(name):
+            if self._entries.get(name) is not entry:
+                return None
+            return await self._keep(caller, entry, wishes)
 
     async def _delete(self, caller: Caller, name: str, abort: bool) -> tuple[AdapterRecord, FreedAdapter]:
         async with self._names.hold(name):
@@ -230,10 +237,17 @@ class AdapterCatalog:
     # Steps of an operation
 
     async def _introduce(
-        self, caller: Caller, name: str, src: str, prepared: Prepared, *, preload: bool, pin: bool
+        self,
+        caller: Caller,
+        name: str,
+        src: str,
+        prepared: Prepared,
+        wishes: Wishes,
+        old: Entry | None,
     ) -> AdapterRecord:
         """Mint an id, give the weights to the engine, make the record active: all of it or nothing."""
         caller.check()
+        preload, pin = wishes.of(None if old is None else old.record)
         targets = prepared.spec.named_targets()
         pending = await asyncio.to_thread(
             self._registry.reserve,
@@ -248,22 +262,13 @@ class AdapterCatalog:
         engine_has_it = False
         try:
             caller.check()
-            await self._hand_over(pending, prepared.weights)
+            await self._serving.hand_over(pending, prepared.weights)
             engine_has_it = True
             caller.check()
             return await asyncio.to_thread(self._registry.activate, pending)
         except BaseException:
             await self._undo(pending, engine_has_it=engine_has_it)
             raise
-
-    async def _hand_over(self, record: AdapterRecord, weights: AdapterWeights) -> None:
-        await self._engine.add_adapter(
-            record.id,
-            weights,
-            load_from=self._loader(record),
-            preload=record.preload,
-            pinned=record.pinned,
-        )
 
     async def _undo(self, pending: AdapterRecord, *, engine_has_it: bool) -> None:
         """Take back an introduction; what can't be taken back is reported, and gone at the next start."""
@@ -274,20 +279,29 @@ class AdapterCatalog:
         except Exception as error:
             self._observer.failed("undo", pending.name, error)
 
-    async def _repair(self, caller: Caller, entry: _Entry, prepared: Prepared) -> AdapterRecord:
-        """Serve an unavailable adapter again, now that its files are back; no request ever used its id."""
+    async def _keep(
+        self, caller: Caller, entry: Entry, wishes: Wishes, prepared: Prepared | None = None
+    ) -> AdapterRecord:
+        """Keep an adapter as ``wishes`` say; one that is unavailable is served again, now that its files are back."""
         caller.check()
-        await self._hand_over(entry.record, prepared.weights)
-        self._entries[entry.record.name] = _Entry(entry.record, prepared.chat_template)
-        return entry.record
+        record, template = entry.record, entry.chat_template
+        if entry.reason is not None:
+            assert prepared is not None, "what is unavailable is prepared anew"
+            template = prepared.chat_template
+            await self._serving.hand_over(record, prepared.weights)  # no request ever used its id
+            self._entries[record.name] = entry = Entry(record, template)
+        kept = await self._serving.keep(record, wishes)
+        if kept != record:
+            self._entries[record.name] = Entry(kept, template)
+        return kept
 
-    async def _retire_in_background(self, old: _Entry) -> None:
+    async def _retire_in_background(self, old: Entry) -> None:
         try:
             await self._take_out(old, abort=False)
         except Exception as error:
             self._observer.failed("retire", old.record.name, error)
 
-    async def _take_out(self, entry: _Entry, *, abort: bool) -> FreedAdapter:
+    async def _take_out(self, entry: Entry, *, abort: bool) -> FreedAdapter:
         """Give back an adapter's memory and, if no other uses them, its files."""
         start = time.monotonic()
         freed = FreedAdapter(0, 0, 0, 0)
@@ -297,18 +311,6 @@ class AdapterCatalog:
         self._observer.removed(entry.record, freed, time.monotonic() - start)
         await self._intake.release(entry.record.digest)
         return freed
-
-    def _loader(self, record: AdapterRecord) -> Callable[[], AdapterWeights]:
-        """Return what the engine calls, in a thread of its own, to read the weights again."""
-
-        def load() -> AdapterWeights:
-            try:
-                return self._intake.read(record.digest)
-            except (AdapterError, OSError) as error:
-                message = f"adapter {record.name!r} can't be served: {reason_of(error)}"
-                raise AdapterUnavailable(message) from error
-
-        return load
 
     # Start-up
 
@@ -323,36 +325,9 @@ class AdapterCatalog:
         except (AdapterError, OSError) as error:
             return reason_of(error)
 
-    async def _restore_one(self, record: AdapterRecord, outline: AdapterOutline | str) -> _Entry:
-        if isinstance(outline, str):
-            return _Entry(record, None, outline)
-        try:
-            warm = (record.preload or record.pinned) and await self._restore_warm(record)
-            if not warm:
-                await self._restore_cold(record, outline)
-        except (AdapterError, OSError) as error:
-            return _Entry(record, None, reason_of(error))
-        except AdapterUnavailable as error:
-            return _Entry(record, None, error.message)
-        return _Entry(record, outline.chat_template)
-
-    async def _restore_warm(self, record: AdapterRecord) -> bool:
-        weights = await self._intake.work(lambda: self._intake.read(record.digest))
-        try:
-            await self._hand_over(record, weights)
-        except AdapterUnavailable as error:
-            self._observer.failed("preload", record.name, error)  # it is served all the same, from disk
-            return False
-        return True
-
-    async def _restore_cold(self, record: AdapterRecord, outline: AdapterOutline) -> None:
-        load_from = self._loader(record)
-        ranks = outline.rank_by_module()
-        await self._engine.add_adapter_cold(record.id, ranks, load_from=load_from, pinned=record.pinned)
-
     # Look-ups
 
-    def _existing(self, name: str) -> _Entry:
+    def _existing(self, name: str) -> Entry:
         entry = self._entries.get(name)
         if entry is None:
             asked = name[:_LONGEST_ECHO]
@@ -362,6 +337,6 @@ class AdapterCatalog:
     def _serves(self, digest: str) -> bool:
         return any(entry.record.digest == digest for entry in (*self._entries.values(), *self._leaving))
 
-    def _show(self, entry: _Entry) -> CatalogEntry:
+    def _show(self, entry: Entry) -> CatalogEntry:
         tier = None if entry.reason is not None else self._engine.adapter_tier(entry.record.id)
         return CatalogEntry(entry.record, tier, entry.reason)

@@ -103,6 +103,10 @@ class AdapterIntake:
         """Return the digest of the files at ``src`` without copying them."""
         return await self.work(lambda: self._store.digest_of(self._identify(src)[0]))
 
+    async def is_intact(self, digest: str) -> bool:
+        """Return whether the stored files of ``digest`` are there and unaltered."""
+        return await self.work(lambda: self._store.is_intact(digest))
+
     async def release(self, digest: str) -> None:
         """Delete the files of ``digest`` unless someone serves or prepares it."""
         async with self._digests.hold(digest):

@@ -44,6 +44,15 @@ class AdapterEngine(Protocol):
         """Make known an adapter that is on disk only; ``load_from`` reads it at its first request."""
         ...
 
+    async def keep_adapter(
+        self, adapter_id: int, weights: AdapterWeights | None, *, preload: bool, pinned: bool
+    ) -> None:
+        """Change where a known adapter is kept: pinned or not and, with ``preload``, on the device before returning.
+
+        ``weights`` are used if it has to be loaded and is on disk only. Raises AdapterUnavailable without room.
+        """
+        ...
+
     async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
         """Refuse new requests, let running ones finish (or abort them), give memory back; then return."""
         ...
@@ -105,6 +114,33 @@ class CatalogSettings:
     """Directories that the operator named at start; they may lie anywhere."""
     workers: int = 2
     """How many adapters are copied, hashed or read at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """Where an adapter is to be kept. None leaves it as it is; for a new adapter that is False."""
+
+    preload: bool | None = None
+    """Put it on the device before the call returns, and at each start."""
+    pin: bool | None = None
+    """Never evict it from the device."""
+
+    def of(self, before: AdapterRecord | None) -> tuple[bool, bool]:
+        """Return (preload, pin) for what was kept like ``before`` until now; None: it is new."""
+        preload, pin = (False, False) if before is None else (before.preload, before.pinned)
+        return preload if self.preload is None else self.preload, pin if self.pin is None else self.pin
+
+
+@dataclass(frozen=True, slots=True)
+class PutOutcome:
+    """What came of putting weights under a name."""
+
+    record: AdapterRecord
+    """The one in force now."""
+    is_new: bool
+    """Whether its id was minted by this call; False if the name had these weights already."""
+    replaced: AdapterRecord | None = None
+    """The version before it, if other weights had the name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,8 +253,8 @@ class AdapterRequest(Strict):
 
     name: str = Field(min_length=1)
     src: str = Field(min_length=1, description="Directory below --adapter-root, or a file:// URL of one.")
-    preload: bool = Field(False, description="Put it on the device now.")
-    pin: bool = Field(False, description="Keep it on the device.")
+    preload: bool | None = Field(None, description="Put it on the device now, and at each start.")
+    pin: bool | None = Field(None, description="Keep it on the device.")
 
 
 class AdapterUpdate(Strict):

@@ -215,6 +215,14 @@ class AsyncEngine:
         held = HeldAdapter(adapter_id, rank_by_module, load_from, pinned, None)
         await self._between_steps(lambda engine: engine.add_adapter(held, preload=False))
 
+    async def keep_adapter(
+        self, adapter_id: int, weights: AdapterWeights | None, *, preload: bool, pinned: bool
+    ) -> None:
+        """Pin or unpin a known adapter and, with ``preload``, put it on the device before returning."""
+        await self._between_steps(
+            lambda engine: engine.keep_adapter(adapter_id, weights, preload=preload, pinned=pinned)
+        )
+
     async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
         """Refuse new requests, let running ones finish (or abort them), give memory back; then return."""
         self._leaving.add(adapter_id)

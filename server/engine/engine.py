@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from manylora.adapters.errors import UnsupportedAdapter
 from manylora.adapters.types import AdapterWeights, FreedAdapter
 from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement, Write
 from manylora.server.engine.block_manager import BlockManager
@@ -148,15 +149,38 @@ class Engine:
     # Adapters
 
     def add_adapter(self, held: HeldAdapter, *, preload: bool) -> None:
-        """Take in an adapter. Raises AdapterUnavailable, having changed nothing, if it can't be held."""
+        """Take in an adapter. Raises, having changed nothing, if it can't be held.
+
+        UnsupportedAdapter if no arena of this size could hold it, AdapterUnavailable if this one has no room now.
+        """
         if not self.cache.allocator.fits_empty(held.ranks):
-            raise AdapterUnavailable(
+            # Not a matter of time: who tries again gets the same.
+            raise UnsupportedAdapter(
                 f"the adapter needs {max(held.ranks.values())} rank rows of a module, the arena has "
                 f"{self.settings.arena_rows}; start with a larger --arena-rows"
             )
         self.cache.add(held)
         if preload:
-            self._preload(held.adapter_id)
+            try:
+                self._preload(held.adapter_id)
+            except AdapterUnavailable:
+                self.cache.remove(held.adapter_id)
+                raise
+        self.cache.trim_host(self.scheduler.wanted)
+
+    def keep_adapter(
+        self, adapter_id: int, weights: AdapterWeights | None, *, preload: bool, pinned: bool
+    ) -> None:
+        """Pin or unpin an adapter and, with ``preload``, put it on the device.
+
+        ``weights`` are taken if it is on disk only. Raises AdapterUnavailable, having moved nothing, without room.
+        """
+        held = self.cache[adapter_id]
+        if preload and held.ranges is None:
+            if held.weights is None and weights is not None:
+                self.cache.take_copy(adapter_id, weights)
+            self._preload(adapter_id)
+        held.pinned = pinned
         self.cache.trim_host(self.scheduler.wanted)
 
     def remove_adapter(self, adapter_id: int, freed: Freed, *, abort: bool) -> None:
@@ -257,11 +281,9 @@ class Engine:
     def _preload(self, adapter_id: int) -> None:
         ids, in_use = {adapter_id}, self.scheduler.in_use()
         if self.cache.can_place(ids, in_use) is not Placement.LOADABLE:
-            self.cache.remove(adapter_id)
             raise AdapterUnavailable("the arena is full of adapters in use; try again later", retry_after=5)
         self._change_arena(self.cache.place(ids, in_use))
         if not self.cache.resident(ids):
-            self.cache.remove(adapter_id)
             raise AdapterUnavailable("the adapter could not be copied to the device; see the server's log")
 
     def _change_arena(self, changes: tuple[ArenaChange, ...]) -> None:

@@ -90,6 +90,20 @@ class FakeEngine:
         self._know(adapter_id, Held(None, load_from, pinned, False))
         self.added_cold += 1
 
+    async def keep_adapter(
+        self, adapter_id: int, weights: AdapterWeights | None, *, preload: bool, pinned: bool
+    ) -> None:
+        if self.fault is not None:
+            raise self.fault
+        held = self.held[adapter_id]
+        if preload and not held.device:
+            held.weights = held.weights or weights
+            assert held.weights is not None
+            if self._on_device() >= self.room:
+                raise AdapterUnavailable("no room in the arena")
+            held.device = True
+        held.pinned = pinned
+
     async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
         held = self.held[adapter_id]
         aborted = self.running[adapter_id] if abort else 0

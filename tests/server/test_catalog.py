@@ -55,6 +55,63 @@ async def test_the_same_weights_again_are_the_same_id(house: House) -> None:
     assert house.engine.added == 1
 
 
+@pytest.mark.parametrize("call", ["register", "replace", "put"])
+async def test_the_same_weights_again_are_kept_as_is_asked(house: House, call: str) -> None:
+    src = house.source("one")
+    first, _ = await house.catalog.register("a", src)
+    assert (first.preload, first.pinned, house.catalog.get("a").tier) == (False, False, "host")
+    again = getattr(house.catalog, call)
+    await again("a", src, preload=True, pin=True)
+    entry = house.catalog.get("a")
+    assert (entry.record.preload, entry.record.pinned, entry.tier) == (True, True, "device")
+    assert house.engine.held[first.id].pinned
+    await again("a", src)
+    assert house.catalog.get("a") == entry, "what is not said stays"
+    await again("a", src, pin=False)
+    assert not house.engine.held[first.id].pinned
+    assert (entry.record.id, house.engine.added) == (first.id, 1)
+    await house.catalog.close()
+    house.open()
+    await house.catalog.restore()
+    assert house.catalog.get("a").tier == "device", "a restart knows it too"
+
+
+async def test_a_wish_that_finds_no_room_changes_nothing(house: House) -> None:
+    await house.catalog.register("a", house.source("one"), preload=True)
+    second, _ = await house.catalog.register("b", house.source("two", 1))
+    house.engine.evict(second.id)
+    house.engine.room = 1
+    with pytest.raises(AdapterUnavailable):
+        await house.catalog.register("b", "two", preload=True, pin=True)
+    assert house.catalog.get("b").record == second
+    assert not house.engine.held[second.id].pinned
+
+
+async def test_put_adds_or_replaces(house: House) -> None:
+    one, two = house.source("one"), house.source("two", 1)
+    first = await house.catalog.put("a", one)
+    assert (first.is_new, first.replaced, first.record.version) == (True, None, 1)
+    again = await house.catalog.put("a", one)
+    assert (again.is_new, again.replaced, again.record) == (False, None, first.record)
+    second = await house.catalog.put("a", two)
+    assert (second.is_new, second.replaced, second.record.version) == (True, first.record, 2)
+    await house.catalog.settled()
+    assert house.store.digests() == {second.record.digest}
+    with pytest.raises(InvalidAdapter):
+        await house.catalog.put("base", one)
+
+
+async def test_puts_and_deletes_of_one_name_take_effect_one_after_the_other(house: House) -> None:
+    sources = [house.source(f"s{seed}", seed) for seed in range(5)]
+    puts = [house.catalog.put("a", sources[number % 5]) for number in range(20)]
+    deletes = [house.catalog.delete("a") for _ in range(3)]
+    results = await asyncio.gather(*puts, *deletes, return_exceptions=True)
+    assert not [each for each in results[:20] if isinstance(each, BaseException)]
+    assert {type(each) for each in results[20:]} <= {tuple, UnknownAdapter}
+    last = await house.catalog.put("a", sources[0])
+    assert house.catalog.get("a").record == last.record
+
+
 async def test_an_unknown_model_lists_those_that_exist(house: House) -> None:
     src = house.source("one")
     for number in range(22):

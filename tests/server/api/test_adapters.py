@@ -80,6 +80,29 @@ def test_the_same_weights_again_are_the_same_adapter(http: httpx.Client) -> None
     assert first.json()["id"] == again.json()["id"]
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_the_same_weights_again_take_pin_and_preload(http: httpx.Client, method: str) -> None:
+    made = http.post("/adapters", json={"name": "new", "src": "b"}).json()
+    path, named = ("/adapters", {"name": "new"}) if method == "POST" else ("/adapters/new", {})
+    again = http.request(method, path, json={**named, "src": "b", "pin": True, "preload": True})
+    assert again.status_code == 200
+    assert (again.json()["id"], again.json()["pin"], again.json()["preload"]) == (made["id"], True, True)
+    shown = http.get("/adapters/new").json()
+    assert (shown["tier"], shown["pin"], shown["preload"]) == ("device", True, True)
+    http.request(method, path, json={**named, "src": "b", "pin": False}).raise_for_status()
+    shown = http.get("/adapters/new").json()
+    assert (shown["pin"], shown["preload"]) == (False, True)
+
+
+def test_an_adapter_that_never_fits_the_arena_is_400(
+    files: Files, directory: Path, http: httpx.Client
+) -> None:
+    write_adapter(directory / "wide", files.base, AdapterShape(rank=129, seed=9))
+    refused = http.post("/adapters", json={"name": "new", "src": "made/wide"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported_adapter")
+    assert "--arena-rows" in refused.json()["error"]["message"]
+
+
 def test_fifty_at_once_make_one_adapter(server: Running, http: httpx.Client) -> None:
     with httpx.Client(base_url=server.url, timeout=30) as client, ThreadPoolExecutor(16) as pool:
         answers = list(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from manylora.adapters.errors import UnsupportedAdapter
 from manylora.adapters.types import FreedAdapter
 from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.request import FinishReason
@@ -131,9 +132,29 @@ def test_preload_without_room_changes_nothing() -> None:
 
 def test_one_larger_than_the_arena_is_refused() -> None:
     harness = Harness(Pools(rows=4))
-    with pytest.raises(AdapterUnavailable, match="arena-rows"):
+    # Not a 503, which routers repeat for ever: it will never fit.
+    with pytest.raises(UnsupportedAdapter, match="arena-rows"):
         harness.know(1, rank=5)
     assert 1 not in harness.engine.cache
+
+
+def test_a_known_adapter_is_pinned_and_put_on_the_device() -> None:
+    harness = Harness(Pools(rows=4))
+    harness.know(1)
+    harness.know(2, cold=True)
+    cache = harness.engine.cache
+    harness.engine.keep_adapter(2, weights(2), preload=True, pinned=True)
+    assert (cache.tier(2), cache[2].pinned, cache.tier(1)) == ("device", True, "host")
+    with pytest.raises(AdapterUnavailable):
+        harness.engine.keep_adapter(1, None, preload=True, pinned=True)
+    assert (cache.tier(1), cache[1].pinned) == ("host", False)
+    harness.engine.keep_adapter(2, None, preload=False, pinned=False)
+    harness.engine.keep_adapter(1, None, preload=True, pinned=False)
+    assert (cache.tier(1), cache[2].ranges) == ("device", None)
+    harness.engine.add_request(ask("r", PROMPT, 3, ((2, 1.0),)))
+    harness.run()
+    assert harness.tokens("r") == expected(PROMPT, 3, ((2, 1.0),))
+    harness.engine.check_integrity()
 
 
 def test_removing_waits_for_the_running_and_gives_all_back() -> None:

@@ -1,0 +1,111 @@
+"""Adapters of the catalog in the engine: given to it warm or cold, kept as asked, read again from the store.
+
+Knows records and files, but no names in use: which record a name means is the catalog's.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from manylora.adapters.errors import AdapterError
+from manylora.adapters.reader import AdapterOutline
+from manylora.adapters.records import AdapterRecord
+from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.types import AdapterWeights
+from manylora.server.catalog_intake import AdapterIntake, reason_of
+from manylora.server.catalog_types import AdapterEngine, CatalogObserver, Wishes
+from manylora.server.errors import AdapterUnavailable
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """What a name means at the moment."""
+
+    record: AdapterRecord
+    chat_template: str | None
+    reason: str | None = None
+    """Why it is unavailable; the engine does not know it then."""
+
+
+class Serving:
+    """Between records and the engine. Lives on the event loop."""
+
+    def __init__(
+        self,
+        engine: AdapterEngine,
+        registry: AdapterRegistry,
+        intake: AdapterIntake,
+        observer: CatalogObserver,
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._intake = intake
+        self._observer = observer
+
+    async def hand_over(self, record: AdapterRecord, weights: AdapterWeights) -> None:
+        """Give the engine an adapter that it doesn't know, with its weights."""
+        await self._engine.add_adapter(
+            record.id,
+            weights,
+            load_from=self._loader(record),
+            preload=record.preload,
+            pinned=record.pinned,
+        )
+
+    async def keep(self, record: AdapterRecord, wishes: Wishes) -> AdapterRecord:
+        """Keep an adapter that the engine knows as ``wishes`` say; return its record. All of it or nothing.
+
+        Raises AdapterUnavailable if it is to be preloaded and there is no room or its files are damaged.
+        """
+        wanted = wishes.of(record)
+        preload_now = wishes.preload is True and self._engine.adapter_tier(record.id) != "device"
+        if wanted == (record.preload, record.pinned) and not preload_now:
+            return record
+        weights = await self._intake.work(self._loader(record)) if preload_now else None
+        preload, pinned = wanted
+        await self._engine.keep_adapter(record.id, weights, preload=preload_now, pinned=pinned)
+        try:
+            return await asyncio.to_thread(self._registry.keep, record.id, pinned=pinned, preload=preload)
+        except BaseException:
+            await self._engine.keep_adapter(record.id, None, preload=False, pinned=record.pinned)
+            raise
+
+    async def restore(self, record: AdapterRecord, outline: AdapterOutline | str) -> Entry:
+        """Make a record's adapter known again after a restart; ``outline`` may say why it can't be."""
+        if isinstance(outline, str):
+            return Entry(record, None, outline)
+        try:
+            warm = (record.preload or record.pinned) and await self._restore_warm(record)
+            if not warm:
+                await self._restore_cold(record, outline)
+        except (AdapterError, OSError) as error:
+            return Entry(record, None, reason_of(error))
+        except AdapterUnavailable as error:
+            return Entry(record, None, error.message)
+        return Entry(record, outline.chat_template)
+
+    async def _restore_warm(self, record: AdapterRecord) -> bool:
+        weights = await self._intake.work(lambda: self._intake.read(record.digest))
+        try:
+            await self.hand_over(record, weights)
+        except AdapterUnavailable as error:
+            self._observer.failed("preload", record.name, error)  # it is served all the same, from disk
+            return False
+        return True
+
+    async def _restore_cold(self, record: AdapterRecord, outline: AdapterOutline) -> None:
+        load_from = self._loader(record)
+        ranks = outline.rank_by_module()
+        await self._engine.add_adapter_cold(record.id, ranks, load_from=load_from, pinned=record.pinned)
+
+    def _loader(self, record: AdapterRecord) -> Callable[[], AdapterWeights]:
+        """Return what the engine calls, in a thread of its own, to read the weights again."""
+
+        def load() -> AdapterWeights:
+            try:
+                return self._intake.read(record.digest)
+            except (AdapterError, OSError) as error:
+                message = f"adapter {record.name!r} can't be served: {reason_of(error)}"
+                raise AdapterUnavailable(message) from error
+
+        return load
