@@ -16,25 +16,33 @@ from manylora.server.catalog import AdapterCatalog, CatalogSettings, FreedAdapte
 from manylora.server.errors import AdapterUnavailable
 from tests.adapters.making import MODULES, VOCABULARY, write
 
+SECONDS = 20.0
+"""How long a test waits for what happens within milliseconds, unless it never does."""
+
 
 class Gate:
-    """Opens and closes; whoever passes waits while it is closed, and ``reached`` says that someone does."""
+    """Opens and closes; whoever passes waits while it is closed."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
         self._open.set()
-        self.reached = asyncio.Event()
+        self._reached = asyncio.Event()
 
     def close(self) -> None:
         self._open.clear()
-        self.reached.clear()
+        self._reached.clear()
 
     def open(self) -> None:
         self._open.set()
 
+    async def reached(self) -> None:
+        """Return when someone waits at the closed gate."""
+        async with asyncio.timeout(SECONDS):
+            await self._reached.wait()
+
     async def __call__(self) -> None:
         if not self._open.is_set():
-            self.reached.set()
+            self._reached.set()
         await self._open.wait()
 
 
@@ -130,6 +138,13 @@ class FakeEngine:
         self.running[adapter_id] = 0
         self.idle.setdefault(adapter_id, asyncio.Event()).set()
 
+    def let_go(self) -> None:
+        """Hold nobody up any more: gates open, all sequences end."""
+        self.adding.open()
+        self.removing.open()
+        for adapter_id in list(self.running):
+            self.finish(adapter_id)
+
     def evict(self, adapter_id: int) -> None:
         """The host tier lets the weights go."""
         self.held[adapter_id].weights = None
@@ -199,6 +214,14 @@ class House:
     def kill(self) -> None:
         """End as a crash does: nothing is tidied up."""
         self.registry.close()
+
+    async def leave(self) -> None:
+        """End what a test has left under way, which may have failed anywhere; then all must agree."""
+        self.engine.let_go()
+        async with asyncio.timeout(SECONDS):
+            await self.catalog.settled()
+        self.check()
+        await self.catalog.close()
 
     def check(self) -> None:
         """What must hold whenever nothing is under way: catalog, engine, registry and store agree."""

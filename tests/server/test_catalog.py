@@ -27,9 +27,7 @@ from tests.server.catalog_fakes import FakeEngine, House
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     house = House(tmp_path)
     yield house
-    await house.catalog.settled()
-    house.check()
-    await house.catalog.close()
+    await house.leave()
 
 
 async def test_register_and_resolve(house: House) -> None:
@@ -188,7 +186,7 @@ async def test_the_old_version_answers_until_the_new_one_is_ready(house: House) 
     old, _ = await house.catalog.register("a", house.source("one"))
     house.engine.adding.close()
     change = asyncio.create_task(house.catalog.replace("a", house.source("two", 1)))
-    await house.engine.adding.reached.wait()
+    await house.engine.adding.reached()
     assert house.catalog.resolve("a").adapter_id == old.id
     house.engine.adding.open()
     new = await change
@@ -216,7 +214,7 @@ async def test_delete_refuses_new_requests_waits_and_says_what_it_freed(house: H
     house.engine.start(record.id)
     house.engine.removing.close()
     deleting = asyncio.create_task(house.catalog.delete("a"))
-    await house.engine.removing.reached.wait()
+    await house.engine.removing.reached()
     with pytest.raises(ModelNotFound):
         house.catalog.resolve("a")
     again, created = await house.catalog.register("a", house.source("one"))
@@ -329,7 +327,7 @@ async def test_files_stay_while_a_registration_with_them_is_under_way(house: Hou
     await house.catalog.register("a", src)
     house.engine.adding.close()
     second = asyncio.create_task(house.catalog.register("b", src))
-    await house.engine.adding.reached.wait()
+    await house.engine.adding.reached()
     await house.catalog.delete("a")
     house.engine.adding.open()
     record, _ = await second

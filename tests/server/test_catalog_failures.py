@@ -23,9 +23,7 @@ from tests.server.catalog_fakes import FakeEngine, House
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     house = House(tmp_path)
     yield house
-    await house.catalog.settled()
-    house.check()
-    await house.catalog.close()
+    await house.leave()
 
 
 async def leave(task: asyncio.Task[object]) -> None:
@@ -106,7 +104,7 @@ async def test_a_full_disk_leaves_all_as_it_was(house: House, monkeypatch: pytes
 async def test_a_caller_that_leaves_while_the_engine_adds(house: House) -> None:
     house.engine.adding.close()
     task = asyncio.create_task(house.catalog.register("a", house.source("one")))
-    await house.engine.adding.reached.wait()
+    await house.engine.adding.reached()
     await leave(task)
     house.engine.adding.open()
     await house.catalog.settled()
@@ -118,7 +116,7 @@ async def test_a_caller_that_leaves_a_replacement(house: House) -> None:
     old, _ = await house.catalog.register("a", house.source("one"))
     house.engine.adding.close()
     task = asyncio.create_task(house.catalog.replace("a", house.source("two", 1)))
-    await house.engine.adding.reached.wait()
+    await house.engine.adding.reached()
     await leave(task)
     house.engine.adding.open()
     await house.catalog.settled()
@@ -129,7 +127,7 @@ async def test_one_of_two_callers_leaves_and_the_other_is_served(house: House) -
     src = house.source("one")
     house.engine.adding.close()
     first = asyncio.create_task(house.catalog.register("a", src))
-    await house.engine.adding.reached.wait()
+    await house.engine.adding.reached()
     second = asyncio.create_task(house.catalog.register("a", src))
     await leave(first)
     house.engine.adding.open()
@@ -142,7 +140,7 @@ async def test_a_caller_that_leaves_a_deletion_does_not_stop_it(house: House) ->
     record, _ = await house.catalog.register("a", house.source("one"))
     house.engine.removing.close()
     task = asyncio.create_task(house.catalog.delete("a"))
-    await house.engine.removing.reached.wait()
+    await house.engine.removing.reached()
     await leave(task)
     house.engine.removing.open()
     await house.catalog.settled()
@@ -230,7 +228,7 @@ async def test_files_that_rot_while_serving_are_a_clear_error(house: House) -> N
 async def test_a_source_that_changes_while_another_prepares_it_is_read_anew(house: House) -> None:
     house.engine.adding.close()
     first = asyncio.create_task(house.catalog.register("a", house.source("one")))
-    await house.engine.adding.reached.wait()
+    await house.engine.adding.reached()
     house.source("one", 7)
     house.engine.adding.open()
     second, _ = await house.catalog.register("b", "one")
