@@ -14,16 +14,14 @@ from structlog import get_logger
 
 from manylora.adapters import errors as adapter_errors
 from manylora.server.api.disconnect import ClientGone
+from manylora.server.api.inert import LONGEST_NAME, REFUSED_FIELD
 from manylora.server.api.request_context import request_id
-from manylora.server.api.schemas import UNKNOWN_FIELD, WRONG_WITH_OTHERS
 from manylora.server.errors import InvalidRequest, ServerError
 
 log = get_logger(__name__)
 INVALID = "invalid_request_error"
 CLIENT_GONE = 499
 """The status in the log for a client that left."""
-LONGEST_NAME = 100
-"""Characters of an unknown field's name that are repeated to the client."""
 _UNION_MEMBER = re.compile(r"list\[|function-|str$")
 """What pydantic puts into a field's path for the alternative that it tried."""
 UNEXPECTED = "The server failed on this request. The fault is logged under the request id."
@@ -90,11 +88,9 @@ def invalid_field(error: ValidationError) -> InvalidRequest:
     of_first_field = [each for each in found if each["loc"][:1] == found[0]["loc"][:1]]
     first = max(of_first_field, key=lambda each: len(each["loc"]))
     parts = [str(part) for part in first["loc"] if not _UNION_MEMBER.match(str(part))]
-    if first["type"] in (UNKNOWN_FIELD, WRONG_WITH_OTHERS):
+    if first["type"] == REFUSED_FIELD:
         parts.append(first["ctx"]["name"][:LONGEST_NAME])
     path = ".".join(parts)
-    if first["type"] == UNKNOWN_FIELD:
-        return InvalidRequest(f"{path!r} is not a field that this server knows or can honour", param=path)
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
 

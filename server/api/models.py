@@ -87,6 +87,7 @@ def _tokens(deps: ApiDependencies, body: TokenizeRequest, template: str | None) 
             for_template(body.messages),
             chat_template=template,
             add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
             at_most=MAX_TOKENS,
         )
     return {

@@ -1,13 +1,14 @@
-"""Requests as clients may send them. A field is here only if it takes effect; others are refused by name.
+"""Requests as clients may send them. A field is here only if it takes effect; inert.py has those that may pass.
 
-OpenAI's fields that can change nothing here pass at the values in INERT, and null passes everywhere. Checking
-stops at the first fault of a list or an object: a million of them would take seconds, interpreter lock in hand.
+Checking stops at the first fault of a list or an object: a million of them would take seconds, interpreter lock
+in hand.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+
+from manylora.server.api.inert import BODY, MESSAGE, NO_TOOLS, PART, Passing, refused
 
 MAX_STOPS = 16
 MAX_STOP_IDS = 1024
@@ -15,35 +16,18 @@ MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 256
-UNKNOWN_FIELD, WRONG_WITH_OTHERS = "unknown_field", "wrong_with_others"
-"""Types of our own errors; their context names the field."""
 
 Texts = Annotated[list[str], Field(fail_fast=True)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 TokenIdLists = Annotated[list[TokenIds], Field(fail_fast=True)]
-
-INERT: dict[str, tuple[object, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "functions": ([],),
-    "function_call": ("none",),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "suffix": ("",),
-    "parallel_tool_calls": (True, False),
-    "include_obfuscation": (False,),
-}
-"""Fields that pass at these values, because the value asks for nothing."""
-UNREAD = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
-"""Fields that say something about the caller and change no answer."""
 
 
 class Strict(BaseModel):
     """A request body: no unknown fields, no silent conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    passing: ClassVar[Passing] = BODY
 
     @model_validator(mode="before")
     @classmethod
@@ -52,24 +36,11 @@ class Strict(BaseModel):
             return value
         asked = {}
         for key, item in value.items():
-            if key in cls.model_fields:
-                if item is not None:
-                    asked[key] = item
-            elif not _asks_for_nothing(key, item):
-                raise PydanticCustomError(UNKNOWN_FIELD, "unknown field", {"name": key})
+            if key not in cls.model_fields:
+                cls.passing.check(key, item, cls.model_fields)
+            elif item is not None:
+                asked[key] = item
         return asked
-
-
-def wrong_with_others(field: str, message: str) -> PydanticCustomError:
-    """Return the error for a field that the others don't go with."""
-    return PydanticCustomError(WRONG_WITH_OTHERS, message, {"name": field})
-
-
-def _asks_for_nothing(key: str, item: object) -> bool:
-    if item is None or key in UNREAD:
-        return True
-    # 0 == False, but only one of them is what OpenAI's API knows.
-    return any(item == inert and type(item) is type(inert) for inert in INERT.get(key, ()))
 
 
 class StreamOptions(Strict):
@@ -115,12 +86,6 @@ class SamplingFields(Strict):
             raise ValueError(f"give at most {MAX_STOPS} stop strings, none of them empty")
         return stops
 
-    @model_validator(mode="after")
-    def _options_need_a_stream(self) -> "SamplingFields":
-        if self.stream_options is not None and not self.stream:
-            raise wrong_with_others("stream_options", "goes with stream: true")
-        return self
-
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
@@ -135,6 +100,8 @@ class SamplingFields(Strict):
 class TextPart(Strict):
     """A part of a message's content. Only text is served."""
 
+    passing: ClassVar[Passing] = PART
+
     type: Literal["text"]
     text: str
 
@@ -142,19 +109,34 @@ class TextPart(Strict):
 class Message(Strict):
     """A message of a chat."""
 
+    passing: ClassVar[Passing] = MESSAGE
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
+    reasoning_content: str | None = Field(None, description="What an assistant thought before it answered.")
+    reasoning: str | None = Field(None, description="The same by vLLM's newer name.")
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _no_tools(cls, value: Any) -> Any:
+        if value in ("tool", "function"):
+            raise ValueError(NO_TOOLS)
+        return value
 
     def for_template(self) -> dict[str, str]:
         """Return what chat templates take: developer is system's newer name; parts are one text."""
         role = "system" if self.role == "developer" else self.role
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        message = {"role": role, "content": text}
-        return message if self.name is None else {**message, "name": self.name}
+        more = {"name": self.name, "reasoning_content": self.reasoning_content or self.reasoning}
+        return {"role": role, "content": text, **{key: value for key, value in more.items() if value}}
 
 
 Messages = Annotated[list[Message], Field(fail_fast=True)]
+
+
+def _one_end(body: "ChatRequest | TokenizeRequest") -> None:
+    if body.continue_final_message and body.add_generation_prompt:
+        raise refused("continue_final_message", "goes with add_generation_prompt: false")
 
 
 class ChatRequest(SamplingFields):
@@ -169,12 +151,11 @@ class ChatRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise wrong_with_others("top_logprobs", "goes with logprobs: true")
-        if self.continue_final_message and self.add_generation_prompt:
-            raise wrong_with_others("continue_final_message", "goes with add_generation_prompt: false")
+        if self.top_logprobs and not self.logprobs:
+            raise refused("top_logprobs", "goes with logprobs: true")
+        _one_end(self)
         if self.max_tokens == 0:
-            raise wrong_with_others("max_tokens", "0 goes with a completion's echo: true")
+            raise refused("max_tokens", "0 goes with a completion's echo: true")
         return self
 
     @property
@@ -203,10 +184,10 @@ class CompletionRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "CompletionRequest":
-        if self.best_of is not None and self.best_of != self.n:
-            raise wrong_with_others("best_of", "can't be honoured: leave it out or set it to n")
+        if self.best_of not in (None, 1, self.n):
+            raise refused("best_of", "can't be honoured: leave it out or set it to 1 or n")
         if self.max_tokens == 0 and not self.echo:
-            raise wrong_with_others("max_tokens", "0 goes with echo: true")
+            raise refused("max_tokens", "0 goes with echo: true")
         return self
 
     @property
@@ -232,12 +213,15 @@ class TokenizeRequest(Strict):
     messages: Messages | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
     return_token_strs: bool = False
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
+        if self.messages is not None:
+            _one_end(self)
         return self
 
 
