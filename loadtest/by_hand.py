@@ -33,7 +33,7 @@ class Row:
 
     def blocks(self) -> list[int]:
         """Return its KV blocks: backwards, so that nothing is right because they lie in order."""
-        first = self.number * BLOCKS_EACH
+        first = 1 + self.number * BLOCKS_EACH
         return list(range(first + BLOCKS_EACH - 1, first - 1, -1))
 
     def all_logits(self) -> Tensor:

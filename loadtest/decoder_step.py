@@ -83,7 +83,7 @@ def place_adapters(model: ServedModel, count: int, rank: int) -> list[AdapterRan
 def decode_step(model: ServedModel, rows: int, context: int, adapters: list[AdapterRanges]) -> Step:
     """Return a step in which each of ``rows`` sequences computes its token number ``context``."""
     device, blocks = model.decoder.backend.device, -(-context // BLOCK)
-    tables = torch.arange(rows * blocks, device=device).view(rows, blocks)
+    tables = torch.arange(1, rows * blocks + 1, device=device).view(rows, blocks)
     positions = torch.full((rows,), context - 1, device=device)
     slots = tables[:, -1] * BLOCK + (context - 1) % BLOCK
     used = [((adapters[row % len(adapters)], 1.0),) if adapters else () for row in range(rows)]

@@ -86,12 +86,13 @@ def measure(settings: ServeSettings, base: BaseModel, context: int) -> Sizes:
     budget = int(settings.kv_cache_gib * GIB) or int(free * KV_SHARE)
     # More than every running sequence at full length is of no use.
     most = settings.max_running * -(-context // settings.block_size)
-    blocks = min(budget // block, most)
+    # One more is held than is given out: the null block.
+    blocks = min(max(0, budget // block - 1), most)
     if blocks * settings.block_size < min(context, settings.block_size * 8):
         raise ValueError(
             f"{budget / GIB:.2f} GiB hold {blocks * settings.block_size} KV tokens: give more with --kv-cache-gib"
         )
-    return Sizes(blocks, rows, blocks * block, rows * row)
+    return Sizes(blocks, rows, (blocks + 1) * block, rows * row)
 
 
 def assemble(

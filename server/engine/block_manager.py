@@ -1,5 +1,6 @@
 """Who owns which KV block, and which blocks hold a prefix that may be used again. Integers only; no torch.
 
+Blocks are numbered from 1: the null block is never anybody's.
 A cached block is known by (entry of the block before it, its tokens); the first one by the adapters instead.
 Entry numbers are never used again and tokens are compared, so a hit is never a mere equality of hashes.
 """
@@ -7,6 +8,8 @@ Entry numbers are never used again and tokens are compared, so a hit is never a 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from manylora.server.kernels.metadata import NULL_BLOCK
 
 AdapterKey = tuple[tuple[int, float], ...]
 _Parent = int | AdapterKey
@@ -38,8 +41,8 @@ class BlockManager:
             raise ValueError(f"need at least one block of one token, got {num_blocks} of {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._refs = [0] * num_blocks
-        self._empty = list(range(num_blocks - 1, -1, -1))
+        self._refs = [0] * (num_blocks + 1)
+        self._empty = list(range(num_blocks, NULL_BLOCK, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()
         """Cached blocks that nobody uses, the longest unused first."""
         self._cached: dict[int, _Cached] = {}
@@ -148,14 +151,16 @@ class BlockManager:
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the books do not balance."""
-        refs = [0] * self.num_blocks
+        refs = [0] * (self.num_blocks + 1)
         for table in self._tables.values():
             for block in table.blocks:
                 refs[block] += 1
         assert refs == self._refs, "reference counts differ from the tables"
         free = [*self._empty, *self._idle]
         assert len(free) == len(set(free)), "a block is free twice"
-        assert set(free) == {b for b, n in enumerate(refs) if n == 0}, "a block is lost or free while in use"
+        unused = {block for block in range(1, self.num_blocks + 1) if refs[block] == 0}
+        assert refs[NULL_BLOCK] == 0, "a sequence owns the null block"
+        assert set(free) == unused, "a block is lost or free while in use"
         assert all(b in self._cached for b in self._idle), "an idle block is not cached"
         assert not any(b in self._cached for b in self._empty), "an empty block is cached"
         assert self._by_key == {c.key: b for b, c in self._cached.items()}, "the prefix index is wrong"

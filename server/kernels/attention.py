@@ -4,6 +4,9 @@ What a token gets on a CPU is the same to the bit whether its prompt came whole 
 matmuls have enough rows that their number doesn't show; keys are summed in segments of a fixed length that begin at
 fixed positions, one segment after the other; the softmax's denominator is a column of the same product; and what is
 masked adds exact zeros, so that neither the padding of a context nor the keys after a token show.
+
+A masked value still meets a weight of 0 in a product, and 0 × NaN is NaN. So what a row gathers past its context is a
+copy of its own last key and value: nothing that another sequence wrote is read, whatever it holds.
 """
 
 from collections import defaultdict
@@ -33,7 +36,7 @@ class RowGroup:
     tokens: Tensor
     """int64 [n]: where their queries are among the step's tokens."""
     slots: Tensor
-    """int64 [n · L]: KV slots of their contexts, in order; padding points at slots of block 0 and is masked."""
+    """int64 [n · L]: KV slots of their contexts, in order; padding repeats a context's last slot and is masked."""
     length: int
     hidden: Mapping[int | None, Tensor]
     """bool [n, 1, L] by sliding window: True for keys that the query doesn't see."""
@@ -73,7 +76,8 @@ def plan_attention(
             # Rows within a factor of two share a group, so that padding at most doubles its keys.
             decodes[max(PADDING, context - 1).bit_length()].append(row)
         elif starts[row + 1] > starts[row]:
-            slots = _slots(metadata.block_tables[row : row + 1], _padded(context), block_size)
+            last = torch.full((1,), context - 1, device=metadata.positions.device)
+            slots = _slots(metadata.block_tables[row : row + 1], last, _padded(context), block_size)
             position = context - (starts[row + 1] - starts[row])
             chunks.append(Chunk(starts[row], starts[row + 1], slots, position))
     groups = tuple(_group(metadata, rows, block_size, windows) for rows in decodes.values())
@@ -87,24 +91,24 @@ def _group(
     length = _padded(max(metadata.context_lens[row] for row in rows))
     tokens = torch.tensor([metadata.query_start[row] for row in rows], device=device)
     tables = metadata.block_tables[torch.tensor(rows, device=device)]
-    positions = metadata.positions[tokens][:, None, None]
+    positions = metadata.positions[tokens]
     keys = torch.arange(length, device=device)
-    hidden = {window: _hidden(positions, keys, window) for window in windows}
-    return RowGroup(tokens, _slots(tables, length, block_size), length, hidden)
+    hidden = {window: _hidden(positions[:, None, None], keys, window) for window in windows}
+    return RowGroup(tokens, _slots(tables, positions, length, block_size), length, hidden)
 
 
 def _padded(context: int) -> int:
     return -(-context // PADDING) * PADDING
 
 
-def _slots(tables: Tensor, length: int, block_size: int) -> Tensor:
-    """Return the slots of the first ``length`` tokens of each table, row after row; block 0's past its end."""
-    blocks = -(-length // block_size)
-    if tables.shape[1] < blocks:
-        tables = torch.nn.functional.pad(tables, (0, blocks - tables.shape[1]))
-    offsets = torch.arange(block_size, device=tables.device)
-    slots = tables[:, :blocks, None] * block_size + offsets
-    return slots.flatten(1)[:, :length].reshape(-1)
+def _slots(tables: Tensor, last: Tensor, length: int, block_size: int) -> Tensor:
+    """Return the slots of the first ``length`` positions of each table [n, blocks], row after row: int64 [n · length].
+
+    ``last`` [n] is the last position of each context; the positions after it have its slot.
+    """
+    positions = torch.minimum(torch.arange(length, device=tables.device), last[:, None])
+    slots = tables.gather(1, positions // block_size) * block_size + positions % block_size
+    return slots.view(-1)
 
 
 def _hidden(positions: Tensor, keys: Tensor, window: int | None) -> Tensor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+NULL_BLOCK = 0
+"""The KV block that belongs to no sequence: what padding names and may write to. Nobody's keys lie there."""
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -29,7 +31,7 @@ class AttentionMetadata:
     context_lens: tuple[int, ...]
     """B numbers: tokens of the sequence in the KV cache once this step's tokens are written."""
     block_tables: Tensor
-    """int64 [B, max blocks]: the sequence's KV blocks in order; entries past its last block are 0."""
+    """int64 [B, max blocks]: the sequence's KV blocks in order; entries past its last block are NULL_BLOCK."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,7 +186,7 @@ class Harness:
 
     def __post_init__(self) -> None:
         self.arena = FakeArena(self.pools.rows)
-        slots = self.pools.blocks * self.pools.block_size
+        slots = (self.pools.blocks + 1) * self.pools.block_size
         self.model = FakeModel(self.arena, slots, self.pools.block_size)
         self.letters = Letters()
         self.observer = Recorder()

@@ -42,7 +42,7 @@ class Bench:
 
     def __init__(self, pools: Pools, max_waiting: int, context: int) -> None:
         self.arena = FakeArena(pools.rows)
-        self.model = FakeModel(self.arena, pools.blocks * pools.block_size, pools.block_size)
+        self.model = FakeModel(self.arena, (pools.blocks + 1) * pools.block_size, pools.block_size)
         self.gate = threading.Event()
         self.gate.set()
         self.reached = threading.Event()

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from manylora.server.engine.block_manager import AdapterKey, BlockManager
+from manylora.server.kernels.metadata import NULL_BLOCK
 
 BASE: AdapterKey = ()
 ADAPTERS: tuple[AdapterKey, ...] = (BASE, ((1, 1.0),), ((1, 0.5),), ((2, 1.0),), ((1, 1.0), (2, 1.0)))
@@ -60,6 +61,16 @@ def test_the_longest_unused_prefix_goes_first_and_its_end_before_its_beginning()
     filled(blocks, 3, BASE, [9, 9])
     assert len(blocks.match(BASE, [1, 2, 3, 4, 0])) == 1
     assert len(blocks.match(BASE, [5, 6, 7, 8, 0])) == 2
+
+
+def test_the_null_block_is_never_anybodys() -> None:
+    blocks = BlockManager(3, 2)
+    filled(blocks, 1, BASE, [1, 2, 3, 4, 5])
+    assert sorted(blocks.table(1)) == [1, 2, 3]
+    assert blocks.num_free == 0
+    blocks.free(1)
+    filled(blocks, 2, BASE, [6, 7, 8, 9, 0])
+    assert NULL_BLOCK not in blocks.table(2)
 
 
 class Blocks(RuleBasedStateMachine):

@@ -49,14 +49,14 @@ def make_case(
     dtype: torch.dtype,
     seed: int = 0,
 ) -> Case:
-    """Blocks are dealt out in random order; what no row owns is large garbage, block 0 included."""
+    """Blocks are dealt out in random order; what no row owns is NaN: unused blocks, the null block, ends of blocks."""
     generator = torch.Generator().manual_seed(seed)
     query_heads, kv_heads, dim = heads
     needed = [-(-context // block_size) for context, _ in rows]
     order = (torch.randperm(sum(needed) + 3, generator=generator) + 1).tolist()
     slots = (len(order) + 1) * block_size
     tables = torch.zeros(len(rows), max(needed) + 2, dtype=torch.int64)
-    k_cache, v_cache = (torch.full((slots, kv_heads, dim), 1e4, dtype=dtype) for _ in range(2))
+    k_cache, v_cache = (torch.full((slots, kv_heads, dim), torch.nan, dtype=dtype) for _ in range(2))
     positions: list[int] = []
     new_slots: list[int] = []
     starts = [0]
@@ -143,6 +143,25 @@ def test_a_row_alone_has_the_same_bits(window: int | None, dtype: torch.dtype) -
         )
         alone = run(Case(case.q[tokens], case.k_cache, case.v_cache, single, 16), window)
         assert torch.equal(alone, together[tokens])
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_row_that_is_not_finite_is_felt_by_no_other(window: int | None, poison: float) -> None:
+    """Decodes and chunks in one step: queries, keys and values of one after the other are spoiled."""
+    case = make_case(MIXED, (6, 2, 24), 16, torch.float32)
+    sound = run(case, window)
+    metadata = case.metadata
+    for row, context in enumerate(metadata.context_lens):
+        index = torch.arange(context)
+        own = metadata.block_tables[row][index // 16] * 16 + index % 16
+        spoiled = Case(case.q.clone(), case.k_cache.clone(), case.v_cache.clone(), metadata, 16)
+        tokens = slice(metadata.query_start[row], metadata.query_start[row + 1])
+        spoiled.q[tokens] = spoiled.k_cache[own] = spoiled.v_cache[own] = poison
+        found = run(spoiled, window)
+        assert not found[tokens].isfinite().any()
+        found[tokens] = sound[tokens]
+        assert torch.equal(found, sound)
 
 
 def test_rows_past_the_steps_tokens_are_left_alone() -> None:

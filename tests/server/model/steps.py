@@ -35,7 +35,7 @@ class Stream:
     @property
     def table(self) -> list[int]:
         # Backwards, so that no test passes because blocks happen to lie in order.
-        first = self.number * BLOCKS_EACH
+        first = 1 + self.number * BLOCKS_EACH
         return list(range(first + BLOCKS_EACH - 1, first - 1, -1))
 
 
