@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedTokenizerFast,
 )
+
+from manylora.adapters.tokenizer import load_tokenizer
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -246,7 +247,7 @@ def copy_tokenizer(source: Path, directory: Path, vocab_size: int) -> int:
     for pattern in TOKENIZER_FILES:
         for path in source.glob(pattern):
             shutil.copy(path, directory / path.name)
-    copied = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    copied = load_tokenizer(directory)
     if len(copied) > vocab_size:
         raise ValueError(f"the tokenizer has {len(copied)} tokens, the model {vocab_size}")
     if copied.eos_token_id is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from manylora.adapters.tokenizer import load_tokenizer
 from manylora.loadtest.http_client import Target, ask
 
 _TEXT = """
@@ -81,9 +82,7 @@ async def calibrate(
 
 
 def _local(directory: Path) -> Count:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(directory)
 
     async def count(text: str) -> int | None:
         return len(tokenizer.encode(text))

@@ -10,12 +10,13 @@ import torch
 from manylora.adapters.export.nf4_layout import quantization_config
 from manylora.adapters.export.outline import EMBEDDING, QUANTIZATION_FIELDS
 from manylora.adapters.export.write import OutputForm
+from manylora.adapters.tokenizer import TOKENIZER_JSON
 from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, read_chat_template
 from manylora.quant.weight_files import NAMED
 
 MANIFEST = "manylora_export.json"
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    TOKENIZER_JSON,
     TOKENIZER_FILE,
     "tokenizer.model",
     "special_tokens_map.json",
@@ -55,7 +56,7 @@ def copy_tokenizer(base: Path, adapter: Path, directory: Path, *, from_adapter: 
 
     ``from_adapter``: the vocabulary has grown, and the adapter's tokenizer goes with it if it brings one.
     """
-    source = adapter if from_adapter and (adapter / "tokenizer.json").is_file() else base
+    source = adapter if from_adapter and (adapter / TOKENIZER_JSON).is_file() else base
     for name, owner in [(_GENERATION, base), *((name, source) for name in TOKENIZER_FILES)]:
         if (owner / name).is_file():
             shutil.copyfile(owner / name, directory / name)
@@ -81,6 +82,8 @@ def write_card(
     """Write README.md with the front matter that model hubs read."""
     checks = manifest["logits"]
     assert isinstance(checks, Mapping)
+    # AutoTokenizer would overrule the file for some families.
+    reader = "PreTrainedTokenizerFast" if (directory / TOKENIZER_JSON).is_file() else "AutoTokenizer"
     into = "its 16-bit weights" if manifest["into"] == "16bit" else "its 4-bit weights, dequantised"
     text = f"""---
 base_model: {json.dumps(base)}
@@ -104,10 +107,10 @@ The adapter **{adapter}** ({method}) merged into **{base}**, into {into}. The mo
 | of the adapter's change | {manifest["change_kept"]:.1%} survived rounding |
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, {reader}
 
 model = AutoModelForCausalLM.from_pretrained("THIS_DIRECTORY")
-tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")
+tokenizer = {reader}.from_pretrained("THIS_DIRECTORY")
 ```
 
 or `manylora serve THIS_DIRECTORY`. How it was made and measured is in `{MANIFEST}`.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.tokenizer import TokenizerRefused, load_tokenizer
 
 PROMPTS = (
     "The capital of France is",
@@ -137,9 +138,7 @@ def _render(tokenizer: Any, messages: object, *, add_generation_prompt: bool) ->
 
 
 def _tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, ImportError):
+        return load_tokenizer(directory)
+    except TokenizerRefused:
         return None

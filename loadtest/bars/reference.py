@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from manylora.adapters.tokenizer import load_tokenizer
 from manylora.loadtest.bars.client import Answer, Ask
 
 TOLERANCE = 1e-3
@@ -18,7 +19,7 @@ class Reference:
     """A base in float32 and its adapters by name; names without one are the base."""
 
     def __init__(self, base: Path, adapters: Mapping[str, Path]) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(base)
+        self._tokenizer = load_tokenizer(base)
         self._sources = dict(adapters)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
         model.generation_config.eos_token_id = None  # the bars ask for a fixed number of tokens

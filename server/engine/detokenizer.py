@@ -1,7 +1,7 @@
 """Turns a sequence's tokens into text as they come, whole characters only.
 
 It works on the bytes that each token stands for, so a token costs O(1) and nothing is decoded twice. It knows
-no tokenizer: server/tokenizer.py says what the bytes are.
+no tokenizer: server/tokenizer/ says what the bytes are.
 """
 
 import codecs

@@ -7,6 +7,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from manylora.adapters import tokenizer
+from manylora.adapters.tokenizer import TokenizerRefused
 from manylora.training.check.shingles import code_points
 from manylora.training.errors import BaseRefused
 
@@ -25,14 +27,10 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     """Load a base's tokenizer. Raises BaseRefused where there is none."""
     if not Path(directory).is_dir():
         raise BaseRefused(f"{directory}: is no directory; --base is a checkpoint's, for its tokenizer")
-    from transformers import AutoTokenizer
-
     try:
-        return cast(Tokenizer, AutoTokenizer.from_pretrained(str(directory), local_files_only=True))
-    except (OSError, ValueError, KeyError) as error:
-        raise BaseRefused(
-            f"{directory}: its tokenizer can't be loaded: {str(error).splitlines()[0]}"
-        ) from error
+        return cast(Tokenizer, tokenizer.load_tokenizer(directory))
+    except TokenizerRefused as error:
+        raise BaseRefused(str(error)) from None
 
 
 def token_counts(texts: Sequence[str], tokenizer: Tokenizer | None) -> NDArray[np.int64]:

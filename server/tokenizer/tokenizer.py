@@ -1,6 +1,6 @@
 """The base model's tokenizer and chat template: text to ids, messages to ids, ids to text and bytes.
 
-The one place that imports transformers' tokenizers. Every method may be called from several threads at
+Every method may be called from several threads at
 once: after loading nothing is changed, and truncation and padding, whose settings are shared state, are
 switched off for good.
 """
@@ -8,12 +8,13 @@ switched off for good.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from manylora.adapters.tokenizer import TokenizerRefused, load_tokenizer
 from manylora.server.errors import InvalidRequest
+from manylora.server.tokenizer.backend import Backend, normalizer_shrinks_by, pieces_of
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
 """Length of a chat template that an adapter may bring."""
@@ -31,8 +32,6 @@ _TEMPLATE_FAULTS = (
     MemoryError,
 )
 
-_GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-
 Message = Mapping[str, Any]  # a chat message is the client's JSON: templates may look at any field of it
 
 
@@ -45,71 +44,27 @@ class TooManyTokens(Exception):
         self.at_least = at_least
 
 
-class _Encoding(Protocol):
-    ids: list[int]
-
-    def __len__(self) -> int: ...
-
-
-class _Backend(Protocol):
-    """The part of tokenizers.Tokenizer that is used.
-
-    Its ``encode`` and ``decode`` hold the interpreter lock all the while (a second for a megabyte), so that
-    neither the event loop nor the engine could go on; the batch forms release it.
-    """
-
-    decoder: Any
-    normalizer: Any
-
-    def encode_batch_fast(self, input: list[str], *, add_special_tokens: bool) -> list[_Encoding]: ...
-
-    def decode_batch(self, sequences: list[list[int]], *, skip_special_tokens: bool) -> list[str]: ...
-
-    def id_to_token(self, id: int) -> str | None: ...
-
-    def get_vocab_size(self, *, with_added_tokens: bool) -> int: ...
-
-    def get_added_tokens_decoder(self) -> dict[int, Any]: ...
-
-    def no_truncation(self) -> None: ...
-
-    def no_padding(self) -> None: ...
-
-
-def _loader(path: Path) -> Any:
-    """The class that reads a folder's tokenizer.
-
-    A folder that names the generic class says that tokenizer.json is all there is to it. AutoTokenizer overrules that
-    for some families: it would give every qwen2 Qwen's own way of splitting words, whatever the file has.
-    """
-    config = path / "tokenizer_config.json"
-    named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
-    return PreTrainedTokenizerFast if named in _GENERIC_CLASSES else AutoTokenizer
-
-
 class Tokenizer:
     """A model's tokenizer, read from ``path`` (a folder in Hugging Face's layout). Is a TokenDecoder.
 
-    Raises ValueError if the folder holds no fast tokenizer.
+    Raises TokenizerRefused (a ValueError) if the folder holds none that can be read.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._outer = _loader(Path(path)).from_pretrained(
-            str(path), local_files_only=True, trust_remote_code=False
-        )
+        self._outer: Any = load_tokenizer(path)
         backend = getattr(self._outer, "backend_tokenizer", None)
         if backend is None:
-            raise ValueError(f"{path} has no tokenizer.json: only fast tokenizers are served")
-        self._backend = cast(_Backend, backend)
+            raise TokenizerRefused(f"{path} has no tokenizer.json: only fast tokenizers are served")
+        self._backend = cast(Backend, backend)
         self._backend.no_truncation()
         self._backend.no_padding()
         self.eos_ids = _eos_ids(Path(path), self._outer.eos_token_id)
         self._special = frozenset(
             token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special
         )
-        self._pieces = _pieces(self._backend)
+        self._pieces = pieces_of(self._backend)
         self._bytes = [b"" if i in self._special else piece for i, piece in enumerate(self._pieces)]
-        self._shrinks_by = _normalizer_shrinks_by(self._backend)
+        self._shrinks_by = normalizer_shrinks_by(self._backend)
         self._longest = max(map(len, self._pieces))
         self.strips_first_space = self._probe_first_space()
 
@@ -118,6 +73,13 @@ class Tokenizer:
         """Ids that the tokenizer knows, control tokens included; the model's own vocabulary may be padded
         beyond."""
         return len(self._pieces)
+
+    def ids_beyond(self, vocab_size: int) -> dict[str, int]:
+        """Return the tokens whose ids a model with ``vocab_size`` ids doesn't have: a text may spell them."""
+        names = {
+            token_id: self._backend.id_to_token(token_id) for token_id in range(vocab_size, self.vocab_size)
+        }
+        return {name: token_id for token_id, name in names.items() if name is not None}
 
     @property
     def has_chat_template(self) -> bool:
@@ -250,55 +212,3 @@ def _eos_ids(path: Path, tokenizers_own: int | None) -> frozenset[int]:
         listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
         found |= set(listed) if isinstance(listed, list) else set() if listed is None else {listed}
     return frozenset(found)
-
-
-def _normalizer_shrinks_by(backend: _Backend) -> int | None:
-    """How many times shorter than a text its normalised form can be, in characters; None: unknown.
-
-    NFC makes one character of at most three (a Hangul syllable, a letter with two marks) in what text is made
-    of, four in some Greek letters.
-    """
-    if backend.normalizer is None:
-        return 1
-    return 4 if type(backend.normalizer).__name__ == "NFC" else None
-
-
-def _pieces(backend: _Backend) -> list[bytes]:
-    """Return every token's bytes, by the kind of decoder that the tokenizer has."""
-    added = backend.get_added_tokens_decoder()
-    size = max([backend.get_vocab_size(with_added_tokens=True), *(token_id + 1 for token_id in added)])
-    kinds = "" if backend.decoder is None else backend.decoder.__getstate__().decode()
-    by_character = _byte_level_alphabet() if '"ByteLevel"' in kinds else None
-    pieces = []
-    for token_id in range(size):
-        token = backend.id_to_token(token_id)
-        if token is None:
-            pieces.append(b"")
-        elif by_character is not None:
-            pieces.append(_byte_level(token, by_character))
-        elif token_id in added:
-            pieces.append(token.encode())
-        else:
-            pieces.append(_sentencepiece(token))
-    return pieces
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """Map GPT-2's printable characters to the bytes they stand for: printable Latin-1 is itself, the rest
-    from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-def _byte_level(token: str, by_character: dict[str, int]) -> bytes:
-    try:
-        return bytes(by_character[character] for character in token)
-    except KeyError:  # an added token with characters outside the alphabet stands for itself
-        return token.encode()
-
-
-def _sentencepiece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("▁", " ").encode()

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer as Backend
 from manylora.server.engine.detokenizer import Detokenizer
 from manylora.server.errors import InvalidRequest
 from manylora.server.tokenizer import Tokenizer
+from tests.adapters.test_tokenizer import folder, pieces
 
-QWEN2 = Path(__file__).parents[3] / "shared" / "tokenizers" / "qwen2"
+QWEN2 = Path(__file__).parents[4] / "shared" / "tokenizers" / "qwen2"
 CORPUS = ["hello world", "the quick brown fox", "naïve café", "日本語のテキスト", "🦙 llama 🦙"] * 4
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -160,6 +161,16 @@ def test_template_gives_ids_and_can_be_replaced(byte_level: Tokenizer) -> None:
     half = [*messages, {"role": "assistant", "content": "well"}]
     text = byte_level.render(half, add_generation_prompt=False, continue_final_message=True)
     assert text.endswith("assistant: well")
+
+
+def test_a_chat_has_one_bos_even_if_the_tokenizer_adds_it_to_texts(tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    chatty = Tokenizer(folder(tmp_path, pieces(legacy=True), "llama", None, {"chat_template": template}))
+    bos = chatty.encode("")
+    assert len(bos) == 1
+    chat = chatty.apply_chat_template([{"role": "user", "content": "hello"}])
+    assert chat == chatty.encode("hello")
+    assert chat.count(bos[0]) == 1
 
 
 @pytest.mark.parametrize(

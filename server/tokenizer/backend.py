@@ -1,0 +1,104 @@
+"""The tokenizers library as it is used here, and what its tokens are in bytes."""
+
+from typing import Any, Protocol
+
+
+class Encoding(Protocol):
+    """A text's tokens."""
+
+    ids: list[int]
+
+    def __len__(self) -> int:
+        """Count the tokens."""
+        ...
+
+
+class Backend(Protocol):
+    """The part of tokenizers.Tokenizer that is used.
+
+    Its ``encode`` and ``decode`` hold the interpreter lock all the while (a second for a megabyte), so that
+    neither the event loop nor the engine could go on; the batch forms release it.
+    """
+
+    decoder: Any
+    normalizer: Any
+
+    def encode_batch_fast(self, input: list[str], *, add_special_tokens: bool) -> list[Encoding]:
+        """Tokenise, without keeping where in the text a token stands."""
+        ...
+
+    def decode_batch(self, sequences: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
+        """Turn ids into text."""
+        ...
+
+    def id_to_token(self, id: int) -> str | None:
+        """Return how the vocabulary spells a token."""
+        ...
+
+    def get_vocab_size(self, *, with_added_tokens: bool) -> int:
+        """Count the tokens; with holes in the vocabulary, ids go further."""
+        ...
+
+    def get_added_tokens_decoder(self) -> dict[int, Any]:
+        """Return the added tokens by id."""
+        ...
+
+    def no_truncation(self) -> None:
+        """Never cut a text."""
+        ...
+
+    def no_padding(self) -> None:
+        """Never fill one up."""
+        ...
+
+
+def normalizer_shrinks_by(backend: Backend) -> int | None:
+    """How many times shorter than a text its normalised form can be, in characters; None: unknown.
+
+    NFC makes one character of at most three (a Hangul syllable, a letter with two marks) in what text is made
+    of, four in some Greek letters.
+    """
+    if backend.normalizer is None:
+        return 1
+    return 4 if type(backend.normalizer).__name__ == "NFC" else None
+
+
+def pieces_of(backend: Backend) -> list[bytes]:
+    """Return every token's bytes, by the kind of decoder that the tokenizer has."""
+    added = backend.get_added_tokens_decoder()
+    size = max([backend.get_vocab_size(with_added_tokens=True), *(token_id + 1 for token_id in added)])
+    kinds = "" if backend.decoder is None else backend.decoder.__getstate__().decode()
+    by_character = _byte_level_alphabet() if '"ByteLevel"' in kinds else None
+    pieces = []
+    for token_id in range(size):
+        token = backend.id_to_token(token_id)
+        if token is None:
+            pieces.append(b"")
+        elif by_character is not None:
+            pieces.append(_byte_level(token, by_character))
+        elif token_id in added:
+            pieces.append(token.encode())
+        else:
+            pieces.append(_sentencepiece(token))
+    return pieces
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Map GPT-2's printable characters to the bytes they stand for: printable Latin-1 is itself, the rest
+    from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+def _byte_level(token: str, by_character: dict[str, int]) -> bytes:
+    try:
+        return bytes(by_character[character] for character in token)
+    except KeyError:  # an added token with characters outside the alphabet stands for itself
+        return token.encode()
+
+
+def _sentencepiece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
