@@ -6,11 +6,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from manylora.loadtest.bars import exact, hangups, neighbours, swap, thousand
+from manylora.loadtest.bars.hostile import bar as hostile
 from manylora.loadtest.bars.report import Report
 
 Bar = Callable[[Path, bool], Awaitable[Report]]
@@ -24,6 +26,7 @@ BARS: dict[str, Bar] = {
         where, neighbours.SMALL if small else neighbours.NeighboursSize()
     ),
     "hangups": lambda where, small: hangups.hangups(where, hangups.SMALL if small else hangups.HangupSize()),
+    "hostile": lambda where, small: hostile.hostile(where, hostile.SMALL if small else hostile.HostileSize()),
 }
 
 
@@ -32,17 +35,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.bars", description=__doc__)
     parser.add_argument("bar", choices=[*BARS, "all"])
     parser.add_argument("--small", action="store_true", help="the size that the test suite runs")
+    parser.add_argument("--requests", type=int, help="hostile only: how many")
+    parser.add_argument("--seed", type=int, help="hostile only: of the requests")
+    parser.add_argument("--kinds", nargs="+", help="hostile only: just these, for example 'template bombs'")
     options = parser.parse_args()
+    bars = {**BARS, "hostile": _hostile(options)}
     console = Console(width=140)
     passed = True
     for name in BARS if options.bar == "all" else [options.bar]:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"bar-{name}-") as scratch:
-            report = asyncio.run(_run(BARS[name], Path(scratch), options.small))
+            report = asyncio.run(_run(bars[name], Path(scratch), options.small))
         report.note(f"took {time.monotonic() - began:.0f} s")
         report.print(console)
         passed = passed and report.passed
     return 0 if passed else 1
+
+
+def _hostile(options: argparse.Namespace) -> Bar:
+    """Return the hostile bar with what the command line changes of its size."""
+    changes = {
+        "requests": options.requests,
+        "seed": options.seed,
+        "kinds": tuple(options.kinds or ()) or None,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+
+    async def run(where: Path, small: bool) -> Report:
+        size = hostile.SMALL if small else hostile.HostileSize()
+        return await hostile.hostile(where, replace(size, **given))
+
+    return run
 
 
 async def _run(bar: Bar, scratch: Path, small: bool) -> Report:
