@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="the size that the test suite runs")
     parser.add_argument("--requests", type=int, help="hostile only: how many")
     parser.add_argument("--seed", type=int, help="hostile only: of the requests")
+    parser.add_argument("--clients", type=int, help="hostile only: at a time")
     parser.add_argument("--kinds", nargs="+", help="hostile only: just these, for example 'template bombs'")
     options = parser.parse_args()
     bars = {**BARS, "hostile": _hostile(options)}
@@ -54,16 +56,14 @@ def main() -> int:
 
 def _hostile(options: argparse.Namespace) -> Bar:
     """Return the hostile bar with what the command line changes of its size."""
-    changes = {
-        "requests": options.requests,
-        "seed": options.seed,
-        "kinds": tuple(options.kinds or ()) or None,
-    }
-    given = {name: value for name, value in changes.items() if value is not None}
+    names = ("requests", "seed", "clients")
+    changes: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.kinds:
+        changes["kinds"] = tuple(options.kinds)
 
     async def run(where: Path, small: bool) -> Report:
         size = hostile.SMALL if small else hostile.HostileSize()
-        return await hostile.hostile(where, replace(size, **given))
+        return await hostile.hostile(where, replace(size, **changes))
 
     return run
 

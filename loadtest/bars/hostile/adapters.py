@@ -132,7 +132,7 @@ def contested(rng: Random, scene: Scene) -> Plan:
 def routers_loads(rng: Random, scene: Scene) -> Plan:
     """vLLM's load requests as routers send them, and as nobody does."""
     name = scene.name("router")
-    body: dict[str, object] = {"lora_name": name, "lora_path": rng.choice(("sql", "nowhere", "huge-alpha1"))}
+    body: dict[str, object] = {"lora_name": name, "lora_path": rng.choice(("sql", "nowhere", "config-rank"))}
     body |= rng.choice(
         (
             {},
