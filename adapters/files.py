@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ KNOWN_FILES = (
 MAX_TEXT_BYTES = 16 << 20
 """Limit of each file but the weights."""
 _CHUNK = 1 << 20
+_HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Where to look closer: Python reads such an escape alone, and nothing can write it again."""
 
 
 def present_files(directory: Path, max_bytes: int) -> dict[str, int]:
@@ -65,12 +68,21 @@ def read_json_object(path: Path) -> dict[str, object]:
     """Return the JSON object in a file of limited size. Raises InvalidAdapter naming the file."""
     with path.open("rb") as file:
         raw = file.read(MAX_TEXT_BYTES + 1)
+    return parse_json_object(raw, path.name)
+
+
+def parse_json_object(raw: bytes, file: str) -> dict[str, object]:
+    """Return the JSON object in ``raw``, whose texts are all UTF-8. Raises InvalidAdapter naming ``file``."""
     try:
-        value = json.loads(raw)
+        value = json.loads(raw.decode("utf-8-sig"))
+        if _HALF_A_PAIR.search(raw):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidAdapter("holds half a surrogate pair, which is no character", file=file) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidAdapter(f"is not JSON: {error}", file=path.name) from error
+        raise InvalidAdapter(f"is not JSON: {error}", file=file) from error
     if not isinstance(value, dict):
-        raise InvalidAdapter("is not a JSON object", file=path.name)
+        raise InvalidAdapter("is not a JSON object", file=file)
     return value
 
 

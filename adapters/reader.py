@@ -25,7 +25,7 @@ MAX_ADAPTER_BYTES = 8 << 30
 """Limit of all files of an adapter when the caller names no other."""
 _LISTED = 5
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
-_TOKEN_MODULES = re.compile(r"(^|.*\.)(lm_head|embed_tokens)(\..*)?$")
+_TOKEN_MODULES = frozenset(("lm_head", "embed_tokens"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def _tensor_name(path: str, half: str) -> str:
 
 def _refuse_token_modules(spec: AdapterSpec) -> None:
     for name in spec.named_targets():
-        if _TOKEN_MODULES.match(name):
+        if not _TOKEN_MODULES.isdisjoint(name.split(".")):
             raise UnsupportedAdapter(
                 f"target_modules names {name!r}: factors of the embedding and the head are not served yet",
                 file=CONFIG_FILE,
@@ -148,7 +148,7 @@ def _check_complete(entries: Mapping[str, TensorEntry], ranks: Mapping[str, int]
 
 def _explain_left_over(names: list[str]) -> None:
     for name in names:
-        if _TOKEN_MODULES.match(name):
+        if not _TOKEN_MODULES.isdisjoint(name.split(".")):
             raise UnsupportedAdapter(
                 "tensors of the embedding and the head are not served yet", file=WEIGHTS_FILE, tensor=name
             )

@@ -7,9 +7,10 @@ what the adapter computes is understood or refused, never ignored; what only mat
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
-from manylora.adapters.patterns import check_pattern, layer_index, matches_any, pattern_key
+from manylora.adapters.patterns import KeyPatterns, LayerNumbers, Selector, check_work
 
 CONFIG_FILE = "adapter_config.json"
 ALL_LINEAR = "all-linear"
@@ -72,7 +73,7 @@ _PLAIN_INITS = frozenset(("true", "false", "gaussian", "eva", "orthogonal", "mic
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AdapterSpec:
     """A LoRA config as peft means it. Module paths are those of the base, without peft's prefix."""
 
@@ -116,27 +117,31 @@ class AdapterSpec:
             raise _malformed("target_modules", "is missing; a LoRA config names the modules it adapts")
         if spec.layers_to_transform and isinstance(spec.target_modules, str):
             raise _malformed("layers_to_transform", "needs target_modules to be a list")
+        try:
+            spec._check_patterns()
+        except InvalidAdapter as error:
+            error.file = error.file or CONFIG_FILE
+            raise
         return spec
 
     def targets(self, path: str) -> bool:
         """Return whether the module at ``path`` is adapted, by peft's rules; "all-linear" takes every one."""
-        if self.exclude_modules and matches_any(path, self.exclude_modules):
+        if self.exclude_modules and self._excluded.matches(path):
             return False
         if isinstance(self.target_modules, str):
-            return self.target_modules.lower() == ALL_LINEAR or matches_any(path, self.target_modules)
+            return self.target_modules.lower() == ALL_LINEAR or self._targeted.matches(path)
         if path in self.target_modules or not self.layers_to_transform:
-            return matches_any(path, self.target_modules)
-        in_layers = layer_index(path, self.layers_pattern) in self.layers_to_transform
-        return in_layers and matches_any(path, self.target_modules)
+            return self._targeted.matches(path)
+        return self._targeted.matches(path) and self._layer_numbers.of(path) in self._layers
 
     def rank_of(self, path: str) -> int:
         """Return the rank of the module at ``path``."""
-        key = pattern_key(self.rank_pattern, path)
+        key = self._rank_keys.first(path)
         return self.rank if key is None else self.rank_pattern[key]
 
     def scale_of(self, path: str) -> float:
         """Return α/r of the module at ``path``, or α/√r with rsLoRA (arXiv 2312.03732)."""
-        key = pattern_key(self.alpha_pattern, path)
+        key = self._alpha_keys.first(path)
         alpha = self.alpha if key is None else self.alpha_pattern[key]
         rank = self.rank_of(path)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
@@ -145,6 +150,37 @@ class AdapterSpec:
         """Return what target_modules says, sorted, for people to read."""
         named = self.target_modules
         return (named,) if isinstance(named, str) else tuple(sorted(named))
+
+    # Compiled once: a config is held against every module of the base.
+
+    @cached_property
+    def _targeted(self) -> Selector:
+        return Selector(self.target_modules, "target_modules")
+
+    @cached_property
+    def _excluded(self) -> Selector:
+        return Selector(self.exclude_modules, "exclude_modules")
+
+    @cached_property
+    def _layers(self) -> frozenset[int | None]:
+        return frozenset(self.layers_to_transform)
+
+    @cached_property
+    def _layer_numbers(self) -> LayerNumbers:
+        return LayerNumbers(self.layers_pattern, "layers_pattern")
+
+    @cached_property
+    def _rank_keys(self) -> KeyPatterns:
+        return KeyPatterns(self.rank_pattern, "rank_pattern")
+
+    @cached_property
+    def _alpha_keys(self) -> KeyPatterns:
+        return KeyPatterns(self.alpha_pattern, "alpha_pattern")
+
+    def _check_patterns(self) -> None:
+        """Raise InvalidAdapter for what is no pattern, can't be matched in linear time, or is too much together."""
+        users = (self._targeted, self._excluded, self._layer_numbers, self._rank_keys, self._alpha_keys)
+        check_work(regex for user in users for regex in user.regexes)
 
 
 def _refuse_other_kinds(config: Mapping[str, object]) -> None:
@@ -223,7 +259,6 @@ def _targets(value: object, key: str) -> str | tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        check_pattern(value, key)
         return value
     return _texts(value, key)
 
@@ -232,8 +267,6 @@ def _patterns(config: Mapping[str, object], key: str) -> Mapping[str, object]:
     value = config.get(key) or {}
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise _malformed(key, f"is {value!r}; expected an object")
-    for name in value:
-        check_pattern(name, key)
     return value
 
 
@@ -245,7 +278,4 @@ def _layers(value: object) -> tuple[int, ...]:
 
 
 def _layer_names(value: object) -> tuple[str, ...]:
-    names = _texts([value] if isinstance(value, str) and value else value or (), "layers_pattern")
-    for name in names:
-        check_pattern(name, "layers_pattern")
-    return names
+    return _texts([value] if isinstance(value, str) and value else value or (), "layers_pattern")

@@ -219,6 +219,25 @@ def test_missing_and_garbled_files_are_named(tmp_path: Path) -> None:
         assert caught.value.file == "adapter_config.json"
 
 
+@pytest.mark.parametrize("value", ["\ud800", {"\udfff": 4}, ["q_proj", "v_proj", "x\ud83d"]])
+@pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "base_model_name_or_path"])
+def test_half_a_surrogate_pair_in_a_config_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    write(tmp_path, changes={field: value})
+    with pytest.raises(InvalidAdapter, match="surrogate"):
+        read(tmp_path)
+    whole = json.dumps({"base_model_name_or_path": "\U0001f984"})
+    assert "\\ud83e" in whole
+    read(write(tmp_path, changes=json.loads(whole)))
+
+
+def test_names_of_a_hundred_thousand_parts_are_looked_through_in_one_pass(tmp_path: Path) -> None:
+    """A pattern over the whole name would begin again at every dot: work that is the square of its length."""
+    name = "lm_head." * 100_000 + "\n"
+    write(tmp_path, changes={"target_modules": ["q_proj", "v_proj", name]})
+    with pytest.raises(UnsupportedAdapter, match="lm_head"):
+        read(tmp_path)
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_never_pass_unseen(tmp_path: Path, data: st.DataObject) -> None:
