@@ -115,7 +115,7 @@ def assemble(
     )
     home = _home(settings, base, name)
     catalog = _catalog(settings, base, name, engine, home, metrics)
-    observer.scrape(engine, catalog)
+    observer.scrape(engine, catalog, name, settings.block_size)
     api = ApiSettings(
         base_model=name,
         context_length=context,
@@ -127,6 +127,7 @@ def assemble(
         max_body_bytes=int(settings.max_body_mib * MIB),
         max_choices=settings.max_choices,
         keep_alive_seconds=settings.keep_alive_seconds,
+        base_source=settings.base or "",
         created=int(time.time()),
     )
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)

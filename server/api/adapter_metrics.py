@@ -1,24 +1,26 @@
-"""Metrics about adapters: tokens and requests by adapter, and how long loading and swapping take.
+"""Metrics about adapters: tokens, requests and waiting by adapter, and how long loading and swapping take.
 
 Label values are bounded: only so many adapters have labels of their own, the rest are "other", and a deleted
 adapter's series go with it.
 """
 
 import threading
+from collections.abc import Collection
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.types import FreedAdapter
+from manylora.server.engine.observer import EndedRequest
 
 OTHER = "other"
 LOAD_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-KINDS = ("prompt", "generated")
-OUTCOMES = ("finished", "aborted", "failed")
+WAIT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Coarser than for all requests together: there is a set of them for each adapter."""
 
 
 class AdapterCounters:
-    """Tokens and requests by adapter. Methods may be called from any thread."""
+    """Tokens, requests and seconds by adapter. Methods may be called from any thread."""
 
     def __init__(self, registry: CollectorRegistry, base_model: str, max_labels: int) -> None:
         self._base = base_model
@@ -34,24 +36,37 @@ class AdapterCounters:
             ["adapter", "outcome"],
             registry=registry,
         )
+        self._first_token = self._seconds("time_to_first_token", "From arrival to the first token", registry)
+        self._whole = self._seconds("request", "From arrival to the last token", registry)
 
-    def count(self, adapter: str, outcome: str, prompt: int, generated: int) -> None:
-        """Count an ended request and its tokens; ``adapter`` is "" for the base."""
-        with self._lock:
-            label = self._label(adapter or self._base)
-            self._requests.labels(label, outcome).inc()
-            self._tokens.labels(label, "prompt").inc(prompt)
-            self._tokens.labels(label, "generated").inc(generated)
+    @staticmethod
+    def _seconds(name: str, meaning: str, registry: CollectorRegistry) -> Histogram:
+        return Histogram(
+            f"manylora_adapter_{name}_seconds",
+            f"{meaning}, by adapter",
+            ["adapter"],
+            buckets=WAIT_SECONDS,
+            registry=registry,
+        )
 
-    def forget(self, adapter: str) -> None:
-        """Drop a deleted adapter's series, so that its place is free."""
+    def count(self, ended: EndedRequest) -> None:
+        """Count an ended request, its tokens and its seconds."""
         with self._lock:
-            if adapter not in self._labels:
-                return
-            self._labels.discard(adapter)
-            for kind in KINDS:
-                self._tokens.remove(adapter, kind)
-            self._requests.remove_by_labels({"adapter": adapter})
+            label = self._label(ended.adapter_label or self._base)
+            self._requests.labels(label, ended.outcome).inc()
+            self._tokens.labels(label, "prompt").inc(ended.prompt_tokens)
+            self._tokens.labels(label, "generated").inc(ended.generated_tokens)
+            self._whole.labels(label).observe(ended.seconds)
+            if ended.first_token_seconds is not None:
+                self._first_token.labels(label).observe(ended.first_token_seconds)
+
+    def keep_only(self, adapters: Collection[str]) -> None:
+        """Drop the series of all adapters but these, so that their places are free."""
+        with self._lock:
+            for gone in self._labels.difference(adapters):
+                self._labels.discard(gone)
+                for metric in (self._requests, self._tokens, self._whole, self._first_token):
+                    metric.remove_by_labels({"adapter": gone})
 
     def _label(self, name: str) -> str:
         if name == self._base or name in self._labels:

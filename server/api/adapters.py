@@ -3,11 +3,11 @@
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from manylora.adapters.errors import AdapterNameTaken, AdapterNotFound
+from manylora.adapters.errors import AdapterNameTaken, AdapterNotFound, UnknownAdapter
 from manylora.adapters.records import AdapterRecord
 from manylora.server.api.auth import require_admin
 from manylora.server.api.body import read_body
-from manylora.server.api.dependencies import dependencies
+from manylora.server.api.dependencies import ApiSettings, dependencies
 from manylora.server.api.openapi import body_of
 from manylora.server.api.schemas import AdapterRequest, AdapterUpdate, LoadLoraRequest, UnloadLoraRequest
 from manylora.server.catalog import CatalogEntry
@@ -51,7 +51,6 @@ async def delete_adapter(request: Request, name: str, abort: bool = False) -> di
     """Refuse new requests, let running ones finish (or abort them), free the memory, say how much."""
     deps = dependencies(request)
     record, freed = await deps.catalog.delete(name, abort=abort)
-    deps.metrics.by_adapter.forget(name)
     return {
         **describe_record(record),
         "deleted": True,
@@ -66,22 +65,34 @@ async def delete_adapter(request: Request, name: str, abort: bool = False) -> di
 
 @router.post("/v1/load_lora_adapter", openapi_extra=body_of(LoadLoraRequest))
 async def load_lora_adapter(request: Request) -> Response:
-    """Load or, with load_inplace, replace an adapter: 404 for a path that isn't there, 400 for a name in use."""
-    catalog = dependencies(request).catalog
+    """Load an adapter; with load_inplace it may replace one. 404: no such path; 400: the name is in use."""
+    deps = dependencies(request)
     body = await read_body(request, LoadLoraRequest)
-    known = any(entry.record.name == body.lora_name for entry in catalog.list())
+    _check_base_model(deps.settings, body.base_model_name)
+    taken = InvalidRequest(
+        f"The lora adapter {body.lora_name!r} has already been loaded. Set load_inplace to replace it.",
+        param="lora_name",
+    )
     try:
-        if known and body.load_inplace:
-            await catalog.replace(body.lora_name, body.lora_path)
-        else:
-            _, created = await catalog.register(body.lora_name, body.lora_path)
-            if not created:
-                raise AdapterNameTaken(f"The lora adapter {body.lora_name!r} has already been loaded.")
+        if body.load_inplace:
+            await deps.catalog.put(body.lora_name, body.lora_path)
+        elif not (await deps.catalog.register(body.lora_name, body.lora_path))[1]:
+            raise taken
     except AdapterNotFound as error:
         raise ModelNotFound(str(error), param="lora_path") from None
-    except AdapterNameTaken as error:
-        raise InvalidRequest(f"{error} Set load_inplace to replace it.", param="lora_name") from None
+    except AdapterNameTaken:
+        raise taken from None
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+
+def _check_base_model(settings: ApiSettings, asked: str) -> None:
+    """Raise InvalidRequest if an adapter is meant for another base; "" is any, as vLLM has it."""
+    known = {settings.base_model, settings.base_source}
+    if asked and asked not in known:
+        raise InvalidRequest(
+            f"base_model_name: {asked[:200]!r} is not served here, {settings.base_model!r} is",
+            param="base_model_name",
+        )
 
 
 @router.post("/v1/unload_lora_adapter", openapi_extra=body_of(UnloadLoraRequest))
@@ -89,8 +100,12 @@ async def unload_lora_adapter(request: Request) -> Response:
     """Delete an adapter: 404 for a name that isn't there."""
     deps = dependencies(request)
     body = await read_body(request, UnloadLoraRequest)
-    await deps.catalog.delete(body.lora_name)
-    deps.metrics.by_adapter.forget(body.lora_name)
+    try:
+        await deps.catalog.delete(body.lora_name)
+    except UnknownAdapter as error:
+        # Routers look for these words.
+        message = f"The lora adapter {body.lora_name[:200]!r} cannot be found: {error}"
+        raise ModelNotFound(message, param="lora_name") from None
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 

@@ -31,7 +31,7 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
         app.include_router(module.router)
     install_error_handlers(app)
     # Around the app and not in it, so that unexpected errors have CORS headers and the request id too.
-    return RequestContext(_with_cors(app, deps.settings.cors_origins))
+    return RequestContext(_with_cors(app, deps.settings.cors_origins), deps.metrics.http)
 
 
 def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

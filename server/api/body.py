@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from manylora.server.api.dependencies import dependencies
 from manylora.server.api.error_responses import invalid_field
+from manylora.server.api.request_context import note
 from manylora.server.errors import BodyTooLarge, InvalidRequest
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -24,6 +25,8 @@ ON_THE_LOOP = 64 << 10
 MANY_VALUES, TOO_MANY_VALUES, TOO_MANY_PAIRS = 60_000, 500_000, 150_000
 """Values from which on a body is parsed in Python (the C parser makes them in about ten milliseconds), and values
 and members of objects over which it is refused: even making room for so many and dropping them takes that long."""
+NOTED = ("model", "name", "lora_name")
+"""Fields that a request's log line repeats, whether or not the rest of the body can be read."""
 MAX_FIELDS = 100
 """Fields of a body, known or not: more than any route has."""
 
@@ -57,6 +60,7 @@ def parse(raw: bytes, model: type[Body]) -> Body:
         raise InvalidRequest(f"the body has {len(value)} fields, at most {MAX_FIELDS} are read")
     if "\\ud" in text or "\\uD" in text:
         _refuse_surrogates(value)
+    note(**{key: value[key] for key in NOTED if isinstance(value.get(key), str)})
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -82,6 +82,7 @@ class ChatAnswer:
                 yield dumps({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
         finally:
             generation.abort()
+            generation.note_tokens(last)
 
     def _delta(self, index: int, output: SequenceOutput) -> str | None:
         if not output.text and not output.logprobs and output.finish_reason is None:

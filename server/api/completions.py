@@ -18,6 +18,7 @@ from manylora.server.api.logprobs import CompletionLogprobs
 from manylora.server.api.openapi import body_of
 from manylora.server.api.prompts import completion_prompts
 from manylora.server.api.rendering import dumps, json_response
+from manylora.server.api.request_context import note
 from manylora.server.api.schemas import CompletionRequest
 from manylora.server.api.streaming import Events, event_stream
 from manylora.server.engine.request import SequenceOutput, TokenLogprobs
@@ -89,6 +90,7 @@ class CompletionAnswer:
                 yield dumps({**self._head(), "choices": [], "usage": self._usage(last)})
         finally:
             generation.abort()
+            generation.note_tokens(last)
 
     def _event(self, choices: list[dict[str, object]]) -> str:
         chunk = {**self._head(), "choices": choices}
@@ -137,6 +139,7 @@ class CompletionAnswer:
         usage = usage_of(last, self.body.n).to_json()
         if self._echo_only:
             usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
+            note(completion_tokens=0)
         return usage
 
     def _head(self) -> dict[str, object]:

@@ -58,6 +58,8 @@ class ApiSettings:
     max_body_bytes: int = 12 << 20
     max_choices: int = 128
     keep_alive_seconds: float = 15.0
+    base_source: str = ""
+    """The base as the operator named it: a directory or a hub name; empty: the demo."""
     created: int = 0
     """Unix time at which the base was loaded."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from manylora.server.api.gauges import Gauges, lora_requests_info
+from manylora.server.api.gauges import Gauges, lora_requests_info, server_load
 from manylora.server.api.metrics import Metrics
 from manylora.server.catalog import AdapterCatalog, CatalogEntry
 from manylora.server.engine.async_engine import AsyncEngine
@@ -29,9 +29,7 @@ class EngineMetrics:
     def request_ended(self, ended: EndedRequest) -> None:
         """Count a request and its tokens."""
         times = self._metrics.times
-        self._metrics.by_adapter.count(
-            ended.adapter_label, ended.outcome, ended.prompt_tokens, ended.generated_tokens
-        )
+        self._metrics.by_adapter.count(ended)
         times.end_to_end.observe(ended.seconds)
         if ended.queue_seconds is not None:
             times.queue.observe(ended.queue_seconds)
@@ -46,9 +44,23 @@ class EngineMetrics:
         """Count a copy into the arena."""
         self._metrics.load.labels("place").observe(seconds)
 
-    def scrape(self, engine: AsyncEngine, catalog: AdapterCatalog) -> None:
+    def scrape(self, engine: AsyncEngine, catalog: AdapterCatalog, base_model: str, block_size: int) -> None:
         """Have the gauges read the engine and the catalog."""
-        self._metrics.scrape_with(lambda gauges: _read(gauges, engine.snapshot(), catalog.list()))
+
+        def read(gauges: Gauges) -> None:
+            stats = engine.snapshot()
+            _read(gauges, stats, catalog.list())
+            server_load(
+                gauges,
+                base_model,
+                running=stats.running,
+                waiting=stats.waiting,
+                blocks=stats.blocks,
+                free_blocks=stats.free_blocks,
+                block_size=block_size,
+            )
+
+        self._metrics.scrape_with(read, lambda: {entry.record.name for entry in catalog.list()})
 
 
 def _read(gauges: Gauges, stats: EngineStats, entries: Sequence[CatalogEntry]) -> None:

@@ -15,13 +15,11 @@ from structlog import get_logger
 from manylora.adapters import errors as adapter_errors
 from manylora.server.api.disconnect import ClientGone
 from manylora.server.api.inert import LONGEST_NAME, REFUSED_FIELD
-from manylora.server.api.request_context import request_id
+from manylora.server.api.request_context import CLIENT_GONE, note, request_id
 from manylora.server.errors import InvalidRequest, ServerError
 
 log = get_logger(__name__)
 INVALID = "invalid_request_error"
-CLIENT_GONE = 499
-"""The status in the log for a client that left."""
 _UNION_MEMBER = re.compile(r"list\[|function-|str$")
 """What pydantic puts into a field's path for the alternative that it tried."""
 UNEXPECTED = "The server failed on this request. The fault is logged under the request id."
@@ -61,12 +59,13 @@ def shape_of(error: BaseException) -> Shape:
 
 
 def envelope(error: BaseException) -> dict[str, object]:
-    """Return OpenAI's error object; an unexpected error tells nothing of itself."""
+    """Return OpenAI's error object, and have it logged; an unexpected error tells nothing of itself."""
     shape = shape_of(error)
     known = isinstance(error, ServerError) or shape.code != "internal_error"
     message = str(error) if known else UNEXPECTED
     param = error.param if isinstance(error, ServerError) else None
     body = {"message": message, "type": shape.type, "param": param, "code": shape.code}
+    note(code=shape.code, reason=message)
     return {"error": body, "request_id": request_id()}
 
 
@@ -106,6 +105,7 @@ def install_error_handlers(app: FastAPI) -> None:
         code = "not_found" if error.status_code == 404 else "method_not_allowed"
         message = f"{request.method} {request.url.path}: {error.detail}"
         body = {"message": message, "type": INVALID, "param": None, "code": code}
+        note(code=code, reason=message)
         content = {"error": body, "request_id": request_id()}
         return JSONResponse(content, status_code=error.status_code, headers=error.headers)
 
@@ -116,6 +116,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(InvalidRequest(f"{name}: {first['msg']}", param=name))
 
     async def gone(request: Request, error: Exception) -> Response:
+        note(reason="the client hung up")
         return Response(status_code=CLIENT_GONE)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -58,3 +58,33 @@ def lora_requests_info(gauges: Gauges, max_lora: int, running: Iterable[str], wa
         running_lora_adapters=",".join(sorted(running)),
         waiting_lora_adapters=",".join(sorted(waiting)),
     )
+
+
+def server_load(
+    gauges: Gauges,
+    base_model: str,
+    *,
+    running: int,
+    waiting: int,
+    blocks: int,
+    free_blocks: int,
+    block_size: int,
+) -> None:
+    """Set vLLM's gauges of load, which the Gateway API's model server protocol asks for by these names.
+
+    The use of the KV cache is a share from 0 to 1, whatever "perc" says; a cached block that is free isn't used.
+    """
+    share = 1 - free_blocks / blocks
+    for name, meaning, value in (
+        ("vllm:num_requests_running", "Sequences that decode", running),
+        ("vllm:num_requests_waiting", "Sequences that wait", waiting),
+        ("vllm:kv_cache_usage_perc", "Share of the KV blocks that is used, 0 to 1", share),
+    ):
+        gauges.set(name, meaning, value, model_name=base_model)
+    gauges.set(
+        "vllm:cache_config_info",
+        "Size of the KV cache",
+        1,
+        block_size=str(block_size),
+        num_gpu_blocks=str(blocks),
+    )

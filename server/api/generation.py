@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from manylora.server.api.dependencies import ApiDependencies, OutputStream
 from manylora.server.api.prompts import check_token_ids, context_exceeded
-from manylora.server.api.request_context import request_id
+from manylora.server.api.request_context import note, request_id
 from manylora.server.api.schemas import SamplingFields
 from manylora.server.catalog import ResolvedModel
 from manylora.server.engine.request import (
@@ -86,10 +86,18 @@ class Generation:
     async def collect(self) -> list[Choice]:
         """Return all choices when they are complete."""
         choices = [Choice() for _ in range(self.n * len(self.streams))]
-        async for step in self.steps():
-            for index, output in step:
-                choices[index].add(output)
+        try:
+            async for step in self.steps():
+                for index, output in step:
+                    choices[index].add(output)
+        finally:
+            self.note_tokens([choice.last for choice in choices])
         return choices
+
+    def note_tokens(self, last: Sequence[SequenceOutput | None]) -> None:
+        """Have the request's log line say how many tokens came in and were made, however it ended."""
+        made = sum(output.completion_tokens for output in last if output is not None)
+        note(prompt_tokens=sum(map(len, self.prompts)), completion_tokens=made)
 
     def abort(self) -> None:
         """Free what the engine still holds."""

@@ -1,15 +1,18 @@
 """Prometheus metrics of one server, in a registry of their own; docs/api.md lists all of them.
 
-Histograms of what a client feels are here; what is told by adapter is in adapter_metrics.py; what is read when
-it is scraped is in gauges.py.
+Histograms of what a client feels are here; what is told by adapter is in adapter_metrics.py, by route in
+http_metrics.py; what is read when it is scraped is in gauges.py.
 """
 
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Collection
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, Info, ProcessCollector, generate_latest
 
 from manylora.server.api.adapter_metrics import AdapterCounters, AdapterOperations
 from manylora.server.api.gauges import Gauges, ScrapedGauges
+from manylora.server.api.http_metrics import HttpCounters
 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 REQUEST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -36,12 +39,27 @@ class Metrics(AdapterOperations):
         self.registry = CollectorRegistry()
         super().__init__(self.registry)
         self.times = RequestTimes(self.registry)
+        self.http = HttpCounters(self.registry)
         self.by_adapter = AdapterCounters(self.registry, base_model, max_adapter_labels)
+        self._adapters: Callable[[], Collection[str]] = tuple
+        ProcessCollector(registry=self.registry)
+        build = Info("manylora_build", "What runs here", registry=self.registry)
+        build.info(
+            {
+                "version": version("manylora"),
+                "python": platform.python_version(),
+                "torch": version("torch"),
+                "base_model": base_model,
+            }
+        )
 
-    def scrape_with(self, read: Callable[[Gauges], None]) -> None:
-        """Have ``read`` fill the gauges at every scrape."""
+    def scrape_with(self, read: Callable[[Gauges], None], adapters: Callable[[], Collection[str]]) -> None:
+        """Have ``read`` fill the gauges at every scrape, and only ``adapters`` have labels of their own."""
+        self._adapters = adapters
         self.registry.register(ScrapedGauges(read))
 
     def exposition(self) -> bytes:
         """Return the text that Prometheus reads."""
+        # Here and not where adapters are deleted: a request may end, or a deletion go on, after its caller left.
+        self.by_adapter.keep_only(self._adapters())
         return generate_latest(self.registry)

@@ -52,12 +52,12 @@ def base_model(deps: ApiDependencies) -> dict[str, object]:
 
 
 def adapter_model(deps: ApiDependencies, entry: CatalogEntry) -> dict[str, object]:
-    """Return an adapter as a model object."""
+    """Return an adapter as a model object; as vLLM has it, its root is the path that it was loaded from."""
     return {
         **base_model(deps),
         "id": entry.record.name,
         "created": int(entry.record.created_at.timestamp()),
-        "root": entry.record.name,
+        "root": entry.record.source,
         "parent": deps.settings.base_model,
     }
 

@@ -254,7 +254,10 @@ class LoadLoraRequest(Strict):
 
     lora_name: str = Field(min_length=1)
     lora_path: str = Field(min_length=1)
-    load_inplace: bool = False
+    load_inplace: bool = Field(False, description="Replace what has the name already.")
+    base_model_name: str = Field(
+        "", description="The base that the adapter is for; empty: whichever is served."
+    )
 
 
 class UnloadLoraRequest(Strict):

@@ -16,6 +16,7 @@ from structlog import get_logger
 from manylora.server.api.disconnect import done_within
 from manylora.server.api.error_responses import envelope, shape_of
 from manylora.server.api.rendering import dumps
+from manylora.server.api.request_context import note
 
 log = get_logger(__name__)
 Events = AsyncGenerator[str, None]
@@ -50,6 +51,9 @@ async def _sent(head: "asyncio.Future[str]", events: Events) -> AsyncIterator[Se
         async for event in events:
             yield _event(event)
         yield _event(DONE)
+    except (asyncio.CancelledError, GeneratorExit):
+        note(reason="the client hung up")
+        raise
     except Exception as error:
         if shape_of(error).code == "internal_error":
             log.error("unexpected error in a stream", exc_info=error)

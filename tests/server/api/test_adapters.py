@@ -1,4 +1,4 @@
-"""Adapters through HTTP: register, list, replace, delete while requests run; vLLM's two routes; bad directories."""
+"""Adapters through HTTP: register, list, replace, delete while requests run; bad directories."""
 
 import json
 import shutil
@@ -182,25 +182,6 @@ def test_deleting_with_abort_tells_running_requests(server: Running, http: httpx
         assert freed["aborted_sequences"] == 2
         assert running.result().status_code == 404
         assert running.result().json()["error"]["code"] == "model_not_found"
-
-
-def test_vllms_two_routes(http: httpx.Client) -> None:
-    load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
-    made = http.post(load, json={"lora_name": "new", "lora_path": "b"})
-    assert (made.status_code, made.text) == (200, "Success: LoRA adapter 'new' added successfully.")
-    assert answer(http, "new") == answer(http, "b")
-    for path in ("b", "c"):
-        again = http.post(load, json={"lora_name": "new", "lora_path": path})
-        assert again.status_code == 400
-        assert "load_inplace" in again.json()["error"]["message"]
-    swapped = http.post(load, json={"lora_name": "new", "lora_path": "c", "load_inplace": True})
-    assert swapped.status_code == 200
-    assert answer(http, "new") == answer(http, "c")
-    assert http.post(load, json={"lora_name": "x", "lora_path": "nowhere"}).status_code == 404
-    assert http.post(load, json={"lora_name": "x"}).json()["error"]["param"] == "lora_path"
-    gone = http.post(unload, json={"lora_name": "new"})
-    assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'new' removed successfully.")
-    assert http.post(unload, json={"lora_name": "new"}).status_code == 404
 
 
 @pytest.mark.parametrize("src", ["../base", "/etc", "b/../../base", "file:///etc", "link", "made/linked"])

@@ -1,32 +1,16 @@
-"""What operators see: health, readiness, request ids, log lines, metrics, the API's own documentation."""
+"""What operators see: health, readiness, request ids, the API's own documentation."""
 
 import re
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-from structlog.contextvars import merge_contextvars
-from structlog.testing import capture_logs
 
 from tests.server.api.running import BASE, Files, Running, running
 
 COMPLETION = {"model": BASE, "prompt": "hello", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
 UUID = re.compile(r"[0-9a-f]{32}")
-
-
-def samples(http: httpx.Client) -> dict[str, float]:
-    """Return all samples of /metrics by name and labels."""
-    found = {}
-    for family in text_string_to_metric_families(http.get("/metrics").text):
-        assert family.documentation
-        for sample in family.samples:
-            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
-            found[f"{sample.name}{{{labels}}}"] = sample.value
-    return found
 
 
 def complete(http: httpx.Client, **change: object) -> httpx.Response:
@@ -96,99 +80,6 @@ def test_one_request_id_may_be_in_use_twice(server: Running, http: httpx.Client)
     with http.stream("POST", "/v1/completions", json=body, headers=headers) as first:
         assert http.post("/v1/completions", json=COMPLETION, headers=headers).status_code == 200
         assert first.read().endswith(b"data: [DONE]\n\n")
-
-
-def test_log_lines_carry_the_request_id_and_probes_are_not_logged(http: httpx.Client) -> None:
-    with capture_logs(processors=[merge_contextvars]) as lines:
-        http.get("/health")
-        http.get("/metrics")
-        answer = complete(http, model="nobody")
-    [line] = lines
-    assert line["request_id"] == answer.headers["x-request-id"]
-    assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/completions", 404)
-    assert line["seconds"] > 0
-
-
-# Metrics
-
-
-def test_metrics_move(http: httpx.Client) -> None:
-    before = samples(http)
-    assert complete(http, model="a", prompt="metrics, asked twice: a prompt over a block").status_code == 200
-    assert complete(http, model="a", prompt="metrics, asked twice: a prompt over a block").status_code == 200
-    after = samples(http)
-    moved = {name: after[name] - before.get(name, 0) for name in after}
-    for name in ("time_to_first_token", "request", "queue"):
-        assert moved[f"manylora_{name}_seconds_count{{}}"] == 2
-        assert moved[f"manylora_{name}_seconds_sum{{}}"] > 0
-    assert moved["manylora_time_between_tokens_seconds_count{}"] == 6
-    assert moved["manylora_step_seconds_count{}"] >= 8
-    assert moved["manylora_requests_total{adapter=a,outcome=finished}"] == 2
-    assert moved["manylora_tokens_total{adapter=a,kind=generated}"] == 8
-    assert moved["manylora_tokens_total{adapter=a,kind=prompt}"] > 60
-    assert moved["manylora_prefix_cache_hit_tokens_total{}"] >= 16
-    assert moved["manylora_prefix_cache_queried_tokens_total{}"] > 60
-    assert after["manylora_preemptions_total{}"] >= 0
-
-
-def test_gauges_say_what_is_held(server: Running, http: httpx.Client) -> None:
-    complete(http, model="a")
-    idle = samples(http)
-    assert idle["manylora_requests_running{}"] == idle["manylora_requests_waiting{}"] == 0
-    assert idle["manylora_kv_blocks{state=used}"] == 0
-    assert idle["manylora_arena_rows{module=q_proj,state=used}"] >= 8
-    assert sum(idle[f"manylora_adapters{{tier={tier}}}"] for tier in ("device", "host", "disk")) == 3
-    with http.stream("POST", "/v1/completions", json={**COMPLETION, "max_tokens": 900, "stream": True}):
-        server.wait_until_busy()
-        busy = samples(http)
-    assert busy["manylora_requests_running{}"] == 1
-    assert busy["manylora_kv_blocks{state=used}"] > 0
-
-
-def test_adapter_operations_are_timed(http: httpx.Client) -> None:
-    before = samples(http)
-    http.post("/adapters", json={"name": "timed", "src": "b", "preload": True}).raise_for_status()
-    http.put("/adapters/timed", json={"src": "c"}).raise_for_status()
-    http.delete("/adapters/timed").raise_for_status()
-    after = samples(http)
-    for operation in ("register", "swap", "place"):
-        name = f"manylora_adapter_load_seconds_count{{operation={operation}}}"
-        assert after[name] > before.get(name, 0)
-
-
-def test_routers_find_adapters_by_vllms_gauge(http: httpx.Client) -> None:
-    complete(http, model="a")
-    families = {family.name: family for family in text_string_to_metric_families(http.get("/metrics").text)}
-    [sample] = families["vllm:lora_requests_info"].samples
-    assert set(sample.labels) == {"max_lora", "running_lora_adapters", "waiting_lora_adapters"}
-    assert "a" in sample.labels["running_lora_adapters"].split(",")
-    assert sample.labels["waiting_lora_adapters"] == ""
-    assert int(sample.labels["max_lora"]) >= 3
-    assert abs(sample.value - time.time()) < 60
-
-
-@pytest.fixture
-def two_labels(files: Files, tmp_path: Path) -> Iterator[Running]:
-    with running(files, tmp_path, max_adapter_labels=2) as server:
-        yield server
-
-
-def test_only_so_many_adapters_have_labels(two_labels: Running) -> None:
-    with httpx.Client(base_url=two_labels.url, timeout=30) as http:
-        for name in ("a", "b", "c"):
-            http.post("/adapters", json={"name": name, "src": name}).raise_for_status()
-            complete(http, model=name)
-        complete(http)
-
-        def labels() -> set[str]:
-            found = re.findall(r'manylora_requests_total\{adapter="([^"]*)"', http.get("/metrics").text)
-            return set(found)
-
-        assert labels() == {"a", "b", "other", BASE}
-        http.delete("/adapters/a").raise_for_status()
-        assert labels() == {"b", "other", BASE}
-        complete(http, model="c")
-        assert labels() == {"b", "c", "other", BASE}
 
 
 # Tokens and documentation
