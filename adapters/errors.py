@@ -11,18 +11,23 @@ AdapterError                     500  anything below, and what has no class of i
 └── RegistryBusy                 503  another process holds the registry's lock
 """
 
+LONGEST_MESSAGE = 2000
+"""Characters: files of strangers are quoted, and some hold megabytes where a word is expected."""
+
 
 class AdapterError(Exception):
     """Says what was wrong, what was expected and what to do; ``file`` and ``tensor`` say where, if known."""
 
     def __init__(self, message: str, *, file: str | None = None, tensor: str | None = None) -> None:
+        message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}…"
         super().__init__(message)
         self.message = message
         self.file = file
         self.tensor = tensor
 
     def __str__(self) -> str:
-        where = [part for part in (self.file, self.tensor) if part and part not in self.message]
+        tensor = None if self.tensor is None else self.tensor[:LONGEST_MESSAGE]
+        where = [part for part in (self.file, tensor) if part and part not in self.message]
         return f"{': '.join(where)}: {self.message}" if where else self.message
 
 

@@ -22,6 +22,8 @@ KNOWN_FILES = (
 """In the order in which the digest takes them. The first two are required."""
 MAX_TEXT_BYTES = 16 << 20
 """Limit of each file but the weights."""
+MAX_DIGITS = 19
+"""Digits of an integer in JSON: what 64 bits hold. Python's own have no end, and fit no float and no tensor."""
 _CHUNK = 1 << 20
 _HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 """Where to look closer: Python reads such an escape alone, and nothing can write it again."""
@@ -74,7 +76,7 @@ def read_json_object(path: Path) -> dict[str, object]:
 def parse_json_object(raw: bytes, file: str) -> dict[str, object]:
     """Return the JSON object in ``raw``, whose texts are all UTF-8. Raises InvalidAdapter naming ``file``."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
+        value = json.loads(raw.decode("utf-8-sig"), parse_int=_integer)
         if _HALF_A_PAIR.search(raw):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -84,6 +86,12 @@ def parse_json_object(raw: bytes, file: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise InvalidAdapter("is not a JSON object", file=file)
     return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits; at most {MAX_DIGITS}")
+    return int(digits)
 
 
 def fingerprint(directory: Path) -> tuple[tuple[int, int, int] | None, ...]:

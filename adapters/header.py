@@ -3,15 +3,16 @@
 Format: https://github.com/huggingface/safetensors#format. The tensors themselves are read by the library.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.files import parse_json_object
 
 MAX_HEADER_BYTES = 64 << 20
+MAX_DIMENSIONS = 8
 _BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -48,11 +49,9 @@ def read_header(path: Path) -> Mapping[str, TensorEntry]:
 
 def _decode(path: Path, raw: bytes) -> dict[str, object]:
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _bad(path, f"the header is not JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise _bad(path, "the header is not a JSON object")
+        header = parse_json_object(raw, path.name)
+    except InvalidAdapter as error:
+        raise _bad(path, f"the header {error.message}") from error
     header.pop("__metadata__", None)
     return header
 
@@ -76,7 +75,12 @@ def _entry(path: Path, name: str, value: object) -> TensorEntry:
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:
-    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+    # The product of a million sizes would keep this thread busy for hours.
+    if (
+        not isinstance(value, list)
+        or len(value) > MAX_DIMENSIONS
+        or not all(type(item) is int and item >= 0 for item in value)
+    ):
         return None
     return tuple(value)
 

@@ -7,6 +7,8 @@ from manylora.adapters.errors import AdapterNameTaken, InvalidAdapter
 
 MAX_NAME_LENGTH = 128
 LISTED_NAMES = 20
+_EXPORT = re.compile(r".*/export/export-[0-9a-f]{16}(/download)?")
+"""What the HTTP API calls an adapter's exports: an adapter of such a name could not be told from one."""
 _CHARACTERS = re.compile(r"[A-Za-z0-9._\-/:]+")
 
 
@@ -21,6 +23,8 @@ def check_name(name: str, *, reserved: Collection[str] = ()) -> None:
         raise InvalidAdapter(f"adapter name {name!r}: only letters, digits and . _ - / : are allowed")
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise InvalidAdapter(f"adapter name {name!r}: no part between slashes may be empty, '.' or '..'")
+    if _EXPORT.fullmatch(name):
+        raise InvalidAdapter(f"adapter name {name!r} is what an export is called; choose another")
     if name in reserved:
         raise InvalidAdapter(f"adapter name {name!r} is the name of the base model; choose another")
 

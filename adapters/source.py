@@ -37,7 +37,10 @@ def _local_path(src: str) -> Path:
         return Path(src)
     if scheme[1].lower() != "file":
         raise UnsupportedAdapter(f"{scheme[1]}:// sources are not served; give a path or a file:// URL")
-    url = urlsplit(src)
+    try:
+        url = urlsplit(src)
+    except ValueError as error:
+        raise InvalidAdapter(f"{src!r} is no URL: {error}") from None
     if url.netloc not in ("", "localhost") or url.query or url.fragment or not url.path:
         raise InvalidAdapter(f"{src!r}: a file URL looks like file:///path/to/adapter")
     path = unquote(url.path)

@@ -5,6 +5,7 @@ what the adapter computes is understood or refused, never ignored; what only mat
 """
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,6 +70,8 @@ _NOT_SERVED = {
     "monteclora_config": "MonteCLoRA",
     "kasa_config": "KaSA",
 }
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 120, 120
 _PLAIN_INITS = frozenset(("true", "false", "gaussian", "eva", "orthogonal", "mica"))
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -186,37 +189,44 @@ class AdapterSpec:
 def _refuse_other_kinds(config: Mapping[str, object]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise UnsupportedAdapter(f"peft_type is {kind!r}; only LORA is served", file=CONFIG_FILE)
+        raise UnsupportedAdapter(f"peft_type is {_shown(kind)}; only LORA is served", file=CONFIG_FILE)
     for key, what in _NOT_SERVED.items():
         if config.get(key):
             raise UnsupportedAdapter(f"{key} is set: {what} is a kind not served yet", file=CONFIG_FILE)
     bias = config.get("bias")
     if bias not in (None, "none"):
-        raise UnsupportedAdapter(f"bias is {bias!r}: a kind not served yet", file=CONFIG_FILE)
+        raise UnsupportedAdapter(f"bias is {_shown(bias)}: a kind not served yet", file=CONFIG_FILE)
     task = config.get("task_type")
     if task not in (None, "CAUSAL_LM"):
-        raise UnsupportedAdapter(f"task_type is {task!r}; only CAUSAL_LM is served", file=CONFIG_FILE)
+        raise UnsupportedAdapter(f"task_type is {_shown(task)}; only CAUSAL_LM is served", file=CONFIG_FILE)
     _refuse_changed_base(config.get("init_lora_weights", True))
     known = _READ | _TRAINING_ONLY | _NOT_SERVED.keys()
     for key in sorted(config.keys() - known):
         if config[key]:
             raise UnsupportedAdapter(
-                f"field {key!r} is not known and may change what the adapter computes",
+                f"field {_shown(key)} is not known and may change what the adapter computes",
                 file=CONFIG_FILE,
             )
 
 
 def _refuse_changed_base(init: object) -> None:
     """PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ move part of the base into the factors: it is another base."""
-    name = str(init).lower()
+    name = str(init).lower() if isinstance(init, str | bool) else _shown(init)
     if name.startswith(_BASE_CHANGING_INITS):
         raise UnsupportedAdapter(
-            f"init_lora_weights is {init!r}: this adapter belongs to a changed base and would be wrong on the"
+            f"init_lora_weights is {_shown(init)}: this adapter belongs to a changed base and would be wrong on the"
             " plain one; convert it with save_pretrained(path_initial_model_for_weight_conversion=…)",
             file=CONFIG_FILE,
         )
     if init is not None and name not in _PLAIN_INITS:
-        raise UnsupportedAdapter(f"init_lora_weights {init!r} is a kind not served yet", file=CONFIG_FILE)
+        raise UnsupportedAdapter(
+            f"init_lora_weights {_shown(init)} is a kind not served yet", file=CONFIG_FILE
+        )
+
+
+def _shown(value: object) -> str:
+    """Return what a config says, as far as a message has room for it."""
+    return _BRIEF.repr(value)
 
 
 def _malformed(key: str, what: str) -> InvalidAdapter:
@@ -225,33 +235,37 @@ def _malformed(key: str, what: str) -> InvalidAdapter:
 
 def _rank(value: object, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _malformed(key, f"is {value!r}; a rank is an integer from 1 up")
+        raise _malformed(key, f"is {_shown(value)}; a rank is an integer from 1 up")
     return value
 
 
 def _number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise _malformed(key, f"is {value!r}; expected a finite number")
-    return float(value)
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer that no float holds
+        number = math.inf
+    if not math.isfinite(number):
+        raise _malformed(key, f"is {_shown(value)}; expected a finite number")
+    return number
 
 
 def _flag(config: Mapping[str, object], key: str) -> bool:
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise _malformed(key, f"is {value!r}; expected true or false")
+        raise _malformed(key, f"is {_shown(value)}; expected true or false")
     return bool(value)
 
 
 def _optional_text(config: Mapping[str, object], key: str) -> str | None:
     value = config.get(key)
     if value is not None and not isinstance(value, str):
-        raise _malformed(key, f"is {value!r}; expected a string")
+        raise _malformed(key, f"is {_shown(value)}; expected a string")
     return value
 
 
 def _texts(value: object, key: str) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
-        raise _malformed(key, f"is {value!r}; expected a list of names")
+        raise _malformed(key, f"is {_shown(value)}; expected a list of names")
     return tuple(value)
 
 
@@ -266,14 +280,14 @@ def _targets(value: object, key: str) -> str | tuple[str, ...]:
 def _patterns(config: Mapping[str, object], key: str) -> Mapping[str, object]:
     value = config.get(key) or {}
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise _malformed(key, f"is {value!r}; expected an object")
+        raise _malformed(key, f"is {_shown(value)}; expected an object")
     return value
 
 
 def _layers(value: object) -> tuple[int, ...]:
     layers = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in layers):
-        raise _malformed("layers_to_transform", f"is {value!r}; expected layer numbers from 0 up")
+        raise _malformed("layers_to_transform", f"is {_shown(value)}; expected layer numbers from 0 up")
     return tuple(layers)
 
 

@@ -41,8 +41,8 @@ def read_chat_template(directory: Path) -> str | None:
     path = directory / TOKENIZER_FILE
     template = read_json_object(path).get("chat_template") if path.exists() else None
     if isinstance(template, list):
-        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-        template = named.get("default")
+        named = [item for item in template if isinstance(item, dict) and item.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     if template is not None and not isinstance(template, str):
         raise InvalidAdapter("chat_template is neither text nor a list of named texts", file=TOKENIZER_FILE)
     return template

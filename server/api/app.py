@@ -3,9 +3,11 @@
 import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from manylora.server.api import adapters, chat, completions, export, health, models
@@ -28,7 +30,11 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
     app.state.dependencies = deps
     # Before adapters, whose names may hold slashes.
     for module in (health, models, chat, completions, export, adapters):
-        app.include_router(module.router)
+        app.router.routes.extend(copy(route) for route in module.router.routes)
+    app.openapi()  # kept from now on: it would list every HEAD beside its GET
+    for route in app.routes:
+        if isinstance(route, APIRoute) and "GET" in (methods := route.methods or set()):
+            route.methods = {*methods, "HEAD"}
     install_error_handlers(app)
     # Around the app and not in it, so that unexpected errors have CORS headers and the request id too.
     return RequestContext(_with_cors(app, deps.settings.cors_origins), deps.metrics.http)

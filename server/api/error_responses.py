@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
+from starlette.types import Scope
 from structlog import get_logger
 
 from manylora.adapters import errors as adapter_errors
@@ -62,7 +64,8 @@ def envelope(error: BaseException) -> dict[str, object]:
     """Return OpenAI's error object, and have it logged; an unexpected error tells nothing of itself."""
     shape = shape_of(error)
     known = isinstance(error, ServerError) or shape.code != "internal_error"
-    message = str(error) if known else UNEXPECTED
+    # Whatever is quoted, the answer is text.
+    message = str(error).encode(errors="backslashreplace").decode() if known else UNEXPECTED
     param = error.param if isinstance(error, ServerError) else None
     body = {"message": message, "type": shape.type, "param": param, "code": shape.code}
     note(code=shape.code, reason=message)
@@ -94,6 +97,12 @@ def invalid_field(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
 
 
+def allowed_methods(app: FastAPI, scope: Scope) -> list[str]:
+    """Return the methods of all routes of this path: starlette names those of the first alone."""
+    here = [route for route in app.routes if route.matches(scope)[0] is not Match.NONE]
+    return sorted({method for route in here for method in getattr(route, "methods", None) or ()})
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Answer every error of the app in the envelope."""
 
@@ -107,7 +116,10 @@ def install_error_handlers(app: FastAPI) -> None:
         body = {"message": message, "type": INVALID, "param": None, "code": code}
         note(code=code, reason=message)
         content = {"error": body, "request_id": request_id()}
-        return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+        headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+        if error.status_code == 405:
+            headers["allow"] = ", ".join(allowed_methods(app, request.scope))
+        return JSONResponse(content, status_code=error.status_code, headers=headers)
 
     async def query(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import Field
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from manylora.server.api.auth import require_admin
 from manylora.server.api.body import read_body
@@ -19,6 +20,14 @@ from manylora.server.api.openapi import body_of
 from manylora.server.api.schemas import Strict
 from manylora.server.errors import InvalidRequest, ShuttingDown
 
+
+class _ExportId(StringConvertor):
+    """An export's id in a path. Nothing else is one, so that adapters may be called team/export/1."""
+
+    regex = "export-[0-9a-f]{16}"
+
+
+register_url_convertor("export", _ExportId())
 router = APIRouter(dependencies=[Depends(require_admin)], tags=["exports"])
 _PIECE = 1 << 20
 
@@ -51,13 +60,13 @@ async def list_exports(request: Request, adapter: str | None = None) -> dict[str
     return {"object": "list", "data": [describe(job) for job in _jobs(request).list(adapter)]}
 
 
-@router.get("/adapters/{name:path}/export/{job}")
+@router.get("/adapters/{name:path}/export/{job:export}")
 async def get_export(request: Request, name: str, job: str) -> dict[str, object]:
     """Tell how far an export is; once it has succeeded, where its result is and what was measured."""
     return describe(_jobs(request).get(name, job))
 
 
-@router.get("/adapters/{name:path}/export/{job}/download")
+@router.get("/adapters/{name:path}/export/{job:export}/download")
 def download_export(request: Request, name: str, job: str) -> Response:
     """Send the result: a model as a tar of its directory, an adapter as its .tar.gz."""
     found = _jobs(request).get(name, job)
@@ -72,10 +81,12 @@ def download_export(request: Request, name: str, job: str) -> Response:
         "content-disposition": f'attachment; filename="{top}.tar"',
         "content-length": str(_tar_bytes(files)),
     }
+    if request.method == "HEAD":  # gigabytes would be read for nobody
+        return Response(headers=headers, media_type="application/x-tar")
     return StreamingResponse(_tar(files, top), media_type="application/x-tar", headers=headers)
 
 
-@router.delete("/adapters/{name:path}/export/{job}")
+@router.delete("/adapters/{name:path}/export/{job:export}")
 async def delete_export(request: Request, name: str, job: str) -> dict[str, object]:
     """Cancel an export that isn't over; of one that is, delete the result and forget it."""
     jobs = _jobs(request)

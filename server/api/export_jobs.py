@@ -117,8 +117,16 @@ class ExportJobs:
             dtype=dtype,
             created=int(time.time()),
         )
-        await asyncio.to_thread(self._link_adapter, job)
+        # It counts among those that wait before anything is waited for: another may be asked for meanwhile.
         self._jobs[job.id] = job
+        try:
+            await asyncio.to_thread(self._link_adapter, job)
+        except BaseException:
+            self._jobs.pop(job.id, None)
+            raise
+        if self._jobs.get(job.id) is not job:  # cancelled meanwhile, and perhaps forgotten
+            await asyncio.to_thread(shutil.rmtree, self.directory / job.id, ignore_errors=True)
+            return self._jobs.get(job.id, replace(job, status="cancelled"))
         self._queue.put_nowait(job.id)
         return job
 

@@ -55,6 +55,7 @@ REFUSED_IN_CHAT: list[tuple[dict[str, object], str]] = [
     ({"presence_penalty": 2.1}, "presence_penalty"),
     ({"frequency_penalty": -3}, "frequency_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 1e-38}, "repetition_penalty"),
     ({"logit_bias": {"1": 101}}, "logit_bias.1"),
     ({"logit_bias": {"one": 1}}, "logit_bias"),
     ({"logit_bias": {"320": 1}}, "logit_bias"),
@@ -194,3 +195,33 @@ def test_unknown_routes_and_methods_are_told_in_the_envelope(http: httpx.Client)
         assert answer.status_code == status
         assert answer.json()["error"]["code"] == code
         assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/health", "GET, HEAD"),
+        ("/v1/models", "GET, HEAD"),
+        ("/v1/chat/completions", "POST"),
+        ("/adapters", "GET, HEAD, POST"),
+        ("/adapters/nobody", "DELETE, GET, HEAD, PUT"),
+        ("/exports", "GET, HEAD"),
+        ("/openapi.json", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_is_not_there_is_told_those_that_are(
+    http: httpx.Client, path: str, methods: str
+) -> None:
+    answer = http.patch(path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == methods
+    for method in methods.split(", "):
+        assert http.request(method, path, json={}).status_code != 405
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", "/v1/models/a", "/adapters"])
+def test_head_is_get_without_the_body(http: httpx.Client, path: str) -> None:
+    whole, head = http.get(path), http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert http.head("/v1/models/nobody").status_code == 404

@@ -3,15 +3,19 @@
 import io
 import json
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
-from manylora.server.api.export_jobs import ExportJob
+from manylora.server.api.export_jobs import MOST_QUEUED, ExportJob
 from tests.server.api.running import BASE, Files, Running, running
 
 SECONDS = 60.0
@@ -72,6 +76,9 @@ def test_a_merged_model_is_made_followed_downloaded_and_deleted(http: httpx.Clie
     files = {path.name for path in Path(done["path"]).iterdir()}
     assert files >= {"model.safetensors", "config.json", "tokenizer.json", "manylora_export.json"}
     response = http.get(f"/adapters/a/export/{job['id']}/download")
+    head = http.head(f"/adapters/a/export/{job['id']}/download")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == response.headers["content-length"] == str(len(response.content))
     with tarfile.open(fileobj=io.BytesIO(response.content)) as tar:
         assert {name.removeprefix("a-merged/") for name in tar.getnames()} == files
         config = tar.extractfile("a-merged/config.json")
@@ -139,11 +146,12 @@ def test_what_is_not_there_is_refused(
 
 def test_an_unknown_job_is_404_with_those_there_are(http: httpx.Client) -> None:
     job = ask(http, "a", format="peft")
-    for path in ("/adapters/a/export/other", f"/adapters/b/export/{job['id']}"):
+    unknown = "/adapters/a/export/export-0123456789abcdef"
+    for path in ("/adapters/a/export/other", unknown, f"/adapters/b/export/{job['id']}"):
         assert http.get(path).status_code == 404
         assert http.get(f"{path}/download").status_code == 404
         assert http.delete(path).status_code == 404
-    assert job["id"] in http.get("/adapters/a/export/other").json()["error"]["message"]
+    assert job["id"] in http.get(unknown).json()["error"]["message"]
 
 
 def test_the_routes_ask_for_the_admin_key(files: Files, tmp_path: Path) -> None:
@@ -152,6 +160,7 @@ def test_the_routes_ask_for_the_admin_key(files: Files, tmp_path: Path) -> None:
             ("POST", "/adapters/a/export"),
             ("GET", "/exports"),
             ("DELETE", "/adapters/a/export/x"),
+            ("DELETE", "/adapters/a/export/export-0123456789abcdef"),
         ):
             assert httpx.request(method, server.url + path).status_code == 401
 
@@ -182,6 +191,75 @@ def test_a_failing_export_says_why_and_leaves_nothing(files: Files, tmp_path: Pa
         assert job["status"] == "failed"
         assert "gone/config.json can't be read" in job["error"]
         assert list(exports.directory.iterdir()) == []
+
+
+def test_no_more_exports_wait_than_may_however_they_arrive(
+    http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are asked for while the first one's files are still being linked."""
+    jobs = server.server.deps.exports
+    assert jobs is not None
+    first = ask(http, "a")
+    wait(http, first, lambda job: job["status"] == "running")
+    go_on = threading.Event()
+    link = jobs._link_adapter
+
+    def slowly(job: ExportJob) -> None:
+        go_on.wait(SECONDS)
+        link(job)
+
+    monkeypatch.setattr(jobs, "_link_adapter", slowly)
+    with ThreadPoolExecutor(MOST_QUEUED + 4) as pool:
+        asked = [pool.submit(http.post, "/adapters/b/export", json={}) for _ in range(MOST_QUEUED + 4)]
+        refused = [each.result().status_code for each in islice(as_completed(asked), 4)]
+        go_on.set()
+    assert refused == [429] * 4
+    assert [each.result().status_code for each in asked].count(202) == MOST_QUEUED
+
+
+def test_an_export_cancelled_while_its_files_are_linked_leaves_nothing(
+    http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = server.server.deps.exports
+    assert jobs is not None
+    link = jobs._link_adapter
+    linking, go_on = threading.Event(), threading.Event()
+
+    def slowly(job: ExportJob) -> None:
+        linking.set()
+        go_on.wait(SECONDS)
+        link(job)
+
+    monkeypatch.setattr(jobs, "_link_adapter", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(http.post, "/adapters/b/export", json={})
+        assert linking.wait(SECONDS)
+        [job] = http.get("/exports").json()["data"]
+        assert http.delete(f"/adapters/b/export/{job['id']}").json()["status"] == "cancelled"
+        go_on.set()
+        assert asked.result().json()["status"] == "cancelled"
+    assert not (jobs.directory / job["id"]).exists()
+
+
+def test_adapters_may_be_called_like_paths_of_exports(http: httpx.Client) -> None:
+    names = ["team/export/1", "x/export/y/download", "x/export", "export/export", "a/export/export-1"]
+    for name in names:
+        assert http.post("/adapters", json={"name": name, "src": "b"}).status_code == 201
+        for path in (name, quote(name, safe="")):
+            assert http.get(f"/adapters/{path}").json()["name"] == name
+            assert http.get(f"/v1/models/{path}").json()["id"] == name
+        assert http.put(f"/adapters/{name}", json={"src": "b"}).json()["name"] == name
+        job = ask(http, name, format="peft")
+        assert http.get(f"/adapters/{name}/export/{job['id']}").json()["adapter"] == name
+        assert http.delete(f"/adapters/{quote(name, safe='')}").json()["deleted"] is True
+
+
+@pytest.mark.parametrize("end", ["", "/download"])
+def test_no_adapter_is_called_like_an_export(http: httpx.Client, end: str) -> None:
+    name = f"a/export/export-0123456789abcdef{end}"
+    refused = http.post("/adapters", json={"name": name, "src": "b"})
+    assert refused.status_code == 400
+    assert "export" in refused.json()["error"]["message"]
 
 
 def test_the_page_shows_the_routes(http: httpx.Client) -> None:
