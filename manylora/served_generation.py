@@ -21,7 +21,7 @@ from manylora.assemble import GIB, Server, assemble
 from manylora.base import DTYPES
 from manylora.quant.errors import QuantError
 from manylora.server.config import ServeSettings, load_settings
-from manylora.server.engine.async_engine import OutputStream
+from manylora.server.engine.output_stream import OutputStream
 from manylora.server.engine.request import GenerationRequest, SamplingParams
 from manylora.server.errors import ServerError
 from manylora.server.model.errors import ModelError

@@ -174,6 +174,7 @@ class Pools:
     max_step_tokens: int = 32
     adapter_timeout: float = 1e9
     max_overtakes: int = 8
+    max_step_context: int = 16384
 
 
 @dataclass
@@ -259,7 +260,11 @@ def make_engine(
     observer: Recorder,
 ) -> Engine:
     limits = SchedulerLimits(
-        pools.max_running, pools.max_step_tokens, pools.adapter_timeout, pools.max_overtakes
+        pools.max_running,
+        pools.max_step_tokens,
+        pools.adapter_timeout,
+        pools.max_overtakes,
+        pools.max_step_context,
     )
     settings = EngineSettings(
         vocab_size=VOCAB,
@@ -281,9 +286,10 @@ def ask(
     adapters: Sequence[tuple[int, float]] = (),
     n: int = 1,
     sampling: SamplingParams | None = None,
+    origin: str = "",
 ) -> GenerationRequest:
     """A greedy request that ends by length."""
     chosen = sampling or SamplingParams(temperature=0.0, max_tokens=count)
     return GenerationRequest(
-        request_id, tuple(prompt), chosen, tuple(adapters), f"label-{request_id}", n, time.monotonic()
+        request_id, tuple(prompt), chosen, tuple(adapters), f"label-{request_id}", n, time.monotonic(), origin
     )

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from manylora.adapters.types import AdapterWeights
-from manylora.server.engine.async_engine import AsyncEngine, OutputStream
+from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, Load
+from manylora.server.engine.output_stream import OutputStream
 from manylora.server.engine.request import FinishReason, SequenceOutput
 from manylora.server.errors import (
     AdapterUnavailable,
@@ -210,6 +211,28 @@ async def test_a_full_queue_refuses_at_once() -> None:
             bench.engine.submit(ask("c", PROMPT))
         assert refused.value.retry_after is not None
         bench.gate.set()
+
+
+async def test_prompts_of_one_client_count_as_one_that_waits() -> None:
+    async with running(max_waiting=2) as bench:
+        await bench.hold()
+        parts = [[ask(f"{name}{i}", PROMPT, 2, origin=name) for i in range(5)] for name in ("a", "b", "c")]
+        streams = bench.engine.submit_together(parts[0]) + bench.engine.submit_together(parts[1])
+        with pytest.raises(QueueFull):
+            bench.engine.submit_together(parts[2])
+        bench.gate.set()
+        outputs = await asyncio.gather(*map(read, streams))
+        assert {each[-1].finish_reason for each in outputs} == {FinishReason.LENGTH}
+        assert bench.engine.snapshot().waiting == 0
+
+
+async def test_prompts_are_queued_all_or_none() -> None:
+    async with running() as bench:
+        good, bad = ask("a", PROMPT, 2, origin="x"), ask("b", PROMPT, 300, origin="x")
+        with pytest.raises(ContextLengthExceeded):
+            bench.engine.submit_together([good, bad])
+        outputs = await read(bench.engine.submit(good))
+        assert sum(len(output.token_ids) for output in outputs) == 2
 
 
 async def test_what_can_never_run_is_refused_at_once() -> None:
