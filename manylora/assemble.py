@@ -20,6 +20,7 @@ from manylora.server.api.engine_metrics import EngineMetrics
 from manylora.server.api.export_jobs import ExportedBase, ExportJobs
 from manylora.server.api.metrics import Metrics
 from manylora.server.catalog import AdapterCatalog, CatalogSettings
+from manylora.server.chat.templates import ChatTemplates
 from manylora.server.config import AdapterArgument, ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineSettings, Load
@@ -116,7 +117,8 @@ def assemble(
         observer,
     )
     home = _home(settings, base, name)
-    catalog = _catalog(settings, base, name, engine, home, metrics)
+    templates = ChatTemplates(settings.template_timeout)
+    catalog = _catalog(settings, base, name, engine, home, metrics, templates)
     observer.scrape(engine, catalog, name, settings.block_size)
     api = ApiSettings(
         base_model=name,
@@ -134,7 +136,7 @@ def assemble(
         created=int(time.time()),
     )
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
-    deps = ApiDependencies(engine, catalog, tokenizer, metrics, api, exports)
+    deps = ApiDependencies(engine, catalog, tokenizer, templates, metrics, api, exports)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes)
 
 
@@ -208,6 +210,7 @@ def _catalog(
     engine: AsyncEngine,
     home: _Home,
     metrics: Metrics,
+    templates: ChatTemplates,
 ) -> AdapterCatalog:
     modules = {path: ModuleShape(out, wide) for path, (out, wide) in base.config.base_modules().items()}
     catalog = CatalogSettings(
@@ -218,6 +221,7 @@ def _catalog(
         max_rank=settings.max_rank,
         dtype=base.dtype,
         vocab_size=base.config.vocab_size,
+        templates=templates,
     )
     return AdapterCatalog(engine, home.registry, home.store, catalog, metrics)
 

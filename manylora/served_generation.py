@@ -20,6 +20,7 @@ from manylora.adapters.spec import CONFIG_FILE, AdapterSpec
 from manylora.assemble import GIB, Server, assemble
 from manylora.base import DTYPES
 from manylora.quant.errors import QuantError
+from manylora.server.api.prompts import chat_tokens
 from manylora.server.config import ServeSettings, load_settings
 from manylora.server.engine.output_stream import OutputStream
 from manylora.server.engine.request import GenerationRequest, SamplingParams
@@ -39,6 +40,8 @@ MOST_RUNNING = 32
 MOST_KV_BYTES = 1 << 30
 """For the KV cache, unless a single conversation needs more: it stands beside a training run."""
 BLOCK = 16
+ANY_LENGTH = 1 << 30
+"""Tokens of a prompt: whether it fits is told here, in words of its own."""
 TEMPLATE_ROOM = 256
 """Tokens by which an adapter's own chat template may lengthen a prompt."""
 
@@ -148,14 +151,13 @@ class ServedGeneration:
         adapters = ((model.adapter_id, 1.0),) if name == ADAPTER else ()
         streams = []
         for conversation in conversations:
-            prompt = server.deps.tokenizer.apply_chat_template(
-                conversation, chat_template=model.chat_template
-            )
-            left = server.deps.settings.context_length - len(prompt)
+            context = server.deps.settings.context_length
+            prompt = await chat_tokens(server.deps, model, conversation, at_most=ANY_LENGTH)
+            left = context - len(prompt)
             if left < 1:
                 raise InvalidData(
                     f"a held-out prompt has {len(prompt)} tokens, which fills the base's context of "
-                    f"{server.deps.settings.context_length}: leave it out of the eval data"
+                    f"{context}: leave it out of the eval data"
                 )
             self._requests += 1
             request = GenerationRequest(
@@ -187,6 +189,7 @@ class ServedGeneration:
             server, self._server = self._server, None
             await server.engine.stop()
             await server.catalog.close()
+            server.deps.templates.close()
         if self._data is not None:
             self._data.cleanup()
             self._data = None

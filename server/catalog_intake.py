@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from manylora.adapters.errors import AdapterError
+from manylora.adapters.errors import AdapterError, InvalidAdapter
 from manylora.adapters.files import fingerprint
 from manylora.adapters.reader import AdapterOutline, inspect_adapter, read_adapter
 from manylora.adapters.source import resolve_source
@@ -20,6 +20,9 @@ from manylora.adapters.spec import AdapterSpec
 from manylora.adapters.store import AdapterStore, StagedAdapter
 from manylora.adapters.types import AdapterWeights
 from manylora.server.catalog_types import CatalogSettings
+from manylora.server.chat.templates import TemplateFailed
+from manylora.server.errors import QueueFull
+from manylora.server.workers.pool import WorkersBusy
 
 T = TypeVar("T")
 
@@ -159,12 +162,23 @@ class AdapterIntake:
                 vocab_size=settings.vocab_size,
                 digest=staged.digest,
             )
+            self._check_template(loaded.chat_template)
             self._store.publish(staged)
         finally:
             self._store.discard(staged)
         weights = loaded.weights
         rank = max(weights.rank_by_module().values())
         return Prepared(staged.digest, loaded.spec, rank, loaded.chat_template, weights)
+
+    def _check_template(self, template: str | None) -> None:
+        if template is None or self._settings.templates is None:
+            return
+        try:
+            self._settings.templates.check(template)
+        except TemplateFailed as error:
+            raise InvalidAdapter(f"the chat template can't be compiled: {error}") from error
+        except WorkersBusy as error:
+            raise QueueFull(f"the chat template can't be compiled now: {error}", retry_after=1) from error
 
 
 def reason_of(error: AdapterError | OSError) -> str:

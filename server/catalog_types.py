@@ -9,6 +9,7 @@ import torch
 
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.types import AdapterWeights, BaseModules, FreedAdapter, Tier
+from manylora.server.chat.templates import ChatTemplates
 
 
 class AdapterEngine(Protocol):
@@ -112,6 +113,8 @@ class CatalogSettings:
     vocab_size: int | None = None
     trusted_sources: frozenset[str] = frozenset()
     """Directories that the operator named at start; they may lie anywhere."""
+    templates: ChatTemplates | None = None
+    """What compiles an adapter's chat template before it is taken; None: no check."""
     workers: int = 2
     """How many adapters are copied, hashed or read at the same time."""
 

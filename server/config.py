@@ -96,6 +96,13 @@ class ServeSettings(BaseSettings):
         30.0, gt=0, description="Seconds a request waits for room for its adapter; then 503."
     )
 
+    template_timeout: float = Field(
+        5.0,
+        gt=0,
+        le=300,
+        description="Seconds that an adapter's chat template may take for one chat; then 400.",
+    )
+
     api_key: Repeatable = Field((), description="Key that /v1 asks for. Repeatable.")
     admin_key: str | None = Field(
         None, description="Key that /adapters asks for; none: loopback callers only."

@@ -14,7 +14,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "manylora": ("manylora", "server", "adapters", "quant", "loadtest", "demo", "training"),
     "server.config": ("server.errors",),
     "server.errors": (),
-    "server.tokenizer": ("server.tokenizer", "server.errors", "adapters"),
+    "server.tokenizer": ("server.tokenizer", "server.chat", "server.workers", "server.errors", "adapters"),
+    "server.chat": ("server.chat", "server.workers"),
+    "server.workers": ("server.workers",),
     "server.catalog": ("server", "adapters"),
     "server.api": (
         "server.api",
@@ -22,6 +24,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "server.catalog",
         "server.errors",
         "server.tokenizer",
+        "server.chat",
+        "server.workers",
         "adapters",
     ),
     "server.engine": ("server.engine", "server.model", "server.kernels", "server.errors", "adapters"),
@@ -45,6 +49,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "sqlalchemy": ("adapters",),
     "transformers": (
         "server.model",
+        "server.chat",
         "loadtest",
         "demo",
         "training",

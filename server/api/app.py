@@ -54,13 +54,14 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Run the export jobs as long as the server."""
+    """Run the export jobs as long as the server, and end what renders templates with it."""
     # What is loaded leaves the garbage collector's rounds: a full one would hold the loop for 100 ms.
     gc.collect()
     gc.freeze()
-    exports = app.state.dependencies.exports
-    if exports is not None:
-        await exports.open()
+    deps: ApiDependencies = app.state.dependencies
+    if deps.exports is not None:
+        await deps.exports.open()
     yield
-    if exports is not None:
-        await exports.close()
+    deps.templates.close()
+    if deps.exports is not None:
+        await deps.exports.close()

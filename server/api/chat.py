@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import ApiDependencies, dependencies
-from manylora.server.api.disconnect import done_within
+from manylora.server.api.disconnect import done_within, unless_gone
 from manylora.server.api.generation import Choice, Generation, begin, sampling_params, usage_of
 from manylora.server.api.logprobs import chat_logprobs
 from manylora.server.api.openapi import body_of
@@ -38,7 +38,7 @@ async def chat_completions(request: Request) -> Response:
     async def tokenise(model: ResolvedModel) -> list[list[int]]:
         return [await chat_prompt(deps, body, model)]
 
-    generation = await begin(deps, body, tokenise, sampling)
+    generation = await unless_gone(request, begin(deps, body, tokenise, sampling))
     answer = ChatAnswer(deps, body, f"chatcmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
         return await event_stream(request, answer.chunks(generation), deps.settings.keep_alive_seconds)

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import ApiDependencies, dependencies
-from manylora.server.api.disconnect import done_within
+from manylora.server.api.disconnect import done_within, unless_gone
 from manylora.server.api.generation import Choice, Generation, begin, sampling_params, usage_of
 from manylora.server.api.logprobs import CompletionLogprobs
 from manylora.server.api.openapi import body_of
@@ -39,7 +39,8 @@ async def completions(request: Request) -> Response:
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
-    generation = await begin(deps, body, lambda _: completion_prompts(deps, body), sampling)
+    begun = begin(deps, body, lambda _: completion_prompts(deps, body), sampling)
+    generation = await unless_gone(request, begun)
     answer = CompletionAnswer(deps, body, generation.prompts, f"cmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
         return await event_stream(request, answer.chunks(generation), deps.settings.keep_alive_seconds)

@@ -9,6 +9,7 @@ from fastapi import Request
 from manylora.server.api.export_jobs import ExportJobs
 from manylora.server.api.metrics import Metrics
 from manylora.server.catalog import AdapterCatalog
+from manylora.server.chat.templates import ChatTemplates
 from manylora.server.engine.request import GenerationRequest, SequenceOutput
 from manylora.server.tokenizer import Tokenizer
 
@@ -72,6 +73,7 @@ class ApiDependencies:
     engine: GenerationEngine
     catalog: AdapterCatalog
     tokenizer: Tokenizer
+    templates: ChatTemplates
     metrics: Metrics
     settings: ApiSettings
     exports: ExportJobs | None = None

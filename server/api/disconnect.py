@@ -1,6 +1,7 @@
 """Waiting for work and for the client at the same time: who hangs up ends what was done for them."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import TypeVar
 
 from fastapi import Request
@@ -31,6 +32,13 @@ async def done_within(request: Request, task: "asyncio.Future[Result]", seconds:
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
     return task.done()
+
+
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """Return what ``work`` does, or end it and raise ClientGone if the client goes away first."""
+    task = asyncio.ensure_future(work)
+    await done_within(request, task)
+    return task.result()
 
 
 async def _disconnected(request: Request) -> None:

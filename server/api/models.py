@@ -1,16 +1,19 @@
 """GET /v1/models, /tokenize and /detokenize: what can be asked, and how texts become tokens."""
 
+import asyncio
+
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import ApiDependencies, dependencies
+from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.openapi import body_of
-from manylora.server.api.prompts import check_token_ids, for_template
+from manylora.server.api.prompts import chat_tokens, check_token_ids, for_template
 from manylora.server.api.rendering import json_response
 from manylora.server.api.schemas import DetokenizeRequest, TokenizeRequest
-from manylora.server.catalog import CatalogEntry
+from manylora.server.catalog import CatalogEntry, ResolvedModel
 from manylora.server.errors import InvalidRequest
 from manylora.server.tokenizer import TooManyTokens
 
@@ -67,36 +70,41 @@ async def tokenize(request: Request) -> Response:
     """Return the token ids of a text, or of a chat through its template."""
     deps = dependencies(request)
     body = await read_body(request, TokenizeRequest)
-    template = None if body.model is None else deps.catalog.resolve(body.model).chat_template
+    model = deps.catalog.resolve(body.model or deps.settings.base_model)
     try:
-        return await json_response(lambda: _tokens(deps, body, template), large=True)
+        ids = await unless_gone(request, _ids(deps, body, model))
     except TooManyTokens as error:
         raise InvalidRequest(
             f"the text has {error}, at most {MAX_TOKENS} are returned",
             param="prompt" if body.messages is None else "messages",
         ) from None
+    return await json_response(lambda: _tokens(deps, body, ids), large=True)
 
 
-def _tokens(deps: ApiDependencies, body: TokenizeRequest, template: str | None) -> dict[str, object]:
-    tokenizer = deps.tokenizer
-    if body.messages is None:
-        special = body.add_special_tokens
-        ids = tokenizer.encode(body.prompt or "", add_special_tokens=special, at_most=MAX_TOKENS)
-    else:
-        ids = tokenizer.apply_chat_template(
+async def _ids(deps: ApiDependencies, body: TokenizeRequest, model: ResolvedModel) -> list[int]:
+    if body.messages is not None:
+        return await chat_tokens(
+            deps,
+            model,
             for_template(body.messages),
-            chat_template=template,
+            body.chat_template_kwargs,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             at_most=MAX_TOKENS,
         )
+    text, special = body.prompt or "", body.add_special_tokens
+    return await asyncio.to_thread(
+        lambda: deps.tokenizer.encode(text, add_special_tokens=special, at_most=MAX_TOKENS)
+    )
+
+
+def _tokens(deps: ApiDependencies, body: TokenizeRequest, ids: list[int]) -> dict[str, object]:
+    names = [deps.tokenizer.token_text(token_id) for token_id in ids] if body.return_token_strs else None
     return {
         "count": len(ids),
         "max_model_len": deps.settings.context_length,
         "tokens": ids,
-        "token_strs": [tokenizer.token_text(token_id) for token_id in ids]
-        if body.return_token_strs
-        else None,
+        "token_strs": names,
     }
 
 

@@ -1,33 +1,76 @@
 """Prompts to token ids, off the event loop. What can't fit the context is refused, by its length if that says so."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.schemas import ChatRequest, CompletionRequest, Message
 from manylora.server.catalog import ResolvedModel
-from manylora.server.errors import ContextLengthExceeded, InvalidRequest
+from manylora.server.chat.templates import TemplateFailed
+from manylora.server.errors import ContextLengthExceeded, InvalidRequest, QueueFull
 from manylora.server.tokenizer import TooManyTokens
+from manylora.server.workers.pool import WorkersBusy
 
 
 async def chat_prompt(deps: ApiDependencies, body: ChatRequest, model: ResolvedModel) -> list[int]:
     """Return the chat's token ids, by the adapter's template or else the base's.
 
-    Raises ContextLengthExceeded, and InvalidRequest for messages that the template refuses.
+    Raises ContextLengthExceeded, InvalidRequest for messages that the template refuses, and QueueFull.
     """
-
-    def encode() -> list[int]:
-        return deps.tokenizer.apply_chat_template(
+    with _told_in_full(body.asked_tokens, deps.settings.context_length):
+        return await chat_tokens(
+            deps,
+            model,
             for_template(body.messages),
-            chat_template=model.chat_template,
+            body.chat_template_kwargs,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             at_most=deps.settings.context_length,
         )
 
-    with _told_in_full(body.asked_tokens, deps.settings.context_length):
-        return await asyncio.to_thread(encode)
+
+async def chat_tokens(
+    deps: ApiDependencies,
+    model: ResolvedModel,
+    messages: Sequence[Mapping[str, object]],
+    variables: Mapping[str, object] | None = None,
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    at_most: int,
+) -> list[int]:
+    """Render messages by the model's template and tokenise them; ``variables`` are for the template.
+
+    Raises TooManyTokens over ``at_most``, InvalidRequest for what the template refuses, and QueueFull.
+    """
+    how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+    if model.chat_template is None:
+        text = await asyncio.to_thread(lambda: deps.tokenizer.render(messages, variables, **how))
+    else:
+        text = await _by_adapter(deps, model.chat_template, messages, variables or {}, how)
+    return await asyncio.to_thread(lambda: deps.tokenizer.encode_chat(text, at_most=at_most))
+
+
+async def _by_adapter(
+    deps: ApiDependencies,
+    template: str,
+    messages: Sequence[Mapping[str, object]],
+    variables: Mapping[str, object],
+    how: Mapping[str, bool],
+) -> str:
+    """Render by a template from outside, in a process of its own."""
+    try:
+        seen = {**deps.tokenizer.special_tokens, **variables}
+        return await deps.templates.render(template, messages, seen, **how)
+    except TemplateFailed as error:
+        raise InvalidRequest(
+            f"the chat template refuses these messages: {error}", param="messages"
+        ) from error
+    except WorkersBusy as error:
+        raise QueueFull(
+            f"the adapter's chat template is busy: {error}; try again later", retry_after=1
+        ) from error
 
 
 async def completion_prompts(deps: ApiDependencies, body: CompletionRequest) -> list[Sequence[int]]:

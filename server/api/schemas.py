@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from manylora.server.api.inert import BODY, MESSAGE, NO_TOOLS, PART, Passing, refused
+from manylora.server.api.template_variables import TemplateVariables
 
 MAX_STOPS = 16
 MAX_STOP_IDS = 1024
@@ -153,6 +154,7 @@ class ChatRequest(SamplingFields):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
@@ -224,6 +226,7 @@ class TokenizeRequest(Strict):
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
     return_token_strs: bool = False
 
     @model_validator(mode="after")

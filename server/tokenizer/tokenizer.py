@@ -13,13 +13,10 @@ from typing import Any, cast
 from jinja2.exceptions import TemplateError
 
 from manylora.adapters.tokenizer import TokenizerRefused, load_tokenizer
+from manylora.server.chat.render import Message, render
+from manylora.server.chat.templates import MAX_RENDERED_CHARACTERS
 from manylora.server.errors import InvalidRequest
 from manylora.server.tokenizer.backend import Backend, normalizer_shrinks_by, pieces_of
-
-MAX_TEMPLATE_CHARACTERS = 256 * 1024
-"""Length of a chat template that an adapter may bring."""
-MAX_RENDERED_CHARACTERS = 16 * 1024 * 1024
-"""Length of a rendered prompt; longer is refused before it is tokenised."""
 
 _TEMPLATE_FAULTS = (
     TemplateError,
@@ -31,8 +28,6 @@ _TEMPLATE_FAULTS = (
     RecursionError,
     MemoryError,
 )
-
-Message = Mapping[str, Any]  # a chat message is the client's JSON: templates may look at any field of it
 
 
 class TooManyTokens(Exception):
@@ -86,6 +81,14 @@ class Tokenizer:
         """Whether the base model brings a chat template."""
         return bool(self._outer.chat_template)
 
+    @property
+    def special_tokens(self) -> dict[str, str | list[str]]:
+        """Names of special tokens (bos_token, …) as chat templates read them."""
+        found = self._outer.special_tokens_map.items()
+        return {
+            name: list(map(str, token)) if isinstance(token, list) else str(token) for name, token in found
+        }
+
     def encode(self, text: str, *, add_special_tokens: bool = True, at_most: int | None = None) -> list[int]:
         """Tokenise a completion's prompt; by default with the tokens (bos) that the model puts around a text.
 
@@ -110,23 +113,26 @@ class Tokenizer:
     def render(
         self,
         messages: Sequence[Message],
+        variables: Mapping[str, object] | None = None,
         *,
-        chat_template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> str:
-        """Write the messages out by the chat template, in transformers' sandboxed Jinja.
+        """Write the messages out by the model's chat template, in this process: the operator chose it.
 
-        ``chat_template`` (an adapter's) replaces the model's; it is code from outside: the sandbox keeps it
-        from the process and its length and output are bounded, its running time is not.
-        Raises InvalidRequest naming ``messages`` when there is no template, or it refuses them.
+        ``variables`` are what else the template may read. Raises InvalidRequest naming ``messages`` when there is no
+        template, or it refuses them.
         """
-        self._check_template(chat_template)
+        if not self.has_chat_template:
+            raise InvalidRequest(
+                "the model has no chat template: use /v1/completions, or an adapter that brings one",
+                param="messages",
+            )
         try:
-            text = self._outer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                chat_template=chat_template,
+            text = render(
+                self._outer.get_chat_template(),
+                messages,
+                {**self.special_tokens, **(variables or {})},
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
             )
@@ -141,43 +147,22 @@ class Tokenizer:
                 f"at most {MAX_RENDERED_CHARACTERS} are allowed",
                 param="messages",
             )
-        return cast(str, text)
+        return text
 
-    def _check_template(self, chat_template: str | None) -> None:
-        if chat_template is None and not self.has_chat_template:
-            raise InvalidRequest(
-                "the model has no chat template: use /v1/completions, or an adapter that brings one",
-                param="messages",
-            )
-        if chat_template is not None and len(chat_template) > MAX_TEMPLATE_CHARACTERS:
-            raise InvalidRequest(
-                f"the adapter's chat template has {len(chat_template)} characters, at most "
-                f"{MAX_TEMPLATE_CHARACTERS} are allowed",
-                param="messages",
-            )
-
-    def apply_chat_template(
-        self,
-        messages: Sequence[Message],
-        *,
-        chat_template: str | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        at_most: int | None = None,
-    ) -> list[int]:
-        """Render the messages (see ``render``) and tokenise the result whole (see ``encode``).
+    def encode_chat(self, text: str, *, at_most: int | None = None) -> list[int]:
+        """Tokenise what a chat template wrote (see ``encode``).
 
         The template writes bos itself, so no tokens are added. Control tokens are parsed wherever they stand,
         in a user's text too: that is what vLLM and others do; a front end that must prevent it has to filter
         what users send.
         """
-        text = self.render(
-            messages,
-            chat_template=chat_template,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
         return self.encode(text, add_special_tokens=False, at_most=at_most)
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Render the messages (see ``render``) and tokenise the result (see ``encode_chat``)."""
+        return self.encode_chat(self.render(messages, add_generation_prompt=add_generation_prompt))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids into text, special tokens left out."""

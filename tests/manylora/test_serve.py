@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -202,3 +203,24 @@ def test_adapters_are_managed_from_the_command_line(files: Path, tmp_path: Path)
             assert len(wrong.stderr.splitlines()) == 1
     gone = adapters("list")
     assert (gone.returncode, "no server answers" in gone.stderr) == (2, True)
+
+
+def test_ctrl_c_ends_a_server_whose_templates_burn(files: Path, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb"
+    shutil.copytree(files / "adapters" / "one", bomb)
+    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    (bomb / "chat_template.jinja").write_text(loops)
+    body = {"model": "bomb", "messages": [{"role": "user", "content": "x"}]}
+    more = ("--adapter", f"bomb={bomb}", "--drain-timeout", "1", "--template-timeout", "100")
+    with serving(tmp_path, *flags(files, *more)) as server, ThreadPoolExecutor(8) as pool:
+        asked = [
+            pool.submit(httpx.post, f"{server.url}/v1/chat/completions", json=body, timeout=60)
+            for _ in range(8)
+        ]
+        # Threads that tokenise are free, however many templates burn.
+        assert answer(server, "base")
+        assert not any(each.done() for each in asked)
+        server.process.terminate()
+        assert server.process.wait(timeout=20) == 0
+        for each in asked:
+            assert each.exception(timeout=20) is not None or each.result().status_code >= 400

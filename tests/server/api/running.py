@@ -130,15 +130,15 @@ class Running:
     def broken_tokenizer(self) -> Iterator[None]:
         """Let chat templates fail in a way that nobody foresaw, until the block ends."""
 
-        def fail(*arguments: object, **named: object) -> list[int]:
+        def fail(*arguments: object, **named: object) -> str:
             raise RuntimeError("secret detail")
 
         tokenizer = self.server.deps.tokenizer
-        tokenizer.apply_chat_template = fail  # type: ignore[method-assign]
+        tokenizer.render = fail  # type: ignore[method-assign]
         try:
             yield
         finally:
-            del tokenizer.apply_chat_template
+            del tokenizer.render
 
     def metric(self, name: str, **labels: str) -> float | None:
         """Return one sample of /metrics, None if there is none."""

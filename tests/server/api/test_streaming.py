@@ -33,10 +33,12 @@ def generated(server: Running) -> float:
 
 
 @contextmanager
-def asked(server: Running, body: dict[str, object]) -> Iterator[socket.socket]:
+def asked(
+    server: Running, body: dict[str, object], route: str = "/v1/completions"
+) -> Iterator[socket.socket]:
     """Send a request; hang up when the block ends."""
     content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(head.encode() + content)
         yield connection

@@ -153,11 +153,10 @@ def test_without_a_generation_config_eos_ids_are_the_models(tmp_path: Path) -> N
     assert Tokenizer(str(folder)).eos_ids == {1, 7}
 
 
-def test_template_gives_ids_and_can_be_replaced(byte_level: Tokenizer) -> None:
+def test_template_gives_ids(byte_level: Tokenizer) -> None:
     messages = [{"role": "user", "content": "hello"}]
     assert byte_level.render(messages) == "<s>user: hello<s>assistant:"
     assert byte_level.apply_chat_template(messages) == byte_level.encode("<s>user: hello<s>assistant:")
-    assert byte_level.render(messages, chat_template="{{ messages[0].content }}") == "hello"
     half = [*messages, {"role": "assistant", "content": "well"}]
     text = byte_level.render(half, add_generation_prompt=False, continue_final_message=True)
     assert text.endswith("assistant: well")
@@ -174,23 +173,23 @@ def test_a_chat_has_one_bos_even_if_the_tokenizer_adds_it_to_texts(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("messages", "template"),
-    [
-        ([{"role": "system", "content": "x"}], None),
-        ([{"role": "user"}], "{{ messages[0].content + 'x' }}"),
-        ([{"role": "user", "content": "x"}], "{{ ''.__class__.__mro__ }}"),
-        ([{"role": "user", "content": "x"}], "{% for %}"),
-        ([{"role": "user", "content": "x"}], "{{ 'x' * 17000000 }}"),
-        ([{"role": "user", "content": "x"}], "{{ 1 / 0 }}"),
-        ([{"role": "user", "content": "x"}], "x" * (256 * 1024 + 1)),
-    ],
+    "messages", [[{"role": "system", "content": "x"}], [{"role": "user"}, {"role": "system"}]]
 )
 def test_what_a_template_refuses_is_the_client_s_fault(
-    byte_level: Tokenizer, messages: list[dict[str, str]], template: str | None
+    byte_level: Tokenizer, messages: list[dict[str, str]]
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        byte_level.render(messages, chat_template=template)
+    with pytest.raises(InvalidRequest, match="no system role") as caught:
+        byte_level.render(messages)
     assert caught.value.param == "messages"
+
+
+def test_a_template_reads_what_the_client_says_beside_the_messages(tmp_path: Path) -> None:
+    off = "{% if enable_thinking is defined and not enable_thinking %} no thinking{% endif %}"
+    template = "{{ messages[0].content }}" + off
+    chatty = Tokenizer(folder(tmp_path, pieces(legacy=True), "llama", None, {"chat_template": template}))
+    messages = [{"role": "user", "content": "hello"}]
+    assert chatty.render(messages) == "hello"
+    assert chatty.render(messages, {"enable_thinking": False}) == "hello no thinking"
 
 
 def test_threads_get_what_one_thread_gets(byte_level: Tokenizer) -> None:

@@ -1,0 +1,1 @@
+"""Chat templates: messages to a prompt's text. Knows no tokenizer and nothing else of the server."""

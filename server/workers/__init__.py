@@ -1,0 +1,1 @@
+"""Processes for what comes from outside and may run for ever or take all memory: limited, and replaced if need be."""
