@@ -1,7 +1,7 @@
 """What can go wrong with an adapter. The HTTP statuses are what server/api makes of each class.
 
 AdapterError                     500  anything below, and what has no class of its own
-├── AdapterNotFound              404  the source directory isn't there, or isn't an adapter's
+├── AdapterNotFound              400  the source directory isn't there, or isn't an adapter's
 ├── AdapterPathForbidden         403  the source, or a link inside it, leads out of the adapter root
 ├── InvalidAdapter               400  malformed, incomplete, or for another base; names file and tensor
 │   └── UnsupportedAdapter       400  well-formed, but a kind, a source or a rank that is not served

@@ -46,7 +46,8 @@ FOREIGN: dict[type[Exception], Shape] = {
     adapter_errors.UnknownAdapter: Shape(404, INVALID, "model_not_found"),
     adapter_errors.StoreFull: Shape(507, "server_error", "store_full"),
     adapter_errors.RegistryBusy: Shape(503, "server_error", "registry_busy"),
-    adapter_errors.AdapterError: Shape(400, INVALID, "invalid_adapter"),
+    # What has no class of its own is a fault of the registry or of a disk, not of the request.
+    adapter_errors.AdapterError: Shape(500, "server_error", "storage_failed"),
 }
 
 
