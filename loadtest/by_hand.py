@@ -76,7 +76,7 @@ def step(model: ServedModel, work: Sequence[tuple[Row, int]]) -> None:
         torch.tensor([row.blocks() for row, _ in work], device=device),
     )
     wanted = torch.arange(len(ids), device=device)
-    logits = model(torch.tensor(ids, device=device), attention, spans, wanted)
+    logits = model(torch.tensor(ids, device=device), attention, spans, wanted).logits
     for (row, _), first, last in zip(work, starts, starts[1:], strict=False):
         row.logits.append(logits[first:last])
 

@@ -97,7 +97,7 @@ def decode_step(model: ServedModel, rows: int, context: int, adapters: list[Adap
 
 def run_step(model: ServedModel, step: Step) -> None:
     """Compute a step to its end."""
-    logits = model(step.token_ids, step.attention, step.spans, step.wanted)
+    logits = model(step.token_ids, step.attention, step.spans, step.wanted).logits
     if logits.is_cuda:
         torch.cuda.synchronize(logits.device)
 

@@ -16,6 +16,7 @@ from manylora.server.model.arena import RankArena, bytes_per_row_by_module
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.kv_cache import KVCache
 from manylora.server.model.served import ServedModel
+from manylora.server.model.step_output import StepOutput
 
 BLOCK = 16
 HOST_BYTES = 1 << 50
@@ -43,12 +44,12 @@ class FinishedModel(ServedModel):
         attention: AttentionMetadata,
         spans: Sequence[LoraSpan],
         logits_rows: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> StepOutput:
         """Compute a step; see ServedModel."""
-        logits = super().__call__(token_ids, attention, spans, logits_rows)
-        if logits.is_cuda:
-            torch.cuda.synchronize(logits.device)
-        return logits
+        output = super().__call__(token_ids, attention, spans, logits_rows)
+        if output.logits.is_cuda:
+            torch.cuda.synchronize(output.logits.device)
+        return output
 
 
 def build_engine(decoder: Decoder, sizes: EngineSizes, observer: EngineObserver | None = None) -> Engine:

@@ -1,5 +1,6 @@
 """Puts a server together from its settings: model, pools, engine, catalog, API. Starts nothing."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,9 +35,10 @@ GIB = 1 << 30
 ARENA_SHARE, KV_SHARE = 0.1, 0.3
 """Shares of the memory that is free once the model is loaded."""
 MOST_ARENA_ROWS = 4096
-CPU_STEP_CONTEXT, STEP_CONTEXT = 16384, 1 << 20
-"""Context tokens of a step by device: about 20 ms of attention in the demo on a core; elsewhere they cost little."""
 MIB = 1 << 20
+TOKENS_NAMED = 5
+"""Tokens that a log line names."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ def assemble(
     # What the KV cache can't hold no request can have.
     context = min(context, sizes.num_blocks * settings.block_size)
     tokenizer = Tokenizer(directory)
+    _tell_unknown_tokens(tokenizer, base.config.vocab_size)
     metrics = Metrics(name, settings.max_adapter_labels)
     observer = EngineMetrics(metrics)
     engine = AsyncEngine(
@@ -115,6 +118,7 @@ def assemble(
         settings.max_waiting,
         context,
         observer,
+        settings.audit_after,
     )
     home = _home(settings, base, name)
     templates = ChatTemplates(settings.template_timeout)
@@ -130,7 +134,6 @@ def assemble(
         cors_origins=settings.cors_origin,
         max_body_bytes=int(settings.max_body_mib * MIB),
         max_choices=settings.max_choices,
-        max_sequences=settings.max_sequences,
         keep_alive_seconds=settings.keep_alive_seconds,
         base_source=settings.base or "",
         created=int(time.time()),
@@ -138,6 +141,21 @@ def assemble(
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
     deps = ApiDependencies(engine, catalog, tokenizer, templates, metrics, api, exports)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes)
+
+
+def _tell_unknown_tokens(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Log which tokens the tokenizer knows and the model has no row for."""
+    unknown = tokenizer.vocab_size - vocab_size
+    if unknown > 0:
+        last = min(tokenizer.vocab_size, vocab_size + TOKENS_NAMED)
+        named = ", ".join(repr(tokenizer.token_text(token_id)) for token_id in range(vocab_size, last))
+        log.warning(
+            "the tokenizer knows %d tokens beyond the model's vocabulary of %d (%s%s): prompts with one are refused",
+            unknown,
+            vocab_size,
+            named,
+            ", …" if unknown > TOKENS_NAMED else "",
+        )
 
 
 def _engine(
@@ -150,12 +168,10 @@ def _engine(
 ) -> Engine:
     kv = KVCache(base.config, sizes.num_blocks, settings.block_size, base.dtype, base.device)
     arena = RankArena(base.config, sizes.arena_rows, base.dtype, base.device)
-    step_context = CPU_STEP_CONTEXT if base.device.type == "cpu" else STEP_CONTEXT
     limits = SchedulerLimits(
         max_running=settings.max_running,
         max_step_tokens=settings.max_step_tokens,
         adapter_timeout=settings.adapter_timeout,
-        max_step_context=settings.max_step_context or step_context,
     )
     sizes_of_engine = EngineSettings(
         vocab_size=base.config.vocab_size,

@@ -74,14 +74,9 @@ class ServeSettings(BaseSettings):
 
     max_model_len: int = Field(0, ge=0, description="Context limit in tokens; 0: the model's own.")
     max_running: int = Field(256, ge=1, description="Sequences that decode at the same time.")
-    max_waiting: int = Field(1024, ge=1, description="Clients' requests that may wait; more get 429.")
+    max_waiting: int = Field(1024, ge=1, description="Requests that may wait; more get 429.")
     max_step_tokens: int = Field(
         512, ge=16, description="Tokens of one step, prompts' chunks and decodes together."
-    )
-    max_step_context: int = Field(
-        0,
-        ge=0,
-        description="Context tokens that a step's further sequences of each request fill; 0: by the device.",
     )
     block_size: int = Field(16, ge=1, description="Tokens of one KV block.")
     kv_cache_gib: float = Field(
@@ -113,14 +108,14 @@ class ServeSettings(BaseSettings):
     )
     max_body_mib: float = Field(12.0, gt=0, description="Largest request body in MiB; more gets 413.")
     max_choices: int = Field(128, ge=1, description="Largest n of a request.")
-    max_sequences: int = Field(
-        1024, ge=1, description="Answers that one request may ask for: its prompts times n."
-    )
     keep_alive_seconds: float = Field(
         15.0, gt=0, description="A comment is sent on a stream that is silent so long."
     )
     drain_timeout: float = Field(
         60.0, ge=0, description="Seconds that running requests get after the first Ctrl-C."
+    )
+    audit_after: float = Field(
+        0.0, ge=0, description="Idle seconds after which the pools' books are checked; 0: never."
     )
     max_adapter_labels: int = Field(100, ge=1, description="Adapters with labels of their own in /metrics.")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")

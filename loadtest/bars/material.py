@@ -7,6 +7,8 @@ from pathlib import Path
 
 from manylora.loadtest.checkpoints import ALL_LINEAR, ATTENTION, TINY, AdapterShape, write_adapter, write_base
 
+AUDIT_AFTER = 0.2
+"""Idle seconds after which the servers check the books of their pools."""
 VOCABULARY = TINY.vocab_size - 3
 """Ids that are not control tokens."""
 RANKS = (4, 8, 12, 16, 24, 32, 48, 64)
@@ -44,7 +46,7 @@ class Material:
         """Return the flags of a server that serves this exactly, and small."""
         return [
             *("--adapter-root", str(self.adapters), "--dtype", "float32", "--quantization", quantization),
-            *("--threads", "1", "--log-level", "warning", *more),
+            *("--threads", "1", "--log-level", "warning", "--audit-after", str(AUDIT_AFTER), *more),
         ]
 
 

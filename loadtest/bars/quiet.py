@@ -4,12 +4,13 @@ import asyncio
 import time
 
 from manylora.loadtest.bars.client import Client, Held, held
+from manylora.loadtest.bars.material import AUDIT_AFTER
 from manylora.loadtest.bars.report import Report
 
 NOTHING = Held(0, 0, 0, 0, 0)
 MIB = 1 << 20
-AUDIT_SECONDS = 0.6
-"""The server audits its pools within this time once it is idle."""
+AUDIT_SECONDS = AUDIT_AFTER + 0.4
+"""The bars' servers audit their pools within this time once they are idle."""
 
 
 async def quiet(client: Client, seconds: float = 20.0) -> Held:

@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from manylora.adapters.types import AdapterWeights, FreedAdapter, Tier
@@ -31,11 +31,7 @@ from manylora.server.errors import (
 log = logging.getLogger(__name__)
 Command = Callable[[Engine], None]
 Done = Callable[[FreedAdapter | None], None]
-FAULTS_IN_A_ROW = 3
-"""Failed steps without a good one between them, after which the server is not ready."""
 TIERS: tuple[Tier, ...] = ("device", "host", "disk")
-AUDIT_AFTER = 0.2
-"""Seconds of silence after which the pools are audited: never between a request and the next of the same client."""
 READERS = 2
 """Threads that read adapters from disk."""
 
@@ -44,8 +40,14 @@ class AsyncEngine:
     """Runs an Engine in a thread. Make it on the event loop, then ``start``."""
 
     def __init__(
-        self, make: Callable[[Load], Engine], max_waiting: int, context_length: int, observer: EngineObserver
+        self,
+        make: Callable[[Load], Engine],
+        max_waiting: int,
+        context_length: int,
+        observer: EngineObserver,
+        audit_after: float = 0.0,
     ) -> None:
+        """``audit_after``: seconds of silence after which the pools' books are checked; 0: never by themselves."""
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="adapter-reader")
         self._engine = make(self._read)
@@ -54,13 +56,12 @@ class AsyncEngine:
         self._observer = observer
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, OutputStream] = {}
-        self._handed_in = self._taken_in = 0
-        """Clients' requests that were put into the inbox, and that the engine has taken out of it."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._draining = False
         self._broken: str | None = None
+        self._audit_after = audit_after
         self._audit_due = False
         self._leaving: set[int] = set()
         """Adapters that are to be removed. A request for one is refused by ``submit``, where its caller can still
@@ -97,30 +98,22 @@ class AsyncEngine:
     @property
     def ready(self) -> bool:
         """Whether requests can be served."""
-        return self._thread.is_alive() and not self._draining and self._broken is None and not self._failing
+        sound = self._broken is None and self._engine.health.trouble is None
+        return self._thread.is_alive() and not self._draining and sound
 
     @property
     def unready_reason(self) -> str:
         """Why not, if not."""
         if self._broken is not None:
             return self._broken
-        if self._failing:
-            return f"the last {self._engine.faults_in_a_row} steps failed"
+        if self._engine.health.trouble is not None:
+            return self._engine.health.trouble
         return "the server drains" if self._draining else "the engine has not started"
-
-    @property
-    def _failing(self) -> bool:
-        return self._engine.faults_in_a_row >= FAULTS_IN_A_ROW
 
     # Requests, on the event loop
 
     def submit(self, request: GenerationRequest) -> OutputStream:
-        """Queue a client's request of one prompt; see ``submit_together``."""
-        [stream] = self.submit_together((request,))
-        return stream
-
-    def submit_together(self, requests: Sequence[GenerationRequest]) -> list[OutputStream]:
-        """Queue the prompts of a client's request (one ``origin``), all or none. They count as one that waits.
+        """Queue a request.
 
         Raises at once QueueFull, ShuttingDown, StepFailed, ModelNotFound, ContextLengthExceeded, InvalidRequest.
         """
@@ -128,27 +121,20 @@ class AsyncEngine:
             raise ShuttingDown("the server is shutting down", retry_after=30)
         if self._broken is not None:
             raise StepFailed(f"the engine can't go on: {self._broken}")
-        waiting = self._engine.scheduler.waiting.num_lines + self._handed_in - self._taken_in
+        waiting = len(self._engine.scheduler.waiting) + self._inbox.qsize()
         if waiting >= self._max_waiting:
             raise QueueFull(f"{waiting} requests are waiting already; try again later", retry_after=1)
-        for request in requests:
-            self._check_room(request)
-            if any(adapter_id in self._leaving for adapter_id, _ in request.adapters):
-                raise ModelNotFound(f"there is no model {request.adapter_label!r} any more", param="model")
-            self._engine.check(request)
-            if request.request_id in self._streams:
-                raise InvalidRequest(f"request id {request.request_id!r} is in use")
-        streams = [OutputStream(request, self.abort) for request in requests]
-        self._streams |= {stream.request_id: stream for stream in streams}
+        self._check_room(request)
+        if any(adapter_id in self._leaving for adapter_id, _ in request.adapters):
+            raise ModelNotFound(f"there is no model {request.adapter_label!r} any more", param="model")
+        self._engine.check(request)
+        if request.request_id in self._streams:
+            raise InvalidRequest(f"request id {request.request_id!r} is in use")
+        stream = OutputStream(request, self.abort)
+        self._streams[request.request_id] = stream
         self._idle.clear()
-        self._handed_in += 1
-        self._inbox.put(lambda engine: self._take_in(engine, requests))
-        return streams
-
-    def _take_in(self, engine: Engine, requests: Sequence[GenerationRequest]) -> None:
-        for request in requests:
-            engine.add_request(request)
-        self._taken_in += 1
+        self._inbox.put(lambda engine: engine.add_request(request))
+        return stream
 
     def abort(self, request_id: str) -> None:
         """End a request: its stream ends with ABORTED outputs. Harmless when it has ended."""
@@ -218,7 +204,7 @@ class AsyncEngine:
         rows = cache.allocator.rows
         return EngineStats(
             running=len(engine.scheduler.running),
-            waiting=len(engine.scheduler.waiting) + engine.requests.num_unmade,
+            waiting=len(engine.scheduler.waiting),
             blocks=engine.settings.num_blocks,
             free_blocks=engine.blocks.num_free,
             cached_blocks=engine.blocks.num_cached,
@@ -234,7 +220,7 @@ class AsyncEngine:
         )
 
     async def check_integrity(self) -> None:
-        """Raise AssertionError if the pools' books don't balance."""
+        """Raise AssertionError if the pools' books don't balance. Steps wait for it: with a million blocks a second."""
         await self._between_steps(lambda engine: engine.check_integrity())
 
     async def _between_steps(self, command: Command) -> None:
@@ -299,7 +285,7 @@ class AsyncEngine:
             try:
                 command = self._inbox.get(block=block, timeout=self._patience() if block else None)
             except queue.Empty:
-                if block and self._audit_due and not len(self._engine.requests):
+                if block and self._audits and not len(self._engine.requests):
                     self._engine.check_integrity()
                     self._audit_due = False
                 return True
@@ -310,11 +296,17 @@ class AsyncEngine:
             block = False
 
     def _patience(self) -> float | None:
-        """Return how long to wait for a command: until a waiting request's time is over, or an audit is due."""
-        deadline = self._engine.scheduler.next_deadline()
-        if deadline is not None:
-            return max(0.001, deadline - time.monotonic())
-        return AUDIT_AFTER if self._audit_due and not len(self._engine.requests) else None
+        """Return how long to wait for a command: until a waiting request's time is over, or a probe is due."""
+        engine = self._engine
+        times = (engine.scheduler.next_deadline(), engine.health.next_probe())
+        due = min((each for each in times if each is not None), default=None)
+        if due is not None:
+            return max(0.001, due - time.monotonic())
+        return self._audit_after if self._audits and not len(engine.requests) else None
+
+    @property
+    def _audits(self) -> bool:
+        return self._audit_due and self._audit_after > 0
 
     def _read(self, held: HeldAdapter) -> None:
         """Read an adapter from disk elsewhere; its weights come back through the inbox."""

@@ -16,14 +16,15 @@ from manylora.adapters.types import AdapterWeights, FreedAdapter
 from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement, Write
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.detokenizer import TokenDecoder
+from manylora.server.engine.health import Health
 from manylora.server.engine.model_runner import ModelRunner, StepModel, StepResult
 from manylora.server.engine.observer import EngineObserver, SilentEngineObserver, StepTimings
 from manylora.server.engine.rank_allocator import Move
 from manylora.server.engine.request import FinishReason, GenerationRequest
 from manylora.server.engine.requests import LiveRequests
-from manylora.server.engine.sampler import SampleFault, Sampler
+from manylora.server.engine.sampler import Sampler
 from manylora.server.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits, StepPlan
-from manylora.server.engine.sequence import LiveRequest, SequenceStatus
+from manylora.server.engine.sequence import SequenceStatus
 from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError, StepFailed
 from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges, RankRange
 
@@ -80,18 +81,16 @@ class Engine:
         self.settings = settings
         self.blocks = BlockManager(settings.num_blocks, settings.block_size)
         self.cache = AdapterCache(dict.fromkeys(LORA_MODULES, settings.arena_rows), settings.host_bytes)
-        live: dict[str, LiveRequest] = {}
-        self.scheduler = Scheduler(settings.limits, self.blocks, self.cache, live)
+        self.scheduler = Scheduler(settings.limits, self.blocks, self.cache)
         self._observer: EngineObserver = observer or SilentEngineObserver()
-        self.requests = LiveRequests(live, self.scheduler, decoder, eos_ids, self._observer)
+        self.health = Health(settings.vocab_size)
+        self.requests = LiveRequests(self.scheduler, decoder, eos_ids, self._observer, self.health)
         self._arena = arena
         self._load = load
         self._loading: set[int] = set()
         self._leaving: dict[int, tuple[tuple[Freed, ...], int]] = {}
         """Retired adapters: whom to tell, and how many sequences were aborted for it."""
         self.preemptions = 0
-        self.faults_in_a_row = 0
-        """Steps that failed since one went well."""
         self._runner = ModelRunner(
             model,
             Sampler(settings.vocab_size, device),
@@ -108,6 +107,7 @@ class Engine:
 
         Raises ModelNotFound for an adapter that is unknown or leaving, and InvalidRequest.
         """
+        self._check_ids(request)
         if not request.prompt_token_ids or request.n < 1 or request.sampling.max_tokens < 1:
             raise InvalidRequest(
                 "a request needs a prompt of at least one token, n and max_tokens of at least 1"
@@ -122,6 +122,22 @@ class Engine:
                 "use fewer of them, or start with a larger --arena-rows",
                 param="model",
             )
+
+    def _check_ids(self, request: GenerationRequest) -> None:
+        """Refuse token ids that the model has no row for, whatever they come from: ids, a text or a template."""
+        size, sampling = self.settings.vocab_size, request.sampling
+        named = {
+            "the prompt": request.prompt_token_ids,
+            "logit_bias": sampling.logit_bias,
+            "stop_token_ids": sampling.stop_token_ids,
+        }
+        for what, ids in named.items():
+            if ids and not (min(ids) >= 0 and max(ids) < size):
+                wrong = next(token_id for token_id in ids if not 0 <= token_id < size)
+                raise InvalidRequest(
+                    f"{what} has the token id {wrong}, but the model's vocabulary has {size} tokens, ids 0 to "
+                    f"{size - 1}; a tokenizer may know tokens that the model was never given: leave out what spells one"
+                )
 
     def add_request(self, request: GenerationRequest) -> None:
         """Queue a request; one that can't be queued (its adapter has gone meanwhile) fails, and is told."""
@@ -195,7 +211,7 @@ class Engine:
             error = ModelNotFound("the adapter was deleted while it answered", param="model")
             for live in self.requests:
                 if adapter_id in live.adapter_ids:
-                    aborted += len(live.live) + live.num_unmade
+                    aborted += len(live.live)
                     self.requests.end(live, FinishReason.ABORTED, error)
         earlier, before = self._leaving.get(adapter_id, ((), 0))
         self._leaving[adapter_id] = ((*earlier, freed), before + aborted)
@@ -224,6 +240,9 @@ class Engine:
     def step(self) -> bool:
         """Run one step; False if there was nothing that could be computed now."""
         began = time.perf_counter()
+        probe = self.health.take_probe(time.monotonic())
+        if probe is not None:
+            self.add_request(probe)
         plan = self.scheduler.schedule(time.monotonic())
         self.preemptions += len(plan.preempted)
         self._expire(plan)
@@ -233,7 +252,6 @@ class Engine:
         rows = tuple(row for row in plan.rows if row.sequence.status is SequenceStatus.RUNNING)
         if rows:
             self._run(rows, scheduled - began, time.perf_counter() - scheduled)
-        self.requests.make_choices()
         self.cache.trim_host(self.scheduler.wanted)
         self._release_retired()
         return bool(plan.rows or plan.preempted or plan.expired)
@@ -244,7 +262,7 @@ class Engine:
         except Exception as error:
             self._fail_step(rows, error)
             return
-        self.faults_in_a_row = 0
+        self.health.step_ended(well=True)
         computed = time.perf_counter()
         self._commit(rows, result)
         commit = time.perf_counter() - computed
@@ -262,7 +280,7 @@ class Engine:
         if not len(self.requests):
             assert self.blocks.num_free == self.settings.num_blocks, "blocks are held by nobody"
             assert not self.scheduler.running, "a sequence runs that belongs to no request"
-            assert not self.scheduler.waiting.num_lines, "a sequence waits that belongs to no request"
+            assert not self.scheduler.waiting, "a sequence waits that belongs to no request"
 
     def _ranges(self, adapter_id: int) -> AdapterRanges:
         ranges = self.cache[adapter_id].ranges
@@ -317,9 +335,8 @@ class Engine:
 
     def _commit(self, rows: tuple[ScheduledRow, ...], result: StepResult) -> None:
         now = time.monotonic()
-        faults = {n for n, token in result.tokens.items() if isinstance(token, SampleFault)}
-        # What led to logits that are not finite must not be found in the prefix cache.
-        self.scheduler.commit(row for row in rows if row.sequence.number not in faults)
+        # What is not finite, or led to it, must not be found in the prefix cache.
+        self.scheduler.commit(row for row in rows if row.sequence.number not in result.faults)
         for row in rows:
             if row.sequence.status is not SequenceStatus.RUNNING:
                 continue  # ended with another choice of its request
@@ -331,18 +348,20 @@ class Engine:
 
     def _take(self, row: ScheduledRow, result: StepResult, now: float) -> None:
         sequence = row.sequence
+        fault = result.faults.get(sequence.number)
+        if fault is not None:
+            self.requests.end(sequence.owner, FinishReason.FAILED, StepFailed(fault.message))
+            return
         if sequence.number in result.prompt_logprobs:
             found = result.prompt_logprobs[sequence.number]
             self.requests.take_prompt_logprobs(sequence, row.start, found)
         sampled = result.tokens.get(sequence.number)
-        if isinstance(sampled, SampleFault):
-            self.requests.end(sequence.owner, FinishReason.FAILED, StepFailed(sampled.message))
-        elif sampled is not None:
+        if sampled is not None:
             self.requests.take_token(sequence, sampled, now)
 
     def _fail_step(self, rows: tuple[ScheduledRow, ...], error: Exception) -> None:
         """Fail the requests that the step computed. The others' KV and adapters are untouched by it."""
-        self.faults_in_a_row += 1
+        self.health.step_ended(well=False)
         failed = _step_failed("the step that computed this request failed", error)
         for row in rows:
             if row.sequence.status is not SequenceStatus.FINISHED:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from manylora.server.engine.request import TokenLogprobs
-from manylora.server.engine.sampler import SampledToken, SampleFault, Sampler, SamplingRow
+from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, SamplingRow
 from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.sequence import Sequence
 from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan
+from manylora.server.model.step_output import StepOutput
 
 
 class StepModel(Protocol):
@@ -21,8 +22,8 @@ class StepModel(Protocol):
 
     def __call__(
         self, token_ids: Tensor, attention: AttentionMetadata, spans: list[LoraSpan], logits_rows: Tensor
-    ) -> Tensor:
-        """Compute T tokens (int64 [T]); return float32 logits [n, V] of the tokens at ``logits_rows``."""
+    ) -> StepOutput:
+        """Compute T tokens (int64 [T]); return logits of the tokens at ``logits_rows``."""
         ...
 
 
@@ -30,7 +31,11 @@ class StepModel(Protocol):
 class StepResult:
     """What came out of a step, by sequence number, and the seconds it took."""
 
-    tokens: Mapping[int, SampledToken | SampleFault]
+    tokens: Mapping[int, SampledToken]
+    """Of the rows that sample and have no fault."""
+    faults: Mapping[int, SampleFault]
+    """Of the rows in which something is not finite, whether they sample or not: a chunk's keys and values, a
+    token's last state, or logits."""
     prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]]
     """Of the prompt tokens that follow each token of the row."""
     model_seconds: float
@@ -62,16 +67,23 @@ class ModelRunner:
         began = time.perf_counter()
         token_ids = [t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.length]]
         wanted, places = _logits_rows(rows)
-        logits = self._model(
+        output = self._model(
             self._to_device(np.array(token_ids, dtype=np.int64)),
             self._attention(rows),
             self._spans(rows),
             self._to_device(np.array(wanted, dtype=np.int64)),
         )
         modelled = time.perf_counter()
-        tokens = self._sample(logits, rows, places)
-        reports = self._prompt_logprobs(logits, rows, places)
-        return StepResult(tokens, reports, modelled - began, time.perf_counter() - modelled)
+        sampled = self._sample(output.logits, rows, places)
+        faults = _faults(rows, output.finite.tolist())
+        faults |= {number: found for number, found in sampled.items() if isinstance(found, SampleFault)}
+        tokens = {
+            number: token
+            for number, token in sampled.items()
+            if number not in faults and not isinstance(token, SampleFault)
+        }
+        reports = self._prompt_logprobs(output.logits, rows, places, faults)
+        return StepResult(tokens, faults, reports, modelled - began, time.perf_counter() - modelled)
 
     def _attention(self, rows: tuple[ScheduledRow, ...]) -> AttentionMetadata:
         tables = [self._table(row.sequence.number) for row in rows]
@@ -122,21 +134,43 @@ class ModelRunner:
         return {sequence.number: token for (sequence, _), token in zip(chosen, found, strict=True)}
 
     def _prompt_logprobs(
-        self, logits: Tensor, rows: tuple[ScheduledRow, ...], places: list[int]
+        self,
+        logits: Tensor,
+        rows: tuple[ScheduledRow, ...],
+        places: list[int],
+        faults: dict[int, SampleFault],
     ) -> dict[int, tuple[TokenLogprobs, ...]]:
+        """Report rows that ask for it; one with logits that are not finite gets a fault instead."""
         reports: dict[int, tuple[TokenLogprobs, ...]] = {}
         for row, place in zip(rows, places, strict=True):
             sequence = row.sequence
             top = sequence.owner.request.sampling.prompt_logprobs
-            if top is not None and sequence.wants_prompt_logprobs:
+            if top is not None and sequence.wants_prompt_logprobs and sequence.number not in faults:
                 ids = sequence.token_ids[row.start + 1 : row.start + row.length + 1]
                 first = place - row.length + 1
                 part = logits[first : first + len(ids)]
-                reports[sequence.number] = self._sampler.prompt_logprobs(part, ids, top)
+                found = self._sampler.prompt_logprobs(part, ids, top)
+                if isinstance(found, SampleFault):
+                    faults[sequence.number] = found
+                else:
+                    reports[sequence.number] = found
         return reports
 
     def _to_device(self, values: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> Tensor:
         return torch.from_numpy(values).to(self._device)
+
+
+def _faults(rows: tuple[ScheduledRow, ...], finite: list[bool]) -> dict[int, SampleFault]:
+    """Return a fault for each row with a token that is not finite; ``finite`` is by token."""
+    faults: dict[int, SampleFault] = {}
+    if all(finite):
+        return faults
+    start = 0
+    for row in rows:
+        if not all(finite[start : start + row.length]):
+            faults[row.sequence.number] = NOT_FINITE
+        start += row.length
+    return faults
 
 
 def _logits_rows(rows: tuple[ScheduledRow, ...]) -> tuple[list[int], list[int]]:

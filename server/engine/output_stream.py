@@ -1,4 +1,4 @@
-"""What comes out of one request, from the engine's thread to whoever reads it on the event loop."""
+"""What a request's client reads: its outputs as the engine's thread delivers them. Lives on the event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +10,7 @@ class OutputStream:
     """One request's outputs. Iterated on the event loop; a slow reader gets several steps at once."""
 
     def __init__(self, request: GenerationRequest, abort: Callable[[str], None]) -> None:
-        """``abort`` ends the request of an id."""
+        """``abort`` ends the request with an id."""
         self._abort = abort
         self.request_id = request.request_id
         self._open = set(range(request.n))

@@ -15,7 +15,7 @@ from manylora.server.engine.draw import best, block_maxima, block_sums, draw_abo
 from manylora.server.engine.logits import SamplerState, SamplingRow, edit_logits
 from manylora.server.engine.request import SamplingParams, TokenLogprobs
 
-__all__ = ["SampleFault", "SampledToken", "Sampler", "SamplerState", "SamplingRow"]
+__all__ = ["NOT_FINITE", "SampleFault", "SampledToken", "Sampler", "SamplerState", "SamplingRow"]
 
 _COLDEST = 1e-20
 """Temperatures below this are raised to it: 1/T must stay finite in float32."""
@@ -34,12 +34,14 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class SampleFault:
-    """A row whose logits can't be sampled (NaN, +inf, or no finite value). It concerns that row alone."""
+    """A row whose activations or logits are not finite, so that nothing can be sampled. It concerns that row alone."""
 
     message: str
 
 
-_FAULT = SampleFault("the model's logits are not finite: the base or the adapter's weights overflow")
+NOT_FINITE = SampleFault(
+    "what the model computes for this request is not finite: the base or the adapter's weights overflow"
+)
 
 
 class Sampler:
@@ -72,20 +74,23 @@ class Sampler:
             for row, token_id in zip(members, ids, strict=True):
                 chosen[row] = token_id
         edits.restore(logits)
+        self._leave_out_unreportable(logits, rows, chosen)
         reports = self._reports(logits, rows, chosen)
         return [
-            _FAULT if token is None else SampledToken(token, reports.get(row))
+            NOT_FINITE if token is None else SampledToken(token, reports.get(row))
             for row, token in enumerate(chosen)
         ]
 
     @torch.inference_mode()
     def prompt_logprobs(
         self, logits: Tensor, next_token_ids: Sequence[int], top: int
-    ) -> tuple[TokenLogprobs, ...]:
+    ) -> tuple[TokenLogprobs, ...] | SampleFault:
         """Report the logprob of each row's next prompt token, and the ``top`` best: ``logits`` [n, V]
-        float32."""
+        float32. A fault in one of the rows is the answer for all."""
         if not len(next_token_ids):
             return ()
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
+            return NOT_FINITE
         reports: list[TokenLogprobs] = []
         for part in self._parts(list(range(len(next_token_ids)))):
             reports += self._logprobs(logits, part, [next_token_ids[i] for i in part], top)
@@ -209,6 +214,19 @@ class Sampler:
         for w, pivot in zip(members, below, strict=True):
             pivots[w] = pivot
         return sums, pivots
+
+    def _leave_out_unreportable(
+        self, logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int | None]
+    ) -> None:
+        """Drop choices of rows whose logprobs are asked for and aren't finite: an edit had hidden what isn't."""
+        asked = [
+            i for i, token in enumerate(chosen) if token is not None and rows[i].params.logprobs is not None
+        ]
+        if asked:
+            finite = torch.isfinite(block_maxima(logits)[self._index(asked)].amax(-1))
+            for i, sound in zip(asked, finite.tolist(), strict=True):
+                if not sound:
+                    chosen[i] = None
 
     def _reports(
         self, logits: Tensor, rows: Sequence[SamplingRow], chosen: Sequence[int | None]

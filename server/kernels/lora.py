@@ -3,6 +3,10 @@
 The A rows of the adapters that a block of tokens uses are gathered into one matrix, and a mask says which of them
 each token uses, and with which weight. Nothing is padded to a rank; mixtures and mixed ranks need no care. What is
 derived from a step's spans is made once per step and shared by all layers.
+
+What a token's product with another's A gives is thrown away, not multiplied by 0: it may be infinite, and 0 × inf is
+NaN. What then meets another's B is a true 0, and B is finite: adapters that aren't in the served dtype are refused when
+they are read (manylora.adapters.reader).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,21 +27,29 @@ SHARED_MASK = 4096
 
 @dataclass(frozen=True, slots=True)
 class LoraBlock:
-    """y[t] += (mask[t] · (x[t] Aᵀ)) B for tokens first ≤ t < last, over the arena rows in use."""
+    """y[t] += (weights[t] · (x[t] Aᵀ where t uses the row, else 0)) B for tokens first ≤ t < last."""
 
     first: int
     last: int
     rows: slice | Tensor
     """The arena rows in use, R of them: a slice where they are adjacent (no copy), else int64 [R]."""
-    mask: Tensor
-    """[last − first, R]: the weight with which a token uses a row; 0 for rows of other adapters."""
+    kept: Tensor | None
+    """Integers as wide as the dtype, [last − first, R]: all bits where a token uses a row, none where it doesn't. None
+    if every token uses every row."""
+    weights: Tensor | None
+    """[last − first, R]: the weight with which a token uses a row. None if all weights are 1."""
     pieces: tuple[tuple[int, int], ...]
     """Columns of the mask that are summed by one product, in order. An adapter is summed in as few pieces, and
     the adapters of a mixture one after the other, whoever else is in the batch."""
 
     def add(self, x: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
         """Add the deltas to ``out`` [T, n] in place; x [T, in], a [rows, in], b [rows, n]."""
-        shrunk = F.linear(x[self.first : self.last], a[self.rows]).mul_(self.mask)
+        shrunk = F.linear(x[self.first : self.last], a[self.rows])
+        if self.kept is not None:
+            # On the bits: it costs what a product would, half of masked_fill_.
+            shrunk.view(self.kept.dtype).bitwise_and_(self.kept)
+        if self.weights is not None:
+            shrunk.mul_(self.weights)
         target, wide = out[self.first : self.last], b[self.rows]
         for start, stop in self.pieces:
             target.addmm_(shrunk[:, start:stop], wide[start:stop])
@@ -132,14 +144,25 @@ def _block(
     last = min(num_tokens, max(uses[-1].last, first + limits.least_rows))
     columns, chunks, pieces = _columns(uses, limits.most_depth)
     width = max(pieces[-1][1], limits.least_columns)
-    mask = np.zeros((last - first, width), dtype=np.float32)
+    mask = torch.zeros(last - first, width)
     for use in uses:
         for level, (owned, weight) in enumerate(use.ranges):
             column = columns[level, owned]
             mask[use.first - first : use.last - first, column : column + owned.rank] = weight
     pieces[-1] = (pieces[-1][0], width)
     rows = _arena_rows(chunks, width, device)
-    return LoraBlock(first, last, rows, torch.from_numpy(mask).to(device, dtype), tuple(pieces))
+    return LoraBlock(first, last, rows, *_kept_and_weights(mask, device, dtype), tuple(pieces))
+
+
+def _kept_and_weights(
+    mask: Tensor, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """Part a mask, float32 [n, R] with 0 for what a token doesn't use, into LoraBlock's ``kept`` and ``weights``."""
+    used = mask != 0
+    bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    kept = None if bool(used.all()) else used.to(bits).neg_().to(device)
+    weighted = bool((used & (mask != 1)).any())
+    return kept, mask.to(device, dtype) if weighted else None
 
 
 def _columns(

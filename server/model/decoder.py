@@ -16,6 +16,7 @@ from manylora.server.model.arena import RankArena
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.kv_cache import KVCache
 from manylora.server.model.rope import rope_tables
+from manylora.server.model.step_output import StepOutput
 from manylora.server.model.weights import DecoderWeights
 
 
@@ -43,8 +44,8 @@ class Decoder:
         arena: RankArena | None,
         kv: KVCache,
         logits_rows: Tensor,
-    ) -> Tensor:
-        """Return logits, float32 [n, vocab], of the tokens that ``logits_rows`` (int64 [n]) picks.
+    ) -> StepOutput:
+        """Return the logits of the tokens that ``logits_rows`` (int64 [n]) picks, and which tokens are finite.
 
         token_ids int64 [T]. Writes the keys and values of all T tokens into ``kv``. ``lora`` names rows of ``arena``.
         Raises ValueError if the metadata doesn't fit the tokens, the model or the cache; values of tensors are
@@ -64,7 +65,10 @@ class Decoder:
             x = backend.attn_out(o, layer.o, adapters, x)
             h = backend.mlp_in(x, layer.mlp_norm, eps, layer.gate_up, adapters)
             x = backend.mlp_out(h, layer.down, adapters, x)
-        return backend.head(x, logits_rows, self.weights.final_norm, eps, self.weights.head)
+        logits = backend.head(x, logits_rows, self.weights.final_norm, eps, self.weights.head)
+        # As in KVCache.finite. What is not finite in between stays in the residual stream up to here.
+        states = x[: token_ids.shape[0]].mul(0).sum(-1) == 0
+        return StepOutput(logits, states & kv.finite(attention.slots))
 
     def _check(self, token_ids: Tensor, attention: AttentionMetadata, kv: KVCache) -> None:
         count, starts, contexts = token_ids.shape[0], attention.query_start, attention.context_lens

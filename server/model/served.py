@@ -8,6 +8,7 @@ from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan
 from manylora.server.model.arena import RankArena
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.kv_cache import KVCache
+from manylora.server.model.step_output import StepOutput
 
 
 class ServedModel:
@@ -20,7 +21,7 @@ class ServedModel:
 
     def __call__(
         self, token_ids: Tensor, attention: AttentionMetadata, spans: Sequence[LoraSpan], logits_rows: Tensor
-    ) -> Tensor:
-        """Compute T tokens (int64 [T]); return float32 logits [n, vocab] of the tokens at ``logits_rows``."""
+    ) -> StepOutput:
+        """Compute T tokens (int64 [T]); return logits of the tokens at ``logits_rows``."""
         lora = self.decoder.backend.build_lora(spans, token_ids.shape[0])
         return self.decoder.forward(token_ids, attention, lora, self.arena, self.kv, logits_rows)

@@ -4,6 +4,7 @@ So a wrong block, a stale row or another request's adapter changes the tokens.
 """
 
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from manylora.server.kernels.metadata import (
     LoraSpan,
     RankRange,
 )
+from manylora.server.model.step_output import StepOutput
 
 VOCAB = 64
 LAYER = "model.layers.0.self_attn."
@@ -88,20 +90,26 @@ def expected(prompt: Sequence[int], count: int, adapters: Sequence[tuple[int, fl
 
 
 class FakeModel:
-    """``fault`` decides, seeing the step's token ids, whether the step raises; ``bad`` which rows get NaN."""
+    """Computes a token's logits from what the KV cache holds of its context.
+
+    ``fault`` decides, seeing the step's token ids, whether the step raises; ``bad`` which tokens' logits are NaN though
+    nothing else is; ``overflows``, seeing a token and its adapters' mark, whose keys and values are NaN. What attends
+    to NaN is NaN.
+    """
 
     def __init__(self, arena: FakeArena, slots: int, block_size: int) -> None:
         self.arena = arena
         self.block_size = block_size
-        self.kv = np.full(slots, -1, dtype=np.int64)
+        self.kv = np.full(slots, -1.0)
         self.fault: Callable[[list[int]], Exception | None] = lambda tokens: None
         self.bad: Callable[[int], bool] = lambda token: False
+        self.overflows: Callable[[int, int], bool] = lambda token, mark: False
         self.computed = 0
         self.widest = 0
 
     def __call__(
         self, token_ids: Tensor, attention: AttentionMetadata, spans: list[LoraSpan], logits_rows: Tensor
-    ) -> Tensor:
+    ) -> StepOutput:
         tokens = token_ids.numpy()
         assert sum(span.length for span in spans) == len(tokens)
         fault = self.fault(tokens.tolist())
@@ -114,24 +122,40 @@ class FakeModel:
         for span in spans:
             pairs = [(self.arena.value(ranges), weight) for ranges, weight in span.adapters]
             marks[span.start : span.start + span.length] = mark_of(pairs)
-        self.kv[attention.slots.numpy()] = tokens + 64 * marks
-        owners = np.repeat(np.arange(len(attention.context_lens)), np.diff(attention.query_start))
-        rows = [self._logits(int(i), tokens, owners, attention) for i in logits_rows]
-        return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, VOCAB)
+        self.kv[attention.slots.numpy()] = tokens + 64.0 * marks
+        finite = self._spoil(tokens.tolist(), marks.tolist(), attention)
+        rows = [self._logits(int(i), int(tokens[i]), attention) for i in logits_rows]
+        logits = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, VOCAB)
+        return StepOutput(logits, torch.tensor(finite))
+
+    def _spoil(self, tokens: list[int], marks: list[int], attention: AttentionMetadata) -> list[bool]:
+        """Write NaN for what overflows and for what attends to it, token by token; say which are finite."""
+        slots = attention.slots.tolist()
+        for slot, token, mark in zip(slots, tokens, marks, strict=True):
+            if self.overflows(token, mark):
+                self.kv[slot] = np.nan
+        for place in range(len(tokens)) if np.isnan(self.kv).any() else ():
+            if np.isnan(self.kv[self._context(place, attention)]).any():
+                self.kv[slots[place]] = np.nan
+        return [not bool(each) for each in np.isnan(self.kv[slots])]
+
+    def _context(
+        self, place: int, attention: AttentionMetadata
+    ) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+        """Slots of the context of the token at ``place``, its own included."""
+        positions = np.arange(int(attention.positions[place]) + 1)
+        owner = bisect_right(attention.query_start, place) - 1
+        table = attention.block_tables[owner].numpy()
+        found: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = table[positions // self.block_size]
+        return found * self.block_size + positions % self.block_size
 
     def _logits(
-        self,
-        place: int,
-        tokens: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]",
-        owners: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]",
-        attention: AttentionMetadata,
+        self, place: int, token: int, attention: AttentionMetadata
     ) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
-        if self.bad(int(tokens[place])):
+        context = self.kv[self._context(place, attention)]
+        if self.bad(token) or np.isnan(context).any():
             return np.full(VOCAB, np.nan, dtype=np.float32)
-        positions = np.arange(int(attention.positions[place]) + 1)
-        table = attention.block_tables[int(owners[place])].numpy()
-        slots = table[positions // self.block_size] * self.block_size + positions % self.block_size
-        return next_logits(self.kv[slots].tolist())
+        return next_logits([int(each) for each in context])
 
 
 class Letters:
@@ -174,7 +198,6 @@ class Pools:
     max_step_tokens: int = 32
     adapter_timeout: float = 1e9
     max_overtakes: int = 8
-    max_step_context: int = 16384
 
 
 @dataclass
@@ -260,11 +283,7 @@ def make_engine(
     observer: Recorder,
 ) -> Engine:
     limits = SchedulerLimits(
-        pools.max_running,
-        pools.max_step_tokens,
-        pools.adapter_timeout,
-        pools.max_overtakes,
-        pools.max_step_context,
+        pools.max_running, pools.max_step_tokens, pools.adapter_timeout, pools.max_overtakes
     )
     settings = EngineSettings(
         vocab_size=VOCAB,
@@ -286,10 +305,9 @@ def ask(
     adapters: Sequence[tuple[int, float]] = (),
     n: int = 1,
     sampling: SamplingParams | None = None,
-    origin: str = "",
 ) -> GenerationRequest:
     """A greedy request that ends by length."""
     chosen = sampling or SamplingParams(temperature=0.0, max_tokens=count)
     return GenerationRequest(
-        request_id, tuple(prompt), chosen, tuple(adapters), f"label-{request_id}", n, time.monotonic(), origin
+        request_id, tuple(prompt), chosen, tuple(adapters), f"label-{request_id}", n, time.monotonic()
     )

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.timeout(60)
 class Bench:
     """An AsyncEngine with the fakes behind it. ``hold`` keeps the model from computing."""
 
-    def __init__(self, pools: Pools, max_waiting: int, context: int) -> None:
+    def __init__(self, pools: Pools, max_waiting: int, context: int, audit_after: float = 0.0) -> None:
         self.arena = FakeArena(pools.rows)
         self.model = FakeModel(self.arena, (pools.blocks + 1) * pools.block_size, pools.block_size)
         self.gate = threading.Event()
@@ -56,7 +56,7 @@ class Bench:
             self.inner.append(make_engine(pools, self.model, self.arena, Letters(), load, self.observer))
             return self.inner[0]
 
-        self.engine = AsyncEngine(make, max_waiting, context, self.observer)
+        self.engine = AsyncEngine(make, max_waiting, context, self.observer, audit_after)
 
     async def hold(self) -> None:
         """Let the thread run into a step and stay there."""
@@ -108,9 +108,9 @@ class Audits:
 
 @asynccontextmanager
 async def running(
-    pools: Pools | None = None, max_waiting: int = 1000, context: int = 220
+    pools: Pools | None = None, max_waiting: int = 1000, context: int = 220, audit_after: float = 0.0
 ) -> AsyncIterator[Bench]:
-    bench = Bench(pools or Pools(), max_waiting, context)
+    bench = Bench(pools or Pools(), max_waiting, context, audit_after)
     bench.engine.start()
     try:
         yield bench
@@ -128,6 +128,14 @@ async def know(bench: Bench, adapter_id: int, rank: int = 4, *, preload: bool = 
 
 async def read(stream: OutputStream) -> list[SequenceOutput]:
     return [output async for outputs in stream for output in outputs]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    for _ in range(30_000):
+        if true():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("never")
 
 
 def tokens_of(outputs: list[SequenceOutput], index: int = 0) -> list[int]:
@@ -213,28 +221,6 @@ async def test_a_full_queue_refuses_at_once() -> None:
         bench.gate.set()
 
 
-async def test_prompts_of_one_client_count_as_one_that_waits() -> None:
-    async with running(max_waiting=2) as bench:
-        await bench.hold()
-        parts = [[ask(f"{name}{i}", PROMPT, 2, origin=name) for i in range(5)] for name in ("a", "b", "c")]
-        streams = bench.engine.submit_together(parts[0]) + bench.engine.submit_together(parts[1])
-        with pytest.raises(QueueFull):
-            bench.engine.submit_together(parts[2])
-        bench.gate.set()
-        outputs = await asyncio.gather(*map(read, streams))
-        assert {each[-1].finish_reason for each in outputs} == {FinishReason.LENGTH}
-        assert bench.engine.snapshot().waiting == 0
-
-
-async def test_prompts_are_queued_all_or_none() -> None:
-    async with running() as bench:
-        good, bad = ask("a", PROMPT, 2, origin="x"), ask("b", PROMPT, 300, origin="x")
-        with pytest.raises(ContextLengthExceeded):
-            bench.engine.submit_together([good, bad])
-        outputs = await read(bench.engine.submit(good))
-        assert sum(len(output.token_ids) for output in outputs) == 2
-
-
 async def test_what_can_never_run_is_refused_at_once() -> None:
     async with running() as bench:
         for request, error in (
@@ -310,8 +296,22 @@ async def test_failing_steps_make_it_unready_until_one_goes_well() -> None:
         assert bench.engine.ready
 
 
+async def test_requests_that_all_fail_make_it_unready_until_the_base_answers_again() -> None:
+    """Without another request: nobody sends any to a server that isn't ready."""
+    async with running() as bench:
+        bench.model.overflows = lambda token, mark: True
+        for number in range(3):
+            assert bench.engine.ready
+            outputs = await read(bench.engine.submit(ask(f"r{number}", PROMPT)))
+            assert isinstance(outputs[-1].error, StepFailed)
+        await until(lambda: not bench.engine.ready)
+        assert "requests failed" in bench.engine.unready_reason
+        bench.model.overflows = lambda token, mark: False
+        await until(lambda: bench.engine.ready)
+
+
 async def test_books_that_do_not_balance_make_it_unready_and_tell_everyone() -> None:
-    bench = Bench(Pools(), 100, 200)
+    bench = Bench(Pools(), 100, 200, audit_after=0.2)
     audits = Audits(bench)
     bench.engine.start()
     stream = bench.engine.submit(ask("r", PROMPT, 3, n=2))
@@ -327,12 +327,21 @@ async def test_books_that_do_not_balance_make_it_unready_and_tell_everyone() -> 
 
 
 async def test_an_audit_waits_for_a_pause_between_requests() -> None:
-    async with running() as bench:
+    async with running(audit_after=0.2) as bench:
         audits = Audits(bench)
         for number in range(20):
             await read(bench.engine.submit(ask(f"r{number}", PROMPT)))
         assert audits.count <= 2  # the machine itself may pause
         await asyncio.to_thread(audits.wait)
+
+
+async def test_nobody_waits_for_an_audit_that_nobody_asked_for() -> None:
+    async with running() as bench:
+        audits = Audits(bench)
+        await read(bench.engine.submit(ask("r", PROMPT)))
+        await bench.engine.check_integrity()
+        assert audits.count == 1
+        assert bench.engine._patience() is None  # it sleeps until a command comes
 
 
 async def test_draining_finishes_what_runs_and_refuses_what_comes() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from manylora.server.engine.request import FinishReason, SamplingParams
 from manylora.server.errors import InvalidRequest, ModelNotFound, StepFailed
-from tests.server.engine.fakes import Harness, Pools, ask, expected
+from tests.server.engine.fakes import VOCAB, Harness, Pools, ask, expected
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
 ONE = ((1, 1.0),)
@@ -141,9 +141,9 @@ def test_a_fault_in_a_step_fails_its_requests_and_no_others(fault: Exception) ->
     harness.model.fault = lambda tokens: fault
     harness.step()
     harness.model.fault = lambda tokens: None
-    assert harness.engine.faults_in_a_row == 1
+    assert harness.engine.health.failed_steps == 1
     harness.run()
-    assert harness.engine.faults_in_a_row == 0
+    assert harness.engine.health.failed_steps == 0
     for name in ("a", "b"):
         assert harness.reason(name) is FinishReason.FAILED
         assert isinstance(harness.error(name), StepFailed)
@@ -170,6 +170,83 @@ def test_logits_that_are_not_finite_fail_one_request() -> None:
     harness.run()
     assert [harness.reason("bad", index) for index in range(2)] == [FinishReason.FAILED] * 2
     assert harness.tokens("good") == expected(PROMPT, 4)
+
+
+def test_what_is_not_finite_in_a_chunk_that_samples_nothing_fails_its_request_there() -> None:
+    """Its logits are asked of nobody: the activations tell."""
+    harness = Harness(Pools(max_step_tokens=8))
+    harness.model.overflows = lambda token, mark: token == 63
+    harness.engine.add_request(ask("bad", [*PROMPT[:5], 63, *PROMPT * 3], 4))
+    harness.step()
+    assert harness.reason("bad") is FinishReason.FAILED
+    assert "not finite" in str(harness.error("bad"))
+    assert harness.model.computed == 8
+
+
+def test_activations_that_are_not_finite_are_never_found_in_the_prefix_cache() -> None:
+    """In a prompt's chunks, in answers, and once the fault is gone the same prompts are computed anew."""
+    harness = with_adapters(Pools(max_step_tokens=8))
+    long = PROMPT * 3
+    harness.model.overflows = lambda token, mark: mark > 0
+    for name in ("one", "again"):
+        harness.engine.add_request(ask(name, long, 4, ONE))
+        harness.run()
+        assert harness.reason(name) is FinishReason.FAILED
+    assert harness.engine.blocks.num_cached == 0
+    harness.model.overflows = lambda token, mark: False
+    harness.engine.add_request(ask("healed", long, 4, ONE))
+    harness.run()
+    assert harness.tokens("healed") == expected(long, 4, ONE)
+
+
+def test_logits_alone_that_are_not_finite_leave_their_block_out_of_the_cache() -> None:
+    harness = Harness()
+    harness.model.bad = lambda token: token == 63
+    harness.engine.add_request(ask("bad", [*PROMPT[:7], 63], 4))
+    harness.run()
+    assert harness.reason("bad") is FinishReason.FAILED
+    assert harness.engine.blocks.num_cached == 0
+
+
+def test_prompt_logprobs_that_are_not_finite_fail_their_request() -> None:
+    """Though the last token of the prompt has logits that can be sampled."""
+    harness = Harness()
+    harness.model.bad = lambda token: token == 63
+    sampling = SamplingParams(temperature=0.0, max_tokens=2, prompt_logprobs=1)
+    harness.engine.add_request(ask("bad", [3, 63, 4], sampling=sampling))
+    harness.engine.add_request(ask("good", PROMPT, 4))
+    harness.run()
+    assert harness.reason("bad") is FinishReason.FAILED
+    assert harness.tokens("good") == expected(PROMPT, 4)
+
+
+def test_blocks_that_held_what_was_not_finite_serve_others() -> None:
+    """Among others in each step, before and after: they get what they get alone."""
+    harness = with_adapters(Pools(blocks=14))
+    harness.model.overflows = lambda token, mark: mark == 2000
+    for number in range(12):
+        harness.engine.add_request(ask(f"bad{number}", PROMPT, 4, TWO))
+        harness.engine.add_request(ask(f"base{number}", PROMPT, 4 + number))
+        harness.engine.add_request(ask(f"one{number}", [number, *PROMPT], 6, ONE))
+        harness.step()
+    harness.run()
+    for number in range(12):
+        assert harness.reason(f"bad{number}") is FinishReason.FAILED
+        assert harness.tokens(f"base{number}") == expected(PROMPT, 4 + number)
+        assert harness.tokens(f"one{number}") == expected([number, *PROMPT], 6, ONE)
+
+
+def test_a_prompt_that_is_aborted_halfway_leaves_only_what_was_computed() -> None:
+    harness = Harness(Pools(max_step_tokens=8))
+    long = PROMPT * 3
+    harness.engine.add_request(ask("gone", long, 4))
+    harness.step()
+    harness.engine.abort("gone")
+    assert harness.engine.blocks.num_cached == 2
+    harness.engine.add_request(ask("again", long, 4))
+    harness.run()
+    assert harness.tokens("again") == expected(long, 4)
+    assert harness._of("again", 0)[0].cached_tokens == 8
 
 
 def test_a_fault_in_detokenising_fails_one_request() -> None:
@@ -210,6 +287,15 @@ def test_what_can_never_run_is_refused_at_the_door() -> None:
         check(ask("r", []))
     with pytest.raises(ModelNotFound):
         check(ask("r", PROMPT, adapters=((9, 1.0),)))
+    for wrong in (VOCAB, -1, 1 << 40):
+        for request in (
+            ask("r", [*PROMPT, wrong]),
+            ask("r", PROMPT, sampling=SamplingParams(logit_bias={wrong: 1.0})),
+            ask("r", PROMPT, sampling=SamplingParams(stop_token_ids=(3, wrong))),
+        ):
+            with pytest.raises(InvalidRequest, match=f"id {wrong}, .*vocabulary has {VOCAB} tokens"):
+                check(request)
+    check(ask("r", [0, VOCAB - 1]))
     with pytest.raises(InvalidRequest, match="rank rows"):
         check(ask("r", PROMPT, adapters=BOTH))
     check(ask("r", PROMPT, adapters=ONE))

@@ -145,10 +145,26 @@ def test_ties_go_to_the_lowest_id() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("params", [*_KINDS, SamplingParams(top_k=5)], ids=repr)
 def test_a_row_that_is_not_finite_fails_alone(params: SamplingParams, bad: float) -> None:
-    logits = torch.randn(3, V, generator=torch.Generator().manual_seed(1))
-    logits[1, 200] = bad
-    results = Sampler(V, "cpu").sample(logits, [_row(params) for _ in range(3)])
-    assert [isinstance(result, SampleFault) for result in results] == [False, True, False]
+    sound = torch.randn(3, V, generator=torch.Generator().manual_seed(1))
+    reported = replace(params, logprobs=3, seed=1)
+    alone = Sampler(V, "cpu").sample(sound.clone(), [_row(reported) for _ in range(3)])
+    for where in (slice(200, 201), slice(0, V)):
+        logits = sound.clone()
+        logits[1, where] = bad
+        results = Sampler(V, "cpu").sample(logits, [_row(reported) for _ in range(3)])
+        assert [isinstance(result, SampleFault) for result in results] == [False, True, False]
+        assert (results[0], results[2]) == (alone[0], alone[2])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_a_mask_hides_is_not_reported_either(bad: float) -> None:
+    """A token that may not be chosen yet has no finite logit: no distribution can be told."""
+    logits = torch.randn(2, V, generator=torch.Generator().manual_seed(1))
+    logits[0, 200] = bad
+    params = SamplingParams(temperature=0, min_tokens=1, stop_token_ids=(200,), logprobs=2)
+    first, second = Sampler(V, "cpu").sample(logits, [_row(params), _row(params)])
+    assert isinstance(first, SampleFault)
+    assert isinstance(second, SampledToken)
 
 
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=3)])
@@ -179,10 +195,18 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
 def test_prompt_logprobs() -> None:
     logits = torch.randn(5, V, generator=torch.Generator().manual_seed(4))
     reports = Sampler(V, "cpu").prompt_logprobs(logits, [0, 299, 5, 6, 7], 2)
+    assert not isinstance(reports, SampleFault)
     raw = torch.log_softmax(logits.double(), -1)
     for i, report in enumerate(reports):
         assert report.logprob == pytest.approx(raw[i, report.token_id].item(), abs=1e-5)
         assert [token for token, _ in report.top] == raw[i].topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_prompt_logprobs_that_are_not_finite_are_a_fault(bad: float) -> None:
+    logits = torch.randn(3, V, generator=torch.Generator().manual_seed(4))
+    logits[1] = bad
+    assert isinstance(Sampler(V, "cpu").prompt_logprobs(logits, [0, 1, 2], 2), SampleFault)
 
 
 def test_tiny_temperature_is_greedy_and_shapes_are_checked() -> None:

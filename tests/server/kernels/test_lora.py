@@ -70,14 +70,21 @@ def factors(dtype: torch.dtype, wide: int, out: int, rows: int = 700) -> tuple[T
 
 
 def deltas(
-    spans: Sequence[LoraSpan], dtype: torch.dtype, wide: int = 72, out: int = 40, module: str = "q_proj"
+    spans: Sequence[LoraSpan],
+    dtype: torch.dtype,
+    wide: int = 72,
+    out: int = 40,
+    module: str = "q_proj",
+    spoil: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return ours and the loop's, both without the base's output."""
+    """Return ours and the loop's, both without the base's output. ``spoil`` changes A, B and the input first."""
     tokens = max(
         max((span.start + span.length for span in spans), default=0), MATMUL_LIMITS[dtype].least_rows
     )
     a, b = factors(dtype, wide, out)
     x = torch.randn(tokens, wide, generator=torch.Generator().manual_seed(2)).to(dtype)
+    if spoil is not None:
+        spoil(a, b, x)
     ours = torch.zeros(tokens, out, dtype=dtype)
     metadata = build_lora_metadata(spans, tokens, CPU, dtype)
     if metadata is not None:
@@ -172,3 +179,47 @@ def test_a_span_alone_has_the_same_bits(dtype: torch.dtype) -> None:
         alone, _ = deltas([span, LoraSpan(sum(lengths), 0, ())], dtype)
         tokens = slice(span.start, span.start + span.length)
         assert torch.equal(alone[tokens], together[tokens])
+
+
+# Each way past what the dtype holds: in the product with A, in an input that was infinite already.
+SPOILS = ("a large A", "an infinite row", "a row of NaN")
+
+
+@pytest.mark.parametrize("how", SPOILS)
+@pytest.mark.parametrize("lengths", [[1] * 10, PREFILL], ids=["decode", "mixed"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_an_adapter_that_overflows_is_felt_by_no_other_row(
+    how: str, lengths: list[int], dtype: torch.dtype
+) -> None:
+    """The rows of one adapter, or its factors, aren't finite: all others get what they get beside a sound one."""
+    adapters = deal(RANKS["mixed ranks"])
+    chosen = [0, 1, -1, 2, 1, 10, 1, -1, 11, 5]
+    mixtures: list[Mixture] = [((adapters[n], 1.0),) if n >= 0 else () for n in chosen]
+    mixtures[3], mixtures[9] = (
+        ((adapters[2], 0.5), (adapters[5], -2.0)),
+        ((adapters[5], 1.0), (adapters[1], 0.0)),
+    )
+    spans = spans_of(lengths, mixtures)
+    bad = [span for span, n in zip(spans, chosen, strict=True) if n == 1]
+    owned = adapters[1]["q_proj"]
+
+    def spoil(a: Tensor, b: Tensor, x: Tensor) -> None:
+        largest = torch.finfo(dtype).max
+        if how == "a large A":
+            # With both signs, so that sums become inf - inf too.
+            signs = torch.arange(a.shape[1]) % 2 * 2 - 1
+            a[owned.start : owned.start + owned.rank] = (largest * signs).to(dtype)
+            b[owned.start : owned.start + owned.rank] = largest
+        for span in bad:
+            if how != "a large A":
+                x[span.start : span.start + span.length] = (
+                    torch.inf if how == "an infinite row" else torch.nan
+                )
+
+    sound, _ = deltas(spans, dtype)
+    found, _ = deltas(spans, dtype, spoil=spoil)
+    for span in bad:
+        tokens = slice(span.start, span.start + span.length)
+        assert not found[tokens].isfinite().all()
+        found[tokens] = sound[tokens]
+    assert torch.equal(found, sound)

@@ -31,6 +31,7 @@ class Stream:
     adapters: tuple[tuple[AdapterRanges, float], ...] = ()
     computed: int = 0
     logits: list[Tensor] = field(default_factory=list)
+    finite: list[bool] = field(default_factory=list)
 
     @property
     def table(self) -> list[int]:
@@ -77,9 +78,10 @@ def step(model: ServedModel, work: Sequence[tuple[Stream, int]]) -> None:
         tuple(stream.computed for stream, _ in work),
         torch.tensor([stream.table for stream, _ in work]),
     )
-    logits = model(torch.tensor(ids), metadata, spans, torch.arange(len(ids)))
+    output = model(torch.tensor(ids), metadata, spans, torch.arange(len(ids)))
     for (stream, _), first, last in zip(work, starts, starts[1:], strict=False):
-        stream.logits.append(logits[first:last])
+        stream.logits.append(output.logits[first:last])
+        stream.finite += output.finite[first:last].tolist()
 
 
 def all_logits(stream: Stream) -> Tensor:

@@ -63,7 +63,7 @@ def mixed_step(model: ServedModel, device: torch.device, spans: Sequence[LoraSpa
         positions.to(device), slots.to(device), (0, 40, 41), (40, 20), tables.to(device)
     )
     ids = torch.arange(41, device=device)
-    return model(ids, metadata, spans, torch.tensor([39, 40], device=device))
+    return model(ids, metadata, spans, torch.tensor([39, 40], device=device)).logits
 
 
 def spans_for(model: ServedModel) -> list[LoraSpan]:
