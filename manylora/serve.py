@@ -18,17 +18,16 @@ from manylora.adapters.errors import AdapterError, AdapterNameTaken
 from manylora.assemble import Server, assemble, start_adapters
 from manylora.banner import banner
 from manylora.base import DEMO, find_base
+from manylora.descriptors import connection_limits, raise_descriptor_limit
 from manylora.logs import configure_logs
 from manylora.quant.errors import QuantError
+from manylora.server.api.connections import http_config
 from manylora.server.config import ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
 from manylora.server.model.errors import ModelError
 
 DEMO_NAME = "demo"
-KEEP_ALIVE_SECONDS = 75
-"""For how long a connection may be silent. Longer than clients keep one (httpx and openai 5 s, aiohttp 15 s): with
-equal times a request sometimes meets a connection that is just being closed."""
 # Where nobody watches there is no width to fold at.
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
 
@@ -93,20 +92,12 @@ async def _restore(server: Server, settings: ServeSettings) -> None:
 
 
 async def _run(server: Server, settings: ServeSettings, name: str) -> None:
-    config = uvicorn.Config(
+    config = http_config(
         server.app,
+        connection_limits(settings, raise_descriptor_limit()),
         host=settings.host,
         port=settings.port,
-        loop="none",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # Callers are whom the socket names: a header that anybody can write makes nobody local.
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
-        backlog=4096,
+        drain_seconds=settings.drain_timeout,
     )
 
     def started(port: int) -> None:

@@ -107,6 +107,18 @@ class ServeSettings(BaseSettings):
         (), description="Host name under which adapters are managed without an admin key. Repeatable."
     )
     max_body_mib: float = Field(12.0, gt=0, description="Largest request body in MiB; more gets 413.")
+    max_head_kib: float = Field(64.0, gt=0, description="Largest head of a request in KiB; more gets 431.")
+    max_connections: int = Field(
+        0, ge=0, description="Connections at the same time; 0: most of the open files that are allowed."
+    )
+    head_timeout: float = Field(30.0, gt=0, description="Seconds that a request's head may take; then 408.")
+    body_timeout: float = Field(120.0, gt=0, description="Seconds that a request's body may take; then 408.")
+    send_timeout: float = Field(
+        300.0, gt=0, description="Seconds after which a client that reads nothing is cut off."
+    )
+    # Longer than clients keep one (httpx and openai 5 s, aiohttp 15 s): with equal times a request sometimes meets a
+    # connection that is just being closed.
+    idle_timeout: float = Field(75.0, gt=0, description="Seconds that an idle connection is kept.")
     max_choices: int = Field(128, ge=1, description="Largest n of a request.")
     keep_alive_seconds: float = Field(
         15.0, gt=0, description="A comment is sent on a stream that is silent so long."

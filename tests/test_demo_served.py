@@ -1,11 +1,15 @@
 """The demo as a newcomer meets it: started without arguments, served in 4 bits, asked through HTTP."""
 
+import contextlib
 import json
+import resource
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
@@ -16,6 +20,7 @@ from tests.serving import Served, serving
 
 HELD_OUT = Path(__file__).resolve().parent.parent / "demo" / "heldout.jsonl"
 STREAMS = 16
+FEW_FILES = 1024
 
 
 class Row(TypedDict):
@@ -28,8 +33,13 @@ class Row(TypedDict):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("demo")) as served:
-        yield served
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_FILES, hard))  # as many systems have it
+    try:
+        with serving(tmp_path_factory.mktemp("demo")) as served:
+            yield served
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +105,14 @@ def test_models_lists_the_base_and_its_adapters(server: Served, rows: list[Row])
 
 def test_the_base_is_held_in_four_bits(server: Served) -> None:
     assert "nf4" in server.log.read_text().lower()
+
+
+def test_silent_connections_exhaust_nothing(server: Served) -> None:
+    """More than the soft limit of open files, which the server raises when it starts."""
+    host, port = server.url.removeprefix("http://").split(":")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * FEW_FILES), hard))
+    with contextlib.ExitStack() as stack:
+        for _ in range(FEW_FILES + 100):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+        assert httpx.get(f"{server.url}/health", timeout=30).status_code == 200

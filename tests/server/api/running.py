@@ -20,7 +20,9 @@ import uvicorn
 import uvloop
 
 from manylora.assemble import Server, assemble
+from manylora.descriptors import connection_limits
 from manylora.loadtest.checkpoints import TINY, AdapterShape, write_adapter, write_base
+from manylora.server.api.connections import http_config
 from manylora.server.config import ServeSettings
 
 T = TypeVar("T")
@@ -199,17 +201,8 @@ def running(files: Files, data: Path, **settings: object) -> Iterator[Running]:
         server = assemble(all_settings, files.base, BASE, lambda done, total: None)
         server.engine.start()
         await server.catalog.restore()
-        config = uvicorn.Config(
-            server.app,
-            host="127.0.0.1",
-            port=0,
-            loop="none",
-            http="httptools",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=1,
-        )
+        limits = connection_limits(all_settings, 1 << 16)
+        config = http_config(server.app, limits, host="127.0.0.1", port=0, drain_seconds=1)
         http = _Announcing(config)
         serving = asyncio.create_task(http.serve())
         await http.up.wait()
