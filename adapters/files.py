@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
 
 from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
 
@@ -21,49 +21,170 @@ KNOWN_FILES = (
 )
 """In the order in which the digest takes them. The first two are required."""
 MAX_TEXT_BYTES = 16 << 20
-"""Limit of each file but the weights."""
+"""Limit of each file but the weights and those below."""
+_LIMITS = {"adapter_config.json": 1 << 20, "added_tokens.json": 1 << 20, "chat_template.jinja": 1 << 20}
+"""JSON takes some thirty times its size in memory, and the interpreter's lock while it is parsed."""
 MAX_DIGITS = 19
 """Digits of an integer in JSON: what 64 bits hold. Python's own have no end, and fit no float and no tensor."""
+_PICKLED = "adapter_model.bin"
 _CHUNK = 1 << 20
 _HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 """Where to look closer: Python reads such an escape alone, and nothing can write it again."""
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Without O_NONBLOCK a pipe in a file's place would block this thread for ever.
+READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+Fingerprint = tuple[tuple[str, int, int, int, int, int], ...]
+Opener = Callable[[str], int | None]
+"""Opens a file of the adapter by its name and returns the descriptor; None if there is no such file."""
+
+
+class AdapterFiles:
+    """The known files of an adapter, held open: what was checked is what is read, whatever their names come to mean.
+
+    Use it in ``with``.
+    """
+
+    def __init__(self, opener: Opener, max_bytes: int) -> None:
+        """Open what is there and check it, before anything is read.
+
+        Raises AdapterNotFound without an adapter_config.json, UnsupportedAdapter for pickled weights,
+        InvalidAdapter for missing weights, anything that is no plain file, or sizes over the limits.
+        """
+        self._handles: dict[str, int] = {}
+        self._stats: dict[str, os.stat_result] = {}
+        try:
+            for name in KNOWN_FILES:
+                self._open(opener, name)
+            self._check(opener, max_bytes)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file that is there."""
+        return {name: found.st_size for name, found in self._stats.items()}
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What tells quickly whether the files changed: where each is, its size and times of change."""
+        return tuple(
+            (name, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            for name, found in self._stats.items()
+        )
+
+    def read_through(self, sink_of: Callable[[str], Callable[[bytes], object]]) -> str:
+        """Pass each file's chunks to ``sink_of(name)``; return the sha256 over names, sizes and contents.
+
+        Once only. Raises InvalidAdapter if a file turns out longer or shorter than it was: it is being written to.
+        """
+        digest = hashlib.sha256()
+        for name, size in self.sizes.items():
+            digest.update(f"{name}\0{size}\0".encode())
+            sink = sink_of(name)
+            left = size
+            while chunk := _read(self._handles[name], min(_CHUNK, left + 1), name):
+                left -= len(chunk)
+                if left < 0:
+                    break
+                digest.update(chunk)
+                sink(chunk)
+            if left:
+                raise InvalidAdapter("changed while it was read; try again when it is complete", file=name)
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._handles:
+            os.close(self._handles.popitem()[1])
+
+    def __enter__(self) -> "AdapterFiles":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, opener: Opener, name: str) -> None:
+        handle = opener(name)
+        if handle is None:
+            return
+        self._handles[name] = handle
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise InvalidAdapter("is not a plain file", file=name)
+        self._stats[name] = found
+
+    def _check(self, opener: Opener, max_bytes: int) -> None:
+        sizes = self.sizes
+        if KNOWN_FILES[0] not in sizes:
+            raise AdapterNotFound("there is no adapter_config.json; a PEFT adapter is a directory with one")
+        if WEIGHTS_FILE not in sizes:
+            _refuse_pickled(opener)
+            raise InvalidAdapter("the file is missing", file=WEIGHTS_FILE)
+        for name, size in sizes.items():
+            limit = _LIMITS.get(name, MAX_TEXT_BYTES)
+            if name != WEIGHTS_FILE and size > limit:
+                raise InvalidAdapter(f"{size} bytes; at most {limit}", file=name)
+            if os.pread(self._handles[name], len(_LFS_POINTER), 0) == _LFS_POINTER:
+                raise InvalidAdapter(
+                    "is a Git LFS pointer, not the file that it stands for; run `git lfs pull` where it was cloned,"
+                    " or download the adapter with a tool that follows such pointers",
+                    file=name,
+                )
+        if sum(sizes.values()) > max_bytes:
+            raise InvalidAdapter(f"the files have {sum(sizes.values())} bytes together; at most {max_bytes}")
+
+
+def open_directory(directory: Path, max_bytes: int) -> AdapterFiles:
+    """Open the adapter in ``directory``, following whatever links lead to its files."""
+
+    def opener(name: str) -> int | None:
+        try:
+            return os.open(directory / name, READING)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unreadable(error, name) from error
+
+    return AdapterFiles(opener, max_bytes)
 
 
 def present_files(directory: Path, max_bytes: int) -> dict[str, int]:
-    """Return the known files of ``directory`` with their sizes, checked before anything is read.
-
-    Raises AdapterNotFound without an adapter_config.json, UnsupportedAdapter for pickled weights,
-    InvalidAdapter for missing weights, anything that is no plain file, or sizes over the limits.
-    """
-    sizes = {name: size for name in KNOWN_FILES if (size := _plain_size(directory / name)) is not None}
-    if KNOWN_FILES[0] not in sizes:
-        raise AdapterNotFound("there is no adapter_config.json; a PEFT adapter is a directory with one")
-    if WEIGHTS_FILE not in sizes:
-        if (directory / "adapter_model.bin").exists():
-            raise UnsupportedAdapter(
-                "pickle can run code when it is read, so only safetensors are; save the adapter with"
-                " safe_serialization=True",
-                file="adapter_model.bin",
-            )
-        raise InvalidAdapter("the file is missing", file=WEIGHTS_FILE)
-    for name, size in sizes.items():
-        if name != WEIGHTS_FILE and size > MAX_TEXT_BYTES:
-            raise InvalidAdapter(f"{size} bytes; at most {MAX_TEXT_BYTES}", file=name)
-    if sum(sizes.values()) > max_bytes:
-        raise InvalidAdapter(f"the files have {sum(sizes.values())} bytes together; at most {max_bytes}")
-    return sizes
+    """Return the known files of ``directory`` with their sizes. Raises what AdapterFiles raises."""
+    with open_directory(directory, max_bytes) as files:
+        return files.sizes
 
 
-def _plain_size(path: Path) -> int | None:
+def digest_of(directory: Path, max_bytes: int) -> str:
+    """Return the sha256 over names, sizes and contents of the known files; reads them once."""
+    with open_directory(directory, max_bytes) as files:
+        return files.read_through(lambda name: lambda chunk: None)
+
+
+def unreadable(error: OSError, name: str) -> InvalidAdapter:
+    """Return the error for a file that is there and can't be read."""
+    return InvalidAdapter(f"can't be read: {error.strerror}", file=name)
+
+
+def _refuse_pickled(opener: Opener) -> None:
+    handle = opener(_PICKLED)
+    if handle is not None:
+        os.close(handle)
+        raise UnsupportedAdapter(
+            "pickle can run code when it is read, so only safetensors are; save the adapter with"
+            " safe_serialization=True",
+            file=_PICKLED,
+        )
+
+
+def _read(handle: int, nbytes: int, name: str) -> bytes:
     try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
+        return os.read(handle, nbytes)
     except OSError as error:
-        raise InvalidAdapter(f"can't be read: {error.strerror}", file=path.name) from error
-    if not stat.S_ISREG(found.st_mode):
-        raise InvalidAdapter("is not a plain file", file=path.name)
-    return found.st_size
+        raise unreadable(error, name) from error
 
 
 def read_json_object(path: Path) -> dict[str, object]:
@@ -92,53 +213,3 @@ def _integer(digits: str) -> int:
     if len(digits.lstrip("-")) > MAX_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits; at most {MAX_DIGITS}")
     return int(digits)
-
-
-def fingerprint(directory: Path) -> tuple[tuple[int, int, int] | None, ...]:
-    """Return what tells quickly whether the known files changed: inode, size and time of change of each."""
-    marks: list[tuple[int, int, int] | None] = []
-    for name in KNOWN_FILES:
-        try:
-            found = (directory / name).stat()
-        except OSError:
-            marks.append(None)
-        else:
-            marks.append((found.st_ino, found.st_size, found.st_mtime_ns))
-    return tuple(marks)
-
-
-def digest_of(directory: Path, max_bytes: int) -> str:
-    """Return the sha256 over names, sizes and contents of the known files; reads them once."""
-    return read_through(directory, present_files(directory, max_bytes), lambda name: lambda chunk: None)
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        # Without O_NONBLOCK a pipe put in a file's place after the check would block this thread for ever.
-        return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    except OSError as error:
-        raise InvalidAdapter(f"can't be read: {error.strerror}", file=path.name) from error
-
-
-def read_through(
-    directory: Path, sizes: dict[str, int], sink_of: Callable[[str], Callable[[bytes], object]]
-) -> str:
-    """Pass each file's chunks to ``sink_of(name)`` and return the digest of what was read.
-
-    Raises InvalidAdapter if a file turns out longer or shorter than ``sizes`` says: it is being written to.
-    """
-    digest = hashlib.sha256()
-    for name, size in sizes.items():
-        digest.update(f"{name}\0{size}\0".encode())
-        sink = sink_of(name)
-        left = size
-        with _opened(directory / name) as file:
-            while chunk := file.read(min(_CHUNK, left + 1)):
-                left -= len(chunk)
-                if left < 0:
-                    break
-                digest.update(chunk)
-                sink(chunk)
-        if left:
-            raise InvalidAdapter("changed while it was read; try again when it is complete", file=name)
-    return digest.hexdigest()

@@ -4,14 +4,18 @@ Format: https://github.com/huggingface/safetensors#format. The tensors themselve
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.files import parse_json_object
 
-MAX_HEADER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 8 << 20
+"""Limit where the caller doesn't know what tensors to expect."""
+_ROOM_FOR_METADATA = 256 << 10
+_ENTRY_BYTES = 200
+"""Of a tensor in a header, beside its name: type, shape, offsets."""
 MAX_DIMENSIONS = 8
 _BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -21,30 +25,56 @@ class TensorEntry:
     """One tensor as the header describes it."""
 
     name: str
+    """In the file."""
     shape: tuple[int, ...]
     begin: int
     end: int
     """Bytes [begin, end) after the header."""
 
 
-def read_header(path: Path) -> Mapping[str, TensorEntry]:
-    """Return the tensors of a safetensors file by name.
+def header_limit(names: Iterable[str]) -> int:
+    """Return the most bytes that a header with tensors of these names may have: twice what it needs, and metadata."""
+    return _ROOM_FOR_METADATA + 2 * sum(len(name) + _ENTRY_BYTES for name in names)
 
-    Raises InvalidAdapter when the header is malformed, or does not describe every byte of the file exactly
-    once, and UnsupportedAdapter for tensors that are not floating point of 16 to 64 bits.
+
+def read_header(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Mapping[str, TensorEntry]:
+    """Return the tensors of a safetensors file by the names that peft's save_pretrained gives them.
+
+    Raises InvalidAdapter when the header is longer than ``max_bytes`` (before it is read: parsing takes thirty
+    times its size in memory), is malformed, or does not describe every byte of the file exactly once, and
+    UnsupportedAdapter for tensors that are not floating point of 16 to 64 bits.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > size - 8:
-            raise _bad(path, f"{size} bytes can't hold a header of {length}: truncated")
-        if length > MAX_HEADER_BYTES:
-            raise _bad(path, f"a header of {length} bytes; at most {MAX_HEADER_BYTES}")
+            raise _bad(
+                path, f"{size} bytes can't hold a header of {length}: truncated, or no safetensors file"
+            )
+        if length > max_bytes:
+            raise _bad(path, f"a header of {length} bytes; at most {max_bytes} are read for this base")
         raw = file.read(length)
-    entries = {name: _entry(path, name, value) for name, value in _decode(path, raw).items()}
+    entries = [_entry(path, name, value) for name, value in _decode(path, raw).items()]
     _check_layout(path, entries, size - 8 - length)
-    return entries
+    return _by_saved_name(path, entries)
+
+
+def _by_saved_name(path: Path, entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
+    found: dict[str, TensorEntry] = {}
+    for entry in entries:
+        name = _saved_name(entry.name)
+        if name in found:
+            raise _bad(path, f"is there twice: also as {found[name].name!r}", entry.name)
+        found[name] = entry
+    return found
+
+
+def _saved_name(name: str) -> str:
+    """Return "….lora_A.weight" for "….lora_A.default.weight": a model's state dict names the adapter, too."""
+    module, lora, rest = name.rpartition(".lora_")
+    kind, default, tail = rest.partition(".default")
+    return f"{module}{lora}{kind}{tail}" if lora and default and tail[:1] in ("", ".") else name
 
 
 def _decode(path: Path, raw: bytes) -> dict[str, object]:
@@ -85,9 +115,9 @@ def _sizes(value: object) -> tuple[int, ...] | None:
     return tuple(value)
 
 
-def _check_layout(path: Path, entries: Mapping[str, TensorEntry], data_bytes: int) -> None:
+def _check_layout(path: Path, entries: Iterable[TensorEntry], data_bytes: int) -> None:
     position = 0
-    for entry in sorted(entries.values(), key=lambda item: (item.begin, item.end)):
+    for entry in sorted(entries, key=lambda item: (item.begin, item.end)):
         if entry.begin != position:
             raise _bad(path, f"begins at byte {entry.begin}, but {position} is the next free one", entry.name)
         position = entry.end

@@ -5,8 +5,9 @@ template and added tokens are adapters/tokens.py's. Nothing here knows names, ve
 are kept.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
-from manylora.adapters.header import TensorEntry, read_header
+from manylora.adapters.header import TensorEntry, header_limit, read_header
 from manylora.adapters.spec import CONFIG_FILE, AdapterSpec
 from manylora.adapters.tokens import check_added_tokens, read_chat_template
 from manylora.adapters.types import AdapterWeights, BaseModules, LoraPair, ModuleShape
@@ -36,6 +37,8 @@ class AdapterOutline:
     rank_by_path: Mapping[str, int]
     """Rank of each adapted module, by full path."""
     chat_template: str | None
+    tensor_names: Mapping[str, str]
+    """What the file calls the factors, by the names that peft's save_pretrained gives them."""
 
     def rank_by_module(self) -> dict[str, int]:
         """Return the largest rank over all layers for each module name, as AdapterWeights does."""
@@ -78,7 +81,8 @@ def read_adapter(
     try:
         with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
             for path in outline.rank_by_path:
-                lora_a, lora_b = (file.get_tensor(_tensor_name(path, half)) for half in "AB")
+                names = (outline.tensor_names[_tensor_name(path, half)] for half in "AB")
+                lora_a, lora_b = map(file.get_tensor, names)
                 pairs[path] = _convert(path, lora_a, lora_b, outline.spec.scale_of(path), dtype)
     except SafetensorError as error:
         raise InvalidAdapter(f"can't be read: {error}", file=WEIGHTS_FILE) from error
@@ -96,12 +100,28 @@ def inspect_adapter(
     spec = AdapterSpec.parse(read_json_object(directory / CONFIG_FILE))
     check_added_tokens(directory, vocab_size)
     _refuse_token_modules(spec)
-    entries = read_header(directory / WEIGHTS_FILE)
-    ranks = _expected_ranks(spec, modules, max_rank)
-    _check_complete(entries, ranks)
-    for path, rank in ranks.items():
-        _check_shapes(entries, path, rank, modules[path])
-    return AdapterOutline(spec, ranks, read_chat_template(directory))
+    expected = (_tensor_name(path, half) for path in modules for half in "AB")
+    entries = read_header(directory / WEIGHTS_FILE, header_limit(expected))
+    with _told_the_base(spec):
+        ranks = _expected_ranks(spec, modules, max_rank)
+        _check_complete(entries, ranks)
+        for path, rank in ranks.items():
+            _check_shapes(entries, path, rank, modules[path])
+    names = {name: entry.name for name, entry in entries.items()}
+    return AdapterOutline(spec, ranks, read_chat_template(directory), names)
+
+
+@contextlib.contextmanager
+def _told_the_base(spec: AdapterSpec) -> Iterator[None]:
+    """Add to a refusal inside the block for which base the adapter says that it was made."""
+    try:
+        yield
+    except UnsupportedAdapter:
+        raise
+    except InvalidAdapter as error:
+        if spec.base_model:
+            error.message += f". The adapter was made for {spec.base_model[:200]!r} (base_model_name_or_path)"
+        raise
 
 
 def _tensor_name(path: str, half: str) -> str:

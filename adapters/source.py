@@ -1,32 +1,133 @@
-"""From what a client calls a source to a directory that may be read. Serves the local disk only."""
+"""From what a client or the operator calls a source to an adapter's open files. Serves the local disk only.
 
+A client may name what lies inside the adapter root, and nothing else is opened for it whatever changes meanwhile;
+the operator may name anything.
+"""
+
+import contextlib
+import errno
+import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from manylora.adapters.errors import AdapterNotFound, AdapterPathForbidden, InvalidAdapter, UnsupportedAdapter
-from manylora.adapters.files import KNOWN_FILES
+from manylora.adapters.errors import (
+    AdapterError,
+    AdapterNotFound,
+    AdapterPathForbidden,
+    InvalidAdapter,
+    UnsupportedAdapter,
+)
+from manylora.adapters.files import READING, AdapterFiles, open_directory, unreadable
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+# Only to pass through: that takes no permission to list what is in a directory.
+_PASSING = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def resolve_source(src: str, root: Path) -> Path:
-    """Return the directory that ``src`` names: a path (from ``root`` if relative) or a file:// URL.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A directory that an adapter may be read from."""
 
-    Links and ``..`` are followed first; the result, and every file that would be read, must lie inside
-    ``root``. Raises UnsupportedAdapter for other kinds of source, AdapterPathForbidden, AdapterNotFound.
+    directory: Path
+    root: Path | None = None
+    """What it must not lead out of, links followed. None: links may lead anywhere, since the operator named it."""
+
+    def open(self, max_bytes: int) -> AdapterFiles:
+        """Open the adapter's files. Raises AdapterPathForbidden for a way out of ``root``, else as AdapterFiles.
+
+        Below a root no link is followed by the system: each is looked up, checked, and the way to what it names
+        opened part by part. What is swapped for a link meanwhile is refused.
+        """
+        if self.root is None:
+            return open_directory(self.directory, max_bytes)
+        with _walk(self.root, self.directory) as handle:
+            return AdapterFiles(lambda name: self._open_beneath(handle, name), max_bytes)
+
+    def _open_beneath(self, directory: int, name: str) -> int | None:
+        try:
+            return os.open(name, READING | os.O_NOFOLLOW, dir_fd=directory)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise unreadable(error, name) from error
+        assert self.root is not None
+        target = _follow(self.directory / name, name)
+        _check_inside(target, self.root, name)
+        try:
+            with _walk(self.root, target.parent) as parent:
+                return os.open(target.name, READING | os.O_NOFOLLOW, dir_fd=parent)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _swapped(name) from error
+            raise unreadable(error, name) from error
+
+
+def operator_source(directory: Path) -> Source:
+    """Return a directory that the operator named on the command line. Raises AdapterNotFound."""
+    if not _is_directory(directory):
+        raise AdapterNotFound(f"{str(directory)!r} is not a directory")
+    return Source(directory)
+
+
+def resolve_source(src: str, root: Path) -> Source:
+    """Return the directory that ``src`` names: a path or a file:// URL.
+
+    A relative path starts at ``root`` or, if there is no such directory, where the server was started. Links and
+    ``..`` are followed first; the result must lie inside ``root``. Raises UnsupportedAdapter for other kinds of
+    source, AdapterPathForbidden, AdapterNotFound.
     """
     inside = root.resolve()
-    directory = _follow(inside / _local_path(src), src)
-    _check_inside(directory, inside, src)
+    path = _local_path(src)
+    refused: AdapterError | None = None
+    for start in (inside, Path.cwd()):
+        try:
+            return Source(_directory_inside(start / path, inside, src), inside)
+        except (AdapterPathForbidden, AdapterNotFound) as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _directory_inside(path: Path, root: Path, src: str) -> Path:
+    directory = _follow(path, src)
+    _check_inside(directory, root, src)
     if not _is_directory(directory):
         raise AdapterNotFound(
             f"{src!r} is not a directory under the adapter root; give one on the server's disk"
             " (adapters are not downloaded from a model hub)"
         )
-    for name in KNOWN_FILES:
-        _check_inside(_follow(directory / name, src), inside, f"{src}/{name}")
     return directory
+
+
+@contextlib.contextmanager
+def _walk(root: Path, directory: Path) -> Iterator[int]:
+    """Open ``directory``, which is resolved and inside ``root``, part by part, following no link."""
+    handle = os.open(root, _PASSING)
+    try:
+        for part in directory.relative_to(root).parts:
+            try:
+                inner = os.open(part, _PASSING | os.O_NOFOLLOW, dir_fd=handle)
+            except FileNotFoundError as error:
+                raise AdapterNotFound(f"{directory.name!r} is gone; try again") from error
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                    raise _swapped(part) from error
+                raise unreadable(error, part) from error
+            os.close(handle)
+            handle = inner
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _swapped(name: str) -> AdapterPathForbidden:
+    return AdapterPathForbidden(f"{name!r} was replaced by a link while the adapter was opened; try again")
 
 
 def _local_path(src: str) -> Path:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.adapters.errors import AdapterError, AdapterNotFound, InvalidAdapter, StoreFull
-from manylora.adapters.files import digest_of, present_files, read_through
+from manylora.adapters.files import AdapterFiles, Fingerprint, open_directory
+from manylora.adapters.source import Source
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _STAGING = ".staging"
@@ -40,31 +41,31 @@ class AdapterStore:
     def __init__(self, root: Path, *, max_bytes: int = 8 << 30) -> None:
         self._root = root
         self._max_bytes = max_bytes
-        self._verified: set[str] = set()
-        """Digests whose files this process wrote or checked: contents are hashed once, not at every read."""
+        self._verified: dict[str, Fingerprint] = {}
+        """Of files that this process wrote or hashed: what is as it was then isn't hashed at every read."""
         self._publishing = threading.Lock()
         with _as_store_full():
             (root / _STAGING).mkdir(parents=True, exist_ok=True)
 
-    def stage(self, source: Path) -> StagedAdapter:
+    def stage(self, source: Source) -> StagedAdapter:
         """Copy the known files of ``source``, hashing as they pass.
 
-        Raises AdapterNotFound, InvalidAdapter or StoreFull, and then leaves nothing behind.
+        Raises AdapterNotFound, AdapterPathForbidden, InvalidAdapter or StoreFull, and then leaves nothing behind.
         """
-        sizes = present_files(source, self._max_bytes)
         path = self._scratch()
-        try:
-            with _as_store_full():
-                path.mkdir()
-                digest = _copy(source, path, sizes)
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        return StagedAdapter(path, digest, sum(sizes.values()))
+        with self.open(source) as files:
+            try:
+                with _as_store_full():
+                    path.mkdir()
+                    digest = _copy(files, path)
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+            return StagedAdapter(path, digest, sum(files.sizes.values()))
 
-    def digest_of(self, source: Path) -> str:
-        """Return the digest that ``stage`` would give, without copying. Raises what it raises."""
-        return digest_of(source, self._max_bytes)
+    def open(self, source: Source) -> AdapterFiles:
+        """Open the files that ``stage`` would copy, checked but not read. Raises what it raises."""
+        return source.open(self._max_bytes)
 
     def publish(self, staged: StagedAdapter) -> Path:
         """Move a staged copy to its place and return that; the copy is gone afterwards, whatever happens.
@@ -78,7 +79,8 @@ class AdapterStore:
                     self._put_aside(target)
                     staged.path.rename(target)
                     _sync(self._root)
-                    self._verified.add(staged.digest)
+                    with open_directory(target, self._max_bytes) as files:
+                        self._verified[staged.digest] = files.fingerprint
         finally:
             self.discard(staged)
         return target
@@ -99,22 +101,32 @@ class AdapterStore:
         return (self._root / _checked(digest)).is_dir()
 
     def verify(self, digest: str) -> Path:
-        """Return where the files are, hashed once per process. Raises AdapterNotFound or InvalidAdapter."""
+        """Return where the files are, hashed if they changed since this process last did or never were.
+
+        Raises AdapterNotFound or InvalidAdapter.
+        """
         path = self.path_of(digest)
-        if digest not in self._verified:
-            try:
-                found = digest_of(path, self._max_bytes)
-            except AdapterError as error:
-                raise _damaged(digest) from error
-            if found != digest:
-                raise _damaged(digest)
-            self._verified.add(digest)
+        try:
+            with open_directory(path, self._max_bytes) as files:
+                if self._verified.get(digest) == files.fingerprint:
+                    return path
+                found = files.read_through(lambda name: lambda chunk: None)
+                if found == digest:
+                    self._verified[digest] = files.fingerprint
+        except AdapterError as error:
+            raise _damaged(digest) from error
+        if found != digest:
+            raise _damaged(digest)
         return path
+
+    def distrust(self, digest: str) -> None:
+        """Hash the files of ``digest`` again before they are next called whole: they could not be read."""
+        self._verified.pop(digest, None)
 
     def remove(self, digest: str) -> None:
         """Delete the files of ``digest``, if they are there. A crash leaves all of them or none."""
         with self._publishing:
-            self._verified.discard(digest)
+            self.distrust(digest)
             self._put_aside(self._root / _checked(digest))
 
     def digests(self) -> frozenset[str]:
@@ -165,13 +177,13 @@ def _damaged(digest: str) -> InvalidAdapter:
     return InvalidAdapter(f"the stored files {digest} are damaged; register the adapter again")
 
 
-def _copy(source: Path, target: Path, sizes: dict[str, int]) -> str:
-    with contextlib.ExitStack() as files:
+def _copy(files: AdapterFiles, target: Path) -> str:
+    with contextlib.ExitStack() as copies:
 
         def sink_of(name: str) -> Callable[[bytes], object]:
-            return files.enter_context(_durable(target / name))
+            return copies.enter_context(_durable(target / name))
 
-        digest = read_through(source, sizes, sink_of)
+        digest = files.read_through(sink_of)
     _sync(target)
     return digest
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from manylora.quant.errors import CorruptCheckpoint
 from manylora.quant.weight_files import WeightFiles, choose_weights
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -94,6 +96,18 @@ def _read_header(path: Path) -> dict[str, _Entry]:
                 for name in file.keys()  # noqa: SIM118  # it isn't a mapping
             }
     except (SafetensorError, OSError) as error:
+        if _is_lfs_pointer(path):
+            raise CorruptCheckpoint(
+                f"{path} is a Git LFS pointer, not the weights that it stands for; run `git lfs pull` in its repository"
+            ) from None
         raise CorruptCheckpoint(
             f"{path} is not a whole safetensors file ({error}); download it again"
         ) from None
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return False

@@ -13,9 +13,8 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from manylora.adapters.errors import AdapterError, InvalidAdapter
-from manylora.adapters.files import fingerprint
 from manylora.adapters.reader import AdapterOutline, inspect_adapter, read_adapter
-from manylora.adapters.source import resolve_source
+from manylora.adapters.source import Source, operator_source, resolve_source
 from manylora.adapters.spec import AdapterSpec
 from manylora.adapters.store import AdapterStore, StagedAdapter
 from manylora.adapters.types import AdapterWeights
@@ -104,7 +103,7 @@ class AdapterIntake:
 
     async def digest_at(self, src: str) -> str:
         """Return the digest of the files at ``src`` without copying them."""
-        return await self.work(lambda: self._store.digest_of(self._identify(src)[0]))
+        return await self.work(lambda: self._digest_at(src))
 
     async def is_intact(self, digest: str) -> bool:
         """Return whether the stored files of ``digest`` are there and unaltered."""
@@ -128,24 +127,36 @@ class AdapterIntake:
     def read(self, digest: str) -> AdapterWeights:
         """Read the stored weights (blocking), hashing them if this process never did. Raises AdapterError."""
         settings = self._settings
-        return read_adapter(
-            self._store.verify(digest),
-            settings.modules,
-            max_rank=settings.max_rank,
-            dtype=settings.dtype,
-            vocab_size=settings.vocab_size,
-            digest=digest,
-        ).weights
+        directory = self._store.verify(digest)
+        try:
+            return read_adapter(
+                directory,
+                settings.modules,
+                max_rank=settings.max_rank,
+                dtype=settings.dtype,
+                vocab_size=settings.vocab_size,
+                digest=digest,
+            ).weights
+        except (AdapterError, OSError):
+            self._store.distrust(digest)
+            raise
 
-    def _root_of(self, src: str) -> Path:
-        return Path(src) if src in self._settings.trusted_sources else self._settings.adapter_root
+    def _source(self, src: str) -> Source:
+        if src in self._settings.trusted_sources:
+            return operator_source(Path(src))
+        return resolve_source(src, self._settings.adapter_root)
 
-    def _identify(self, src: str) -> tuple[Path, Hashable]:
-        directory = resolve_source(src, self._root_of(src))
-        return directory, fingerprint(directory)
+    def _identify(self, src: str) -> tuple[Source, Hashable]:
+        source = self._source(src)
+        with self._store.open(source) as files:
+            return source, files.fingerprint
 
-    async def _prepare(self, flight: _Flight, directory: Path) -> Prepared:
-        staged = await self.work(lambda: self._store.stage(directory))
+    def _digest_at(self, src: str) -> str:
+        with self._store.open(self._source(src)) as files:
+            return files.read_through(lambda name: lambda chunk: None)
+
+    async def _prepare(self, flight: _Flight, source: Source) -> Prepared:
+        staged = await self.work(lambda: self._store.stage(source))
         flight.digest = staged.digest
         async with self._digests.hold(staged.digest):
             return await self.work(lambda: self._admit(staged))

@@ -128,7 +128,7 @@ class TrainedAdapter:
     def _read(self, tensor: str) -> Tensor:
         try:
             with safe_open(self.directory / WEIGHTS_FILE, framework="pt") as file:
-                found: Tensor = file.get_tensor(tensor).clone()
+                found: Tensor = file.get_tensor(self._entries[tensor].name).clone()
         except SafetensorError as error:
             raise InvalidAdapter(f"can't be read: {error}", file=WEIGHTS_FILE, tensor=tensor) from error
         if not bool(torch.isfinite(found).all()):

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.header import header_limit
 from manylora.adapters.reader import LoadedAdapter, inspect_adapter, read_adapter
 from tests.adapters.making import HIDDEN, KV, LAYERS, MLP, MODULES, VOCABULARY, factors, write
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 WEIGHTS = "adapter_model.safetensors"
+ALL = {path.rsplit(".", 1)[-1] for path in MODULES}
 
 
 def read(directory: Path, dtype: torch.dtype = torch.float32) -> LoadedAdapter:
@@ -261,6 +264,96 @@ def test_overlapping_tensors_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(InvalidAdapter, match="next free"):
+        read(tmp_path)
+
+
+def test_a_header_larger_than_the_base_can_need_is_refused_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = header_limit(factors(targets=tuple(ALL)))
+    config = (write(tmp_path) / "adapter_config.json").read_bytes()
+    padded = write_padded(tmp_path, limit)
+    read(tmp_path)
+    parsed: list[int] = []
+    loads = json.loads
+
+    def counted(text: str, **more: Any) -> object:
+        parsed.append(len(text))
+        return loads(text, **more)
+
+    monkeypatch.setattr(json, "loads", counted)
+    for length in (limit + 1, 64 << 20):
+        with padded.open("r+b") as file:
+            file.write(length.to_bytes(8, "little"))
+            file.truncate(8 + length)
+        with pytest.raises(InvalidAdapter, match=f"a header of {length} bytes; at most {limit}"):
+            read(tmp_path)
+    assert set(parsed) == {len(config)}, "only the config was parsed"
+
+
+def write_padded(directory: Path, length: int) -> Path:
+    """Fill the header of the weights in ``directory`` with spaces up to ``length`` bytes."""
+    path = directory / WEIGHTS
+    whole = path.read_bytes()
+    end = 8 + int.from_bytes(whole[:8], "little")
+    path.write_bytes(length.to_bytes(8, "little") + whole[8:end].ljust(length) + whole[end:])
+    return path
+
+
+def test_the_largest_header_that_peft_writes_for_a_base_passes(tmp_path: Path) -> None:
+    tensors = {
+        name.replace(".weight", ".default.weight"): t for name, t in factors(targets=tuple(ALL)).items()
+    }
+    path = write(tmp_path, tensors=tensors, changes={"target_modules": "all-linear"}) / WEIGHTS
+    entries = int.from_bytes(path.read_bytes()[:8], "little")
+    assert entries < (header_limit(factors(targets=tuple(ALL))) - (256 << 10)) / 1.5
+    read(tmp_path)
+
+
+def test_keys_of_a_model_s_state_dict_are_those_of_the_file(tmp_path: Path) -> None:
+    saved = read(write(tmp_path / "saved")).weights.pairs
+    tensors = {
+        name.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."): tensor
+        for name, tensor in factors().items()
+    }
+    loaded = read(write(tmp_path / "state", tensors=tensors)).weights.pairs
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[path].b, loaded[path].b) for path in saved)
+    twice = {**factors(), f"{Q0}.lora_A.default.weight": factors()[f"{Q0}.lora_A.weight"]}
+    with pytest.raises(InvalidAdapter, match="twice"):
+        read(write(tmp_path / "twice", tensors=twice))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", WEIGHTS])
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path, name: str) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (write(tmp_path) / name).write_text(pointer)
+    with pytest.raises(InvalidAdapter, match=r"Git LFS pointer.*git lfs pull") as caught:
+        read(tmp_path)
+    assert caught.value.file == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors"),
+    [
+        ({"target_modules": ["c_attn"]}, {}),
+        ({}, {f"{Q0}.lora_A.weight": torch.ones(4, 8)}),
+        ({}, {"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.ones(4, 8)}),
+    ],
+)
+def test_an_adapter_for_another_base_says_for_which(
+    tmp_path: Path, changes: dict[str, object], tensors: dict[str, Tensor]
+) -> None:
+    changes = {**changes, "base_model_name_or_path": "someone/other-7b"}
+    write(tmp_path, tensors={**factors(), **tensors}, changes=changes)
+    with pytest.raises(InvalidAdapter, match="made for 'someone/other-7b'"):
+        read(tmp_path)
+
+
+def test_a_config_of_megabytes_is_not_parsed(tmp_path: Path) -> None:
+    path = write(tmp_path) / "adapter_config.json"
+    path.write_text(path.read_text() + " " * (1 << 20))
+    with pytest.raises(InvalidAdapter, match="at most 1048576"):
         read(tmp_path)
 
 

@@ -124,6 +124,13 @@ def test_a_file_that_the_config_may_not_name(tmp_path: Path, named: object) -> N
     assert str(named) in refusal(tmp_path)
 
 
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / SINGLE).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
+    assert f"{tmp_path / SINGLE} is a Git LFS pointer" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("kept", [0, 5, 100, 1000])
 def test_a_truncated_file(tmp_path: Path, kept: int) -> None:
     save_file({"a": torch.ones(1000)}, tmp_path / SINGLE)

@@ -191,7 +191,7 @@ class House:
         self.diary = Diary()
         self.open()
 
-    def open(self, engine: FakeEngine | None = None) -> None:
+    def open(self, engine: FakeEngine | None = None, *, trusted: Path | None = None) -> None:
         """Start, as a server does, with what is on disk."""
         self.engine = engine or FakeEngine()
         self.store = AdapterStore(self.root / "store")
@@ -203,6 +203,7 @@ class House:
             max_rank=16,
             dtype=torch.float32,
             vocab_size=VOCABULARY,
+            trusted_sources=frozenset(() if trusted is None else (str(trusted),)),
         )
         self.catalog = AdapterCatalog(self.engine, self.registry, self.store, settings, self.diary)
 

@@ -16,6 +16,7 @@ from manylora.adapters.errors import (
     UnknownAdapter,
 )
 from manylora.adapters.reader import LoadedAdapter, read_adapter
+from manylora.adapters.source import Source
 from manylora.adapters.store import AdapterStore, StagedAdapter
 from manylora.adapters.types import BaseModules
 from manylora.server.errors import AdapterUnavailable, ModelNotFound, ShuttingDown
@@ -125,11 +126,11 @@ async def test_an_unknown_model_lists_those_that_exist(house: House) -> None:
 async def test_fifty_at_once_are_one_copy_one_read_one_id(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copies: list[Path] = []
+    copies: list[Source] = []
     reads: list[Path] = []
     stage = AdapterStore.stage
 
-    def counted_stage(store: AdapterStore, source: Path) -> StagedAdapter:
+    def counted_stage(store: AdapterStore, source: Source) -> StagedAdapter:
         copies.append(source)
         return stage(store, source)
 
@@ -262,7 +263,7 @@ async def test_a_restart_reads_nothing_that_is_not_asked_for(house: House) -> No
 
 async def test_a_thousand_adapters(house: House) -> None:
     template = house.source("one")
-    house.store.publish(house.store.stage(house.sources / template))
+    house.store.publish(house.store.stage(Source(house.sources / template)))
     (digest,) = house.store.digests()
     for number in range(1000):
         house.registry.register(f"a{number:03}", digest, source=template, rank=4, targets=("q_proj",))
@@ -289,6 +290,21 @@ async def test_what_is_refused_leaves_nothing(house: House, src: str, kind: type
     with pytest.raises(kind):
         await house.catalog.register("a", src)
     assert house.catalog.list() == ()
+
+
+async def test_the_operator_s_own_directory_may_lie_anywhere_and_hold_links(house: House) -> None:
+    named = house.root / "cache" / "snapshots" / "0123"
+    blobs = write(house.root / "cache" / "blobs", 5)
+    named.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (named / path.name).symlink_to(f"../../blobs/{path.name}")
+    with pytest.raises(AdapterPathForbidden):
+        await house.catalog.register("a", str(named))
+    await house.catalog.close()
+    house.open(trusted=named)
+    record, created = await house.catalog.register("a", str(named))
+    assert created
+    assert record.source == str(named)
 
 
 @pytest.mark.parametrize("name", ["base", "/a", "a b", ""])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from manylora.adapters.errors import AdapterNameTaken, RegistryBusy, StoreFull, UnknownAdapter
 from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.source import Source
 from manylora.server.errors import AdapterUnavailable, ModelNotFound
 from tests.server.catalog_fakes import FakeEngine, House
 
@@ -168,9 +169,9 @@ async def test_leaving_at_any_moment_leaves_all_or_nothing(house: House, ticks: 
 async def test_a_crash_between_the_steps_leaves_the_last_whole_state(house: House) -> None:
     kept, _ = await house.catalog.register("a", house.source("one"))
     house.source("two", 1)
-    published = house.store.publish(house.store.stage(house.sources / "two"))
+    published = house.store.publish(house.store.stage(Source(house.sources / "two")))
     house.registry.reserve("a", published.name, source="two", rank=4, targets=("q_proj",))
-    house.store.stage(house.sources / "two")
+    house.store.stage(Source(house.sources / "two"))
     house.kill()
     house.open()
     report = await house.catalog.restore()
@@ -223,6 +224,54 @@ async def test_files_that_rot_while_serving_are_a_clear_error(house: House) -> N
     with pytest.raises(AdapterUnavailable, match="'a' can't be served"):
         house.engine.held[record.id].load_from()
     weights.write_bytes(content)
+
+
+@pytest.mark.parametrize("call", ["register", "put", "replace"])
+@pytest.mark.parametrize("verified", [True, False])
+async def test_the_same_weights_again_heal_damaged_files(house: House, call: str, verified: bool) -> None:
+    record, _ = await house.catalog.register("a", house.source("one"))
+    if not verified:
+        await house.catalog.close()
+        house.open()
+        await house.catalog.restore()
+    house.engine.evict(record.id)
+    weights = house.store.path_of(record.digest) / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\0\0\0\0")
+    with pytest.raises(AdapterUnavailable, match="register the adapter again"):
+        house.engine.held[record.id].load_from()
+    await getattr(house.catalog, call)("a", "one")
+    assert house.catalog.get("a").record == record
+    assert house.engine.held[record.id].load_from().nbytes > 0
+    assert (house.store.path_of(record.digest) / "adapter_model.safetensors").read_bytes() == whole
+
+
+async def test_files_that_could_not_be_read_are_not_called_whole(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails changes no times: what was hashed once would pass for whole for ever."""
+    record, _ = await house.catalog.register("a", house.source("one"))
+
+    def fail(*_args: object, **_more: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("manylora.server.catalog_intake.read_adapter", fail)
+    with pytest.raises(AdapterUnavailable, match="Input/output error"):
+        house.engine.held[record.id].load_from()
+    monkeypatch.undo()
+    hashed: list[int] = []
+    read = os.read
+
+    def counted(handle: int, nbytes: int) -> bytes:
+        hashed.append(handle)
+        return read(handle, nbytes)
+
+    monkeypatch.setattr(os, "read", counted)
+    assert house.store.is_intact(record.digest)
+    assert hashed
+    hashed.clear()
+    assert house.store.is_intact(record.digest)
+    assert not hashed
 
 
 async def test_a_source_that_changes_while_another_prepares_it_is_read_anew(house: House) -> None:
