@@ -23,7 +23,7 @@ async def chat_prompt(deps: ApiDependencies, body: ChatRequest, model: ResolvedM
             deps,
             model,
             for_template(body.messages),
-            body.chat_template_kwargs,
+            body.template_variables,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             at_most=deps.settings.context_length,

@@ -151,14 +151,23 @@ class ChatRequest(SamplingFields):
     continue_final_message: bool = False
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
 
+    reasoning_effort: str | None = Field(None, description='"none": templates are told not to think.')
+
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
+        self.passing.check("reasoning_effort", self.reasoning_effort, ())
         if self.top_logprobs and not self.logprobs:
             raise refused("top_logprobs", "goes with logprobs: true")
         _one_end(self)
         if self.max_tokens == 0:
             raise refused("max_tokens", "0 goes with a completion's echo: true")
         return self
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the template may read beside the messages; thinking is switched off by the name that templates know."""
+        off = {} if self.reasoning_effort is None else {"enable_thinking": False}
+        return {**off, **self.chat_template_kwargs}
 
     @property
     def asked_tokens(self) -> int | None:

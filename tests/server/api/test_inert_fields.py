@@ -232,3 +232,32 @@ def test_the_documentation_lists_every_field_that_passes() -> None:
     for table in (BODY, MESSAGE_FIELDS, PART):
         for name in {*table.inert, *table.unread}:
             assert f"`{name}`" in listed or f".{name}`" in listed, name
+
+
+def test_no_reasoning_is_told_to_the_template(files: Files, http: httpx.Client) -> None:
+    directory = files.adapters / "thinking"
+    shutil.copytree(files.adapters / "templated", directory)
+    template = "{{ 'off' if enable_thinking is defined and not enable_thinking else 'thinks' }}"
+    (directory / "chat_template.jinja").write_text(template)
+    http.post("/adapters", json={"name": "thinking", "src": "thinking"}).raise_for_status()
+    try:
+        body = {**CHAT, "model": "thinking"}
+        tokens = {
+            str(extra): http.post("/v1/chat/completions", json={**body, **extra}).json()["usage"][
+                "prompt_tokens"
+            ]
+            for extra in (
+                {},
+                {"reasoning_effort": "none"},
+                {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
+            )
+        }
+        counts = [
+            http.post("/tokenize", json={"prompt": text, "add_special_tokens": False}).json()["count"]
+            for text in ("thinks", "off", "thinks")
+        ]
+        assert [*tokens.values()] == counts
+        assert counts[0] != counts[1]
+    finally:
+        http.delete("/adapters/thinking").raise_for_status()
+        shutil.rmtree(directory)
