@@ -4,6 +4,7 @@ In the same process, so that a test can look at the pools, hold the engine back 
 """
 
 import asyncio
+import json
 import queue
 import socket
 import threading
@@ -233,3 +234,15 @@ def running(files: Files, data: Path, **settings: object) -> Iterator[Running]:
         stop.set()
         thread.join(SECONDS)
         assert not thread.is_alive(), "the server did not end"
+
+
+@contextmanager
+def asked(
+    server: Running, body: dict[str, object], route: str = "/v1/completions", method: str = "POST"
+) -> Iterator[socket.socket]:
+    """Send a request; hang up when the block ends."""
+    content = json.dumps(body).encode()
+    head = f"{method} {route} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head.encode() + content)
+        yield connection

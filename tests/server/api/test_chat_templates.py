@@ -9,8 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.api.running import BASE, SECONDS, Files, Running, running, write_files
-from tests.server.api.test_streaming import asked
+from tests.server.api.running import BASE, SECONDS, Files, Running, asked, running, write_files
 
 BOMB = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 THINKING = (

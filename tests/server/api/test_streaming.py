@@ -3,13 +3,12 @@
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from tests.server.api.running import BASE, Files, Running, running
+from tests.server.api.running import BASE, Files, Running, asked, running
 
 LONG = {"model": BASE, "prompt": "x", "max_tokens": 1000, "ignore_eos": True}
 CHAT = {"model": "a", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "stream": True}
@@ -30,18 +29,6 @@ def aborted(server: Running) -> float:
 
 def generated(server: Running) -> float:
     return server.metric("manylora_tokens_total", adapter=BASE, kind="generated") or 0.0
-
-
-@contextmanager
-def asked(
-    server: Running, body: dict[str, object], route: str = "/v1/completions"
-) -> Iterator[socket.socket]:
-    """Send a request; hang up when the block ends."""
-    content = json.dumps(body).encode()
-    head = f"POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(head.encode() + content)
-        yield connection
 
 
 def test_events_are_data_lines_that_end_with_done(http: httpx.Client) -> None:
