@@ -35,6 +35,8 @@ GIB = 1 << 30
 ARENA_SHARE, KV_SHARE = 0.1, 0.3
 """Shares of the memory that is free once the model is loaded."""
 MOST_ARENA_ROWS = 4096
+CPU_STEP_CONTEXT, STEP_CONTEXT = 16384, 1 << 20
+"""Context tokens of a step by device: about 20 ms of attention in the demo on a core; elsewhere they cost little."""
 MIB = 1 << 20
 TOKENS_NAMED = 5
 """Tokens that a log line names."""
@@ -134,6 +136,8 @@ def assemble(
         cors_origins=settings.cors_origin,
         max_body_bytes=int(settings.max_body_mib * MIB),
         max_choices=settings.max_choices,
+        max_sequences=settings.max_sequences,
+        max_prompt_logprobs=settings.max_prompt_logprobs,
         keep_alive_seconds=settings.keep_alive_seconds,
         base_source=settings.base or "",
         created=int(time.time()),
@@ -168,10 +172,12 @@ def _engine(
 ) -> Engine:
     kv = KVCache(base.config, sizes.num_blocks, settings.block_size, base.dtype, base.device)
     arena = RankArena(base.config, sizes.arena_rows, base.dtype, base.device)
+    step_context = CPU_STEP_CONTEXT if base.device.type == "cpu" else STEP_CONTEXT
     limits = SchedulerLimits(
         max_running=settings.max_running,
         max_step_tokens=settings.max_step_tokens,
         adapter_timeout=settings.adapter_timeout,
+        max_step_context=settings.max_step_context or step_context,
     )
     sizes_of_engine = EngineSettings(
         vocab_size=base.config.vocab_size,

@@ -74,9 +74,14 @@ class ServeSettings(BaseSettings):
 
     max_model_len: int = Field(0, ge=0, description="Context limit in tokens; 0: the model's own.")
     max_running: int = Field(256, ge=1, description="Sequences that decode at the same time.")
-    max_waiting: int = Field(1024, ge=1, description="Requests that may wait; more get 429.")
+    max_waiting: int = Field(1024, ge=1, description="Clients' requests that may wait; more get 429.")
     max_step_tokens: int = Field(
         512, ge=16, description="Tokens of one step, prompts' chunks and decodes together."
+    )
+    max_step_context: int = Field(
+        0,
+        ge=0,
+        description="Context tokens that a step's further sequences of each request fill; 0: by the device.",
     )
     block_size: int = Field(16, ge=1, description="Tokens of one KV block.")
     kv_cache_gib: float = Field(
@@ -120,6 +125,14 @@ class ServeSettings(BaseSettings):
     # connection that is just being closed.
     idle_timeout: float = Field(75.0, gt=0, description="Seconds that an idle connection is kept.")
     max_choices: int = Field(128, ge=1, description="Largest n of a request.")
+    max_sequences: int = Field(
+        1024, ge=1, description="Answers that one request may ask for: its prompts times n."
+    )
+    max_prompt_logprobs: int = Field(
+        500_000,
+        ge=1,
+        description="Log probabilities of prompt tokens that one answer may hold: tokens times n times (logprobs + 1).",
+    )
     keep_alive_seconds: float = Field(
         15.0, gt=0, description="A comment is sent on a stream that is silent so long."
     )

@@ -1,6 +1,6 @@
 """What the HTTP API stands on: the engine, the catalog and the tokenizer behind it, and its own settings."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,8 +39,8 @@ class GenerationEngine(Protocol):
         """Why not, if not."""
         ...
 
-    def submit(self, request: GenerationRequest) -> OutputStream:
-        """Queue a request. Raises QueueFull, ShuttingDown or InvalidRequest at once."""
+    def submit_together(self, requests: Sequence[GenerationRequest]) -> Sequence[OutputStream]:
+        """Queue a client's prompts, all or none. Raises QueueFull, ShuttingDown or InvalidRequest at once."""
         ...
 
 
@@ -58,6 +58,8 @@ class ApiSettings:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 12 << 20
     max_choices: int = 128
+    max_sequences: int = 1024
+    max_prompt_logprobs: int = 500_000
     keep_alive_seconds: float = 15.0
     base_source: str = ""
     """The base as the operator named it: a directory or a hub name; empty: the demo."""

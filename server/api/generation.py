@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
-from manylora.server.api.dependencies import ApiDependencies, OutputStream
+from manylora.server.api.dependencies import ApiDependencies, ApiSettings, OutputStream
 from manylora.server.api.prompts import check_token_ids, context_exceeded
 from manylora.server.api.request_context import note, request_id
 from manylora.server.api.schemas import SamplingFields
@@ -111,10 +111,11 @@ async def begin(
     tokenise: Callable[[ResolvedModel], Awaitable[Sequence[Sequence[int]]]],
     sampling: SamplingParams,
 ) -> Generation:
-    """Resolve the model, tokenise for it, and queue the prompts.
+    """Count the choices, resolve the model, tokenise for it, and queue the prompts.
 
     If the adapter is replaced while its prompts are tokenised, all of that begins again with the new version.
     """
+    check_choices(fields, deps.settings)
     while True:
         model = deps.catalog.resolve(fields.model)
         prompts = await tokenise(model)
@@ -126,6 +127,19 @@ async def begin(
                 raise
 
 
+def check_choices(fields: SamplingFields, settings: ApiSettings) -> None:
+    """Refuse more answers than one request may ask for. Raises InvalidRequest with the numbers."""
+    if fields.n > settings.max_choices:
+        raise InvalidRequest(f"n is {fields.n}, at most {settings.max_choices} are served", param="n")
+    asked = fields.num_prompts * fields.n
+    if asked > settings.max_sequences:
+        raise InvalidRequest(
+            f"{fields.num_prompts} prompts with n = {fields.n} are {asked} answers, at most "
+            f"{settings.max_sequences} are given to one request: send several",
+            param="n",
+        )
+
+
 def start(
     deps: ApiDependencies,
     fields: SamplingFields,
@@ -134,30 +148,45 @@ def start(
     sampling: SamplingParams,
 ) -> Generation:
     """Check what only the tokens tell, and queue the prompts: all of them or none."""
-    settings = deps.settings
-    if fields.n > settings.max_choices:
-        raise InvalidRequest(f"n is {fields.n}, at most {settings.max_choices} are served", param="n")
+    _check_prompt_logprobs(fields, prompts, sampling, deps.settings.max_prompt_logprobs)
     adapters = () if model.adapter_id == BASE_ADAPTER_ID else ((model.adapter_id, 1.0),)
-    arrival, streams = time.monotonic(), []
+    arrival = time.monotonic()
     # A client may send one request id twice; the engine's are its own.
     own = f"{request_id()}-{uuid4().hex[:8]}"
-    try:
-        for index, prompt in enumerate(prompts):
-            request = GenerationRequest(
-                request_id=f"{own}-{index}",
-                prompt_token_ids=tuple(prompt),
-                sampling=bounded(sampling, len(prompt), settings.context_length),
-                adapters=adapters,
-                adapter_label=model.name,
-                n=fields.n,
-                arrival_time=arrival,
-            )
-            streams.append(deps.engine.submit(request))
-    except BaseException:
-        for stream in streams:
-            stream.abort()
-        raise
-    return Generation(tuple(streams), tuple(tuple(prompt) for prompt in prompts), fields.n)
+    requests = [
+        GenerationRequest(
+            request_id=f"{own}-{index}",
+            prompt_token_ids=tuple(prompt),
+            sampling=bounded(sampling, len(prompt), deps.settings.context_length),
+            adapters=adapters,
+            adapter_label=model.name,
+            n=fields.n,
+            arrival_time=arrival,
+            origin=own,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    streams = deps.engine.submit_together(requests)
+    return Generation(tuple(streams), tuple(request.prompt_token_ids for request in requests), fields.n)
+
+
+def _check_prompt_logprobs(
+    fields: SamplingFields, prompts: Sequence[Sequence[int]], sampling: SamplingParams, most: int
+) -> None:
+    """Refuse a report on prompts that would take more memory and time than one request may.
+
+    Each choice repeats its prompt's, and of each token its own and those of the best are told.
+    """
+    if sampling.prompt_logprobs is None:
+        return
+    tokens, each = sum(map(len, prompts)) * fields.n, sampling.prompt_logprobs + 1
+    if tokens * each > most:
+        raise InvalidRequest(
+            f"echo with logprobs {sampling.prompt_logprobs} on {tokens} prompt tokens (prompts times n) tells "
+            f"{tokens * each} log probabilities, at most {most} are told in one answer: send several requests, or "
+            "ask for fewer logprobs",
+            param="logprobs",
+        )
 
 
 LONGEST_ID = 12

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 
 from fastapi.responses import Response
 
+PARTS_AT_A_TIME = 64
+"""Parts that are written before other threads get their turn: under 0.2 ms."""
 LEVELS = 5
 """How deep an answer is taken apart: choices, choice, logprobs, content, token."""
 
@@ -17,13 +20,21 @@ def dumps(value: object) -> str:
 
 def dumps_in_parts(value: object) -> str:
     """Return what ``dumps`` does. The encoder, which holds the interpreter lock, sees small parts only."""
-    return "".join(_parts(value, LEVELS))
+    return "".join(_giving_way(_parts(value, LEVELS)))
 
 
 async def json_response(make: Callable[[], object], *, large: bool) -> Response:
     """Return what ``make`` returns as a response; if it may be ``large``, it is made and written in a thread."""
     content = await asyncio.to_thread(lambda: dumps_in_parts(make())) if large else dumps(make())
     return Response(content, media_type="application/json")
+
+
+def _giving_way(parts: Iterator[str]) -> Iterator[str]:
+    """Let other threads have the interpreter between parts, who would wait out a whole switch interval for it."""
+    for number, part in enumerate(parts):
+        if number % PARTS_AT_A_TIME == 0:
+            time.sleep(0)
+        yield part
 
 
 def _parts(value: object, levels: int) -> Iterator[str]:

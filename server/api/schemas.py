@@ -93,6 +93,11 @@ class SamplingFields(Strict):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
+    def num_prompts(self) -> int:
+        """How many prompts are to be answered."""
+        return 1
+
+    @property
     def wants_usage(self) -> bool:
         """Whether the stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -205,6 +210,11 @@ class CompletionRequest(SamplingFields):
     def asked_tokens(self) -> int:
         """How many tokens at most; OpenAI's default is small."""
         return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts are to be answered."""
+        return len(self.prompts())
 
     def prompts(self) -> list[str | list[int]]:
         """Return the prompts one by one."""

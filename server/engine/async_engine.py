@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from manylora.adapters.types import AdapterWeights, FreedAdapter, Tier
@@ -56,6 +56,8 @@ class AsyncEngine:
         self._observer = observer
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, OutputStream] = {}
+        self._handed_in = self._taken_in = 0
+        """Clients' requests that were put into the inbox, and that the engine has taken out of it."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -113,7 +115,12 @@ class AsyncEngine:
     # Requests, on the event loop
 
     def submit(self, request: GenerationRequest) -> OutputStream:
-        """Queue a request.
+        """Queue a client's request of one prompt; see ``submit_together``."""
+        [stream] = self.submit_together((request,))
+        return stream
+
+    def submit_together(self, requests: Sequence[GenerationRequest]) -> list[OutputStream]:
+        """Queue the prompts of a client's request (one ``origin``), all or none. They count as one that waits.
 
         Raises at once QueueFull, ShuttingDown, StepFailed, ModelNotFound, ContextLengthExceeded, InvalidRequest.
         """
@@ -121,20 +128,27 @@ class AsyncEngine:
             raise ShuttingDown("the server is shutting down", retry_after=30)
         if self._broken is not None:
             raise StepFailed(f"the engine can't go on: {self._broken}")
-        waiting = len(self._engine.scheduler.waiting) + self._inbox.qsize()
+        waiting = self._engine.scheduler.waiting.num_lines + self._handed_in - self._taken_in
         if waiting >= self._max_waiting:
             raise QueueFull(f"{waiting} requests are waiting already; try again later", retry_after=1)
-        self._check_room(request)
-        if any(adapter_id in self._leaving for adapter_id, _ in request.adapters):
-            raise ModelNotFound(f"there is no model {request.adapter_label!r} any more", param="model")
-        self._engine.check(request)
-        if request.request_id in self._streams:
-            raise InvalidRequest(f"request id {request.request_id!r} is in use")
-        stream = OutputStream(request, self.abort)
-        self._streams[request.request_id] = stream
+        for request in requests:
+            self._check_room(request)
+            if any(adapter_id in self._leaving for adapter_id, _ in request.adapters):
+                raise ModelNotFound(f"there is no model {request.adapter_label!r} any more", param="model")
+            self._engine.check(request)
+            if request.request_id in self._streams:
+                raise InvalidRequest(f"request id {request.request_id!r} is in use")
+        streams = [OutputStream(request, self.abort) for request in requests]
+        self._streams |= {stream.request_id: stream for stream in streams}
         self._idle.clear()
-        self._inbox.put(lambda engine: engine.add_request(request))
-        return stream
+        self._handed_in += 1
+        self._inbox.put(lambda engine: self._take_in(engine, requests))
+        return streams
+
+    def _take_in(self, engine: Engine, requests: Sequence[GenerationRequest]) -> None:
+        for request in requests:
+            engine.add_request(request)
+        self._taken_in += 1
 
     def abort(self, request_id: str) -> None:
         """End a request: its stream ends with ABORTED outputs. Harmless when it has ended."""
@@ -204,7 +218,7 @@ class AsyncEngine:
         rows = cache.allocator.rows
         return EngineStats(
             running=len(engine.scheduler.running),
-            waiting=len(engine.scheduler.waiting),
+            waiting=len(engine.scheduler.waiting) + engine.requests.num_unmade,
             blocks=engine.settings.num_blocks,
             free_blocks=engine.blocks.num_free,
             cached_blocks=engine.blocks.num_cached,

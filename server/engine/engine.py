@@ -24,7 +24,7 @@ from manylora.server.engine.request import FinishReason, GenerationRequest
 from manylora.server.engine.requests import LiveRequests
 from manylora.server.engine.sampler import Sampler
 from manylora.server.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits, StepPlan
-from manylora.server.engine.sequence import SequenceStatus
+from manylora.server.engine.sequence import LiveRequest, SequenceStatus
 from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError, StepFailed
 from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges, RankRange
 
@@ -81,10 +81,11 @@ class Engine:
         self.settings = settings
         self.blocks = BlockManager(settings.num_blocks, settings.block_size)
         self.cache = AdapterCache(dict.fromkeys(LORA_MODULES, settings.arena_rows), settings.host_bytes)
-        self.scheduler = Scheduler(settings.limits, self.blocks, self.cache)
+        live: dict[str, LiveRequest] = {}
+        self.scheduler = Scheduler(settings.limits, self.blocks, self.cache, live)
         self._observer: EngineObserver = observer or SilentEngineObserver()
         self.health = Health(settings.vocab_size)
-        self.requests = LiveRequests(self.scheduler, decoder, eos_ids, self._observer, self.health)
+        self.requests = LiveRequests(live, self.scheduler, decoder, eos_ids, self._observer, self.health)
         self._arena = arena
         self._load = load
         self._loading: set[int] = set()
@@ -211,7 +212,7 @@ class Engine:
             error = ModelNotFound("the adapter was deleted while it answered", param="model")
             for live in self.requests:
                 if adapter_id in live.adapter_ids:
-                    aborted += len(live.live)
+                    aborted += len(live.live) + live.num_unmade
                     self.requests.end(live, FinishReason.ABORTED, error)
         earlier, before = self._leaving.get(adapter_id, ((), 0))
         self._leaving[adapter_id] = ((*earlier, freed), before + aborted)
@@ -252,6 +253,7 @@ class Engine:
         rows = tuple(row for row in plan.rows if row.sequence.status is SequenceStatus.RUNNING)
         if rows:
             self._run(rows, scheduled - began, time.perf_counter() - scheduled)
+        self.requests.make_choices()
         self.cache.trim_host(self.scheduler.wanted)
         self._release_retired()
         return bool(plan.rows or plan.preempted or plan.expired)
@@ -280,7 +282,7 @@ class Engine:
         if not len(self.requests):
             assert self.blocks.num_free == self.settings.num_blocks, "blocks are held by nobody"
             assert not self.scheduler.running, "a sequence runs that belongs to no request"
-            assert not self.scheduler.waiting, "a sequence waits that belongs to no request"
+            assert not self.scheduler.waiting.num_lines, "a sequence waits that belongs to no request"
 
     def _ranges(self, adapter_id: int) -> AdapterRanges:
         ranges = self.cache[adapter_id].ranges

@@ -59,6 +59,9 @@ class GenerationRequest:
     n: int = 1
     arrival_time: float = 0.0
     """time.monotonic() at the door."""
+    origin: str = ""
+    """The client's request that this prompt came in: those of one origin share a place in the queue, and in a step.
+    Empty: this one is the whole of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The requests in the engine: how they are born, how tokens become outputs, how each ends exactly once."""
 
+import logging
 import time
 from collections.abc import Iterator
 
@@ -10,11 +11,14 @@ from manylora.server.engine.observer import EndedRequest, EngineObserver
 from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput, TokenLogprobs
 from manylora.server.engine.sampler import SampledToken
 from manylora.server.engine.scheduler import Scheduler
-from manylora.server.engine.sequence import LiveRequest, Sequence, TextState
+from manylora.server.engine.sequence import LiveRequest, Sequence, SequenceStatus, TextState
 from manylora.server.engine.stop import StopChecker
 from manylora.server.errors import StepFailed
 
+log = logging.getLogger(__name__)
 OUTCOMES = {FinishReason.ABORTED: "aborted", FinishReason.FAILED: "failed"}
+AHEAD = 4
+"""Further choices of a request that wait as sequences at most; the others are a number until their turn is near."""
 
 
 class LiveRequests:
@@ -22,18 +26,22 @@ class LiveRequests:
 
     def __init__(
         self,
+        live: dict[str, LiveRequest],
         scheduler: Scheduler,
         decoder: TokenDecoder,
         eos_ids: frozenset[int],
         observer: EngineObserver,
         health: Health,
     ) -> None:
+        """``live`` is changed here only; the scheduler sees in it who has begun."""
+        self._live = live
         self._scheduler = scheduler
         self._decoder = decoder
         self._eos_ids = eos_ids
         self._observer = observer
         self._health = health
-        self._live: dict[str, LiveRequest] = {}
+        self._growing: dict[str, LiveRequest] = {}
+        """Requests whose prompt is computed and whose choices are not all made."""
         self._last_token: dict[int, float] = {}
         self._outputs: list[SequenceOutput] = []
         self._born = 0
@@ -53,20 +61,43 @@ class LiveRequests:
         outputs, self._outputs = self._outputs, []
         return outputs
 
+    @property
+    def num_unmade(self) -> int:
+        """Choices that wait and are not yet sequences. Callable from any thread."""
+        return sum(live.num_unmade for live in list(self._live.values()))
+
     def add(self, request: GenerationRequest) -> None:
         """Queue a request: its first choice now, the others once that has computed the prompt."""
-        live = LiveRequest(request, arrived=request.arrival_time or time.monotonic())
-        for index in range(request.n):
-            self._born += 1
-            state = SamplerState(request.sampling, request.prompt_token_ids, index, self._eos_ids)
-            text = TextState(
-                state,
-                Detokenizer(self._decoder, request.prompt_token_ids),
-                StopChecker(request.sampling, self._eos_ids),
-            )
-            live.sequences.append(Sequence(self._born, index, live, text))
+        live = LiveRequest(request, request.n, arrived=request.arrival_time or time.monotonic())
+        first = self._make(live)
         self._live[request.request_id] = live
-        self._scheduler.add(live.sequences[0])
+        self._scheduler.add(first)
+
+    def make_choices(self) -> None:
+        """Queue further choices of the requests whose prompt is computed, a few at a time."""
+        for live in list(self._growing.values()):
+            try:
+                waiting = sum(s.status is SequenceStatus.WAITING for s in live.sequences[-AHEAD:])
+                for _ in range(min(live.num_unmade, AHEAD - waiting)):
+                    self._scheduler.add(self._make(live))
+            except Exception as error:
+                log.error("a choice of request %s could not be made", live.request.request_id, exc_info=error)
+                what = f"a choice of this request could not be made: {type(error).__name__}"
+                self.end(live, FinishReason.FAILED, StepFailed(what))
+            if not live.num_unmade:
+                self._growing.pop(live.request.request_id, None)
+
+    def _make(self, live: LiveRequest) -> Sequence:
+        request, index = live.request, len(live.sequences)
+        text = TextState(
+            SamplerState(request.sampling, request.prompt_token_ids, index, self._eos_ids),
+            Detokenizer(self._decoder, request.prompt_token_ids),
+            StopChecker(request.sampling, self._eos_ids),
+        )
+        self._born += 1
+        sequence = Sequence(self._born, index, live, text)
+        live.sequences.append(sequence)
+        return sequence
 
     def refuse(self, request: GenerationRequest, error: Exception) -> None:
         """Fail a request that was never queued."""
@@ -102,26 +133,34 @@ class LiveRequests:
             emitted += rest.text
             if rest.finish_reason is not None:
                 finish, stop_reason = rest.finish_reason, rest.stop_reason
-        if sequence.index == 0 and sequence.num_output_tokens == 1:
-            self._scheduler.release_choices(live)
+        if live.num_unmade:
+            self._growing[live.request.request_id] = live
         self._emit(sequence, sampled, emitted, finish, stop_reason)
         if finish is not None:
             self._end(sequence, finish)
 
     def end(self, live: LiveRequest, reason: FinishReason, error: Exception | None) -> None:
-        """End every choice that has not ended; ``error`` is what its client is told."""
+        """End every choice that has not ended, made or not; ``error`` is what its client is told."""
         if isinstance(error, StepFailed):
             self._health.request_failed(live.request, time.monotonic())
+        unmade = range(len(live.sequences), live.choices)
+        live.choices = len(live.sequences)
+        for index in [*(sequence.index for sequence in live.live), *unmade]:
+            self._outputs.append(_last_output(live.request.request_id, index, reason, error))
         for sequence in live.live:
-            self._outputs.append(_last_output(live.request.request_id, sequence.index, reason, error))
             self._end(sequence, reason)
+        self._close(live, reason)
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         self._scheduler.end(sequence, reason)
         self._last_token.pop(sequence.number, None)
-        live = sequence.owner
-        if live.live or self._live.pop(live.request.request_id, None) is None:
+        if not sequence.owner.num_unmade and not sequence.owner.live:
+            self._close(sequence.owner, reason)
+
+    def _close(self, live: LiveRequest, reason: FinishReason) -> None:
+        if self._live.pop(live.request.request_id, None) is None:
             return
+        self._growing.pop(live.request.request_id, None)
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self._health.request_finished(live.request)
         if self._health.is_probe(live.request):

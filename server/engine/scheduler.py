@@ -1,12 +1,14 @@
 """Which sequences compute how many tokens in the next step. Integers only; runs nothing.
 
-First come, first served. Running sequences decode first; what is left of the token budget goes to prompts, in
-chunks. When blocks run out the youngest goes back to the queue. A request that waits for arena rows may
-be overtaken a bounded number of times by users of adapters that others might have to give up.
+Running sequences decode first; what is left of the token budget goes to prompts, in chunks. Clients' requests take
+turns, and none is to feel how much another asks for. Who runs nothing begins before the further prompts and choices of
+those who do, if need be in the place of the youngest of whoever runs most; beside others these further ones share what
+a step may attend to. A request that waits for arena rows may be overtaken a bounded number of times by users of
+adapters that others might have to give up.
 """
 
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -14,13 +16,17 @@ from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, Plac
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.request import FinishReason
 from manylora.server.engine.sequence import LiveRequest, Sequence, SequenceStatus
+from manylora.server.engine.waiting import WaitingQueue
 
 _READ_AHEAD = 4
-"""Waiting sequences, from the head of the queue, whose adapters are read from disk and kept on the host."""
+"""Lines, from the head of the queue, whose first one's adapters are read from disk and kept on the host."""
 _LOOK_AHEAD = 512
-"""Waiting sequences that are looked through for those."""
+"""Lines that are looked through for those."""
 _LOGPROB_CHUNK = 256
 """Prompt tokens a step when each needs its logits: a row of 150,000 floats takes 0.6 MB."""
+
+_ALONE = 4
+"""How many times as far it goes for a request that runs alone: a newcomer waits for one such step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,9 @@ class SchedulerLimits:
     """Seconds that a request may wait for its adapters."""
     max_overtakes: int = 64
     """Times that a request waiting for rows may be overtaken."""
+    max_step_context: int = 16384
+    """Tokens that a step's decodes attend to: each client's request has one sequence in every step, and further ones
+    as far as this goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,34 +83,36 @@ class _Draft:
 class Scheduler:
     """The queue, the running sequences, and the decisions of each step."""
 
-    def __init__(self, limits: SchedulerLimits, blocks: BlockManager, cache: AdapterCache) -> None:
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        blocks: BlockManager,
+        cache: AdapterCache,
+        live: Mapping[str, LiveRequest],
+    ) -> None:
+        """``live`` are the requests that have not ended, by id; read here, kept by LiveRequests."""
         self.limits = limits
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.wanted: frozenset[int] = frozenset()
         """Adapters whose host copies the head of the queue is about to need."""
         self._blocks = blocks
         self._cache = cache
+        self._live = live
+        self._steps = 0
         self._overtaken: LiveRequest | None = None
         self._overtakes = 0
-        # Every running sequence must find a token in each step.
+        # Every running sequence must be able to find a token in a step.
         self._max_running = min(limits.max_running, limits.max_step_tokens)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        self.waiting.append(sequence)
-
-    def release_choices(self, live: LiveRequest) -> None:
-        """Queue the choices that waited for the first one's prompt, ahead of everyone: they came with it."""
-        held = [s for s in live.sequences if s.status is SequenceStatus.HELD]
-        for sequence in held:
-            sequence.release()
-        self.waiting.extendleft(reversed(held))
+        self.waiting.add(sequence)
 
     def in_use(self) -> set[int]:
         """Return the adapters that requests which have begun still need."""
-        begun = (s for s in [*self.running, *self.waiting] if s.owner.admitted is not None)
-        return {adapter_id for s in begun for adapter_id in s.adapter_ids}
+        begun = (live for live in self._live.values() if live.admitted is not None)
+        return {adapter_id for live in begun for adapter_id in live.adapter_ids}
 
     def next_deadline(self) -> float | None:
         """Return when the first waiting request will have waited too long for its adapters."""
@@ -110,12 +121,11 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan:
         """Decide the next step; blocks and rows are given out, nothing is computed."""
+        self._steps += 1
         draft = _Draft(self.limits.max_step_tokens)
         self._continue(draft)
-        if not draft.preempted and self.waiting:
+        if not draft.preempted and self.waiting.num_lines:
             self._admit(draft, now)
-        if draft.head is not None and draft.head is not self._overtaken:
-            self._overtaken, self._overtakes = draft.head, 0
         self.wanted = self._read_ahead()
         loads = frozenset(i for i in self.wanted if self._cache.tier(i) == "disk")
         rows = sorted(draft.rows.values(), key=lambda row: row.sequence.adapters)
@@ -140,27 +150,69 @@ class Scheduler:
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
             self._blocks.free(sequence.number)
-        elif sequence.status is not SequenceStatus.HELD:
+        else:
             self.waiting.remove(sequence)
         sequence.finish(reason)
 
     def _continue(self, draft: _Draft) -> None:
-        ordered = sorted(self.running, key=lambda s: (len(s.token_ids) - s.num_computed_tokens > 1, s.number))
-        for sequence in ordered:
+        for sequence in self._in_turn():
             if draft.budget <= 0:
                 return
             if sequence.status is SequenceStatus.RUNNING and self._secure(sequence, draft):
                 self._chunk(sequence, draft)
 
+    def _in_turn(self) -> Iterator[Sequence]:
+        """Return the running sequences that have a part in this step: decodes, then prompts, older ones first."""
+        decodes = [s for s in self.running if s.num_to_compute == 1]
+        prompts = [s for s in self.running if s.num_to_compute > 1]
+        origins = len({s.owner.origin for s in self.running})
+        if origins < len(self.running):
+            decodes = self._share(decodes, self.limits.max_step_context * (1 if origins > 1 else _ALONE))
+        for sequences in (decodes, prompts):
+            yield from sorted(sequences, key=lambda s: s.number)
+
+    def _share(self, decodes: list[Sequence], most: int) -> list[Sequence]:
+        """Return one decode of each client's request, and further ones until ``most`` tokens are attended to.
+
+        Those that longest had no part come first; of each request as many as of any other, if it has so many.
+        """
+        taken: Counter[str] = Counter()
+        rounds: dict[int, list[Sequence]] = {}
+        for sequence in sorted(decodes, key=lambda s: (s.last_step, s.number)):
+            rounds.setdefault(taken[sequence.owner.origin], []).append(sequence)
+            taken[sequence.owner.origin] += 1
+        chosen = rounds.pop(0, [])
+        context = sum(len(s.token_ids) for s in chosen)
+        for number in sorted(rounds):
+            for sequence in rounds[number]:
+                context += len(sequence.token_ids)
+                if context > most:
+                    return chosen
+                chosen.append(sequence)
+        return chosen
+
     def _secure(self, sequence: Sequence, draft: _Draft) -> bool:
-        """Get blocks for all tokens so far, from the youngest if need be; False if that was ``sequence``."""
+        """Get blocks for all tokens so far, from another if need be; False if that was ``sequence``."""
         while not self._blocks.can_grow(sequence.number, len(sequence.token_ids)):
-            youngest = max(self.running, key=lambda s: s.number)
-            self._preempt(youngest, draft)
-            if youngest is sequence:
+            victim, _ = self._victim()
+            self._preempt(victim, draft)
+            if victim is sequence:
                 return False
         self._blocks.grow(sequence.number, len(sequence.token_ids))
         return True
+
+    def _victim(self) -> tuple[Sequence, int]:
+        """Return whom to preempt, the youngest of the request that runs most, and how many that runs.
+
+        So the oldest of all is safe as long as anyone else runs.
+        """
+        running = self._running_by_origin()
+        most = max(running.values())
+        found = max((s for s in self.running if running[s.owner.origin] == most), key=lambda s: s.number)
+        return found, most
+
+    def _running_by_origin(self) -> Counter[str]:
+        return Counter(s.owner.origin for s in self.running)
 
     def _preempt(self, sequence: Sequence, draft: _Draft) -> None:
         row = draft.rows.pop(sequence.number, None)
@@ -168,7 +220,7 @@ class Scheduler:
         self._blocks.free(sequence.number)
         self.running.remove(sequence)
         sequence.preempt()
-        self.waiting.appendleft(sequence)
+        self.waiting.put_back(sequence)
         draft.preempted.append(sequence)
 
     def _chunk(self, sequence: Sequence, draft: _Draft) -> None:
@@ -179,24 +231,44 @@ class Scheduler:
         samples = start + length == len(sequence.token_ids)
         draft.rows[sequence.number] = ScheduledRow(sequence, start, length, samples)
         draft.budget -= length
+        sequence.last_step = self._steps
 
     def _admit(self, draft: _Draft, now: float) -> None:
-        if draft.budget <= 0 or len(self.running) >= self._max_running:
-            return
         in_use = self.in_use()
-        for sequence in list(self.waiting):
-            if draft.budget <= 0 or len(self.running) >= self._max_running:
-                break
-            if not self._may_begin(sequence, in_use, draft):
-                self._note_blocked(sequence, draft, now)
-                continue
+        turns = self.waiting.turns(self._running_by_origin())
+        while turns:
+            again = []
+            for origin in turns:
+                sequence = self.waiting.first(origin)
+                if draft.budget <= 0:
+                    return
+                if sequence is None:
+                    continue
+                if not self._may_begin(sequence, in_use, draft):
+                    self._note_blocked(sequence, draft, now)
+                    continue
+                prefix = self._make_room(sequence, draft)
+                if prefix is None:
+                    return
+                self._begin(sequence, prefix, in_use, draft, now)
+                again.append(origin)
+            turns = again
+
+    def _make_room(self, sequence: Sequence, draft: _Draft) -> list[int] | None:
+        """Return the cached blocks that begin the sequence, once it has room; None if it must wait for that."""
+        while True:
             prefix: list[int] = []
             if not sequence.wants_prompt_logprobs:
                 prefix = self._blocks.match(sequence.adapters, sequence.token_ids)
-            if not self._blocks.can_allocate(prefix, len(sequence.token_ids)):
-                break
-            self._begin(sequence, prefix, in_use, draft, now)
-        self.waiting = deque(s for s in self.waiting if s.status is not SequenceStatus.RUNNING)
+            fits = self._blocks.can_allocate(prefix, len(sequence.token_ids))
+            if fits and len(self.running) < self._max_running:
+                return prefix
+            if any(s.owner.origin == sequence.owner.origin for s in self.running) or not self.running:
+                return None
+            victim, running = self._victim()
+            if running == 1:
+                return None
+            self._preempt(victim, draft)
 
     def _may_begin(self, sequence: Sequence, in_use: set[int], draft: _Draft) -> bool:
         """Say whether the sequence's adapters are on the device, or can be put there in its turn."""
@@ -204,8 +276,7 @@ class Scheduler:
         if not ids:
             return True
         if self._cache.resident(ids):
-            drained = draft.head is not None and draft.head is self._overtaken
-            patience_over = drained and self._overtakes >= self.limits.max_overtakes
+            patience_over = draft.head is not None and self._overtakes >= self.limits.max_overtakes
             begun = sequence.owner.admitted is not None
             return begun or not (patience_over and self._cache.evictable(ids))
         placement = Placement.NO_ROOM if draft.head is not None else self._cache.can_place(ids, in_use)
@@ -213,13 +284,15 @@ class Scheduler:
             return True
         if placement is Placement.NO_ROOM and draft.head is None:
             draft.head = sequence.owner
+            if self._overtaken is not draft.head:
+                self._overtaken, self._overtakes = draft.head, 0
         return False
 
     def _read_ahead(self) -> frozenset[int]:
-        """Return the adapters of the first sequences that wait for theirs: to be read, and kept on the host."""
+        """Return the adapters of the first lines that wait for theirs: to be read, and kept on the host."""
         wanted: set[int] = set()
         found = 0
-        for sequence in islice(self.waiting, _LOOK_AHEAD):
+        for sequence in islice(self.waiting.firsts(), _LOOK_AHEAD):
             if not self._cache.resident(sequence.adapter_ids):
                 wanted |= sequence.adapter_ids
                 found += 1
@@ -253,5 +326,6 @@ class Scheduler:
         if live.admitted is None:
             live.admitted = now
             draft.admitted.append(live)
+        self.waiting.take(live.origin)
         self.running.append(sequence)
         self._chunk(sequence, draft)

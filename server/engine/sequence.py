@@ -18,8 +18,6 @@ AdapterKey = tuple[tuple[int, float], ...]
 class SequenceStatus(Enum):
     """Where a sequence is in its life."""
 
-    HELD = auto()
-    """A further choice, held until the first has computed the prompt that they share."""
     WAITING = auto()
     PREEMPTED = auto()
     """Waits as well, but began already: it keeps its claim on its adapters."""
@@ -38,9 +36,11 @@ class TextState:
 
 @dataclass(slots=True, eq=False)
 class LiveRequest:
-    """A request in the engine, with its sequences and the times of its life (time.monotonic())."""
+    """A request in the engine, with the sequences made so far and the times of its life (time.monotonic())."""
 
     request: GenerationRequest
+    choices: int
+    """How many sequences it is to have: n, or those made already once nothing more is to come of it."""
     sequences: list["Sequence"] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     arrived: float = 0.0
@@ -48,6 +48,16 @@ class LiveRequest:
     first_token: float | None = None
     blocked_since: float | None = None
     """Since when it has waited for its adapters."""
+
+    @property
+    def origin(self) -> str:
+        """Whose turn in the queue it shares."""
+        return self.request.origin or self.request.request_id
+
+    @property
+    def num_unmade(self) -> int:
+        """Choices that are not yet sequences."""
+        return self.choices - len(self.sequences)
 
     @property
     def adapter_ids(self) -> frozenset[int]:
@@ -68,6 +78,7 @@ class Sequence:
         "adapters",
         "finish_reason",
         "index",
+        "last_step",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
@@ -93,7 +104,9 @@ class Sequence:
         """Prompt tokens that came from the prefix cache when it was first admitted."""
         self.reported = False
         self.finish_reason: FinishReason | None = None
-        self.status = SequenceStatus.HELD if index else SequenceStatus.WAITING
+        self.status = SequenceStatus.WAITING
+        self.last_step = 0
+        """The step that last computed something of it."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -101,15 +114,15 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_to_compute(self) -> int:
+        """Tokens that are not in the KV cache."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether this pass must compute every prompt token: the first choice, once."""
         asked = self.owner.request.sampling.prompt_logprobs is not None
         return asked and self.index == 0 and self.num_output_tokens == 0
-
-    def release(self) -> None:
-        """Let a held choice join the queue."""
-        assert self.status is SequenceStatus.HELD
-        self.status = SequenceStatus.WAITING
 
     def admit(self, cached_tokens: int) -> None:
         """Start computing, behind ``cached_tokens`` that the prefix cache has."""

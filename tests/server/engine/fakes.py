@@ -159,17 +159,18 @@ class FakeModel:
 
 
 class Letters:
-    """Token t is a letter; token ids in ``broken`` can't be decoded."""
+    """Token t is a letter; those in ``broken`` can't be decoded, those in ``halves`` begin a character."""
 
     strips_first_space = False
 
     def __init__(self) -> None:
         self.broken: set[int] = set()
+        self.halves: set[int] = set()
 
     def token_bytes(self, token_id: int) -> bytes:
         if token_id in self.broken:
             raise RuntimeError("the tokenizer has a fault")
-        return bytes([65 + token_id])
+        return b"\xe2" if token_id in self.halves else bytes([65 + token_id])
 
 
 class Recorder(SilentEngineObserver):
@@ -198,6 +199,7 @@ class Pools:
     max_step_tokens: int = 32
     adapter_timeout: float = 1e9
     max_overtakes: int = 8
+    max_step_context: int = 16384
 
 
 @dataclass
@@ -283,7 +285,11 @@ def make_engine(
     observer: Recorder,
 ) -> Engine:
     limits = SchedulerLimits(
-        pools.max_running, pools.max_step_tokens, pools.adapter_timeout, pools.max_overtakes
+        pools.max_running,
+        pools.max_step_tokens,
+        pools.adapter_timeout,
+        pools.max_overtakes,
+        pools.max_step_context,
     )
     settings = EngineSettings(
         vocab_size=VOCAB,
@@ -305,9 +311,10 @@ def ask(
     adapters: Sequence[tuple[int, float]] = (),
     n: int = 1,
     sampling: SamplingParams | None = None,
+    origin: str = "",
 ) -> GenerationRequest:
     """A greedy request that ends by length."""
     chosen = sampling or SamplingParams(temperature=0.0, max_tokens=count)
     return GenerationRequest(
-        request_id, tuple(prompt), chosen, tuple(adapters), f"label-{request_id}", n, time.monotonic()
+        request_id, tuple(prompt), chosen, tuple(adapters), f"label-{request_id}", n, time.monotonic(), origin
     )

@@ -221,6 +221,28 @@ async def test_a_full_queue_refuses_at_once() -> None:
         bench.gate.set()
 
 
+async def test_prompts_of_one_client_count_as_one_that_waits() -> None:
+    async with running(max_waiting=2) as bench:
+        await bench.hold()
+        parts = [[ask(f"{name}{i}", PROMPT, 2, origin=name) for i in range(5)] for name in ("a", "b", "c")]
+        streams = bench.engine.submit_together(parts[0]) + bench.engine.submit_together(parts[1])
+        with pytest.raises(QueueFull):
+            bench.engine.submit_together(parts[2])
+        bench.gate.set()
+        outputs = await asyncio.gather(*map(read, streams))
+        assert {each[-1].finish_reason for each in outputs} == {FinishReason.LENGTH}
+        assert bench.engine.snapshot().waiting == 0
+
+
+async def test_prompts_are_queued_all_or_none() -> None:
+    async with running() as bench:
+        good, bad = ask("a", PROMPT, 2, origin="x"), ask("b", PROMPT, 300, origin="x")
+        with pytest.raises(ContextLengthExceeded):
+            bench.engine.submit_together([good, bad])
+        outputs = await read(bench.engine.submit(good))
+        assert sum(len(output.token_ids) for output in outputs) == 2
+
+
 async def test_what_can_never_run_is_refused_at_once() -> None:
     async with running() as bench:
         for request, error in (

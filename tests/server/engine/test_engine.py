@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from manylora.server.engine.request import FinishReason, SamplingParams
 from manylora.server.errors import InvalidRequest, ModelNotFound, StepFailed
@@ -312,52 +310,3 @@ def test_timings_of_a_request_are_told_once_and_in_order() -> None:
     assert 0 <= ended.queue_seconds <= ended.first_token_seconds <= ended.seconds
     assert (ended.prompt_tokens, ended.generated_tokens) == (9, 4)
     assert sum(step.tokens for step in harness.observer.steps) == 9 + 3
-
-
-@given(st.data())
-@settings(deadline=None, max_examples=60)
-def test_any_traffic_ends_once_with_the_right_tokens(data: st.DataObject) -> None:
-    """Small pools, so that everything happens: chunks, preemption, sharing, eviction, loading, aborts, faults."""
-    pools = Pools(
-        blocks=data.draw(st.integers(8, 20)),
-        rows=data.draw(st.integers(8, 16)),
-        host_bytes=data.draw(st.integers(0, 400)),
-        max_running=data.draw(st.integers(1, 6)),
-        max_step_tokens=data.draw(st.integers(2, 24)),
-        max_overtakes=data.draw(st.integers(0, 4)),
-    )
-    harness = Harness(pools)
-    for adapter_id in range(1, 6):
-        harness.know(adapter_id, data.draw(st.integers(1, 4)), cold=data.draw(st.booleans()))
-    asked = {}
-    spoiled = set()
-    for number in range(data.draw(st.integers(1, 10))):
-        ids = data.draw(st.lists(st.integers(1, 5), max_size=2, unique=True))
-        prompt = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=14))
-        count, n = data.draw(st.integers(1, 16)), data.draw(st.integers(1, 3))
-        adapters = tuple((each, 1.0) for each in ids)
-        request = asked[f"r{number}"] = ask(f"r{number}", prompt, count, adapters, n)
-        harness.engine.add_request(request)
-        for _ in range(data.draw(st.integers(0, 4))):
-            harness.step()
-            harness.finish_loads()
-            harness.engine.blocks.check_integrity()
-            harness.engine.cache.check_integrity()
-        match data.draw(st.sampled_from(["go on"] * 6 + ["abort", "fault"])):
-            case "abort":
-                harness.engine.abort(f"r{number}")
-                spoiled.add(FinishReason.ABORTED)
-            case "fault":
-                harness.model.fault = lambda tokens: RuntimeError("boom")
-                harness.step()
-                harness.model.fault = lambda tokens: None
-                spoiled.add(FinishReason.FAILED)
-    harness.run()
-    for name, request in asked.items():
-        right = expected(request.prompt_token_ids, request.sampling.max_tokens, request.adapters)
-        for index in range(request.n):
-            reason, tokens = harness.reason(name, index), harness.tokens(name, index)
-            assert reason is FinishReason.LENGTH or reason in spoiled
-            assert tokens == right[: len(tokens)]
-            assert reason in spoiled or tokens == right
-    assert len(harness.observer.ended) == len(asked)

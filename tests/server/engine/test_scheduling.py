@@ -1,0 +1,155 @@
+"""Whose tokens a step computes, who gives way, who may pass whom, and what is found again afterwards."""
+
+import pytest
+
+from manylora.server.engine.request import FinishReason
+from tests.server.engine.fakes import Harness, Pools, ask, expected
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+ONE, TWO, THREE = ((1, 1.0),), ((2, 1.0),), ((3, 1.0),)
+
+
+def test_decodes_come_before_the_chunks_of_an_older_prompt() -> None:
+    harness = Harness(Pools(max_step_tokens=8))
+    harness.know(1, cold=True)
+    harness.engine.add_request(ask("long", PROMPT * 5, 4, ONE))
+    harness.engine.add_request(ask("stream", PROMPT[:3], 20))
+    harness.step()
+    harness.finish_loads()
+    for count in range(2, 8):
+        assert not harness.tokens("long")
+        harness.step()
+        assert len(harness.tokens("stream")) == count, "the older prompt stalled the stream"
+    harness.run()
+    assert harness.tokens("long") == expected(PROMPT * 5, 4, ONE)
+
+
+def test_the_youngest_gives_way_when_blocks_run_out() -> None:
+    harness = Harness(Pools(blocks=10))
+    names = ["a", "b", "c"]
+    for name in names:
+        harness.engine.add_request(ask(name, PROMPT[:5], 20))
+    steps = 0
+    while len(harness.engine.requests):
+        harness.step()
+        steps += 1
+        if harness.engine.requests.get("a") is not None:
+            assert len(harness.tokens("a")) == steps, "the oldest had to wait"
+        running = {sequence.owner.request.request_id for sequence in harness.engine.scheduler.running}
+        first = [name for name in names if harness.engine.requests.get(name) is not None]
+        assert running == set(first[: len(running)]), "an older one waits behind a younger"
+    assert harness.engine.preemptions > 0
+    for name in names:
+        assert harness.tokens(name) == expected(PROMPT[:5], 20)
+
+
+@pytest.mark.parametrize("bound", [0, 1, 5])
+def test_a_request_that_waits_for_rows_is_passed_as_often_as_is_allowed(bound: int) -> None:
+    harness = Harness(Pools(rows=8, max_running=6, max_overtakes=bound))
+    for adapter_id in (1, 2, 3):
+        harness.know(adapter_id)
+    hot = 0
+
+    def more() -> None:
+        nonlocal hot
+        harness.engine.add_request(ask(f"hot{hot}", PROMPT, 6, (ONE, TWO)[hot % 2]))
+        hot += 1
+
+    more()
+    more()
+    harness.step()
+    harness.engine.add_request(ask("cold", PROMPT, 3, THREE))
+    # As many as there are slots, and more with each step: left to themselves they would never end.
+    for _ in range(12):
+        more()
+    passed: set[str] = set()
+    while not harness.tokens("cold"):
+        passed = {o.request_id for o in harness.outputs} - {"hot0", "hot1"}
+        more()
+        more()
+        harness.step()
+        assert hot < 400, "starved"
+    assert len(passed) == bound
+    harness.run()
+    assert harness.tokens("cold") == expected(PROMPT, 3, THREE)
+
+
+def test_the_base_passes_whoever_waits_for_rows() -> None:
+    harness = Harness(Pools(rows=4, max_overtakes=0))
+    harness.know(1)
+    harness.know(2)
+    harness.engine.add_request(ask("busy", PROMPT, 30, ONE))
+    harness.step()
+    harness.engine.add_request(ask("cold", PROMPT, 3, TWO))
+    harness.engine.add_request(ask("hot", PROMPT, 3, ONE))
+    harness.engine.add_request(ask("base", PROMPT, 3))
+    for _ in range(10):
+        harness.step()
+    assert harness.reason("base") is FinishReason.LENGTH
+    assert not harness.tokens("hot"), "it would keep the rows that the other waits for"
+    harness.run()
+
+
+def test_an_adapter_stays_while_choices_of_its_request_wait() -> None:
+    harness = Harness(Pools(rows=4, max_running=1, max_overtakes=0))
+    harness.know(1)
+    harness.know(2)
+    harness.engine.add_request(ask("begun", PROMPT, 4, ONE, n=3))
+    harness.engine.add_request(ask("other", PROMPT, 4, TWO))
+    harness.run()
+    order = list(dict.fromkeys((o.request_id, o.index) for o in harness.outputs))
+    assert order == [("begun", 0), ("begun", 1), ("begun", 2), ("other", 0)]
+    assert harness.arena.writes == 2, "rows were taken from a request that had begun"
+
+
+def test_an_adapter_stays_while_its_preempted_sequence_waits() -> None:
+    harness = Harness(Pools(blocks=8, rows=8))
+    for adapter_id in (1, 2, 3):
+        harness.know(adapter_id)
+    harness.engine.add_request(ask("older", PROMPT, 16))
+    harness.engine.add_request(ask("younger", PROMPT[:5], 16, ONE))
+    while not harness.engine.preemptions:
+        harness.step()
+    assert harness.engine.cache.tier(1) == "device"
+    assert harness.engine.scheduler.in_use() == {1}
+    for adapter_id in (2, 3):
+        harness.engine.add_request(ask(f"r{adapter_id}", PROMPT[:2], 2, ((adapter_id, 1.0),)))
+    harness.run()
+    assert harness.arena.writes == 3
+    assert harness.tokens("younger") == expected(PROMPT[:5], 16, ONE)
+
+
+@pytest.mark.parametrize("computed", [1, 2, 4])
+def test_a_prompt_whose_computing_was_aborted_is_found_as_far_as_it_went(computed: int) -> None:
+    harness = Harness(Pools(max_step_tokens=6))
+    harness.engine.add_request(ask("gone", PROMPT * 5, 4))
+    for _ in range(computed):
+        harness.step()
+    harness.engine.abort("gone")
+    harness.engine.add_request(ask("again", PROMPT * 5, 4))
+    harness.run()
+    assert harness.tokens("again") == expected(PROMPT * 5, 4)
+    cached = [o.cached_tokens for o in harness.outputs if o.request_id == "again"]
+    assert cached[0] == 6 * computed // 4 * 4
+
+
+def test_a_prompt_under_way_lends_only_what_is_computed() -> None:
+    harness = Harness(Pools(max_step_tokens=12))
+    harness.engine.add_request(ask("first", PROMPT * 5, 4))
+    harness.engine.add_request(ask("short", PROMPT[:2], 9))
+    harness.step()
+    harness.step()
+    harness.engine.add_request(ask("second", PROMPT * 5, 4))
+    harness.run()
+    assert harness.tokens("first") == harness.tokens("second") == expected(PROMPT * 5, 4)
+
+
+def test_half_a_character_at_the_end_is_let_out_with_the_last_token() -> None:
+    harness = Harness()
+    tokens = expected(PROMPT, 3)
+    harness.letters.halves = {tokens[-1]}
+    harness.engine.add_request(ask("r", PROMPT, 3))
+    harness.run()
+    letters = "".join("" if token in harness.letters.halves else chr(65 + token) for token in tokens)
+    assert "".join(o.text for o in harness.outputs) == letters + "\ufffd"
+    assert harness.outputs[-1].text.endswith("\ufffd")
