@@ -44,7 +44,7 @@ class WaitingQueue:
         return [origin for origin in self._lines if origin not in running] + served
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence at the end of its line, choices of what has begun before what hasn't; a new line is the last.
+        """Queue a sequence at the end of its line; a new line is the last. Choices of what has begun pass what hasn't.
 
         They hold adapters that those behind them may need, and the prompt is still in the prefix cache.
         """
