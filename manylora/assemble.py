@@ -126,7 +126,14 @@ def assemble(
     templates = ChatTemplates(settings.template_timeout)
     catalog = _catalog(settings, base, name, engine, home, metrics, templates)
     observer.scrape(engine, catalog, name, settings.block_size)
-    api = ApiSettings(
+    api = _api_settings(settings, base, name, context)
+    exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
+    deps = ApiDependencies(engine, catalog, tokenizer, templates, metrics, api, exports)
+    return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes)
+
+
+def _api_settings(settings: ServeSettings, base: BaseModel, name: str, context: int) -> ApiSettings:
+    return ApiSettings(
         base_model=name,
         context_length=context,
         vocab_size=base.config.vocab_size,
@@ -142,9 +149,6 @@ def assemble(
         base_source=settings.base or "",
         created=int(time.time()),
     )
-    exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
-    deps = ApiDependencies(engine, catalog, tokenizer, templates, metrics, api, exports)
-    return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes)
 
 
 def _tell_unknown_tokens(tokenizer: Tokenizer, vocab_size: int) -> None:
