@@ -95,11 +95,32 @@ def measure(settings: ServeSettings, base: BaseModel, context: int) -> Sizes:
     most = settings.max_running * -(-context // settings.block_size)
     # One more is held than is given out: the null block.
     blocks = min(max(0, budget // block - 1), most)
-    if blocks * settings.block_size < min(context, settings.block_size * 8):
+    tokens, set_by = blocks * settings.block_size, settings.name_of("kv_cache_gib")
+    if tokens < min(context, settings.block_size * 8):
+        raise ValueError(f"{budget / GIB:.2f} GiB hold {tokens:,} KV tokens: give more with {set_by}")
+    if settings.max_model_len and tokens < context:
         raise ValueError(
-            f"{budget / GIB:.2f} GiB hold {blocks * settings.block_size} KV tokens: give more with --kv-cache-gib"
+            f"{settings.name_of('max_model_len')} {context:,}: {budget / GIB:.2f} GiB hold {tokens:,} KV tokens: give "
+            f"more with {set_by}, or a shorter context"
         )
-    return Sizes(blocks, rows, (blocks + 1) * block, rows * row)
+    sizes = Sizes(blocks, rows, (blocks + 1) * block, rows * row)
+    if sizes.kv_bytes + sizes.arena_bytes > free:
+        raise ValueError(
+            f"{sizes.kv_bytes / GIB:.2f} GiB of KV cache and {sizes.arena_bytes / GIB:.2f} GiB of arena are more than"
+            f" the {free / GIB:.2f} GiB that are free: give less with {set_by} or {settings.name_of('arena_rows')}"
+        )
+    return sizes
+
+
+def context_of(settings: ServeSettings, base: BaseModel) -> int:
+    """Return the longest context in tokens: as set, else the base's own. Raises ValueError for one that it hasn't."""
+    most = base.config.max_position
+    if settings.max_model_len > most:
+        raise ValueError(
+            f"{settings.name_of('max_model_len')} {settings.max_model_len:,}: the base has {most:,} positions "
+            "(max_position_embeddings in its config.json); give no more"
+        )
+    return settings.max_model_len or most
 
 
 def assemble(
@@ -107,7 +128,7 @@ def assemble(
 ) -> Server:
     """Load the base in ``directory`` and build everything around it. Call on the event loop."""
     base = load_base(settings, directory, progress)
-    context = min(settings.max_model_len or base.config.max_position, base.config.max_position)
+    context = context_of(settings, base)
     sizes = measure(settings, base, context)
     # What the KV cache can't hold no request can have.
     context = min(context, sizes.num_blocks * settings.block_size)
@@ -213,7 +234,9 @@ def _home(settings: ServeSettings, base: BaseModel, name: str) -> _Home:
         registry = AdapterRegistry(home / "registry.db", reserved=(name,))
         return _Home(registry, AdapterStore(home / "adapters"), home / "exports")
     except (OSError, AdapterError) as error:
-        raise ValueError(f"--data-dir {settings.data_dir} can't be used: {error}") from None
+        raise ValueError(
+            f"{settings.name_of('data_dir')} {settings.data_dir} can't be used: {error}"
+        ) from None
 
 
 def _exported(settings: ServeSettings, base: BaseModel, directory: Path, name: str) -> ExportedBase:

@@ -1,6 +1,5 @@
 """What a server says once it listens: what was loaded, in how many bits, how much memory, how much room."""
 
-from rich.markup import escape
 from rich.table import Table
 
 from manylora.assemble import GIB, Server
@@ -18,13 +17,15 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> Tabl
     linear = f"{report.format}, {report.bits_per_weight:.2f} bits a weight, {_size(report.linear_bytes)}"
     where = f"{base.device.type}, {str(base.dtype).removeprefix('torch.')}"
     table.add_row("base", f"{name}: {base.config.num_layers} layers, loaded in {report.seconds:.1f} s")
-    for note in report.notes:
-        table.add_row("[yellow]note[/]", escape(note))
     table.add_row("linear layers", linear)
     table.add_row("embedding, head", _size(report.other_bytes))
     table.add_row("runs on", f"{where}; NF4 by {base.decoder.backend.nf4_kernel}")
     tokens = sizes.num_blocks * settings.block_size
     table.add_row("KV cache", f"{tokens:,} tokens in {sizes.num_blocks:,} blocks, {_size(sizes.kv_bytes)}")
+    context, most = server.deps.settings.context_length, base.config.max_position
+    of = f" of the base's {most:,}" if context < most else ""
+    less = "" if settings.max_model_len or not of else ": the KV cache holds no more"
+    table.add_row("context", f"{context:,} tokens{of}{less}")
     table.add_row("rank arena", f"{sizes.arena_rows:,} rows a module, {_size(sizes.arena_bytes)}")
     names = [entry.record.name for entry in server.catalog.list()]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -32,6 +33,16 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> Tabl
     table.add_row("new adapters from", f"{settings.adapter_root.resolve()} (POST {url}/adapters)")
     table.add_row("listening", f"{url}/v1  (docs: {url}/docs)")
     return table
+
+
+def warnings_at_start(server: Server, settings: ServeSettings) -> tuple[str, ...]:
+    """Return what whoever started the server may not expect, one sentence each."""
+    closed = (
+        f"the server listens on {settings.host}, and without --admin-key adapters can't be managed from beyond this"
+        " machine (403; from outside a container neither): set --admin-key, in the environment MANYLORA_ADMIN_KEY"
+    )
+    beyond = settings.listens_beyond_loopback and settings.admin_key is None
+    return (*server.base.report.notes, *((closed,) if beyond else ()))
 
 
 def _size(nbytes: int) -> str:

@@ -45,7 +45,7 @@ def find_base(name: str) -> Path:
 
 def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int, int], None]) -> BaseModel:
     """Load the model in ``directory`` as the settings say."""
-    device = _device(settings.device)
+    device = _device(settings)
     dtype = _dtype(settings.dtype, device)
     backend = PlainBackend(device, dtype)
     config, weights, report = load_weights(
@@ -59,9 +59,12 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
     return BaseModel(config, Decoder(config, weights, backend), report, device, dtype, fingerprint)
 
 
-def _device(choice: str) -> torch.device:
+def _device(settings: ServeSettings) -> torch.device:
+    choice = settings.device
     if choice == "cuda" and not torch.cuda.is_available():
-        raise ModelMissing("--device cuda: torch sees no CUDA device; `manylora doctor` says what there is")
+        raise ModelMissing(
+            f"{settings.name_of('device')} cuda: torch sees no CUDA device; `manylora doctor` says what there is"
+        )
     return torch.device(
         "cuda" if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()) else "cpu"
     )

@@ -2,28 +2,33 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from manylora.adapters_command import app as adapters
 from manylora.failing import fail
 from manylora.merge_command import merge
-from manylora.server.config import ServeSettings, load_settings
-from manylora.settings_options import command_from_settings, one_line
+from manylora.server.config import ServeSettings
+from manylora.server.config_sources import SettingsError, load_settings
+from manylora.settings_options import command_from_settings
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, add_completion=False)
+# Plain help: rich's takes what stands in brackets for markup, and folds text into the narrowest of three columns.
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
+)
 
 
 def run_serve(flags: dict[str, Any], config: Path | None) -> None:
     """Serve a 4-bit base model and its adapters over the OpenAI API."""
     try:
         settings = load_settings(flags, config)
-    except ValidationError as error:
-        raise fail(one_line(error)) from None
-    except (OSError, ValueError) as error:
+    except SettingsError as error:
         raise fail(str(error)) from None
     from manylora.serve import StartError, serve
 
@@ -63,7 +68,22 @@ def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed
 
-    Console().print(installed("manylora"))
+    typer.echo(installed("manylora"))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def manylora(
+    asked: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """One 4-bit base model, hundreds of LoRA adapters, one batch, the OpenAI API."""
 
 
 def _mount_bench() -> None:
@@ -89,10 +109,32 @@ def _mount_plan() -> None:
 def main() -> None:
     """Run the command line."""
     # Importing the benchmarks takes time that `manylora serve` need not spend.
-    if len(sys.argv) > 1 and sys.argv[1] in ("bench", "--help"):
-        _mount_bench()
-    if len(sys.argv) > 1 and sys.argv[1] in ("data", "--help"):
-        _mount_data()
-    if len(sys.argv) > 1 and sys.argv[1] in ("plan", "--help"):
-        _mount_plan()
-    app()
+    word = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    for name, mount in (("bench", _mount_bench), ("data", _mount_data), ("plan", _mount_plan)):
+        if word in (name, "--help"):
+            mount()
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """Run the command and return its exit status; what is wrong with the words is said in one line."""
+    try:
+        status = app(prog_name="manylora", standalone_mode=False)
+    except typer.Abort:
+        return 1
+    except Exception as error:
+        # typer brings its own copy of click, whose errors have no public name.
+        if not hasattr(error, "format_message"):
+            raise
+        return _refuse(error)
+    return status if isinstance(status, int) else 0
+
+
+def _refuse(error: Any) -> int:
+    text = error.format_message()
+    if "\n" in text:  # the help that a command without words ends in
+        typer.echo(text, err=True)
+        return 2
+    context = getattr(error, "ctx", None)
+    see = "" if context is None else f" (see {context.command_path} --help)"
+    return fail(f"{text.rstrip('.')}{see}").exit_code

@@ -1,10 +1,13 @@
 """`manylora serve`: loads, says what it loaded, serves, drains at the first Ctrl-C and stops at the second."""
 
 import asyncio
+import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -16,9 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from manylora.adapters.errors import AdapterError, AdapterNameTaken
 from manylora.assemble import Server, assemble, start_adapters
-from manylora.banner import banner
+from manylora.banner import banner, warnings_at_start
 from manylora.base import DEMO, find_base
 from manylora.descriptors import connection_limits, raise_descriptor_limit
+from manylora.listening import bind, url_of, why
 from manylora.logs import configure_logs
 from manylora.quant.errors import QuantError
 from manylora.server.api.connections import http_config
@@ -27,6 +31,7 @@ from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
 from manylora.server.model.errors import ModelError
 
+log = logging.getLogger(__name__)
 DEMO_NAME = "demo"
 # Where nobody watches there is no width to fold at.
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
@@ -49,7 +54,18 @@ def serve(settings: ServeSettings) -> None:
 
 
 async def _serve(settings: ServeSettings) -> None:
-    directory, name = _base(settings)
+    sockets = bind(settings)
+    try:
+        directory, name = find_named_base(settings)
+        await _load_and_run(settings, directory, name, sockets)
+    finally:
+        for each in sockets:
+            each.close()
+
+
+async def _load_and_run(
+    settings: ServeSettings, directory: Path, name: str, sockets: list[socket.socket]
+) -> None:
     with Progress(
         TextColumn("loading {task.description}"),
         BarColumn(),
@@ -65,17 +81,24 @@ async def _serve(settings: ServeSettings) -> None:
     server.engine.start()
     try:
         await _restore(server, settings)
-        await _run(server, settings, name)
+        await _run(server, settings, name, sockets)
     finally:
         await server.engine.stop()
         await server.catalog.close()
 
 
-def _base(settings: ServeSettings) -> tuple[Path, str]:
+def find_named_base(settings: ServeSettings) -> tuple[Path, str]:
+    """Return the base's directory and the name that it is served under. Raises ModelMissing, StartError."""
     if settings.base is None:
         return find_base(str(DEMO / "base")), settings.served_model_name or DEMO_NAME
-    name = settings.served_model_name or settings.base.rstrip("/")
-    return find_base(settings.base), Path(name).name if Path(name).is_dir() else name
+    directory = find_base(settings.base)
+    # What was typed may be "." or end in "..", but a link keeps the name that it was given.
+    is_directory = Path(settings.base).expanduser().is_dir()
+    own = Path(os.path.abspath(directory)).name if is_directory else settings.base
+    name = settings.served_model_name or own
+    if not name:
+        raise StartError(f"{settings.base} has no name to serve it under: give one with --served-model-name")
+    return directory, name
 
 
 async def _restore(server: Server, settings: ServeSettings) -> None:
@@ -91,24 +114,26 @@ async def _restore(server: Server, settings: ServeSettings) -> None:
             await server.catalog.replace(argument.adapter_name, source)
 
 
-async def _run(server: Server, settings: ServeSettings, name: str) -> None:
+async def _run(server: Server, settings: ServeSettings, name: str, sockets: list[socket.socket]) -> None:
     config = http_config(
         server.app,
         connection_limits(settings, raise_descriptor_limit()),
-        host=settings.host,
-        port=settings.port,
         drain_seconds=settings.drain_timeout,
     )
 
-    def started(port: int) -> None:
-        console.print(banner(server, settings, name, f"http://{settings.host}:{port}"))
+    def started() -> None:
+        console.print(banner(server, settings, name, url_of(settings, sockets)))
+        for sentence in warnings_at_start(server, settings):
+            log.warning(sentence)
 
+    running = DrainingServer(config, server.engine, settings.drain_timeout, started)
     try:
-        await DrainingServer(config, server.engine, settings.drain_timeout, started).serve()
-    except SystemExit:
-        raise StartError(
-            f"can't listen on {settings.host}:{settings.port}: is another server there?"
-        ) from None
+        await running.serve(sockets)
+    except OSError as error:
+        if running.started:
+            raise
+        # Another server was starting too, and listens first.
+        raise StartError(why(settings, error)) from None
 
 
 class DrainingServer(uvicorn.Server):
@@ -122,7 +147,7 @@ class DrainingServer(uvicorn.Server):
         config: uvicorn.Config,
         engine: AsyncEngine,
         drain_timeout: float,
-        started: Callable[[int], None],
+        started: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._engine = engine
@@ -137,7 +162,22 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
-            self._announce(self.servers[0].sockets[0].getsockname()[1])
+            self._announce()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain on SIGHUP too: a terminal that closes ends no stream. Where it is ignored (nohup) it stays so."""
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+            with super().capture_signals():
+                yield
+            return
+        before = signal.signal(hangup, self.handle_exit)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            signal.signal(hangup, before)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; a second signal stops at once."""

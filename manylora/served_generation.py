@@ -21,7 +21,7 @@ from manylora.assemble import GIB, Server, assemble
 from manylora.base import DTYPES
 from manylora.quant.errors import QuantError
 from manylora.server.api.prompts import chat_tokens
-from manylora.server.config import ServeSettings, load_settings
+from manylora.server.config import ServeSettings
 from manylora.server.engine.output_stream import OutputStream
 from manylora.server.engine.request import GenerationRequest, SamplingParams
 from manylora.server.errors import ServerError
@@ -200,25 +200,25 @@ class ServedGeneration:
         # "auto" may turn out to be 4 bytes wide; the blocks' number is worked out from the bytes again.
         block = bytes_per_block(config, BLOCK, DTYPES.get(self._base.dtype, torch.float32))
         sequences = max(1, min(MOST_RUNNING, MOST_KV_BYTES // (blocks * block)))
-        flags = {
-            "base": str(self._base.directory),
-            "data_dir": Path(data),
+        # A server's environment variables are not for this: what a run measures doesn't depend on them.
+        return ServeSettings(
+            base=str(self._base.directory),
+            data_dir=Path(data),
             # Adapters come from wherever the trainer puts them.
-            "adapter_root": Path(self._base.directory.absolute().anchor),
-            "quantization": self._base.quantization,
-            "double_quant": self._base.double_quant,
-            "device": self._base.device,
-            "dtype": self._base.dtype,
-            "block_size": BLOCK,
-            "kv_cache_gib": sequences * blocks * block / GIB,
-            "arena_rows": room.rank,
-            "max_rank": room.rank,
-            "max_running": MOST_RUNNING,
-            "max_waiting": 1 << 30,
+            adapter_root=Path(self._base.directory.absolute().anchor),
+            quantization=self._base.quantization,
+            double_quant=self._base.double_quant,
+            device=self._base.device,
+            dtype=self._base.dtype,
+            block_size=BLOCK,
+            kv_cache_gib=sequences * blocks * block / GIB,
+            arena_rows=room.rank,
+            max_rank=room.rank,
+            max_running=MOST_RUNNING,
+            max_waiting=1 << 30,
             # Every conversation waits its turn; none is late.
-            "adapter_timeout": 24 * 3600.0,
-        }
-        return load_settings(flags, None)
+            adapter_timeout=24 * 3600.0,
+        )
 
 
 class _LoopThread:

@@ -1,29 +1,22 @@
 """Every setting of the server: flag = environment variable = config-file key.
 
 ``--max-running 32``, ``MANYLORA_MAX_RUNNING=32`` and ``max_running: 32`` in the file that ``--config`` names
-say the same; the flag wins, then the environment, then the file. Values are checked once, here; what is
-measured at start (KV blocks, arena rows) is another object and is never written back.
+say the same; the flag wins, then the environment, then the file: server/config_sources.py reads them. Values
+are checked once, here; what is measured at start (KV blocks, arena rows) is another object and is never
+written back.
 """
 
+import ipaddress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    JsonConfigSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-    YamlConfigSettingsSource,
-)
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-Repeatable = Annotated[tuple[str, ...], NoDecode]
+Repeatable = tuple[str, ...]
 """A flag that may be repeated; in the environment its values are separated by commas."""
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ENV_PREFIX = "MANYLORA_"
 
 
 class AdapterArgument(str):
@@ -40,25 +33,24 @@ class AdapterArgument(str):
         return Path(self.split("=", 1)[1]).expanduser().absolute()
 
 
-class ServeSettings(BaseSettings):
+class ServeSettings(BaseModel):
     """Settings of ``manylora serve``. Frozen; unknown keys are refused."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="MANYLORA_", extra="forbid", frozen=True, env_ignore_empty=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    _names: dict[str, str] = PrivateAttr(default_factory=dict)
 
     base: str | None = Field(
         None, description="Directory or hub name of the base model; none: the bundled demo."
     )
     adapter: Repeatable = Field((), description="Register an adapter at start, as name=path. Repeatable.")
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     data_dir: Path = Field(
         Path(".manylora"), description="Where the registry and the adapters' files are kept."
     )
     adapter_root: Path = Field(Path("."), description="Adapters are only read from below this directory.")
     served_model_name: str | None = Field(
-        None, description="Name of the base in the API; none: its directory or hub name."
+        None, min_length=1, description="Name of the base in the API; none: its directory or hub name."
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
@@ -165,11 +157,12 @@ class ServeSettings(BaseSettings):
             raise ValueError("the same adapter name is given twice")
         return value
 
-    @model_validator(mode="after")
-    def _keys_are_not_empty(self) -> "ServeSettings":
-        if any(not key for key in (*self.api_key, *([] if self.admin_key is None else [self.admin_key]))):
-            raise ValueError("a key is empty: leave the flag out to serve without one")
-        return self
+    @field_validator("api_key", "admin_key")
+    @classmethod
+    def _keys_are_not_empty(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise ValueError("a key is empty: leave it out to serve without one")
+        return value
 
     @property
     def adapters(self) -> tuple[AdapterArgument, ...]:
@@ -179,53 +172,18 @@ class ServeSettings(BaseSettings):
     @property
     def listens_beyond_loopback(self) -> bool:
         """Whether other machines can reach the server."""
-        return self.host not in LOOPBACK
+        if self.host == "localhost":
+            return False
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return True  # a name may be any interface's
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take flags, then the environment; load_settings() adds the file."""
-        return (init_settings, env_settings)
+    def named_by(self, names: Mapping[str, str]) -> "ServeSettings":
+        """Remember where each value was given (field → "--port", "MANYLORA_PORT", "port in settings.toml")."""
+        self._names = dict(names)
+        return self
 
-
-def load_settings(flags: dict[str, Any], config_file: Path | None) -> ServeSettings:
-    """Merge flags, environment and config file into checked settings.
-
-    Raises pydantic.ValidationError for a bad value or an unknown key, ValueError for a file of another kind,
-    OSError for one that can't be read.
-    """
-    if config_file is None:
-        return ServeSettings(**flags)
-    file_values = _read_config(config_file)
-
-    class FileSettings(ServeSettings):
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *sources: Any, **named: PydanticBaseSettingsSource
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            file_source = InitSettingsSource(settings_cls, init_kwargs=file_values)
-            return (named["init_settings"], named["env_settings"], file_source)
-
-    return FileSettings(**flags)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"--config {path}: no such file")
-    readers = {
-        ".toml": TomlConfigSettingsSource,
-        ".json": JsonConfigSettingsSource,
-        ".yaml": YamlConfigSettingsSource,
-        ".yml": YamlConfigSettingsSource,
-    }
-    reader = readers.get(path.suffix)
-    if reader is None:
-        raise ValueError(f"--config {path}: use a .toml, .yaml or .json file")
-    values = reader(ServeSettings, path)()
-    return {key.replace("-", "_"): value for key, value in values.items()}
+    def name_of(self, field: str) -> str:
+        """Return where a value was given, for messages; the flag where it is the default."""
+        return self._names.get(field, "--" + field.replace("_", "-"))

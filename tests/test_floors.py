@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "manylora": ("manylora", "server", "adapters", "quant", "loadtest", "demo", "training"),
     "server.config": ("server.errors",),
+    "server.config_sources": ("server.config",),
     "server.errors": (),
     "server.tokenizer": ("server.tokenizer", "server.chat", "server.workers", "server.errors", "adapters"),
     "server.chat": ("server.chat", "server.workers"),

@@ -292,14 +292,10 @@ async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def http_config(
-    app: ASGIApp, limits: ConnectionLimits, *, host: str, port: int, drain_seconds: float
-) -> uvicorn.Config:
-    """Return how uvicorn is to serve ``app``; it runs on the loop that calls it."""
+def http_config(app: ASGIApp, limits: ConnectionLimits, *, drain_seconds: float) -> uvicorn.Config:
+    """Return how uvicorn is to serve ``app`` on sockets that it is given; it runs on the loop that calls it."""
     return uvicorn.Config(
         app,
-        host=host,
-        port=port,
         loop="none",
         http=bounded(limits),
         ws="none",

@@ -17,7 +17,6 @@ ABSENT = (
     "httptools",
     "prometheus_client",
     "pydantic",
-    "pydantic_settings",
     "sqlalchemy",
     "sse_starlette",
     "starlette",

@@ -12,13 +12,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
+import uvicorn
 from typer.testing import CliRunner
 
 from manylora.cli import app
 from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
+from manylora.serve import DrainingServer, StartError, find_named_base
+from manylora.server.config import ServeSettings
 from tests.serving import Served, serving
 
 LONG, SHORT = 900, 8
@@ -122,6 +126,67 @@ def test_draining_ends_when_its_time_is_over(files: Path, tmp_path: Path) -> Non
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
 
 
+def test_a_hangup_drains_like_ctrl_c(files: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, *flags(files)) as server, long_stream(server) as lines:
+        server.process.send_signal(signal.SIGHUP)
+        *_, last, done = lines
+        assert done == "data: [DONE]"
+        assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert server.process.wait(timeout=20) == 0
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    """As `nohup` starts it."""
+    server = DrainingServer(uvicorn.Config("nothing:here"), cast("Any", None), 1.0, lambda: None)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with server.capture_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) == server.handle_exit
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"), [(".", "base"), ("..", "files"), ("../link", "link"), ("../base/", "base")]
+)
+def test_a_base_is_named_by_its_folder(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, name: str
+) -> None:
+    home = tmp_path / "files" / "base"
+    home.mkdir(parents=True)
+    (tmp_path / "files" / "link").symlink_to(home)
+    monkeypatch.chdir(home)
+    assert find_named_base(ServeSettings(base=typed))[1] == name
+
+
+def test_a_name_that_is_given_is_kept(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (files / "org").mkdir()
+    monkeypatch.chdir(files)
+    settings = ServeSettings(base=str(files / "base"), served_model_name="org/")
+    assert find_named_base(settings) == (files / "base", "org/")
+    with pytest.raises(StartError, match="--served-model-name"):
+        find_named_base(ServeSettings(base="/"))
+
+
+@pytest.mark.parametrize(
+    ("more", "warned"),
+    [((), False), (("--host", "0.0.0.0"), True), (("--host", "0.0.0.0", "--admin-key", "secret"), False)],
+)
+def test_closed_admin_routes_are_told_at_start(
+    files: Path, tmp_path: Path, more: tuple[str, ...], warned: bool
+) -> None:
+    with serving(tmp_path, *flags(files, *more)) as server:
+        assert ("MANYLORA_ADMIN_KEY" in server.log.read_text()) is warned
+
+
+def test_files_that_were_passed_over_are_told_at_start(files: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(files / "base", tmp_path / "base"))
+    (base / "model.safetensors.index.json").write_text("{}")
+    with serving(tmp_path, str(base), "--kv-cache-gib", "0.05") as server:
+        assert "model.safetensors.index.json is not read" in server.log.read_text()
+
+
 def test_adapters_are_there_again_after_a_restart(files: Path, tmp_path: Path) -> None:
     with serving(tmp_path, *flags(files)) as server:
         made = httpx.post(f"{server.url}/adapters", json={"name": "team/two", "src": "two"})
@@ -161,6 +226,15 @@ def test_an_adapter_flag_takes_what_its_directory_holds_now(files: Path, tmp_pat
         (["{files}/base", "--data-dir", "{files}/base/config.json"], "--data-dir"),
         (["{files}/base", "--kv-cache-gib", "0.000001"], "--kv-cache-gib"),
         (["{files}/base", "--port", "{taken}"], "is another server there"),
+        # Told before anything is loaded: neither base is there.
+        (["{files}/nowhere", "--port", "{taken}"], "is another server there"),
+        (["{files}/base", "--max-model-len", "4096"], "--max-model-len 4,096: the base has 1,024 positions"),
+        (
+            ["{files}/base", "--max-model-len", "1000", "--kv-cache-gib", "0.0001"],
+            "KV tokens: give more with --kv",
+        ),
+        (["{files}/base", "--kv-cache-gib", "100000", "--max-running", "100000000"], "that are free"),
+        (["{files}/base", "--arena-rows", "100000000000"], "that are free"),
     ],
 )
 def test_what_cannot_be_served_ends_in_one_line(

@@ -22,6 +22,7 @@ import uvloop
 
 from manylora.assemble import Server, assemble
 from manylora.descriptors import connection_limits
+from manylora.listening import bind
 from manylora.loadtest.checkpoints import TINY, AdapterShape, write_adapter, write_base
 from manylora.server.api.connections import http_config
 from manylora.server.config import ServeSettings
@@ -194,7 +195,7 @@ def running(files: Files, data: Path, **settings: object) -> Iterator[Running]:
         "kv_cache_gib": 0.02,
         "arena_rows": 128,
     }
-    all_settings = ServeSettings(**{**given, **settings})  # type: ignore[arg-type]  # pydantic checks them
+    all_settings = ServeSettings(**{**given, **settings})
     started: queue.SimpleQueue[Running | BaseException] = queue.SimpleQueue()
     stop = threading.Event()
 
@@ -203,11 +204,11 @@ def running(files: Files, data: Path, **settings: object) -> Iterator[Running]:
         server.engine.start()
         await server.catalog.restore()
         limits = connection_limits(all_settings, 1 << 16)
-        config = http_config(server.app, limits, host="127.0.0.1", port=0, drain_seconds=1)
-        http = _Announcing(config)
-        serving = asyncio.create_task(http.serve())
+        http = _Announcing(http_config(server.app, limits, drain_seconds=1))
+        sockets = bind(ServeSettings(port=0))
+        port = sockets[0].getsockname()[1]
+        serving = asyncio.create_task(http.serve(sockets))
         await http.up.wait()
-        port = http.servers[0].sockets[0].getsockname()[1]
         started.put(Running(server, asyncio.get_running_loop(), port, files.adapters))
         await asyncio.to_thread(stop.wait)
         http.should_exit = True
