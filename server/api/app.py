@@ -4,34 +4,46 @@ import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
-from manylora.server.api import adapters, chat, completions, export, health, models
+from manylora.server.api import adapters, chat, completions, docs_page, export, health, models
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.error_responses import install_error_handlers
+from manylora.server.api.openapi import document
 from manylora.server.api.request_context import RequestContext
 
 Application = RequestContext
 """What an ASGI server runs."""
 
 
+class _Described(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Return what create_app wrote down."""
+        description: dict[str, Any] = self.state.description
+        return description
+
+
 def create_app(deps: ApiDependencies, version: str) -> Application:
     """Return the application that serves ``deps``."""
-    app = FastAPI(
+    app = _Described(
         title="manylora",
         version=version,
         description="One 4-bit base model, many LoRA adapters, the OpenAI API.",
         lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.dependencies = deps
     # Before adapters, whose names may hold slashes.
-    for module in (health, models, chat, completions, export, adapters):
+    for module in (docs_page, health, models, chat, completions, export, adapters):
         app.router.routes.extend(copy(route) for route in module.router.routes)
-    app.openapi()  # kept from now on: it would list every HEAD beside its GET
+    # Before there is a HEAD to each GET: it would be listed.
+    app.state.description = document(app, deps.settings)
     for route in app.routes:
         if isinstance(route, APIRoute) and "GET" in (methods := route.methods or set()):
             route.methods = {*methods, "HEAD"}

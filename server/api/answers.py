@@ -1,0 +1,286 @@
+"""Answers as /openapi.json describes them. Nothing is built with these; a test holds answers against them."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Answer(BaseModel):
+    """An object that may grow more fields."""
+
+    model_config = ConfigDict(extra="allow", json_schema_serialization_defaults_required=True)
+
+
+class ErrorDetail(Answer):
+    """OpenAI's error object."""
+
+    message: str = Field(description="What was wrong, what was expected, and what to do.")
+    type: str
+    param: str | None = Field(description="The field, with its path.")
+    code: str | None
+
+
+class ErrorAnswer(Answer):
+    """Every error of every route."""
+
+    error: ErrorDetail
+    request_id: str
+
+
+class Alive(Answer):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Ready(Answer):
+    """Requests can be served."""
+
+    status: Literal["ready"]
+
+
+class NotReady(Answer):
+    """Requests can't be served now."""
+
+    status: Literal["not ready"]
+    reason: str
+
+
+class Model(Answer):
+    """The base, or an adapter, whose parent is the base."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    max_model_len: int
+
+
+class Models(Answer):
+    """What can be asked."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class PromptTokensDetails(Answer):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int
+
+
+class Usage(Answer):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Completionlike(Answer):
+    """What all answers and chunks share."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str | None
+
+
+class ChatToken(Answer):
+    """A token and its log probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatTokenLogprob(ChatToken):
+    """A token of the answer, with the likeliest in its place."""
+
+    top_logprobs: list[ChatToken]
+
+
+class ChatLogprobs(Answer):
+    """Log probabilities of an answer's tokens."""
+
+    content: list[ChatTokenLogprob] | None
+    refusal: None
+
+
+class ChatMessage(Answer):
+    """An answer."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+
+
+Finish = Literal["stop", "length"]
+
+
+class ChatChoice(Answer):
+    """One of n answers."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish
+    stop_reason: str | int | None
+
+
+class ChatCompletion(Completionlike):
+    """An answer to a chat."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(BaseModel):
+    """What a step added to a message; empty in a choice's last chunk."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Answer):
+    """What a step added to one of n answers."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish | None
+
+
+class ChatCompletionChunk(Completionlike):
+    """One event of a stream."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+
+
+class CompletionLogprobs(Answer):
+    """Log probabilities in four lists of the same length."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Answer):
+    """One of n texts for each prompt; in a chunk, what a step added to it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Finish | None
+    stop_reason: str | int | None
+
+
+class CompletionChunk(Completionlike):
+    """One event of a stream."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+
+
+class Completion(CompletionChunk):
+    """Continued texts."""
+
+    usage: Usage
+
+
+class Tokens(Answer):
+    """A text's tokens."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Text(Answer):
+    """The text of tokens."""
+
+    prompt: str
+
+
+class AdapterRecord(Answer):
+    """An adapter as it was registered."""
+
+    object: Literal["adapter"]
+    id: int
+    name: str
+    version: int
+    digest: str
+    src: str
+    rank: int
+    target_modules: list[str]
+    preload: bool
+    pin: bool
+    created: int
+
+
+class Adapter(AdapterRecord):
+    """An adapter, and where its weights are."""
+
+    state: Literal["available", "unavailable"]
+    tier: Literal["device", "host", "disk"] | None
+    reason: str | None
+
+
+class Adapters(Answer):
+    """All adapters."""
+
+    object: Literal["list"]
+    data: list[Adapter]
+
+
+class Freed(Answer):
+    """What a deletion gave back."""
+
+    arena_rows: int
+    device_bytes: int
+    host_bytes: int
+    aborted_sequences: int
+
+
+class DeletedAdapter(AdapterRecord):
+    """An adapter that is gone."""
+
+    deleted: Literal[True]
+    freed: Freed
+
+
+class Export(Answer):
+    """An export, as it is now."""
+
+    object: Literal["export"]
+    id: str
+    adapter: str
+    version: int
+    digest: str
+    format: str
+    base: str
+    dtype: str
+    created: int
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    stage: str
+    progress: float
+    started: int | None
+    finished: int | None
+    error: str | None
+    path: str | None
+    bytes: int | None
+    manifest: dict[str, Any] | None
+
+
+class Exports(Answer):
+    """All exports."""
+
+    object: Literal["list"]
+    data: list[Export]

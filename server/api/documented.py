@@ -1,0 +1,96 @@
+"""What each route may answer, for /openapi.json: one table, which a test holds against the routes and their answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel
+
+from manylora.server.api import answers
+
+JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
+ERRORS: dict[int, str] = {
+    400: "Something in the request is wrong, unknown or can't be honoured; or it is no HTTP",
+    401: "The key is missing or wrong",
+    403: "The route is closed to this caller, or the source leads out of the adapter root",
+    404: "There is nothing of that name",
+    408: "The request took too long to arrive",
+    409: "Other weights have the name",
+    413: "The body is over a limit",
+    414: "The path and query are over a limit",
+    429: "Too much waits already",
+    431: "The head is over a limit",
+    500: "A fault of the server's",
+    503: "The server, or the adapter, can't serve this now",
+    507: "The disk is full",
+}
+ANYWHERE = frozenset({400, 408, 414, 431, 500, 503})
+"""Before a route is reached, or whatever it does."""
+BODY, CHANGES, GENERATES = frozenset({413}), frozenset({507}), frozenset({404, 413, 429})
+
+
+@dataclass(frozen=True, slots=True)
+class Documented:
+    """What a route may answer."""
+
+    door: Literal["open", "api", "admin"]
+    answers: Mapping[int, Mapping[str, type[BaseModel] | None]]
+    """By status and media type; None: a text, or bytes."""
+    errors: frozenset[int] = field(default_factory=frozenset)
+    """Besides those that any route may answer."""
+
+    @property
+    def models(self) -> set[type[BaseModel]]:
+        """The answers that are objects."""
+        return {model for media in self.answers.values() for model in media.values() if model is not None}
+
+    @property
+    def all_errors(self) -> list[int]:
+        """Every status over 400."""
+        door = {"open": set(), "api": {401}, "admin": {401, 403}}[self.door]
+        return sorted(self.errors | ANYWHERE | door)
+
+
+def _one(
+    door: Literal["open", "api", "admin"],
+    model: type[BaseModel],
+    errors: frozenset[int] = frozenset(),
+    status: int = 200,
+) -> Documented:
+    return Documented(door, {status: {JSON: model}}, errors)
+
+
+NAMED = frozenset({404})
+OPERATIONS: dict[tuple[str, str], Documented] = {
+    ("get", "/health"): _one("open", answers.Alive),
+    ("get", "/ready"): Documented("open", {200: {JSON: answers.Ready}, 503: {JSON: answers.NotReady}}),
+    ("get", "/metrics"): Documented("open", {200: {TEXT: None}}),
+    ("get", "/v1/models"): _one("api", answers.Models),
+    ("get", "/v1/models/{model}"): _one("api", answers.Model, NAMED),
+    ("post", "/tokenize"): _one("api", answers.Tokens, BODY | NAMED),
+    ("post", "/detokenize"): _one("api", answers.Text, BODY | NAMED),
+    ("post", "/v1/chat/completions"): Documented(
+        "api", {200: {JSON: answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk}}, GENERATES
+    ),
+    ("post", "/v1/completions"): Documented(
+        "api", {200: {JSON: answers.Completion, EVENTS: answers.CompletionChunk}}, GENERATES
+    ),
+    ("post", "/adapters"): Documented(
+        "admin",
+        {200: {JSON: answers.AdapterRecord}, 201: {JSON: answers.AdapterRecord}},
+        BODY | CHANGES | {409},
+    ),
+    ("get", "/adapters"): _one("admin", answers.Adapters),
+    ("get", "/adapters/{name}"): _one("admin", answers.Adapter, NAMED),
+    ("put", "/adapters/{name}"): _one("admin", answers.AdapterRecord, NAMED | BODY | CHANGES),
+    ("delete", "/adapters/{name}"): _one("admin", answers.DeletedAdapter, NAMED | CHANGES),
+    ("post", "/v1/load_lora_adapter"): Documented("admin", {200: {TEXT: None}}, NAMED | BODY | CHANGES),
+    ("post", "/v1/unload_lora_adapter"): Documented("admin", {200: {TEXT: None}}, NAMED | BODY | CHANGES),
+    ("post", "/adapters/{name}/export"): _one("admin", answers.Export, NAMED | BODY | {429}, 202),
+    ("get", "/exports"): _one("admin", answers.Exports),
+    ("get", "/adapters/{name}/export/{job}"): _one("admin", answers.Export, NAMED),
+    ("delete", "/adapters/{name}/export/{job}"): _one("admin", answers.Export, NAMED),
+    ("get", "/adapters/{name}/export/{job}/download"): Documented(
+        "admin", {200: {"application/gzip": None, "application/x-tar": None}}, NAMED
+    ),
+}

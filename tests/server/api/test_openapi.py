@@ -1,0 +1,154 @@
+"""/openapi.json against what the routes do, and /docs, which shows it."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+
+from manylora.loadtest.api_fuzz import CHECKS, Known, fuzz
+from manylora.server.api.answers import ChatCompletionChunk, CompletionChunk, ErrorAnswer
+from manylora.server.api.documented import OPERATIONS
+from tests.server.api.running import BASE, Files, Running, running
+
+CHAT: dict[str, object] = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+COMPLETION: dict[str, object] = {"model": "a", "prompt": "x", "max_tokens": 2}
+EXAMPLES, SEED = 4, 3
+
+
+@pytest.fixture(scope="module")
+def own(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that may be left in any state."""
+    with running(files, tmp_path_factory.mktemp("own"), max_choices=8) as server:
+        exports = server.server.deps.exports
+        assert exports is not None
+        exports.niceness = 0  # on a busy machine nice processes take minutes
+        for name in ("a", "b"):
+            httpx.post(f"{server.url}/adapters", json={"name": name, "src": name}).raise_for_status()
+        yield server
+
+
+def description(server: Running) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{server.url}/openapi.json").json()
+    return found
+
+
+def test_requests_made_from_the_description_get_what_it_says(own: Running) -> None:
+    """No 5xx, no status, header or content type that isn't described, no other form, no hang."""
+    found = fuzz(own.url, Known((BASE, "a", "b"), ("a", "b")), EXAMPLES, SEED)
+    assert len(found) == len(OPERATIONS)
+    assert {label: wrong for label, wrong in found.items() if wrong} == {}
+    own.wait_until_idle()
+    own.check_integrity()
+
+
+def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None:
+    """With requests that succeed, which generated ones seldom do."""
+    schema = schemathesis.openapi.from_url(f"{own.url}/openapi.json")
+    asked: set[tuple[str, str]] = set()
+
+    def ask(method: str, template: str, body: Any = None, **names: str) -> Any:
+        path = template.format(**names)
+        response = httpx.request(method, own.url + path, json=body, timeout=30)
+        assert response.status_code < 300, response.text
+        case = schema[template][method].Case(
+            path_parameters=dict(names), **({} if body is None else {"body": body})
+        )
+        case.validate_response(response, checks=CHECKS)
+        asked.add((method.lower(), template))
+        return response.json() if response.headers["content-type"] == "application/json" else response.text
+
+    for path in ("/health", "/ready", "/metrics", "/v1/models", "/adapters", "/exports"):
+        ask("GET", path)
+    for logprobs, stream in ((False, False), (True, False), (False, True)):
+        more = {"logprobs": logprobs, **({"top_logprobs": 2} if logprobs else {})}
+        ask("POST", "/v1/chat/completions", {**CHAT, "n": 2, "stream": stream, **more})
+        ask("POST", "/v1/completions", {**COMPLETION, "stream": stream, "logprobs": 2 if logprobs else None})
+    ask("GET", "/v1/models/{model}", model="a")
+    ask("GET", "/v1/models/{model}", model=BASE)
+    ask("POST", "/tokenize", {"prompt": "x", "return_token_strs": True})
+    ask("POST", "/detokenize", {"tokens": [5]})
+    ask("POST", "/adapters", {"name": "new", "src": "b"})
+    ask("POST", "/adapters", {"name": "new", "src": "b"})
+    ask("GET", "/adapters/{name}", name="new")
+    ask("PUT", "/adapters/{name}", {"src": "c"}, name="new")
+    job = ask("POST", "/adapters/{name}/export", {"format": "peft"}, name="new")["id"]
+    own.wait_until(
+        "exported", lambda: is_over(ask("GET", "/adapters/{name}/export/{job}", name="new", job=job))
+    )
+    ask("GET", "/exports")
+    ask("GET", "/adapters/{name}/export/{job}/download", name="new", job=job)
+    ask("DELETE", "/adapters/{name}/export/{job}", name="new", job=job)
+    ask("DELETE", "/adapters/{name}", name="new")
+    ask("POST", "/v1/load_lora_adapter", {"lora_name": "new", "lora_path": "b"})
+    ask("POST", "/v1/unload_lora_adapter", {"lora_name": "new"})
+    assert asked == set(OPERATIONS)
+
+
+def is_over(job: dict[str, Any]) -> bool:
+    assert job["status"] != "failed", job
+    return bool(job["status"] == "succeeded")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "chunk"),
+    [("/v1/chat/completions", CHAT, ChatCompletionChunk), ("/v1/completions", COMPLETION, CompletionChunk)],
+)
+def test_events_are_what_the_description_says(
+    http: httpx.Client, path: str, body: dict[str, object], chunk: type[ChatCompletionChunk | CompletionChunk]
+) -> None:
+    text = http.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}).text
+    *events, done = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    assert done == "[DONE]"
+    for event in events:
+        chunk.model_validate_json(event, strict=True)
+    described = http.get("/openapi.json").json()["paths"][path]["post"]["responses"]["200"]["content"]
+    end, data = described["text/event-stream"]["itemSchema"]["properties"]["data"]["anyOf"]
+    assert end == {"const": "[DONE]"}
+    assert data["contentSchema"]["anyOf"][0]["$ref"].endswith(f"/{chunk.__name__}")
+
+
+def test_errors_and_nothing_else_have_the_envelope(own: Running) -> None:
+    for path, operations in description(own)["paths"].items():
+        for method, operation in operations.items():
+            assert "422" not in operation["responses"], path
+            for status, response in operation["responses"].items():
+                told = json.dumps(response["content"].get("application/json"))
+                assert ("ErrorAnswer" in told) == (int(status) >= 400), (method, path, status)
+    ErrorAnswer.model_validate(httpx.get(f"{own.url}/nothing").json(), strict=True)
+
+
+def test_the_keys_that_open_a_route_are_told(own: Running, files: Files, tmp_path: Path) -> None:
+    def doors(server: Running) -> tuple[object, ...]:
+        paths = description(server)["paths"]
+        return tuple(paths[path]["get"]["security"] for path in ("/health", "/v1/models", "/adapters"))
+
+    assert doors(own) == ([], [{}, {"apiKey": []}], [{}, {"adminKey": []}])
+    with running(files, tmp_path, api_key="k", admin_key="boss") as server:
+        assert doors(server) == ([], [{"apiKey": []}, {"adminKey": []}], [{"adminKey": []}])
+        schemes = description(server)["components"]["securitySchemes"]
+        assert {name: (each["type"], each["scheme"]) for name, each in schemes.items()} == {
+            "apiKey": ("http", "bearer"),
+            "adminKey": ("http", "bearer"),
+        }
+
+
+# The page
+
+
+def test_the_page_asks_nobody_else_for_anything(http: httpx.Client) -> None:
+    page = http.get("/docs")
+    policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+    assert (policy["default-src"], policy["script-src"]) == ("'none'", "'self'")
+    assert (policy["connect-src"], policy["frame-ancestors"]) == ("'self'", "'none'")
+    assert "//" not in page.text
+    found = re.findall(r'(?:src|href)="(docs/[^"]+)"', page.text)
+    kinds = {http.get(f"/{path}").headers["content-type"].split(";")[0] for path in found}
+    assert kinds == {"text/javascript", "text/css"}
+    assert http.get("/docs/start.js").text.startswith("SwaggerUIBundle(")
+    assert len(http.get("/docs/swagger-ui-bundle.js").content) > 500_000
+    assert http.get("/redoc").status_code == 404
