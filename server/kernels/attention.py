@@ -10,7 +10,7 @@ copy of its own last key and value: nothing that another sequence wrote is read,
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,11 @@ PADDING = 64
 """Contexts are padded to a multiple of this. It divides SEGMENT."""
 # Scores of one matmul, in elements, about: a tile that leaves the cache is slower.
 TILE_SCORES = 1 << 20
+SCRATCH_BYTES = 16 << 20
+"""Float32 copies of keys and values that attention makes at a time, unless those of one sequence and KV head are more:
+no pool counts them. Copies that leave the cache make long contexts several times slower."""
+CUDA_SCRATCH_BYTES = 256 << 20
+"""The same on CUDA, where each part costs launches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +135,36 @@ def _attend_group(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, group: RowGroup, window: int | None, out: Tensor
 ) -> None:
     heads, dim = q.shape[1:]
-    kv_heads, count = k_cache.shape[1], group.tokens.shape[0]
-    shared = heads // kv_heads
-    k, v = _keys_and_values(k_cache, v_cache, group.slots, count)
-    # Rows past the heads that share a KV head are padding.
-    queries = q.new_zeros(count, kv_heads, max(shared, _LIMITS.least_rows), dim, dtype=torch.float32)
-    queries[:, :, :shared] = q.index_select(0, group.tokens).view(count, kv_heads, shared, dim)
-    scores = torch.bmm(queries.flatten(0, 1).mul_(dim**-0.5), k.transpose(1, 2))
-    scores.view(count, -1, group.length).masked_fill_(group.hidden[window], -torch.inf)
-    result = _softmax_product(scores, v)[:, :shared].reshape(count, heads, dim)
-    out.index_copy_(0, group.tokens, result.to(out.dtype))
+    kv_heads, shared = k_cache.shape[1], heads // k_cache.shape[1]
+    slots, out = group.slots.view(-1, group.length), out.view(-1, kv_heads, shared, dim)
+    for rows, kept in _pieces(len(slots), kv_heads, group.length, dim, q.is_cuda):
+        tokens, count = group.tokens[rows], rows.stop - rows.start
+        k, v = _keys_and_values(k_cache[:, kept], v_cache[:, kept], slots[rows].reshape(-1), count)
+        # Rows past the heads that share a KV head are padding.
+        least = max(shared, _LIMITS.least_rows)
+        queries = q.new_zeros(count, kept.stop - kept.start, least, dim, dtype=torch.float32)
+        queries[:, :, :shared] = q.index_select(0, tokens).view(count, kv_heads, shared, dim)[:, kept]
+        scores = torch.bmm(queries.flatten(0, 1).mul_(dim**-0.5), k.transpose(1, 2))
+        scores.view(count, -1, group.length).masked_fill_(group.hidden[window][rows], -torch.inf)
+        result = _softmax_product(scores, v)[:, :shared].view(count, -1, shared, dim)
+        out[:, kept].index_copy_(0, tokens, result.to(out.dtype))
 
 
 def _attend_chunk(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, chunk: Chunk, window: int | None, out: Tensor
 ) -> None:
-    heads, dim = q.shape[1:]
-    kv_heads, length = k_cache.shape[1], chunk.slots.shape[0]
-    shared = heads // kv_heads
+    kv_heads, dim = k_cache.shape[1:]
+    q, out = q.view(q.shape[0], kv_heads, -1, dim), out.view(out.shape[0], kv_heads, -1, dim)
+    for _, kept in _pieces(1, kv_heads, chunk.slots.shape[0], dim, q.is_cuda):
+        _attend_heads(q[:, kept], k_cache[:, kept], v_cache[:, kept], chunk, window, out[:, kept])
+
+
+def _attend_heads(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, chunk: Chunk, window: int | None, out: Tensor
+) -> None:
+    """As _attend_chunk, for a part of the KV heads: q and out [T, part, heads of each, D], caches [slots, part, D]."""
+    kv_heads, shared, dim = q.shape[1:]
+    heads, length = kv_heads * shared, chunk.slots.shape[0]
     k, v = _keys_and_values(k_cache, v_cache, chunk.slots, 1)
     keys = torch.arange(length, device=q.device)
     tile = max(_LIMITS.least_rows, TILE_SCORES // (heads * length))
@@ -156,7 +173,7 @@ def _attend_chunk(
         last = min(first + tile, chunk.stop)
         rows = max(last - first, _LIMITS.least_rows)
         queries = q.new_zeros(kv_heads, shared, rows, dim, dtype=torch.float32)
-        queries[:, :, : last - first] = q[first:last].view(-1, kv_heads, shared, dim).permute(1, 2, 0, 3)
+        queries[:, :, : last - first] = q[first:last].permute(1, 2, 0, 3)
         position = chunk.position + first - chunk.start
         seen = _seen_keys(position, position + last - first, length, window)
         scores = torch.bmm(queries.flatten(1, 2).mul_(dim**-0.5), k[:, seen].transpose(1, 2))
@@ -165,7 +182,17 @@ def _attend_chunk(
         hidden[last - first :] = False
         scores.view(heads, rows, -1).masked_fill_(hidden, -torch.inf)
         result = _softmax_product(scores, v[:, seen]).view(kv_heads, shared, rows, dim)[:, :, : last - first]
-        out[first:last] = result.permute(2, 0, 1, 3).reshape(-1, heads, dim).to(out.dtype)
+        out[first:last] = result.permute(2, 0, 1, 3).to(out.dtype)
+
+
+def _pieces(count: int, kv_heads: int, length: int, dim: int, on_cuda: bool) -> Iterator[tuple[slice, slice]]:
+    """Yield (rows, KV heads) whose copies fit the scratch: many rows with all heads, or one with some of them."""
+    each = length * (2 * dim + 1) * torch.float32.itemsize
+    fitting = max(1, (CUDA_SCRATCH_BYTES if on_cuda else SCRATCH_BYTES) // each)
+    rows, heads = max(1, fitting // kv_heads), min(fitting, kv_heads)
+    for row in range(0, count, rows):
+        for head in range(0, kv_heads, heads):
+            yield slice(row, min(row + rows, count)), slice(head, min(head + heads, kv_heads))
 
 
 def _seen_keys(position: int, end: int, length: int, window: int | None) -> slice:

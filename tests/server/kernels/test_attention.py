@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from manylora.server.kernels import attention
 from manylora.server.kernels.attention import attend, plan_attention
 from manylora.server.kernels.metadata import AttentionMetadata
 from manylora.server.kernels.reference import paged_attention
@@ -162,6 +165,55 @@ def test_a_row_that_is_not_finite_is_felt_by_no_other(window: int | None, poison
         assert not found[tokens].isfinite().any()
         found[tokens] = sound[tokens]
         assert torch.equal(found, sound)
+
+
+@pytest.mark.parametrize("scratch", [1, 50_000, 400_000])
+def test_bits_do_not_depend_on_how_much_is_gathered_at_a_time(
+    scratch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for heads in HEADS:
+            case = make_case(MIXED, heads, 16, dtype)
+            whole = [run(case, window) for window in (None, 20)]
+            with monkeypatch.context() as patch:
+                patch.setattr(attention, "SCRATCH_BYTES", scratch)
+                parts = [run(case, window) for window in (None, 20)]
+            assert all(map(torch.equal, whole, parts))
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the bytes of the largest tensor that an op makes; views and what is written in place are none."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        fresh = all(returned.alias_info is None for returned in func._schema.returns)
+        if fresh and isinstance(made, Tensor):
+            self.nbytes = max(self.nbytes, made.nbytes)
+        return made
+
+
+@pytest.mark.parametrize(("rows", "queries"), [(256, 1), (1, 512)], ids=["decodes", "a chunk"])
+def test_long_contexts_of_a_large_model_are_gathered_in_parts(rows: int, queries: int) -> None:
+    """256 sequences of 4,096 tokens with the 32 heads of a 7B would take 34 GB in float32. Nothing is computed here."""
+    context, block, heads, dim = 4096, 16, 32, 128
+    meta = torch.device("meta")
+    slots = (rows * context // block + 1) * block
+    cache = torch.empty(slots, heads, dim, dtype=torch.bfloat16, device=meta)
+    q = torch.empty(rows * queries, heads, dim, dtype=torch.bfloat16, device=meta)
+    metadata = AttentionMetadata(
+        torch.empty(rows * queries, dtype=torch.int64, device=meta),
+        torch.empty(rows * queries, dtype=torch.int64, device=meta),
+        tuple(range(0, rows * queries + 1, queries)),
+        (context,) * rows,
+        torch.empty(rows, context // block, dtype=torch.int64, device=meta),
+    )
+    with Largest() as made:
+        attend(q, cache, cache, plan_attention(metadata, block, {None}), None, torch.empty_like(q))
+    assert made.nbytes <= attention.SCRATCH_BYTES
 
 
 def test_rows_past_the_steps_tokens_are_left_alone() -> None:

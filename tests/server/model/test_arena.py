@@ -14,7 +14,10 @@ from tests.server.model.steps import Stream, all_logits, load, place, random_ada
 def uneven(config: ModelConfig) -> AdapterWeights:
     """Rank 8 in the first layer's q_proj, 3 in the second's, and v_proj in the second only."""
     first, second = config.module_paths(0), config.module_paths(1)
-    large, small = random_adapter(config, 8, 1, ("q_proj",)), random_adapter(config, 3, 2, ("q_proj", "v_proj"))
+    large, small = (
+        random_adapter(config, 8, 1, ("q_proj",)),
+        random_adapter(config, 3, 2, ("q_proj", "v_proj")),
+    )
     return AdapterWeights(
         {
             first["q_proj"]: large.pairs[first["q_proj"]],
