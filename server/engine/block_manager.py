@@ -14,6 +14,8 @@ from manylora.server.kernels.metadata import NULL_BLOCK
 AdapterKey = tuple[tuple[int, float], ...]
 _Parent = int | AdapterKey
 _Key = tuple[_Parent, tuple[int, ...]]
+SWEPT = 1024
+"""Blocks of a forgotten adapter that are given back at a time: about a millisecond's work."""
 
 
 @dataclass(slots=True)
@@ -47,6 +49,10 @@ class BlockManager:
         """Cached blocks that nobody uses, the longest unused first."""
         self._cached: dict[int, _Cached] = {}
         self._by_key: dict[_Key, int] = {}
+        self._by_adapter: dict[int, set[int]] = {}
+        """Cached blocks of each adapter, those of its mixtures with others included."""
+        self._forgotten: list[tuple[int, set[int]]] = []
+        """Adapters that are gone, with those of their blocks that are still to be given back."""
         self._tables: dict[int, _Table] = {}
         self._entries = 0
         self.queried_tokens = 0
@@ -127,6 +133,8 @@ class BlockManager:
                 self._entries += 1
                 self._cached[block] = _Cached(self._entries, key, table.adapters)
                 self._by_key[key] = twin = block
+                for adapter_id, _ in table.adapters:
+                    self._by_adapter.setdefault(adapter_id, set()).add(block)
             table.parent = self._cached[twin].entry
             table.known += 1
 
@@ -141,13 +149,31 @@ class BlockManager:
                     self._empty.append(block)
 
     def forget_adapter(self, adapter_id: int) -> None:
-        """Drop every cached prefix that was computed with the adapter."""
-        gone = [b for b, c in self._cached.items() if any(a == adapter_id for a, _ in c.adapters)]
-        for block in gone:
-            self._uncache(block)
-            if block in self._idle:
-                del self._idle[block]
-                self._empty.append(block)
+        """Drop every cached prefix that was computed with the adapter: up to SWEPT now, ``sweep`` the others.
+
+        Nobody can find those in between: an adapter's id is never used again.
+        """
+        blocks = self._by_adapter.pop(adapter_id, None)
+        if blocks is not None:
+            self._forgotten.append((adapter_id, blocks))
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Give back up to SWEPT blocks of forgotten adapters. The engine calls it in each step."""
+        for _ in range(SWEPT):
+            if not self._forgotten:
+                return
+            adapter_id, blocks = self._forgotten[-1]
+            block = blocks.pop()
+            if not blocks:
+                self._forgotten.pop()
+            cached = self._cached.get(block)
+            # It may have been taken meanwhile, as blocks that nobody has used for long are, and hold another's prefix.
+            if cached is not None and any(each == adapter_id for each, _ in cached.adapters):
+                self._uncache(block)
+                if block in self._idle:
+                    del self._idle[block]
+                    self._empty.append(block)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the books do not balance."""
@@ -163,9 +189,15 @@ class BlockManager:
         assert set(free) == unused, "a block is lost or free while in use"
         assert all(b in self._cached for b in self._idle), "an idle block is not cached"
         assert not any(b in self._cached for b in self._empty), "an empty block is cached"
+        indexed = {(block, i) for i, blocks in self._by_adapter.items() for block in blocks}
+        swept = {(block, i) for i, blocks in self._forgotten for block in blocks}
+        cached = {(block, i) for block, c in self._cached.items() for i, _ in c.adapters}
+        assert indexed <= cached <= indexed | swept, "the index of adapters' blocks is wrong"
         assert self._by_key == {c.key: b for b, c in self._cached.items()}, "the prefix index is wrong"
 
     def _take(self) -> int:
+        if not self._empty:
+            self.sweep()
         if self._empty:
             block = self._empty.pop()
         else:
@@ -175,4 +207,11 @@ class BlockManager:
         return block
 
     def _uncache(self, block: int) -> None:
-        del self._by_key[self._cached.pop(block).key]
+        cached = self._cached.pop(block)
+        del self._by_key[cached.key]
+        for adapter_id, _ in cached.adapters:
+            blocks = self._by_adapter.get(adapter_id)
+            if blocks is not None:
+                blocks.discard(block)
+                if not blocks:
+                    del self._by_adapter[adapter_id]

@@ -256,6 +256,7 @@ class Engine:
         self.requests.make_choices()
         self.cache.trim_host(self.scheduler.wanted)
         self._release_retired()
+        self.blocks.sweep()
         return bool(plan.rows or plan.preempted or plan.expired)
 
     def _run(self, rows: tuple[ScheduledRow, ...], schedule: float, place: float) -> None:

@@ -1,10 +1,13 @@
 """Blocks: the books balance whatever happens, and a prefix is only shared by those who may."""
 
+from typing import Any
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from manylora.server.engine.block_manager import AdapterKey, BlockManager
+from manylora.server.engine.block_manager import SWEPT, AdapterKey, BlockManager
 from manylora.server.kernels.metadata import NULL_BLOCK
 
 BASE: AdapterKey = ()
@@ -50,6 +53,56 @@ def test_forgetting_an_adapter_leaves_the_others_prefixes() -> None:
     hits = [len(blocks.match(adapters, list(range(9)))) for adapters in ADAPTERS]
     assert hits == [2, 0, 0, 2, 0]
     assert blocks.num_free == 64
+
+
+class Counting(dict[int, object]):
+    """A dict that counts how often it is looked at, block by block or as a whole."""
+
+    looks = 0
+
+    def items(self) -> Any:
+        self.looks += len(self)
+        return super().items()
+
+    def get(self, *arguments: Any) -> Any:
+        self.looks += 1
+        return super().get(*arguments)
+
+
+@pytest.mark.parametrize("own", [10, 3 * SWEPT])
+def test_forgetting_takes_as_long_as_an_adapter_has_blocks_and_never_long(own: int) -> None:
+    """With many blocks of others in the cache; what is left over is given back step by step, or when it is needed."""
+    others, size = 20_000, 2
+    blocks = BlockManager(others + own + 10, size)
+    filled(blocks, 1, ((2, 1.0),), list(range(others * size)))
+    filled(blocks, 2, ((1, 1.0),), list(range(own * size)))
+    for number in (1, 2):
+        blocks.free(number)
+    blocks._cached = counted = Counting(blocks._cached)  # type: ignore[assignment]  # a time would depend on the machine
+    blocks.forget_adapter(1)
+    assert counted.looks <= min(own, SWEPT)
+    assert blocks.num_cached == others + own - min(own, SWEPT)
+    blocks.check_integrity()
+    # Blocks of the one that is gone are taken before those of an adapter that somebody may ask for.
+    blocks.allocate(3, BASE, [])
+    blocks.grow(3, (own + 10) * size)
+    assert blocks.num_cached == others
+    blocks.check_integrity()
+    assert len(blocks.match(((2, 1.0),), [*range(others * size), 0])) == others
+
+
+def test_a_swept_block_that_has_a_new_owner_keeps_its_prefix() -> None:
+    blocks = BlockManager(SWEPT + 20, 2)
+    filled(blocks, 1, ((1, 1.0), (2, 1.0)), list(range(2 * (SWEPT + 10))))
+    blocks.free(1)
+    blocks.forget_adapter(1)
+    assert blocks.num_cached == 10
+    blocks.forget_adapter(2)
+    assert blocks.num_cached == 0
+    filled(blocks, 2, ((3, 1.0),), list(range(2 * (SWEPT + 20))))
+    blocks.sweep()
+    assert blocks.num_cached == SWEPT + 20
+    blocks.check_integrity()
 
 
 def test_the_longest_unused_prefix_goes_first_and_its_end_before_its_beginning() -> None:

@@ -181,7 +181,7 @@ def test_bits_do_not_depend_on_how_much_is_gathered_at_a_time(
             assert all(map(torch.equal, whole, parts))
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types none of it
     """Keeps the bytes of the largest tensor that an op makes; views and what is written in place are none."""
 
     nbytes = 0
@@ -211,7 +211,7 @@ def test_long_contexts_of_a_large_model_are_gathered_in_parts(rows: int, queries
         (context,) * rows,
         torch.empty(rows, context // block, dtype=torch.int64, device=meta),
     )
-    with Largest() as made:
+    with Largest() as made:  # type: ignore[no-untyped-call]
         attend(q, cache, cache, plan_attention(metadata, block, {None}), None, torch.empty_like(q))
     assert made.nbytes <= attention.SCRATCH_BYTES
 
