@@ -14,6 +14,8 @@ from manylora.server.engine.rank_allocator import Move, RankAllocator
 from manylora.server.kernels.metadata import AdapterRanges
 
 LoadFrom = Callable[[], AdapterWeights]
+MOVED_BYTES = 64 << 20
+"""Of the arena, moved in one step to join free rows: some ten milliseconds that everybody waits."""
 
 
 @dataclass(slots=True)
@@ -57,6 +59,8 @@ class Placement(Enum):
     READY = auto()
     LOADABLE = auto()
     """Room can be made."""
+    FRAGMENTED = auto()
+    """There is room, but joining it takes more moves than one step may make: see ``AdapterCache.tidy``."""
     NEEDS_HOST = auto()
     """The weights must be read from disk first."""
     NO_ROOM = auto()
@@ -69,7 +73,9 @@ class AdapterCache:
     ``in``, ``get``, ``tier``, ``tiers`` and ``fits`` may be called from any thread.
     """
 
-    def __init__(self, rows: Mapping[str, int], host_bytes: int) -> None:
+    def __init__(self, rows: Mapping[str, int], host_bytes: int, row_bytes: Mapping[str, int]) -> None:
+        """``rows`` of each module, and what one of them takes on the device over all layers."""
+        self._row_bytes = row_bytes
         self.allocator = RankAllocator(rows)
         self.host_limit = host_bytes
         self._held: dict[int, HeldAdapter] = {}
@@ -149,27 +155,42 @@ class AdapterCache:
 
     def can_place(self, adapter_ids: Set[int], in_use: Set[int]) -> Placement:
         """Say what it takes to have all these on the device, without touching those in use."""
-        missing = [self._held[i] for i in adapter_ids if self._held[i].ranges is None]
+        missing = self._missing(adapter_ids)
         if not missing:
             return Placement.READY
         if any(h.weights is None for h in missing):
             return Placement.NEEDS_HOST
-        return Placement.NO_ROOM if self._victims(adapter_ids, in_use) is None else Placement.LOADABLE
+        victims = self._victims(adapter_ids, in_use)
+        if victims is None:
+            return Placement.NO_ROOM
+        moves = self.allocator.plan_compaction(self._sum(missing), frozenset(victims))
+        fits = sum(map(self._moved_bytes, moves)) <= MOVED_BYTES
+        return Placement.LOADABLE if fits else Placement.FRAGMENTED
+
+    def tidy(self, adapter_ids: Set[int], in_use: Set[int]) -> tuple[ArenaChange, ...]:
+        """Take the first step towards room in one piece: make room, move up to MOVED_BYTES but at least one range."""
+        self._make_room(adapter_ids, in_use)
+        moves: list[Move] = []
+        moved = 0
+        for move in self.allocator.plan_compaction(self._sum(self._missing(adapter_ids))):
+            moved += self._moved_bytes(move)
+            if moves and moved > MOVED_BYTES:
+                break
+            moves.append(move)
+        self._apply(tuple(moves))
+        return tuple(moves)
 
     def place(self, adapter_ids: Set[int], in_use: Set[int]) -> tuple[ArenaChange, ...]:
         """Make room and give rows; return the changes to carry out in the arena, in order."""
-        victims = self._victims(adapter_ids, in_use)
-        assert victims is not None, "ask can_place first"
-        for victim in victims:
-            self.evict(victim)
-        changes: list[ArenaChange] = []
-        for adapter_id in sorted(adapter_ids):
-            held = self._held[adapter_id]
-            if held.ranges is None:
-                assert held.weights is not None
-                changes += self._compact(held.ranks)
-                held.ranges = self.allocator.allocate(adapter_id, held.ranks)
-                changes.append(Write(adapter_id, held.ranges, held.weights))
+        self._make_room(adapter_ids, in_use)
+        missing = self._missing(adapter_ids)
+        moves = self.allocator.plan_compaction(self._sum(missing))
+        self._apply(moves)
+        changes: list[ArenaChange] = [*moves]
+        for held in missing:
+            assert held.weights is not None
+            held.ranges = self.allocator.allocate(held.adapter_id, held.ranks)
+            changes.append(Write(held.adapter_id, held.ranges, held.weights))
         return tuple(changes)
 
     def evict(self, adapter_id: int) -> int:
@@ -205,18 +226,26 @@ class AdapterCache:
         owned = sum(r.rank for h in self._held.values() for r in (h.ranges or {}).values())
         assert total - free == owned, "rows are lost"
 
-    def _compact(self, ranks: Mapping[str, int]) -> tuple[Move, ...]:
-        done: list[Move] = []
-        for module in self.allocator.fragmented(ranks):
-            moves = self.allocator.plan_compaction(module)
-            self.allocator.apply(moves)
-            done += moves
-        for adapter_id in {move.adapter_id for move in done}:
+    def _missing(self, adapter_ids: Set[int]) -> list[HeldAdapter]:
+        """Return those that aren't on the device, in the order of their ids."""
+        return [self._held[i] for i in sorted(adapter_ids) if self._held[i].ranges is None]
+
+    def _make_room(self, adapter_ids: Set[int], in_use: Set[int]) -> None:
+        victims = self._victims(adapter_ids, in_use)
+        assert victims is not None, "ask can_place first"
+        for victim in victims:
+            self.evict(victim)
+
+    def _moved_bytes(self, move: Move) -> int:
+        return move.source.rank * self._row_bytes[move.module]
+
+    def _apply(self, moves: tuple[Move, ...]) -> None:
+        self.allocator.apply(moves)
+        for adapter_id in {move.adapter_id for move in moves}:
             self._held[adapter_id].ranges = self.allocator.ranges(adapter_id)
-        return tuple(done)
 
     def _victims(self, adapter_ids: Set[int], in_use: Set[int]) -> tuple[int, ...] | None:
-        need = self._sum(h for h in (self._held[i] for i in adapter_ids) if h.ranges is None)
+        need = self._sum(self._missing(adapter_ids))
         short = {m: rank - self.allocator.free_rows(m) for m, rank in need.items()}
         victims: list[int] = []
         for held in map(self._held.__getitem__, self._order):

@@ -178,7 +178,14 @@ class AsyncEngine:
     ) -> None:
         """Take weights into the host tier and, with ``preload``, into the arena before returning."""
         held = HeldAdapter(adapter_id, weights.rank_by_module(), load_from, pinned, weights)
-        await self._between_steps(lambda engine: engine.add_adapter(held, preload=preload))
+        await self._between_steps(lambda engine: engine.add_adapter(held, preload=False))
+        if preload:
+            try:
+                await self._preload(adapter_id, weights, pinned)
+            except BaseException:
+                # Nobody has been told of it yet.
+                await self.remove_adapter(adapter_id, abort=False)
+                raise
 
     async def add_adapter_cold(
         self, adapter_id: int, rank_by_module: Mapping[str, int], *, load_from: LoadFrom, pinned: bool
@@ -191,9 +198,23 @@ class AsyncEngine:
         self, adapter_id: int, weights: AdapterWeights | None, *, preload: bool, pinned: bool
     ) -> None:
         """Pin or unpin a known adapter and, with ``preload``, put it on the device before returning."""
-        await self._between_steps(
-            lambda engine: engine.keep_adapter(adapter_id, weights, preload=preload, pinned=pinned)
-        )
+        if preload:
+            await self._preload(adapter_id, weights, pinned)
+        else:
+            await self._between_steps(lambda engine: engine.pin(adapter_id, pinned=pinned))
+
+    async def _preload(self, adapter_id: int, weights: AdapterWeights | None, pinned: bool) -> None:
+        """Put an adapter on the device, in as many pieces as it takes, so that no step waits long, and (un)pin it."""
+        done = False
+
+        def some(engine: Engine) -> None:
+            nonlocal done
+            done = engine.preload(adapter_id, weights)
+            if done:
+                engine.pin(adapter_id, pinned=pinned)
+
+        while not done:
+            await self._between_steps(some)
 
     async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
         """Refuse new requests, let running ones finish (or abort them), give memory back; then return."""

@@ -7,40 +7,27 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from manylora.adapters.errors import UnsupportedAdapter
 from manylora.adapters.types import AdapterWeights, FreedAdapter
-from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement, Write
+from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement
+from manylora.server.engine.arena_writer import Arena, ArenaWriter
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.detokenizer import TokenDecoder
 from manylora.server.engine.health import Health
 from manylora.server.engine.model_runner import ModelRunner, StepModel, StepResult
 from manylora.server.engine.observer import EngineObserver, SilentEngineObserver, StepTimings
-from manylora.server.engine.rank_allocator import Move
 from manylora.server.engine.request import FinishReason, GenerationRequest
 from manylora.server.engine.requests import LiveRequests
 from manylora.server.engine.sampler import Sampler
 from manylora.server.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits, StepPlan
 from manylora.server.engine.sequence import LiveRequest, SequenceStatus
 from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError, StepFailed
-from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges, RankRange
+from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges
 
 log = logging.getLogger(__name__)
-
-
-class Arena(Protocol):
-    """The device buffers of adapters."""
-
-    def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
-        """Copy an adapter's factors into its rows."""
-        ...
-
-    def move(self, module: str, source: RankRange, target_start: int) -> None:
-        """Move rows within a module."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +67,14 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.blocks = BlockManager(settings.num_blocks, settings.block_size)
-        self.cache = AdapterCache(dict.fromkeys(LORA_MODULES, settings.arena_rows), settings.host_bytes)
+        rows = dict.fromkeys(LORA_MODULES, settings.arena_rows)
+        self.cache = AdapterCache(rows, settings.host_bytes, settings.row_bytes)
         live: dict[str, LiveRequest] = {}
         self.scheduler = Scheduler(settings.limits, self.blocks, self.cache, live)
         self._observer: EngineObserver = observer or SilentEngineObserver()
         self.health = Health(settings.vocab_size)
         self.requests = LiveRequests(live, self.scheduler, decoder, eos_ids, self._observer, self.health)
-        self._arena = arena
+        self._writer = ArenaWriter(arena, self.cache, self._observer)
         self._load = load
         self._loading: set[int] = set()
         self._leaving: dict[int, tuple[tuple[Freed, ...], int]] = {}
@@ -178,28 +166,42 @@ class Engine:
                 f"{self.settings.arena_rows}; start with a larger --arena-rows"
             )
         self.cache.add(held)
-        if preload:
-            try:
-                self._preload(held.adapter_id)
-            except AdapterUnavailable:
-                self.cache.remove(held.adapter_id)
-                raise
+        try:
+            while preload and not self.preload(held.adapter_id, held.weights):
+                pass
+        except AdapterUnavailable:
+            self.cache.remove(held.adapter_id)
+            raise
         self.cache.trim_host(self.scheduler.wanted)
 
-    def keep_adapter(
-        self, adapter_id: int, weights: AdapterWeights | None, *, preload: bool, pinned: bool
-    ) -> None:
-        """Pin or unpin an adapter and, with ``preload``, put it on the device.
+    def pin(self, adapter_id: int, *, pinned: bool) -> None:
+        """Pin an adapter where it is, or unpin it."""
+        self.cache[adapter_id].pinned = pinned
+        self.cache.trim_host(self.scheduler.wanted)
 
-        ``weights`` are taken if it is on disk only. Raises AdapterUnavailable, having moved nothing, without room.
+    def preload(self, adapter_id: int, weights: AdapterWeights | None) -> bool:
+        """Put an adapter on the device; False: some of the room was made, and it takes another call between two steps.
+
+        ``weights`` are taken if it is on disk only. Raises AdapterUnavailable without room.
         """
-        held = self.cache[adapter_id]
-        if preload and held.ranges is None:
-            if held.weights is None and weights is not None:
-                self.cache.take_copy(adapter_id, weights)
-            self._preload(adapter_id)
-        held.pinned = pinned
-        self.cache.trim_host(self.scheduler.wanted)
+        held = self.cache.get(adapter_id)
+        if held is None or held.retired:
+            raise AdapterUnavailable("the adapter was deleted meanwhile")
+        if held.ranges is not None:
+            return True
+        if held.weights is None and weights is not None:
+            self.cache.take_copy(adapter_id, weights)
+        ids, in_use = {adapter_id}, self.scheduler.in_use()
+        placement = self.cache.can_place(ids, in_use)
+        if placement is Placement.FRAGMENTED:
+            self._change_arena(self.cache.tidy(ids, in_use))
+            return False
+        if placement is not Placement.LOADABLE:
+            raise AdapterUnavailable("the arena is full of adapters in use; try again later", retry_after=5)
+        self._change_arena(self.cache.place(ids, in_use))
+        if not self.cache.resident(ids):
+            raise AdapterUnavailable("the adapter could not be copied to the device; see the server's log")
+        return True
 
     def remove_adapter(self, adapter_id: int, freed: Freed, *, abort: bool) -> None:
         """Refuse new requests for an adapter; once nobody uses it, give its memory back and call ``freed``."""
@@ -257,7 +259,7 @@ class Engine:
         self.cache.trim_host(self.scheduler.wanted)
         self._release_retired()
         self.blocks.sweep()
-        return bool(plan.rows or plan.preempted or plan.expired)
+        return bool(plan.rows or plan.preempted or plan.expired or plan.changes)
 
     def _run(self, rows: tuple[ScheduledRow, ...], schedule: float, place: float) -> None:
         try:
@@ -301,40 +303,13 @@ class Engine:
             self._loading.add(adapter_id)
             self._load(self.cache[adapter_id])
 
-    def _preload(self, adapter_id: int) -> None:
-        ids, in_use = {adapter_id}, self.scheduler.in_use()
-        if self.cache.can_place(ids, in_use) is not Placement.LOADABLE:
-            raise AdapterUnavailable("the arena is full of adapters in use; try again later", retry_after=5)
-        self._change_arena(self.cache.place(ids, in_use))
-        if not self.cache.resident(ids):
-            raise AdapterUnavailable("the adapter could not be copied to the device; see the server's log")
-
     def _change_arena(self, changes: tuple[ArenaChange, ...]) -> None:
-        """Carry out moves and writes; what one that fails leaves in doubt leaves the device, with its users."""
-        for change in changes:
-            began = time.perf_counter()
-            try:
-                if isinstance(change, Move):
-                    self._arena.move(change.module, change.source, change.target_start)
-                else:
-                    self._arena.write(change.ranges, change.weights)
-                    self._observer.adapter_placed(time.perf_counter() - began)
-            except Exception as error:
-                if isinstance(change, Write):
-                    self._lose({change.adapter_id}, error)
-                else:
-                    # Moves build on each other: no range is where the books say, up to the last change.
-                    self._lose({i for i, tier in self.cache.tiers().items() if tier == "device"}, error)
-                    return
-
-    def _lose(self, adapter_ids: set[int], error: Exception) -> None:
-        """Take adapters off the device after a fault, and fail the requests that were using them."""
-        failed = _step_failed("copying an adapter to the device failed", error)
-        for adapter_id in adapter_ids:
-            self.cache.evict(adapter_id)
-        for live in self.requests:
-            if live.admitted is not None and live.adapter_ids & adapter_ids:
-                self.requests.end(live, FinishReason.FAILED, failed)
+        """Carry out moves and writes, and fail the requests that were using what a fault took off the device."""
+        for adapter_ids, error in self._writer.carry_out(changes):
+            failed = _step_failed("copying an adapter to the device failed", error)
+            for live in self.requests:
+                if live.admitted is not None and live.adapter_ids & adapter_ids:
+                    self.requests.end(live, FinishReason.FAILED, failed)
 
     def _commit(self, rows: tuple[ScheduledRow, ...], result: StepResult) -> None:
         now = time.monotonic()

@@ -1,6 +1,6 @@
 """Which rank rows of the arena belong to which adapter, module by module. Integers only; moves no data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from manylora.server.kernels.metadata import AdapterRanges, RankRange
@@ -36,12 +36,8 @@ class RankAllocator:
         """Say whether there are enough free rows, contiguous or not."""
         return all(rank <= self.free_rows(module) for module, rank in ranks.items())
 
-    def fragmented(self, ranks: Mapping[str, int]) -> tuple[str, ...]:
-        """Return the modules where the ranks find no contiguous range."""
-        return tuple(m for m, rank in ranks.items() if self._first_fit(m, rank) is None)
-
     def allocate(self, adapter_id: int, ranks: Mapping[str, int]) -> AdapterRanges:
-        """Give the adapter its ranges. There must be room: ask ``has_rows`` and ``fragmented`` first."""
+        """Give the adapter its ranges. There must be room: ask ``has_rows`` and ``plan_compaction`` first."""
         ranges: dict[str, RankRange] = {}
         for module, rank in ranks.items():
             start = self._first_fit(module, rank)
@@ -65,15 +61,27 @@ class RankAllocator:
         """Return what the adapter owns now."""
         return {m: owned[adapter_id] for m, owned in self._owned.items() if adapter_id in owned}
 
-    def plan_compaction(self, module: str) -> tuple[Move, ...]:
-        """Return moves that close all gaps, ordered so that none overwrites rows still to be moved."""
+    def plan_compaction(self, ranks: Mapping[str, int], gone: Set[int] = frozenset()) -> tuple[Move, ...]:
+        """Return moves after which each module has that many rows in one piece, none where it has them now.
+
+        Ranges of ``gone`` count as free. Ordered so that no move overwrites rows still to be moved; a beginning of them
+        may be carried out alone. Ask ``has_rows`` first, once those are free.
+        """
+        return tuple(move for module, rank in ranks.items() for move in self._plan(module, rank, gone))
+
+    def _plan(self, module: str, rank: int, gone: Set[int]) -> list[Move]:
         moves: list[Move] = []
+        if self._first_fit(module, rank, gone) is not None:
+            return moves
         end = 0
-        for adapter_id, held in sorted(self._owned[module].items(), key=lambda item: item[1].start):
+        for adapter_id, held in self._in_order(module, gone):
+            # What has been moved so far leaves its rows free before this one.
+            if held.start - end >= rank:
+                break
             if held.start != end:
                 moves.append(Move(module, adapter_id, held, end))
             end += held.rank
-        return tuple(moves)
+        return moves
 
     def apply(self, moves: tuple[Move, ...]) -> None:
         """Write moves into the books."""
@@ -92,9 +100,13 @@ class RankAllocator:
             used = sum(held.rank for held in owned.values())
             assert used + self._free[module] == self.rows[module], f"rows of {module} are lost"
 
-    def _first_fit(self, module: str, rank: int) -> int | None:
+    def _in_order(self, module: str, gone: Set[int]) -> list[tuple[int, RankRange]]:
+        owned = ((i, held) for i, held in self._owned[module].items() if i not in gone)
+        return sorted(owned, key=lambda item: item[1].start)
+
+    def _first_fit(self, module: str, rank: int, gone: Set[int] = frozenset()) -> int | None:
         end = 0
-        for held in sorted(self._owned[module].values(), key=lambda r: r.start):
+        for _, held in self._in_order(module, gone):
             if held.start - end >= rank:
                 return end
             end = held.start + held.rank

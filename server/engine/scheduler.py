@@ -282,7 +282,9 @@ class Scheduler:
         placement = Placement.NO_ROOM if draft.head is not None else self._cache.can_place(ids, in_use)
         if placement is Placement.LOADABLE:
             return True
-        if placement is Placement.NO_ROOM and draft.head is None:
+        if placement is Placement.FRAGMENTED:
+            draft.changes += self._cache.tidy(ids, in_use)
+        if placement in (Placement.NO_ROOM, Placement.FRAGMENTED) and draft.head is None:
             draft.head = sequence.owner
             if self._overtaken is not draft.head:
                 self._overtaken, self._overtakes = draft.head, 0

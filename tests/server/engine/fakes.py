@@ -44,7 +44,7 @@ class FakeArena:
     def __init__(self, rows: int) -> None:
         self.rows = {module: np.zeros(rows) for module in LORA_MODULES}
         self.fault: Exception | None = None
-        self.writes = 0
+        self.writes = self.moves = 0
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
         self._raise()
@@ -55,6 +55,7 @@ class FakeArena:
 
     def move(self, module: str, source: RankRange, target_start: int) -> None:
         self._raise()
+        self.moves += 1
         rows = self.rows[module]
         rows[target_start : target_start + source.rank] = rows[
             source.start : source.start + source.rank

@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.adapters.types import AdapterWeights
+from manylora.server.engine import adapter_cache
 from manylora.server.engine.adapter_cache import AdapterCache, HeldAdapter, Placement, Write
 from manylora.server.engine.rank_allocator import RankAllocator
 from tests.server.engine.fakes import FakeArena, weights
 
 ROWS = {"q_proj": 16, "v_proj": 16}
+ROW_BYTES = {"q_proj": 8, "v_proj": 8}
 
 
 def held(adapter_id: int, rank: int = 4, *, pinned: bool = False) -> HeldAdapter:
@@ -23,7 +25,7 @@ def held(adapter_id: int, rank: int = 4, *, pinned: bool = False) -> HeldAdapter
 
 
 def cache_of(*adapters: HeldAdapter, host_bytes: int = 1 << 20) -> AdapterCache:
-    cache = AdapterCache(ROWS, host_bytes)
+    cache = AdapterCache(ROWS, host_bytes, ROW_BYTES)
     for adapter in adapters:
         cache.add(adapter)
     return cache
@@ -37,9 +39,8 @@ def test_ranges_never_overlap_and_compaction_joins_what_is_free(steps: list[tupl
     for number, (rank, victim) in enumerate(steps):
         ranks = {"q_proj": rank, "v_proj": 7 - rank}
         if allocator.has_rows(ranks):
-            for module in allocator.fragmented(ranks):
-                allocator.apply(allocator.plan_compaction(module))
-            assert not allocator.fragmented(ranks)
+            allocator.apply(allocator.plan_compaction(ranks))
+            assert not allocator.plan_compaction(ranks)
             allocator.allocate(number, ranks)
             owned.add(number)
         elif owned:
@@ -60,12 +61,46 @@ def test_moves_in_order_keep_every_adapters_rows() -> None:
         rows[owned.start : owned.start + owned.rank] = number
     allocator.free(1)
     allocator.free(3)
-    moves = allocator.plan_compaction("q_proj")
+    moves = allocator.plan_compaction({"q_proj": 7})
     for move in moves:
         start, rank = move.source.start, move.source.rank
         rows[move.target_start : move.target_start + rank] = rows[start : start + rank].copy()
     allocator.apply(moves)
     assert rows[:9].tolist() == [2] * 4 + [4] * 5
+
+
+def test_no_more_is_moved_than_one_range_needs() -> None:
+    """Closing every gap of a module would move all of it for an adapter that fits after the first move."""
+    allocator = RankAllocator({"q_proj": 16})
+    for number in range(8):
+        allocator.allocate(number, {"q_proj": 2})
+    for number in (0, 2, 4, 6):
+        allocator.free(number)
+    assert [move.adapter_id for move in allocator.plan_compaction({"q_proj": 2})] == []
+    assert [move.adapter_id for move in allocator.plan_compaction({"q_proj": 4})] == [1]
+    assert [move.adapter_id for move in allocator.plan_compaction({"q_proj": 8})] == [1, 3, 5]
+    assert [move.adapter_id for move in allocator.plan_compaction({"q_proj": 8}, {1, 3})] == []
+
+
+def test_what_would_take_long_to_join_is_joined_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ranges of each module have to move; what may be moved at a time is 64 bytes, two of them."""
+    monkeypatch.setattr(adapter_cache, "MOVED_BYTES", 64)
+    cache = cache_of(held(1, 1), *(held(i, 4) for i in (2, 3, 4)), held(5, 2), held(6, 4))
+    for adapter_id in (1, 2, 3, 4, 5):
+        cache.place({adapter_id}, set())
+    cache.remove(1)
+    cache.remove(5)
+    in_use = {2, 3, 4}
+    assert cache.can_place({6}, in_use) is Placement.FRAGMENTED
+    before = cache.tiers()
+    pieces = []
+    while cache.can_place({6}, in_use) is Placement.FRAGMENTED:
+        pieces.append(len(cache.tidy({6}, in_use)))
+        cache.check_integrity()
+        assert cache.tiers() == before
+    assert pieces == [2, 2]
+    assert sum(isinstance(change, Write) for change in cache.place({6}, in_use)) == 1
+    cache.check_integrity()
 
 
 def test_the_longest_unused_makes_room_and_those_in_use_or_pinned_stay() -> None:
@@ -101,8 +136,8 @@ def test_host_copies_beyond_the_limit_go_but_not_those_about_to_be_used() -> Non
 
 
 def test_one_larger_than_the_arena_never_fits() -> None:
-    assert not AdapterCache(ROWS, 0).fits([held(1, 17)])
-    assert AdapterCache(ROWS, 0).fits([held(1, 16)])
+    assert not AdapterCache(ROWS, 0, ROW_BYTES).fits([held(1, 17)])
+    assert AdapterCache(ROWS, 0, ROW_BYTES).fits([held(1, 16)])
 
 
 def test_an_id_is_never_used_again() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from manylora.adapters.errors import UnsupportedAdapter
 from manylora.adapters.types import FreedAdapter
+from manylora.server.engine import adapter_cache
 from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.request import FinishReason
 from manylora.server.errors import AdapterUnavailable, ModelNotFound, StepFailed
@@ -143,13 +144,14 @@ def test_a_known_adapter_is_pinned_and_put_on_the_device() -> None:
     harness.know(1)
     harness.know(2, cold=True)
     cache = harness.engine.cache
-    harness.engine.keep_adapter(2, weights(2), preload=True, pinned=True)
+    assert harness.engine.preload(2, weights(2))
+    harness.engine.pin(2, pinned=True)
     assert (cache.tier(2), cache[2].pinned, cache.tier(1)) == ("device", True, "host")
     with pytest.raises(AdapterUnavailable):
-        harness.engine.keep_adapter(1, None, preload=True, pinned=True)
+        harness.engine.preload(1, None)
     assert (cache.tier(1), cache[1].pinned) == ("host", False)
-    harness.engine.keep_adapter(2, None, preload=False, pinned=False)
-    harness.engine.keep_adapter(1, None, preload=True, pinned=False)
+    harness.engine.pin(2, pinned=False)
+    assert harness.engine.preload(1, None)
     assert (cache.tier(1), cache[2].ranges) == ("device", None)
     harness.engine.add_request(ask("r", PROMPT, 3, ((2, 1.0),)))
     harness.run()
@@ -229,6 +231,51 @@ def test_a_fault_while_writing_an_adapter_fails_its_users_alone() -> None:
     harness.engine.add_request(ask("again", PROMPT, 6, ((1, 1.0),)))
     harness.run()
     assert harness.tokens("again") == expected(PROMPT, 6, ((1, 1.0),))
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_rows_are_joined_step_by_step_while_those_who_use_them_go_on(
+    pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step moves more than one range; the one that waits for the rows gets them, and its turn."""
+    monkeypatch.setattr(adapter_cache, "MOVED_BYTES", 1)
+    harness = Harness(Pools(rows=16))
+    for adapter_id, rank in ((1, 1), (2, 4), (3, 4), (4, 4), (5, 2), (6, 4)):
+        harness.know(adapter_id, rank, pinned=pinned)
+    for adapter_id, count in ((1, 1), (2, 30), (3, 30), (4, 30), (5, 1)):
+        harness.engine.add_request(ask(f"r{adapter_id}", PROMPT, count, ((adapter_id, 1.0),)))
+    harness.step()
+    for adapter_id in (1, 5):
+        harness.engine.remove_adapter(adapter_id, lambda freed: None, abort=False)
+    harness.engine.add_request(ask("waits", PROMPT, 3, ((6, 1.0),)))
+    moves = []
+    while not harness.tokens("waits"):
+        before = harness.arena.moves
+        harness.step()
+        moves.append(harness.arena.moves - before)
+    assert moves == [1] * 6 + [0], "three ranges of two modules, then the write"
+    harness.run()
+    for adapter_id in (2, 3, 4):
+        assert harness.tokens(f"r{adapter_id}") == expected(PROMPT, 30, ((adapter_id, 1.0),))
+    assert harness.tokens("waits") == expected(PROMPT, 3, ((6, 1.0),))
+
+
+def test_rows_are_joined_for_a_preload_though_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_cache, "MOVED_BYTES", 1)
+    harness = Harness(Pools(rows=16))
+    for adapter_id, rank in ((1, 1), (2, 4), (3, 4), (4, 4), (5, 2), (6, 4)):
+        harness.know(adapter_id, rank, pinned=True)
+        if adapter_id < 6:
+            assert harness.engine.preload(adapter_id, None)
+    for adapter_id in (1, 5):
+        harness.engine.remove_adapter(adapter_id, lambda freed: None, abort=False)
+    calls = 1
+    while not harness.engine.preload(6, None):
+        calls += 1
+    assert calls == 7
+    harness.engine.add_request(ask("r", PROMPT, 3, ((6, 1.0),)))
+    harness.run()
+    assert harness.tokens("r") == expected(PROMPT, 3, ((6, 1.0),))
 
 
 def test_a_fault_while_moving_rows_empties_the_device_and_goes_on() -> None:
