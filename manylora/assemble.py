@@ -166,6 +166,7 @@ def _api_settings(settings: ServeSettings, base: BaseModel, name: str, context: 
         max_choices=settings.max_choices,
         max_sequences=settings.max_sequences,
         max_prompt_logprobs=settings.max_prompt_logprobs,
+        max_tokenize_characters=settings.max_tokenize_characters,
         keep_alive_seconds=settings.keep_alive_seconds,
         base_source=settings.base or "",
         created=int(time.time()),

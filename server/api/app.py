@@ -75,5 +75,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await deps.exports.open()
     yield
     deps.templates.close()
+    deps.tokenising.close()
     if deps.exports is not None:
         await deps.exports.close()

@@ -1,13 +1,14 @@
 """What the HTTP API stands on: the engine, the catalog and the tokenizer behind it, and its own settings."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fastapi import Request
 
 from manylora.server.api.export_jobs import ExportJobs
 from manylora.server.api.metrics import Metrics
+from manylora.server.api.tokenising import Tokenising
 from manylora.server.catalog import AdapterCatalog
 from manylora.server.chat.templates import ChatTemplates
 from manylora.server.engine.request import GenerationRequest, SequenceOutput
@@ -60,6 +61,7 @@ class ApiSettings:
     max_choices: int = 128
     max_sequences: int = 1024
     max_prompt_logprobs: int = 500_000
+    max_tokenize_characters: int = 1 << 20
     keep_alive_seconds: float = 15.0
     base_source: str = ""
     """The base as the operator named it: a directory or a hub name; empty: the demo."""
@@ -79,6 +81,7 @@ class ApiDependencies:
     settings: ApiSettings
     exports: ExportJobs | None = None
     """None: this server makes none."""
+    tokenising: Tokenising = field(default_factory=Tokenising)
 
 
 def dependencies(request: Request) -> ApiDependencies:

@@ -1,7 +1,5 @@
 """GET /v1/models, /tokenize and /detokenize: what can be asked, and how texts become tokens."""
 
-import asyncio
-
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
@@ -13,6 +11,7 @@ from manylora.server.api.openapi import body_of
 from manylora.server.api.prompts import chat_tokens, check_token_ids, for_template
 from manylora.server.api.rendering import json_response
 from manylora.server.api.schemas import DetokenizeRequest, TokenizeRequest
+from manylora.server.api.tokenising import check_length
 from manylora.server.catalog import CatalogEntry, ResolvedModel
 from manylora.server.errors import InvalidRequest
 from manylora.server.tokenizer import TooManyTokens
@@ -82,6 +81,7 @@ async def tokenize(request: Request) -> Response:
 
 
 async def _ids(deps: ApiDependencies, body: TokenizeRequest, model: ResolvedModel) -> list[int]:
+    most = deps.settings.max_tokenize_characters
     if body.messages is not None:
         return await chat_tokens(
             deps,
@@ -91,10 +91,13 @@ async def _ids(deps: ApiDependencies, body: TokenizeRequest, model: ResolvedMode
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             at_most=MAX_TOKENS,
+            lane=deps.tokenising.looks,
+            most_characters=most,
         )
     text, special = body.prompt or "", body.add_special_tokens
-    return await asyncio.to_thread(
-        lambda: deps.tokenizer.encode(text, add_special_tokens=special, at_most=MAX_TOKENS)
+    check_length(len(text), most, "prompt")
+    return await deps.tokenising.looks.run(
+        lambda: deps.tokenizer.encode(text, add_special_tokens=special, at_most=MAX_TOKENS), len(text)
     )
 
 
@@ -120,4 +123,5 @@ async def detokenize(request: Request) -> Response:
         check_token_ids(body.tokens, deps.settings.vocab_size, "tokens")
         return {"prompt": deps.tokenizer.decode(body.tokens)}
 
-    return await json_response(text, large=True)
+    answer = await unless_gone(request, deps.tokenising.looks.run(text, len(body.tokens)))
+    return await json_response(lambda: answer, large=True)

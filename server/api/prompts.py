@@ -1,11 +1,11 @@
 """Prompts to token ids, off the event loop. What can't fit the context is refused, by its length if that says so."""
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.schemas import ChatRequest, CompletionRequest, Message
+from manylora.server.api.tokenising import Lane, check_length
 from manylora.server.catalog import ResolvedModel
 from manylora.server.chat.templates import TemplateFailed
 from manylora.server.errors import ContextLengthExceeded, InvalidRequest, QueueFull
@@ -39,17 +39,24 @@ async def chat_tokens(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     at_most: int,
+    lane: Lane | None = None,
+    most_characters: int | None = None,
 ) -> list[int]:
     """Render messages by the model's template and tokenise them; ``variables`` are for the template.
 
+    ``lane`` None is that of prompts; ``most_characters`` may be tokenised, None: as ``at_most`` has it.
     Raises TooManyTokens over ``at_most``, InvalidRequest for what the template refuses, and QueueFull.
     """
+    lane = lane or deps.tokenising.prompts
     how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
     if model.chat_template is None:
-        text = await asyncio.to_thread(lambda: deps.tokenizer.render(messages, variables, **how))
+        written = sum(len(str(message.get("content"))) for message in messages)
+        text = await lane.run(lambda: deps.tokenizer.render(messages, variables, **how), written)
     else:
         text = await _by_adapter(deps, model.chat_template, messages, variables or {}, how)
-    return await asyncio.to_thread(lambda: deps.tokenizer.encode_chat(text, at_most=at_most))
+    if most_characters is not None:
+        check_length(len(text), most_characters, "messages")
+    return await lane.run(lambda: deps.tokenizer.encode_chat(text, at_most=at_most), len(text))
 
 
 async def _by_adapter(
@@ -74,7 +81,7 @@ async def _by_adapter(
 
 
 async def completion_prompts(deps: ApiDependencies, body: CompletionRequest) -> list[Sequence[int]]:
-    """Return each prompt's token ids. Raises ContextLengthExceeded and InvalidRequest."""
+    """Return each prompt's token ids. Raises ContextLengthExceeded, InvalidRequest and QueueFull."""
     prompts = body.prompts()
 
     def encode(prompt: str | list[int]) -> Sequence[int]:
@@ -88,7 +95,8 @@ async def completion_prompts(deps: ApiDependencies, body: CompletionRequest) -> 
         return prompt
 
     with _told_in_full(body.asked_tokens, deps.settings.context_length):
-        return await asyncio.to_thread(lambda: [encode(prompt) for prompt in prompts])
+        characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+        return await deps.tokenising.prompts.run(lambda: [encode(prompt) for prompt in prompts], characters)
 
 
 def for_template(messages: Sequence[Message]) -> list[dict[str, str]]:

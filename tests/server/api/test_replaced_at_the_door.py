@@ -72,6 +72,29 @@ def test_a_request_that_meets_a_replacement_gets_the_new_version(
         assert answer.result(SECONDS) == new
 
 
+def ask_chat(server: Running, model: str) -> tuple[str, int]:
+    """The answer's text and the prompt's length."""
+    messages = [{"role": "user", "content": PROMPT}]
+    body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0}
+    answer = (
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=SECONDS).raise_for_status().json()
+    )
+    return answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens"]
+
+
+def test_template_and_weights_are_of_one_version(server: Running, admin: httpx.Client) -> None:
+    for name, source in (("shifting", "templated"), ("untemplated", "c")):
+        assert admin.post("/adapters", json={"name": name, "src": source}).status_code == 201
+    old, new = ask_chat(server, "shifting"), ask_chat(server, "untemplated")
+    assert old[1] != new[1], "the templates must differ to prove anything"
+    with ThreadPoolExecutor(1) as pool:
+        with first_prompt_held(server) as reached:
+            answer = pool.submit(ask_chat, server, "shifting")
+            assert reached.wait(SECONDS)
+            assert admin.put("/adapters/shifting", json={"src": "c"}).status_code == 200
+        assert answer.result(SECONDS) == new
+
+
 def test_a_request_that_meets_a_delete_gets_a_404_with_the_names(
     server: Running, admin: httpx.Client
 ) -> None:

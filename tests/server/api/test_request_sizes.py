@@ -1,12 +1,17 @@
 """What one request may ask for is counted before anything is made of it, and refused with the numbers."""
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from tests.server.api.running import BASE, Files, Running, running
+from manylora.server.api.tokenising import LONG
+from tests.server.api.running import BASE, SECONDS, Files, Running, running
 
 
 def refused(answer: httpx.Response, status: int = 400) -> dict[str, str]:
@@ -72,3 +77,73 @@ def test_echo_with_logprobs_is_bounded_by_what_it_tells(files: Files, tmp_path: 
         # Without echo, or without logprobs, prompts are not reported on.
         assert http.post("/v1/completions", json=body | {"echo": False, "max_tokens": 1, "n": 3}).is_success
         assert http.post("/v1/completions", json={**body, "logprobs": None, "n": 3}).is_success
+
+
+@contextmanager
+def tokenizer_held(server: Running) -> Iterator[threading.Event]:
+    """Hold texts that begin with "held" in the tokenizer until the block ends; the event says that one is there."""
+    reached, go_on = threading.Event(), threading.Event()
+    tokenizer = server.server.deps.tokenizer
+    encode = tokenizer.encode
+
+    def wait(text: str, **named: object) -> list[int]:
+        if text.startswith("held"):
+            reached.set()
+            go_on.wait(SECONDS)
+        return encode(text, **named)  # type: ignore[arg-type]  # what the route gave
+
+    tokenizer.encode = wait  # type: ignore[method-assign]
+    try:
+        yield reached
+    finally:
+        go_on.set()
+        del tokenizer.encode
+
+
+def test_texts_to_look_at_are_bounded_in_length(files: Files, tmp_path: Path) -> None:
+    with (
+        running(files, tmp_path, max_tokenize_characters=30) as server,
+        httpx.Client(base_url=server.url) as http,
+    ):
+        assert http.post("/tokenize", json={"prompt": " " * 30}).is_success
+        error = refused(http.post("/tokenize", json={"prompt": " " * 31}))
+        assert error["param"] == "prompt"
+        assert "31" in error["message"]
+        assert "30" in error["message"]
+        chat = {"messages": [{"role": "user", "content": "x" * 31}]}
+        assert refused(http.post("/tokenize", json=chat))["param"] == "messages"
+
+
+def test_texts_to_look_at_wait_for_each_other_and_nobody_else_does(
+    server: Running, client: openai.OpenAI, http: httpx.Client
+) -> None:
+    most = 16
+    with ThreadPoolExecutor(most) as pool, tokenizer_held(server) as reached:
+        looks = [pool.submit(http.post, "/tokenize", json={"prompt": "held"}) for _ in range(most)]
+        assert reached.wait(SECONDS)
+        lane = server.server.deps.tokenising.looks
+        server.wait_until("sixteen with the tokenizer", lambda: lane.inside == most)
+        for path, body in (("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [5]})):
+            answer = http.post(path, json=body)
+            assert refused(answer, 429)
+            assert int(answer.headers["retry-after"]) >= 1
+        assert client.completions.create(model=BASE, prompt="x", max_tokens=1).choices
+    assert all(look.result().is_success for look in looks)
+    assert http.post("/tokenize", json={"prompt": "x"}).is_success
+
+
+def test_long_prompts_keep_no_short_one_waiting(server: Running, client: openai.OpenAI) -> None:
+    long = "held" + " " * LONG
+    with ThreadPoolExecutor(6) as pool, tokenizer_held(server) as reached:
+        asked = [pool.submit(refused_for_its_length, server, long) for _ in range(6)]
+        assert reached.wait(SECONDS)
+        for _ in range(3):
+            assert client.completions.create(model=BASE, prompt="x", max_tokens=1).choices
+        assert not any(each.done() for each in asked)
+    assert all(each.result() for each in asked)
+
+
+def refused_for_its_length(server: Running, prompt: str) -> bool:
+    body = {"model": BASE, "prompt": prompt, "max_tokens": 1}
+    error = refused(httpx.post(f"{server.url}/v1/completions", json=body, timeout=SECONDS))
+    return error["code"] == "context_length_exceeded"
