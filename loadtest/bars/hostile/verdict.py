@@ -9,7 +9,9 @@ from manylora.loadtest.bars.hostile.streams import Watch
 from manylora.loadtest.bars.quiet import MIB
 from manylora.loadtest.bars.report import Report
 
-DOCUMENTED = frozenset({100, 200, 201, 204, 307, 400, 401, 403, 404, 405, 408, 409, 413, 429, 431, 503, 507})
+DOCUMENTED = frozenset(
+    {100, 200, 201, 204, 307, 400, 401, 403, 404, 405, 408, 409, 413, 414, 429, 431, 503, 507}
+)
 """What a hostile request may be answered with."""
 OVERFLOWING = "huge adapters"
 """The kind whose own requests, and no others, may fail with 500, because their adapter's values aren't numbers."""
