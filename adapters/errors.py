@@ -1,14 +1,17 @@
 """What can go wrong with an adapter. The HTTP statuses are what server/api makes of each class.
 
 AdapterError                     500  anything below, and what has no class of its own
-├── AdapterNotFound              400  the source directory isn't there, or isn't an adapter's
+├── AdapterNotFound              400  the source directory isn't there, or isn't an adapter's (vLLM's route: 404)
 ├── AdapterPathForbidden         403  the source, or a link inside it, leads out of the adapter root
 ├── InvalidAdapter               400  malformed, incomplete, or for another base; names file and tensor
-│   └── UnsupportedAdapter       400  well-formed, but a kind, a source or a rank that is not served
-├── AdapterNameTaken             409  the name is in use by other weights
+│   └── UnsupportedAdapter       400  well-formed, but a kind, a source, a pattern or a rank that is not served
+├── AdapterNameTaken             409  the name is in use by other weights (vLLM's route: 400)
 ├── UnknownAdapter               404  no adapter has that name; lists those that exist
 ├── StoreFull                    507  no space left for the files or the registry
-└── RegistryBusy                 503  another process holds the registry's lock
+├── RegistryFault                500  the registry is damaged, can't be written, or its disk fails
+├── RegistryBusy                 503  another process holds the registry's lock
+├── RegistryLost                   –  the store has files of a registry that is gone; the server doesn't start
+└── DirectoryInUse                 –  another process owns the directory; the server doesn't start
 """
 
 LONGEST_MESSAGE = 2000
@@ -61,3 +64,15 @@ class StoreFull(AdapterError):
 
 class RegistryBusy(AdapterError):
     """Another process kept the registry locked for longer than the waiting time."""
+
+
+class RegistryFault(AdapterError):
+    """The registry is damaged, can't be written, or its disk fails."""
+
+
+class RegistryLost(AdapterError):
+    """The store has files that a registry knew which is gone or empty now."""
+
+
+class DirectoryInUse(AdapterError):
+    """Another process owns the directory."""

@@ -56,6 +56,13 @@ ADAPTERS = Table(
     Index("by_name", "name"),
     sqlite_autoincrement=True,
 )
+IDENTITY = Table(
+    "identity",
+    METADATA,
+    Column("id", String, nullable=False),
+    Column("used", Boolean, nullable=False),
+)
+"""One row: what the store knows its registry by, and whether any adapter was ever active."""
 
 
 def to_record(row: Row[tuple[object, ...]]) -> AdapterRecord:

@@ -8,6 +8,7 @@ of a deleted row. All methods block (about a millisecond) and may be called from
 import contextlib
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,17 @@ from types import TracebackType
 from sqlalchemy import ColumnElement, Connection, create_engine, delete, event, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from manylora.adapters.errors import AdapterError, AdapterNameTaken, RegistryBusy, StoreFull, UnknownAdapter
+from manylora.adapters.errors import (
+    AdapterError,
+    AdapterNameTaken,
+    RegistryBusy,
+    RegistryFault,
+    StoreFull,
+    UnknownAdapter,
+)
 from manylora.adapters.names import check_name, list_names, name_taken
-from manylora.adapters.records import ADAPTERS, METADATA, AdapterRecord, AdapterState, to_record
+from manylora.adapters.ownership import DirectoryLock
+from manylora.adapters.records import ADAPTERS, IDENTITY, METADATA, AdapterRecord, AdapterState, to_record
 from manylora.adapters.reserve import Reserve
 
 
@@ -32,12 +41,15 @@ class AdapterRegistry:
         reserved: Sequence[str] = (),
         lock_wait_ms: int = 5000,
         reserve: Reserve | None = None,
+        lock: DirectoryLock | None = None,
     ) -> None:
         """``reserved``: the base's names; ``lock_wait_ms``: patience with another process's write.
 
-        ``reserve`` is the space kept for deleting on a full disk; by default a file beside ``path``.
+        ``reserve`` is the space kept for deleting on a full disk; by default a file beside ``path``. ``lock`` is
+        released when the registry is closed.
         """
         self._path = path
+        self._lock = lock
         self._space = reserve or Reserve(path.with_name(f"{path.name}.reserve"))
         self._reserved = frozenset(reserved)
         self._engine = create_engine(f"sqlite:///{path}")
@@ -57,7 +69,9 @@ class AdapterRegistry:
 
         with self._transaction() as connection:
             METADATA.create_all(connection)
-        self._keep_space()
+            self.identity = _identify(connection)
+            """Told once, when the file was made: another file under this name has another."""
+        self.keep_space()
 
     def register(
         self,
@@ -135,16 +149,25 @@ class AdapterRegistry:
     def retire(self, name: str) -> AdapterRecord:
         """End the active record of ``name`` and return it as it is now. Raises UnknownAdapter.
 
-        Works on a full disk: who runs out of space is told to delete adapters.
+        Works on a full disk, again and again: who runs out of space is told to delete adapters. Call ``keep_space``
+        once the files are gone, too.
         """
         try:
-            record = self._retire(name)
+            return self._retire(name)
         except StoreFull:
             if not self._space.give_up():
                 raise
-            record = self._retire(name)
-        self._keep_space()
-        return record
+        try:
+            return self._retire(name)
+        finally:
+            # What the log of changes took of the reserve comes back with it, and the reserve is whole again.
+            self._shorten_log()
+            self.keep_space()
+
+    def keep_space(self) -> None:
+        """Take the space for deleting on a full disk, as far as it can be had."""
+        if self._path.is_file():  # a database in memory has no disk to fill
+            self._space.hold()
 
     def get(self, name: str) -> AdapterRecord:
         """Return the active record of ``name``. Raises UnknownAdapter with the names that exist."""
@@ -165,14 +188,26 @@ class AdapterRegistry:
             used = select(ADAPTERS.c.digest).where(ADAPTERS.c.state != AdapterState.RETIRED.value).distinct()
             return frozenset(connection.scalars(used))
 
+    def was_used(self) -> bool:
+        """Return whether any adapter was ever active."""
+        with self._transaction() as connection:
+            return bool(connection.scalar(select(IDENTITY.c.used)))
+
+    def is_empty(self) -> bool:
+        """Return whether there is no record but those of attempts; one of an adapter that was deleted stays."""
+        with self._transaction() as connection:
+            return _is_empty(connection)
+
     def drop_pending(self) -> int:
         """Delete the records of attempts that a crash cut short; return how many. For start-up."""
         with self._transaction() as connection:
             return connection.execute(delete(ADAPTERS).where(_is(AdapterState.PENDING))).rowcount
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and let another process have the directory."""
         self._engine.dispose()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> "AdapterRegistry":
         return self
@@ -190,9 +225,12 @@ class AdapterRegistry:
         except DBAPIError as error:
             raise _translated(error) from error
 
-    def _keep_space(self) -> None:
-        if self._path.is_file():  # a database in memory has no disk to fill
-            self._space.hold()
+    def _shorten_log(self) -> None:
+        with contextlib.suppress(DBAPIError), self._turn, self._engine.connect() as connection:
+            # Not in a transaction, where SQLite allows none.
+            raw = connection.connection.driver_connection
+            assert isinstance(raw, sqlite3.Connection)
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
     def _retire(self, name: str) -> AdapterRecord:
         with self._transaction() as connection:
@@ -237,7 +275,22 @@ class AdapterRegistry:
         before = _active(connection, record.name)
         if before is not None:
             _set_state(connection, before.id, AdapterState.RETIRED)
+        connection.execute(update(IDENTITY).values(used=True))
         return _set_state(connection, record.id, AdapterState.ACTIVE)
+
+
+def _identify(connection: Connection) -> str:
+    known = connection.scalar(select(IDENTITY.c.id))
+    if known is not None:
+        return str(known)
+    fresh = uuid.uuid4().hex
+    connection.execute(insert(IDENTITY).values(id=fresh, used=not _is_empty(connection)))
+    return fresh
+
+
+def _is_empty(connection: Connection) -> bool:
+    settled = select(ADAPTERS.c.id).where(~_is(AdapterState.PENDING)).limit(1)
+    return connection.scalar(settled) is None
 
 
 def _is(state: AdapterState) -> ColumnElement[bool]:
@@ -262,6 +315,6 @@ def _translated(error: DBAPIError) -> AdapterError:
         return StoreFull("the disk of the adapter registry is full; make room")
     if "locked" in cause or "busy" in cause:
         return RegistryBusy("the adapter registry is locked by another process; try again")
-    if isinstance(error, IntegrityError):
+    if isinstance(error, IntegrityError) and "UNIQUE" in cause:
         return AdapterNameTaken("another adapter took that name at the same moment; try again")
-    return AdapterError(f"the adapter registry can't be used: {cause}")
+    return RegistryFault(f"the adapter registry can't be used: {cause}")

@@ -4,6 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
+_PAGE = 4096
+
 
 class Reserve:
     """Space for the few pages that SQLite writes to delete a record."""
@@ -13,17 +15,12 @@ class Reserve:
         self._nbytes = nbytes
 
     def hold(self) -> None:
-        """Take the space, if it isn't held and can be had. Best effort: a full disk is no error here."""
-        try:
-            if self._path.stat().st_size == self._nbytes:
-                return
-        except FileNotFoundError:
-            pass
-        try:
-            # Random bytes: a file system that compresses would keep nothing back for zeros.
-            self._path.write_bytes(os.urandom(self._nbytes))
-        except OSError:
-            self.give_up()
+        """Take the space, or what can be had of it. Best effort: a full disk is no error here."""
+        with contextlib.suppress(OSError), self._path.open("ab", buffering=0) as file:
+            # Random bytes: a file system that compresses would keep nothing back for zeros. Page by page: on a disk
+            # that is nearly full a part is worth holding.
+            while (missing := self._nbytes - file.tell()) > 0:
+                file.write(os.urandom(min(missing, _PAGE)))
 
     def give_up(self) -> bool:
         """Give the space back; False if none was held."""

@@ -161,6 +161,12 @@ class AdapterStore:
             path.rename(scratch)
         except FileNotFoundError:
             return
+        except OSError as error:
+            if error.errno not in _OUT_OF_SPACE:
+                raise
+            # Not even a name finds room, and these files hold some. What a crash leaves of them is swept at the
+            # next start, since no record is in use that has this digest.
+            scratch = path
         shutil.rmtree(scratch, ignore_errors=True)
 
     def _scratch(self) -> Path:

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from manylora.adapters.errors import AdapterError
+from manylora.adapters.pairing import open_adapters
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.store import AdapterStore
 from manylora.adapters.types import ModuleShape
@@ -232,8 +233,8 @@ def _home(settings: ServeSettings, base: BaseModel, name: str) -> _Home:
     home = settings.data_dir / f"{_slug(name)}-{base.fingerprint[:8]}"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        registry = AdapterRegistry(home / "registry.db", reserved=(name,))
-        return _Home(registry, AdapterStore(home / "adapters"), home / "exports")
+        registry, store = open_adapters(home, reserved=(name,), start_anew=settings.start_anew)
+        return _Home(registry, store, home / "exports")
     except (OSError, AdapterError) as error:
         raise ValueError(
             f"{settings.name_of('data_dir')} {settings.data_dir} can't be used: {error}"

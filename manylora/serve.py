@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from manylora.adapters.errors import AdapterError, AdapterNameTaken
+from manylora.adapters.errors import AdapterError
 from manylora.assemble import Server, assemble, start_adapters
 from manylora.banner import banner, warnings_at_start
 from manylora.base import DEMO, find_base
@@ -106,12 +106,14 @@ async def _restore(server: Server, settings: ServeSettings) -> None:
     for name, reason in report.unavailable.items():
         console.print(f"[yellow]adapter {name} is unavailable:[/] {escape(reason)}")
     for argument in start_adapters(settings):
-        source = str(argument.path)
-        try:
-            await server.catalog.register(argument.adapter_name, source)
-        except AdapterNameTaken:
-            # The directory has changed since the last start: what it holds now is what was asked for.
-            await server.catalog.replace(argument.adapter_name, source)
+        # What the directory holds now is what was asked for, whatever the data directory knows by that name.
+        outcome = await server.catalog.put(argument.adapter_name, str(argument.path))
+        if outcome.replaced is not None:
+            old, new = outcome.replaced, outcome.record
+            console.print(
+                f"[yellow]adapter {escape(new.name)}[/] is {escape(new.source)} from now on (version {new.version});"
+                f" in --data-dir it was {escape(old.source)} (version {old.version})"
+            )
 
 
 async def _run(server: Server, settings: ServeSettings, name: str, sockets: list[socket.socket]) -> None:

@@ -224,14 +224,10 @@ class AdapterCatalog:
         async with self._names.hold(name):
             caller.check()
             entry = self._existing(name)
+            # It answers until the registry has let it go, which may fail: then nothing has happened.
+            record = await asyncio.to_thread(self._registry.retire, name)
             del self._entries[name]
             self._leaving.add(entry)
-            try:
-                record = await asyncio.to_thread(self._registry.retire, name)
-            except BaseException:
-                self._entries[name] = entry
-                self._leaving.discard(entry)
-                raise
         return record, await self._take_out(entry, abort=abort)
 
     # Steps of an operation
@@ -310,6 +306,8 @@ class AdapterCatalog:
         self._leaving.discard(entry)
         self._observer.removed(entry.record, freed, time.monotonic() - start)
         await self._intake.release(entry.record.digest)
+        # Now that the files are gone: what the record took of the space for deleting can be had again.
+        await asyncio.to_thread(self._registry.keep_space)
         return freed
 
     # Start-up

@@ -14,7 +14,7 @@ class CallerLeft(Exception):
     """Unwinds an operation whose caller is gone. Nobody hears it."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Caller:
     """Whoever waits for an operation."""
 
@@ -31,6 +31,8 @@ class Operations:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()
+        self.callers: set[Caller] = set()
+        """Of operations under way."""
         self._closed = False
 
     async def run(self, work: Callable[[Caller], Coroutine[object, object, T]]) -> T:
@@ -42,6 +44,8 @@ class Operations:
             raise ShuttingDown("the server is shutting down and takes no changes to adapters")
         caller = Caller()
         task = self.spawn(work(caller))
+        self.callers.add(caller)
+        task.add_done_callback(lambda _: self.callers.discard(caller))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:

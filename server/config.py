@@ -48,6 +48,10 @@ class ServeSettings(BaseModel):
     data_dir: Path = Field(
         Path(".manylora"), description="Where the registry and the adapters' files are kept."
     )
+    start_anew: bool = Field(
+        False,
+        description="Start although the registry of --data-dir is gone: the files that it knew are deleted.",
+    )
     adapter_root: Path = Field(Path("."), description="Adapters are only read from below this directory.")
     served_model_name: str | None = Field(
         None, min_length=1, description="Name of the base in the API; none: its directory or hub name."

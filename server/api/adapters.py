@@ -8,6 +8,7 @@ from manylora.adapters.records import AdapterRecord
 from manylora.server.api.auth import require_admin
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import ApiSettings, dependencies
+from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.openapi import body_of
 from manylora.server.api.schemas import AdapterRequest, AdapterUpdate, LoadLoraRequest, UnloadLoraRequest
 from manylora.server.catalog import CatalogEntry
@@ -21,7 +22,8 @@ async def register(request: Request) -> JSONResponse:
     """Serve an adapter under a new name: 201, or 200 if these weights have that name already."""
     catalog = dependencies(request).catalog
     body = await read_body(request, AdapterRequest)
-    record, created = await catalog.register(body.name, body.src, preload=body.preload, pin=body.pin)
+    registered = catalog.register(body.name, body.src, preload=body.preload, pin=body.pin)
+    record, created = await unless_gone(request, registered)
     return JSONResponse(describe_record(record), status_code=201 if created else 200)
 
 
@@ -42,8 +44,8 @@ async def get_adapter(request: Request, name: str) -> dict[str, object]:
 async def replace_adapter(request: Request, name: str) -> dict[str, object]:
     """Serve other weights under the name: new requests use them, running ones finish on the old version."""
     body = await read_body(request, AdapterUpdate)
-    record = await dependencies(request).catalog.replace(name, body.src, preload=body.preload, pin=body.pin)
-    return describe_record(record)
+    replaced = dependencies(request).catalog.replace(name, body.src, preload=body.preload, pin=body.pin)
+    return describe_record(await unless_gone(request, replaced))
 
 
 @router.delete("/adapters/{name:path}")
@@ -75,8 +77,8 @@ async def load_lora_adapter(request: Request) -> Response:
     )
     try:
         if body.load_inplace:
-            await deps.catalog.put(body.lora_name, body.lora_path)
-        elif not (await deps.catalog.register(body.lora_name, body.lora_path))[1]:
+            await unless_gone(request, deps.catalog.put(body.lora_name, body.lora_path))
+        elif not (await unless_gone(request, deps.catalog.register(body.lora_name, body.lora_path)))[1]:
             raise taken
     except AdapterNotFound as error:
         raise ModelNotFound(str(error), param="lora_path") from None

@@ -1,22 +1,28 @@
 """The registry: one active record per name, ids that never come back, and errors that say what is wrong."""
 
 import contextlib
+import errno
+import io
+import os
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from sqlalchemy import event
 
 from manylora.adapters.errors import (
     AdapterError,
     AdapterNameTaken,
     InvalidAdapter,
     RegistryBusy,
+    RegistryFault,
     StoreFull,
     UnknownAdapter,
 )
@@ -163,7 +169,66 @@ def test_deleting_works_on_a_full_disk(path: Path) -> None:
         with pytest.raises(StoreFull):
             swap(registry, "a", "d2")
         assert registry.retire("a").state is AdapterState.RETIRED
-        assert path.with_name("reserve").exists(), "held again for the next time"
+        assert path.with_name("reserve").stat().st_size == 128 << 10, "held again for the next time"
+        assert path.with_name(f"{path.name}-wal").stat().st_size == 0, "what the log took came back with it"
+
+
+def test_a_reserve_holds_what_it_can_get_and_the_rest_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that the database took for good must not cost all of it."""
+    room = 5 * 4096
+    real = io.FileIO.write
+
+    class NearlyFull(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(self, data)
+
+    reserve = Reserve(tmp_path / "reserve")
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: NearlyFull(path, mode))
+    reserve.hold()
+    assert (tmp_path / "reserve").stat().st_size == room
+    room = 1 << 20
+    reserve.hold()
+    reserve.hold()
+    assert (tmp_path / "reserve").stat().st_size == 128 << 10
+    assert reserve.give_up()
+    assert not reserve.give_up()
+
+
+def test_a_new_version_and_the_end_of_the_old_one_are_one_transaction(path: Path) -> None:
+    """Between two transactions a crash would leave a name without any version."""
+    seen: list[str] = []
+    with AdapterRegistry(path) as registry:
+        add(registry, "a")
+        pending = registry.reserve("a", "d2", source="s", rank=1, targets=())
+        other = sqlite3.connect(path)
+
+        @event.listens_for(registry._engine, "commit")
+        def _before_commit(_connection: object) -> None:
+            rows = other.execute("SELECT digest FROM adapters WHERE name = 'a' AND state = 'active'")
+            seen.extend(digest for (digest,) in rows)
+
+        registry.activate(pending)
+        assert seen == ["d1"], "one commit, and until then the old version"
+        assert other.execute("SELECT digest FROM adapters WHERE state = 'active'").fetchall() == [("d2",)]
+        other.close()
+
+
+def test_an_activation_that_fails_in_the_middle_leaves_the_old_version(path: Path) -> None:
+    with AdapterRegistry(path) as registry:
+        first = add(registry, "a")
+        pending = registry.reserve("a", "d2", source="s", rank=1, targets=())
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute(
+                "CREATE TRIGGER fails BEFORE UPDATE ON adapters WHEN NEW.state = 'active'"
+                " BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END"
+            )
+        with pytest.raises(AdapterError):
+            registry.activate(pending)
+        assert registry.active() == [first]
 
 
 def test_a_disk_that_stays_full_is_a_clear_error(path: Path) -> None:
@@ -185,7 +250,7 @@ def test_a_reserve_that_finds_no_space_is_no_error(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database(path: Path) -> None:
     path.write_bytes(b"not a database at all" * 100)
-    with pytest.raises(AdapterError, match="can't be used"):
+    with pytest.raises(RegistryFault, match="can't be used"):
         AdapterRegistry(path)
 
 

@@ -213,6 +213,44 @@ def test_an_adapter_flag_takes_what_its_directory_holds_now(files: Path, tmp_pat
         assert answer(server, "mine") != before
         (found,) = httpx.get(f"{server.url}/adapters").json()["data"]
         assert found["version"] == 2
+        said = " ".join(server.log.read_text().split())
+    assert f"adapter mine is {directory} from now on (version 2)" in said
+    assert f"in --data-dir it was {directory} (version 1)" in said
+
+
+def test_a_second_server_for_one_data_directory_ends_in_one_line(files: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, *flags(files)) as first:
+        command = [sys.executable, "-m", "manylora", "serve", *flags(files), "--port", "0"]
+        second = subprocess.run(
+            [*command, "--data-dir", str(first.data_dir)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert second.returncode == 2
+        last = second.stderr.strip().splitlines()[-1]
+        assert last.startswith("manylora: ")
+        assert f"process {first.process.pid} serves" in last
+        assert "Traceback" not in second.stderr
+        assert httpx.get(f"{first.url}/ready").status_code == 200
+
+
+def test_a_lost_registry_stops_the_start_until_it_is_said_otherwise(files: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, *flags(files)) as server:
+        httpx.post(f"{server.url}/adapters", json={"name": "two", "src": "two"}).raise_for_status()
+        data = server.data_dir
+        server.end()
+    for path in data.glob("*/registry.db*"):
+        path.unlink()
+    arguments = ["serve", *flags(files), "--port", "0", "--data-dir", str(data)]
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 2
+    assert "--start-anew" in ended.stderr.strip().splitlines()[-1]
+    assert len(list(data.glob("*/adapters/*/adapter_model.safetensors"))) == 1
+    with serving(tmp_path, *flags(files, "--start-anew")) as server:
+        assert httpx.get(f"{server.url}/adapters").json()["data"] == []
+    assert list(data.glob("*/adapters/*/adapter_model.safetensors")) == []
 
 
 @pytest.mark.usefixtures("root_logger_as_it_was")

@@ -10,6 +10,7 @@ import torch
 
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.reserve import Reserve
 from manylora.adapters.store import AdapterStore
 from manylora.adapters.types import AdapterWeights
 from manylora.server.catalog import AdapterCatalog, CatalogSettings, FreedAdapter, Tier
@@ -191,11 +192,19 @@ class House:
         self.diary = Diary()
         self.open()
 
-    def open(self, engine: FakeEngine | None = None, *, trusted: Path | None = None) -> None:
+    def open(
+        self,
+        engine: FakeEngine | None = None,
+        *,
+        trusted: Path | None = None,
+        reserve: Reserve | None = None,
+    ) -> None:
         """Start, as a server does, with what is on disk."""
         self.engine = engine or FakeEngine()
         self.store = AdapterStore(self.root / "store")
-        self.registry = AdapterRegistry(self.root / "adapters.db", reserved=["base"], lock_wait_ms=50)
+        self.registry = AdapterRegistry(
+            self.root / "adapters.db", reserved=["base"], lock_wait_ms=50, reserve=reserve
+        )
         settings = CatalogSettings(
             base_names=("base",),
             adapter_root=self.sources,

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from manylora.adapters.errors import AdapterNameTaken, RegistryBusy, StoreFull, UnknownAdapter
 from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.reserve import Reserve
 from manylora.adapters.source import Source
 from manylora.server.errors import AdapterUnavailable, ModelNotFound
 from tests.server.catalog_fakes import FakeEngine, House
@@ -84,6 +86,73 @@ async def test_a_locked_registry_leaves_an_adapter_that_was_to_be_deleted(house:
     other.execute("ROLLBACK")
     other.close()
     assert house.catalog.resolve("a").adapter_id == record.id
+
+
+async def test_an_adapter_answers_until_the_registry_has_let_it_go(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, _ = await house.catalog.register("a", house.source("one"))
+    waiting, go_on = threading.Event(), threading.Event()
+
+    def locked(*_args: object) -> None:
+        waiting.set()
+        go_on.wait(30)
+        raise RegistryBusy("locked")
+
+    monkeypatch.setattr(AdapterRegistry, "retire", locked)
+    deleting = asyncio.create_task(house.catalog.delete("a"))
+    await asyncio.to_thread(waiting.wait, 30)
+    assert house.catalog.resolve("a").adapter_id == record.id, "it was hidden while the registry was locked"
+    go_on.set()
+    with pytest.raises(RegistryBusy):
+        await deleting
+    assert house.catalog.resolve("a").adapter_id == record.id
+
+
+class FullDisk(Reserve):
+    """A disk that the adapters' files fill: a record changes only while the reserve is given up."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root / "reserve")
+        self.database, self.store = root / "adapters.db", root / "store"
+        self.is_full = False
+
+    def hold(self) -> None:
+        if not self.is_full:
+            super().hold()
+        elif len(list(self.store.iterdir())) < self.files:
+            # An adapter's files have gone: the reserve fits again, and the disk is as full as before.
+            super().hold()
+            self.fill()
+
+    def fill(self) -> None:
+        self.is_full, self.files = True, len(list(self.store.iterdir()))
+        self._execute(
+            "CREATE TRIGGER IF NOT EXISTS full BEFORE UPDATE ON adapters"
+            " BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
+
+    def give_up(self) -> bool:
+        held = super().give_up()
+        if held and self.is_full:
+            self._execute("DROP TRIGGER full")
+        return held
+
+    def _execute(self, statement: str) -> None:
+        with contextlib.closing(sqlite3.connect(self.database, isolation_level=None)) as connection:
+            connection.execute(statement)
+
+
+async def test_on_a_full_disk_one_adapter_after_the_other_can_be_deleted(house: House) -> None:
+    await house.catalog.close()
+    disk = FullDisk(house.root)
+    house.open(reserve=disk)
+    for seed, name in enumerate("abcd"):
+        await house.catalog.register(name, house.source(name, seed))
+    disk.fill()
+    for name in "abcd":
+        await house.catalog.delete(name)
+    assert house.store.digests() == frozenset()
 
 
 async def test_a_full_disk_leaves_all_as_it_was(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -289,6 +290,39 @@ def test_weights_that_overflow_fail_their_requests_alone(
     assert failed.status_code == 500
     assert failed.json()["error"]["code"] == "step_failed"
     assert "not finite" in failed.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/adapters", {"name": "new", "src": "b"}),
+        ("PUT", "/adapters/old", {"src": "c"}),
+        ("POST", "/v1/load_lora_adapter", {"lora_name": "new", "lora_path": "b"}),
+        ("POST", "/v1/load_lora_adapter", {"lora_name": "old", "lora_path": "c", "load_inplace": True}),
+    ],
+)
+def test_a_registration_whose_client_hung_up_is_undone(
+    server: Running, http: httpx.Client, method: str, path: str, body: dict[str, object]
+) -> None:
+    def ids() -> dict[str, int]:
+        return {each["name"]: each["id"] for each in http.get("/adapters").json()["data"]}
+
+    http.post("/adapters", json={"name": "old", "src": "b"}).raise_for_status()
+    before = ids()
+    catalog = server.server.catalog
+    with ThreadPoolExecutor(1) as pool, server.held():
+        busy = pool.submit(answer, http, "a")
+        server.wait_until_busy()
+        content = json.dumps(body).encode()
+        head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(content)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head.encode() + content)
+            # The engine is held in a step: there the operation waits for its turn.
+            server.wait_until("handed over", lambda: bool(server.server.engine._calls))
+        server.wait_until("heard", lambda: all(caller.left for caller in catalog._operations.callers))
+    busy.result()
+    server.start(catalog.settled()).result(30)
+    assert ids() == before
 
 
 def test_a_client_that_leaves_leaves_no_half_made_adapter(server: Running, http: httpx.Client) -> None:
