@@ -92,6 +92,29 @@ def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("form", ["merged", "peft"])
+def test_all_is_on_the_disk_before_it_has_its_name_and_the_name_after(
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """A result that is there after a power cut is whole."""
+    out = tmp_path / ("out.zip" if form == "peft" else "out")
+    before, after = set[Path](), set[Path]()
+    sync = os.fsync
+
+    def noted(handle: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        (after if out.exists() else before).add(path)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    export(settings(made / "base", made / "adapter", out, format=form))
+    [partial] = {path for path in before if path.name in ("out", "out.zip")} or {
+        path for path in before if path.name.startswith(PARTIAL)
+    }
+    assert before >= {partial / path.relative_to(out) for path in out.rglob("*")}
+    assert after == {tmp_path}
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     def fill() -> None:
         with publishing(tmp_path / "out") as partial:

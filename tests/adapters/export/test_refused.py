@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from manylora.adapters.errors import AdapterError, InvalidAdapter
 from manylora.adapters.export.compare import Distance, Losses, check_distance, check_losses, distance
 from manylora.adapters.export.errors import ExportFailed, ExportRefused
-from manylora.adapters.export.export import export
+from manylora.adapters.export.export import WRITING, WRITING_SHARE, export
 from manylora.adapters.export.settings import ExportSettings
 from manylora.adapters.export.write import Survival, check_survival
 from manylora.loadtest.checkpoints import AdapterShape, write_adapter
@@ -148,6 +149,25 @@ def test_an_adapter_that_changes_nothing_merges(tmp_path: Path, base: Path, adap
     report = export(settings(base, adapter, tmp_path / "out"))
     assert report.manifest["change"] == {}
     assert report.manifest["logits"]["max_abs"] == 0  # type: ignore[index]  # JSON
+
+
+@pytest.mark.parametrize("form", ["merged", "merged-4bit"])
+def test_what_is_not_base_and_adapter_on_the_disk_fails(
+    tmp_path: Path, base: Path, adapter: Path, form: Literal["merged", "merged-4bit"]
+) -> None:
+    """The files are read again and computed with: here something has changed them once they were written."""
+
+    def spoil(doing: str, share: float) -> None:
+        if doing == WRITING and share == WRITING_SHARE:
+            [written] = tmp_path.glob(".partial*/model.safetensors")
+            tensors = load_file(written)
+            tensors["model.layers.0.input_layernorm.weight"].neg_()
+            save_file(tensors, written, {"format": "pt"})
+
+    with pytest.raises(ExportFailed, match="differ from base"):
+        export(settings(base, adapter, tmp_path / "out", format=form), spoil)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".partial*"))
 
 
 def test_float16_overflow_is_named(tmp_path: Path, base: Path) -> None:
