@@ -271,8 +271,18 @@ def _keep(home: Path, job: ExportJob) -> ExportJob:
     path = files[0] if job.format == "peft" else result
     kept = replace(job, path=str(path), bytes=sum(file.stat().st_size for file in files))
     partial = home / f".{_RECORD}"
-    partial.write_text(json.dumps(asdict(kept)))
+    with partial.open("w") as record:
+        record.write(json.dumps(asdict(kept)))
+        record.flush()
+        os.fsync(
+            record.fileno()
+        )  # a record that is there is whole: without one the next start deletes the result
     partial.replace(home / _RECORD)
+    handle = os.open(home, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
     shutil.rmtree(home / "adapter", ignore_errors=True)
     return kept
 

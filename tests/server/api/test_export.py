@@ -1,5 +1,6 @@
 """Exports through HTTP: a job for each, its progress, its result, its end; and what a crash leaves."""
 
+import asyncio
 import io
 import json
 import tarfile
@@ -7,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import load, load_file
 
+from manylora.adapters.errors import AdapterNotFound
 from manylora.server.api.export_jobs import MOST_QUEUED, ExportJob
 from tests.server.api.running import BASE, Files, Running, running
 
@@ -107,6 +112,65 @@ def test_the_version_of_the_moment_is_exported_whatever_comes_after(http: httpx.
     http.delete("/adapters/mine").raise_for_status()
     done = wait(http, job, is_over)
     assert (done["status"], done["digest"]) == ("succeeded", digest)
+
+
+def test_a_queued_export_keeps_the_files_of_an_adapter_that_is_deleted(
+    http: httpx.Client, server: Running
+) -> None:
+    http.post("/adapters", json={"name": "mine", "src": "templated"}).raise_for_status()
+    digest = http.get("/adapters/mine").json()["digest"]
+    with before_the_next_process(server) as go_on:
+        first = ask(http, "a", format="peft")
+        job = ask(http, "mine", format="peft")
+        http.delete("/adapters/mine").raise_for_status()
+        with pytest.raises(AdapterNotFound):
+            server.server.catalog._store.path_of(digest)
+        assert http.get(f"/adapters/mine/export/{job['id']}").json()["status"] == "queued"
+        go_on.set()
+    assert wait(http, first, is_over)["status"] == "succeeded"
+    assert wait(http, job, is_over)["status"] == "succeeded"
+
+
+@contextmanager
+def before_the_next_process(server: Running) -> Iterator[threading.Event]:
+    """Hold the queue of exports until the event is set."""
+    jobs = server.server.deps.exports
+    assert jobs is not None
+    go_on, run = threading.Event(), jobs._run
+
+    async def held(job: ExportJob) -> None:
+        await asyncio.to_thread(go_on.wait, SECONDS)
+        await run(job)
+
+    jobs._run = held  # type: ignore[method-assign]
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+        del jobs._run
+
+
+def test_the_merged_weights_are_the_bases_and_the_adapters(http: httpx.Client, files: Files) -> None:
+    """W + α/r · B A, as the client gets it."""
+    job = wait(http, ask(http, "c", base="16bit", dtype="float32"), is_over)
+    content = http.get(f"/adapters/c/export/{job['id']}/download").content
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        weights = tar.extractfile("c-merged/model.safetensors")
+        assert weights is not None
+        merged = load(weights.read())
+    base = load_file(files.base / "model.safetensors")
+    adapter = load_file(files.adapters / "c" / "adapter_model.safetensors")
+    config = json.loads((files.adapters / "c" / "adapter_config.json").read_text())
+    scale = config["lora_alpha"] / config["r"]
+    changed = 0
+    for name, weight in base.items():
+        key = f"base_model.model.{name.removesuffix('.weight')}"
+        expected = weight.float()
+        if f"{key}.lora_A.weight" in adapter:
+            change = adapter[f"{key}.lora_B.weight"].float() @ adapter[f"{key}.lora_A.weight"].float()
+            expected, changed = expected + scale * change, changed + 1
+        torch.testing.assert_close(merged[name], expected, rtol=1e-5, atol=1e-6)
+    assert changed == len(adapter) // 2
 
 
 def test_a_job_can_be_cancelled_and_leaves_nothing(http: httpx.Client, server: Running) -> None:
