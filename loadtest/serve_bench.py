@@ -21,6 +21,8 @@ from manylora.loadtest.workload import Planned, Workload, endless
 PAUSE = 0.2
 """Seconds that a stream waits after an error, so that a server that refuses is not hammered."""
 REFUSED = (400, 404, 422)
+CLOSED = (401, 403)
+KEY_HINT = "give the server's key with --api-key or in MANYLORA_BENCH_API_KEY"
 
 
 class BenchError(Exception):
@@ -155,9 +157,9 @@ async def choose_models(
         adapters = [str(model["id"]) for model in listed if model.get("parent")]
         names = adapters or [str(listed[0]["id"])]
     except httpx.HTTPStatusError as error:
-        raise BenchError(
-            f"{error.request.url} answers {error.response.status_code}: name --adapters"
-        ) from None
+        status = error.response.status_code
+        how = KEY_HINT if status in CLOSED else "name --adapters"
+        raise BenchError(f"{error.request.url} answers {status}: {how}") from None
     except httpx.HTTPError as error:
         raise BenchError(f"nothing answers at {target.root}: {error or type(error).__name__}") from None
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -176,8 +178,9 @@ async def negotiate(client: httpx.AsyncClient, target: Target, model: str) -> Ac
             return Accepted(ignore_eos, usage and answer.completion_tokens is not None)
         if not answer.error.startswith(tuple(f"http {status}" for status in REFUSED)):
             break
-    detail = " ".join(answer.error_message.split())
-    raise BenchError(f"{target.path} with model {model!r} gives: {answer.error}. {detail}")
+    detail, kind = " ".join(answer.error_message.split()), answer.error or ""
+    hint = f" ({KEY_HINT})" if kind.startswith(tuple(f"http {status}" for status in CLOSED)) else ""
+    raise BenchError(f"{target.path} with model {model!r} gives: {kind}{hint}. {detail}")
 
 
 def _extras(accepted: Accepted) -> dict[str, object]:

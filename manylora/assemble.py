@@ -16,6 +16,7 @@ from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.store import AdapterStore
 from manylora.adapters.types import ModuleShape
 from manylora.base import DEMO, BaseModel, load_base
+from manylora.home import BaseIdentity, claim, find_home
 from manylora.server.api.app import Application, create_app
 from manylora.server.api.dependencies import ApiDependencies, ApiSettings
 from manylora.server.api.engine_metrics import EngineMetrics
@@ -64,6 +65,8 @@ class Server:
     deps: ApiDependencies
     base: BaseModel
     sizes: Sizes
+    other_homes: tuple[Path, ...]
+    """Where adapters of other bases of this name are kept, if this base is new here."""
 
 
 def start_adapters(settings: ServeSettings) -> tuple[AdapterArgument, ...]:
@@ -144,14 +147,14 @@ def assemble(
         observer,
         settings.audit_after,
     )
-    home = _home(settings, base, name)
+    home = _open_home(settings, base, name)
     templates = ChatTemplates(settings.template_timeout)
     catalog = _catalog(settings, base, name, engine, home, metrics, templates)
     observer.scrape(engine, catalog, name, settings.block_size)
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
     deps = ApiDependencies(engine, catalog, tokenizer, templates, metrics, api, exports)
-    return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes)
+    return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
 
 def _api_settings(settings: ServeSettings, base: BaseModel, name: str, context: int) -> ApiSettings:
@@ -220,22 +223,27 @@ def _engine(
 
 
 @dataclass(frozen=True, slots=True)
-class _Home:
+class _Kept:
     """What a base has in the data directory."""
 
     registry: AdapterRegistry
     store: AdapterStore
     exports: Path
+    inherited_up_to: int
+    other_homes: tuple[Path, ...]
 
 
-def _home(settings: ServeSettings, base: BaseModel, name: str) -> _Home:
-    # Adapters of another base must not come back under this one.
-    home = settings.data_dir / f"{_slug(name)}-{base.fingerprint[:8]}"
+def _open_home(settings: ServeSettings, base: BaseModel, name: str) -> _Kept:
+    identity = BaseIdentity(name, base.fingerprint, base.identity)
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        registry, store = open_adapters(home, reserved=(name,), start_anew=settings.start_anew)
-        return _Home(registry, store, home / "exports")
-    except (OSError, AdapterError) as error:
+        home = find_home(settings.data_dir, identity)
+        registry, store = open_adapters(home.directory, reserved=(name,), start_anew=settings.start_anew)
+        inherited = home.inherited_up_to
+        if inherited is None:
+            inherited = max((record.id for record in registry.active()), default=0)
+            claim(home.directory, identity, inherited_up_to=inherited)
+        return _Kept(registry, store, home.directory / "exports", inherited, home.others)
+    except (OSError, AdapterError, ValueError) as error:
         raise ValueError(
             f"{settings.name_of('data_dir')} {settings.data_dir} can't be used: {error}"
         ) from None
@@ -259,7 +267,7 @@ def _catalog(
     base: BaseModel,
     name: str,
     engine: AsyncEngine,
-    home: _Home,
+    home: _Kept,
     metrics: Metrics,
     templates: ChatTemplates,
 ) -> AdapterCatalog:
@@ -273,9 +281,6 @@ def _catalog(
         dtype=base.dtype,
         vocab_size=base.config.vocab_size,
         templates=templates,
+        inherited_up_to=home.inherited_up_to,
     )
     return AdapterCatalog(engine, home.registry, home.store, catalog, metrics)
-
-
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")[-60:]

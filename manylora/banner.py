@@ -1,7 +1,10 @@
 """What a server says once it listens: what was loaded, in how many bits, how much memory, how much room."""
 
+from collections.abc import Iterator
+
 from rich.table import Table
 
+from manylora.adapters.names import list_names
 from manylora.assemble import GIB, Server
 from manylora.server.config import ServeSettings
 
@@ -27,22 +30,32 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> Tabl
     less = "" if settings.max_model_len or not of else ": the KV cache holds no more"
     table.add_row("context", f"{context:,} tokens{of}{less}")
     table.add_row("rank arena", f"{sizes.arena_rows:,} rows a module, {_size(sizes.arena_bytes)}")
+    inherited = sum(entry.note is not None for entry in server.catalog.list())
     names = [entry.record.name for entry in server.catalog.list()]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    table.add_row("adapters", shown or "none")
+    told = f" ({inherited} perhaps for other weights than these)" if inherited else ""
+    table.add_row("adapters", f"{shown}{told}" if shown else "none")
     table.add_row("new adapters from", f"{settings.adapter_root.resolve()} (POST {url}/adapters)")
     table.add_row("listening", f"{url}/v1  (docs: {url}/docs)")
     return table
 
 
-def warnings_at_start(server: Server, settings: ServeSettings) -> tuple[str, ...]:
-    """Return what whoever started the server may not expect, one sentence each."""
-    closed = (
-        f"the server listens on {settings.host}, and without --admin-key adapters can't be managed from beyond this"
-        " machine (403; from outside a container neither): set --admin-key, in the environment MANYLORA_ADMIN_KEY"
-    )
-    beyond = settings.listens_beyond_loopback and settings.admin_key is None
-    return (*server.base.report.notes, *((closed,) if beyond else ()))
+def warnings_at_start(server: Server, settings: ServeSettings) -> Iterator[str]:
+    """Yield what whoever started the server may not expect, one sentence each."""
+    yield from server.base.report.notes
+    noted = {entry.record.name: entry.note for entry in server.catalog.list() if entry.note is not None}
+    if noted:
+        yield f"of {len(noted)} adapters ({list_names(noted)}) each was {next(iter(noted.values()))}"
+    for home in server.other_homes:
+        yield (
+            f"{home} holds adapters of another base of this name (other weights, or another config.json): they are"
+            " not served on this one; register here those that are for it"
+        )
+    if settings.listens_beyond_loopback and settings.admin_key is None:
+        yield (
+            f"the server listens on {settings.host}, and without --admin-key adapters can't be managed from beyond this"
+            " machine (403; from outside a container neither): set --admin-key, in the environment MANYLORA_ADMIN_KEY"
+        )
 
 
 def _size(nbytes: int) -> str:

@@ -1,6 +1,5 @@
 """The base model of a server: where its files are, on which device and in which type it runs, and loading it."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from manylora import demo
 from manylora.doctor import cpu_has_bf16
 from manylora.quant.errors import CheckpointMissing
 from manylora.quant.hub import find_checkpoint
+from manylora.quant.identity import config_fingerprint, weights_identity
 from manylora.server.config import ServeSettings
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.model.config import ModelConfig
@@ -32,7 +32,9 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     fingerprint: str
-    """Hash of config.json: what its adapters are registered for."""
+    """Hash of config.json: what adapters were registered for before there was ``identity``."""
+    identity: str
+    """Of config.json and the weights: what its adapters are registered for."""
 
 
 def find_base(name: str) -> Path:
@@ -55,8 +57,8 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
         double_quant=settings.double_quant,
         progress=progress,
     )
-    fingerprint = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
-    return BaseModel(config, Decoder(config, weights, backend), report, device, dtype, fingerprint)
+    known_by = config_fingerprint(directory), weights_identity(directory)
+    return BaseModel(config, Decoder(config, weights, backend), report, device, dtype, *known_by)
 
 
 def _device(settings: ServeSettings) -> torch.device:

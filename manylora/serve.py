@@ -51,6 +51,9 @@ def serve(settings: ServeSettings) -> None:
             runner.run(_serve(settings))
     except (ModelError, QuantError, AdapterError, ServerError, ValueError) as error:
         raise StartError(str(error)) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise StartError(f"{where}{error.strerror or error}") from error
 
 
 async def _serve(settings: ServeSettings) -> None:

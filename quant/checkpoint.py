@@ -9,9 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from manylora.quant.errors import CorruptCheckpoint
-from manylora.quant.weight_files import WeightFiles, choose_weights
-
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+from manylora.quant.weight_files import WeightFiles, choose_weights, pointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +86,7 @@ def _read_header(path: Path) -> dict[str, _Entry]:
     if not path.is_file():
         raise CorruptCheckpoint(f"{path} is missing; download the checkpoint again")
     try:
+        path.open("rb").close()  # says why it can't be read; safe_open calls every such file missing
         # Checks the header against the file's size before anything is allocated.
         file: Any = safe_open(path, framework="pt")  # safetensors has no public type for an open file
         with file:
@@ -95,19 +94,8 @@ def _read_header(path: Path) -> dict[str, _Entry]:
                 name: _Entry(path, tuple(file.get_slice(name).get_shape()))
                 for name in file.keys()  # noqa: SIM118  # it isn't a mapping
             }
-    except (SafetensorError, OSError) as error:
-        if _is_lfs_pointer(path):
-            raise CorruptCheckpoint(
-                f"{path} is a Git LFS pointer, not the weights that it stands for; run `git lfs pull` in its repository"
-            ) from None
-        raise CorruptCheckpoint(
-            f"{path} is not a whole safetensors file ({error}); download it again"
-        ) from None
-
-
-def _is_lfs_pointer(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_LFS_POINTER)) == _LFS_POINTER
-    except OSError:
-        return False
+    except OSError as error:
+        raise CorruptCheckpoint(f"{path} can't be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        what = pointer(path) or f"not a whole safetensors file ({error}); download it again"
+        raise CorruptCheckpoint(f"{path} is {what}") from None

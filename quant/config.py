@@ -77,12 +77,12 @@ def _bitsandbytes(section: Section) -> StoredFormat:
 
 
 def _gptq(section: Section) -> StoredFormat:
-    bits = section.get("bits")
+    bits = _number(section, "bits")
     if bits not in GPTQ_BITS:
         raise UnsupportedQuantization(f"GPTQ with {bits} bits is not served; {SERVED}")
     _check_dynamic(section.get("dynamic"))
     version = str(section.get("checkpoint_format") or section.get("format") or "gptq").lower()
-    if section.get("is_marlin_format"):
+    if _flag(section, "is_marlin_format"):
         version = "marlin"
     if version not in ZERO_OFFSETS:
         raise UnsupportedQuantization(
@@ -93,7 +93,7 @@ def _gptq(section: Section) -> StoredFormat:
         4 if bits == GPTQ_BITS[0] else 8,
         _group_size(section),
         ZERO_OFFSETS[version],
-        reordered=bool(section.get("desc_act", False)),
+        reordered=_flag(section, "desc_act"),
     )
 
 
@@ -108,7 +108,7 @@ def _check_dynamic(dynamic: object) -> None:
 
 
 def _awq(section: Section) -> StoredFormat:
-    bits = section.get("bits", section.get("w_bit", 4))
+    bits = _number(section, "bits" if "bits" in section else "w_bit", 4)
     if bits != 4:
         raise UnsupportedQuantization(f"AWQ with {bits} bits is not served; {SERVED}")
     versions = [section.get(key) for key in ("version", "format", "checkpoint_format")]
@@ -117,7 +117,7 @@ def _awq(section: Section) -> StoredFormat:
             raise UnsupportedQuantization(f"AWQ version {version!r} is not served; {SERVED}")
     if section.get("backend") == "llm-awq":
         raise UnsupportedQuantization(f"AWQ version 'llm-awq' is not served; {SERVED}")
-    if not section.get("zero_point", True):
+    if not _flag(section, "zero_point", default=True):
         raise UnsupportedQuantization(
             f"AWQ with zero_point false is not served: its GEMM layout has none; {SERVED}"
         )
@@ -125,11 +125,34 @@ def _awq(section: Section) -> StoredFormat:
 
 
 def _group_size(section: Section) -> int:
-    size = section.get("group_size", section.get("q_group_size", DEFAULT_GROUP))
-    if not isinstance(size, int) or isinstance(size, bool) or (size != -1 and size < 1):
-        raise UnsupportedQuantization(f"group_size {size!r} is neither -1 nor a number of inputs")
+    size = _number(section, "group_size" if "group_size" in section else "q_group_size", DEFAULT_GROUP)
+    if size is None or (size != -1 and size < 1):
+        raise UnsupportedQuantization(f"group_size {size} is neither -1 nor a number of inputs")
     return size
 
 
+def _number(section: Section, key: str, default: int | None = None) -> int | None:
+    """Return a whole number. A text that spells one is not taken for it: transformers doesn't either."""
+    value = section.get(key, default)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    hint = (
+        f": write it as {value}, without quotes"
+        if isinstance(value, str) and value.lstrip("-").isdigit()
+        else ""
+    )
+    raise CorruptCheckpoint(f"quantization_config: {key} is {value!r}, which is no whole number{hint}")
+
+
+def _flag(section: Section, key: str, *, default: bool = False) -> bool:
+    """Return true or false; null is the default. Of texts, "false" too would count as true."""
+    value = section.get(key)
+    if value is None:
+        return default
+    if value in (0, 1):
+        return bool(value)
+    raise CorruptCheckpoint(f"quantization_config: {key} is {value!r}, which is neither true nor false")
+
+
 def _any(section: Section, *keys: str) -> bool:
-    return any(section.get(key) for key in keys)
+    return any(_flag(section, key) for key in keys)

@@ -19,6 +19,8 @@ def find_checkpoint(
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    if path.exists():
+        raise CheckpointMissing(f"{name} is a file; a model is a directory with config.json and safetensors")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise CheckpointMissing(f"{name}: there is no such directory, and a hub name is OWNER/MODEL")
     from huggingface_hub import snapshot_download

@@ -16,6 +16,8 @@ SINGLE = "model.safetensors"
 NAMED = "transformers_weights"
 """The key of config.json that names the file (transformers 5); it goes before the usual names."""
 
+_LFS = b"version https://git-lfs.github.com/spec/"
+
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
@@ -51,7 +53,7 @@ def choose_weights(directory: Path) -> WeightFiles:
 def _named_by_config(directory: Path) -> str | None:
     try:
         config: object = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # whoever reads the config says what is wrong with it
     named = config.get(NAMED) if isinstance(config, dict) else None
     if named is not None and (not isinstance(named, str) or Path(named).name != named):
@@ -85,14 +87,25 @@ def _read_index(index: Path) -> Mapping[str, str]:
         weight_map: object = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except OSError as error:
         raise CorruptCheckpoint(f"{index} can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpoint(f"{index} is not a safetensors index: {error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptCheckpoint(
+            f"{index} is {pointer(index) or f'not a safetensors index: {error}'}"
+        ) from None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CorruptCheckpoint(f"{index} is not a safetensors index: weight_map is not names to files")
     outside = next((shard for shard in weight_map.values() if Path(shard).name != shard), None)
     if outside is not None:
         raise CorruptCheckpoint(f"{index} names {outside!r}, which is not a file beside it")
     return weight_map
+
+
+def pointer(path: Path) -> str | None:
+    """Say so if a file is what Git leaves in place of a large one (git-lfs.com, pointer files, version 1)."""
+    with path.open("rb") as file:
+        is_pointer = file.read(len(_LFS)) == _LFS
+    if not is_pointer:
+        return None
+    return "a Git LFS pointer, not the file that it stands for; run `git lfs pull` in its repository"
 
 
 def _why_not(directory: Path) -> str:

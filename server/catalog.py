@@ -47,6 +47,10 @@ __all__ = [
 ]
 
 _LONGEST_ECHO = 200
+INHERITED = (
+    "registered when a base was known by its config.json alone, so perhaps for other weights than these: delete it and"
+    " register it again to say that it is for this base"
+)
 
 
 Admission = Callable[[Entry | None, str | None], None]
@@ -71,6 +75,7 @@ class AdapterCatalog:
         self._registry = registry
         self._store = store
         self._base_names = frozenset(settings.base_names)
+        self._inherited_up_to = settings.inherited_up_to
         self._observer: CatalogObserver = observer or SilentObserver()
         self._intake = AdapterIntake(store, settings, self._serves)
         self._serving = Serving(engine, registry, self._intake, self._observer)
@@ -337,4 +342,5 @@ class AdapterCatalog:
 
     def _show(self, entry: Entry) -> CatalogEntry:
         tier = None if entry.reason is not None else self._engine.adapter_tier(entry.record.id)
-        return CatalogEntry(entry.record, tier, entry.reason)
+        note = INHERITED if entry.record.id <= self._inherited_up_to else None
+        return CatalogEntry(entry.record, tier, entry.reason, note)

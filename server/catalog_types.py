@@ -117,6 +117,8 @@ class CatalogSettings:
     """What compiles an adapter's chat template before it is taken; None: no check."""
     workers: int = 2
     """How many adapters are copied, hashed or read at the same time."""
+    inherited_up_to: int = 0
+    """Adapters with ids up to this were registered when a base was known by its config.json alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,8 @@ class CatalogEntry:
     """None when it is unavailable."""
     reason: str | None
     """Why it can't be served, if it can't."""
+    note: str | None = None
+    """What its owner should know though it can be served."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,13 @@ async def unload_lora_adapter(request: Request) -> Response:
 def describe(entry: CatalogEntry) -> dict[str, object]:
     """Return an adapter as the routes show it."""
     state = "unavailable" if entry.reason is not None else "available"
-    return {**describe_record(entry.record), "state": state, "tier": entry.tier, "reason": entry.reason}
+    return {
+        **describe_record(entry.record),
+        "state": state,
+        "tier": entry.tier,
+        "reason": entry.reason,
+        "note": entry.note,
+    }
 
 
 def describe_record(record: AdapterRecord) -> dict[str, object]:

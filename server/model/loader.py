@@ -63,11 +63,13 @@ def read_config(directory: Path) -> Mapping[str, object]:
     path = directory / "config.json"
     try:
         config: object = json.loads(path.read_text())
-    except OSError:
+    except FileNotFoundError:
         raise ModelMissing(
-            f"{path} can't be read: a model directory holds config.json and safetensors"
+            f"{path} is missing: a model directory holds config.json and safetensors"
         ) from None
-    except ValueError as error:
+    except OSError as error:
+        raise ModelMissing(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise ModelMissing(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ModelMissing(f"{path} is not an object")

@@ -28,6 +28,8 @@ class FakeServer:
     takes_ignore_eos: bool = True
     gives_usage: bool = True
     tokenizes: bool = True
+    closed_with: str | None = None
+    """The key without which it answers 401."""
     stops_after: int = 1000
     url: str = ""
     bodies: list[dict[str, object]] = field(default_factory=list)
@@ -45,6 +47,8 @@ class FakeServer:
         )
 
     async def _list(self, request: Request) -> Response:
+        if self._is_closed_to(request):
+            return Response(status_code=401)
         return JSONResponse({"data": [{"id": name, "parent": parent} for name, parent in self.models]})
 
     async def _tokenize(self, request: Request) -> Response:
@@ -54,7 +58,13 @@ class FakeServer:
         text = body.get("prompt") or body["messages"][0]["content"]
         return JSONResponse({"count": 2 * len(text.split()) + 1})
 
+    def _is_closed_to(self, request: Request) -> bool:
+        key = request.headers.get("authorization")
+        return self.closed_with is not None and key != f"Bearer {self.closed_with}"
+
     async def _complete(self, request: Request) -> Response:
+        if self._is_closed_to(request):
+            return JSONResponse({"error": {"message": "who are you?", "code": "invalid_api_key"}}, 401)
         body = await request.json()
         self.bodies.append(body)
         self.keys.add(request.headers.get("authorization"))

@@ -151,6 +151,14 @@ async def test_the_key_is_sent_and_not_reported(usual: FakeServer) -> None:
     assert "secret" not in str(report.to_json())
 
 
+async def test_a_server_that_wants_a_key_is_told_how_to_give_one() -> None:
+    with running(FakeServer(closed_with="secret")) as closed:
+        for adapters in ((), ("good",)):
+            with pytest.raises(BenchError, match=r"401.*--api-key or in MANYLORA_BENCH_API_KEY"):
+                await measure(ServeBench(closed.url, WORK, adapters=adapters))
+        assert (await measure(ServeBench(closed.url, WORK, api_key="secret"))).exit_status == 0
+
+
 def test_times_of_an_answer() -> None:
     answer = Answer(1.0, 4.0, ["a", "b", "c"], [1.5, 2.0, 4.0])
     assert answer.first_token_seconds == 0.5

@@ -138,6 +138,25 @@ def test_a_truncated_file(tmp_path: Path, kept: int) -> None:
     assert f"{tmp_path / SINGLE} is not a whole safetensors file" in refusal(tmp_path)
 
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4976698672\n"
+
+
+def test_a_pointer_in_place_of_weights_or_index_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(LFS)
+    assert f"{tmp_path / INDEX} is a Git LFS pointer" in refusal(tmp_path)
+    (tmp_path / SINGLE).write_text(LFS)
+    assert f"{tmp_path / SINGLE} is a Git LFS pointer" in refusal(tmp_path)
+
+
+def test_weights_that_may_not_be_read_are_not_called_broken(tmp_path: Path) -> None:
+    (tmp_path / SINGLE).symlink_to(tmp_path / SINGLE)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": ONE}}))
+    (tmp_path / ONE).mkdir()
+    assert "is missing" in refusal(tmp_path)  # a directory is no file
+    (tmp_path / "config.json").write_text("[" * 100_000)  # whoever reads it says so
+    assert "is missing" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pth"])
 def test_pickle_is_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x04.")

@@ -52,7 +52,8 @@ def test_served_formats(section: object, expected: StoredFormat, tmp_path: Path)
         ({**GPTQ, "dynamic": {"-:.*a": {}, "+:.*down_proj": {"bits": 8}}}, "down_proj"),
         ({**GPTQ, "dynamic": {r".*\.18\..*": {"bits": 8}}}, "18"),
         ({**GPTQ, "group_size": 0}, "group_size 0"),
-        ({**GPTQ, "group_size": "128"}, "group_size '128'"),
+        ({**GPTQ, "group_size": -2}, "group_size -2"),
+        ({**GPTQ, "group_size": None}, "group_size None"),
         ({**AWQ, "bits": 8}, "AWQ with 8 bits"),
         ({**AWQ, "version": "gemv"}, "'gemv'"),
         ({**AWQ, "version": "gemv_fast"}, "'gemv_fast'"),
@@ -91,6 +92,39 @@ def test_what_is_not_served_is_named(section: dict[str, object], named: str, tmp
         stored_format(tmp_path, {"quantization_config": section})
     assert named in str(refused.value)
     assert "served" in str(refused.value) or "group_size" in named
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({**GPTQ, "bits": "4"}, "bits is '4', which is no whole number: write it as 4, without quotes"),
+        ({**GPTQ, "bits": True}, "bits is True, which is no whole number"),
+        ({**GPTQ, "bits": 4.5}, "bits is 4.5"),
+        ({**GPTQ, "group_size": "128"}, "group_size is '128', which is no whole number: write it as 128"),
+        ({**GPTQ, "group_size": "all"}, "group_size is 'all', which is no whole number"),
+        ({**AWQ, "bits": "4"}, "bits is '4'"),
+        ({"quant_method": "awq", "w_bit": "4"}, "w_bit is '4'"),
+        ({"quant_method": "awq", "bits": 4, "q_group_size": "64"}, "q_group_size is '64'"),
+        ({**GPTQ, "desc_act": "false"}, "desc_act is 'false', which is neither true nor false"),
+        ({**GPTQ, "is_marlin_format": "no"}, "is_marlin_format is 'no'"),
+        ({**AWQ, "zero_point": "false"}, "zero_point is 'false'"),
+        ({**NF4, "load_in_4bit": "true"}, "load_in_4bit is 'true'"),
+        ({**NF4, "load_in_8bit": "false"}, "load_in_8bit is 'false'"),
+    ],
+)
+def test_values_of_another_type_are_told_as_what_they_are(
+    section: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CorruptCheckpoint) as refused:
+        stored_format(tmp_path, {"quantization_config": section})
+    assert said in str(refused.value)
+
+
+def test_null_means_that_a_flag_is_left_out(tmp_path: Path) -> None:
+    section = {**AWQ, "zero_point": None}
+    assert stored_format(tmp_path, {"quantization_config": section}) == StoredFormat("awq", 4, 128)
+    section = {**GPTQ, "desc_act": None, "is_marlin_format": 0}
+    assert stored_format(tmp_path, {"quantization_config": section}) == StoredFormat("gptq", 4, 128, 1)
 
 
 def test_compressed_tensors_by_its_old_key(tmp_path: Path) -> None:

@@ -15,6 +15,17 @@ def test_a_directory_is_itself(tmp_path: Path) -> None:
     assert find_checkpoint(str(tmp_path)) == tmp_path
 
 
+def test_a_file_is_no_directory_nor_a_name_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "model").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for name in (str(tmp_path / "owner" / "model"), "owner/model"):
+        with pytest.raises(CheckpointMissing, match=f"^{name} is a file; a model is a directory"):
+            find_checkpoint(name)
+
+
 @pytest.mark.parametrize("name", ["/nowhere/model", "./model", "~/nowhere", "model", "a/b/c"])
 def test_what_can_only_be_a_missing_directory(name: str) -> None:
     with pytest.raises(CheckpointMissing, match="no such directory"):

@@ -230,12 +230,25 @@ def test_untied_heads_are_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [(None, "can't be read"), ("{", "is not JSON"), ("[]", "is not an object")]
+    ("text", "named"),
+    [
+        (None, "is missing"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("\x00", "is not JSON"),
+        ("[]", "is not an object"),
+    ],
 )
 def test_a_config_that_is_none(text: str | None, named: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelMissing, match=named):
+        read_config(tmp_path)
+
+
+def test_a_config_that_may_not_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ModelMissing, match="can't be read: Is a directory"):
         read_config(tmp_path)
 
 
