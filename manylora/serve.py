@@ -78,9 +78,10 @@ async def _load_and_run(
     ) as bars:
         task = bars.add_task(name, total=None)
         # The loop has nothing else to do yet.
-        server = assemble(
-            settings, directory, name, lambda done, total: bars.update(task, completed=done, total=total)
-        )
+        with _ending_at_ctrl_c():
+            server = assemble(
+                settings, directory, name, lambda done, total: bars.update(task, completed=done, total=total)
+            )
     server.engine.start()
     try:
         await _restore(server, settings)
@@ -88,6 +89,16 @@ async def _load_and_run(
     finally:
         await server.engine.stop()
         await server.catalog.close()
+
+
+@contextmanager
+def _ending_at_ctrl_c() -> Iterator[None]:
+    """Let the first Ctrl-C end the loading: the event loop's own handler would wait until it is done."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def find_named_base(settings: ServeSettings) -> tuple[Path, str]:

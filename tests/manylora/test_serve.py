@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from manylora.cli import app
 from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
-from manylora.serve import DrainingServer, StartError, find_named_base
+from manylora.serve import DrainingServer, StartError, find_named_base, serve
 from manylora.server.config import ServeSettings
 from tests.serving import Served, serving
 
@@ -116,6 +116,21 @@ def test_a_second_ctrl_c_stops_at_once(files: Path, tmp_path: Path) -> None:
         assert server.process.wait(timeout=10) == 128 + signal.SIGINT
         with pytest.raises(httpx.RemoteProtocolError):
             list(lines)
+
+
+@pytest.mark.usefixtures("root_logger_as_it_was")
+def test_ctrl_c_while_the_base_loads_ends_at_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def load(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        loaded.append("to its end")
+
+    monkeypatch.setattr("manylora.serve.assemble", load)
+    with pytest.raises(KeyboardInterrupt):
+        serve(ServeSettings(base=str(files / "base"), port=0))
+    assert loaded == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_draining_ends_when_its_time_is_over(files: Path, tmp_path: Path) -> None:

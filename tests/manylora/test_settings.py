@@ -58,6 +58,7 @@ def test_each_value_is_known_by_where_it_was_given(tmp_path: Path, monkeypatch: 
         ("MANYLORA_ADMINKEY", "MANYLORA_ADMINKEY: unknown setting; did you mean MANYLORA_ADMIN_KEY?"),
         ("MANYLORA_XYZZY", "MANYLORA_XYZZY: unknown setting"),
         ("MANYLORA_PORT_8000", "unknown setting"),
+        ("MANYLORA_SERVICE_HOSTNAME", "unknown setting"),
     ],
 )
 def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, says: str) -> None:
