@@ -14,6 +14,12 @@ from manylora.settings_options import table_row
 
 
 @pytest.fixture(autouse=True)
+def _nothing_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that is taken by mistake fails its test, and doesn't serve until somebody stops it."""
+    monkeypatch.setattr("manylora.serve.serve", lambda settings: pytest.fail(f"would serve {settings}"))
+
+
+@pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ServeSettings.model_fields:
         monkeypatch.delenv(f"MANYLORA_{name.upper()}", raising=False)
