@@ -210,7 +210,8 @@ def test_help_tells_every_flag_with_its_default_variable_and_values(columns: int
 def test_the_page_of_settings_has_every_setting_as_it_is() -> None:
     page = (Path(manylora.__file__).parents[1] / "docs" / "settings.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert rows == [table_row(name, field) for name, field in ServeSettings.model_fields.items()]
+    expected = [table_row(name, field) for name, field in ServeSettings.model_fields.items()]
+    assert rows == expected, "the rows of docs/settings.md are to be:\n" + "\n".join(expected)
 
 
 def test_doctor_prints_what_it_found() -> None:
