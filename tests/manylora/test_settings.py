@@ -128,6 +128,8 @@ def test_every_variable_that_the_code_reads_is_known() -> None:
         ("s.toml", "port = ", "--config {file} is not TOML"),
         ("s.toml", "max_running = 1\nmax-running = 2", "max-running in {file}: given twice"),
         ("s.json", "[1]", "--config {file} holds list, not keys and their values"),
+        ("s.json", "[]", "--config {file} holds list"),
+        ("s.yaml", "0", "--config {file} holds int"),
         ("s.json", '{"port": 1, "port": 2}', "port is there twice"),
         ("s.json", "{", "--config {file} is not JSON"),
         ("s.json", "[" * 100_000, "--config {file} is not JSON"),
