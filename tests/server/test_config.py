@@ -1,0 +1,58 @@
+"""What settings mean once they are read: adapters' names and directories, and who can reach the server."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from manylora.server.config import AdapterArgument, ServeSettings
+
+
+def test_an_adapter_is_named_before_the_first_equals_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    (adapter,) = ServeSettings(adapter=("sql=~/runs/lr=1e-4/final",)).adapters
+    assert adapter.adapter_name == "sql"
+    assert adapter.path == Path("/home/someone/runs/lr=1e-4/final")
+
+
+def test_an_adapters_directory_is_relative_to_where_the_server_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert AdapterArgument("a=here").path == tmp_path / "here"
+
+
+def test_lists_are_split_at_commas_and_blanks_are_no_part_of_them() -> None:
+    settings = ServeSettings.model_validate({"api_key": "one, two ", "cors_origin": ["a,b", "c"]})
+    assert settings.api_key == ("one", "two")
+    assert settings.cors_origin == ("a,b", "c")
+
+
+def test_settings_do_not_change() -> None:
+    settings = ServeSettings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("adapter", ["sql", "=path", "sql=", "="])
+def test_an_adapter_that_is_not_name_and_path(adapter: str) -> None:
+    with pytest.raises(ValidationError, match="is not name=path"):
+        ServeSettings(adapter=(adapter,))
+
+
+@pytest.mark.parametrize(
+    ("host", "beyond"),
+    [
+        ("127.0.0.1", False),
+        ("127.0.0.7", False),
+        ("::1", False),
+        ("localhost", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("192.168.1.5", True),
+        ("10.0.0.1", True),
+        ("models.example", True),
+    ],
+)
+def test_who_can_reach_the_server(host: str, beyond: bool) -> None:
+    assert ServeSettings(host=host).listens_beyond_loopback is beyond
