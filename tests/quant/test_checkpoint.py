@@ -25,6 +25,7 @@ def test_one_file(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     assert checkpoint.names() == {"a"}
     assert checkpoint.shape("a") == (2, 3)
+    assert checkpoint.notes == ()
     assert torch.equal(checkpoint.read("a"), torch.arange(6.0).view(2, 3))
 
 
@@ -110,11 +111,13 @@ def test_the_config_may_name_the_file(tmp_path: Path) -> None:
     save_file({"own": torch.ones(1)}, tmp_path / "own.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({NAMED: "own.safetensors"}))
     assert Checkpoint(tmp_path).names() == {"own"}
-    assert "config.json names own.safetensors" in Checkpoint(tmp_path).notes[0]
+    (note,) = Checkpoint(tmp_path).notes
+    assert note == f"{tmp_path / INDEX} is not read: config.json names own.safetensors ({NAMED})"
     save_file({"single": torch.ones(1)}, tmp_path / SINGLE)
     (tmp_path / "config.json").write_text(json.dumps({NAMED: INDEX}))
     assert Checkpoint(tmp_path).names() == {"a", "b"}
-    assert SINGLE in Checkpoint(tmp_path).notes[0]
+    (note,) = Checkpoint(tmp_path).notes
+    assert note == f"{tmp_path / SINGLE} is not read: config.json names {INDEX} ({NAMED})"
 
 
 @pytest.mark.parametrize("named", ["../own.safetensors", "own.bin", 3, "gone.safetensors"])

@@ -145,6 +145,12 @@ def test_a_section_in_a_file_beside(tmp_path: Path) -> None:
     assert stored_format(tmp_path, {"quantization_config": NF4}) == StoredFormat("nf4", 4)
 
 
+def test_a_section_beside_may_name_its_own_method(tmp_path: Path) -> None:
+    (tmp_path / "quantize_config.json").write_text(json.dumps({"quant_method": "hqq", "bits": 4}))
+    with pytest.raises(UnsupportedQuantization, match="'hqq'"):
+        stored_format(tmp_path, {})
+
+
 def test_a_section_that_is_no_section(tmp_path: Path) -> None:
     with pytest.raises(CorruptCheckpoint, match="not an object"):
         stored_format(tmp_path, {"quantization_config": "gptq"})
