@@ -31,7 +31,7 @@ from manylora.server.engine.scheduler import SchedulerLimits
 from manylora.server.model.arena import RankArena, bytes_per_row, bytes_per_row_by_module
 from manylora.server.model.kv_cache import KVCache, bytes_per_block
 from manylora.server.model.served import ServedModel
-from manylora.server.tokenizer import Tokenizer
+from manylora.server.tokenizer import ModelTexts, Tokenizer
 
 GIB = 1 << 30
 ARENA_SHARE, KV_SHARE = 0.1, 0.3
@@ -153,7 +153,8 @@ def assemble(
     observer.scrape(engine, catalog, name, settings.block_size)
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
-    deps = ApiDependencies(engine, catalog, tokenizer, templates, metrics, api, exports)
+    texts = ModelTexts(tokenizer)
+    deps = ApiDependencies(engine, catalog, tokenizer, texts, templates, metrics, api, exports)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
 
@@ -179,16 +180,14 @@ def _api_settings(settings: ServeSettings, base: BaseModel, name: str, context: 
 
 def _tell_unknown_tokens(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Log which tokens the tokenizer knows and the model has no row for."""
-    unknown = tokenizer.vocab_size - vocab_size
-    if unknown > 0:
-        last = min(tokenizer.vocab_size, vocab_size + TOKENS_NAMED)
-        named = ", ".join(repr(tokenizer.token_text(token_id)) for token_id in range(vocab_size, last))
+    unknown = tokenizer.ids_beyond(vocab_size)
+    if unknown:
         log.warning(
             "the tokenizer knows %d tokens beyond the model's vocabulary of %d (%s%s): prompts with one are refused",
-            unknown,
+            len(unknown),
             vocab_size,
-            named,
-            ", …" if unknown > TOKENS_NAMED else "",
+            ", ".join(map(repr, list(unknown)[:TOKENS_NAMED])),
+            ", …" if len(unknown) > TOKENS_NAMED else "",
         )
 
 
@@ -219,7 +218,9 @@ def _engine(
         limits=limits,
     )
     model = ServedModel(base.decoder, kv, arena)
-    return Engine(model, arena, tokenizer, tokenizer.eos_ids, sizes_of_engine, base.device, load, observer)
+    return Engine(
+        model, arena, tokenizer.vocabulary, tokenizer.eos_ids, sizes_of_engine, base.device, load, observer
+    )
 
 
 @dataclass(frozen=True, slots=True)

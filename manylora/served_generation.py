@@ -148,11 +148,12 @@ class ServedGeneration:
         self, server: Server, name: str, conversations: Sequence[Sequence[Message]], max_new_tokens: int
     ) -> list[str]:
         model = server.catalog.resolve(name)
+        text = await server.deps.texts.of()
         adapters = ((model.adapter_id, 1.0),) if name == ADAPTER else ()
         streams = []
         for conversation in conversations:
             context = server.deps.settings.context_length
-            prompt = await chat_tokens(server.deps, model, conversation, at_most=ANY_LENGTH)
+            prompt = await chat_tokens(server.deps, model, text, conversation, at_most=ANY_LENGTH)
             left = context - len(prompt)
             if left < 1:
                 raise InvalidData(
@@ -166,6 +167,8 @@ class ServedGeneration:
                 sampling=SamplingParams(temperature=0.0, max_tokens=min(max_new_tokens, left)),
                 adapters=adapters,
                 adapter_label=name,
+                decoder=text.vocabulary,
+                eos_ids=text.eos_ids,
             )
             streams.append(server.engine.submit(request))
         return [await _text_of(stream) for stream in streams]

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
-from manylora.server.api.dependencies import ApiDependencies, dependencies
+from manylora.server.api.dependencies import dependencies
 from manylora.server.api.disconnect import done_within, unless_gone
 from manylora.server.api.generation import Choice, Generation, begin, sampling_params, usage_of
 from manylora.server.api.logprobs import chat_logprobs
@@ -21,6 +21,7 @@ from manylora.server.api.schemas import ChatRequest
 from manylora.server.api.streaming import Events, event_stream
 from manylora.server.catalog import ResolvedModel
 from manylora.server.engine.request import SequenceOutput
+from manylora.server.tokenizer import ModelText, Vocabulary
 
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
 
@@ -35,11 +36,11 @@ async def chat_completions(request: Request) -> Response:
         body, deps.settings.vocab_size, max_tokens=body.asked_tokens, logprobs=logprobs
     )
 
-    async def tokenise(model: ResolvedModel) -> list[list[int]]:
-        return [await chat_prompt(deps, body, model)]
+    async def tokenise(model: ResolvedModel, text: ModelText) -> list[list[int]]:
+        return [await chat_prompt(deps, body, model, text)]
 
     generation = await unless_gone(request, begin(deps, body, tokenise, sampling))
-    answer = ChatAnswer(deps, body, f"chatcmpl-{uuid4().hex}", int(time.time()))
+    answer = ChatAnswer(body, generation.text.vocabulary, f"chatcmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
         return await event_stream(request, answer.chunks(generation), deps.settings.keep_alive_seconds)
     choices = asyncio.ensure_future(generation.collect())
@@ -52,8 +53,8 @@ async def chat_completions(request: Request) -> Response:
 class ChatAnswer:
     """One answer in the making: what all of its chunks share."""
 
-    deps: ApiDependencies
     body: ChatRequest
+    vocabulary: Vocabulary
     identity: str
     created: int
 
@@ -88,7 +89,7 @@ class ChatAnswer:
         if not output.text and not output.logprobs and output.finish_reason is None:
             return None  # held back for a stop string or half a character
         delta = {"content": output.text} if output.text else {}
-        logprobs = chat_logprobs(output.logprobs, self.deps.tokenizer) if self.body.logprobs else None
+        logprobs = chat_logprobs(output.logprobs, self.vocabulary) if self.body.logprobs else None
         finish = None if output.finish_reason is None else output.finish_reason.value
         return self._chunk(index, delta, logprobs, finish)
 
@@ -104,7 +105,7 @@ class ChatAnswer:
         return {
             "index": index,
             "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
-            "logprobs": chat_logprobs(choice.logprobs, self.deps.tokenizer) if self.body.logprobs else None,
+            "logprobs": chat_logprobs(choice.logprobs, self.vocabulary) if self.body.logprobs else None,
             "finish_reason": choice.finish_reason.value,
             "stop_reason": choice.stop_reason,
         }

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
@@ -11,17 +12,19 @@ from fastapi.responses import Response
 
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
-from manylora.server.api.dependencies import ApiDependencies, dependencies
+from manylora.server.api.dependencies import dependencies
 from manylora.server.api.disconnect import done_within, unless_gone
 from manylora.server.api.generation import Choice, Generation, begin, sampling_params, usage_of
 from manylora.server.api.logprobs import CompletionLogprobs
 from manylora.server.api.openapi import body_of
-from manylora.server.api.prompts import completion_prompts
+from manylora.server.api.prompts import completion_prompts, echoed_texts
 from manylora.server.api.rendering import dumps, json_response
 from manylora.server.api.request_context import note
 from manylora.server.api.schemas import CompletionRequest
 from manylora.server.api.streaming import Events, event_stream
-from manylora.server.engine.request import SequenceOutput, TokenLogprobs
+from manylora.server.catalog import ResolvedModel
+from manylora.server.engine.request import SequenceOutput
+from manylora.server.tokenizer import ModelText
 
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
 
@@ -39,9 +42,14 @@ async def completions(request: Request) -> Response:
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
-    begun = begin(deps, body, lambda _: completion_prompts(deps, body), sampling)
-    generation = await unless_gone(request, begun)
-    answer = CompletionAnswer(deps, body, generation.prompts, f"cmpl-{uuid4().hex}", int(time.time()))
+    echoed: list[str] = []
+
+    async def tokenise(model: ResolvedModel, text: ModelText) -> list[Sequence[int]]:
+        echoed[:] = await echoed_texts(deps, body, text) if body.echo else []
+        return await completion_prompts(deps, body, text)
+
+    generation = await unless_gone(request, begin(deps, body, tokenise, sampling))
+    answer = CompletionAnswer(body, generation, tuple(echoed), f"cmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
         return await event_stream(request, answer.chunks(generation), deps.settings.keep_alive_seconds)
     choices = asyncio.ensure_future(generation.collect())
@@ -54,9 +62,10 @@ async def completions(request: Request) -> Response:
 class CompletionAnswer:
     """One answer in the making: what all of its chunks share."""
 
-    deps: ApiDependencies
     body: CompletionRequest
-    prompts: tuple[tuple[int, ...], ...]
+    generation: Generation
+    echoed: tuple[str, ...]
+    """The prompts as they were sent; empty if they aren't echoed."""
     identity: str
     created: int
 
@@ -71,7 +80,7 @@ class CompletionAnswer:
 
     async def chunks(self, generation: Generation) -> Events:
         """Yield the answer as chunks; with echo, a choice's first begins with its prompt."""
-        count = self.body.n * len(self.prompts)
+        count = self.body.n * len(self.generation.prompts)
         last: list[SequenceOutput | None] = [None] * count
         logprobs = [self._logprobs() for _ in range(count)]
         try:
@@ -98,7 +107,7 @@ class CompletionAnswer:
         return dumps({**chunk, "usage": None} if self.body.wants_usage else chunk)
 
     def _logprobs(self) -> CompletionLogprobs:
-        return CompletionLogprobs(self.deps.tokenizer, from_start=self.body.echo)
+        return CompletionLogprobs(self.generation.text.vocabulary)
 
     def _choice(self, index: int, choice: Choice) -> dict[str, object]:
         make = self._echoed if self.body.echo else self._piece
@@ -106,32 +115,33 @@ class CompletionAnswer:
 
     def _echoed(self, index: int, choice: Choice, logprobs: CompletionLogprobs) -> dict[str, object]:
         """Return a choice, whole or its beginning, with the prompt before it."""
-        prompt = self.prompts[index // self.body.n]
-        text = self.deps.tokenizer.decode(prompt)
+        number = index // self.body.n
+        text = self.echoed[number]
         if choice.prompt_logprobs is None:
             return self._piece(index, choice, logprobs, text)
-        return self._piece(index, choice, logprobs, text, prompt, choice.prompt_logprobs)
+        prompt = self.generation.prompts[number]
+        # What the tokenizer puts around a text of its own accord is no part of the prompt as it was sent.
+        added = isinstance(self.body.prompts()[number], str) and self.body.add_special_tokens
+        of_prompt = logprobs.of_prompt(prompt, choice.prompt_logprobs, text, added=added)
+        piece = self._piece(index, choice, logprobs, text)
+        own = piece["logprobs"]
+        whole = of_prompt if own is None else {name: part + own[name] for name, part in of_prompt.items()}
+        return {**piece, "logprobs": whole}
+
+    def _own_logprobs(self, choice: Choice, logprobs: CompletionLogprobs) -> dict[str, list[Any]] | None:
+        if self._echo_only or self.body.logprobs is None or not choice.token_ids:
+            return None
+        return logprobs.of(choice.token_ids, choice.logprobs)
 
     def _piece(
-        self,
-        index: int,
-        choice: Choice,
-        logprobs: CompletionLogprobs,
-        prompt_text: str = "",
-        prompt: Sequence[int] = (),
-        prompt_logprobs: Sequence[TokenLogprobs | None] = (),
-    ) -> dict[str, object]:
+        self, index: int, choice: Choice, logprobs: CompletionLogprobs, prompt_text: str = ""
+    ) -> dict[str, Any]:
         """Return a choice, whole or what a step added to it."""
-        text, ids, found = prompt_text, list(prompt), list(prompt_logprobs)
-        if not self._echo_only:
-            text += "".join(choice.text)
-            ids += choice.token_ids
-            found += choice.logprobs
         finish = None if choice.finish_reason is None else choice.finish_reason.value
         return {
             "index": index,
-            "text": text,
-            "logprobs": logprobs.of(ids, found) if self.body.logprobs is not None and ids else None,
+            "text": prompt_text + ("" if self._echo_only else "".join(choice.text)),
+            "logprobs": self._own_logprobs(choice, logprobs),
             "finish_reason": "length" if self._echo_only and finish else finish,
             "stop_reason": None if self._echo_only else choice.stop_reason,
         }

@@ -12,7 +12,7 @@ from manylora.server.api.tokenising import Tokenising
 from manylora.server.catalog import AdapterCatalog
 from manylora.server.chat.templates import ChatTemplates
 from manylora.server.engine.request import GenerationRequest, SequenceOutput
-from manylora.server.tokenizer import Tokenizer
+from manylora.server.tokenizer import ModelTexts, Tokenizer
 
 
 class OutputStream(Protocol):
@@ -76,6 +76,7 @@ class ApiDependencies:
     engine: GenerationEngine
     catalog: AdapterCatalog
     tokenizer: Tokenizer
+    texts: ModelTexts
     templates: ChatTemplates
     metrics: Metrics
     settings: ApiSettings

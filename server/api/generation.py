@@ -20,6 +20,7 @@ from manylora.server.engine.request import (
     TokenLogprobs,
 )
 from manylora.server.errors import InvalidRequest, ModelNotFound, ServerError, ShuttingDown, StepFailed
+from manylora.server.tokenizer import ModelText
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class Generation:
     streams: tuple[OutputStream, ...]
     prompts: tuple[tuple[int, ...], ...]
     n: int
+    text: ModelText
+    """What the model's texts are made with."""
 
     async def steps(self) -> AsyncIterator[list[tuple[int, SequenceOutput]]]:
         """Yield what each step added as (choice index, output). Raises what ended a choice wrongly.
@@ -108,7 +111,7 @@ class Generation:
 async def begin(
     deps: ApiDependencies,
     fields: SamplingFields,
-    tokenise: Callable[[ResolvedModel], Awaitable[Sequence[Sequence[int]]]],
+    tokenise: Callable[[ResolvedModel, ModelText], Awaitable[Sequence[Sequence[int]]]],
     sampling: SamplingParams,
 ) -> Generation:
     """Count the choices, resolve the model, tokenise for it, and queue the prompts.
@@ -118,9 +121,11 @@ async def begin(
     check_choices(fields, deps.settings)
     while True:
         model = deps.catalog.resolve(fields.model)
-        prompts = await tokenise(model)
+        text = await deps.texts.of()
+        stopping = replace(sampling, stop_names=text.stops(sampling.stop))
+        prompts = await tokenise(model, text)
         try:
-            return start(deps, fields, model, prompts, sampling)
+            return start(deps, fields, model, text, prompts, stopping)
         except ModelNotFound:
             # A deleted name doesn't resolve any more, and the error then names those that do.
             if deps.catalog.resolve(fields.model).adapter_id == model.adapter_id:
@@ -144,6 +149,7 @@ def start(
     deps: ApiDependencies,
     fields: SamplingFields,
     model: ResolvedModel,
+    text: ModelText,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingParams,
 ) -> Generation:
@@ -160,6 +166,8 @@ def start(
             sampling=bounded(sampling, len(prompt), deps.settings.context_length),
             adapters=adapters,
             adapter_label=model.name,
+            decoder=text.vocabulary,
+            eos_ids=text.eos_ids,
             n=fields.n,
             arrival_time=arrival,
             origin=own,
@@ -167,7 +175,7 @@ def start(
         for index, prompt in enumerate(prompts)
     ]
     streams = deps.engine.submit_together(requests)
-    return Generation(tuple(streams), tuple(request.prompt_token_ids for request in requests), fields.n)
+    return Generation(tuple(streams), tuple(request.prompt_token_ids for request in requests), fields.n, text)
 
 
 def _check_prompt_logprobs(

@@ -14,7 +14,7 @@ from manylora.server.api.schemas import DetokenizeRequest, TokenizeRequest
 from manylora.server.api.tokenising import check_length
 from manylora.server.catalog import CatalogEntry, ResolvedModel
 from manylora.server.errors import InvalidRequest
-from manylora.server.tokenizer import TooManyTokens
+from manylora.server.tokenizer import ModelText, TooManyTokens
 
 MAX_TOKENS = 1 << 20
 """Tokens that /tokenize returns at most."""
@@ -70,22 +70,36 @@ async def tokenize(request: Request) -> Response:
     deps = dependencies(request)
     body = await read_body(request, TokenizeRequest)
     model = deps.catalog.resolve(body.model or deps.settings.base_model)
+    text = await unless_gone(request, deps.texts.of())
     try:
-        ids = await unless_gone(request, _ids(deps, body, model))
+        ids = await unless_gone(request, _ids(deps, body, model, text))
     except TooManyTokens as error:
         raise InvalidRequest(
             f"the text has {error}, at most {MAX_TOKENS} are returned",
             param="prompt" if body.messages is None else "messages",
         ) from None
-    return await json_response(lambda: _tokens(deps, body, ids), large=True)
+
+    def tokens() -> dict[str, object]:
+        names = [text.vocabulary.token_text(token_id) for token_id in ids] if body.return_token_strs else None
+        return {
+            "count": len(ids),
+            "max_model_len": deps.settings.context_length,
+            "tokens": ids,
+            "token_strs": names,
+        }
+
+    return await json_response(tokens, large=True)
 
 
-async def _ids(deps: ApiDependencies, body: TokenizeRequest, model: ResolvedModel) -> list[int]:
+async def _ids(
+    deps: ApiDependencies, body: TokenizeRequest, model: ResolvedModel, text: ModelText
+) -> list[int]:
     most = deps.settings.max_tokenize_characters
     if body.messages is not None:
         return await chat_tokens(
             deps,
             model,
+            text,
             for_template(body.messages),
             body.chat_template_kwargs,
             add_generation_prompt=body.add_generation_prompt,
@@ -94,34 +108,25 @@ async def _ids(deps: ApiDependencies, body: TokenizeRequest, model: ResolvedMode
             lane=deps.tokenising.looks,
             most_characters=most,
         )
-    text, special = body.prompt or "", body.add_special_tokens
-    check_length(len(text), most, "prompt")
-    return await deps.tokenising.looks.run(
-        lambda: deps.tokenizer.encode(text, add_special_tokens=special, at_most=MAX_TOKENS), len(text)
+    prompt, special = body.prompt or "", body.add_special_tokens
+    check_length(len(prompt), most, "prompt")
+    [ids] = await text.codec.encode(
+        deps.tokenising.looks, [prompt], add_special_tokens=special, at_most=MAX_TOKENS
     )
-
-
-def _tokens(deps: ApiDependencies, body: TokenizeRequest, ids: list[int]) -> dict[str, object]:
-    names = [deps.tokenizer.token_text(token_id) for token_id in ids] if body.return_token_strs else None
-    return {
-        "count": len(ids),
-        "max_model_len": deps.settings.context_length,
-        "tokens": ids,
-        "token_strs": names,
-    }
+    return ids
 
 
 @router.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
 async def detokenize(request: Request) -> Response:
-    """Return the text of token ids."""
+    """Return the text of token ids, control tokens spelled out."""
     deps = dependencies(request)
     body = await read_body(request, DetokenizeRequest)
-    if body.model is not None:
-        deps.catalog.resolve(body.model)
-
-    def text() -> dict[str, object]:
-        check_token_ids(body.tokens, deps.settings.vocab_size, "tokens")
-        return {"prompt": deps.tokenizer.decode(body.tokens)}
-
-    answer = await unless_gone(request, deps.tokenising.looks.run(text, len(body.tokens)))
-    return await json_response(lambda: answer, large=True)
+    deps.catalog.resolve(body.model or deps.settings.base_model)
+    looks, tokens = deps.tokenising.looks, body.tokens
+    await unless_gone(
+        request,
+        looks.run(lambda: check_token_ids(tokens, deps.settings.vocab_size, "tokens"), len(tokens)),
+    )
+    text = await unless_gone(request, deps.texts.of())
+    spelled = await unless_gone(request, text.codec.spell(looks, tokens))
+    return await json_response(lambda: {"prompt": spelled}, large=True)

@@ -9,11 +9,13 @@ from manylora.server.api.tokenising import Lane, check_length
 from manylora.server.catalog import ResolvedModel
 from manylora.server.chat.templates import TemplateFailed
 from manylora.server.errors import ContextLengthExceeded, InvalidRequest, QueueFull
-from manylora.server.tokenizer import TooManyTokens
+from manylora.server.tokenizer import ModelText, TooManyTokens
 from manylora.server.workers.pool import WorkersBusy
 
 
-async def chat_prompt(deps: ApiDependencies, body: ChatRequest, model: ResolvedModel) -> list[int]:
+async def chat_prompt(
+    deps: ApiDependencies, body: ChatRequest, model: ResolvedModel, text: ModelText
+) -> list[int]:
     """Return the chat's token ids, by the adapter's template or else the base's.
 
     Raises ContextLengthExceeded, InvalidRequest for messages that the template refuses, and QueueFull.
@@ -22,6 +24,7 @@ async def chat_prompt(deps: ApiDependencies, body: ChatRequest, model: ResolvedM
         return await chat_tokens(
             deps,
             model,
+            text,
             for_template(body.messages),
             body.template_variables,
             add_generation_prompt=body.add_generation_prompt,
@@ -33,6 +36,7 @@ async def chat_prompt(deps: ApiDependencies, body: ChatRequest, model: ResolvedM
 async def chat_tokens(
     deps: ApiDependencies,
     model: ResolvedModel,
+    text: ModelText,
     messages: Sequence[Mapping[str, object]],
     variables: Mapping[str, object] | None = None,
     *,
@@ -45,30 +49,33 @@ async def chat_tokens(
     """Render messages by the model's template and tokenise them; ``variables`` are for the template.
 
     ``lane`` None is that of prompts; ``most_characters`` may be tokenised, None: as ``at_most`` has it.
+    The template writes bos itself, so no tokens are added. Control tokens are parsed wherever they stand, in a user's
+    text too: that is what vLLM and others do; a front end that must prevent it has to filter what users send.
     Raises TooManyTokens over ``at_most``, InvalidRequest for what the template refuses, and QueueFull.
     """
     lane = lane or deps.tokenising.prompts
     how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+    seen = {**text.special_tokens, **(variables or {})}
     if model.chat_template is None:
         written = sum(len(str(message.get("content"))) for message in messages)
-        text = await lane.run(lambda: deps.tokenizer.render(messages, variables, **how), written)
+        rendered = await lane.run(lambda: deps.tokenizer.render(messages, seen, **how), written)
     else:
-        text = await _by_adapter(deps, model.chat_template, messages, variables or {}, how)
+        rendered = await _by_adapter(deps, model.chat_template, messages, seen, how)
     if most_characters is not None:
-        check_length(len(text), most_characters, "messages")
-    return await lane.run(lambda: deps.tokenizer.encode_chat(text, at_most=at_most), len(text))
+        check_length(len(rendered), most_characters, "messages")
+    [ids] = await text.codec.encode(lane, [rendered], add_special_tokens=False, at_most=at_most)
+    return ids
 
 
 async def _by_adapter(
     deps: ApiDependencies,
     template: str,
     messages: Sequence[Mapping[str, object]],
-    variables: Mapping[str, object],
+    seen: Mapping[str, object],
     how: Mapping[str, bool],
 ) -> str:
     """Render by a template from outside, in a process of its own."""
     try:
-        seen = {**deps.tokenizer.special_tokens, **variables}
         return await deps.templates.render(template, messages, seen, **how)
     except TemplateFailed as error:
         raise InvalidRequest(
@@ -80,23 +87,34 @@ async def _by_adapter(
         ) from error
 
 
-async def completion_prompts(deps: ApiDependencies, body: CompletionRequest) -> list[Sequence[int]]:
+async def completion_prompts(
+    deps: ApiDependencies, body: CompletionRequest, text: ModelText
+) -> list[Sequence[int]]:
     """Return each prompt's token ids. Raises ContextLengthExceeded, InvalidRequest and QueueFull."""
-    prompts = body.prompts()
+    settings, prompts = deps.settings, body.prompts()
+    with _told_in_full(body.asked_tokens, settings.context_length):
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                continue
+            if len(prompt) > settings.context_length:
+                raise TooManyTokens(len(prompt), at_least=False)
+            check_token_ids(prompt, settings.vocab_size, "prompt")
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        special = body.add_special_tokens
+        encoded = iter(
+            await text.codec.encode(
+                deps.tokenising.prompts, texts, add_special_tokens=special, at_most=settings.context_length
+            )
+        )
+    return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
-    def encode(prompt: str | list[int]) -> Sequence[int]:
-        settings = deps.settings
-        if isinstance(prompt, str):
-            special = body.add_special_tokens
-            return deps.tokenizer.encode(prompt, add_special_tokens=special, at_most=settings.context_length)
-        if len(prompt) > settings.context_length:
-            raise TooManyTokens(len(prompt), at_least=False)
-        check_token_ids(prompt, settings.vocab_size, "prompt")
-        return prompt
 
-    with _told_in_full(body.asked_tokens, deps.settings.context_length):
-        characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
-        return await deps.tokenising.prompts.run(lambda: [encode(prompt) for prompt in prompts], characters)
+async def echoed_texts(deps: ApiDependencies, body: CompletionRequest, text: ModelText) -> list[str]:
+    """Return each prompt as it was sent; token ids with control tokens spelled out."""
+    return [
+        prompt if isinstance(prompt, str) else await text.codec.spell(deps.tokenising.prompts, prompt)
+        for prompt in body.prompts()
+    ]
 
 
 def for_template(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -40,7 +40,9 @@ class SamplerState:
         self.seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
         self.choice_index = choice_index
         self.output_length = 0
-        ends = set(params.stop_token_ids) if params.ignore_eos else set(params.stop_token_ids) | eos_ids
+        ends = {*params.stop_token_ids, *params.stop_names}
+        if not params.ignore_eos:
+            ends |= eos_ids
         self._end_ids = np.array(sorted(ends), dtype=np.int64)
         self._min_tokens = params.min_tokens
         self._bias_ids = np.fromiter(params.logit_bias.keys(), dtype=np.int64)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from manylora.server.engine.detokenizer import TokenDecoder
+
 BASE_ADAPTER_ID = 0
 """The adapter id that means: the base model alone. Ids of adapters start at 1 and are never used again."""
 
@@ -35,6 +37,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     """Strings that end the text; they are not part of it."""
     stop_token_ids: tuple[int, ...] = ()
+    stop_names: Mapping[int, str] = field(default_factory=dict)
+    """Stop ids that were asked for as text, and the text: a control token has none of its own to be found by."""
     ignore_eos: bool = False
     min_tokens: int = 0
     """Before so many tokens neither eos, stop ids nor stop strings end the sequence."""
@@ -62,6 +66,10 @@ class GenerationRequest:
     origin: str = ""
     """The client's request that this prompt came in: those of one origin share a place in the queue, and in a step.
     Empty: this one is the whole of it."""
+    decoder: TokenDecoder | None = None
+    """What the tokens of this request stand for; None: what those of the base do."""
+    eos_ids: frozenset[int] | None = None
+    """Ids that end its answers; None: the base's."""
 
 
 @dataclass(frozen=True, slots=True)

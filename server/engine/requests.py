@@ -89,10 +89,12 @@ class LiveRequests:
 
     def _make(self, live: LiveRequest) -> Sequence:
         request, index = live.request, len(live.sequences)
+        decoder = self._decoder if request.decoder is None else request.decoder
+        eos_ids = self._eos_ids if request.eos_ids is None else request.eos_ids
         text = TextState(
-            SamplerState(request.sampling, request.prompt_token_ids, index, self._eos_ids),
-            Detokenizer(self._decoder, request.prompt_token_ids),
-            StopChecker(request.sampling, self._eos_ids),
+            SamplerState(request.sampling, request.prompt_token_ids, index, eos_ids),
+            Detokenizer(decoder, request.prompt_token_ids),
+            StopChecker(request.sampling, eos_ids),
         )
         self._born += 1
         sequence = Sequence(self._born, index, live, text)

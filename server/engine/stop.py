@@ -28,7 +28,8 @@ class StopChecker:
 
     def __init__(self, params: SamplingParams, eos_ids: frozenset[int]) -> None:
         self._stops = tuple(sorted({stop for stop in params.stop if stop}, key=len, reverse=True))
-        self._stop_ids = frozenset(params.stop_token_ids)
+        self._stop_ids = frozenset((*params.stop_token_ids, *params.stop_names))
+        self._stop_names = params.stop_names
         self._eos_ids = frozenset() if params.ignore_eos else eos_ids
         self._min_tokens = params.min_tokens
         self._max_tokens = params.max_tokens
@@ -46,7 +47,8 @@ class StopChecker:
         assert not self._finished, "push after the end"
         self._count += 1
         if self._count > self._min_tokens and (token_id in self._eos_ids or token_id in self._stop_ids):
-            return self._end(self._held, None if token_id in self._eos_ids else token_id)
+            own = None if token_id in self._eos_ids else token_id
+            return self._end(self._held, self._stop_names.get(token_id, own))
         decision = self._take(new_text)
         if decision.finish_reason is None and self._count >= self._max_tokens:
             self._finished = True

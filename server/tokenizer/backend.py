@@ -7,6 +7,8 @@ class Encoding(Protocol):
     """A text's tokens."""
 
     ids: list[int]
+    special_tokens_mask: list[int]
+    """1 where the tokenizer put a token of its own accord."""
 
     def __len__(self) -> int:
         """Count the tokens."""
@@ -41,6 +43,10 @@ class Backend(Protocol):
 
     def get_added_tokens_decoder(self) -> dict[int, Any]:
         """Return the added tokens by id."""
+        ...
+
+    def to_str(self) -> str:
+        """Return what a tokenizer.json would hold."""
         ...
 
     def no_truncation(self) -> None:

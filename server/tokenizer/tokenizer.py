@@ -5,6 +5,7 @@ once: after loading nothing is changed, and truncation and padding, whose settin
 switched off for good.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from manylora.server.chat.render import Message, render
 from manylora.server.chat.templates import MAX_RENDERED_CHARACTERS
 from manylora.server.errors import InvalidRequest
 from manylora.server.tokenizer.backend import Backend, normalizer_shrinks_by, pieces_of
+from manylora.server.tokenizer.vocabulary import Vocabulary, added_around
 
 _TEMPLATE_FAULTS = (
     TemplateError,
@@ -40,7 +42,7 @@ class TooManyTokens(Exception):
 
 
 class Tokenizer:
-    """A model's tokenizer, read from ``path`` (a folder in Hugging Face's layout). Is a TokenDecoder.
+    """A model's tokenizer, read from ``path`` (a folder in Hugging Face's layout).
 
     Raises TokenizerRefused (a ValueError) if the folder holds none that can be read.
     """
@@ -54,27 +56,29 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.eos_ids = _eos_ids(Path(path), self._outer.eos_token_id)
-        self._special = frozenset(
-            token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.special
-        )
-        self._pieces = pieces_of(self._backend)
-        self._bytes = [b"" if i in self._special else piece for i, piece in enumerate(self._pieces)]
+        self.vocabulary = _vocabulary(self._backend)
         self._shrinks_by = normalizer_shrinks_by(self._backend)
-        self._longest = max(map(len, self._pieces))
-        self.strips_first_space = self._probe_first_space()
+        self._longest = max(map(len, self.vocabulary.pieces))
 
     @property
     def vocab_size(self) -> int:
         """Ids that the tokenizer knows, control tokens included; the model's own vocabulary may be padded
         beyond."""
-        return len(self._pieces)
+        return len(self.vocabulary)
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id of the tokenizer's own end token."""
+        found: int | None = self._outer.eos_token_id
+        return found
 
     def ids_beyond(self, vocab_size: int) -> dict[str, int]:
         """Return the tokens whose ids a model with ``vocab_size`` ids doesn't have: a text may spell them."""
-        names = {
-            token_id: self._backend.id_to_token(token_id) for token_id in range(vocab_size, self.vocab_size)
-        }
-        return {name: token_id for token_id, name in names.items() if name is not None}
+        return self.vocabulary.ids_beyond(vocab_size)
+
+    def fingerprint(self) -> str:
+        """Return what two tokenizers share if and only if they make the same tokens of every text."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     @property
     def has_chat_template(self) -> bool:
@@ -149,43 +153,42 @@ class Tokenizer:
             )
         return text
 
-    def encode_chat(self, text: str, *, at_most: int | None = None) -> list[int]:
-        """Tokenise what a chat template wrote (see ``encode``).
-
-        The template writes bos itself, so no tokens are added. Control tokens are parsed wherever they stand,
-        in a user's text too: that is what vLLM and others do; a front end that must prevent it has to filter
-        what users send.
-        """
-        return self.encode(text, add_special_tokens=False, at_most=at_most)
-
     def apply_chat_template(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Render the messages (see ``render``) and tokenise the result (see ``encode_chat``)."""
-        return self.encode_chat(self.render(messages, add_generation_prompt=add_generation_prompt))
+        """Render the messages (see ``render``) and tokenise the result, to which the template added what is needed."""
+        text = self.render(messages, add_generation_prompt=add_generation_prompt)
+        return self.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids into text, special tokens left out."""
         [text] = self._backend.decode_batch([list(ids)], skip_special_tokens=True)
         return text
 
-    def token_text(self, token_id: int) -> str:
-        """Return a single token as text for logprobs: control tokens by name, broken characters as U+FFFD."""
-        return self.raw_bytes(token_id).decode("utf-8", "replace")
+    def spell(self, ids: Sequence[int]) -> str:
+        """Turn ids into text, special tokens spelled out."""
+        [text] = self._backend.decode_batch([list(ids)], skip_special_tokens=False)
+        return text
 
-    def raw_bytes(self, token_id: int) -> bytes:
-        """Return the token's exact bytes for logprobs, control tokens spelled out; b"" for an unknown id."""
-        return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else b""
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes that the token adds to the text: b"" for special and unknown tokens."""
-        return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+def _vocabulary(backend: Backend) -> Vocabulary:
+    added = backend.get_added_tokens_decoder()
+    pieces = pieces_of(backend)
+    [encoding] = backend.encode_batch_fast(["a"], add_special_tokens=True)
+    return Vocabulary(
+        pieces,
+        {str(token.content): token_id for token_id, token in added.items() if token.special},
+        strips_first_space=_strips_first_space(backend, pieces),
+        around=added_around(encoding.special_tokens_mask),
+    )
 
-    def _probe_first_space(self) -> bool:
-        for token_id, piece in enumerate(self._bytes):
-            if piece.startswith(b" ") and piece[1:].isalpha():
-                return not self.decode([token_id]).startswith(" ")
-        return False
+
+def _strips_first_space(backend: Backend, pieces: Sequence[bytes]) -> bool:
+    for token_id, piece in enumerate(pieces):
+        if piece.startswith(b" ") and piece[1:].isalpha():
+            [text] = backend.decode_batch([[token_id]], skip_special_tokens=True)
+            return not text.startswith(" ")
+    return False
 
 
 def _eos_ids(path: Path, tokenizers_own: int | None) -> frozenset[int]:

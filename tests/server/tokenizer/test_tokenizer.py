@@ -79,7 +79,7 @@ def qwen2() -> Tokenizer:
 
 
 def _stream(tokenizer: Tokenizer, ids: list[int], prompt: list[int] | None = None) -> str:
-    detokenizer = Detokenizer(tokenizer, prompt or [])
+    detokenizer = Detokenizer(tokenizer.vocabulary, prompt or [])
     return "".join(detokenizer.push(i) for i in ids) + detokenizer.flush()
 
 
@@ -119,7 +119,7 @@ def test_qwen2_text_survives(qwen2: Tokenizer, text: str) -> None:
 
 def test_output_that_continues_a_prompt_keeps_its_space(llama: Tokenizer) -> None:
     hello, world = llama.encode("hello")[-1], 261
-    assert llama.strips_first_space
+    assert llama.vocabulary.strips_first_space
     assert _stream(llama, [world], [0]) == "world"
     assert _stream(llama, [world], [0, hello]) == " world"
 
@@ -132,14 +132,14 @@ def test_a_generic_tokenizer_of_a_known_family_is_read_as_its_file_has_it(tmp_pa
 
 
 def test_bytes_and_text_of_single_tokens(byte_level: Tokenizer, llama: Tokenizer) -> None:
-    llama_bytes = [llama.raw_bytes(3 + byte) for byte in "🦙".encode()]
+    llama_bytes = [llama.vocabulary.raw_bytes(3 + byte) for byte in "🦙".encode()]
     assert b"".join(llama_bytes).decode() == "🦙"
-    assert llama.token_text(3 + 0xF0) == "\ufffd"
-    assert llama.token_text(0) == "<s>"
-    assert llama.token_bytes(0) == b""
-    assert byte_level.token_bytes(10**6) == byte_level.raw_bytes(-1) == b""
+    assert llama.vocabulary.token_text(3 + 0xF0) == "\ufffd"
+    assert llama.vocabulary.token_text(0) == "<s>"
+    assert llama.vocabulary.token_bytes(0) == b""
+    assert byte_level.vocabulary.token_bytes(10**6) == byte_level.vocabulary.raw_bytes(-1) == b""
     ids = byte_level.encode("日本 <tool call>")
-    assert b"".join(byte_level.raw_bytes(i) for i in ids) == "日本 <tool call>".encode()
+    assert b"".join(byte_level.vocabulary.raw_bytes(i) for i in ids) == "日本 <tool call>".encode()
 
 
 def test_eos_ids_come_from_both_files(byte_level: Tokenizer) -> None:

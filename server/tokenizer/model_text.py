@@ -1,0 +1,88 @@
+"""The text of one model as the API needs it: the base's, or an adapter's that brings a tokenizer of its own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from manylora.server.errors import InvalidRequest
+from manylora.server.tokenizer.tokenizer import Tokenizer
+from manylora.server.tokenizer.vocabulary import Vocabulary
+
+SpecialTokens = Mapping[str, str | list[str]]
+"""Names of special tokens (bos_token, …) as chat templates read them."""
+Result = TypeVar("Result")
+
+
+class Lane(Protocol):
+    """Threads for work on texts."""
+
+    async def run(self, work: Callable[[], Result], characters: int) -> Result:
+        """Return what ``work`` on so many characters does. Raises QueueFull."""
+        ...
+
+
+class Codec(Protocol):
+    """Makes tokens of texts and texts of tokens, off the event loop; in the lane, if it is done in this process."""
+
+    async def encode(
+        self, lane: Lane, texts: Sequence[str], *, add_special_tokens: bool, at_most: int
+    ) -> list[list[int]]:
+        """Tokenise texts. Raises TooManyTokens for the first over ``at_most``, InvalidRequest and QueueFull."""
+        ...
+
+    async def spell(self, lane: Lane, ids: Sequence[int]) -> str:
+        """Turn ids into text, control tokens spelled out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """The codec of a tokenizer in this process."""
+
+    tokenizer: Tokenizer
+
+    async def encode(
+        self, lane: Lane, texts: Sequence[str], *, add_special_tokens: bool, at_most: int
+    ) -> list[list[int]]:
+        """Tokenise texts. Raises TooManyTokens for the first over ``at_most``."""
+
+        def each(text: str) -> list[int]:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens, at_most=at_most)
+
+        return await lane.run(lambda: [each(text) for text in texts], sum(map(len, texts)))
+
+    async def spell(self, lane: Lane, ids: Sequence[int]) -> str:
+        """Turn ids into text, control tokens spelled out."""
+        return await lane.run(lambda: self.tokenizer.spell(ids), len(ids))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelText:
+    """What a model's texts are made with."""
+
+    codec: Codec
+    vocabulary: Vocabulary
+    special_tokens: SpecialTokens = field(repr=False)
+    eos_ids: frozenset[int]
+    """Ids that end an answer."""
+
+    def stops(self, stops: Sequence[str]) -> dict[int, str]:
+        """Return the control tokens among stop strings, by id: they have no text to be found by.
+
+        Raises InvalidRequest for a stop string that goes on beyond a control token: it would never be found.
+        """
+        controls = self.vocabulary.control_tokens
+        for stop in stops:
+            part = next((name for name in controls if name in stop and name != stop), None)
+            if part is not None and stop not in controls:
+                raise InvalidRequest(
+                    f"stop: {stop!r} holds the control token {part!r}, which has no text: give the token alone, "
+                    "it is found by its id",
+                    param="stop",
+                )
+        return {controls[stop]: stop for stop in stops if stop in controls}
+
+
+def text_of_base(tokenizer: Tokenizer) -> ModelText:
+    """Return the base's."""
+    return ModelText(InProcess(tokenizer), tokenizer.vocabulary, tokenizer.special_tokens, tokenizer.eos_ids)
