@@ -22,7 +22,12 @@ KNOWN_FILES = (
 """In the order in which the digest takes them. The first two are required."""
 MAX_TEXT_BYTES = 16 << 20
 """Limit of each file but the weights and those below."""
-_LIMITS = {"adapter_config.json": 1 << 20, "added_tokens.json": 1 << 20, "chat_template.jinja": 1 << 20}
+_LIMITS = {
+    "adapter_config.json": 1 << 20,
+    "added_tokens.json": 1 << 20,
+    "chat_template.jinja": 1 << 20,
+    "tokenizer_config.json": 4 << 20,  # a vocabulary's thousands of unused tokens take one
+}
 """JSON takes some thirty times its size in memory, and the interpreter's lock while it is parsed."""
 MAX_DIGITS = 19
 """Digits of an integer in JSON: what 64 bits hold. Python's own have no end, and fit no float and no tensor."""

@@ -350,10 +350,21 @@ def test_an_adapter_for_another_base_says_for_which(
         read(tmp_path)
 
 
-def test_a_config_of_megabytes_is_not_parsed(tmp_path: Path) -> None:
-    path = write(tmp_path) / "adapter_config.json"
-    path.write_text(path.read_text() + " " * (1 << 20))
-    with pytest.raises(InvalidAdapter, match="at most 1048576"):
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("adapter_config.json", 1 << 20),
+        ("added_tokens.json", 1 << 20),
+        ("chat_template.jinja", 1 << 20),
+        ("tokenizer_config.json", 4 << 20),
+    ],
+)
+def test_texts_of_megabytes_are_not_parsed(tmp_path: Path, name: str, limit: int) -> None:
+    path = write(tmp_path, files={} if name == "adapter_config.json" else {name: "{}"}) / name
+    path.write_text(path.read_text().ljust(limit))
+    read(tmp_path)
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(InvalidAdapter, match=f"{limit + 1} bytes; at most {limit}"):
         read(tmp_path)
 
 

@@ -75,33 +75,6 @@ def test_concurrent_publishing_of_one_digest_is_one_copy(
     assert len(everything(tmp_path / "store")) == 4
 
 
-def test_what_is_published_is_on_the_disk_before_and_after_the_rename(
-    store: AdapterStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A power cut after the answer must find whole files: each is flushed, then its directory, then the root."""
-    done: list[str] = []
-    fsync, rename = os.fsync, Path.rename
-
-    def flushed(handle: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
-        done.append("staging" if path.parent.name == ".staging" else path.name)
-        fsync(handle)
-
-    def moved(path: Path, target: Path) -> Path:
-        done.append("rename")
-        return rename(path, target)
-
-    monkeypatch.setattr(os, "fsync", flushed)
-    monkeypatch.setattr(Path, "rename", moved)
-    staged = store.stage(Source(source))
-    files = {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"}
-    assert set(done[:-1]) == files
-    assert done[-1] == "staging"
-    del done[:]
-    store.publish(staged)
-    assert done[-2:] == ["rename", "store"]
-
-
 def test_deleting_works_where_not_even_a_name_finds_room(
     store: AdapterStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,12 +118,10 @@ class FullDisk(Reserve):
         self.is_full = False
 
     def hold(self) -> None:
-        if not self.is_full:
-            super().hold()
-        elif len(list(self.store.iterdir())) < self.files:
-            # An adapter's files have gone: the reserve fits again, and the disk is as full as before.
-            super().hold()
-            self.fill()
+        if not self.is_full or len(list(self.store.iterdir())) < self.files:
+            super().hold()  # an adapter's files have gone, and left room for it
+        if self.is_full:
+            self.fill()  # and the disk is as full as before
 
     def fill(self) -> None:
         self.is_full, self.files = True, len(list(self.store.iterdir()))
