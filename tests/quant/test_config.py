@@ -29,6 +29,8 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "
         ({**GPTQ, "bits": 8, "sym": False}, StoredFormat("gptq", 8, 128, 1)),
         ({**GPTQ, "checkpoint_format": "gptq_v2"}, StoredFormat("gptq", 4, 128, 0)),
         ({**GPTQ, "format": "gptq_v2"}, StoredFormat("gptq", 4, 128, 0)),
+        ({**GPTQ, "checkpoint_format": "GPTQ_v2"}, StoredFormat("gptq", 4, 128, 0)),
+        ({**AWQ, "version": "Gemm"}, StoredFormat("awq", 4, 128)),
         ({**GPTQ, "group_size": -1, "desc_act": True}, StoredFormat("gptq", 4, -1, 1, reordered=True)),
         ({**GPTQ, "dynamic": {"-:.*down_proj": {}}, "lm_head": True}, StoredFormat("gptq", 4, 128, 1)),
         (AWQ, StoredFormat("awq", 4, 128)),
