@@ -1,5 +1,6 @@
 """`manylora merge`: bakes an adapter into its base, checks the result, and says what it is like."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,10 +128,10 @@ def _named(positional: list[str], adapter: str | None, output: Path | None) -> t
         raise fail(f"{left[0]!r}: adapter and output are named already")
     if adapter is None or output is None:
         raise fail("name both: manylora merge --adapter DIR --output DIR [--base DIR]")
-    directory = Path(adapter).expanduser()
+    directory, target = (Path(os.path.expanduser(each)) for each in (adapter, output))  # never raises
     if not directory.is_dir():
         raise fail(f"--adapter {adapter}: there is no such directory")
-    return directory, output.expanduser()
+    return directory, target
 
 
 def _bases(adapter: Path, base: str | None, base_16bit: str | None) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def find_named_base(settings: ServeSettings) -> tuple[Path, str]:
         return find_base(str(DEMO / "base")), settings.served_model_name or DEMO_NAME
     directory = find_base(settings.base)
     # What was typed may be "." or end in "..", but a link keeps the name that it was given.
-    is_directory = Path(settings.base).expanduser().is_dir()
+    is_directory = Path(os.path.expanduser(settings.base)).is_dir()
     own = Path(os.path.abspath(directory)).name if is_directory else settings.base
     name = settings.served_model_name or own
     if not name:

@@ -1,5 +1,6 @@
 """Where a model's files are: in a directory, or in the hub's cache after a download."""
 
+import os
 from pathlib import Path
 
 from manylora.quant.errors import CheckpointMissing
@@ -16,7 +17,7 @@ def find_checkpoint(
 
     ``with_code`` downloads the model's Python files too. Raises CheckpointMissing with what to do.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path's own raises for a user that there isn't
     if path.is_dir():
         return path
     if path.exists():

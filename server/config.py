@@ -7,6 +7,7 @@ written back.
 """
 
 import ipaddress
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -30,7 +31,8 @@ class AdapterArgument(str):
     @property
     def path(self) -> Path:
         """The directory of the PEFT adapter: relative to where the server was started, not to the adapter root."""
-        return Path(self.split("=", 1)[1]).expanduser().absolute()
+        typed = os.path.expanduser(self.split("=", 1)[1])  # Path's own raises for an unknown user
+        return Path(typed).absolute()
 
 
 class ServeSettings(BaseModel):

@@ -1,6 +1,7 @@
 """A trained model ready to answer, from its directory alone: base, adapter and tokenizer, as they were trained."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,11 @@ def _settings(directory: Path, base: str | None) -> BaseSettings:
 def _where_it_is_now(name: str, held: Mapping[str, object]) -> str:
     """Return the base's name, or where it was in training if the name was relative to another working directory."""
     directory = held.get("directory")
-    if not Path(name).expanduser().is_dir() and isinstance(directory, str) and Path(directory).is_dir():
+    if (
+        not Path(os.path.expanduser(name)).is_dir()
+        and isinstance(directory, str)
+        and Path(directory).is_dir()
+    ):
         return directory
     return name
 

@@ -89,6 +89,7 @@ def test_the_merged_model_is_served_and_answers_as_the_adapter(tmp_path: Path) -
         (["{sql}"], "name both"),
         (["{sql}", "{tmp}/out", "third"], "named already"),
         (["{tmp}/nothing", "{tmp}/out"], "no such directory"),
+        (["~nobody-here/a", "{tmp}/out"], "no such directory"),
         (["{tmp}", "{tmp}/out"], "adapter_config.json"),
         (["{sql}", "{tmp}/out", "--base", "{tmp}/nothing"], "no such directory"),
         (["{sql}", "{tmp}/out", "--base", "{tmp}"], "config.json"),

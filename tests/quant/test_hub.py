@@ -15,6 +15,12 @@ def test_a_directory_is_itself(tmp_path: Path) -> None:
     assert find_checkpoint(str(tmp_path)) == tmp_path
 
 
+def test_a_directory_may_be_named_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert find_checkpoint("~/model") == tmp_path / "model"
+
+
 def test_a_file_is_no_directory_nor_a_name_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -26,7 +32,9 @@ def test_a_file_is_no_directory_nor_a_name_of_the_hub(
             find_checkpoint(name)
 
 
-@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "~/nowhere", "model", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["/nowhere/model", "./model", "~/nowhere", "~nobody-here/model", "model", "a/b/c"]
+)
 def test_what_can_only_be_a_missing_directory(name: str) -> None:
     with pytest.raises(CheckpointMissing, match="no such directory"):
         find_checkpoint(name)

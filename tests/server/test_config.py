@@ -20,6 +20,7 @@ def test_an_adapters_directory_is_relative_to_where_the_server_was_started(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert AdapterArgument("a=here").path == tmp_path / "here"
+    assert AdapterArgument("a=~nobody-here/b").path == tmp_path / "~nobody-here" / "b"
 
 
 def test_lists_are_split_at_commas_and_blanks_are_no_part_of_them() -> None:

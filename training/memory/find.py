@@ -1,6 +1,7 @@
 """The sizes of a base by its name: a directory, a config.json, or a hub's model, of which only config.json is had."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ _BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 def read_shape(name: str, revision: str | None = None, cache_dir: str | None = None) -> ModelShape:
     """Return a base's sizes. Raises BaseRefused when there is no such base or its config.json can't be planned for."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     path = path / CONFIG if path.is_dir() else path
     if not path.is_file():
         path = _from_hub(name, revision, cache_dir)
