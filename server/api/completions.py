@@ -45,8 +45,10 @@ async def completions(request: Request) -> Response:
     echoed: list[str] = []
 
     async def tokenise(model: ResolvedModel, text: ModelText) -> list[Sequence[int]]:
+        prompts = await completion_prompts(deps, body, text)
+        # After the check of the ids: those that no vocabulary has can't be spelled.
         echoed[:] = await echoed_texts(deps, body, text) if body.echo else []
-        return await completion_prompts(deps, body, text)
+        return prompts
 
     generation = await unless_gone(request, begin(deps, body, tokenise, sampling))
     answer = CompletionAnswer(body, generation, tuple(echoed), f"cmpl-{uuid4().hex}", int(time.time()))
