@@ -267,6 +267,20 @@ def test_overlapping_tensors_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_tensor_of_many_dimensions_is_refused_before_its_sizes_are_multiplied(tmp_path: Path) -> None:
+    """The product of a megabyte of sizes takes minutes, interpreter lock in hand."""
+    write(tmp_path)
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    name = next(name for name in header if name != "__metadata__")
+    header[name]["shape"] += [1] * 20
+    raw = json.dumps(header).encode()
+    (tmp_path / WEIGHTS).write_bytes(len(raw).to_bytes(8, "little") + raw + whole[8 + length :])
+    with pytest.raises(InvalidAdapter, match="malformed"):
+        inspect_adapter(tmp_path, MODULES, max_rank=64)
+
+
 def test_a_header_larger_than_the_base_can_need_is_refused_before_it_is_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
