@@ -39,6 +39,12 @@ _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{
 
 def require_local(request: Request, settings: ApiSettings) -> None:
     """Raise Forbidden unless a program on this machine, or a page whose origin is named, sent the request."""
+    proxy = _proxy_header(request)
+    if proxy is not None:
+        raise Forbidden(
+            f"adapters are managed from this machine only, and this request came through a proxy (its header {proxy!r}"
+            " says so): start with --admin-key to allow others"
+        )
     if not _arrived_from_here(request):
         raise Forbidden("adapters are managed from this machine only: start with --admin-key to allow others")
     hosts = request.headers.getlist("host")
@@ -64,12 +70,14 @@ def is_loopback(host: str) -> bool:
     return bool((mapped or address).is_loopback)
 
 
+def _proxy_header(request: Request) -> str | None:
+    """Return the first header that a proxy added."""
+    names = request.headers.keys()
+    return next((name for name in names if name in PROXY_HEADERS or name.startswith(PROXY_PREFIXES)), None)
+
+
 def _arrived_from_here(request: Request) -> bool:
-    came_by_proxy = any(
-        name in PROXY_HEADERS or name.startswith(PROXY_PREFIXES)
-        for name in request.headers.keys()  # noqa: SIM118
-    )
-    if came_by_proxy or request.client is None:
+    if request.client is None:
         return False
     # Who calls this machine's own address from this machine has that address.
     own = (request.scope.get("server") or (None,))[0]
