@@ -132,7 +132,7 @@ class ServeSettings(BaseModel):
         description="Log probabilities of prompt tokens that one answer may hold: tokens times n times (logprobs + 1).",
     )
     max_tokenize_characters: int = Field(
-        1 << 20, ge=1, description="Longest text of /tokenize, in characters, as the template writes it."
+        1 << 18, ge=1, description="Longest text of /tokenize, in characters, as the template writes it."
     )
     keep_alive_seconds: float = Field(
         15.0, gt=0, description="A comment is sent on a stream that is silent so long."

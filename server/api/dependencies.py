@@ -61,7 +61,7 @@ class ApiSettings:
     max_choices: int = 128
     max_sequences: int = 1024
     max_prompt_logprobs: int = 500_000
-    max_tokenize_characters: int = 1 << 20
+    max_tokenize_characters: int = 1 << 18
     keep_alive_seconds: float = 15.0
     base_source: str = ""
     """The base as the operator named it: a directory or a hub name; empty: the demo."""

@@ -106,7 +106,7 @@ async def _ids(
             continue_final_message=body.continue_final_message,
             at_most=MAX_TOKENS,
             lane=deps.tokenising.looks,
-            most_characters=most,
+            most=most,
         )
     prompt, special = body.prompt or "", body.add_special_tokens
     check_length(len(prompt), most, "prompt")

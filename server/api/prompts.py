@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.schemas import ChatRequest, CompletionRequest, Message
-from manylora.server.api.tokenising import Lane, check_length
+from manylora.server.api.tokenising import Lane, check_length, most_characters
 from manylora.server.catalog import ResolvedModel
 from manylora.server.chat.templates import TemplateFailed
 from manylora.server.errors import ContextLengthExceeded, InvalidRequest, QueueFull
@@ -44,11 +44,11 @@ async def chat_tokens(
     continue_final_message: bool = False,
     at_most: int,
     lane: Lane | None = None,
-    most_characters: int | None = None,
+    most: int | None = None,
 ) -> list[int]:
     """Render messages by the model's template and tokenise them; ``variables`` are for the template.
 
-    ``lane`` None is that of prompts; ``most_characters`` may be tokenised, None: as ``at_most`` has it.
+    ``lane`` None is that of prompts; ``most`` are the characters that may be tokenised, None: as ``at_most`` has it.
     The template writes bos itself, so no tokens are added. Control tokens are parsed wherever they stand, in a user's
     text too: that is what vLLM and others do; a front end that must prevent it has to filter what users send.
     Raises TooManyTokens over ``at_most``, InvalidRequest for what the template refuses, and QueueFull.
@@ -61,8 +61,7 @@ async def chat_tokens(
         rendered = await lane.run(lambda: deps.tokenizer.render(messages, seen, **how), written)
     else:
         rendered = await _by_adapter(deps, model.chat_template, messages, seen, how)
-    if most_characters is not None:
-        check_length(len(rendered), most_characters, "messages")
+    _check_characters(deps, rendered, at_most, most or most_characters(at_most), "messages")
     [ids] = await text.codec.encode(lane, [rendered], add_special_tokens=False, at_most=at_most)
     return ids
 
@@ -100,6 +99,9 @@ async def completion_prompts(
                 raise TooManyTokens(len(prompt), at_least=False)
             check_token_ids(prompt, settings.vocab_size, "prompt")
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        for prompt in texts:
+            most = most_characters(settings.context_length)
+            _check_characters(deps, prompt, settings.context_length, most, "prompt")
         special = body.add_special_tokens
         encoded = iter(
             await text.codec.encode(
@@ -115,6 +117,12 @@ async def echoed_texts(deps: ApiDependencies, body: CompletionRequest, text: Mod
         prompt if isinstance(prompt, str) else await text.codec.spell(deps.tokenising.prompts, prompt)
         for prompt in body.prompts()
     ]
+
+
+def _check_characters(deps: ApiDependencies, text: str, at_most: int, most: int, param: str) -> None:
+    """Refuse a text that would take a tokenizer too much; one of too many tokens by its length is ``encode``'s."""
+    if deps.tokenizer.least_tokens(text) <= at_most:
+        check_length(len(text), most, param)
 
 
 def for_template(messages: Sequence[Message]) -> list[dict[str, str]]:

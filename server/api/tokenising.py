@@ -1,7 +1,7 @@
 """The threads that tokenise, and how much they may be given.
 
-A tokenizer takes about 100 bytes for each character while it works. So few texts are at work at once, a long one keeps
-nobody's short one waiting, and those who only want to look at tokens share a thread of their own.
+A tokenizer takes up to 600 bytes for each character while it works, and some microseconds. So few texts are at work at
+once, a long one keeps nobody's short one waiting, and those who only want to look at tokens have threads of their own.
 """
 
 import asyncio
@@ -12,8 +12,10 @@ from typing import TypeVar
 from manylora.server.errors import InvalidRequest, QueueFull
 
 Result = TypeVar("Result")
-LONG = 1 << 18
-"""Characters from which on a text is a long one: a tenth of a second's work."""
+LONG = 1 << 16
+"""Characters from which on texts are long: half a second's work where they are the worst."""
+CHARACTERS_A_TOKEN = 16
+"""Of a prompt, on average, at most: text has about four, code with deep indentation up to eight."""
 THREADS = 2
 """For texts that aren't."""
 MOST_PROMPTS, MOST_LOOKS = 4096, 16
@@ -61,6 +63,11 @@ class Tokenising:
         """End the threads."""
         self.prompts.close()
         self.looks.close()
+
+
+def most_characters(tokens: int) -> int:
+    """Return how long a prompt may be that is to have at most so many tokens."""
+    return max(LONG, CHARACTERS_A_TOKEN * tokens)
 
 
 def check_length(characters: int, most: int, param: str) -> None:

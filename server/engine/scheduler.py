@@ -39,7 +39,7 @@ class SchedulerLimits:
     """Seconds that a request may wait for its adapters."""
     max_overtakes: int = 64
     """Times that a request waiting for rows may be overtaken."""
-    max_step_context: int = 16384
+    max_step_context: int = 8192
     """Tokens that a step's decodes attend to: each client's request has one sequence in every step, and further ones
     as far as this goes."""
 

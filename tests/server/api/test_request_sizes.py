@@ -132,6 +132,24 @@ def test_texts_to_look_at_wait_for_each_other_and_nobody_else_does(
     assert http.post("/tokenize", json={"prompt": "x"}).is_success
 
 
+def test_a_prompt_that_no_text_is_like_is_refused_before_it_is_tokenised(
+    server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a normaliser hides how many tokens a text has at least, its length must be bounded all the same."""
+    monkeypatch.setattr(server.server.deps.tokenizer, "least_tokens", lambda text: 0)
+    context = server.server.deps.settings.context_length
+    most = max(LONG, 16 * context)
+    with tokenizer_held(server) as reached:
+        for path, asked in (
+            ("/v1/completions", {"prompt": "held" + "-" * most}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "-" * (most + 1)}]}),
+        ):
+            error = refused(http.post(path, json={"model": BASE, "max_tokens": 1, **asked}))
+            assert str(most) in error["message"]
+            assert error["param"] == next(iter(asked))
+        assert not reached.is_set()
+
+
 def test_long_prompts_keep_no_short_one_waiting(server: Running, client: openai.OpenAI) -> None:
     long = "held" + " " * LONG
     with ThreadPoolExecutor(6) as pool, tokenizer_held(server) as reached:

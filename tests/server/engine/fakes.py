@@ -200,7 +200,7 @@ class Pools:
     max_step_tokens: int = 32
     adapter_timeout: float = 1e9
     max_overtakes: int = 8
-    max_step_context: int = 16384
+    max_step_context: int = 8192
 
 
 @dataclass
