@@ -43,7 +43,6 @@ def _parts(directory: Path) -> Iterator[bytes]:
     yield (directory / "config.json").read_bytes()
     for name in choose_weights(directory).shards:
         path = directory / name
-        yield name.encode()
         yield str(path.stat().st_size).encode()
         with path.open("rb") as file:
             header = _header(file, path)

@@ -83,8 +83,10 @@ def test_a_claim_that_was_cut_short_is_none(tmp_path: Path) -> None:
 
 
 def test_a_home_that_was_made_and_not_claimed_is_its_bases(tmp_path: Path) -> None:
-    (tmp_path / "org-model-11111111").mkdir()
-    assert find_home(tmp_path, BASE).inherited_up_to == 0
+    home = tmp_path / "org-model-11111111"
+    home.mkdir()
+    (home / "registry.db").write_bytes(b"rows")
+    assert find_home(tmp_path, BASE) == Home(home, 0, others=())
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "x"}'])

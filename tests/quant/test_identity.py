@@ -87,6 +87,22 @@ def test_every_shard_counts(tmp_path: Path) -> None:
     assert weights_identity(tmp_path) != before
 
 
+def test_the_names_of_shards_do_not_count(tmp_path: Path) -> None:
+    before = weights_identity(write(tmp_path))
+    (tmp_path / SINGLE).rename(tmp_path / "one.safetensors")
+    (tmp_path / INDEX).write_text(
+        json.dumps({"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}})
+    )
+    assert weights_identity(tmp_path) == before
+
+
+def test_the_size_of_a_file_counts(tmp_path: Path) -> None:
+    before = weights_identity(write(tmp_path))
+    with (tmp_path / SINGLE).open("ab") as file:
+        file.write(b"more")
+    assert weights_identity(tmp_path) != before
+
+
 def test_little_is_read_of_a_large_tensor(tmp_path: Path) -> None:
     """A value between two samples isn't seen: this is told in the module's docstring, and is what makes it cheap."""
     write(tmp_path, big=torch.zeros(100 * SAMPLE))
