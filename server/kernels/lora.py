@@ -5,8 +5,8 @@ each token uses, and with which weight. Nothing is padded to a rank; mixtures an
 derived from a step's spans is made once per step and shared by all layers.
 
 What a token's product with another's A gives is thrown away, not multiplied by 0: it may be infinite, and 0 × inf is
-NaN. What then meets another's B is a true 0, and B is finite: adapters that aren't in the served dtype are refused when
-they are read (manylora.adapters.reader).
+NaN. What then meets another's B is a true 0, and B is finite: adapters that aren't so in the served dtype are refused
+when they are read (manylora.adapters.reader).
 """
 
 from collections.abc import Iterator, Sequence
