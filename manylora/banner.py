@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-from rich.table import Table
-
 from manylora.adapters.names import list_names
 from manylora.assemble import GIB, Server
 from manylora.server.config import ServeSettings
@@ -11,33 +9,31 @@ from manylora.server.config import ServeSettings
 MIB = 1 << 20
 
 
-def banner(server: Server, settings: ServeSettings, name: str, url: str) -> Table:
-    """Return the banner."""
+def banner(server: Server, settings: ServeSettings, name: str, url: str) -> dict[str, str]:
+    """Return the banner's rows by their names."""
     base, sizes, report = server.base, server.sizes, server.base.report
-    table = Table(show_header=False, box=None, title="manylora", title_justify="left", title_style="bold")
-    table.add_column(style="dim")
-    table.add_column()
+    rows: dict[str, str] = {}
     linear = f"{report.format}, {report.bits_per_weight:.2f} bits a weight, {_size(report.linear_bytes)}"
     where = f"{base.device.type}, {str(base.dtype).removeprefix('torch.')}"
-    table.add_row("base", f"{name}: {base.config.num_layers} layers, loaded in {report.seconds:.1f} s")
-    table.add_row("linear layers", linear)
-    table.add_row("embedding, head", _size(report.other_bytes))
-    table.add_row("runs on", f"{where}; NF4 by {base.decoder.backend.nf4_kernel}")
+    rows["base"] = f"{name}: {base.config.num_layers} layers, loaded in {report.seconds:.1f} s"
+    rows["linear layers"] = linear
+    rows["embedding, head"] = _size(report.other_bytes)
+    rows["runs on"] = f"{where}; NF4 by {base.decoder.backend.nf4_kernel}"
     tokens = sizes.num_blocks * settings.block_size
-    table.add_row("KV cache", f"{tokens:,} tokens in {sizes.num_blocks:,} blocks, {_size(sizes.kv_bytes)}")
+    rows["KV cache"] = f"{tokens:,} tokens in {sizes.num_blocks:,} blocks, {_size(sizes.kv_bytes)}"
     context, most = server.deps.settings.context_length, base.config.max_position
     of = f" of the base's {most:,}" if context < most else ""
     less = "" if settings.max_model_len or not of else ": the KV cache holds no more"
-    table.add_row("context", f"{context:,} tokens{of}{less}")
-    table.add_row("rank arena", f"{sizes.arena_rows:,} rows a module, {_size(sizes.arena_bytes)}")
+    rows["context"] = f"{context:,} tokens{of}{less}"
+    rows["rank arena"] = f"{sizes.arena_rows:,} rows a module, {_size(sizes.arena_bytes)}"
     inherited = sum(entry.note is not None for entry in server.catalog.list())
     names = [entry.record.name for entry in server.catalog.list()]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     told = f" ({inherited} perhaps for other weights than these)" if inherited else ""
-    table.add_row("adapters", f"{shown}{told}" if shown else "none")
-    table.add_row("new adapters from", f"{settings.adapter_root.resolve()} (POST {url}/adapters)")
-    table.add_row("listening", f"{url}/v1  (docs: {url}/docs)")
-    return table
+    rows["adapters"] = f"{shown}{told}" if shown else "none"
+    rows["new adapters from"] = f"{settings.adapter_root.resolve()} (POST {url}/adapters)"
+    rows["listening"] = f"{url}/v1  (docs: {url}/docs)"
+    return rows
 
 
 def warnings_at_start(server: Server, settings: ServeSettings) -> Iterator[str]:

@@ -1,11 +1,9 @@
 """`manylora serve`: loads, says what it loaded, serves, drains at the first Ctrl-C and stops at the second."""
 
 import asyncio
-import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +11,6 @@ from types import FrameType
 
 import torch
 import uvicorn
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from manylora.adapters.errors import AdapterError
@@ -23,7 +19,7 @@ from manylora.banner import banner, warnings_at_start
 from manylora.base import DEMO, find_base
 from manylora.descriptors import connection_limits, raise_descriptor_limit
 from manylora.listening import bind, url_of, why
-from manylora.logs import configure_logs
+from manylora.logs import Voice, configure_logs
 from manylora.quant.errors import QuantError
 from manylora.server.api.connections import http_config
 from manylora.server.config import ServeSettings
@@ -31,10 +27,7 @@ from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
 from manylora.server.model.errors import ModelError
 
-log = logging.getLogger(__name__)
 DEMO_NAME = "demo"
-# Where nobody watches there is no width to fold at.
-console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
 
 
 class StartError(Exception):
@@ -69,12 +62,14 @@ async def _serve(settings: ServeSettings) -> None:
 async def _load_and_run(
     settings: ServeSettings, directory: Path, name: str, sockets: list[socket.socket]
 ) -> None:
+    voice = Voice(settings)
     with Progress(
         TextColumn("loading {task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        console=console,
+        console=voice.console,
         transient=True,
+        disable=not voice.text,
     ) as bars:
         task = bars.add_task(name, total=None)
         # The loop has nothing else to do yet.
@@ -84,8 +79,8 @@ async def _load_and_run(
             )
     server.engine.start()
     try:
-        await _restore(server, settings)
-        await _run(server, settings, name, sockets)
+        await _restore(server, settings, voice)
+        await _run(server, settings, name, sockets, voice)
     finally:
         await server.engine.stop()
         await server.catalog.close()
@@ -115,22 +110,24 @@ def find_named_base(settings: ServeSettings) -> tuple[Path, str]:
     return directory, name
 
 
-async def _restore(server: Server, settings: ServeSettings) -> None:
+async def _restore(server: Server, settings: ServeSettings, voice: Voice) -> None:
     report = await server.catalog.restore()
     for name, reason in report.unavailable.items():
-        console.print(f"[yellow]adapter {name} is unavailable:[/] {escape(reason)}")
+        voice.warn(f"adapter {name} is unavailable: {reason}", adapter=name)
     for argument in start_adapters(settings):
         # What the directory holds now is what was asked for, whatever the data directory knows by that name.
         outcome = await server.catalog.put(argument.adapter_name, str(argument.path))
         if outcome.replaced is not None:
             old, new = outcome.replaced, outcome.record
-            console.print(
-                f"[yellow]adapter {escape(new.name)}[/] is {escape(new.source)} from now on (version {new.version});"
-                f" in --data-dir it was {escape(old.source)} (version {old.version})"
+            voice.warn(
+                f"adapter {new.name} is {new.source} from now on (version {new.version});"
+                f" in --data-dir it was {old.source} (version {old.version})"
             )
 
 
-async def _run(server: Server, settings: ServeSettings, name: str, sockets: list[socket.socket]) -> None:
+async def _run(
+    server: Server, settings: ServeSettings, name: str, sockets: list[socket.socket], voice: Voice
+) -> None:
     config = http_config(
         server.app,
         connection_limits(settings, raise_descriptor_limit()),
@@ -138,11 +135,12 @@ async def _run(server: Server, settings: ServeSettings, name: str, sockets: list
     )
 
     def started() -> None:
-        console.print(banner(server, settings, name, url_of(settings, sockets)))
+        url = url_of(settings, sockets)
+        voice.show("manylora", banner(server, settings, name, url), f"listening on {url}")
         for sentence in warnings_at_start(server, settings):
-            log.warning(sentence)
+            voice.warn(sentence)
 
-    running = DrainingServer(config, server.engine, settings.drain_timeout, started)
+    running = DrainingServer(config, server.engine, settings.drain_timeout, started, voice)
     try:
         await running.serve(sockets)
     except OSError as error:
@@ -164,8 +162,10 @@ class DrainingServer(uvicorn.Server):
         engine: AsyncEngine,
         drain_timeout: float,
         started: Callable[[], None],
+        voice: Voice,
     ) -> None:
         super().__init__(config)
+        self._voice = voice
         self._engine = engine
         self._drain_timeout = drain_timeout
         self._announce = started
@@ -199,12 +199,16 @@ class DrainingServer(uvicorn.Server):
         """Begin to drain; a second signal stops at once."""
         self._signals += 1
         if self._signals > 1 or self._loop is None:
-            console.print("stopping now")
+            self._voice.say("stopping now")
             # Threads may be in the middle of a step; nothing is worth waiting for.
             os._exit(128 + sig)
         stats = self._engine.snapshot()
         under_way = f"{stats.running} running and {stats.waiting} waiting sequences"
-        console.print(f"draining {under_way}, {self._drain_timeout:g} s at most; Ctrl-C again stops at once")
+        self._voice.say(
+            f"draining {under_way}, {self._drain_timeout:g} s at most; Ctrl-C again stops at once",
+            running=stats.running,
+            waiting=stats.waiting,
+        )
         self._loop.call_soon_threadsafe(self._begin_to_drain)
 
     def _begin_to_drain(self) -> None:

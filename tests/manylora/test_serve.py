@@ -82,7 +82,7 @@ def test_the_banner_says_what_was_loaded(files: Path, tmp_path: Path) -> None:
         "base: 2 layers",
         "nf4, 4.",
         "bits a weight",
-        "KV cache",
+        "KV_cache",
         "tokens in",
         "64 rows a module",
         "first",
@@ -152,7 +152,9 @@ def test_a_hangup_drains_like_ctrl_c(files: Path, tmp_path: Path) -> None:
 
 def test_a_hangup_that_is_ignored_stays_so() -> None:
     """As `nohup` starts it."""
-    server = DrainingServer(uvicorn.Config("nothing:here"), cast("Any", None), 1.0, lambda: None)
+    server = DrainingServer(
+        uvicorn.Config("nothing:here"), cast("Any", None), 1.0, lambda: None, cast("Any", None)
+    )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with server.capture_signals():
