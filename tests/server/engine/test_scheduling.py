@@ -2,7 +2,7 @@
 
 import pytest
 
-from manylora.server.engine.request import FinishReason
+from manylora.server.engine.request import FinishReason, SamplingParams
 from tests.server.engine.fakes import Harness, Pools, ask, expected
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
@@ -153,3 +153,66 @@ def test_half_a_character_at_the_end_is_let_out_with_the_last_token() -> None:
     letters = "".join("" if token in harness.letters.halves else chr(65 + token) for token in tokens)
     assert "".join(o.text for o in harness.outputs) == letters + "\ufffd"
     assert harness.outputs[-1].text.endswith("\ufffd")
+
+
+def test_a_prompt_that_is_reported_on_is_computed_in_small_chunks() -> None:
+    harness = Harness(Pools(blocks=100, max_step_tokens=600))
+    sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
+    harness.engine.add_request(ask("r", [1] * 300, sampling=sampling))
+    harness.run()
+    assert [step.tokens for step in harness.observer.steps] == [256, 44]
+    reported = harness.outputs[0].prompt_logprobs
+    assert reported is not None
+    assert len(reported) == 300
+
+
+def test_the_next_deadline_is_that_of_whoever_waits_longest() -> None:
+    harness = Harness(Pools(rows=4))
+    for adapter_id in (1, 2, 3):
+        harness.know(adapter_id)
+    harness.engine.add_request(ask("busy", PROMPT, 20, ONE))
+    harness.step()
+    for name, adapters in (("first", TWO), ("second", THREE)):
+        harness.engine.add_request(ask(name, PROMPT, 2, adapters))
+        harness.step()
+    first, second = harness.engine.requests.get("first"), harness.engine.requests.get("second")
+    assert first is not None
+    assert second is not None
+    assert first.blocked_since is not None
+    assert second.blocked_since is not None
+    assert first.blocked_since < second.blocked_since
+    deadline = first.blocked_since + harness.pools.adapter_timeout
+    assert harness.engine.scheduler.next_deadline() == deadline
+    harness.run()
+
+
+def test_who_has_begun_has_no_deadline() -> None:
+    harness = Harness(Pools(max_running=1))
+    harness.know(1, cold=True)
+    harness.engine.add_request(ask("r", PROMPT, 5, ONE, n=2))
+    harness.step()
+    assert harness.engine.scheduler.next_deadline() is not None
+    harness.finish_loads()
+    harness.step()
+    assert len(harness.engine.scheduler.waiting) == 1
+    assert harness.engine.scheduler.next_deadline() is None
+    harness.run()
+
+
+def test_an_adapter_that_was_used_last_stays() -> None:
+    harness = Harness(Pools(rows=8))
+    for adapter_id in (1, 2, 3):
+        harness.know(adapter_id)
+    for number, adapters in enumerate((ONE, TWO, ONE, THREE)):
+        harness.engine.add_request(ask(f"r{number}", PROMPT, 1, adapters))
+        harness.run()
+    assert harness.engine.cache.tiers() == {1: "device", 2: "host", 3: "device"}
+
+
+def test_a_prompt_counts_once_in_the_statistics_of_the_cache() -> None:
+    harness = Harness(Pools(blocks=10))
+    for name in ("a", "b", "c"):
+        harness.engine.add_request(ask(name, PROMPT[:5], 20))
+    harness.run()
+    assert harness.engine.preemptions > 0
+    assert harness.engine.blocks.queried_tokens == 15
