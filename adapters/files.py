@@ -29,8 +29,8 @@ _LIMITS = {
     "tokenizer_config.json": 4 << 20,  # a vocabulary's thousands of unused tokens take one
 }
 """JSON takes some thirty times its size in memory, and the interpreter's lock while it is parsed."""
-MAX_DIGITS = 19
-"""Digits of an integer in JSON: what 64 bits hold. Python's own have no end, and fit no float and no tensor."""
+MAX_DIGITS = 308
+"""Digits of an integer in JSON: what a float holds. transformers writes 10³⁰ where a tokenizer has no length."""
 _PICKLED = "adapter_model.bin"
 _CHUNK = 1 << 20
 _HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")

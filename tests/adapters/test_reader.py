@@ -267,6 +267,16 @@ def test_overlapping_tensors_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_numbers_may_be_as_large_as_transformers_writes_them_and_not_larger(tmp_path: Path) -> None:
+    """Tokenizers without a limit have one of 10**30."""
+    tokenizer = {"model_max_length": int(1e30), "chat_template": "x"}
+    write(tmp_path, files={"tokenizer_config.json": json.dumps(tokenizer)})
+    assert read(tmp_path).chat_template == "x"
+    write(tmp_path, files={"tokenizer_config.json": json.dumps({"model_max_length": 10**308})})
+    with pytest.raises(InvalidAdapter, match=r"tokenizer_config.json: is not JSON: a number of 309 digits"):
+        read(tmp_path)
+
+
 def test_a_tensor_of_many_dimensions_is_refused_before_its_sizes_are_multiplied(tmp_path: Path) -> None:
     """The product of a megabyte of sizes takes minutes, interpreter lock in hand."""
     write(tmp_path)

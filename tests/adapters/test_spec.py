@@ -117,6 +117,7 @@ def test_other_kinds_are_refused_by_name(change: dict[str, object], named: str) 
         ({"r": True}, "r is True"),
         ({"lora_alpha": "8"}, "lora_alpha"),
         ({"lora_alpha": float("nan")}, "lora_alpha"),
+        ({"lora_alpha": 10**401}, "lora_alpha"),
         ({"target_modules": None}, "target_modules"),
         ({"target_modules": []}, "target_modules"),
         ({"target_modules": [1]}, "target_modules"),
