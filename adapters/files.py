@@ -11,6 +11,7 @@ from types import TracebackType
 
 from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
 
+TOKENIZER_JSON = "tokenizer.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 KNOWN_FILES = (
     "adapter_config.json",
@@ -18,6 +19,8 @@ KNOWN_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    TOKENIZER_JSON,
 )
 """In the order in which the digest takes them. The first two are required."""
 MAX_TEXT_BYTES = 16 << 20
@@ -27,8 +30,11 @@ _LIMITS = {
     "added_tokens.json": 1 << 20,
     "chat_template.jinja": 1 << 20,
     "tokenizer_config.json": 4 << 20,  # a vocabulary's thousands of unused tokens take one
+    "special_tokens_map.json": 1 << 20,
+    TOKENIZER_JSON: 64 << 20,
 }
-"""JSON takes some thirty times its size in memory, and the interpreter's lock while it is parsed."""
+"""JSON takes some thirty times its size in memory, and the interpreter's lock while it is parsed. tokenizer.json is
+parsed in another process; it has about 35 MB for a vocabulary of 256,000 tokens."""
 MAX_DIGITS = 308
 """Digits of an integer in JSON: what a float holds. transformers writes 10³⁰ where a tokenizer has no length."""
 _PICKLED = "adapter_model.bin"

@@ -19,7 +19,7 @@ from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, Unsupporte
 from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
 from manylora.adapters.header import TensorEntry, header_limit, read_header
 from manylora.adapters.spec import CONFIG_FILE, AdapterSpec
-from manylora.adapters.tokens import check_added_tokens, read_chat_template
+from manylora.adapters.tokens import AdapterText, read_text
 from manylora.adapters.types import AdapterWeights, BaseModules, LoraPair, ModuleShape
 
 MAX_ADAPTER_BYTES = 8 << 30
@@ -36,7 +36,7 @@ class AdapterOutline:
     spec: AdapterSpec
     rank_by_path: Mapping[str, int]
     """Rank of each adapted module, by full path."""
-    chat_template: str | None
+    text: AdapterText
     tensor_names: Mapping[str, str]
     """What the file calls the factors, by the names that peft's save_pretrained gives them."""
 
@@ -57,8 +57,13 @@ class LoadedAdapter:
     weights: AdapterWeights
     digest: str
     """sha256 of the files' contents, 64 hex digits."""
-    chat_template: str | None
-    """The template that the adapter brings, if it does."""
+    text: AdapterText
+    """What the adapter brings for texts."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that the adapter brings, if it does."""
+        return self.text.chat_template
 
 
 def read_adapter(
@@ -87,7 +92,7 @@ def read_adapter(
     except SafetensorError as error:
         raise InvalidAdapter(f"can't be read: {error}", file=WEIGHTS_FILE) from error
     known = digest or digest_of(directory, MAX_ADAPTER_BYTES)
-    return LoadedAdapter(outline.spec, AdapterWeights(pairs), known, outline.chat_template)
+    return LoadedAdapter(outline.spec, AdapterWeights(pairs), known, outline.text)
 
 
 def inspect_adapter(
@@ -98,7 +103,7 @@ def inspect_adapter(
         raise AdapterNotFound("the adapter's directory is not there")
     present_files(directory, MAX_ADAPTER_BYTES)
     spec = AdapterSpec.parse(read_json_object(directory / CONFIG_FILE))
-    check_added_tokens(directory, vocab_size)
+    text = read_text(directory, vocab_size)
     _refuse_token_modules(spec)
     expected = (_tensor_name(path, half) for path in modules for half in "AB")
     entries = read_header(directory / WEIGHTS_FILE, header_limit(expected))
@@ -108,7 +113,7 @@ def inspect_adapter(
         for path, rank in ranks.items():
             _check_shapes(entries, path, rank, modules[path])
     names = {name: entry.name for name, entry in entries.items()}
-    return AdapterOutline(spec, ranks, read_chat_template(directory), names)
+    return AdapterOutline(spec, ranks, text, names)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ than the file gives: an adapter would be trained on one text and asked with anot
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manylora.adapters.files import TOKENIZER_JSON
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_JSON = "tokenizer.json"
 SENTENCEPIECE = "tokenizer.model"
 _OTHER_FILES = (SENTENCEPIECE, "vocab.json", "tekken.json", "tiktoken.model")
 
@@ -40,6 +41,13 @@ def load_tokenizer(
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TokenizerRefused(_explained(folder, first)) from error
+
+
+def import_libraries() -> None:
+    """Import what loading takes, a second's work, now rather than with the first tokenizer."""
+    import transformers
+
+    _ = transformers.PreTrainedTokenizerFast
 
 
 def has_tokenizer(directory: Path) -> bool:

@@ -1,33 +1,104 @@
-"""What an adapter brings for the tokenizer: a chat template, and added tokens if the base has them too."""
+"""What an adapter brings for texts: a chat template, names of special tokens, added tokens, a whole tokenizer.
 
+What it says is read and checked here as far as that needs no tokenizer; whether it goes with the base's is for who
+serves it to find out (server/tokenizer/model_texts.py).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
-from manylora.adapters.files import read_json_object
+from manylora.adapters.files import TOKENIZER_JSON, read_json_object
 
 TOKENS_FILE = "added_tokens.json"
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILE = "tokenizer_config.json"
+NAMES_FILE = "special_tokens_map.json"
+SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
-def check_added_tokens(directory: Path, vocab_size: int | None) -> None:
-    """Raise UnsupportedAdapter if added_tokens.json holds ids that the base has no embedding for.
+@dataclass(frozen=True, slots=True)
+class AdapterText:
+    """What an adapter's files say about texts."""
 
-    Many adapters carry the file only to repeat tokens of the base: ids below ``vocab_size`` pass. None: no
-    check.
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str | None] = field(default_factory=dict)
+    """bos_token, eos_token, … as they are named; None: the adapter says that there is none."""
+    added_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Tokens whose ids added_tokens.json or tokenizer_config.json give."""
+    has_tokenizer: bool = False
+    """Whether it brings a tokenizer.json."""
+
+
+def read_text(directory: Path, vocab_size: int | None) -> AdapterText:
+    """Read what an adapter brings for texts. Raises InvalidAdapter, and UnsupportedAdapter for ids beyond the base's.
+
+    Many adapters carry added tokens only to repeat those of the base: ids below ``vocab_size`` pass. None: no check.
     """
-    path = directory / TOKENS_FILE
-    if vocab_size is None or not path.exists():
-        return
-    for token, number in read_json_object(path).items():
+    config = _read(directory / TOKENIZER_FILE)
+    added = {}
+    for file, token, number in _added_tokens(directory, config):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise InvalidAdapter(f"token {token!r} has id {number!r}; expected an integer", file=TOKENS_FILE)
-        if number >= vocab_size:
+            raise InvalidAdapter(f"token {token!r} has id {number!r}; expected an integer", file=file)
+        if vocab_size is not None and number >= vocab_size:
             raise UnsupportedAdapter(
                 f"token {token!r} has id {number}, but the base has ids below {vocab_size}; adapters that add"
                 " tokens are not served yet",
-                file=TOKENS_FILE,
+                file=file,
             )
+        added[token] = number
+    names = {
+        **_special_tokens(_read(directory / NAMES_FILE), NAMES_FILE),
+        **_special_tokens(config, TOKENIZER_FILE),
+    }
+    template = read_chat_template(directory)
+    return AdapterText(template, names, added, (directory / TOKENIZER_JSON).is_file())
+
+
+def _read(path: Path) -> dict[str, object]:
+    return read_json_object(path) if path.exists() else {}
+
+
+def _added_tokens(directory: Path, config: Mapping[str, object]) -> Iterator[tuple[str, str, object]]:
+    """Yield (file, token, id) of every added token whose id is told."""
+    for token, number in _read(directory / TOKENS_FILE).items():
+        yield TOKENS_FILE, token, number
+    told = config.get("added_tokens_decoder") or {}
+    if not isinstance(told, dict):
+        raise InvalidAdapter("added_tokens_decoder is not an object of tokens by id", file=TOKENIZER_FILE)
+    for number, token in told.items():
+        name = _name(token)
+        if not number.isdecimal() or name is None:
+            raise InvalidAdapter(f"added_tokens_decoder has no token at {number!r}", file=TOKENIZER_FILE)
+        yield TOKENIZER_FILE, name, int(number)
+
+
+def _special_tokens(config: Mapping[str, object], file: str) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for kind in SPECIAL_TOKENS:
+        if kind not in config:
+            continue
+        token = config[kind]
+        name = _name(token)
+        if name is None and token is not None:
+            raise InvalidAdapter(f"{kind} is no token", file=file)
+        found[kind] = name
+    return found
+
+
+def _name(token: object) -> str | None:
+    """Return how a token is spelled: tokenizer files give it plain, or in an object with its flags."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
 
 
 def read_chat_template(directory: Path) -> str | None:

@@ -149,12 +149,12 @@ def assemble(
     )
     home = _open_home(settings, base, name)
     templates = ChatTemplates(settings.template_timeout)
-    catalog = _catalog(settings, base, name, engine, home, metrics, templates)
+    texts = ModelTexts(tokenizer, directory, base.config.vocab_size, templates, home.store.path_of)
+    catalog = _catalog(settings, base, name, engine, home, metrics, texts)
     observer.scrape(engine, catalog, name, settings.block_size)
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
-    texts = ModelTexts(tokenizer)
-    deps = ApiDependencies(engine, catalog, tokenizer, texts, templates, metrics, api, exports)
+    deps = ApiDependencies(engine, catalog, tokenizer, texts, metrics, api, exports)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
 
@@ -270,7 +270,7 @@ def _catalog(
     engine: AsyncEngine,
     home: _Kept,
     metrics: Metrics,
-    templates: ChatTemplates,
+    texts: ModelTexts,
 ) -> AdapterCatalog:
     modules = {path: ModuleShape(out, wide) for path, (out, wide) in base.config.base_modules().items()}
     catalog = CatalogSettings(
@@ -281,7 +281,7 @@ def _catalog(
         max_rank=settings.max_rank,
         dtype=base.dtype,
         vocab_size=base.config.vocab_size,
-        templates=templates,
+        check_text=texts.check,
         inherited_up_to=home.inherited_up_to,
     )
     return AdapterCatalog(engine, home.registry, home.store, catalog, metrics)

@@ -148,7 +148,7 @@ class ServedGeneration:
         self, server: Server, name: str, conversations: Sequence[Sequence[Message]], max_new_tokens: int
     ) -> list[str]:
         model = server.catalog.resolve(name)
-        text = await server.deps.texts.of()
+        text = await server.deps.texts.of(model.text, model.digest)
         adapters = ((model.adapter_id, 1.0),) if name == ADAPTER else ()
         streams = []
         for conversation in conversations:
@@ -192,7 +192,7 @@ class ServedGeneration:
             server, self._server = self._server, None
             await server.engine.stop()
             await server.catalog.close()
-            server.deps.templates.close()
+            server.deps.texts.close()
         if self._data is not None:
             self._data.cleanup()
             self._data = None

@@ -91,7 +91,7 @@ class AdapterCatalog:
         Raises ModelNotFound with names that exist, or AdapterUnavailable with the reason.
         """
         if model in self._base_names:
-            return ResolvedModel(BASE_ADAPTER_ID, model, None)
+            return ResolvedModel(BASE_ADAPTER_ID, model)
         entry = self._entries.get(model)
         if entry is None:
             names = list_names([*self._base_names, *self._entries])
@@ -99,7 +99,7 @@ class AdapterCatalog:
             raise ModelNotFound(f"model {asked!r} does not exist; models: {names}", param="model")
         if entry.reason is not None:
             raise AdapterUnavailable(f"adapter {model!r} can't be served: {entry.reason}", param="model")
-        return ResolvedModel(entry.record.id, model, entry.chat_template)
+        return ResolvedModel(entry.record.id, model, entry.text, entry.record.digest)
 
     def get(self, name: str) -> CatalogEntry:
         """Return one adapter and where its weights are. Raises UnknownAdapter."""
@@ -197,7 +197,7 @@ class AdapterCatalog:
             if old is not None and old.record.digest == prepared.digest:
                 return PutOutcome(await self._keep(caller, old, wishes, prepared), is_new=False)
             record = await self._introduce(caller, name, src, prepared, wishes, old)
-            self._entries[name] = Entry(record, prepared.chat_template)
+            self._entries[name] = Entry(record, prepared.text)
             if old is not None:
                 self._leaving.add(old)
                 self._operations.spawn(self._retire_in_background(old))
@@ -285,15 +285,15 @@ class AdapterCatalog:
     ) -> AdapterRecord:
         """Keep an adapter as ``wishes`` say; one that is unavailable is served again, now that its files are back."""
         caller.check()
-        record, template = entry.record, entry.chat_template
+        record, text = entry.record, entry.text
         if entry.reason is not None:
             assert prepared is not None, "what is unavailable is prepared anew"
-            template = prepared.chat_template
+            text = prepared.text
             await self._serving.hand_over(record, prepared.weights)  # no request ever used its id
-            self._entries[record.name] = entry = Entry(record, template)
+            self._entries[record.name] = entry = Entry(record, text)
         kept = await self._serving.keep(record, wishes)
         if kept != record:
-            self._entries[record.name] = Entry(kept, template)
+            self._entries[record.name] = Entry(kept, text)
         return kept
 
     async def _retire_in_background(self, old: Entry) -> None:

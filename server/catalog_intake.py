@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from manylora.adapters.errors import AdapterError, InvalidAdapter
+from manylora.adapters.errors import AdapterError
 from manylora.adapters.reader import AdapterOutline, inspect_adapter, read_adapter
 from manylora.adapters.source import Source, operator_source, resolve_source
 from manylora.adapters.spec import AdapterSpec
 from manylora.adapters.store import AdapterStore, StagedAdapter
+from manylora.adapters.tokens import AdapterText
 from manylora.adapters.types import AdapterWeights
 from manylora.server.catalog_types import CatalogSettings
-from manylora.server.chat.templates import TemplateFailed
-from manylora.server.errors import QueueFull
-from manylora.server.workers.pool import WorkersBusy
 
 T = TypeVar("T")
 
@@ -47,7 +45,7 @@ class Prepared:
     digest: str
     spec: AdapterSpec
     rank: int
-    chat_template: str | None
+    text: AdapterText
     weights: AdapterWeights
 
 
@@ -173,23 +171,13 @@ class AdapterIntake:
                 vocab_size=settings.vocab_size,
                 digest=staged.digest,
             )
-            self._check_template(loaded.chat_template)
+            settings.check_text(staged.path, loaded.text)
             self._store.publish(staged)
         finally:
             self._store.discard(staged)
         weights = loaded.weights
         rank = max(weights.rank_by_module().values())
-        return Prepared(staged.digest, loaded.spec, rank, loaded.chat_template, weights)
-
-    def _check_template(self, template: str | None) -> None:
-        if template is None or self._settings.templates is None:
-            return
-        try:
-            self._settings.templates.check(template)
-        except TemplateFailed as error:
-            raise InvalidAdapter(f"the chat template can't be compiled: {error}") from error
-        except WorkersBusy as error:
-            raise QueueFull(f"the chat template can't be compiled now: {error}", retry_after=1) from error
+        return Prepared(staged.digest, loaded.spec, rank, loaded.text, weights)
 
 
 def reason_of(error: AdapterError | OSError) -> str:

@@ -11,6 +11,7 @@ from manylora.adapters.errors import AdapterError
 from manylora.adapters.reader import AdapterOutline
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.tokens import AdapterText
 from manylora.adapters.types import AdapterWeights
 from manylora.server.catalog_intake import AdapterIntake, reason_of
 from manylora.server.catalog_types import AdapterEngine, CatalogObserver, Wishes
@@ -22,7 +23,7 @@ class Entry:
     """What a name means at the moment."""
 
     record: AdapterRecord
-    chat_template: str | None
+    text: AdapterText
     reason: str | None = None
     """Why it is unavailable; the engine does not know it then."""
 
@@ -73,16 +74,16 @@ class Serving:
     async def restore(self, record: AdapterRecord, outline: AdapterOutline | str) -> Entry:
         """Make a record's adapter known again after a restart; ``outline`` may say why it can't be."""
         if isinstance(outline, str):
-            return Entry(record, None, outline)
+            return Entry(record, AdapterText(), outline)
         try:
             warm = (record.preload or record.pinned) and await self._restore_warm(record)
             if not warm:
                 await self._restore_cold(record, outline)
         except (AdapterError, OSError) as error:
-            return Entry(record, None, reason_of(error))
+            return Entry(record, AdapterText(), reason_of(error))
         except AdapterUnavailable as error:
-            return Entry(record, None, error.message)
-        return Entry(record, outline.chat_template)
+            return Entry(record, AdapterText(), error.message)
+        return Entry(record, outline.text)
 
     async def _restore_warm(self, record: AdapterRecord) -> bool:
         weights = await self._intake.work(lambda: self._intake.read(record.digest))

@@ -1,15 +1,15 @@
 """What the adapter catalog takes and gives: settings, results, and the engine and observer behind it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from manylora.adapters.records import AdapterRecord
+from manylora.adapters.tokens import AdapterText
 from manylora.adapters.types import AdapterWeights, BaseModules, FreedAdapter, Tier
-from manylora.server.chat.templates import ChatTemplates
 
 
 class AdapterEngine(Protocol):
@@ -99,6 +99,10 @@ class SilentObserver:
         """Do nothing."""
 
 
+def _any_text(directory: Path, text: AdapterText) -> None:
+    """Take whatever an adapter brings for texts."""
+
+
 @dataclass(frozen=True, slots=True)
 class CatalogSettings:
     """What adapters are checked against, and where they may come from."""
@@ -113,8 +117,8 @@ class CatalogSettings:
     vocab_size: int | None = None
     trusted_sources: frozenset[str] = frozenset()
     """Directories that the operator named at start; they may lie anywhere."""
-    templates: ChatTemplates | None = None
-    """What compiles an adapter's chat template before it is taken; None: no check."""
+    check_text: Callable[[Path, AdapterText], None] = _any_text
+    """Refuses (blocking) an adapter in a directory whose template or tokenizer can't be served with the base."""
     workers: int = 2
     """How many adapters are copied, hashed or read at the same time."""
     inherited_up_to: int = 0
@@ -155,8 +159,15 @@ class ResolvedModel:
     adapter_id: int
     """manylora.server.engine.request.BASE_ADAPTER_ID for the base."""
     name: str
-    chat_template: str | None
-    """The adapter's own template; None: the base's."""
+    text: AdapterText = field(default_factory=AdapterText)
+    """What the adapter brings for texts."""
+    digest: str | None = None
+    """Of the adapter's files; None for the base."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The adapter's own template; None: the base's."""
+        return self.text.chat_template
 
 
 @dataclass(frozen=True, slots=True)

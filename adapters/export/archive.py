@@ -12,8 +12,6 @@ from manylora.adapters.files import KNOWN_FILES
 SUFFIXES = (".tar.gz", ".tgz", ".zip")
 _MORE_FILES = (
     "README.md",
-    "special_tokens_map.json",
-    "tokenizer.json",
     "tokenizer.model",
     "vocab.json",
     "merges.txt",

@@ -10,7 +10,7 @@ import torch
 from manylora.adapters.export.nf4_layout import quantization_config
 from manylora.adapters.export.outline import EMBEDDING, QUANTIZATION_FIELDS
 from manylora.adapters.export.write import OutputForm
-from manylora.adapters.tokenizer import TOKENIZER_JSON
+from manylora.adapters.files import TOKENIZER_JSON
 from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, read_chat_template
 from manylora.quant.weight_files import NAMED
 

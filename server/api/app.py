@@ -74,7 +74,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if deps.exports is not None:
         await deps.exports.open()
     yield
-    deps.templates.close()
+    deps.texts.close()
     deps.tokenising.close()
     if deps.exports is not None:
         await deps.exports.close()

@@ -10,7 +10,6 @@ from manylora.server.api.export_jobs import ExportJobs
 from manylora.server.api.metrics import Metrics
 from manylora.server.api.tokenising import Tokenising
 from manylora.server.catalog import AdapterCatalog
-from manylora.server.chat.templates import ChatTemplates
 from manylora.server.engine.request import GenerationRequest, SequenceOutput
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 
@@ -77,7 +76,6 @@ class ApiDependencies:
     catalog: AdapterCatalog
     tokenizer: Tokenizer
     texts: ModelTexts
-    templates: ChatTemplates
     metrics: Metrics
     settings: ApiSettings
     exports: ExportJobs | None = None

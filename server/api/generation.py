@@ -19,7 +19,14 @@ from manylora.server.engine.request import (
     SequenceOutput,
     TokenLogprobs,
 )
-from manylora.server.errors import InvalidRequest, ModelNotFound, ServerError, ShuttingDown, StepFailed
+from manylora.server.errors import (
+    AdapterUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    ServerError,
+    ShuttingDown,
+    StepFailed,
+)
 from manylora.server.tokenizer import ModelText
 
 
@@ -121,12 +128,12 @@ async def begin(
     check_choices(fields, deps.settings)
     while True:
         model = deps.catalog.resolve(fields.model)
-        text = await deps.texts.of()
-        stopping = replace(sampling, stop_names=text.stops(sampling.stop))
-        prompts = await tokenise(model, text)
         try:
+            text = await deps.texts.of(model.text, model.digest)
+            stopping = replace(sampling, stop_names=text.stops(sampling.stop))
+            prompts = await tokenise(model, text)
             return start(deps, fields, model, text, prompts, stopping)
-        except ModelNotFound:
+        except (ModelNotFound, AdapterUnavailable):
             # A deleted name doesn't resolve any more, and the error then names those that do.
             if deps.catalog.resolve(fields.model).adapter_id == model.adapter_id:
                 raise

@@ -70,7 +70,7 @@ async def tokenize(request: Request) -> Response:
     deps = dependencies(request)
     body = await read_body(request, TokenizeRequest)
     model = deps.catalog.resolve(body.model or deps.settings.base_model)
-    text = await unless_gone(request, deps.texts.of())
+    text = await unless_gone(request, deps.texts.of(model.text, model.digest))
     try:
         ids = await unless_gone(request, _ids(deps, body, model, text))
     except TooManyTokens as error:
@@ -121,12 +121,12 @@ async def detokenize(request: Request) -> Response:
     """Return the text of token ids, control tokens spelled out."""
     deps = dependencies(request)
     body = await read_body(request, DetokenizeRequest)
-    deps.catalog.resolve(body.model or deps.settings.base_model)
+    model = deps.catalog.resolve(body.model or deps.settings.base_model)
     looks, tokens = deps.tokenising.looks, body.tokens
     await unless_gone(
         request,
         looks.run(lambda: check_token_ids(tokens, deps.settings.vocab_size, "tokens"), len(tokens)),
     )
-    text = await unless_gone(request, deps.texts.of())
+    text = await unless_gone(request, deps.texts.of(model.text, model.digest))
     spelled = await unless_gone(request, text.codec.spell(looks, tokens))
     return await json_response(lambda: {"prompt": spelled}, large=True)

@@ -75,7 +75,7 @@ async def _by_adapter(
 ) -> str:
     """Render by a template from outside, in a process of its own."""
     try:
-        return await deps.templates.render(template, messages, seen, **how)
+        return await deps.texts.templates.render(template, messages, seen, **how)
     except TemplateFailed as error:
         raise InvalidRequest(
             f"the chat template refuses these messages: {error}", param="messages"

@@ -1,24 +1,16 @@
 """The text of one model as the API needs it: the base's, or an adapter's that brings a tokenizer of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from manylora.server.errors import InvalidRequest
+from manylora.server.tokenizer.lane import Lane
 from manylora.server.tokenizer.tokenizer import Tokenizer
 from manylora.server.tokenizer.vocabulary import Vocabulary
 
 SpecialTokens = Mapping[str, str | list[str]]
 """Names of special tokens (bos_token, …) as chat templates read them."""
-Result = TypeVar("Result")
-
-
-class Lane(Protocol):
-    """Threads for work on texts."""
-
-    async def run(self, work: Callable[[], Result], characters: int) -> Result:
-        """Return what ``work`` on so many characters does. Raises QueueFull."""
-        ...
 
 
 class Codec(Protocol):

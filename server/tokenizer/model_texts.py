@@ -1,15 +1,209 @@
-"""The texts of all models."""
+"""With what each model's texts are made: the base's tokenizer, or that of an adapter, taken whole.
 
-from manylora.server.tokenizer.model_text import ModelText, text_of_base
+An adapter that brings a tokenizer is asked, answered and ended by it; one whose tokenizer makes the same tokens as the
+base's uses the base's, with its own names of special tokens. What can't be taken whole is refused at registration.
+"""
+
+import asyncio
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from manylora.adapters.errors import AdapterError, InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.files import TOKENIZER_JSON
+from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, AdapterText
+from manylora.server.chat.templates import ChatTemplates, TemplateFailed
+from manylora.server.errors import AdapterUnavailable, QueueFull
+from manylora.server.tokenizer.adapter_tokenizer import AdapterTokenizer, Described, TokenizerFailed
+from manylora.server.tokenizer.model_text import ModelText, SpecialTokens, text_of_base
 from manylora.server.tokenizer.tokenizer import Tokenizer
+from manylora.server.workers.pool import WorkersBusy
+
+MOST_TOKENIZERS = 8
+"""Adapters' tokenizers whose processes are kept, the last that were used; each takes 100 to 300 MB."""
+MOST_KEYS = 4096
+_NAMED = 5
 
 
 class ModelTexts:
-    """Knows with what each model's texts are made."""
+    """Finds a model's text. Methods may be called from any thread."""
 
-    def __init__(self, base: Tokenizer) -> None:
+    def __init__(
+        self,
+        base: Tokenizer,
+        directory: Path,
+        vocab_size: int,
+        templates: ChatTemplates,
+        path_of: Callable[[str], Path],
+    ) -> None:
+        """``directory`` is the base's, ``vocab_size`` its model's; ``path_of`` says where a digest's files are."""
         self.base = text_of_base(base)
+        self.templates = templates
+        self._fingerprint = base.fingerprint()
+        file = directory / TOKENIZER_JSON
+        self._file_digest = _digest(file) if file.is_file() else None
+        self._vocab_size = vocab_size
+        self._path_of = path_of
+        self._lock = threading.Lock()
+        self._tokenizers: OrderedDict[str, AdapterTokenizer] = OrderedDict()
+        self._file_digests: OrderedDict[str, str] = OrderedDict()
 
-    async def of(self) -> ModelText:
-        """Return a model's."""
-        return self.base
+    async def of(self, text: AdapterText, digest: str | None) -> ModelText:
+        """Return the text of the base (no digest) or of an adapter. Raises AdapterUnavailable and QueueFull."""
+        if digest is None or not (text.has_tokenizer or text.special_tokens):
+            return self.base
+        if not text.has_tokenizer:
+            return self._with_names(text)
+        try:
+            directory = self._path_of(digest)
+            held = await asyncio.to_thread(self._held, directory, text, digest)
+            if held is None:
+                return self._with_names(text)
+            return self._made(held, await held.describe())
+        except (TokenizerFailed, AdapterError, OSError) as error:
+            raise AdapterUnavailable(
+                f"the adapter's tokenizer can't be used: {error}", param="model"
+            ) from error
+        except WorkersBusy as error:
+            raise QueueFull(
+                f"the adapter's tokenizer is busy: {error}; try again later", retry_after=1
+            ) from error
+
+    def check(self, directory: Path, text: AdapterText) -> None:
+        """Refuse an adapter whose template or tokenizer can't be taken (blocking).
+
+        Raises InvalidAdapter, UnsupportedAdapter, and QueueFull.
+        """
+        try:
+            if text.chat_template is not None:
+                self.templates.check(text.chat_template)
+        except TemplateFailed as error:
+            raise InvalidAdapter(
+                f"the chat template can't be compiled: {error}", file=TEMPLATE_FILE
+            ) from error
+        except WorkersBusy as error:
+            raise QueueFull(f"the chat template can't be compiled now: {error}", retry_after=1) from error
+        held = self._held(directory, text, None) if text.has_tokenizer else None
+        if held is None:
+            self._check_names(text)
+            return
+        try:
+            described = held.described()
+        except TokenizerFailed as error:
+            self._forget(held)
+            raise InvalidAdapter(f"can't be loaded: {error}", file=TOKENIZER_JSON) from error
+        except WorkersBusy as error:
+            raise QueueFull(f"the tokenizer can't be loaded now: {error}", retry_after=1) from error
+        beyond = described.vocabulary.ids_beyond(self._vocab_size)
+        if beyond:
+            self._forget(held)
+            named = ", ".join(f"{token!r} ({token_id})" for token, token_id in list(beyond.items())[:_NAMED])
+            raise UnsupportedAdapter(
+                f"the adapter's tokenizer has {len(beyond)} tokens that the base, with ids below {self._vocab_size}, "
+                f"has no embedding for: {named}; adapters that add tokens are not served yet",
+                file=TOKENIZER_JSON,
+            )
+
+    def close(self) -> None:
+        """End all processes."""
+        with self._lock:
+            held = list(self._tokenizers.values())
+            self._tokenizers.clear()
+        for each in held:
+            each.close()
+        self.templates.close()
+
+    def _held(self, directory: Path, text: AdapterText, digest: str | None) -> AdapterTokenizer | None:
+        """Return the adapter's tokenizer, if it isn't the base's for all that the files say."""
+        file_digest = self._digest_of(directory, digest)
+        if file_digest == self._file_digest and not self._names_unknown(text):
+            return None
+        said = sorted(text.special_tokens.items()), sorted(text.added_tokens.items())
+        key = hashlib.sha256(repr((file_digest, said)).encode("utf-8", "surrogatepass")).hexdigest()
+        with self._lock:
+            held = self._tokenizers.get(key)
+            if held is None:
+                held = self._tokenizers[key] = AdapterTokenizer(key, directory)
+            # Its first adapter may be gone, and the files with it.
+            held.directory = directory
+            self._tokenizers.move_to_end(key)
+            oldest = (
+                self._tokenizers.popitem(last=False)[1] if len(self._tokenizers) > MOST_TOKENIZERS else None
+            )
+        if oldest is not None:
+            oldest.rest()
+        return held
+
+    def _forget(self, held: AdapterTokenizer) -> None:
+        with self._lock:
+            self._tokenizers.pop(held.key, None)
+        held.close()
+
+    def _digest_of(self, directory: Path, digest: str | None) -> str:
+        """Return the hash of tokenizer.json; of an adapter in the store, which never changes, it is kept."""
+        with self._lock:
+            known = None if digest is None else self._file_digests.get(digest)
+        if known is not None:
+            return known
+        found = _digest(directory / TOKENIZER_JSON)
+        if digest is not None:
+            with self._lock:
+                self._file_digests[digest] = found
+                while len(self._file_digests) > MOST_KEYS:
+                    self._file_digests.popitem(last=False)
+        return found
+
+    def _made(self, held: AdapterTokenizer, described: Described) -> ModelText:
+        if described.fingerprint == self._fingerprint:
+            held.rest()
+            return self._based(described.special_tokens, described.eos_id)
+        return ModelText(
+            held,
+            described.vocabulary,
+            described.special_tokens,
+            self.base.eos_ids | _ids(described.eos_id),
+        )
+
+    def _with_names(self, text: AdapterText) -> ModelText:
+        """Return the base's text with the special tokens that the adapter's files name."""
+        names = {
+            kind: name for kind, name in self.base.special_tokens.items() if kind not in text.special_tokens
+        }
+        names |= {kind: name for kind, name in text.special_tokens.items() if name is not None}
+        eos = text.special_tokens.get("eos_token")
+        return self._based(names, None if eos is None else self.base.vocabulary.id_of(eos))
+
+    def _based(self, special_tokens: SpecialTokens, eos_id: int | None) -> ModelText:
+        base = self.base
+        return ModelText(base.codec, base.vocabulary, special_tokens, base.eos_ids | _ids(eos_id))
+
+    def _names_unknown(self, text: AdapterText) -> Mapping[str, str]:
+        """Return the tokens that the adapter's files tell of otherwise than the base's tokenizer has them."""
+        known = self.base.vocabulary
+        special = {name: kind for kind, name in text.special_tokens.items() if name is not None}
+        unknown = {name: kind for name, kind in special.items() if known.id_of(name) is None}
+        for name, token_id in text.added_tokens.items():
+            if known.id_of(name) != token_id:
+                unknown[name] = f"id {token_id}"
+        return unknown
+
+    def _check_names(self, text: AdapterText) -> None:
+        unknown = self._names_unknown(text)
+        if unknown:
+            named = ", ".join(f"{name!r} ({what})" for name, what in list(unknown.items())[:_NAMED])
+            raise UnsupportedAdapter(
+                f"it tells of tokens that the base's tokenizer doesn't have so: {named}; save the adapter's whole "
+                f"tokenizer with it, as {TOKENIZER_JSON}",
+                file=TOKENIZER_FILE,
+            )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _ids(token_id: int | None) -> frozenset[int]:
+    return frozenset() if token_id is None else frozenset({token_id})

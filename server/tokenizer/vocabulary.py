@@ -45,6 +45,13 @@ class Vocabulary:
         """Return a single token as text for logprobs: control tokens by name, broken characters as U+FFFD."""
         return self.raw_bytes(token_id).decode("utf-8", "replace")
 
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token by how it is spelled; None if there is none such. Looks at all of them."""
+        found = self.control_tokens.get(token)
+        if found is None and (piece := token.encode("utf-8", "surrogatepass")) in self.pieces:
+            return self.pieces.index(piece)
+        return found
+
     def ids_beyond(self, vocab_size: int) -> dict[str, int]:
         """Return the tokens whose ids a model with ``vocab_size`` ids doesn't have: a text may spell them."""
         beyond = range(vocab_size, len(self.pieces))

@@ -46,6 +46,7 @@ class WorkerPool:
         self._idle = 0
         self._workers: set[WorkerProcess] = set()
         self._closed = False
+        self._resting = False
 
     def submit(self, question: bytes, key: str) -> "Future[bytes]":
         """Return what will hold the answer, or WorkerTimedOut, WorkerDied or WorkersBusy.
@@ -60,6 +61,7 @@ class WorkerPool:
             elif waiting >= MOST_WAITING:
                 job.answer.set_exception(WorkersBusy(f"{waiting} questions wait already"))
             else:
+                self._resting = False
                 self._waiting.setdefault(key, deque()).append(job)
                 ready = sum(each not in self._asked for each in self._waiting)
                 if ready > self._idle and self._threads < self._size:
@@ -79,6 +81,12 @@ class WorkerPool:
         """Process ids of the workers there are."""
         with self._changed:
             return tuple(worker.pid for worker in self._workers)
+
+    def rest(self) -> None:
+        """End the workers as soon as nothing waits for them; the next question starts them again."""
+        with self._changed:
+            self._resting = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         """End all workers at once; what they compute, and what waits, fails with WorkerDied."""
@@ -119,9 +127,12 @@ class WorkerPool:
                             del self._waiting[key]
                         self._asked.add(key)
                         return key, job
+                if self._resting and not self._waiting:
+                    break
                 self._idle += 1
                 self._changed.wait()
                 self._idle -= 1
+            self._threads -= 1
             return None
 
     def _settle(self, job: _Job, worker: WorkerProcess | None) -> WorkerProcess | None:

@@ -63,7 +63,7 @@ def test_a_bomb_is_a_400_that_nobody_else_feels(own: Running, admin: httpx.Clien
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "messages"
     assert "longer than 2 s" in refused.json()["error"]["message"]
-    templates = own.server.deps.templates
+    templates = own.server.deps.texts.templates
     body: dict[str, object] = {"model": "bomb", "messages": MESSAGES}
     with ExitStack() as clients:
         # More than there are threads that tokenise for everybody.
@@ -146,7 +146,7 @@ def test_no_worker_is_left(own_files: Files, tmp_path: Path) -> None:
     with running(own_files, tmp_path, template_timeout=2.0) as server:
         with httpx.Client(base_url=server.url, timeout=SECONDS) as admin:
             assert register(admin, "thinking").status_code == 201
-        pids = server.server.deps.templates.pids
+        pids = server.server.deps.texts.templates.pids
         assert pids
     for pid in pids:
         server.wait_until("gone", lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]

@@ -1,0 +1,62 @@
+"""The worker process that holds one adapter's tokenizer: ``python -m manylora.server.tokenizer.worker``.
+
+A tokenizer.json is a program too: its patterns may look for ever, and what it asks to be built may take all memory.
+"""
+
+import json
+from array import array
+from functools import lru_cache
+
+from manylora.adapters.tokenizer import import_libraries
+from manylora.server.tokenizer.tokenizer import Tokenizer, TooManyTokens
+from manylora.server.workers.child import serve
+
+MEMORY_BYTES = 2 << 30
+"""What a tokenizer may take; one of 256,000 tokens takes about 300 MB."""
+_ERROR_CHARACTERS = 300
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(key: str, directory: str) -> Tokenizer:
+    return Tokenizer(directory)
+
+
+def answer(question: bytes) -> bytes:
+    """Do what is asked: a line of JSON, and what doesn't go well into JSON behind it."""
+    try:
+        asked = json.loads(question)
+        tokenizer = _tokenizer(asked["key"], asked["directory"])
+        if "texts" in asked:
+            return _encoded(tokenizer, asked["texts"], asked["add_special_tokens"], asked["at_most"])
+        if "ids" in asked:
+            return _said({"text": tokenizer.spell(asked["ids"])})
+        known: dict[str, object] = {
+            "fingerprint": tokenizer.fingerprint(),
+            "special_tokens": tokenizer.special_tokens,
+            "eos_id": tokenizer.eos_id,
+        }
+        return _said(known, tokenizer.vocabulary.to_bytes())
+    except TooManyTokens as error:
+        return _said({"count": error.count, "at_least": error.at_least})
+    except MemoryError:
+        return _said({"error": f"it took more than {MEMORY_BYTES >> 20} MiB of memory"})
+    # A file from outside may make the libraries raise anything, and tokenizers' own panics are no Exceptions.
+    except BaseException as error:
+        return _said({"error": (str(error) or type(error).__name__)[:_ERROR_CHARACTERS]})
+
+
+def _encoded(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool, at_most: int) -> bytes:
+    found = [tokenizer.encode(text, add_special_tokens=add_special_tokens, at_most=at_most) for text in texts]
+    ids = array("I")
+    for each in found:
+        ids.extend(each)
+    return _said({"lengths": [len(each) for each in found]}, ids.tobytes())
+
+
+def _said(head: dict[str, object], rest: bytes = b"") -> bytes:
+    return json.dumps(head, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" + rest
+
+
+if __name__ == "__main__":
+    import_libraries()  # before memory is limited
+    serve(answer, MEMORY_BYTES)
