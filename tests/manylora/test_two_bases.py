@@ -37,8 +37,7 @@ async def serving(files: Path, which: str, data: Path) -> AsyncIterator[tuple[Se
     server.engine.start()
     try:
         await server.catalog.restore()
-        table = banner(server, settings, "model", "http://here")
-        shown = [str(cell) for column in table.columns for cell in column.cells]
+        shown = banner(server, settings, "model", "http://here").values()
         yield server, "\n".join([*shown, *warnings_at_start(server, settings)])
     finally:
         await server.engine.stop()
