@@ -16,16 +16,25 @@ import psutil
 
 from manylora.loadtest.bars.client import Client
 from manylora.loadtest.bars.hostile import verdict
+from manylora.loadtest.bars.hostile.exchange import call, perform
 from manylora.loadtest.bars.hostile.material import BASE, GOOD, HostileMaterial, lanes
-from manylora.loadtest.bars.hostile.streams import Watch, ask, watch
+from manylora.loadtest.bars.hostile.streams import Watch, address, ask, watch
 from manylora.loadtest.bars.hostile.verdict import Done, Limits, Usage
 from manylora.loadtest.bars.quiet import NOTHING, quiet, report_books
 from manylora.loadtest.bars.report import Report
-from manylora.loadtest.server_process import ServerProcess, environment_of_children, running, start_server
+from manylora.loadtest.server_process import (
+    START_SECONDS,
+    ServerProcess,
+    environment_of_children,
+    running,
+    start_server,
+)
 
 SETTLE_SECONDS = 20.0
 """The server may take so long to give back what the last request had."""
 SAMPLE_SECONDS = 0.5
+CACHE_FILLS, FILL_TOKENS = 28, 1000
+"""Prompts that together fill the cache of material.py, which holds some 26,000 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,7 @@ async def hostile(directory: Path, size: HostileSize) -> Report:
         async with Client(server.url) as client:
             for name in GOOD:
                 await client.register(name, name)
+            await _fill_cache(server)
             alone = await _alone(server)
             before = _usage(server)
             seen, peak, outcomes = await _beside(server, material, size, directory / "outcomes.jsonl")
@@ -63,6 +73,16 @@ async def hostile(directory: Path, size: HostileSize) -> Report:
             await _report_rest(report, server, client, before, peak, size.limits)
             verdict.note_kinds(report, seen, outcomes)
     return report
+
+
+async def _fill_cache(server: ServerProcess) -> None:
+    """Use every block of the KV cache once: its pages count as the server's memory from then on."""
+    for number in range(CACHE_FILLS):
+        prompt = [3 + number, *[7] * (FILL_TOKENS - 1)]
+        body = {"model": BASE, "prompt": prompt, "max_tokens": 1}
+        done = await perform(call("POST", "/v1/completions", body), *address(server.url), START_SECONDS)
+        if done.status != 200:
+            raise RuntimeError(f"the server doesn't answer: {done}")
 
 
 async def _alone(server: ServerProcess) -> Mapping[tuple[str, int], list[tuple[str, float]]]:

@@ -88,7 +88,7 @@ class HostileMaterial:
         """Return the server's flags. Exact, so that an answer has one value; small, so that it is crowded."""
         return [
             *("--adapter-root", str(self.adapters), "--dtype", "float32", "--quantization", "none"),
-            *("--threads", "1", "--log-level", "error", "--kv-cache-gib", "0.2", "--arena-rows", "256"),
+            *("--threads", "1", "--log-level", "error", "--kv-cache-gib", "0.1", "--arena-rows", "256"),
         ]
 
 
