@@ -11,6 +11,7 @@ from manylora.adapters.export.nf4_layout import quantization_config
 from manylora.adapters.export.outline import EMBEDDING, QUANTIZATION_FIELDS
 from manylora.adapters.export.write import OutputForm
 from manylora.adapters.files import TOKENIZER_JSON
+from manylora.adapters.tokenizer import TokenizerRefused, load_tokenizer
 from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, read_chat_template
 from manylora.quant.weight_files import NAMED
 
@@ -51,12 +52,12 @@ def write_config(directory: Path, config: Mapping[str, object]) -> None:
     _write_json(directory / "config.json", config)
 
 
-def copy_tokenizer(base: Path, adapter: Path, directory: Path, *, from_adapter: bool) -> None:
-    """Copy generation config and tokenizer; the adapter's chat template wins, as when it is served.
+def copy_tokenizer(base: Path, adapter: Path, directory: Path, *, vocab_size: int) -> None:
+    """Copy generation config and tokenizer; the adapter's tokenizer and chat template win, as when it is served.
 
-    ``from_adapter``: the vocabulary has grown, and the adapter's tokenizer goes with it if it brings one.
+    A tokenizer of the adapter's that has ids from ``vocab_size`` (the merged model's) on is left out.
     """
-    source = adapter if from_adapter and (adapter / TOKENIZER_JSON).is_file() else base
+    source = adapter if _brings_tokenizer(adapter, vocab_size) else base
     for name, owner in [(_GENERATION, base), *((name, source) for name in TOKENIZER_FILES)]:
         if (owner / name).is_file():
             shutil.copyfile(owner / name, directory / name)
@@ -69,6 +70,16 @@ def copy_tokenizer(base: Path, adapter: Path, directory: Path, *, from_adapter: 
         found = json.loads(settings.read_text(encoding="utf-8"))
         if found.pop("chat_template", None) is not None:
             _write_json(settings, found)
+
+
+def _brings_tokenizer(adapter: Path, vocab_size: int) -> bool:
+    if not (adapter / TOKENIZER_JSON).is_file():
+        return False
+    try:
+        ids = load_tokenizer(adapter).get_vocab().values()
+    except TokenizerRefused:
+        return False
+    return max(ids, default=vocab_size) < vocab_size
 
 
 def write_manifest(directory: Path, manifest: Mapping[str, object]) -> None:

@@ -21,6 +21,7 @@ from manylora.adapters.export.companions import (
     write_manifest,
 )
 from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.outline import EMBEDDING
 from manylora.adapters.export.plan import MergePlan, plan_merge
 from manylora.adapters.export.publish import check_space, check_target, publishing, publishing_file
 from manylora.adapters.export.settings import ExportSettings
@@ -76,7 +77,8 @@ def _merge(
     )
     check_survival(survived)
     write_config(partial, config)
-    copy_tokenizer(plan.base.directory, settings.adapter, partial, from_adapter=plan.has_new_tokens)
+    rows = plan.shapes[EMBEDDING][0]
+    copy_tokenizer(plan.base.directory, settings.adapter, partial, vocab_size=rows)
     checked = verify(
         plan,
         partial,

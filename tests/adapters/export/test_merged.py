@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from manylora.adapters.export.export import export
+from manylora.adapters.tokenizer import load_tokenizer
 from manylora.quant.checkpoint import Checkpoint
 from tests.adapters.export.making import FAMILIES, MIXED, load, logits_of, make_adapter, make_base, settings
 
@@ -49,6 +50,20 @@ def test_the_bases_dtype_is_kept_and_the_manifest_says_what_was_measured(tmp_pat
     assert manifest["served"]["nearer"] == "dequantized"
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
+
+
+def test_the_adapter_s_own_tokenizer_goes_with_it_if_the_model_has_its_ids(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    make_adapter(tmp_path / "adapter", base)
+    own: Any = load_tokenizer(base)
+    own.eos_token = own.convert_ids_to_tokens(5)
+    own.save_pretrained(tmp_path / "adapter")
+    export(settings(base, tmp_path / "adapter", tmp_path / "out"))
+    assert load_tokenizer(tmp_path / "out").eos_token == own.eos_token
+    own.add_tokens([f"<new {i}>" for i in range(read(base, "config.json")["vocab_size"])])
+    own.save_pretrained(tmp_path / "adapter")
+    export(settings(base, tmp_path / "adapter", tmp_path / "other"))
+    assert load_tokenizer(tmp_path / "other").get_vocab() == load_tokenizer(base).get_vocab()
 
 
 def test_shards_and_their_index_are_what_transformers_reads(tmp_path: Path) -> None:
