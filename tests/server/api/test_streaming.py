@@ -137,3 +137,14 @@ def test_a_client_that_hangs_up_in_the_middle_of_its_body_is_no_fault(server: Ru
             connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
         server.wait_until("logged", lambda: any(line.get("status") == 499 for line in lines))
     assert [line["log_level"] for line in lines] == ["info"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_every_chunk_before_the_usage_says_that_it_has_none(http: httpx.Client, path: str) -> None:
+    body = {**CHAT, "stream_options": {"include_usage": True}}
+    if "chat" not in path:
+        body = {key: value for key, value in body.items() if key != "messages"} | {"prompt": "hello"}
+    *chunks, last, done = events_of(http.post(path, json=body).text)
+    assert done == "[DONE]"
+    assert {json.loads(chunk).get("usage", "missing") for chunk in chunks} == {None}
+    assert json.loads(last)["usage"]["prompt_tokens"] > 0
