@@ -21,7 +21,7 @@ test: $(VENV)/.dev  ## the whole suite on the CPU
 lint: $(VENV)/.dev links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd $(LINKS) && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml
+	cd $(LINKS) && $(abspath $(BIN))/mypy --cache-dir $(CURDIR)/.mypy_cache --config-file ../../pyproject.toml
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
