@@ -51,7 +51,7 @@ class HostileSize:
 
 
 # Times are not judged where other tests share the cores.
-SMALL = HostileSize(requests=300, limits=Limits(gap_medians=float("inf"), health_seconds=30.0))
+SMALL = HostileSize(requests=200, limits=Limits(gap_medians=float("inf"), health_seconds=30.0))
 
 
 async def hostile(directory: Path, size: HostileSize) -> Report:
