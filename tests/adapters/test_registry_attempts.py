@@ -60,3 +60,9 @@ def test_another_process_that_writes_is_waited_for(path: Path) -> None:
             other.close()
         assert replaced.version == 2
         assert registry.get("a") == replaced
+
+
+def test_served_adapters_are_listed_by_name(registry: AdapterRegistry) -> None:
+    for name in ("c", "a", "b"):
+        add(registry, name)
+    assert [record.name for record in registry.active()] == ["a", "b", "c"]
