@@ -1,6 +1,7 @@
 """From checked requests to the engine and back: prompts to streams, streams to choices."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -204,8 +205,8 @@ def _check_prompt_logprobs(
         )
 
 
-LONGEST_ID = 12
-"""Digits of a token id; Python itself refuses to read numbers of thousands of digits."""
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,11}")
+"""A token id as logit_bias names it; Python itself refuses to read numbers of thousands of digits."""
 UNBOUNDED = -1
 """max_tokens of a request that named none: as many as the context holds."""
 
@@ -257,7 +258,8 @@ def sampling_params(
 
 
 def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
-    wrong = next((token for token in bias if not token.isdecimal() or len(token) > LONGEST_ID), None)
+    # Digits of other scripts and leading zeros would be second names of one id: the last of them would win.
+    wrong = next((token for token in bias if not _TOKEN_ID.fullmatch(token)), None)
     if wrong is not None:
         raise InvalidRequest(f"logit_bias: {wrong[:40]!r} is not a token id", param="logit_bias")
     by_id = {int(token): value for token, value in bias.items()}

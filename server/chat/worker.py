@@ -28,12 +28,12 @@ def answer(question: bytes) -> bytes:
     # A template is a program from outside: it may raise anything.
     except Exception as error:
         said = str(error) or type(error).__name__
-        return _written({"error": said[:_ERROR_CHARACTERS]})
+        return _written({"error": said[:_ERROR_CHARACTERS].encode(errors="backslashreplace").decode()})
 
 
 def _written(said: dict[str, object]) -> bytes:
-    # Escapes would make a text three times as long.
-    return json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    # Escapes would make a text three times as long. Half a surrogate pair is no text, and fails here.
+    return json.dumps(said, ensure_ascii=False).encode()
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ REFUSED_IN_CHAT: list[tuple[dict[str, object], str]] = [
     ({"logit_bias": {"1": 101}}, "logit_bias.1"),
     ({"logit_bias": {"one": 1}}, "logit_bias"),
     ({"logit_bias": {"320": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 1, "01": -1}}, "logit_bias"),
+    ({"logit_bias": {"\N{ARABIC-INDIC DIGIT ONE}": 1}}, "logit_bias"),
     ({"logit_bias": {"1" * 5000: 1}}, "logit_bias"),
     ({"logit_bias": [1]}, "logit_bias"),
     ({"seed": 2**63}, "seed"),
