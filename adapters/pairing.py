@@ -7,10 +7,10 @@ directory/adapters/     AdapterStore
 """
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from manylora.adapters.durable import write_whole
 from manylora.adapters.errors import RegistryLost
 from manylora.adapters.ownership import DirectoryLock
 from manylora.adapters.registry import AdapterRegistry
@@ -38,7 +38,7 @@ def open_adapters(
         if not start_anew:
             _check_known(registry, store, before)
         if before != registry.identity:
-            _write(mark, registry.identity)
+            write_whole(mark, f"{registry.identity}\n")
         undo.pop_all()
     return registry, store
 
@@ -70,12 +70,3 @@ def _read(mark: Path) -> str | None:
         return mark.read_text(encoding="utf-8").strip()
     except (FileNotFoundError, UnicodeDecodeError):
         return None
-
-
-def _write(mark: Path, identity: str) -> None:
-    partial = mark.with_name(f".{mark.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(f"{identity}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(mark)

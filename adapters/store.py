@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from manylora.adapters.durable import sync
 from manylora.adapters.errors import AdapterError, AdapterNotFound, InvalidAdapter, StoreFull
 from manylora.adapters.files import AdapterFiles, Fingerprint, open_directory
 from manylora.adapters.source import Source
@@ -78,7 +79,7 @@ class AdapterStore:
                 if not self.is_intact(staged.digest):
                     self._put_aside(target)
                     staged.path.rename(target)
-                    _sync(self._root)
+                    sync(self._root)
                     with open_directory(target, self._max_bytes) as files:
                         self._verified[staged.digest] = files.fingerprint
         finally:
@@ -190,7 +191,7 @@ def _copy(files: AdapterFiles, target: Path) -> str:
             return copies.enter_context(_durable(target / name))
 
         digest = files.read_through(sink_of)
-    _sync(target)
+    sync(target)
     return digest
 
 
@@ -200,14 +201,6 @@ def _durable(path: Path) -> Iterator[Callable[[bytes], object]]:
         yield file.write
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

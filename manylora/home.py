@@ -6,10 +6,10 @@ and the adapters that it finds there say so.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from manylora.adapters.durable import write_whole
 from manylora.adapters.pairing import REGISTRY_FILE
 
 OWNER_FILE = "base.json"
@@ -59,17 +59,7 @@ def find_home(data_dir: Path, base: BaseIdentity) -> Home:
 def claim(directory: Path, base: BaseIdentity, *, inherited_up_to: int) -> None:
     """Write down whose home this is: all of it or, if that is cut short, nothing. Raises OSError."""
     owner = _Owner(**asdict(base), inherited_up_to=inherited_up_to)
-    partial = directory / f"{OWNER_FILE}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(asdict(owner), file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(directory / OWNER_FILE)
-    folder = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(directory / OWNER_FILE, json.dumps(asdict(owner), indent=2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from manylora.adapters.durable import sync
 from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
 
@@ -87,7 +88,7 @@ def publish_adapter(directory: Path) -> None:
     files = sorted(staging.iterdir(), key=lambda path: path.name == CONFIG)
     for path in files:
         if path.is_file():
-            checkpoints.sync(path)
+            sync(path)
             path.replace(directory / path.name)
-    checkpoints.sync(directory)
+    sync(directory)
     shutil.rmtree(staging, ignore_errors=True)

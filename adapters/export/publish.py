@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from manylora.adapters.durable import sync
 from manylora.adapters.export.errors import ExportFailed, ExportRefused
 
 PARTIAL = ".partial-"
@@ -85,10 +86,10 @@ def _partial(target: Path) -> Iterator[Path]:
 
 def _put(made: Path, target: Path) -> None:
     for path in (made, *made.rglob("*")):
-        _sync(path)
+        sync(path)
     check_target(target)
     made.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def sweep(target: Path) -> int:
@@ -114,14 +115,6 @@ def _delete_if_dead(path: Path) -> bool:
     finally:
         os.close(lock)
     return True
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _escaped(name: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from structlog import get_logger
 
+from manylora.adapters.durable import write_whole
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.records import AdapterRecord
 from manylora.server.api.export_process import NICENESS, ExportProcess
@@ -270,19 +271,8 @@ def _keep(home: Path, job: ExportJob) -> ExportJob:
     files = [path for path in result.iterdir() if path.is_file()]
     path = files[0] if job.format == "peft" else result
     kept = replace(job, path=str(path), bytes=sum(file.stat().st_size for file in files))
-    partial = home / f".{_RECORD}"
-    with partial.open("w") as record:
-        record.write(json.dumps(asdict(kept)))
-        record.flush()
-        os.fsync(
-            record.fileno()
-        )  # a record that is there is whole: without one the next start deletes the result
-    partial.replace(home / _RECORD)
-    handle = os.open(home, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    # A record that is there is whole: without one the next start deletes the result.
+    write_whole(home / _RECORD, json.dumps(asdict(kept)))
     shutil.rmtree(home / "adapter", ignore_errors=True)
     return kept
 

@@ -76,7 +76,7 @@ def test_an_old_home_without_its_registry_is_not_passed_over(tmp_path: Path) -> 
 
 def test_a_claim_that_was_cut_short_is_none(tmp_path: Path) -> None:
     old = old_home(tmp_path)
-    (old / f"{OWNER_FILE}.partial").write_text('{"name"')
+    (old / f".{OWNER_FILE}.partial").write_text('{"name"')
     assert find_home(tmp_path, BASE) == Home(old, None)
     claim(old, BASE, inherited_up_to=1)
     assert sorted(path.name for path in old.iterdir()) == [OWNER_FILE, "registry.db"]

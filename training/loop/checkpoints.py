@@ -4,12 +4,12 @@ What a killed run leaves half-written has a name that is never taken for a check
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from manylora.adapters.durable import sync
 from manylora.training.errors import InvalidArgument
 
 STAGING = ".checkpoint-partial"
@@ -71,15 +71,6 @@ def publish(staged: Path, target: Path) -> None:
     else:
         staged.rename(target)
     sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Have the system write a file or a directory to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def rotate(output_dir: Path, keep: int | None, best: Path | None) -> None:

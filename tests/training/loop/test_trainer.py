@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from manylora.adapters.durable import sync
 from manylora.training.errors import Diverged, DoesNotFit
 from manylora.training.loop import checkpoints
 from manylora.training.loop.trainer import LoopSettings, LoraTrainer
@@ -144,7 +145,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     trainer = make_trainer(
         tiny_base(tmp_path), tmp_path / "run", items(40), save_strategy="steps", save_steps=2
     )
-    real = checkpoints.sync
+    real = sync
 
     def full(path: Path) -> None:
         if trainer.state.global_step == 4:
