@@ -43,3 +43,18 @@ def test_the_demo_and_the_pages_of_training_are_there(files: list[str]) -> None:
     assert "manylora/demo/base/model.safetensors" in files
     assert "manylora/demo/adapters/sql/adapter_model.safetensors" in files
     assert any(name.startswith("manylora/training/report/") and name.endswith(".html") for name in files)
+
+
+WITHOUT_INSTALLATION = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import manylora.server.errors, manylora.training.errors
+print(manylora.server.errors.__file__)
+"""
+
+
+def test_a_checkout_is_whole_for_whoever_stands_in_it() -> None:
+    """Its folder manylora/ comes before what is installed, and without the others."""
+    command = [sys.executable, "-c", WITHOUT_INSTALLATION]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == str(ROOT / "server" / "errors.py")
