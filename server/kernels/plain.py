@@ -132,9 +132,11 @@ class PlainBackend:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """reference.rms_norm, computed in float32 and returned in x's dtype."""
+    """reference.rms_norm, computed in float32 and returned in x's dtype; NaN where x² overflows."""
     wide = x.float()
-    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    power = wide.pow(2).mean(-1, keepdim=True)
+    # 1 / √∞ would make zeros of a row that overflowed, and they would pass for an answer.
+    scale = torch.rsqrt(power + eps) + power * 0
     return (wide * scale).to(x.dtype) * weight
 
 
