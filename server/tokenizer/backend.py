@@ -2,6 +2,9 @@
 
 from typing import Any, Protocol
 
+MOST_IDS = 1 << 22
+"""Every id below the highest costs memory. The largest vocabularies have a quarter of a million tokens."""
+
 
 class Encoding(Protocol):
     """A text's tokens."""
@@ -37,8 +40,8 @@ class Backend(Protocol):
         """Return how the vocabulary spells a token."""
         ...
 
-    def get_vocab_size(self, *, with_added_tokens: bool) -> int:
-        """Count the tokens; with holes in the vocabulary, ids go further."""
+    def get_vocab(self, *, with_added_tokens: bool) -> dict[str, int]:
+        """Return every token's id."""
         ...
 
     def get_added_tokens_decoder(self) -> dict[int, Any]:
@@ -70,9 +73,15 @@ def normalizer_shrinks_by(backend: Backend) -> int | None:
 
 
 def pieces_of(backend: Backend) -> list[bytes]:
-    """Return every token's bytes, by the kind of decoder that the tokenizer has."""
+    """Return every token's bytes, by the kind of decoder that the tokenizer has. b"" where an id is nobody's.
+
+    Raises ValueError for ids of MOST_IDS and more.
+    """
     added = backend.get_added_tokens_decoder()
-    size = max([backend.get_vocab_size(with_added_tokens=True), *(token_id + 1 for token_id in added)])
+    # With holes in the vocabulary ids go further than their number.
+    size = 1 + max([*backend.get_vocab(with_added_tokens=True).values(), *added], default=-1)
+    if size > MOST_IDS:
+        raise ValueError(f"its token ids go up to {size - 1:,}; at most {MOST_IDS:,} ids are read")
     kinds = "" if backend.decoder is None else backend.decoder.__getstate__().decode()
     by_character = _byte_level_alphabet() if '"ByteLevel"' in kinds else None
     pieces = []

@@ -1,6 +1,7 @@
 """Whoever reads a base's tokenizer gets the tokens that the server makes: training, merges, load tests."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import httpx
@@ -57,3 +58,17 @@ def test_tokens_beyond_a_model_s_vocabulary_are_listed(tmp_path: Path) -> None:
     assert served.ids_beyond(size) == {"[PAD]": size}
     assert served.ids_beyond(size + 1) == {}
     assert served.encode("a [PAD]")[-1] == size
+
+
+@pytest.mark.parametrize("far", [5000, 4_000_000_000])
+def test_ids_behind_a_hole_in_the_vocabulary_are_known_or_refused(tmp_path: Path, far: int) -> None:
+    made = folder(tmp_path, words_in_bytes(), "llama", None)
+    path = made / "tokenizer.json"
+    written = json.loads(path.read_text())
+    written["model"]["vocab"]["zzz"] = far
+    path.write_text(json.dumps(written))
+    if far == 5000:
+        assert Tokenizer(made).ids_beyond(4000) == {"zzz": 5000}
+    else:
+        with pytest.raises(ValueError, match="token ids go up to 4,000,000,000"):
+            Tokenizer(made)
