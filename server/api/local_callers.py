@@ -29,9 +29,14 @@ PROXY_HEADERS = frozenset(
         "true-client-ip",
         "fastly-client-ip",
         "fly-client-ip",
+        "proxy-client-ip",
+        "wl-proxy-client-ip",
+        "x-arr-clientip",
+        "x-original-host",
+        "x-scheme",
     }
 )
-PROXY_PREFIXES = ("x-forwarded", "cf-", "x-amzn-", "x-amz-cf-")
+PROXY_PREFIXES = ("x-forwarded", "cf-", "x-amzn-", "x-amz-cf-", "tailscale-")
 """Headers that proxies, load balancers and tunnels add, and no client of its own accord."""
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 """A host and a port as browsers write them: no user, no path, nothing that two parsers could read in two ways."""

@@ -92,6 +92,9 @@ PROXIED = [
     ("forwarded", "for=127.0.0.1"),
     ("via", "1.1 proxy"),
     ("x-real-ip", "127.0.0.1"),
+    ("wl-proxy-client-ip", "192.0.2.7"),
+    ("x-original-host", "example.org"),
+    ("tailscale-user-login", "somebody@example.org"),
     ("cf-connecting-ip", "127.0.0.1"),
     ("true-client-ip", "127.0.0.1"),
 ]
