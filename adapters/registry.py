@@ -68,6 +68,7 @@ class AdapterRegistry:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
         with self._transaction() as connection:
+            _check_whole(connection, path)
             METADATA.create_all(connection)
             self.identity = _identify(connection)
             """Told once, when the file was made: another file under this name has another."""
@@ -277,6 +278,13 @@ class AdapterRegistry:
             _set_state(connection, before.id, AdapterState.RETIRED)
         connection.execute(update(IDENTITY).values(used=True))
         return _set_state(connection, record.id, AdapterState.ACTIVE)
+
+
+def _check_whole(connection: Connection, path: Path) -> None:
+    """Raise RegistryFault if a page of the file is damaged: SQLite says so only once somebody needs that page."""
+    found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if found != "ok":
+        raise RegistryFault(f"the adapter registry {path} is damaged ({found}): put a copy of it back")
 
 
 def _identify(connection: Connection) -> str:

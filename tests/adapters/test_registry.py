@@ -51,6 +51,18 @@ def swap(registry: AdapterRegistry, name: str, digest: str) -> AdapterRecord:
     return registry.replace(name, digest, source="here", rank=4, targets=("q_proj",))
 
 
+@pytest.mark.parametrize("page", range(1, 4))
+def test_a_damaged_page_is_told_when_the_registry_is_opened(path: Path, page: int) -> None:
+    with AdapterRegistry(path) as registry:
+        for number in range(40):
+            add(registry, f"adapter-{number}", f"d{number}")
+    with path.open("r+b") as file:
+        file.seek(4096 * page)
+        file.write(b"\xaa" * 3000)
+    with pytest.raises(RegistryFault, match=r"damaged|malformed"):
+        AdapterRegistry(path)
+
+
 def test_the_same_weights_again_are_the_same_record(registry: AdapterRegistry) -> None:
     first = add(registry, "a")
     assert (first.id, first.version, first.state) == (1, 1, AdapterState.ACTIVE)
