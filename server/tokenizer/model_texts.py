@@ -93,7 +93,8 @@ class ModelTexts:
             described = held.described()
         except TokenizerFailed as error:
             self._forget(held)
-            raise InvalidAdapter(f"can't be loaded: {error}", file=TOKENIZER_JSON) from error
+            reason = str(error).replace(f"{directory}: ", "")  # the server's own place for it
+            raise InvalidAdapter(f"can't be loaded: {reason}", file=TOKENIZER_JSON) from error
         except WorkersBusy as error:
             raise QueueFull(f"the tokenizer can't be loaded now: {error}", retry_after=1) from error
         beyond = described.vocabulary.ids_beyond(self._vocab_size)

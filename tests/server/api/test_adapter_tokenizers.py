@@ -176,6 +176,7 @@ def test_what_cannot_be_taken_whole_is_refused_by_name(
     assert refused.status_code == 400
     for word in words:
         assert word in refused.json()["error"]["message"]
+    assert "staging" not in refused.text, "a client need not know where the server keeps files"
     assert http.get(f"/adapters/{name}").status_code == 404
 
 
