@@ -116,7 +116,10 @@ async def _restore(server: Server, settings: ServeSettings, voice: Voice) -> Non
         voice.warn(f"adapter {name} is unavailable: {reason}", adapter=name)
     for argument in start_adapters(settings):
         # What the directory holds now is what was asked for, whatever the data directory knows by that name.
-        outcome = await server.catalog.put(argument.adapter_name, str(argument.path))
+        try:
+            outcome = await server.catalog.put(argument.adapter_name, str(argument.path))
+        except (AdapterError, ServerError) as error:
+            raise StartError(f"--adapter {argument.adapter_name}={argument.path}: {error}") from error
         if outcome.replaced is not None:
             old, new = outcome.replaced, outcome.record
             voice.warn(
