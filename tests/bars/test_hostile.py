@@ -15,12 +15,14 @@ from manylora.loadtest.bars.hostile.streams import Lane, Stream, Watch, watch
 from manylora.loadtest.bars.hostile.verdict import (
     Done,
     Limits,
+    Usage,
     report_health,
     report_outcomes,
     report_streams,
 )
 from manylora.loadtest.bars.report import Report
 
+MIB = 1 << 20
 MODELS = ("demo", "sql")
 SOURCES = ("config-a", "header-a", "huge-a", "pattern-a", "template-a")
 REFUSAL = b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}'
@@ -186,3 +188,17 @@ async def test_watching_notes_streams_that_fail() -> None:
     assert streams[0].status == 503
     assert streams[0].tokens() == [("failed: no", 0.0)]
     assert found.health[0][2] == 503
+
+
+@pytest.mark.parametrize(
+    ("after", "fine"),
+    [
+        (Usage(390 * MIB, 20, 9, 0), True),
+        (Usage(400 * MIB, 20, 9, 0), False),
+        (Usage(510 * MIB, 20, 9, 2), True),
+        (Usage(200 * MIB, 20, 9, 13), False),
+        (Usage(200 * MIB, 29, 9, 0), False),
+    ],
+)
+def test_memory_comes_back_but_for_the_processes_that_are_kept(after: Usage, fine: bool) -> None:
+    assert Limits().came_back(Usage(200 * MIB, 20, 9, 0), after) is fine
