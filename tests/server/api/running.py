@@ -194,6 +194,7 @@ def running(files: Files, data: Path, **settings: object) -> Iterator[Running]:
         "dtype": "float32",
         "kv_cache_gib": 0.02,
         "arena_rows": 128,
+        "audit_after": 0.05,  # books that don't balance end a server of the tests
     }
     all_settings = ServeSettings(**{**given, **settings})
     started: queue.SimpleQueue[Running | BaseException] = queue.SimpleQueue()
