@@ -30,11 +30,10 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev  ## manylora against transformers + peft, 8 streams with 8 adapters, one run
 	$(BIN)/python -m manylora.loadtest.compare $(ARGS)
 
-gpu-check: links  ## exactness and speed on a GPU; needs torch, transformers, peft, triton, numpy and safetensors only
-	cd $(LINKS) && $(if $(wildcard $(BIN)/python),$(abspath $(BIN))/python,$(PYTHON)) -m manylora.loadtest.gpu_check $(ARGS)
+gpu-check:  ## exactness and speed on a GPU; needs torch, transformers, peft, triton, numpy and safetensors only
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m manylora.loadtest.gpu_check $(ARGS)
 
-# The folders of the repository as they are once installed, for what can't see an installation (mypy) and for machines
-# that can't install.
+# The folders of the repository as they are once installed, for mypy, which can't see an installation.
 links:
 	rm -rf $(LINKS) && mkdir -p $(LINKS)/manylora
 	ln -s $(CURDIR)/manylora/*.py $(addprefix $(CURDIR)/,$(FOLDERS)) $(LINKS)/manylora/
