@@ -26,6 +26,7 @@ from manylora.server.config import ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
 from manylora.server.model.errors import ModelError
+from manylora.server.threads import engine_first
 
 DEMO_NAME = "demo"
 
@@ -50,6 +51,7 @@ def serve(settings: ServeSettings) -> None:
 
 
 async def _serve(settings: ServeSettings) -> None:
+    engine_first()
     sockets = bind(settings)
     try:
         directory, name = find_named_base(settings)

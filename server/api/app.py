@@ -15,6 +15,7 @@ from manylora.server.api import adapters, chat, completions, docs_page, export, 
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.error_responses import install_error_handlers
 from manylora.server.api.openapi import document
+from manylora.server.api.pacing import Paced
 from manylora.server.api.request_context import RequestContext
 
 Application = RequestContext
@@ -49,7 +50,8 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
             route.methods = {*methods, "HEAD"}
     install_error_handlers(app)
     # Around the app and not in it, so that unexpected errors have CORS headers and the request id too.
-    return RequestContext(_with_cors(app, deps.settings.cors_origins), deps.metrics.http)
+    paced = Paced(_with_cors(app, deps.settings.cors_origins), lambda: deps.engine.tempo)
+    return RequestContext(paced, deps.metrics.http)
 
 
 def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

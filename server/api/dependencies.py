@@ -10,6 +10,7 @@ from manylora.server.api.export_jobs import ExportJobs
 from manylora.server.api.metrics import Metrics
 from manylora.server.api.tokenising import Tokenising
 from manylora.server.catalog import AdapterCatalog
+from manylora.server.engine.pace import Tempo
 from manylora.server.engine.request import GenerationRequest, SequenceOutput
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 
@@ -37,6 +38,11 @@ class GenerationEngine(Protocol):
     @property
     def unready_reason(self) -> str:
         """Why not, if not."""
+        ...
+
+    @property
+    def tempo(self) -> Tempo | None:
+        """How fast steps follow each other; None: clients wait for none."""
         ...
 
     def submit_together(self, requests: Sequence[GenerationRequest]) -> Sequence[OutputStream]:

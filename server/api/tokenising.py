@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from manylora.server.errors import InvalidRequest, QueueFull
+from manylora.server.threads import step_back
 
 Result = TypeVar("Result")
 LONG = 1 << 16
@@ -33,8 +34,8 @@ class Lane:
         self._name = name
         self.inside = 0
         """Requests that are with it."""
-        self._short = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._long = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-long")
+        self._short = ThreadPoolExecutor(threads, name, step_back)
+        self._long = ThreadPoolExecutor(1, f"{name}-long", step_back)
 
     async def run(self, work: Callable[[], Result], characters: int) -> Result:
         """Return what ``work`` on so many characters does, in a thread. Raises QueueFull."""

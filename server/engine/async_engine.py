@@ -16,6 +16,7 @@ from manylora.server.engine.adapter_cache import HeldAdapter, LoadFrom
 from manylora.server.engine.engine import Engine, Load
 from manylora.server.engine.observer import EngineObserver
 from manylora.server.engine.output_stream import OutputStream
+from manylora.server.engine.pace import Tempo
 from manylora.server.engine.request import GenerationRequest, SequenceOutput
 from manylora.server.engine.stats import EngineStats
 from manylora.server.errors import (
@@ -27,6 +28,7 @@ from manylora.server.errors import (
     ShuttingDown,
     StepFailed,
 )
+from manylora.server.threads import step_back
 
 log = logging.getLogger(__name__)
 Command = Callable[[Engine], None]
@@ -49,7 +51,7 @@ class AsyncEngine:
     ) -> None:
         """``audit_after``: seconds of silence after which the pools' books are checked; 0: never by themselves."""
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="adapter-reader")
+        self._readers = ThreadPoolExecutor(READERS, "adapter-reader", step_back)
         self._engine = make(self._read)
         self._max_waiting = max_waiting
         self._context = context_length
@@ -106,13 +108,15 @@ class AsyncEngine:
     @property
     def unready_reason(self) -> str:
         """Why not, if not."""
-        if self._broken is not None:
-            return self._broken
-        if self._engine.health.trouble is not None:
-            return self._engine.health.trouble
-        return "the server drains" if self._draining else "the engine has not started"
+        trouble = self._broken or self._engine.health.trouble
+        return trouble or ("the server drains" if self._draining else "the engine has not started")
 
     # Requests, on the event loop
+
+    @property
+    def tempo(self) -> Tempo | None:
+        """How fast steps follow each other; None: clients wait for none."""
+        return self._engine.scheduler.pace.tempo if self._streams else None
 
     def submit(self, request: GenerationRequest) -> OutputStream:
         """Queue a client's request of one prompt; see ``submit_together``."""

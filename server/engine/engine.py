@@ -262,6 +262,7 @@ class Engine:
         return bool(plan.rows or plan.preempted or plan.expired or plan.changes)
 
     def _run(self, rows: tuple[ScheduledRow, ...], schedule: float, place: float) -> None:
+        began = time.perf_counter()
         try:
             result = self._runner.run(rows)
         except Exception as error:
@@ -272,6 +273,8 @@ class Engine:
         self._commit(rows, result)
         commit = time.perf_counter() - computed
         tokens = sum(row.length for row in rows)
+        decodes = sum(row.length == 1 for row in rows)
+        self.scheduler.pace.note(decodes, tokens - decodes, time.perf_counter() - began)
         self._observer.step_finished(
             StepTimings(
                 schedule, place, result.model_seconds, result.sample_seconds, commit, tokens, len(rows)

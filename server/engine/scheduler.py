@@ -8,12 +8,13 @@ adapters that others might have to give up.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, Placement
 from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.pace import Pace
 from manylora.server.engine.request import FinishReason
 from manylora.server.engine.sequence import LiveRequest, Sequence, SequenceStatus
 from manylora.server.engine.waiting import WaitingQueue
@@ -24,6 +25,8 @@ _LOOK_AHEAD = 512
 """Lines that are looked through for those."""
 _LOGPROB_CHUNK = 256
 """Prompt tokens a step when each needs its logits: a row of 150,000 floats takes 0.6 MB."""
+_LOGPROB_COST = 3
+"""Prompt tokens that one of these takes the time of."""
 
 _ALONE = 4
 """How many times as far it goes for a request that runs alone: a newcomer waits for one such step."""
@@ -99,6 +102,7 @@ class Scheduler:
         self._blocks = blocks
         self._cache = cache
         self._live = live
+        self.pace = Pace(limits.max_step_tokens)
         self._steps = 0
         self._overtaken: LiveRequest | None = None
         self._overtakes = 0
@@ -155,21 +159,28 @@ class Scheduler:
         sequence.finish(reason)
 
     def _continue(self, draft: _Draft) -> None:
-        for sequence in self._in_turn():
+        decodes, prompts = self._in_turn()
+        self._advance(decodes, draft)
+        if draft.rows:
+            # Streams wait for the prompts that come in beside them.
+            draft.budget = min(draft.budget, self.pace.beside_decodes())
+        self._advance(prompts, draft)
+
+    def _advance(self, sequences: list[Sequence], draft: _Draft) -> None:
+        for sequence in sequences:
             if draft.budget <= 0:
                 return
             if sequence.status is SequenceStatus.RUNNING and self._secure(sequence, draft):
                 self._chunk(sequence, draft)
 
-    def _in_turn(self) -> Iterator[Sequence]:
-        """Return the running sequences that have a part in this step: decodes, then prompts, older ones first."""
+    def _in_turn(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Return the running sequences that have a part in this step, decodes and prompts, older ones first."""
         decodes = [s for s in self.running if s.num_to_compute == 1]
         prompts = [s for s in self.running if s.num_to_compute > 1]
         origins = len({s.owner.origin for s in self.running})
         if origins < len(self.running):
             decodes = self._share(decodes, self.limits.max_step_context * (1 if origins > 1 else _ALONE))
-        for sequences in (decodes, prompts):
-            yield from sorted(sequences, key=lambda s: s.number)
+        return sorted(decodes, key=lambda s: s.number), sorted(prompts, key=lambda s: s.number)
 
     def _share(self, decodes: list[Sequence], most: int) -> list[Sequence]:
         """Return one decode of each client's request, and further ones until ``most`` tokens are attended to.
@@ -216,7 +227,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence, draft: _Draft) -> None:
         row = draft.rows.pop(sequence.number, None)
-        draft.budget += row.length if row is not None else 0
+        draft.budget += _cost(row) if row is not None else 0
         self._blocks.free(sequence.number)
         self.running.remove(sequence)
         sequence.preempt()
@@ -227,10 +238,11 @@ class Scheduler:
         start = sequence.num_computed_tokens
         length = min(len(sequence.token_ids) - start, draft.budget)
         if sequence.wants_prompt_logprobs:
-            length = min(length, _LOGPROB_CHUNK)
+            length = min(length, _LOGPROB_CHUNK, -(-draft.budget // _LOGPROB_COST))
         samples = start + length == len(sequence.token_ids)
-        draft.rows[sequence.number] = ScheduledRow(sequence, start, length, samples)
-        draft.budget -= length
+        row = ScheduledRow(sequence, start, length, samples)
+        draft.rows[sequence.number] = row
+        draft.budget -= _cost(row)
         sequence.last_step = self._steps
 
     def _admit(self, draft: _Draft, now: float) -> None:
@@ -331,3 +343,8 @@ class Scheduler:
         self.waiting.take(live.origin)
         self.running.append(sequence)
         self._chunk(sequence, draft)
+
+
+def _cost(row: ScheduledRow) -> int:
+    """Return how much of a step's budget a row takes."""
+    return row.length * (_LOGPROB_COST if row.sequence.wants_prompt_logprobs else 1)

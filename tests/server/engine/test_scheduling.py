@@ -2,6 +2,7 @@
 
 import pytest
 
+from manylora.server.engine.pace import LEAST
 from manylora.server.engine.request import FinishReason, SamplingParams
 from tests.server.engine.fakes import Harness, Pools, ask, expected
 
@@ -155,12 +156,13 @@ def test_half_a_character_at_the_end_is_let_out_with_the_last_token() -> None:
     assert harness.outputs[-1].text.endswith("\ufffd")
 
 
-def test_a_prompt_that_is_reported_on_is_computed_in_small_chunks() -> None:
-    harness = Harness(Pools(blocks=100, max_step_tokens=600))
+@pytest.mark.parametrize(("step", "chunks"), [(600, [200, 100]), (2000, [256, 44])])
+def test_a_prompt_that_is_reported_on_is_computed_in_small_chunks(step: int, chunks: list[int]) -> None:
+    harness = Harness(Pools(blocks=100, max_step_tokens=step))
     sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
     harness.engine.add_request(ask("r", [1] * 300, sampling=sampling))
     harness.run()
-    assert [step.tokens for step in harness.observer.steps] == [256, 44]
+    assert [step.tokens for step in harness.observer.steps] == chunks
     reported = harness.outputs[0].prompt_logprobs
     assert reported is not None
     assert len(reported) == 300
@@ -216,3 +218,41 @@ def test_a_prompt_counts_once_in_the_statistics_of_the_cache() -> None:
     harness.run()
     assert harness.engine.preemptions > 0
     assert harness.engine.blocks.queried_tokens == 15
+
+
+def test_streams_wait_for_a_prompt_no_longer_than_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pace lets through is what a prompt gets beside a decode; alone it has the whole step."""
+    harness = Harness(Pools(blocks=200, max_step_tokens=600))
+    monkeypatch.setattr(harness.engine.scheduler.pace, "beside_decodes", lambda: 40)
+    harness.engine.add_request(ask("stream", PROMPT, 30))
+    harness.step()
+    harness.engine.add_request(ask("long", [1] * 300, 1))
+    for _ in range(3):
+        harness.step()
+    assert [step.tokens for step in harness.observer.steps][1:] == [41, 41, 41]
+    alone = Harness(Pools(blocks=200, max_step_tokens=600))
+    monkeypatch.setattr(alone.engine.scheduler.pace, "beside_decodes", lambda: 40)
+    alone.engine.add_request(ask("long", [1] * 300, 1))
+    alone.step()
+    assert [step.tokens for step in alone.observer.steps] == [300]
+
+
+def test_each_step_is_noted_with_its_decodes_and_prompt_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness(Pools(blocks=200, max_step_tokens=600))
+    noted: list[tuple[int, int]] = []
+    note = harness.engine.scheduler.pace.note
+
+    def spy(decodes: int, prompt_tokens: int, seconds: float) -> None:
+        assert seconds > 0
+        noted.append((decodes, prompt_tokens))
+        note(decodes, prompt_tokens, seconds)
+
+    monkeypatch.setattr(harness.engine.scheduler.pace, "note", spy)
+    harness.engine.add_request(ask("stream", [1] * 20, 30))
+    harness.step()
+    harness.step()
+    harness.engine.add_request(ask("long", [2] * 300, 1))
+    harness.step()
+    assert noted[:2] == [(0, 20), (1, 0)]
+    assert noted[2][0] == 1
+    assert noted[2][1] >= LEAST
