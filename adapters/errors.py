@@ -5,6 +5,7 @@ AdapterError                     500  anything below, and what has no class of i
 ├── AdapterPathForbidden         403  the source, or a link inside it, leads out of the adapter root
 ├── InvalidAdapter               400  malformed, incomplete, or for another base; names file and tensor
 │   └── UnsupportedAdapter       400  well-formed, but a kind, a source, a pattern or a rank that is not served
+├── InvalidMixture               400  a mixture's text, parts or weights make no sense; says which
 ├── AdapterNameTaken             409  the name is in use by other weights (vLLM's route: 400)
 ├── UnknownAdapter               404  no adapter has that name; lists those that exist
 ├── StoreFull                    507  no space left for the files or the registry
@@ -48,6 +49,10 @@ class InvalidAdapter(AdapterError):
 
 class UnsupportedAdapter(InvalidAdapter):
     """The adapter is of a kind, comes from a place, or has a rank that is not served."""
+
+
+class InvalidMixture(AdapterError):
+    """A mixture's text, parts or weights make no sense."""
 
 
 class AdapterNameTaken(AdapterError):

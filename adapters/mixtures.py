@@ -1,0 +1,94 @@
+"""Mixtures: several adapters with weights that act as one, y = W x + Σ wᵢ sᵢ Bᵢ Aᵢ x. Names and numbers only.
+
+As text a mixture is ``sql:0.7+pirate:0.3``: ``+`` parts it, a part's weight follows its last colon, and a missing
+weight is 1. Names may hold colons but no ``+``: a string that is a known name is that name.
+"""
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from manylora.adapters.errors import InvalidMixture
+
+_LONGEST_ECHO = 200
+
+
+@dataclass(frozen=True, slots=True)
+class MixturePart:
+    """One adapter of a mixture."""
+
+    adapter: str
+    """Its name: whatever version that means when a request begins."""
+    weight: float
+    """Finite; a float32's value."""
+
+
+def is_mixture(text: str, known: Callable[[str], bool]) -> bool:
+    """Return whether ``text`` can only be meant as a mixture: it is no known name, and has parts or a weight."""
+    return not known(text) and ("+" in text or _split(text, known)[1] is not None)
+
+
+def parse_mixture(text: str, known: Callable[[str], bool]) -> tuple[MixturePart, ...]:
+    """Return the parts that ``text`` spells, in its order and with its zeros. Raises InvalidMixture."""
+    found = []
+    for piece in text.split("+"):
+        name, weight = _split(piece, known)
+        if not name:
+            raise InvalidMixture(f"mixture {text[:_LONGEST_ECHO]!r}: a part between '+' has no name")
+        found.append(MixturePart(name, part_weight(name, 1.0 if weight is None else weight)))
+    return tuple(found)
+
+
+def part_weight(name: str, weight: float) -> float:
+    """Return a weight as it is computed with, in float32. Raises InvalidMixture if that isn't finite."""
+    try:
+        single: float = struct.unpack("f", struct.pack("f", weight))[0]
+    except OverflowError:
+        single = math.inf
+    if not math.isfinite(single):
+        raise InvalidMixture(
+            f"the weight of {name[:_LONGEST_ECHO]!r} is {weight}: a weight is a finite number"
+        )
+    return single
+
+
+def check_parts(parts: Sequence[MixturePart], most: int) -> None:
+    """Raise InvalidMixture for no parts, more than ``most``, or the same part twice."""
+    if not parts:
+        raise InvalidMixture("a mixture has at least one part")
+    if len(parts) > most:
+        raise InvalidMixture(
+            f"the mixture has {len(parts)} parts, at most {most} are served (--max-mixture-parts)"
+        )
+    seen: set[str] = set()
+    for part in parts:
+        if part.adapter in seen:
+            raise InvalidMixture(
+                f"{part.adapter!r} is in the mixture twice: give it once, with the sum of the weights"
+            )
+        seen.add(part.adapter)
+
+
+def spell(parts: Sequence[MixturePart]) -> str:
+    """Return parts as text that ``parse_mixture`` reads."""
+    return "+".join(f"{part.adapter}:{_number(part.weight)}" for part in parts)
+
+
+def _number(weight: float) -> str:
+    """Return the shortest text of a float32, without the ``+`` of an exponent."""
+    digits = next(text for n in range(1, 10) if part_weight("", float(text := f"{weight:.{n}g}")) == weight)
+    return digits.replace("e+", "e")
+
+
+def _split(piece: str, known: Callable[[str], bool]) -> tuple[str, float | None]:
+    """Return a part's name and weight; None: it has none."""
+    if known(piece):
+        return piece, None
+    name, colon, digits = piece.rpartition(":")
+    if not colon:
+        return piece, None
+    try:
+        return name, float(digits)
+    except ValueError:
+        return piece, None
