@@ -16,9 +16,12 @@ def sync(path: Path) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Put ``text`` in a file, in UTF-8: all of it or, if that is cut short, what was there before. Raises OSError."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    partial.write_text(text, encoding="utf-8")
+    put_in_place(partial, path)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Rename a file that is closed to its name, there for good once this returns. Raises OSError."""
+    sync(partial)
     partial.replace(path)
     sync(path.parent)

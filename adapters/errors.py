@@ -6,12 +6,13 @@ AdapterError                     500  anything below, and what has no class of i
 ├── InvalidAdapter               400  malformed, incomplete, or for another base; names file and tensor
 │   └── UnsupportedAdapter       400  well-formed, but a kind, a source, a pattern or a rank that is not served
 ├── InvalidMixture               400  a mixture's text, parts or weights make no sense; says which
-├── AdapterNameTaken             409  the name is in use by other weights (vLLM's route: 400)
+├── AdapterNameTaken             409  other weights, or a mixture, have the name (vLLM's route: 400)
 ├── UnknownAdapter               404  no adapter has that name; lists those that exist
 ├── StoreFull                    507  no space left for the files or the registry
 ├── RegistryFault                500  the registry is damaged, can't be written, or its disk fails
 ├── RegistryBusy                 503  another process holds the registry's lock
 ├── RegistryLost                   –  the store has files of a registry that is gone; the server doesn't start
+├── RegistryNewer                  –  a newer version wrote the registry; the server doesn't start
 └── DirectoryInUse                 –  another process owns the directory; the server doesn't start
 """
 
@@ -56,11 +57,11 @@ class InvalidMixture(AdapterError):
 
 
 class AdapterNameTaken(AdapterError):
-    """An adapter with other weights has that name."""
+    """An adapter with other weights, or a mixture with other parts, has that name."""
 
 
 class UnknownAdapter(AdapterError):
-    """No adapter has that name."""
+    """No adapter, or no mixture, has that name."""
 
 
 class StoreFull(AdapterError):
@@ -77,6 +78,10 @@ class RegistryFault(AdapterError):
 
 class RegistryLost(AdapterError):
     """The store has files that a registry knew which is gone or empty now."""
+
+
+class RegistryNewer(AdapterError):
+    """A newer version of manylora wrote the registry: this one can't know what it says."""
 
 
 class DirectoryInUse(AdapterError):

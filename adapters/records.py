@@ -1,10 +1,17 @@
-"""The registry's table and the record that one of its rows becomes."""
+"""The registry's tables as they are now, and the records that their rows become.
 
+What they were before is told by adapters/migrations: a change here needs a migration there.
+"""
+
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
 from sqlalchemy import Boolean, Column, Index, Integer, MetaData, Row, String, Table, text
+
+from manylora.adapters.mixtures import MixturePart
 
 
 class AdapterState(Enum):
@@ -37,6 +44,21 @@ class AdapterRecord:
     state: AdapterState
 
 
+@dataclass(frozen=True, slots=True)
+class MixtureRecord:
+    """One version of a mixture's name."""
+
+    id: int
+    """From 1 up, in a sequence of the mixtures' own; never used again."""
+    name: str
+    version: int
+    """From 1 up within the mixtures of that name; goes on counting after a delete."""
+    parts: tuple[MixturePart, ...]
+    """In the order given. Which versions the names mean is found when a request begins."""
+    created_at: datetime
+    """UTC."""
+
+
 METADATA = MetaData()
 ADAPTERS = Table(
     "adapters",
@@ -63,6 +85,21 @@ IDENTITY = Table(
     Column("used", Boolean, nullable=False),
 )
 """One row: what the store knows its registry by, and whether any adapter was ever active."""
+MIXTURES = Table(
+    "mixtures",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("parts", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("state", String, nullable=False),
+    Index("one_active_mixture_per_name", "name", unique=True, sqlite_where=text("state = 'active'")),
+    Index("mixtures_by_name", "name"),
+    sqlite_autoincrement=True,
+)
+"""``parts`` is JSON, a list of {"adapter": name, "weight": number}: it is written and read whole, and the names are
+looked up at each request, so no row refers to another. A row is active or retired."""
 
 
 def to_record(row: Row[tuple[object, ...]]) -> AdapterRecord:
@@ -81,3 +118,21 @@ def to_record(row: Row[tuple[object, ...]]) -> AdapterRecord:
         created_at=datetime.fromisoformat(fields["created_at"]),
         state=AdapterState(fields["state"]),
     )
+
+
+def to_mixture(row: Row[tuple[object, ...]]) -> MixtureRecord:
+    """Return the record in a row of MIXTURES."""
+    fields = row._mapping
+    parts = json.loads(fields["parts"])
+    return MixtureRecord(
+        id=fields["id"],
+        name=fields["name"],
+        version=fields["version"],
+        parts=tuple(MixturePart(part["adapter"], part["weight"]) for part in parts),
+        created_at=datetime.fromisoformat(fields["created_at"]),
+    )
+
+
+def written_parts(parts: Sequence[MixturePart]) -> str:
+    """Return what the column ``parts`` holds for these. Raises ValueError for a weight that is not finite."""
+    return json.dumps([{"adapter": part.adapter, "weight": part.weight} for part in parts], allow_nan=False)

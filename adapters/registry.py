@@ -5,29 +5,20 @@ retired; an attempt that fails deletes its pending row. AUTOINCREMENT never give
 of a deleted row. All methods block (about a millisecond) and may be called from any thread.
 """
 
-import contextlib
-import sqlite3
-import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from sqlalchemy import ColumnElement, Connection, create_engine, delete, event, func, insert, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
-from manylora.adapters.errors import (
-    AdapterError,
-    AdapterNameTaken,
-    RegistryBusy,
-    RegistryFault,
-    StoreFull,
-    UnknownAdapter,
-)
+from manylora.adapters.errors import UnknownAdapter
+from manylora.adapters.mixture_registry import MixtureRegistry, check_no_mixture
 from manylora.adapters.names import check_name, list_names, name_taken
 from manylora.adapters.ownership import DirectoryLock
-from manylora.adapters.records import ADAPTERS, IDENTITY, METADATA, AdapterRecord, AdapterState, to_record
+from manylora.adapters.records import ADAPTERS, IDENTITY, AdapterRecord, AdapterState, to_record
+from manylora.adapters.registry_database import RegistryDatabase
 from manylora.adapters.reserve import Reserve
 
 
@@ -48,31 +39,15 @@ class AdapterRegistry:
         ``reserve`` is the space kept for deleting on a full disk; by default a file beside ``path``. ``lock`` is
         released when the registry is closed.
         """
-        self._path = path
-        self._lock = lock
-        self._space = reserve or Reserve(path.with_name(f"{path.name}.reserve"))
         self._reserved = frozenset(reserved)
-        self._engine = create_engine(f"sqlite:///{path}")
-        # SQLite makes waiters poll and some of them starve; threads of this process queue up here instead.
-        self._turn = threading.Lock()
-
-        @event.listens_for(self._engine, "connect")
-        def _configure(connection: sqlite3.Connection, _record: object) -> None:
-            connection.isolation_level = None  # or the driver opens transactions of its own, and too late
-            connection.execute(f"PRAGMA busy_timeout = {lock_wait_ms:d}")
-            connection.execute("PRAGMA journal_mode = WAL").close()
-
-        @event.listens_for(self._engine, "begin")
-        def _begin(connection: Connection) -> None:
-            # A read that turns into a write can't wait for a lock in SQLite; taking it first can.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-        with self._transaction() as connection:
-            _check_whole(connection, path)
-            METADATA.create_all(connection)
-            self.identity = _identify(connection)
+        self._database = RegistryDatabase(
+            path, lock_wait_ms=lock_wait_ms, reserve=reserve, lock=lock, prepare=_identify
+        )
+        self.mixtures = MixtureRegistry(self._database, self._reserved)
+        """The mixtures' side of the same file; a name is in use on one side only."""
+        with self._database.transaction() as connection:
+            self.identity = str(connection.scalar(select(IDENTITY.c.id)))
             """Told once, when the file was made: another file under this name has another."""
-        self.keep_space()
 
     def register(
         self,
@@ -87,9 +62,9 @@ class AdapterRegistry:
     ) -> AdapterRecord:
         """Return the active record of ``name``: the one that has this digest, else a new one.
 
-        Raises AdapterNameTaken if other weights have the name, InvalidAdapter for a bad name.
+        Raises AdapterNameTaken if other weights or a mixture have the name, InvalidAdapter for a bad name.
         """
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             found = _active(connection, name)
             if found is not None and found.digest != digest:
                 raise name_taken(name)
@@ -109,7 +84,7 @@ class AdapterRegistry:
         preload: bool = False,
     ) -> AdapterRecord:
         """Return a new active record of ``name``, one version on; the old one is retired with it."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             self._existing(connection, name)
             record = self._reserve(connection, name, digest, source, rank, targets, pinned, preload)
             return self._activate(connection, record)
@@ -126,17 +101,20 @@ class AdapterRegistry:
         preload: bool = False,
     ) -> AdapterRecord:
         """Mint an id in a pending record, unseen until ``activate``. Raises InvalidAdapter (bad name)."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return self._reserve(connection, name, digest, source, rank, targets, pinned, preload)
 
     def activate(self, record: AdapterRecord) -> AdapterRecord:
-        """Make a pending record the active one of its name; the same transaction retires its predecessor."""
-        with self._transaction() as connection:
+        """Make a pending record the active one of its name; the same transaction retires its predecessor.
+
+        Raises AdapterNameTaken if a mixture has the name by now.
+        """
+        with self._database.transaction() as connection:
             return self._activate(connection, record)
 
     def keep(self, adapter_id: int, *, pinned: bool, preload: bool) -> AdapterRecord:
         """Note where an adapter is to be kept from now on; return its record."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             changed = (
                 update(ADAPTERS).where(ADAPTERS.c.id == adapter_id).values(pinned=pinned, preload=preload)
             )
@@ -144,7 +122,7 @@ class AdapterRegistry:
 
     def abandon(self, adapter_id: int) -> None:
         """Delete a pending record; its id is not used again."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             connection.execute(delete(ADAPTERS).where(ADAPTERS.c.id == adapter_id, _is(AdapterState.PENDING)))
 
     def retire(self, name: str) -> AdapterRecord:
@@ -153,31 +131,25 @@ class AdapterRegistry:
         Works on a full disk, again and again: who runs out of space is told to delete adapters. Call ``keep_space``
         once the files are gone, too.
         """
-        try:
-            return self._retire(name)
-        except StoreFull:
-            if not self._space.give_up():
-                raise
-        try:
-            return self._retire(name)
-        finally:
-            # What the log of changes took of the reserve comes back with it, and the reserve is whole again.
-            self._shorten_log()
-            self.keep_space()
+
+        def end(connection: Connection) -> AdapterRecord:
+            found = self._existing(connection, name)
+            return _set_state(connection, found.id, AdapterState.RETIRED)
+
+        return self._database.on_a_full_disk_too(end)
 
     def keep_space(self) -> None:
         """Take the space for deleting on a full disk, as far as it can be had."""
-        if self._path.is_file():  # a database in memory has no disk to fill
-            self._space.hold()
+        self._database.keep_space()
 
     def get(self, name: str) -> AdapterRecord:
         """Return the active record of ``name``. Raises UnknownAdapter with the names that exist."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return self._existing(connection, name)
 
     def active(self) -> list[AdapterRecord]:
         """Return all active records in order of their names."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             rows = connection.execute(
                 select(ADAPTERS).where(_is(AdapterState.ACTIVE)).order_by(ADAPTERS.c.name)
             )
@@ -185,30 +157,28 @@ class AdapterRegistry:
 
     def digests_in_use(self) -> frozenset[str]:
         """Return the digests of active and pending records: the files that must stay."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             used = select(ADAPTERS.c.digest).where(ADAPTERS.c.state != AdapterState.RETIRED.value).distinct()
             return frozenset(connection.scalars(used))
 
     def was_used(self) -> bool:
         """Return whether any adapter was ever active."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return bool(connection.scalar(select(IDENTITY.c.used)))
 
     def is_empty(self) -> bool:
         """Return whether there is no record but those of attempts; one of an adapter that was deleted stays."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return _is_empty(connection)
 
     def drop_pending(self) -> int:
         """Delete the records of attempts that a crash cut short; return how many. For start-up."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return connection.execute(delete(ADAPTERS).where(_is(AdapterState.PENDING))).rowcount
 
     def close(self) -> None:
         """Close all connections, and let another process have the directory."""
-        self._engine.dispose()
-        if self._lock is not None:
-            self._lock.release()
+        self._database.close()
 
     def __enter__(self) -> "AdapterRegistry":
         return self
@@ -217,26 +187,6 @@ class AdapterRegistry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._turn, self._engine.begin() as connection:
-                yield connection
-        except DBAPIError as error:
-            raise _translated(error) from error
-
-    def _shorten_log(self) -> None:
-        with contextlib.suppress(DBAPIError), self._turn, self._engine.connect() as connection:
-            # Not in a transaction, where SQLite allows none.
-            raw = connection.connection.driver_connection
-            assert isinstance(raw, sqlite3.Connection)
-            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-
-    def _retire(self, name: str) -> AdapterRecord:
-        with self._transaction() as connection:
-            found = self._existing(connection, name)
-            return _set_state(connection, found.id, AdapterState.RETIRED)
 
     def _existing(self, connection: Connection, name: str) -> AdapterRecord:
         found = _active(connection, name)
@@ -273,6 +223,7 @@ class AdapterRegistry:
         return to_record(connection.execute(row.returning(ADAPTERS)).one())
 
     def _activate(self, connection: Connection, record: AdapterRecord) -> AdapterRecord:
+        check_no_mixture(connection, record.name)
         before = _active(connection, record.name)
         if before is not None:
             _set_state(connection, before.id, AdapterState.RETIRED)
@@ -280,20 +231,10 @@ class AdapterRegistry:
         return _set_state(connection, record.id, AdapterState.ACTIVE)
 
 
-def _check_whole(connection: Connection, path: Path) -> None:
-    """Raise RegistryFault if a page of the file is damaged: SQLite says so only once somebody needs that page."""
-    found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-    if found != "ok":
-        raise RegistryFault(f"the adapter registry {path} is damaged ({found}): put a copy of it back")
-
-
-def _identify(connection: Connection) -> str:
-    known = connection.scalar(select(IDENTITY.c.id))
-    if known is not None:
-        return str(known)
-    fresh = uuid.uuid4().hex
-    connection.execute(insert(IDENTITY).values(id=fresh, used=not _is_empty(connection)))
-    return fresh
+def _identify(connection: Connection) -> None:
+    if connection.scalar(select(IDENTITY.c.id)) is None:
+        fresh = insert(IDENTITY).values(id=uuid.uuid4().hex, used=not _is_empty(connection))
+        connection.execute(fresh)
 
 
 def _is_empty(connection: Connection) -> bool:
@@ -315,14 +256,3 @@ def _active(connection: Connection, name: str) -> AdapterRecord | None:
 def _set_state(connection: Connection, adapter_id: int, state: AdapterState) -> AdapterRecord:
     changed = update(ADAPTERS).where(ADAPTERS.c.id == adapter_id).values(state=state.value)
     return to_record(connection.execute(changed.returning(ADAPTERS)).one())
-
-
-def _translated(error: DBAPIError) -> AdapterError:
-    cause = str(error.orig)
-    if "full" in cause:
-        return StoreFull("the disk of the adapter registry is full; make room")
-    if "locked" in cause or "busy" in cause:
-        return RegistryBusy("the adapter registry is locked by another process; try again")
-    if isinstance(error, IntegrityError) and "UNIQUE" in cause:
-        return AdapterNameTaken("another adapter took that name at the same moment; try again")
-    return RegistryFault(f"the adapter registry can't be used: {cause}")

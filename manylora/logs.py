@@ -52,7 +52,7 @@ def configure_logs(settings: ServeSettings) -> None:
     root.setLevel(settings.log_level.upper())
     logging.captureWarnings(True)
     # The banner says what uvicorn's own lines would, and draining is told by the server.
-    for chatty in ("httpx", "uvicorn.error"):
+    for chatty in ("alembic", "httpx", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

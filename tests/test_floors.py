@@ -57,6 +57,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "sse_starlette": ("server.api",),
     "prometheus_client": ("server.api",),
     "sqlalchemy": ("adapters",),
+    "alembic": ("adapters",),
     "transformers": (
         "server.model",
         "server.chat",

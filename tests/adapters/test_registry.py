@@ -140,7 +140,7 @@ def test_a_locked_database_is_a_clear_error(path: Path) -> None:
 
 def test_a_full_database_is_a_clear_error_and_changes_nothing(registry: AdapterRegistry) -> None:
     add(registry, "a")
-    with registry._engine.connect() as connection:
+    with registry._database.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreFull, match="full"):
@@ -218,7 +218,7 @@ def test_a_new_version_and_the_end_of_the_old_one_are_one_transaction(path: Path
         pending = registry.reserve("a", "d2", source="s", rank=1, targets=())
         other = sqlite3.connect(path)
 
-        @event.listens_for(registry._engine, "commit")
+        @event.listens_for(registry._database.engine, "commit")
         def _before_commit(_connection: object) -> None:
             rows = other.execute("SELECT digest FROM adapters WHERE name = 'a' AND state = 'active'")
             seen.extend(digest for (digest,) in rows)

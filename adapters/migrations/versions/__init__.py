@@ -1,0 +1,1 @@
+"""The scripts, named by the schema that they lead to."""
