@@ -115,7 +115,7 @@ def _copy_whole(path: Path, copy: Path) -> None:
 
 
 def _migrate(connection: Connection, found: str | None) -> None:
-    # Half a second that only a start with other tables has to spend.
+    # A quarter of a second that only a start with other tables has to spend.
     from alembic import command
     from alembic.config import Config
 
