@@ -57,7 +57,8 @@ async def completions(request: Request) -> Response:
     choices = asyncio.ensure_future(generation.collect())
     await done_within(request, choices)
     done = choices.result()
-    return await json_response(lambda: answer.whole(done), large=body.echo or body.logprobs is not None)
+    large = body.echo or body.logprobs is not None
+    return await json_response(lambda: answer.whole(done, at_once=not large), large=large)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,10 @@ class CompletionAnswer:
     def _echo_only(self) -> bool:
         return self.body.max_tokens == 0
 
-    def whole(self, choices: list[Choice]) -> dict[str, object]:
-        """Return the answer as one object."""
-        done = [self._choice(index, choice) for index, choice in enumerate(choices)]
+    def whole(self, choices: list[Choice], *, at_once: bool) -> dict[str, object]:
+        """Return the answer as one object; its choices are made ``at_once``, or as they are written."""
+        made = (self._choice(index, choice) for index, choice in enumerate(choices))
+        done = list(made) if at_once else made
         return {**self._head(), "choices": done, "usage": self._usage([choice.last for choice in choices])}
 
     async def chunks(self, generation: Generation) -> Events:

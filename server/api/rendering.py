@@ -19,7 +19,10 @@ def dumps(value: object) -> str:
 
 
 def dumps_in_parts(value: object) -> str:
-    """Return what ``dumps`` does. The encoder, which holds the interpreter lock, sees small parts only."""
+    """Return what ``dumps`` does; iterators are lists whose items are made as they are written.
+
+    The encoder, which holds the interpreter lock, sees small parts only.
+    """
     return "".join(_giving_way(_parts(value, LEVELS)))
 
 
@@ -44,7 +47,7 @@ def _parts(value: object, levels: int) -> Iterator[str]:
             yield f"{',' if index else ''}{dumps(key)}:"
             yield from _parts(item, levels - 1)
         yield "}"
-    elif levels and isinstance(value, list):
+    elif levels and isinstance(value, list | Iterator):
         yield "["
         for index, item in enumerate(value):
             if index:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manylora.server.engine.request import TokenLogprobs
+from manylora.server.engine.prompt_logprobs import LogprobRows
 from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, SamplingRow
 from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.sequence import Sequence
@@ -36,7 +36,7 @@ class StepResult:
     faults: Mapping[int, SampleFault]
     """Of the rows in which something is not finite, whether they sample or not: a chunk's keys and values, a
     token's last state, or logits."""
-    prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]]
+    prompt_logprobs: Mapping[int, LogprobRows]
     """Of the prompt tokens that follow each token of the row."""
     model_seconds: float
     sample_seconds: float
@@ -139,9 +139,9 @@ class ModelRunner:
         rows: tuple[ScheduledRow, ...],
         places: list[int],
         faults: dict[int, SampleFault],
-    ) -> dict[int, tuple[TokenLogprobs, ...]]:
+    ) -> dict[int, LogprobRows]:
         """Report rows that ask for it; one with logits that are not finite gets a fault instead."""
-        reports: dict[int, tuple[TokenLogprobs, ...]] = {}
+        reports: dict[int, LogprobRows] = {}
         for row, place in zip(rows, places, strict=True):
             sequence = row.sequence
             top = sequence.owner.request.sampling.prompt_logprobs

@@ -6,7 +6,7 @@ steps, so that the bound follows the machine and what else runs on it.
 
 from dataclasses import dataclass
 
-WAIT = 1.5
+WAIT = 2.0
 """How many times as long as a step of decodes alone a step may take that computes prompts beside them."""
 LEAST = 16
 """Prompt tokens that a step always takes: a prompt goes on whatever was measured."""

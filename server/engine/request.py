@@ -1,6 +1,6 @@
 """What crosses between the API and the engine: requests in, outputs out. Plain data; imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -93,7 +93,7 @@ class SequenceOutput:
     """New text; whole characters only, nothing that may still turn out to be a stop string."""
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
     """With the first output only, if asked for; None for the first token, which nothing predicts."""
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

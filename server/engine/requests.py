@@ -8,7 +8,8 @@ from manylora.server.engine.detokenizer import Detokenizer, TokenDecoder
 from manylora.server.engine.health import Health
 from manylora.server.engine.logits import SamplerState
 from manylora.server.engine.observer import EndedRequest, EngineObserver
-from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput, TokenLogprobs
+from manylora.server.engine.prompt_logprobs import LogprobRows, PromptLogprobs
+from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput
 from manylora.server.engine.sampler import SampledToken
 from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.sequence import LiveRequest, Sequence, SequenceStatus, TextState
@@ -115,12 +116,12 @@ class LiveRequests:
             EndedRequest(request.adapter_label, "failed", None, None, waited, prompt, 0)
         )
 
-    def take_prompt_logprobs(self, sequence: Sequence, start: int, found: tuple[TokenLogprobs, ...]) -> None:
+    def take_prompt_logprobs(self, sequence: Sequence, start: int, found: LogprobRows) -> None:
         """Keep what a chunk of the prompt told; a prompt that starts again starts anew."""
         live = sequence.owner
         if start == 0:
-            live.prompt_logprobs = [None]
-        live.prompt_logprobs += found
+            live.prompt_logprobs = PromptLogprobs()
+        live.prompt_logprobs.add(found)
 
     def take_token(self, sequence: Sequence, sampled: SampledToken, now: float) -> None:
         """Append a sampled token, let out the text that it completes, and end the sequence if it is over."""
@@ -207,7 +208,7 @@ class LiveRequests:
                 text,
                 (sampled.token_id,),
                 () if sampled.logprobs is None else (sampled.logprobs,),
-                tuple(live.prompt_logprobs) if first and asked else None,
+                live.prompt_logprobs if first and asked else None,
                 finish,
                 stop_reason,
                 None,

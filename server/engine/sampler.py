@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from manylora.server.engine.draw import best, block_maxima, block_sums, draw_above, draw_top, sums_above, top
 from manylora.server.engine.logits import SamplerState, SamplingRow, edit_logits
+from manylora.server.engine.prompt_logprobs import NO_ROWS, LogprobRows
 from manylora.server.engine.request import SamplingParams, TokenLogprobs
 
 __all__ = ["NOT_FINITE", "SampleFault", "SampledToken", "Sampler", "SamplerState", "SamplingRow"]
@@ -84,17 +86,17 @@ class Sampler:
     @torch.inference_mode()
     def prompt_logprobs(
         self, logits: Tensor, next_token_ids: Sequence[int], top: int
-    ) -> tuple[TokenLogprobs, ...] | SampleFault:
+    ) -> LogprobRows | SampleFault:
         """Report the logprob of each row's next prompt token, and the ``top`` best: ``logits`` [n, V]
         float32. A fault in one of the rows is the answer for all."""
         if not len(next_token_ids):
-            return ()
+            return NO_ROWS
         if not bool(torch.isfinite(logits.amax(-1)).all()):
             return NOT_FINITE
-        reports: list[TokenLogprobs] = []
-        for part in self._parts(list(range(len(next_token_ids)))):
-            reports += self._logprobs(logits, part, [next_token_ids[i] for i in part], top)
-        return tuple(reports)
+        parts = self._parts(list(range(len(next_token_ids))))
+        found = [self._logprobs(logits, part, [next_token_ids[i] for i in part], top) for part in parts]
+        columns = ("token_ids", "logprobs", "top_ids", "top_logprobs")
+        return LogprobRows(*(np.concatenate([getattr(rows, name) for rows in found]) for name in columns))
 
     def _choices(
         self, logits: Tensor, rows: Sequence[SamplingRow]
@@ -245,13 +247,11 @@ class Sampler:
         reports: dict[int, TokenLogprobs] = {}
         for part in self._parts(list(tokens)):
             found = self._logprobs(logits, part, [tokens[i] for i in part], max(counts[i] for i in part))
-            for i, report in zip(part, found, strict=True):
+            for i, report in zip(part, found.tokens(), strict=True):
                 reports[i] = TokenLogprobs(report.token_id, report.logprob, report.top[: counts[i]])
         return reports
 
-    def _logprobs(
-        self, logits: Tensor, members: list[int], token_ids: list[int], count: int
-    ) -> list[TokenLogprobs]:
+    def _logprobs(self, logits: Tensor, members: list[int], token_ids: list[int], count: int) -> LogprobRows:
         """Natural log of the softmax of the raw logits at ``token_ids`` and at the ``count`` best, rows
         ``members``."""
         source = self._take(logits, members)
@@ -266,12 +266,14 @@ class Sampler:
         ranks = (
             torch.arange(count, device=self._device).clamp(max=self._vocab_size - 1).expand(len(members), -1)
         )
-        ids = found.id_at(ranks).tolist() if count else [[] for _ in members]
-        values = (found.values[:, :count].double() + offset).tolist()
-        return [
-            TokenLogprobs(token, logprob, tuple(zip(top_ids, tops, strict=False)))
-            for token, (logprob,), top_ids, tops in zip(token_ids, own.tolist(), ids, values, strict=True)
-        ]
+        values = found.values[:, :count].double() + offset
+        ids = (
+            found.id_at(ranks)[:, : values.shape[1]].cpu().numpy()
+            if count
+            else np.empty((len(members), 0), np.int64)
+        )
+        tokens = np.array(token_ids, dtype=np.int64)
+        return LogprobRows(tokens, own[:, 0].cpu().numpy(), ids, values.cpu().numpy())
 
     def _buffer(self, name: str, count: int) -> Tensor:
         held: Tensor = getattr(self, name)

@@ -8,7 +8,8 @@ from enum import Enum, auto
 
 from manylora.server.engine.detokenizer import Detokenizer
 from manylora.server.engine.logits import SamplerState
-from manylora.server.engine.request import FinishReason, GenerationRequest, TokenLogprobs
+from manylora.server.engine.prompt_logprobs import PromptLogprobs
+from manylora.server.engine.request import FinishReason, GenerationRequest
 from manylora.server.engine.stop import StopChecker
 
 AdapterKey = tuple[tuple[int, float], ...]
@@ -42,7 +43,7 @@ class LiveRequest:
     choices: int
     """How many sequences it is to have: n, or those made already once nothing more is to come of it."""
     sequences: list["Sequence"] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt_logprobs: PromptLogprobs = field(default_factory=PromptLogprobs)
     arrived: float = 0.0
     admitted: float | None = None
     first_token: float | None = None

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True)
     for option, default in (("requests", 100), ("seed", 1), ("clients", 16)):
         parser.add_argument(f"--{option}", type=int, default=default)
-    parser.add_argument("--limit", type=float, default=120.0)
+    parser.add_argument("--limit", type=float, default=600.0)
     parser.add_argument("--kinds", nargs="*", default=[], help="only these")
     options = parser.parse_args()
     os.nice(NICENESS)

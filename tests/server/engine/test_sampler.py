@@ -197,7 +197,7 @@ def test_prompt_logprobs() -> None:
     reports = Sampler(V, "cpu").prompt_logprobs(logits, [0, 299, 5, 6, 7], 2)
     assert not isinstance(reports, SampleFault)
     raw = torch.log_softmax(logits.double(), -1)
-    for i, report in enumerate(reports):
+    for i, report in enumerate(reports.tokens()):
         assert report.logprob == pytest.approx(raw[i, report.token_id].item(), abs=1e-5)
         assert [token for token, _ in report.top] == raw[i].topk(2).indices.tolist()
 

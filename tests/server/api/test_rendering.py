@@ -1,0 +1,28 @@
+"""Large answers are written in parts."""
+
+import json
+from collections.abc import Iterator
+
+from manylora.server.api.rendering import dumps, dumps_in_parts
+
+
+def test_parts_are_the_text_that_one_piece_is() -> None:
+    value = {"a": [1, {"b": ["é", None, 0.1]}, []], "c": {}, "d": [[[[[[1, [2]]]]]]], "e": "x"}
+    assert dumps_in_parts(value) == dumps(value)
+
+
+def test_an_iterator_is_a_list_whose_items_are_made_one_after_the_other() -> None:
+    alive: list[int] = []
+
+    class Item(dict[str, int]):
+        def __del__(self) -> None:
+            alive.remove(self["n"])
+
+    def items() -> Iterator[Item]:
+        for n in range(5):
+            alive.append(n)
+            assert len(alive) <= 2, "items stay after they were written"
+            yield Item(n=n)
+
+    written = dumps_in_parts({"choices": items(), "usage": 1})
+    assert json.loads(written) == {"choices": [{"n": n} for n in range(5)], "usage": 1}
