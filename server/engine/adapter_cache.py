@@ -108,7 +108,16 @@ class AdapterCache:
 
     def fits(self, adapters: Iterable[HeldAdapter]) -> bool:
         """Say whether an otherwise empty arena could hold all these at once."""
-        return self.allocator.fits_empty(self._sum(adapters))
+        return self.allocator.fits_empty(self.needs(adapters))
+
+    @staticmethod
+    def needs(adapters: Iterable[HeldAdapter]) -> dict[str, int]:
+        """Return the rows of each module that these take together."""
+        total: dict[str, int] = {}
+        for adapter in adapters:
+            for module, rank in adapter.ranks.items():
+                total[module] = total.get(module, 0) + rank
+        return total
 
     def add(self, held: HeldAdapter) -> None:
         """Take in a new adapter."""
@@ -163,7 +172,7 @@ class AdapterCache:
         victims = self._victims(adapter_ids, in_use)
         if victims is None:
             return Placement.NO_ROOM
-        moves = self.allocator.plan_compaction(self._sum(missing), frozenset(victims))
+        moves = self._moves(missing, frozenset(victims))
         fits = sum(map(self._moved_bytes, moves)) <= MOVED_BYTES
         return Placement.LOADABLE if fits else Placement.FRAGMENTED
 
@@ -172,7 +181,7 @@ class AdapterCache:
         self._make_room(adapter_ids, in_use)
         moves: list[Move] = []
         moved = 0
-        for move in self.allocator.plan_compaction(self._sum(self._missing(adapter_ids))):
+        for move in self._moves(self._missing(adapter_ids)):
             moved += self._moved_bytes(move)
             if moves and moved > MOVED_BYTES:
                 break
@@ -184,7 +193,7 @@ class AdapterCache:
         """Make room and give rows; return the changes to carry out in the arena, in order."""
         self._make_room(adapter_ids, in_use)
         missing = self._missing(adapter_ids)
-        moves = self.allocator.plan_compaction(self._sum(missing))
+        moves = self._moves(missing)
         self._apply(moves)
         changes: list[ArenaChange] = [*moves]
         for held in missing:
@@ -236,6 +245,12 @@ class AdapterCache:
         for victim in victims:
             self.evict(victim)
 
+    def _moves(self, missing: list[HeldAdapter], gone: Set[int] = frozenset()) -> tuple[Move, ...]:
+        """Return the moves that it takes to give all these their rows: none where each finds a gap of its own."""
+        if self.allocator.find_gaps([held.ranks for held in missing], gone):
+            return ()
+        return self.allocator.plan_compaction(self.needs(missing), gone)
+
     def _moved_bytes(self, move: Move) -> int:
         return move.source.rank * self._row_bytes[move.module]
 
@@ -245,7 +260,7 @@ class AdapterCache:
             self._held[adapter_id].ranges = self.allocator.ranges(adapter_id)
 
     def _victims(self, adapter_ids: Set[int], in_use: Set[int]) -> tuple[int, ...] | None:
-        need = self._sum(self._missing(adapter_ids))
+        need = self.needs(self._missing(adapter_ids))
         short = {m: rank - self.allocator.free_rows(m) for m, rank in need.items()}
         victims: list[int] = []
         for held in map(self._held.__getitem__, self._order):
@@ -259,11 +274,3 @@ class AdapterCache:
                 for module, owned in held.ranges.items():
                     short[module] = short.get(module, 0) - owned.rank
         return tuple(victims) if all(rows <= 0 for rows in short.values()) else None
-
-    @staticmethod
-    def _sum(held: Iterable[HeldAdapter]) -> dict[str, int]:
-        total: dict[str, int] = {}
-        for adapter in held:
-            for module, rank in adapter.ranks.items():
-                total[module] = total.get(module, 0) + rank
-        return total

@@ -16,6 +16,7 @@ from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, Held
 from manylora.server.engine.arena_writer import Arena, ArenaWriter
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.detokenizer import TokenDecoder
+from manylora.server.engine.door import check_request
 from manylora.server.engine.health import Health
 from manylora.server.engine.model_runner import ModelRunner, StepModel, StepResult
 from manylora.server.engine.observer import EngineObserver, SilentEngineObserver, StepTimings
@@ -24,7 +25,7 @@ from manylora.server.engine.requests import LiveRequests
 from manylora.server.engine.sampler import Sampler
 from manylora.server.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits, StepPlan
 from manylora.server.engine.sequence import LiveRequest, SequenceStatus
-from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError, StepFailed
+from manylora.server.errors import AdapterUnavailable, ModelNotFound, ServerError, StepFailed
 from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges
 
 log = logging.getLogger(__name__)
@@ -96,37 +97,7 @@ class Engine:
 
         Raises ModelNotFound for an adapter that is unknown or leaving, and InvalidRequest.
         """
-        self._check_ids(request)
-        if not request.prompt_token_ids or request.n < 1 or request.sampling.max_tokens < 1:
-            raise InvalidRequest(
-                "a request needs a prompt of at least one token, n and max_tokens of at least 1"
-            )
-        adapters = {adapter_id: self.cache.get(adapter_id) for adapter_id, _ in request.adapters}
-        held = [each for each in adapters.values() if each is not None and not each.retired]
-        if len(held) < len(adapters):
-            raise ModelNotFound(f"there is no model {request.adapter_label!r} any more", param="model")
-        if not self.cache.fits(held):
-            raise InvalidRequest(
-                f"these adapters together need more than the {self.settings.arena_rows} rank rows there are; "
-                "use fewer of them, or start with a larger --arena-rows",
-                param="model",
-            )
-
-    def _check_ids(self, request: GenerationRequest) -> None:
-        """Refuse token ids that the model has no row for, whatever they come from: ids, a text or a template."""
-        size, sampling = self.settings.vocab_size, request.sampling
-        named = {
-            "the prompt": request.prompt_token_ids,
-            "logit_bias": sampling.logit_bias,
-            "stop_token_ids": sampling.stop_token_ids,
-        }
-        for what, ids in named.items():
-            if ids and not (min(ids) >= 0 and max(ids) < size):
-                wrong = next(token_id for token_id in ids if not 0 <= token_id < size)
-                raise InvalidRequest(
-                    f"{what} has the token id {wrong}, but the model's vocabulary has {size} tokens, ids 0 to "
-                    f"{size - 1}; a tokenizer may know tokens that the model was never given: leave out what spells one"
-                )
+        check_request(request, self.settings.vocab_size, self.cache)
 
     def add_request(self, request: GenerationRequest) -> None:
         """Queue a request; one that can't be queued (its adapter has gone meanwhile) fails, and is told."""
@@ -298,7 +269,11 @@ class Engine:
     def _expire(self, plan: StepPlan) -> None:
         seconds = self.settings.limits.adapter_timeout
         for live in plan.expired:
-            message = f"no room for adapter {live.request.adapter_label!r} within {seconds:g} s: all rows are in use"
+            count = len(live.adapter_ids)
+            what = "adapter" if count == 1 else f"the {count} adapters of"
+            message = (
+                f"no room for {what} {live.request.adapter_label!r} within {seconds:g} s: all rows are in use"
+            )
             self.requests.end(live, FinishReason.FAILED, AdapterUnavailable(message, retry_after=seconds))
 
     def _start_loads(self, plan: StepPlan) -> None:

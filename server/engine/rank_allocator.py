@@ -1,6 +1,6 @@
 """Which rank rows of the arena belong to which adapter, module by module. Integers only; moves no data."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from manylora.server.kernels.metadata import AdapterRanges, RankRange
@@ -61,6 +61,24 @@ class RankAllocator:
         """Return what the adapter owns now."""
         return {m: owned[adapter_id] for m, owned in self._owned.items() if adapter_id in owned}
 
+    def find_gaps(self, adapters: Sequence[Mapping[str, int]], gone: Set[int] = frozenset()) -> bool:
+        """Say whether ``allocate`` would find a gap for each of these adapters, one after the other, without a move.
+
+        Ranges of ``gone`` count as free.
+        """
+        modules = {module for ranks in adapters for module in ranks}
+        return all(self._gaps_hold(m, [r[m] for r in adapters if m in r], gone) for m in modules)
+
+    def _gaps_hold(self, module: str, ranks: Sequence[int], gone: Set[int]) -> bool:
+        gaps = self._gaps(module, gone)
+        for rank in ranks:
+            found = next((i for i, (_, size) in enumerate(gaps) if size >= rank), None)
+            if found is None:
+                return False
+            start, size = gaps[found]
+            gaps[found] = (start + rank, size - rank)
+        return True
+
     def plan_compaction(self, ranks: Mapping[str, int], gone: Set[int] = frozenset()) -> tuple[Move, ...]:
         """Return moves after which each module has that many rows in one piece, none where it has them now.
 
@@ -104,10 +122,14 @@ class RankAllocator:
         owned = ((i, held) for i, held in self._owned[module].items() if i not in gone)
         return sorted(owned, key=lambda item: item[1].start)
 
-    def _first_fit(self, module: str, rank: int, gone: Set[int] = frozenset()) -> int | None:
+    def _gaps(self, module: str, gone: Set[int]) -> list[tuple[int, int]]:
+        """Return (start, rows) between the ranges, in order; some of no rows."""
+        gaps: list[tuple[int, int]] = []
         end = 0
         for _, held in self._in_order(module, gone):
-            if held.start - end >= rank:
-                return end
+            gaps.append((end, held.start - end))
             end = held.start + held.rank
-        return end if self.rows[module] - end >= rank else None
+        return [*gaps, (end, self.rows[module] - end)]
+
+    def _first_fit(self, module: str, rank: int, gone: Set[int] = frozenset()) -> int | None:
+        return next((start for start, size in self._gaps(module, gone) if size >= rank), None)

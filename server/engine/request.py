@@ -57,7 +57,11 @@ class GenerationRequest:
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     adapters: tuple[tuple[int, float], ...] = ()
-    """(adapter id, weight) pairs; empty is the base. One pair with weight 1 is the usual case."""
+    """(adapter id, weight) pairs; empty is the base. One pair with weight 1 is the usual case.
+
+    A key as it stands, of the prefix cache too, and the order in which the parts are summed: so whoever makes it puts
+    it in one form, by id, without zeros, weights being float32's values. Two forms of one mixture are served as well,
+    but share no prefix, and may differ in the last bit."""
     adapter_label: str = ""
     """The client's name for it, for metrics and log lines only."""
     n: int = 1

@@ -37,7 +37,8 @@ class LoraBlock:
     """Integers as wide as the dtype, [last − first, R]: all bits where a token uses a row, none where it doesn't. None
     if every token uses every row."""
     weights: Tensor | None
-    """[last − first, R]: the weight with which a token uses a row. None if all weights are 1."""
+    """float32 [last − first, R], whatever the dtype: the weight with which a token uses a row, 0 where it doesn't.
+    None if all weights are 1; rows of weight 1 among others are multiplied by exactly that, and keep their bits."""
     pieces: tuple[tuple[int, int], ...]
     """Columns of the mask that are summed by one product, in order. An adapter is summed in as few pieces, and
     the adapters of a mixture one after the other, whoever else is in the batch."""
@@ -49,6 +50,8 @@ class LoraBlock:
             # On the bits: it costs what a product would, half of masked_fill_.
             shrunk.view(self.kept.dtype).bitwise_and_(self.kept)
         if self.weights is not None:
+            # In float32, rounded once: 0.7 is no bfloat16, and 100,000 no float16. So a weight is the same in every
+            # dtype, and its error is that of one product, not one that all products share.
             shrunk.mul_(self.weights)
         target, wide = out[self.first : self.last], b[self.rows]
         for start, stop in self.pieces:
@@ -162,7 +165,7 @@ def _kept_and_weights(
     bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
     kept = None if bool(used.all()) else used.to(bits).neg_().to(device)
     weighted = bool((used & (mask != 1)).any())
-    return kept, mask.to(device, dtype) if weighted else None
+    return kept, mask.to(device) if weighted else None
 
 
 def _columns(

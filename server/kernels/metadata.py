@@ -53,4 +53,5 @@ class LoraSpan:
     start: int
     length: int
     adapters: tuple[tuple[AdapterRanges, float], ...]
-    """(ranges, weight) pairs: Δy = Σ weight · x Aᵀ Bᵀ. Empty means the base model alone."""
+    """(ranges, weight) pairs: Δy = Σ weight · x Aᵀ Bᵀ, summed in this order; weights are float32's values. Empty means
+    the base model alone."""

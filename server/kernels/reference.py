@@ -43,7 +43,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def lora(x: Tensor, arena_a: Tensor, arena_b: Tensor, module: str, spans: Sequence[LoraSpan]) -> Tensor:
     """Δy[t] = Σ weight · (x[t] A[rows]ᵀ) B[rows] over the adapters of t's span that target ``module``.
 
-    x [T, in]; arena_a [rows, in]; arena_b [rows, out], scales folded in. Tokens of no span get zero.
+    x [T, in]; arena_a [rows, in]; arena_b [rows, out], scales folded in. Tokens of no span get zero. Weights are
+    float32, like all that is computed here.
     """
     delta = x.new_zeros(x.shape[0], arena_b.shape[1], dtype=torch.float32)
     for span in spans:

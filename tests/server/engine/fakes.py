@@ -74,7 +74,8 @@ class FakeArena:
 
 
 def next_logits(context: Sequence[int]) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
-    return np.random.default_rng(list(context)).random(VOCAB, dtype=np.float32)
+    # Weights below 0 make marks below 0, which no seed takes.
+    return np.random.default_rng([each % 2**32 for each in context]).random(VOCAB, dtype=np.float32)
 
 
 def mark_of(adapters: Sequence[tuple[int, float]]) -> int:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from manylora.server.engine.request import FinishReason, GenerationRequest
 from tests.server.engine.fakes import Harness, Pools, ask, expected
 
-WEIGHTS = (1.0, 0.5, 0.25, 2.0)
+WEIGHTS = (1.0, 0.5, 0.25, 2.0, -0.7)
 
 
 @dataclass
@@ -67,7 +67,7 @@ def small_pools(draw: st.DrawFn) -> Pools:
     """Pools so small that everything happens: chunks, preemption, sharing, eviction, loading."""
     return Pools(
         blocks=draw(st.integers(8, 20)),
-        rows=draw(st.integers(8, 16)),
+        rows=draw(st.integers(12, 16)),
         host_bytes=draw(st.integers(0, 400)),
         max_running=draw(st.integers(1, 6)),
         max_step_tokens=draw(st.integers(2, 24)),
@@ -79,7 +79,7 @@ def small_pools(draw: st.DrawFn) -> Pools:
 @st.composite
 def requests(draw: st.DrawFn, name: str) -> GenerationRequest:
     """Short prompts of few letters, so that they share prefixes; base, adapters and mixtures; up to three clients."""
-    ids = draw(st.lists(st.integers(1, 5), max_size=2, unique=True))
+    ids = draw(st.lists(st.integers(1, 5), max_size=3, unique=True))
     return ask(
         name,
         draw(st.lists(st.integers(0, 1), min_size=1, max_size=14)),
