@@ -37,7 +37,7 @@ GIB = 1 << 30
 ARENA_SHARE, KV_SHARE = 0.1, 0.3
 """Shares of the memory that is free once the model is loaded."""
 MOST_ARENA_ROWS = 4096
-CPU_STEP_CONTEXT, STEP_CONTEXT = 8192, 1 << 20
+CPU_STEP_CONTEXT, STEP_CONTEXT = 4096, 1 << 20
 """Context tokens of a step by device: about 10 ms of attention in the demo on a core; elsewhere they cost little."""
 MIB = 1 << 20
 TOKENS_NAMED = 5

@@ -204,5 +204,7 @@ def test_choices_of_several_prompts_echo_their_own() -> None:
     for index in (0, 1, 0, 1):
         choices.append(Choice())
         choices[-1].add(output(index, 1, 1, 0))
-    texts = [each["text"] for each in cast("list[dict[str, str]]", answer.whole(choices)["choices"])]
+    texts = [
+        each["text"] for each in cast("list[dict[str, str]]", answer.whole(choices, at_once=True)["choices"])
+    ]
     assert texts == ["1x", "1x", "2x", "2x"]
