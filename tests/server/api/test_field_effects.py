@@ -184,7 +184,7 @@ def test_an_echo_alone_ends_by_its_length_whatever_the_token_was_that_nobody_see
     answer = CompletionAnswer(body, generation((1, 2)), ("1 2",), "cmpl-x", 5)
     choice = Choice()
     choice.add(output(0, 2, 1, 0))
-    whole = answer.whole([choice])
+    whole = answer.whole([choice], at_once=True)
     assert whole["choices"] == [
         {"index": 0, "text": "1 2", "logprobs": None, "finish_reason": "length", "stop_reason": None}
     ]
