@@ -39,6 +39,17 @@ class AdapterText:
     """Whether it brings a tokenizer.json."""
 
 
+@dataclass(frozen=True, slots=True)
+class PartText:
+    """What one part of a mixture brings for texts."""
+
+    adapter: str
+    """Its name, for messages."""
+    text: AdapterText
+    digest: str
+    """Of its files."""
+
+
 def read_text(directory: Path, vocab_size: int | None) -> AdapterText:
     """Read what an adapter brings for texts. Raises InvalidAdapter, and UnsupportedAdapter for ids beyond the base's.
 

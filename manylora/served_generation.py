@@ -149,7 +149,6 @@ class ServedGeneration:
     ) -> list[str]:
         model = server.catalog.resolve(name)
         text = await server.deps.texts.of(model.text, model.digest)
-        adapters = ((model.adapter_id, 1.0),) if name == ADAPTER else ()
         streams = []
         for conversation in conversations:
             context = server.deps.settings.context_length
@@ -165,8 +164,8 @@ class ServedGeneration:
                 request_id=f"evaluation-{self._requests}",
                 prompt_token_ids=tuple(prompt),
                 sampling=SamplingParams(temperature=0.0, max_tokens=min(max_new_tokens, left)),
-                adapters=adapters,
-                adapter_label=name,
+                adapters=model.adapters,
+                adapter_label=model.label,
                 decoder=text.vocabulary,
                 eos_ids=text.eos_ids,
             )

@@ -8,15 +8,19 @@ its next step, undoes what it did, and nobody sees a half-made adapter. Touches 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 from manylora.adapters.errors import AdapterError, UnknownAdapter
+from manylora.adapters.mixtures import MixturePart
 from manylora.adapters.names import check_name, list_names, name_taken
 from manylora.adapters.reader import AdapterOutline
-from manylora.adapters.records import AdapterRecord
+from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.store import AdapterStore
 from manylora.adapters.types import FreedAdapter, Tier
 from manylora.server.catalog_intake import AdapterIntake, KeyedLocks, Prepared, reason_of
+from manylora.server.catalog_mixtures import Mixtures
 from manylora.server.catalog_operations import Caller, Operations
 from manylora.server.catalog_serving import Entry, Serving
 from manylora.server.catalog_types import (
@@ -24,14 +28,15 @@ from manylora.server.catalog_types import (
     CatalogEntry,
     CatalogObserver,
     CatalogSettings,
+    MixtureEntry,
     PutOutcome,
     ResolvedModel,
+    ResolvedPart,
     RestoreReport,
     SilentObserver,
     Wishes,
 )
-from manylora.server.engine.request import BASE_ADAPTER_ID
-from manylora.server.errors import AdapterUnavailable, ModelNotFound
+from manylora.server.errors import AdapterUnavailable
 
 __all__ = [
     "AdapterCatalog",
@@ -40,8 +45,11 @@ __all__ = [
     "CatalogObserver",
     "CatalogSettings",
     "FreedAdapter",
+    "Kind",
+    "MixtureEntry",
     "PutOutcome",
     "ResolvedModel",
+    "ResolvedPart",
     "RestoreReport",
     "Tier",
 ]
@@ -53,6 +61,8 @@ INHERITED = (
 )
 
 
+Kind = Literal["base", "adapter", "mixture"]
+"""What a name may mean."""
 Admission = Callable[[Entry | None, str | None], None]
 """Raises if weights may not be put under a name: given what the name means now and their digest, if it is known."""
 
@@ -84,22 +94,33 @@ class AdapterCatalog:
         """Out of service, but running sequences may still need their files."""
         self._names = KeyedLocks()
         self._operations = Operations()
+        self._mixtures = Mixtures(registry, settings, self._entries, self._names, self._operations)
 
-    def resolve(self, model: str) -> ResolvedModel:
-        """Return what ``model`` in a request means: a dictionary look-up.
+    def resolve(self, model: str, parts: Sequence[MixturePart] = ()) -> ResolvedModel:
+        """Return what ``model`` in a request means, or the mixture of ``parts`` on the base that it names.
 
-        Raises ModelNotFound with names that exist, or AdapterUnavailable with the reason.
+        A dictionary look-up for a name. Raises ModelNotFound with names that exist, AdapterUnavailable with the
+        reason, and InvalidMixture; InvalidRequest for ``parts`` beside anything but the base.
         """
+        if parts:
+            return self._mixtures.beside(model, parts)
         if model in self._base_names:
-            return ResolvedModel(BASE_ADAPTER_ID, model)
+            return ResolvedModel((), model, model)
         entry = self._entries.get(model)
         if entry is None:
-            names = list_names([*self._base_names, *self._entries])
-            asked = model[:_LONGEST_ECHO]
-            raise ModelNotFound(f"model {asked!r} does not exist; models: {names}", param="model")
+            return self._mixtures.resolve(model)
         if entry.reason is not None:
             raise AdapterUnavailable(f"adapter {model!r} can't be served: {entry.reason}", param="model")
-        return ResolvedModel(entry.record.id, model, entry.text, entry.record.digest)
+        record = entry.record
+        return ResolvedModel(((record.id, 1.0),), model, model, (), entry.text, record.digest)
+
+    def kind_of(self, name: str) -> Kind | None:
+        """Return what has this name, whether it can be served or not."""
+        if name in self._base_names:
+            return "base"
+        if name in self._entries:
+            return "adapter"
+        return "mixture" if name in self._mixtures.names else None
 
     def get(self, name: str) -> CatalogEntry:
         """Return one adapter and where its weights are. Raises UnknownAdapter."""
@@ -158,6 +179,30 @@ class AdapterCatalog:
         """
         return await self._operations.run(lambda caller: self._delete(caller, name, abort))
 
+    def mixtures(self) -> tuple[MixtureEntry, ...]:
+        """Return all named mixtures in order of their names."""
+        return self._mixtures.entries()
+
+    def get_mixture(self, name: str) -> MixtureEntry | None:
+        """Return one named mixture, and what its parts are now."""
+        return self._mixtures.entry(name)
+
+    async def register_mixture(self, name: str, parts: Sequence[MixturePart]) -> tuple[MixtureEntry, bool]:
+        """Serve a mixture under a free name; return it and whether it is new. Raises as Mixtures.register does."""
+        return await self._mixtures.register(name, parts)
+
+    async def replace_mixture(self, name: str, parts: Sequence[MixturePart]) -> MixtureEntry:
+        """Give a mixture other parts or weights, for new requests. Raises as Mixtures.replace does."""
+        return await self._mixtures.replace(name, parts)
+
+    async def put_mixture(self, name: str, parts: Sequence[MixturePart]) -> tuple[MixtureEntry, bool]:
+        """Do the one or the other, whatever mixture had the name. Raises as Mixtures.put does."""
+        return await self._mixtures.put(name, parts)
+
+    async def delete_mixture(self, name: str) -> MixtureRecord:
+        """Take a mixture's name out of service; running requests finish. Raises UnknownAdapter."""
+        return await self._mixtures.delete(name)
+
     async def restore(self) -> RestoreReport:
         """Bring back what the registry knows, without reading weights that are neither pinned nor preloaded.
 
@@ -169,7 +214,8 @@ class AdapterCatalog:
             entry = await self._serving.restore(record, outline)
             self._entries[record.name] = entry
         gone = {name: entry.reason for name, entry in self._entries.items() if entry.reason is not None}
-        return RestoreReport(len(self._entries) - len(gone), gone, swept)
+        mixtures = {entry.record.name: entry.reason for entry in await self._mixtures.restore()}
+        return RestoreReport(len(self._entries) - len(gone), gone, swept, mixtures)
 
     async def settled(self) -> None:
         """Wait until every operation has ended and every old version is gone."""
@@ -184,6 +230,7 @@ class AdapterCatalog:
 
     async def _run_put(self, name: str, src: str, wishes: Wishes, admit: Admission) -> PutOutcome:
         check_name(name, reserved=self._base_names)
+        self._mixtures.check_free(name)
         return await self._operations.run(lambda caller: self._put(caller, name, src, wishes, admit))
 
     async def _put(self, caller: Caller, name: str, src: str, wishes: Wishes, admit: Admission) -> PutOutcome:
@@ -192,12 +239,13 @@ class AdapterCatalog:
         if same is not None:
             return PutOutcome(same, is_new=False)
         async with self._intake.prepared(src) as prepared, self._names.hold(name):
+            self._mixtures.check_free(name)
             old = self._entries.get(name)
             admit(old, prepared.digest)
             if old is not None and old.record.digest == prepared.digest:
                 return PutOutcome(await self._keep(caller, old, wishes, prepared), is_new=False)
             record = await self._introduce(caller, name, src, prepared, wishes, old)
-            self._entries[name] = Entry(record, prepared.text)
+            self._entries[name] = Entry(record, prepared.text, prepared.weights.rank_by_module())
             if old is not None:
                 self._leaving.add(old)
                 self._operations.spawn(self._retire_in_background(old))
@@ -285,15 +333,15 @@ class AdapterCatalog:
     ) -> AdapterRecord:
         """Keep an adapter as ``wishes`` say; one that is unavailable is served again, now that its files are back."""
         caller.check()
-        record, text = entry.record, entry.text
+        record = entry.record
         if entry.reason is not None:
             assert prepared is not None, "what is unavailable is prepared anew"
-            text = prepared.text
             await self._serving.hand_over(record, prepared.weights)  # no request ever used its id
-            self._entries[record.name] = entry = Entry(record, text)
+            entry = Entry(record, prepared.text, prepared.weights.rank_by_module())
+            self._entries[record.name] = entry
         kept = await self._serving.keep(record, wishes)
         if kept != record:
-            self._entries[record.name] = Entry(kept, text)
+            self._entries[record.name] = replace(entry, record=kept)
         return kept
 
     async def _retire_in_background(self, old: Entry) -> None:

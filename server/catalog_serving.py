@@ -4,8 +4,8 @@ Knows records and files, but no names in use: which record a name means is the c
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.reader import AdapterOutline
@@ -24,6 +24,8 @@ class Entry:
 
     record: AdapterRecord
     text: AdapterText
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Rank rows that it takes of each module; not known of one that is unavailable."""
     reason: str | None = None
     """Why it is unavailable; the engine does not know it then."""
 
@@ -74,16 +76,16 @@ class Serving:
     async def restore(self, record: AdapterRecord, outline: AdapterOutline | str) -> Entry:
         """Make a record's adapter known again after a restart; ``outline`` may say why it can't be."""
         if isinstance(outline, str):
-            return Entry(record, AdapterText(), outline)
+            return Entry(record, AdapterText(), reason=outline)
         try:
             warm = (record.preload or record.pinned) and await self._restore_warm(record)
             if not warm:
                 await self._restore_cold(record, outline)
         except (AdapterError, OSError) as error:
-            return Entry(record, AdapterText(), reason_of(error))
+            return Entry(record, AdapterText(), reason=reason_of(error))
         except AdapterUnavailable as error:
-            return Entry(record, AdapterText(), error.message)
-        return Entry(record, outline.text)
+            return Entry(record, AdapterText(), reason=error.message)
+        return Entry(record, outline.text, outline.rank_by_module())
 
     async def _restore_warm(self, record: AdapterRecord) -> bool:
         weights = await self._intake.work(lambda: self._intake.read(record.digest))

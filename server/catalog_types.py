@@ -1,14 +1,15 @@
 """What the adapter catalog takes and gives: settings, results, and the engine and observer behind it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from manylora.adapters.records import AdapterRecord
-from manylora.adapters.tokens import AdapterText
+from manylora.adapters.mixtures import MixturePart
+from manylora.adapters.records import AdapterRecord, MixtureRecord
+from manylora.adapters.tokens import AdapterText, PartText
 from manylora.adapters.types import AdapterWeights, BaseModules, FreedAdapter, Tier
 
 
@@ -99,8 +100,16 @@ class SilentObserver:
         """Do nothing."""
 
 
+MIXTURE_LABEL = "mixture"
+"""What metrics call every mixture that has no name of its own."""
+
+
 def _any_text(directory: Path, text: AdapterText) -> None:
     """Take whatever an adapter brings for texts."""
+
+
+async def _any_texts(parts: Sequence[PartText]) -> None:
+    """Take whatever the parts of a mixture bring for texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +132,14 @@ class CatalogSettings:
     """How many adapters are copied, hashed or read at the same time."""
     inherited_up_to: int = 0
     """Adapters with ids up to this were registered when a base was known by its config.json alone."""
+    base_template: str | None = None
+    """The base's chat template: a part that brings none, and one that brings this one, have the same."""
+    check_alike: Callable[[Sequence[PartText]], Awaitable[None]] = _any_texts
+    """Refuses parts of a mixture that are tokenised or ended differently. Raises InvalidMixture."""
+    max_mixture_parts: int = 8
+    """Parts that a mixture may have."""
+    arena_rows: int | None = None
+    """Rank rows that the arena has of each module; None: a mixture of any ranks is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +170,39 @@ class PutOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class ResolvedPart:
+    """One adapter of a mixture, and the version of it that a request gets."""
+
+    adapter_id: int
+    name: str
+    version: int
+    weight: float
+    """A float32's value; a part with 0 is told of, but not computed."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResolvedModel:
     """What a model name in a request means."""
 
-    adapter_id: int
-    """manylora.server.engine.request.BASE_ADAPTER_ID for the base."""
+    adapters: tuple[tuple[int, float], ...]
+    """(adapter id, weight): in order of the ids, none with weight 0, weights float32's values. () is the base; one pair
+    with weight 1 is that adapter itself, whatever it was asked as."""
     name: str
+    """What was asked."""
+    label: str
+    """What metrics call it: an unnamed mixture is MIXTURE_LABEL, everything else its own name."""
+    parts: tuple[ResolvedPart, ...] = ()
+    """A mixture's, in the order asked; () for the base and for an adapter asked by its name."""
     text: AdapterText = field(default_factory=AdapterText)
-    """What the adapter brings for texts."""
+    """What it brings for texts: the adapter's own, or what all parts have in common."""
     digest: str | None = None
-    """Of the adapter's files; None for the base."""
+    """Of the files that ``text``'s tokenizer is in; None: the base's tokenizer is used."""
+    part_texts: tuple[PartText, ...] = ()
+    """Of parts that may be tokenised differently: who makes tokens for them checks that they are not."""
 
     @property
     def chat_template(self) -> str | None:
-        """The adapter's own template; None: the base's."""
+        """Its own template; None: the base's."""
         return self.text.chat_template
 
 
@@ -184,6 +220,17 @@ class CatalogEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class MixtureEntry:
+    """One named mixture as the management routes show it."""
+
+    record: MixtureRecord
+    parts: tuple[ResolvedPart | MixturePart, ...]
+    """What its parts' names mean now, in the order given; one without a version is not there."""
+    reason: str | None = None
+    """Why it can't be served now, if it can't."""
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreReport:
     """What a restart found."""
 
@@ -192,3 +239,5 @@ class RestoreReport:
     """Names to reasons."""
     swept: int
     """Leftovers of a crash that were deleted from the store."""
+    mixtures: Mapping[str, str | None] = field(default_factory=dict)
+    """Names of mixtures to why they can't be served; None: they can."""

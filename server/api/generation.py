@@ -13,7 +13,6 @@ from manylora.server.api.request_context import note, request_id
 from manylora.server.api.schemas import SamplingFields
 from manylora.server.catalog import ResolvedModel
 from manylora.server.engine.request import (
-    BASE_ADAPTER_ID,
     FinishReason,
     GenerationRequest,
     SamplingParams,
@@ -124,7 +123,7 @@ async def begin(
 ) -> Generation:
     """Count the choices, resolve the model, tokenise for it, and queue the prompts.
 
-    If the adapter is replaced while its prompts are tokenised, all of that begins again with the new version.
+    If an adapter is replaced while the prompts are tokenised, all of that begins again with the new version.
     """
     check_choices(fields, deps.settings)
     while True:
@@ -136,7 +135,7 @@ async def begin(
             return start(deps, fields, model, text, prompts, stopping)
         except (ModelNotFound, AdapterUnavailable):
             # A deleted name doesn't resolve any more, and the error then names those that do.
-            if deps.catalog.resolve(fields.model).adapter_id == model.adapter_id:
+            if deps.catalog.resolve(fields.model).adapters == model.adapters:
                 raise
 
 
@@ -163,7 +162,6 @@ def start(
 ) -> Generation:
     """Check what only the tokens tell, and queue the prompts: all of them or none."""
     _check_prompt_logprobs(fields, prompts, sampling, deps.settings.max_prompt_logprobs)
-    adapters = () if model.adapter_id == BASE_ADAPTER_ID else ((model.adapter_id, 1.0),)
     arrival = time.monotonic()
     # A client may send one request id twice; the engine's are its own.
     own = f"{request_id()}-{uuid4().hex[:8]}"
@@ -172,8 +170,8 @@ def start(
             request_id=f"{own}-{index}",
             prompt_token_ids=tuple(prompt),
             sampling=bounded(sampling, len(prompt), deps.settings.context_length),
-            adapters=adapters,
-            adapter_label=model.name,
+            adapters=model.adapters,
+            adapter_label=model.label,
             decoder=text.vocabulary,
             eos_ids=text.eos_ids,
             n=fields.n,

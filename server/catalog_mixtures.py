@@ -1,0 +1,249 @@
+"""Mixtures in the catalog: what adapters with weights mean together, and the names that some of them have.
+
+A mixture owns nothing. Its parts' names are looked up at each request, so it follows them as they are replaced, go and
+come back; a request keeps the ids that it began with. Lives on the event loop.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from manylora.adapters.errors import AdapterNameTaken, InvalidMixture, UnknownAdapter
+from manylora.adapters.mixtures import MixturePart, check_parts, is_mixture, parse_mixture, part_weight, spell
+from manylora.adapters.names import check_name, list_names
+from manylora.adapters.records import MixtureRecord
+from manylora.adapters.registry import AdapterRegistry
+from manylora.server.catalog_blend import Found, blended
+from manylora.server.catalog_intake import KeyedLocks
+from manylora.server.catalog_operations import Caller, Operations
+from manylora.server.catalog_serving import Entry
+from manylora.server.catalog_types import (
+    MIXTURE_LABEL,
+    CatalogSettings,
+    MixtureEntry,
+    ResolvedModel,
+    ResolvedPart,
+)
+from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound
+
+_LONGEST_ECHO = 200
+Admission = Callable[[MixtureRecord | None], None]
+"""Raises if parts may not be put under a name, given what mixture the name means now."""
+
+
+class Mixtures:
+    """Named mixtures, and what any mixture means. ``adapters`` are the catalog's, as they come and go."""
+
+    def __init__(
+        self,
+        registry: AdapterRegistry,
+        settings: CatalogSettings,
+        adapters: Mapping[str, Entry],
+        names: KeyedLocks,
+        operations: Operations,
+    ) -> None:
+        """``names`` are the locks that adapters' operations hold too: a name means one thing."""
+        self._registry = registry
+        self._settings = settings
+        self._adapters = adapters
+        self._names = names
+        self._operations = operations
+        self._records: dict[str, MixtureRecord] = {}
+
+    # What is asked
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of mixtures."""
+        return self._records.keys()
+
+    def resolve(self, model: str) -> ResolvedModel:
+        """Return what a name means that is neither the base's nor an adapter's: a named mixture, or one that it spells.
+
+        Raises ModelNotFound for a model or a part that is not there, AdapterUnavailable for a part that can't be served
+        and for a named mixture that can't, and InvalidMixture.
+        """
+        record = self._records.get(model)
+        if record is None:
+            if not is_mixture(model, self._knows):
+                names = list_names([*self._settings.base_names, *self._adapters, *self._records])
+                asked = model[:_LONGEST_ECHO]
+                raise ModelNotFound(f"model {asked!r} does not exist; models: {names}", param="model")
+            return self._mixed(model, MIXTURE_LABEL, self._parse(model))
+        try:
+            return self._mixed(model, model, record.parts)
+        except (InvalidMixture, ModelNotFound, AdapterUnavailable) as error:
+            message = f"mixture {model!r} can't be served: {error.message}"
+            raise AdapterUnavailable(message, param="model") from error
+
+    def beside(self, model: str, parts: Sequence[MixturePart]) -> ResolvedModel:
+        """Return what ``parts`` mean beside ``model``. Raises InvalidRequest unless that is the base, else as above."""
+        if model not in self._settings.base_names:
+            asked, bases = model[:_LONGEST_ECHO], list_names(self._settings.base_names)
+            raise InvalidRequest(
+                f"model is {asked!r}, but beside 'adapters' it names the base, {bases}: give every part in 'adapters'",
+                param="adapters",
+            )
+        return self._mixed(model, MIXTURE_LABEL, parts)
+
+    def entries(self) -> tuple[MixtureEntry, ...]:
+        """Return all named mixtures in order of their names."""
+        return tuple(self._show(record) for _, record in sorted(self._records.items()))
+
+    def entry(self, name: str) -> MixtureEntry | None:
+        """Return one named mixture; None: no mixture has that name."""
+        record = self._records.get(name)
+        return None if record is None else self._show(record)
+
+    def check_free(self, name: str) -> None:
+        """Raise AdapterNameTaken if a mixture has that name: an adapter can't have it too."""
+        if name in self._records:
+            raise AdapterNameTaken(f"{name!r} is a mixture; delete it or choose another name for the adapter")
+
+    # Operations, one after the other per name
+
+    async def register(self, name: str, parts: Sequence[MixturePart]) -> tuple[MixtureEntry, bool]:
+        """Serve the mixture of ``parts`` as ``name``; return it and whether it is new.
+
+        The same parts again are the same mixture, whether it can be served now or not. Raises AdapterNameTaken for
+        other parts or an adapter's name, InvalidAdapter for a name that none may have, InvalidMixture, ModelNotFound
+        or AdapterUnavailable for a part, what the registry raises, and ShuttingDown.
+        """
+
+        def free_or_the_same(old: MixtureRecord | None) -> None:
+            if old is not None and not _are_same(old.parts, parts):
+                raise AdapterNameTaken(
+                    f"mixture {name!r} exists as {spell(old.parts)}; replace it or choose another name"
+                )
+
+        return await self._run_set(name, parts, free_or_the_same)
+
+    async def replace(self, name: str, parts: Sequence[MixturePart]) -> MixtureEntry:
+        """Serve the mixture of ``parts`` as ``name`` from now on; running requests finish on what they began with.
+
+        Raises what ``put`` raises, and UnknownAdapter for a name of no mixture.
+        """
+
+        def in_use(old: MixtureRecord | None) -> None:
+            if old is None:
+                raise self._unknown(name)
+
+        return (await self._run_set(name, parts, in_use))[0]
+
+    async def put(self, name: str, parts: Sequence[MixturePart]) -> tuple[MixtureEntry, bool]:
+        """Serve the mixture of ``parts`` as ``name``, whatever mixture had the name; return whether it is new.
+
+        Raises what ``register`` raises, but AdapterNameTaken for an adapter's name only.
+        """
+        return await self._run_set(name, parts, lambda old: None)
+
+    async def delete(self, name: str) -> MixtureRecord:
+        """Take a name out of service. It answers until the registry has let it go. Raises UnknownAdapter."""
+        return await self._operations.run(lambda caller: self._delete(caller, name))
+
+    async def restore(self) -> tuple[MixtureEntry, ...]:
+        """Bring back what the registry knows, once the adapters are back."""
+        records = await asyncio.to_thread(self._registry.mixtures.active)
+        self._records.update((record.name, record) for record in records)
+        return self.entries()
+
+    async def _run_set(
+        self, name: str, parts: Sequence[MixturePart], admit: Admission
+    ) -> tuple[MixtureEntry, bool]:
+        check_name(name, reserved=self._settings.base_names)
+        rounded = tuple(MixturePart(part.adapter, part_weight(part.adapter, part.weight)) for part in parts)
+        return await self._operations.run(lambda caller: self._set(caller, name, rounded, admit))
+
+    async def _set(
+        self, caller: Caller, name: str, parts: tuple[MixturePart, ...], admit: Admission
+    ) -> tuple[MixtureEntry, bool]:
+        async with self._names.hold(name):
+            if name in self._adapters:
+                raise AdapterNameTaken(f"{name!r} is an adapter; choose another name for the mixture")
+            old = self._records.get(name)
+            admit(old)
+            if old is not None and _are_same(old.parts, parts):
+                return self._show(old), False
+            await self._settings.check_alike(self._mixed(name, name, parts).part_texts)
+            caller.check()
+            mixtures = self._registry.mixtures
+            write = mixtures.create if old is None else mixtures.replace
+            self._records[name] = record = await asyncio.to_thread(write, name, parts)
+        return self._show(record), True
+
+    async def _delete(self, caller: Caller, name: str) -> MixtureRecord:
+        async with self._names.hold(name):
+            caller.check()
+            if name not in self._records:
+                raise self._unknown(name)
+            record = await asyncio.to_thread(self._registry.mixtures.retire, name)
+            del self._records[name]
+        return record
+
+    # What parts mean
+
+    def _mixed(self, asked: str, label: str, parts: Sequence[MixturePart]) -> ResolvedModel:
+        check_parts(parts, self._settings.max_mixture_parts)
+        found = [
+            Found(part.adapter, part_weight(part.adapter, part.weight), self._part(part)) for part in parts
+        ]
+        return blended(asked, label, found, self._settings)
+
+    def _part(self, part: MixturePart) -> Entry:
+        """Return the adapter that a part means now."""
+        name = part.adapter
+        entry = self._adapters.get(name)
+        if entry is None:
+            raise self._no_part(name)
+        if entry.reason is not None:
+            raise AdapterUnavailable(f"part {name!r} can't be served: {entry.reason}", param="model")
+        return entry
+
+    def _no_part(self, name: str) -> InvalidMixture | ModelNotFound:
+        if name in self._settings.base_names:
+            return InvalidMixture(
+                f"part {name!r} is the base, which is in every mixture as it is: leave it out"
+            )
+        if name in self._records:
+            return InvalidMixture(f"part {name!r} is a mixture: name the adapters that it mixes")
+        names = list_names(self._adapters)
+        return ModelNotFound(
+            f"part {name[:_LONGEST_ECHO]!r} does not exist; adapters: {names}", param="model"
+        )
+
+    def _parse(self, model: str) -> tuple[MixturePart, ...]:
+        most = self._settings.max_mixture_parts
+        if model.count("+") >= most:  # before they are taken apart: a client may send a million
+            raise InvalidMixture(
+                f"the mixture has {model.count('+') + 1} parts, at most {most} are served (--max-mixture-parts)"
+            )
+        return parse_mixture(model, self._knows)
+
+    def _knows(self, name: str) -> bool:
+        return name in self._adapters or name in self._records or name in self._settings.base_names
+
+    def _show(self, record: MixtureRecord) -> MixtureEntry:
+        reason = None
+        try:
+            self._mixed(record.name, record.name, record.parts)
+        except (InvalidMixture, ModelNotFound, AdapterUnavailable) as error:
+            reason = error.message
+        return MixtureEntry(record, tuple(map(self._now, record.parts)), reason)
+
+    def _now(self, part: MixturePart) -> ResolvedPart | MixturePart:
+        entry = self._adapters.get(part.adapter)
+        if entry is None:
+            return part
+        return ResolvedPart(entry.record.id, part.adapter, entry.record.version, part.weight)
+
+    def _unknown(self, name: str) -> UnknownAdapter:
+        asked = name[:_LONGEST_ECHO]
+        return UnknownAdapter(f"there is no mixture {asked!r}; mixtures: {list_names(self._records)}")
+
+
+def _are_same(some: Sequence[MixturePart], others: Sequence[MixturePart]) -> bool:
+    """Return whether parts mean the same in whatever order."""
+    return sorted(map(_key, some)) == sorted(map(_key, others))
+
+
+def _key(part: MixturePart) -> tuple[str, float]:
+    return part.adapter, part.weight
