@@ -1,10 +1,12 @@
 """Mixtures: several adapters with weights that act as one, y = W x + Σ wᵢ sᵢ Bᵢ Aᵢ x. Names and numbers only.
 
 As text a mixture is ``sql:0.7+pirate:0.3``: ``+`` parts it, a part's weight follows its last colon, and a missing
-weight is 1. Names may hold colons but no ``+``: a string that is a known name is that name.
+weight is 1. Names may hold colons but neither ``+`` nor spaces: a string that is a known name is that name, and spaces
+around a part don't matter.
 """
 
 import math
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,10 @@ from dataclasses import dataclass
 from manylora.adapters.errors import InvalidMixture
 
 _LONGEST_ECHO = 200
+_NUMBER = re.compile(
+    r"[-+]?(\d{1,64}(\.\d{0,64})?|\.\d{1,64})(e[-+]?\d{1,4})?|[-+]?(nan|inf|infinity)", re.A | re.I
+)
+"""A weight as text. Those that are not finite are numbers too: who writes one is told so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +31,21 @@ class MixturePart:
 
 
 def is_mixture(text: str, known: Callable[[str], bool]) -> bool:
-    """Return whether ``text`` can only be meant as a mixture: it is no known name, and has parts or a weight."""
-    return not known(text) and ("+" in text or _split(text, known)[1] is not None)
+    """Return whether ``text`` can only be meant as a mixture: parts, or a weight after a known name.
+
+    An unknown name with a number after its last colon is an unknown name; and no text that is a known name is a mixture.
+    """
+    if known(text):
+        return False
+    name, weight = _split(text, known)
+    return "+" in text or (weight is not None and known(name))
 
 
 def parse_mixture(text: str, known: Callable[[str], bool]) -> tuple[MixturePart, ...]:
     """Return the parts that ``text`` spells, in its order and with its zeros. Raises InvalidMixture."""
     found = []
     for piece in text.split("+"):
-        name, weight = _split(piece, known)
+        name, weight = _split(piece.strip(), known)
         if not name:
             raise InvalidMixture(f"mixture {text[:_LONGEST_ECHO]!r}: a part between '+' has no name")
         found.append(MixturePart(name, part_weight(name, 1.0 if weight is None else weight)))
@@ -88,7 +100,4 @@ def _split(piece: str, known: Callable[[str], bool]) -> tuple[str, float | None]
     name, colon, digits = piece.rpartition(":")
     if not colon:
         return piece, None
-    try:
-        return name, float(digits)
-    except ValueError:
-        return piece, None
+    return (name, float(digits)) if _NUMBER.fullmatch(digits) else (piece, None)

@@ -150,7 +150,7 @@ def assemble(
     home = _open_home(settings, base, name)
     templates = ChatTemplates(settings.template_timeout)
     texts = ModelTexts(tokenizer, directory, base.config.vocab_size, templates, home.store.path_of)
-    catalog = _catalog(settings, base, name, engine, home, metrics, texts)
+    catalog = _catalog(settings, base, name, engine, home, metrics, texts, sizes.arena_rows)
     observer.scrape(engine, catalog, name, settings.block_size)
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
@@ -271,6 +271,7 @@ def _catalog(
     home: _Kept,
     metrics: Metrics,
     texts: ModelTexts,
+    arena_rows: int,
 ) -> AdapterCatalog:
     modules = {path: ModuleShape(out, wide) for path, (out, wide) in base.config.base_modules().items()}
     catalog = CatalogSettings(
@@ -283,5 +284,9 @@ def _catalog(
         vocab_size=base.config.vocab_size,
         check_text=texts.check,
         inherited_up_to=home.inherited_up_to,
+        base_template=texts.base_template,
+        check_alike=texts.check_alike,
+        max_mixture_parts=settings.max_mixture_parts,
+        arena_rows=arena_rows,
     )
     return AdapterCatalog(engine, home.registry, home.store, catalog, metrics)

@@ -148,7 +148,7 @@ class ServedGeneration:
         self, server: Server, name: str, conversations: Sequence[Sequence[Message]], max_new_tokens: int
     ) -> list[str]:
         model = server.catalog.resolve(name)
-        text = await server.deps.texts.of(model.text, model.digest)
+        text = await server.deps.texts.of(model.text, model.digest, model.part_texts)
         streams = []
         for conversation in conversations:
             context = server.deps.settings.context_length

@@ -26,8 +26,8 @@ from manylora.server.catalog_types import (
 from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound
 
 _LONGEST_ECHO = 200
-Admission = Callable[[MixtureRecord | None], None]
-"""Raises if parts may not be put under a name, given what mixture the name means now."""
+Admission = Callable[[MixtureRecord | None, Sequence[MixturePart]], bool]
+"""Says whether the mixture that a name means now is the one wanted; raises if the name may not mean that one."""
 
 
 class Mixtures:
@@ -109,11 +109,12 @@ class Mixtures:
         or AdapterUnavailable for a part, what the registry raises, and ShuttingDown.
         """
 
-        def free_or_the_same(old: MixtureRecord | None) -> None:
-            if old is not None and not _are_same(old.parts, parts):
+        def free_or_the_same(old: MixtureRecord | None, wanted: Sequence[MixturePart]) -> bool:
+            if old is not None and not _are_same(old.parts, wanted):
                 raise AdapterNameTaken(
                     f"mixture {name!r} exists as {spell(old.parts)}; replace it or choose another name"
                 )
+            return old is not None
 
         return await self._run_set(name, parts, free_or_the_same)
 
@@ -123,9 +124,10 @@ class Mixtures:
         Raises what ``put`` raises, and UnknownAdapter for a name of no mixture.
         """
 
-        def in_use(old: MixtureRecord | None) -> None:
+        def in_use(old: MixtureRecord | None, wanted: Sequence[MixturePart]) -> bool:
             if old is None:
                 raise self._unknown(name)
+            return old.parts == wanted
 
         return (await self._run_set(name, parts, in_use))[0]
 
@@ -134,7 +136,7 @@ class Mixtures:
 
         Raises what ``register`` raises, but AdapterNameTaken for an adapter's name only.
         """
-        return await self._run_set(name, parts, lambda old: None)
+        return await self._run_set(name, parts, lambda old, wanted: old is not None and old.parts == wanted)
 
     async def delete(self, name: str) -> MixtureRecord:
         """Take a name out of service. It answers until the registry has let it go. Raises UnknownAdapter."""
@@ -160,8 +162,7 @@ class Mixtures:
             if name in self._adapters:
                 raise AdapterNameTaken(f"{name!r} is an adapter; choose another name for the mixture")
             old = self._records.get(name)
-            admit(old)
-            if old is not None and _are_same(old.parts, parts):
+            if admit(old, parts) and old is not None:
                 return self._show(old), False
             await self._settings.check_alike(self._mixed(name, name, parts).part_texts)
             caller.check()

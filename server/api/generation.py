@@ -129,7 +129,7 @@ async def begin(
     while True:
         model = deps.catalog.resolve(fields.model)
         try:
-            text = await deps.texts.of(model.text, model.digest)
+            text = await deps.texts.of(model.text, model.digest, model.part_texts)
             stopping = replace(sampling, stop_names=text.stops(sampling.stop))
             prompts = await tokenise(model, text)
             return start(deps, fields, model, text, prompts, stopping)

@@ -70,7 +70,7 @@ async def tokenize(request: Request) -> Response:
     deps = dependencies(request)
     body = await read_body(request, TokenizeRequest)
     model = deps.catalog.resolve(body.model or deps.settings.base_model)
-    text = await unless_gone(request, deps.texts.of(model.text, model.digest))
+    text = await unless_gone(request, deps.texts.of(model.text, model.digest, model.part_texts))
     try:
         ids = await unless_gone(request, _ids(deps, body, model, text))
     except TooManyTokens as error:
@@ -127,6 +127,6 @@ async def detokenize(request: Request) -> Response:
         request,
         looks.run(lambda: check_token_ids(tokens, deps.settings.vocab_size, "tokens"), len(tokens)),
     )
-    text = await unless_gone(request, deps.texts.of(model.text, model.digest))
+    text = await unless_gone(request, deps.texts.of(model.text, model.digest, model.part_texts))
     spelled = await unless_gone(request, text.codec.spell(looks, tokens))
     return await json_response(lambda: {"prompt": spelled}, large=True)

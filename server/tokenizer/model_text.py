@@ -57,6 +57,20 @@ class ModelText:
     special_tokens: SpecialTokens = field(repr=False)
     eos_ids: frozenset[int]
     """Ids that end an answer."""
+    fingerprint: str = ""
+    """Of the tokenizer: equal for those that make the same tokens of every text."""
+
+    def differs_in(self, other: "ModelText") -> str | None:
+        """Say in what prompts or ends of answers are made otherwise than by ``other``; None: in nothing.
+
+        Special tokens that neither a prompt nor an end is made with (pad_token, …) may differ.
+        """
+        if self.fingerprint != other.fingerprint:
+            return "tokenizers"
+        for kind in ("bos_token", "eos_token"):
+            if self.special_tokens.get(kind) != other.special_tokens.get(kind):
+                return f"tokenizers: {kind} is {self.special_tokens.get(kind)!r} and {other.special_tokens.get(kind)!r}"
+        return None if self.eos_ids == other.eos_ids else "tokenizers: other tokens end an answer"
 
     def stops(self, stops: Sequence[str]) -> dict[int, str]:
         """Return the control tokens among stop strings, by id: they have no text to be found by.
@@ -77,4 +91,10 @@ class ModelText:
 
 def text_of_base(tokenizer: Tokenizer) -> ModelText:
     """Return the base's."""
-    return ModelText(InProcess(tokenizer), tokenizer.vocabulary, tokenizer.special_tokens, tokenizer.eos_ids)
+    return ModelText(
+        InProcess(tokenizer),
+        tokenizer.vocabulary,
+        tokenizer.special_tokens,
+        tokenizer.eos_ids,
+        tokenizer.fingerprint(),
+    )

@@ -8,12 +8,13 @@ import asyncio
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from manylora.adapters.errors import AdapterError, InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.errors import AdapterError, InvalidAdapter, InvalidMixture, UnsupportedAdapter
 from manylora.adapters.files import TOKENIZER_JSON
-from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, AdapterText
+from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, AdapterText, PartText
 from manylora.server.chat.templates import ChatTemplates, TemplateFailed
 from manylora.server.errors import AdapterUnavailable, QueueFull
 from manylora.server.tokenizer.adapter_tokenizer import AdapterTokenizer, Described, TokenizerFailed
@@ -40,8 +41,8 @@ class ModelTexts:
     ) -> None:
         """``directory`` is the base's, ``vocab_size`` its model's; ``path_of`` says where a digest's files are."""
         self.base = text_of_base(base)
+        self.base_template = base.chat_template
         self.templates = templates
-        self._fingerprint = base.fingerprint()
         file = directory / TOKENIZER_JSON
         self._file_digest = _digest(file) if file.is_file() else None
         self._vocab_size = vocab_size
@@ -50,8 +51,12 @@ class ModelTexts:
         self._tokenizers: OrderedDict[str, AdapterTokenizer] = OrderedDict()
         self._file_digests: OrderedDict[str, str] = OrderedDict()
 
-    async def of(self, text: AdapterText, digest: str | None) -> ModelText:
-        """Return the text of the base (no digest) or of an adapter. Raises AdapterUnavailable and QueueFull."""
+    async def of(self, text: AdapterText, digest: str | None, parts: Sequence[PartText] = ()) -> ModelText:
+        """Return the text of the base (no digest), of an adapter, or of a mixture whose ``parts`` must be alike.
+
+        Raises AdapterUnavailable and QueueFull, and InvalidMixture for parts that are tokenised differently.
+        """
+        await self.check_alike(parts)
         if digest is None or not (text.has_tokenizer or text.special_tokens):
             return self.base
         if not text.has_tokenizer:
@@ -70,6 +75,19 @@ class ModelTexts:
             raise QueueFull(
                 f"the adapter's tokenizer is busy: {error}; try again later", retry_after=1
             ) from error
+
+    async def check_alike(self, parts: Sequence[PartText]) -> None:
+        """Raise InvalidMixture, naming two, unless all parts are tokenised and ended alike; else as ``of`` does."""
+        first: ModelText | None = None
+        for part in parts:
+            text = await self.of(part.text, part.digest)
+            first = first or text
+            difference = text.differs_in(first)
+            if difference is not None:
+                raise InvalidMixture(
+                    f"parts {part.adapter!r} and {parts[0].adapter!r} have different {difference}: only adapters with "
+                    "the same tokens can be mixed"
+                )
 
     def check(self, directory: Path, text: AdapterText) -> None:
         """Refuse an adapter whose template or tokenizer can't be taken (blocking).
@@ -157,7 +175,7 @@ class ModelTexts:
         return found
 
     def _made(self, held: AdapterTokenizer, described: Described) -> ModelText:
-        if described.fingerprint == self._fingerprint:
+        if described.fingerprint == self.base.fingerprint:
             held.rest()
             return self._based(described.special_tokens, described.eos_id)
         return ModelText(
@@ -165,6 +183,7 @@ class ModelTexts:
             described.vocabulary,
             described.special_tokens,
             self.base.eos_ids | _ids(described.eos_id),
+            described.fingerprint,
         )
 
     def _with_names(self, text: AdapterText) -> ModelText:
@@ -178,7 +197,7 @@ class ModelTexts:
 
     def _based(self, special_tokens: SpecialTokens, eos_id: int | None) -> ModelText:
         base = self.base
-        return ModelText(base.codec, base.vocabulary, special_tokens, base.eos_ids | _ids(eos_id))
+        return replace(base, special_tokens=special_tokens, eos_ids=base.eos_ids | _ids(eos_id))
 
     def _names_unknown(self, text: AdapterText) -> Mapping[str, str]:
         """Return the tokens that the adapter's files tell of otherwise than the base's tokenizer has them."""

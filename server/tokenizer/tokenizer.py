@@ -86,6 +86,14 @@ class Tokenizer:
         return bool(self._outer.chat_template)
 
     @property
+    def chat_template(self) -> str | None:
+        """The base model's chat template, the one that ``render`` uses; None: it brings none, or none to use by itself."""
+        try:
+            return self._outer.get_chat_template() if self.has_chat_template else None
+        except ValueError:
+            return None
+
+    @property
     def special_tokens(self) -> dict[str, str | list[str]]:
         """Names of special tokens (bos_token, …) as chat templates read them."""
         found = self._outer.special_tokens_map.items()
