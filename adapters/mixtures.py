@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from manylora.adapters.errors import InvalidMixture
 
 _LONGEST_ECHO = 200
-_NUMBER = re.compile(
-    r"[-+]?(\d{1,64}(\.\d{0,64})?|\.\d{1,64})(e[-+]?\d{1,4})?|[-+]?(nan|inf|infinity)", re.A | re.I
-)
+_NUMBER = re.compile(r"-?(\d{1,64}(\.\d{0,64})?|\.\d{1,64})(e-?\d{1,4})?|-?(nan|inf|infinity)", re.A | re.I)
 """A weight as text. Those that are not finite are numbers too: who writes one is told so."""
 
 
@@ -33,7 +31,7 @@ class MixturePart:
 def is_mixture(text: str, known: Callable[[str], bool]) -> bool:
     """Return whether ``text`` can only be meant as a mixture: parts, or a weight after a known name.
 
-    An unknown name with a number after its last colon is an unknown name; and no text that is a known name is a mixture.
+    An unknown name with a number after its last colon is an unknown name. No known name is a mixture.
     """
     if known(text):
         return False
@@ -48,6 +46,10 @@ def parse_mixture(text: str, known: Callable[[str], bool]) -> tuple[MixturePart,
         name, weight = _split(piece.strip(), known)
         if not name:
             raise InvalidMixture(f"mixture {text[:_LONGEST_ECHO]!r}: a part between '+' has no name")
+        if weight is None and name.endswith(":") and known(name[:-1]):
+            raise InvalidMixture(
+                f"part {name[:_LONGEST_ECHO]!r} has no weight after its colon; a weight is written without '+'"
+            )
         found.append(MixturePart(name, part_weight(name, 1.0 if weight is None else weight)))
     return tuple(found)
 

@@ -68,7 +68,7 @@ class Mixtures:
                 names = list_names([*self._settings.base_names, *self._adapters, *self._records])
                 asked = model[:_LONGEST_ECHO]
                 raise ModelNotFound(f"model {asked!r} does not exist; models: {names}", param="model")
-            return self._mixed(model, MIXTURE_LABEL, self._parse(model))
+            return self._mixed(model, MIXTURE_LABEL, self._parse(model), "model")
         try:
             return self._mixed(model, model, record.parts)
         except (InvalidMixture, ModelNotFound, AdapterUnavailable) as error:
@@ -83,7 +83,7 @@ class Mixtures:
                 f"model is {asked!r}, but beside 'adapters' it names the base, {bases}: give every part in 'adapters'",
                 param="adapters",
             )
-        return self._mixed(model, MIXTURE_LABEL, parts)
+        return self._mixed(model, MIXTURE_LABEL, parts, "adapters")
 
     def entries(self) -> tuple[MixtureEntry, ...]:
         """Return all named mixtures in order of their names."""
@@ -182,34 +182,32 @@ class Mixtures:
 
     # What parts mean
 
-    def _mixed(self, asked: str, label: str, parts: Sequence[MixturePart]) -> ResolvedModel:
+    def _mixed(
+        self, asked: str, label: str, parts: Sequence[MixturePart], param: str | None = None
+    ) -> ResolvedModel:
+        """Return what ``parts`` mean now; ``param`` is the request's field that errors are about."""
         check_parts(parts, self._settings.max_mixture_parts)
         found = [
-            Found(part.adapter, part_weight(part.adapter, part.weight), self._part(part)) for part in parts
+            Found(part.adapter, part_weight(part.adapter, part.weight), self._part(part.adapter, param))
+            for part in parts
         ]
         return blended(asked, label, found, self._settings)
 
-    def _part(self, part: MixturePart) -> Entry:
-        """Return the adapter that a part means now."""
-        name = part.adapter
+    def _part(self, name: str, param: str | None) -> Entry:
+        """Return the adapter that a part's name means now."""
         entry = self._adapters.get(name)
-        if entry is None:
-            raise self._no_part(name)
-        if entry.reason is not None:
-            raise AdapterUnavailable(f"part {name!r} can't be served: {entry.reason}", param="model")
-        return entry
-
-    def _no_part(self, name: str) -> InvalidMixture | ModelNotFound:
+        if entry is not None and entry.reason is None:
+            return entry
+        if entry is not None:
+            raise AdapterUnavailable(f"part {name!r} can't be served: {entry.reason}", param=param)
         if name in self._settings.base_names:
-            return InvalidMixture(
+            raise InvalidMixture(
                 f"part {name!r} is the base, which is in every mixture as it is: leave it out"
             )
         if name in self._records:
-            return InvalidMixture(f"part {name!r} is a mixture: name the adapters that it mixes")
-        names = list_names(self._adapters)
-        return ModelNotFound(
-            f"part {name[:_LONGEST_ECHO]!r} does not exist; adapters: {names}", param="model"
-        )
+            raise InvalidMixture(f"part {name!r} is a mixture: name the adapters that it mixes")
+        asked, names = name[:_LONGEST_ECHO], list_names(self._adapters)
+        raise ModelNotFound(f"part {asked!r} does not exist; adapters: {names}", param=param)
 
     def _parse(self, model: str) -> tuple[MixturePart, ...]:
         most = self._settings.max_mixture_parts

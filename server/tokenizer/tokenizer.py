@@ -87,7 +87,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The base model's chat template, the one that ``render`` uses; None: it brings none, or none to use by itself."""
+        """The base model's chat template, the one that ``render`` uses; None: it brings none to use by itself."""
         try:
             return self._outer.get_chat_template() if self.has_chat_template else None
         except ValueError:

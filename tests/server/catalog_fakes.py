@@ -3,8 +3,9 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from manylora.adapters.store import AdapterStore
 from manylora.adapters.types import AdapterWeights
 from manylora.server.catalog import AdapterCatalog, CatalogSettings, FreedAdapter, Tier
 from manylora.server.errors import AdapterUnavailable
-from tests.adapters.making import MODULES, VOCABULARY, write
+from tests.adapters.making import MODULES, VOCABULARY, factors, write
 
 SECONDS = 20.0
 """How long a test waits for what happens within milliseconds, unless it never does."""
@@ -198,8 +199,9 @@ class House:
         *,
         trusted: Path | None = None,
         reserve: Reserve | None = None,
+        **changes: Any,
     ) -> None:
-        """Start, as a server does, with what is on disk."""
+        """Start, as a server does, with what is on disk; ``changes`` go into the catalog's settings."""
         self.engine = engine or FakeEngine()
         self.store = AdapterStore(self.root / "store")
         self.registry = AdapterRegistry(
@@ -214,12 +216,20 @@ class House:
             vocab_size=VOCABULARY,
             trusted_sources=frozenset(() if trusted is None else (str(trusted),)),
         )
+        settings = replace(settings, **changes)
         self.catalog = AdapterCatalog(self.engine, self.registry, self.store, settings, self.diary)
 
-    def source(self, name: str, seed: int = 0, template: str | None = None) -> str:
+    def source(self, name: str, seed: int = 0, template: str | None = None, rank: int = 4) -> str:
         """Write an adapter to register; returns its source."""
-        write(self.sources / name, seed, files={"chat_template.jinja": template} if template else {})
+        files = {"chat_template.jinja": template} if template else {}
+        write(self.sources / name, tensors=factors(seed, rank=rank), files=files, changes={"r": rank})
         return name
+
+    def id_of(self, name: str) -> int:
+        """Return the id that a request for one adapter gets."""
+        [(adapter_id, weight)] = self.catalog.resolve(name).adapters
+        assert weight == 1
+        return adapter_id
 
     def kill(self) -> None:
         """End as a crash does: nothing is tidied up."""
@@ -238,6 +248,7 @@ class House:
         records = self.registry.active()
         entries = self.catalog.list()
         assert [entry.record for entry in entries] == records
+        assert [entry.record for entry in self.catalog.mixtures()] == self.registry.mixtures.active()
         available = {entry.record.id for entry in entries if entry.reason is None}
         assert self.engine.held.keys() == available
         assert self.registry.digests_in_use() == {record.digest for record in records}
@@ -245,4 +256,4 @@ class House:
         assert list((self.root / "store" / ".staging").iterdir()) == []
         for record in records:
             if record.id in available:
-                assert self.catalog.resolve(record.name).adapter_id == record.id
+                assert self.id_of(record.name) == record.id

@@ -37,8 +37,8 @@ async def test_register_and_resolve(house: House) -> None:
     )
     assert created
     resolved = house.catalog.resolve("a")
-    assert (resolved.adapter_id, resolved.name, resolved.chat_template) == (record.id, "a", "T")
-    assert house.catalog.resolve("base").adapter_id == 0
+    assert (resolved.adapters, resolved.name, resolved.chat_template) == (((record.id, 1.0),), "a", "T")
+    assert house.catalog.resolve("base").adapters == ()
     entry = house.catalog.get("a")
     assert (entry.tier, entry.record.rank, entry.record.version) == ("device", 4, 1)
     assert house.engine.held[record.id].pinned
@@ -173,7 +173,7 @@ async def test_a_replacement_serves_new_requests_and_running_ones_end_on_the_old
     house.engine.evict(old.id)
     new = await house.catalog.replace("a", house.source("two", 1))
     assert (new.version, new.pinned) == (2, True)
-    assert house.catalog.resolve("a").adapter_id == new.id != old.id
+    assert house.id_of("a") == new.id != old.id
     assert house.engine.held[old.id].load_from().nbytes > 0, "a preempted sequence may need the old files"
     assert house.store.holds(old.digest)
     house.engine.finish(old.id)
@@ -188,10 +188,10 @@ async def test_the_old_version_answers_until_the_new_one_is_ready(house: House) 
     house.engine.adding.close()
     change = asyncio.create_task(house.catalog.replace("a", house.source("two", 1)))
     await house.engine.adding.reached()
-    assert house.catalog.resolve("a").adapter_id == old.id
+    assert house.id_of("a") == old.id
     house.engine.adding.open()
     new = await change
-    assert house.catalog.resolve("a").adapter_id == new.id != old.id
+    assert house.id_of("a") == new.id != old.id
 
 
 async def test_replacing_back_and_forth(house: House) -> None:
@@ -270,7 +270,7 @@ async def test_a_thousand_adapters(house: House) -> None:
     report = await house.catalog.restore()
     assert report.restored == house.engine.added_cold == 1000
     assert len(house.catalog.list()) == 1000
-    assert house.catalog.resolve("a999").adapter_id == 1000
+    assert house.id_of("a999") == 1000
 
 
 async def test_closing_refuses_changes(house: House) -> None:

@@ -48,7 +48,7 @@ async def test_weights_that_were_replaced_while_they_were_looked_up_are_put_back
     outcome = await again
     assert outcome.replaced == second
     assert outcome.record.digest == first.digest
-    assert house.catalog.resolve("a").adapter_id == outcome.record.id
+    assert house.catalog.resolve("a").adapters == ((outcome.record.id, 1.0),)
     await house.catalog.settled()
     house.check()
 
@@ -67,7 +67,7 @@ async def test_stored_files_that_are_whole_again_are_served_again(house: House) 
     shutil.copytree(house.root / "kept", stored)
     again, created = await house.catalog.register("a", "one")
     assert (again, created) == (record, False)
-    assert house.catalog.resolve("a").adapter_id == record.id
+    assert house.catalog.resolve("a").adapters == ((record.id, 1.0),)
     house.check()
 
 
@@ -107,7 +107,7 @@ async def test_a_name_that_the_new_base_has_is_unavailable_with_its_reason(house
     assert "base" in report.unavailable["a"]
     assert not engine.held
     # The name is the base's now, and the adapter can be taken away.
-    assert catalog.resolve("a").adapter_id == 0
+    assert catalog.resolve("a").adapters == ()
     await catalog.delete("a")
     assert catalog.list() == ()
     house.catalog = catalog

@@ -85,7 +85,7 @@ async def test_a_locked_registry_leaves_an_adapter_that_was_to_be_deleted(house:
         await house.catalog.delete("a")
     other.execute("ROLLBACK")
     other.close()
-    assert house.catalog.resolve("a").adapter_id == record.id
+    assert house.catalog.resolve("a").adapters == ((record.id, 1.0),)
 
 
 async def test_an_adapter_answers_until_the_registry_has_let_it_go(
@@ -102,11 +102,13 @@ async def test_an_adapter_answers_until_the_registry_has_let_it_go(
     monkeypatch.setattr(AdapterRegistry, "retire", locked)
     deleting = asyncio.create_task(house.catalog.delete("a"))
     await asyncio.to_thread(waiting.wait, 30)
-    assert house.catalog.resolve("a").adapter_id == record.id, "it was hidden while the registry was locked"
+    assert house.catalog.resolve("a").adapters == ((record.id, 1.0),), (
+        "it was hidden while the registry was locked"
+    )
     go_on.set()
     with pytest.raises(RegistryBusy):
         await deleting
-    assert house.catalog.resolve("a").adapter_id == record.id
+    assert house.catalog.resolve("a").adapters == ((record.id, 1.0),)
 
 
 class FullDisk(Reserve):
@@ -201,7 +203,7 @@ async def test_one_of_two_callers_leaves_and_the_other_is_served(house: House) -
     house.engine.adding.open()
     record, created = await second
     assert created
-    assert house.catalog.resolve("a").adapter_id == record.id
+    assert house.catalog.resolve("a").adapters == ((record.id, 1.0),)
 
 
 async def test_a_caller_that_leaves_a_deletion_does_not_stop_it(house: House) -> None:
@@ -277,7 +279,7 @@ async def test_damaged_and_missing_files_do_not_stop_the_start(house: House) -> 
 
     healed, created = await house.catalog.register("gone", "gone")
     assert (healed.id, created) == (records["gone"].id, False)
-    assert house.catalog.resolve("gone").adapter_id == healed.id
+    assert house.id_of("gone") == healed.id
     assert (await house.catalog.replace("cut", "cut")).id == records["cut"].id
     _, freed = await house.catalog.delete("rotten")
     assert freed.host_bytes == 0
@@ -392,7 +394,7 @@ async def interleave(root: Path, steps: list[tuple[str, str, str, bool]], rng: r
         if leaves:
             task.cancel()
         with contextlib.suppress(ModelNotFound):
-            adapter_id = house.catalog.resolve(name).adapter_id
+            adapter_id = house.id_of(name)
             assert adapter_id in house.engine.held, "whatever resolves can be served"
     await asyncio.gather(*tasks, return_exceptions=True)
     await house.catalog.settled()
