@@ -42,6 +42,7 @@ FOREIGN: dict[type[Exception], Shape] = {
     adapter_errors.AdapterPathForbidden: Shape(403, INVALID, "adapter_path_forbidden"),
     adapter_errors.InvalidAdapter: Shape(400, INVALID, "invalid_adapter"),
     adapter_errors.UnsupportedAdapter: Shape(400, INVALID, "unsupported_adapter"),
+    adapter_errors.InvalidMixture: Shape(400, INVALID, "invalid_mixture"),
     adapter_errors.AdapterNameTaken: Shape(409, INVALID, "adapter_name_taken"),
     adapter_errors.UnknownAdapter: Shape(404, INVALID, "model_not_found"),
     adapter_errors.StoreFull: Shape(507, "server_error", "store_full"),

@@ -37,11 +37,27 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     write_base(files.base, TINY)
     write_tokenizer(files.base, KNOWN)
     write_adapter(files.adapters / "plain", files.base, AdapterShape(rank=4, seed=1))
-    for name in ("whole", "same", "named", "unknown", "repeats", "elsewhere", "beyond", "broken"):
+    for name in (
+        "whole",
+        "again",
+        "same",
+        "spaced",
+        "named",
+        "unknown",
+        "repeats",
+        "elsewhere",
+        "beyond",
+        "broken",
+    ):
         shutil.copytree(files.adapters / "plain", files.adapters / name)
     own_tokenizer(files.base).save_pretrained(files.adapters / "whole")
+    own_tokenizer(files.base).save_pretrained(files.adapters / "again")
     same = json.loads((files.base / "tokenizer.json").read_text())
     (files.adapters / "same" / "tokenizer.json").write_text(json.dumps(same, indent=3))
+    # As whoever saves the base's tokenizer with an adapter has it: the same tokens and names, other bytes.
+    base = PreTrainedTokenizerFast.from_pretrained(str(files.base))
+    base.save_pretrained(files.adapters / "spaced")
+    (files.adapters / "spaced" / "tokenizer.json").write_text(json.dumps(same, indent=2))
     config: dict[str, dict[str, object]] = {
         "named": {"eos_token": {"content": "<|im_start|>"}, "bos_token": "<|endoftext|>", "pad_token": None},
         "unknown": {"eos_token": DONE},
@@ -62,7 +78,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def server(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running(files, tmp_path_factory.mktemp("data")) as server:
         with httpx.Client(base_url=server.url, timeout=SECONDS) as admin:
-            for name in ("plain", "whole", "same", "named", "repeats"):
+            for name in ("plain", "whole", "again", "same", "spaced", "named", "repeats"):
                 assert admin.post("/adapters", json={"name": name, "src": name}).status_code == 201
         yield server
 
@@ -158,6 +174,38 @@ def test_a_tokenizer_that_equals_the_base_s_is_the_base_s(server: Running, http:
         assert text_of(server, model).codec is base.codec
     assert text_of(server, "whole").codec is not base.codec
     assert ids(http, "same", f"hello{ACT}") == ids(http, BASE, f"hello{ACT}")
+
+
+def test_a_mixture_is_tokenised_as_all_its_parts_are(server: Running, http: httpx.Client) -> None:
+    text = f"hello{ACT} there {TOOL}x"
+    assert ids(http, "whole:0.5+again:0.5", text) == ids(http, "whole", text) != ids(http, BASE, text)
+    assert chat_ids(http, "again+whole:-1") == chat_ids(http, "whole")
+    [done] = ids(http, "whole", DONE)
+    assert forced(http, "whole+again", done)["finish_reason"] == "stop"
+    assert ids(http, "plain+spaced", text) == ids(http, BASE, text)
+    assert chat_ids(http, "plain+spaced") == chat_ids(http, BASE)
+    assert ids(http, "plain:0.5+repeats", text) == ids(http, BASE, text)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("plain+whole", ["'plain' and 'whole'", "different chat templates"]),
+        ("whole+named:0.1", ["'named' and 'whole'", "different tokenizers"]),
+        ("same+plain", ["'same' and 'plain'", "eos_token is None and '<|im_end|>'"]),
+    ],
+)
+def test_parts_that_are_tokenised_differently_are_refused(
+    http: httpx.Client, model: str, words: list[str]
+) -> None:
+    for path, body in (
+        ("/v1/completions", {"prompt": "hello", "max_tokens": 1}),
+        ("/tokenize", {"prompt": "hello"}),
+        ("/detokenize", {"tokens": [1]}),
+    ):
+        refused = http.post(path, json={"model": model, **body})
+        assert refused.status_code == 400, refused.text
+        assert all(word in refused.json()["error"]["message"] for word in words), refused.text
 
 
 @pytest.mark.parametrize(

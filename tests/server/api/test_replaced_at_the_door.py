@@ -72,6 +72,39 @@ def test_a_request_that_meets_a_replacement_gets_the_new_version(
         assert answer.result(SECONDS) == new
 
 
+def test_a_mixture_whose_part_is_replaced_begins_again_with_the_new_one(
+    server: Running, admin: httpx.Client
+) -> None:
+    for name, source in (("still", "c"), ("turning", "a"), ("turned", "b")):
+        assert admin.post("/adapters", json={"name": name, "src": source}).status_code == 201
+    old, new = ask(server, "still:0.5+turning:2"), ask(server, "still:0.5+turned:2")
+    assert old != new
+    turning = server.on_loop(lambda: server.server.catalog.get("turning")).record.id
+    with ThreadPoolExecutor(1) as pool:
+        with first_prompt_held(server) as reached:
+            answer = pool.submit(ask, server, "still:0.5+turning:2")
+            assert reached.wait(SECONDS)
+            assert admin.put("/adapters/turning", json={"src": "b"}).status_code == 200
+            server.wait_until(
+                "rid of the old version", lambda: turning not in server.server.engine.snapshot().resident
+            )
+        assert answer.result(SECONDS) == new
+
+
+def test_a_mixture_whose_part_is_deleted_gets_a_404_that_names_the_part(
+    server: Running, admin: httpx.Client
+) -> None:
+    for name in ("stays", "goes"):
+        assert admin.post("/adapters", json={"name": name, "src": "c"}).status_code == 201
+    with ThreadPoolExecutor(1) as pool:
+        with first_prompt_held(server) as reached:
+            answer = pool.submit(ask, server, "stays:0.5+goes")
+            assert reached.wait(SECONDS)
+            assert admin.delete("/adapters/goes").status_code == 200
+        with pytest.raises(openai.NotFoundError, match="part 'goes' does not exist"):
+            answer.result(SECONDS)
+
+
 def ask_chat(server: Running, model: str) -> tuple[str, int]:
     """The answer's text and the prompt's length."""
     messages = [{"role": "user", "content": PROMPT}]
