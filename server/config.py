@@ -18,6 +18,8 @@ Repeatable = tuple[str, ...]
 """A flag that may be repeated; in the environment its values are separated by commas."""
 
 ENV_PREFIX = "MANYLORA_"
+MOST_MIXTURE_PARTS = 64
+"""Parts of a mixture that any server takes: a request names them all, and so does a header of its answer."""
 
 
 class AdapterArgument(str):
@@ -35,6 +37,20 @@ class AdapterArgument(str):
         return Path(typed).absolute()
 
 
+class MixtureArgument(str):
+    """``name=sql:0.7+pirate:0.3`` of one mixture to serve at start."""
+
+    @property
+    def mixture_name(self) -> str:
+        """The name that requests use."""
+        return self.split("=", 1)[0]
+
+    @property
+    def spelled(self) -> str:
+        """Its parts with their weights, as a request would name them."""
+        return self.split("=", 1)[1]
+
+
 class ServeSettings(BaseModel):
     """Settings of ``manylora serve``. Frozen; unknown keys are refused."""
 
@@ -45,6 +61,10 @@ class ServeSettings(BaseModel):
         None, description="Directory or hub name of the base model; none: the bundled demo."
     )
     adapter: Repeatable = Field((), description="Register an adapter at start, as name=path. Repeatable.")
+    mixture: Repeatable = Field(
+        (),
+        description="Serve a mixture of adapters under a name, as name=sql:0.7+pirate:0.3. Repeatable.",
+    )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     data_dir: Path = Field(
@@ -122,6 +142,9 @@ class ServeSettings(BaseModel):
     # Longer than clients keep one (httpx and openai 5 s, aiohttp 15 s): with equal times a request sometimes meets a
     # connection that is just being closed.
     idle_timeout: float = Field(75.0, gt=0, description="Seconds that an idle connection is kept.")
+    max_mixture_parts: int = Field(
+        8, ge=1, le=MOST_MIXTURE_PARTS, description="Adapters that a mixture may have."
+    )
     max_choices: int = Field(128, ge=1, description="Largest n of a request.")
     max_sequences: int = Field(
         1024, ge=1, description="Answers that one request may ask for: its prompts times n."
@@ -150,7 +173,7 @@ class ServeSettings(BaseModel):
         "info", description="Least level that is logged."
     )
 
-    @field_validator("adapter", "api_key", "cors_origin", "allowed_host", mode="before")
+    @field_validator("adapter", "mixture", "api_key", "cors_origin", "allowed_host", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
@@ -167,6 +190,18 @@ class ServeSettings(BaseModel):
             raise ValueError("the same adapter name is given twice")
         return value
 
+    @field_validator("mixture")
+    @classmethod
+    def _mixtures_are_name_and_parts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            name, _, parts = item.partition("=")
+            if not name or not parts:
+                raise ValueError(f"{item!r} is not name=parts, for example sailor-sql=sql:0.7+pirate:0.3")
+        names = [MixtureArgument(item).mixture_name for item in value]
+        if len(set(names)) != len(names):
+            raise ValueError("the same mixture name is given twice")
+        return value
+
     @field_validator("api_key", "admin_key")
     @classmethod
     def _keys_are_not_empty(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
@@ -178,6 +213,11 @@ class ServeSettings(BaseModel):
     def adapters(self) -> tuple[AdapterArgument, ...]:
         """The adapters to register at start."""
         return tuple(AdapterArgument(item) for item in self.adapter)
+
+    @property
+    def mixtures(self) -> tuple[MixtureArgument, ...]:
+        """The mixtures to serve at start."""
+        return tuple(MixtureArgument(item) for item in self.mixture)
 
     @property
     def listens_beyond_loopback(self) -> bool:
