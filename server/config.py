@@ -166,7 +166,6 @@ class ServeSettings(BaseModel):
     audit_after: float = Field(
         0.0, ge=0, description="Idle seconds after which the pools' books are checked; 0: never."
     )
-    max_mixture_parts: int = Field(8, ge=1, description="Adapters that a mixture may have.")
     max_adapter_labels: int = Field(100, ge=1, description="Adapters with labels of their own in /metrics.")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
