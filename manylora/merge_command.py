@@ -1,8 +1,8 @@
-"""`manylora merge`: bakes an adapter into its base, checks the result, and says what it is like."""
+"""`manylora merge`: bakes an adapter or a mixture into its base, or into one adapter, and says what it is like."""
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +11,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from manylora.failing import fail
+from manylora.merge_parts import as_parts, read_parts
+
+if TYPE_CHECKING:
+    from manylora.adapters.export.settings import ExportPart
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "B": 1}
 NAMES = {"16bit": "the 16-bit weights", "dequantized": "the dequantised 4-bit weights"}
@@ -20,7 +24,13 @@ stderr = Console(stderr=True, highlight=False)
 Positional = Annotated[
     list[str] | None, typer.Argument(metavar="[ADAPTER] [OUTPUT]", help="The same as the two options.")
 ]
-Adapter = Annotated[str | None, typer.Option("--adapter", help="Directory of the PEFT adapter.")]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        help="Directory of the PEFT adapter; of a mixture DIR:0.7+DIR:0.3, or this once for each DIR:WEIGHT.",
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option("--base", help="Directory or hub name of the base; none: the one that the adapter names."),
@@ -32,7 +42,8 @@ FormatName = Annotated[
     str,
     typer.Option(
         "--format",
-        help="merged: a whole checkpoint; merged-4bit: the same in NF4; peft: the adapter alone, .tar.gz or .zip.",
+        help="merged: a whole checkpoint; merged-4bit: the same in NF4; peft: the adapter alone as an archive, or one"
+        " adapter made of a mixture, as a directory or an archive.",
     ),
 ]
 IntoName = Annotated[
@@ -56,6 +67,20 @@ DoubleQuant = Annotated[
 ServedDense = Annotated[
     bool, typer.Option("--served-dense", help="The 16-bit base is served as it is, not as NF4.")
 ]
+Combine = Annotated[
+    str | None,
+    typer.Option(
+        "--combine",
+        help="How format peft makes one adapter of a mixture. cat: exact, the rank is the sum; svd: the nearest of"
+        " --rank; ties, dare_ties, dare_linear: by peft. Without it: cat.",
+    ),
+]
+Rank = Annotated[int | None, typer.Option("--rank", help="Of svd: the largest rank of the result.")]
+Density = Annotated[
+    float | None,
+    typer.Option("--density", help="Of ties and dare: the share of the numbers that stays, 0 to 1."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of dare: what it draws by. Without it: 0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest.")]
 
 
@@ -72,10 +97,14 @@ def merge(
     shard_size: ShardSize = "5GB",
     double_quant: DoubleQuant = False,
     served_dense: ServedDense = False,
+    combine: Combine = None,
+    rank: Rank = None,
+    density: Density = None,
+    seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Merge an adapter into its base, or pack it up. The result is checked before it is there."""
-    directory, target = _named(positional or [], adapter, output)
+    """Merge an adapter or a mixture into its base, or make one adapter. The result is checked before it is there."""
+    source, target = _named(positional or [], adapter or [], output)
     options = {
         "format": export_format,
         "into": into,
@@ -85,16 +114,19 @@ def merge(
         "served_dense": served_dense,
         "shard_bytes": _bytes(shard_size),
     }
-    if export_format != "peft":
-        options |= _bases(directory, base, base_16bit)
-    manifest = _export(directory, target, options)
+    options |= {"combine": combine, "rank": rank, "density": density, "seed": seed}
+    if combine is not None:
+        source = as_parts(source)
+    if export_format != "peft" or (base is not None and not isinstance(source, Path)):
+        options |= _bases(source, base, base_16bit)
+    manifest = _export(source, target, options)
     if as_json:
         Console().print_json(data=manifest)
     else:
         _say(target, manifest)
 
 
-def _export(adapter: Path, output: Path, options: dict[str, Any]) -> Any:
+def _export(source: "Path | tuple[ExportPart, ...]", output: Path, options: dict[str, Any]) -> Any:
     """Run the export and return its manifest."""
     from manylora.adapters.errors import AdapterError
     from manylora.adapters.export.export import export
@@ -104,7 +136,10 @@ def _export(adapter: Path, output: Path, options: dict[str, Any]) -> Any:
 
     return_freed_memory()
     try:
-        settings = ExportSettings(adapter=adapter, output=output, **options)
+        whose: dict[str, Any] = (
+            {"adapter": source} if isinstance(source, Path) else {"adapter": None, "parts": source}
+        )
+        settings = ExportSettings(output=output, **whose, **options)
         with _bars() as bars:
             task = bars.add_task("reading", total=1.0)
             report = export(
@@ -117,36 +152,33 @@ def _export(adapter: Path, output: Path, options: dict[str, Any]) -> Any:
     return dict(report.manifest)
 
 
-def _named(positional: list[str], adapter: str | None, output: Path | None) -> tuple[Path, Path]:
-    """Return adapter and output, each given by its flag or, in that order, without one."""
+def _named(
+    positional: list[str], adapters: list[str], output: Path | None
+) -> "tuple[Path | tuple[ExportPart, ...], Path]":
+    """Return what is merged and where to, each given by its flag or, in that order, without one."""
     left = list(positional)
-    if adapter is None and left:
-        adapter = left.pop(0)
+    if not adapters and left:
+        adapters = [left.pop(0)]
     if output is None and left:
         output = Path(left.pop(0))
     if left:
         raise fail(f"{left[0]!r}: adapter and output are named already")
-    if adapter is None or output is None:
+    if not adapters or output is None:
         raise fail("name both: manylora merge --adapter DIR --output DIR [--base DIR]")
-    directory, target = (Path(os.path.expanduser(each)) for each in (adapter, output))  # never raises
-    if not directory.is_dir():
-        raise fail(f"--adapter {adapter}: there is no such directory")
-    return directory, target
+    return read_parts(adapters), Path(os.path.expanduser(output))  # never raises
 
 
-def _bases(adapter: Path, base: str | None, base_16bit: str | None) -> dict[str, Any]:
-    """Return the bases' directories and the base's name, which the adapter tells if nothing else does."""
-    from manylora.adapters.files import read_json_object
-    from manylora.adapters.spec import CONFIG_FILE
+def _bases(
+    source: "Path | tuple[ExportPart, ...]", base: str | None, base_16bit: str | None
+) -> dict[str, Any]:
+    """Return the bases' directories and the base's name, which the adapters tell if nothing else does."""
+    from manylora.adapters.errors import AdapterError
     from manylora.base import DEMO, find_base
     from manylora.server.model.errors import ModelMissing
 
     try:
         if base is None:
-            config = read_json_object(adapter / CONFIG_FILE)
-            base = str(config.get("base_model_name_or_path") or "")
-            if not base:
-                raise fail(f"{adapter / CONFIG_FILE} names no base: give it with --base")
+            base = _named_base([part.directory for part in as_parts(source)])
             if base == "manylora/demo-base":
                 base = str(DEMO / "base")
         found: dict[str, Any] = {"base": find_base(base)}
@@ -154,9 +186,29 @@ def _bases(adapter: Path, base: str | None, base_16bit: str | None) -> dict[str,
             found["base_16bit"] = find_base(base_16bit)
     except ModelMissing as error:
         raise fail(f"--base: {error}") from None
+    except AdapterError as error:
+        raise fail(str(error)) from None
     except OSError as error:
         raise fail(f"{error.filename}: {error.strerror}") from None
     return {**found, "base_name": None if Path(base).is_dir() else base}
+
+
+def _named_base(adapters: list[Path]) -> str:
+    """Return the base that the adapters' configs name."""
+    from manylora.adapters.files import read_json_object
+    from manylora.adapters.spec import CONFIG_FILE
+
+    told = {
+        str(read_json_object(adapter / CONFIG_FILE).get("base_model_name_or_path") or ""): adapter
+        for adapter in adapters
+    }
+    if len(told) > 1:
+        named = ", ".join(f"{name!r} ({adapter})" for name, adapter in told.items())
+        raise fail(f"the parts name different bases, {named}: give the one that all are for with --base")
+    [(base, adapter)] = told.items()
+    if not base:
+        raise fail(f"{adapter / CONFIG_FILE} names no base: give it with --base")
+    return base
 
 
 def _bytes(text: str) -> int:
@@ -182,6 +234,9 @@ def _bars() -> Progress:
 
 def _say(output: Path, manifest: Any) -> None:  # JSON, checked where it was made
     console = Console(highlight=False, soft_wrap=True)
+    if "combine" in manifest:
+        _say_combined(console, output, manifest)
+        return
     if manifest["format"] == "peft":
         console.print(f"[bold]{escape(str(output))}[/] holds {', '.join(manifest['files'])}")
         return
@@ -212,3 +267,20 @@ def _say(output: Path, manifest: Any) -> None:  # JSON, checked where it was mad
     console.print(f"[bold]{escape(str(output))}[/]")
     console.print(table)
     console.print(f"Serve it: manylora serve {escape(str(output))}")
+
+
+def _say_combined(console: Console, output: Path, manifest: Any) -> None:  # JSON, as above
+    console.print(f"[bold]{escape(str(output))}[/]")
+    error, ranks = manifest["error"], manifest["ranks"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("combined", f"{escape(manifest['adapter']['method'])}, by {manifest['combine']}")
+    smallest, largest = min(ranks.values()), manifest["rank"]
+    rank = str(largest) if smallest == largest else f"{smallest} to {largest}"
+    table.add_row("adapter", f"{len(ranks)} modules, rank {rank}, {manifest['dtype']}")
+    table.add_row("error", f"{error['overall']:.2g} of the sum's size over all (Frobenius)")
+    if manifest["combine"] != "cat":
+        for module, found in error["modules"].items():
+            table.add_row("", f"{escape(module)} {found:.2g} (rank {ranks[module]})")
+    console.print(table)
+    if output.is_dir():
+        console.print(f"Serve it: manylora serve BASE --adapter NAME={escape(str(output))}")

@@ -67,7 +67,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "adapters.export",
         "adapters.tokenizer",
     ),
-    "peft": ("loadtest", "demo", "training"),
+    "peft": ("loadtest", "demo", "training", "adapters.export"),
     "bitsandbytes": ("server.kernels", "loadtest", "demo", "training", "adapters.export"),
     "typer": ("manylora", "loadtest"),
     "uvicorn": ("manylora", "server.api"),

@@ -7,11 +7,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from manylora.adapters.export.companions import MANIFEST
 from manylora.adapters.files import KNOWN_FILES
 
 SUFFIXES = (".tar.gz", ".tgz", ".zip")
 _MORE_FILES = (
     "README.md",
+    MANIFEST,
     "tokenizer.model",
     "vocab.json",
     "merges.txt",

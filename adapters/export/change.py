@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -62,6 +63,62 @@ class Change:
         return scale
 
 
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """A pair as it was trained: what it adds is scale · b a."""
+
+    a: Tensor
+    """float32 [rank, in]"""
+    b: Tensor
+    """float32 [out, rank]"""
+    scale: float
+    """α/r or α/√r"""
+
+
+class Changes(Protocol):
+    """What a merge adds to its base: one adapter, or several as one."""
+
+    @property
+    def keeps_tied(self) -> bool:
+        """Whether embedding and head stay one matrix although it changes one of them."""
+        ...
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the parameters that it adds factors to."""
+        ...
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Names of the parameters that it brings whole."""
+        ...
+
+    @property
+    def method(self) -> str:
+        """What it is, in words."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """Return what a manifest says of it."""
+        ...
+
+    def touches(self, name: str) -> bool:
+        """Whether it changes a parameter at all."""
+        ...
+
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a parameter that it brings whole."""
+        ...
+
+    def whole(self, name: str) -> Tensor | None:
+        """Return the tensor that replaces a parameter, if there is one."""
+        ...
+
+    def change(self, name: str) -> Change | None:
+        """Return what is added to a parameter, if anything."""
+        ...
+
+
 class TrainedAdapter:
     """A PEFT adapter's directory, held against the base that ``outline`` describes.
 
@@ -96,6 +153,22 @@ class TrainedAdapter:
         """Names of the parameters that it brings whole."""
         return tuple(self._whole)
 
+    @property
+    def method(self) -> str:
+        """What it is, in words."""
+        kind = "rsLoRA" if self.spec.use_rslora else "LoRA"
+        return f"{'DoRA, ' if self.uses_dora else ''}{kind} of rank {self.spec.rank}"
+
+    def describe(self) -> dict[str, object]:
+        """Return what a manifest says of it."""
+        return {
+            "digest": self.digest,
+            "method": self.method,
+            "rank": self.spec.rank,
+            "alpha": self.spec.alpha,
+            "target_modules": list(self.spec.named_targets()),
+        }
+
     def touches(self, name: str) -> bool:
         """Whether it changes a parameter at all."""
         return name in self._factors or name in self._whole
@@ -110,8 +183,8 @@ class TrainedAdapter:
         tensor = self._whole.get(name)
         return None if tensor is None else self._read(tensor)
 
-    def change(self, name: str) -> Change | None:
-        """Return what is added to a parameter, if anything. Raises InvalidAdapter for NaN or Inf."""
+    def factors(self, name: str) -> Factors | None:
+        """Return the pair that is added to a parameter, if any. Raises InvalidAdapter for NaN or Inf."""
         pair = self._factors.get(name)
         if pair is None:
             return None
@@ -119,10 +192,19 @@ class TrainedAdapter:
         scale = self.spec.scale_of(name.removesuffix(".weight"))
         if pair[0].endswith(_TOKEN_A):
             # An embedding's factors are those of its transpose: [rank, vocabulary] and [features, rank].
-            return Change(second.T.contiguous(), first.T * scale)
-        magnitude = self._magnitudes.get(name)
+            return Factors(second.T.contiguous(), first.T, scale)
+        return Factors(first, second, scale)
+
+    def change(self, name: str) -> Change | None:
+        """Return what is added to a parameter, if anything. Raises InvalidAdapter for NaN or Inf."""
+        found = self.factors(name)
+        if found is None:
+            return None
+        magnitude = None if self._factors[name][0].endswith(_TOKEN_A) else self._magnitudes.get(name)
         return Change(
-            first, second * scale, None if magnitude is None else self._read(magnitude).float().view(-1)
+            found.a,
+            found.b * found.scale,
+            None if magnitude is None else self._read(magnitude).float().view(-1),
         )
 
     def _read(self, tensor: str) -> Tensor:

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from manylora.adapters.export.archive import SUFFIXES, archived_files, write_archive
-from manylora.adapters.export.change import TrainedAdapter
 from manylora.adapters.export.companions import (
     copy_tokenizer,
     dtype_name,
@@ -21,6 +20,7 @@ from manylora.adapters.export.companions import (
     write_manifest,
 )
 from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.mixed_adapter import plan_adapter, write_adapter
 from manylora.adapters.export.outline import EMBEDDING
 from manylora.adapters.export.plan import MergePlan, plan_merge
 from manylora.adapters.export.publish import check_space, check_target, publishing, publishing_file
@@ -34,6 +34,8 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the whole that is done, 0 to 1."""
 WRITING, CHECKING = "writing", "checking"
 WRITING_SHARE = 0.5
+LONGEST_NAME = 100
+"""Characters of an adapter's name, or a mixture's, that a file's or a directory's name takes up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def export(settings: ExportSettings, progress: Progress = lambda doing, share: N
     """Make what ``settings`` ask for. Raises AdapterError or QuantError, and then there is nothing at the output."""
     check_target(settings.output)
     if settings.format == "peft":
-        return _archive(settings, progress)
+        return _combined(settings, progress) if settings.parts else _archive(settings, progress)
     if settings.output.name.endswith(SUFFIXES):
         raise ExportRefused(
             f"{settings.output}: a merged model is a directory, and that is an archive's name: give a directory's, or"
@@ -78,7 +80,7 @@ def _merge(
     check_survival(survived)
     write_config(partial, config)
     rows = plan.shapes[EMBEDDING][0]
-    copy_tokenizer(plan.base.directory, settings.adapter, partial, vocab_size=rows)
+    copy_tokenizer(plan.base.directory, plan.text, partial, vocab_size=rows)
     checked = verify(
         plan,
         partial,
@@ -92,8 +94,8 @@ def _merge(
         partial,
         manifest,
         base=_base_name(plan, settings),
-        adapter=settings.adapter_name or settings.adapter.resolve().name,
-        method=_method(plan.adapter),
+        adapter=settings.name,
+        method=plan.adapter.method,
     )
     return manifest
 
@@ -101,7 +103,6 @@ def _merge(
 def _manifest(
     plan: MergePlan, settings: ExportSettings, survived: Mapping[str, Survival], checked: Checked
 ) -> dict[str, object]:
-    spec = plan.adapter.spec
     return {
         "manylora": version("manylora"),
         "format": settings.format,
@@ -113,14 +114,7 @@ def _manifest(
             "served_as": plan.served,
             "notes": list(plan.base.notes),
         },
-        "adapter": {
-            "name": settings.adapter_name or settings.adapter.resolve().name,
-            "digest": plan.adapter.digest,
-            "method": _method(plan.adapter),
-            "rank": spec.rank,
-            "alpha": spec.alpha,
-            "target_modules": list(spec.named_targets()),
-        },
+        "adapter": {"name": settings.name, **plan.adapter.describe()},
         "head": "tied" if plan.head.tied else "untied by this merge" if plan.head.untied else "its own",
         "logits": {**asdict(checked.logits), "tolerance": checked.tolerance, "positions": checked.positions},
         "adapter_effect": asdict(checked.effect),
@@ -140,18 +134,38 @@ def _base_name(plan: MergePlan, settings: ExportSettings) -> str:
     return settings.base_name or plan.base.directory.resolve().name
 
 
-def _method(adapter: TrainedAdapter) -> str:
-    kind = "rsLoRA" if adapter.spec.use_rslora else "LoRA"
-    return f"{'DoRA, ' if adapter.uses_dora else ''}{kind} of rank {adapter.spec.rank}"
+def _combined(settings: ExportSettings, progress: Progress) -> ExportReport:
+    """Make one adapter of a mixture: a directory, or an archive of it if the output is called like one."""
+    plan = plan_adapter(settings)
+
+    def made(directory: Path) -> Mapping[str, object]:
+        return write_adapter(plan, settings, directory, lambda share: progress(WRITING, share))
+
+    if settings.output.name.endswith(SUFFIXES):
+        with publishing_file(settings.output) as path:
+            directory = path.parent / "adapter"
+            directory.mkdir()
+            manifest = made(directory)
+            write_archive(directory, path, _top(settings))
+    else:
+        with publishing(settings.output) as directory:
+            manifest = made(directory)
+    progress("done", 1.0)
+    return ExportReport(settings.output, manifest)
 
 
 def _archive(settings: ExportSettings, progress: Progress) -> ExportReport:
     if not settings.output.name.endswith(SUFFIXES):
         raise ExportRefused(f"{settings.output}: an archive's name ends in {', '.join(SUFFIXES)}")
+    assert settings.adapter is not None
     nbytes = sum(present_files(settings.adapter, MAX_ADAPTER_BYTES).values())
-    top = settings.adapter_name or settings.adapter.resolve().name
     with publishing_file(settings.output) as path:
         check_space(path.parent, nbytes)
-        write_archive(settings.adapter, path, top.replace("/", "_"))
+        write_archive(settings.adapter, path, _top(settings))
     progress("done", 1.0)
     return ExportReport(settings.output, {"format": "peft", "files": list(archived_files(settings.adapter))})
+
+
+def _top(settings: ExportSettings) -> str:
+    """Return the name of an archive's directory."""
+    return settings.name.replace("/", "_")[:LONGEST_NAME]

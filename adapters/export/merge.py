@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.export.base import BaseCheckpoint, BaseWeights
-from manylora.adapters.export.change import Change, TrainedAdapter
+from manylora.adapters.export.change import Change, Changes
 from manylora.adapters.export.errors import ExportRefused
 from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline
 from manylora.adapters.export.rows import DenseRows, Rows
@@ -50,7 +50,7 @@ class HeadPlan:
         return self.was_tied and not self.tied
 
 
-def plan_head(base: BaseCheckpoint, adapter: TrainedAdapter, outline: ModelOutline) -> HeadPlan:
+def plan_head(base: BaseCheckpoint, adapter: Changes, outline: ModelOutline) -> HeadPlan:
     """Tell whether embedding and head are still one matrix once ``adapter`` is merged."""
     if base.has_own_head(outline):
         return HeadPlan(was_tied=False, tied=False)
@@ -66,7 +66,7 @@ def plan_head(base: BaseCheckpoint, adapter: TrainedAdapter, outline: ModelOutli
 class MergedWeights:
     """The parameters of base + adapter by name, exact in float32."""
 
-    def __init__(self, base: BaseWeights, adapter: TrainedAdapter, head: HeadPlan) -> None:
+    def __init__(self, base: BaseWeights, adapter: Changes, head: HeadPlan) -> None:
         self._base = base
         self._adapter = adapter
         self._head = head
@@ -95,9 +95,7 @@ class MergedWeights:
         return name
 
 
-def merged_shapes(
-    outline: ModelOutline, adapter: TrainedAdapter, head: HeadPlan
-) -> Mapping[str, tuple[int, ...]]:
+def merged_shapes(outline: ModelOutline, adapter: Changes, head: HeadPlan) -> Mapping[str, tuple[int, ...]]:
     """Return the parameters to write, in order, without a tied head; the vocabulary may have grown.
 
     Raises ExportRefused if embedding and head would have different vocabularies.

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from manylora.adapters.export.base import DTYPES, BaseCheckpoint, BaseWeights, ServedAsNf4
-from manylora.adapters.export.change import TrainedAdapter
+from manylora.adapters.export.change import Changes, TrainedAdapter
 from manylora.adapters.export.errors import ExportRefused
 from manylora.adapters.export.merge import HeadPlan, MergedWeights, merged_shapes, plan_head
+from manylora.adapters.export.mixture import TrainedMixture
 from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline, outline_of
 from manylora.adapters.export.rows import Rows
 from manylora.adapters.export.settings import ExportSettings
+from manylora.adapters.export.texts import check_texts
 from manylora.adapters.export.write import OutputForm
 
 
@@ -25,7 +28,9 @@ class MergePlan:
     served: str
     """Which of them the server computes with."""
     outline: ModelOutline
-    adapter: TrainedAdapter
+    adapter: Changes
+    text: Path
+    """A directory with the adapter's texts: the template and the tokenizer that it brings, if any."""
     head: HeadPlan
     shapes: Mapping[str, tuple[int, ...]]
     form: OutputForm
@@ -61,7 +66,7 @@ def plan_merge(settings: ExportSettings) -> MergePlan:
     into = _choose(settings, served, dense)
     base = dense if into == "16bit" and dense is not None else served
     dtype = base.dtype() if settings.dtype == "auto" else DTYPES[settings.dtype]
-    adapter = TrainedAdapter(settings.adapter, outline)
+    adapter, text = _changes(settings, outline, served)
     head = plan_head(base, adapter, outline)
     form = OutputForm(dtype)
     if settings.format == "merged-4bit":
@@ -76,7 +81,15 @@ def plan_merge(settings: ExportSettings) -> MergePlan:
         )
     as_served = "16bit" if settings.served_dense and served.is_dense else "dequantized"
     shapes = merged_shapes(outline, adapter, head)
-    return MergePlan(base, weights, into, as_served, outline, adapter, head, shapes, form)
+    return MergePlan(base, weights, into, as_served, outline, adapter, text, head, shapes, form)
+
+
+def _changes(settings: ExportSettings, outline: ModelOutline, served: BaseCheckpoint) -> tuple[Changes, Path]:
+    if settings.adapter is not None:
+        return TrainedAdapter(settings.adapter, outline), settings.adapter
+    mixture = TrainedMixture(settings.parts, outline)
+    check_texts(mixture.parts, served.directory)
+    return mixture, mixture.parts[0].directory
 
 
 def _check_twin(dense: BaseCheckpoint, outline: ModelOutline) -> None:
