@@ -23,11 +23,11 @@ ARENA_ROWS = 256
 
 @dataclass(slots=True)
 class Row:
-    """A sequence: its tokens, how many of them are computed, its adapter, and all logits so far."""
+    """A sequence: its tokens, how many of them are computed, its weighted adapters, and all logits so far."""
 
     number: int
     tokens: list[int]
-    ranges: AdapterRanges | None = None
+    adapters: tuple[tuple[AdapterRanges, float], ...] = ()
     computed: int = 0
     logits: list[Tensor] = field(default_factory=list)
 
@@ -61,7 +61,7 @@ def step(model: ServedModel, work: Sequence[tuple[Row, int]]) -> None:
     starts = [0]
     for row, count in work:
         table = row.blocks()
-        spans.append(LoraSpan(len(ids), count, () if row.ranges is None else ((row.ranges, 1.0),)))
+        spans.append(LoraSpan(len(ids), count, row.adapters))
         for position in range(row.computed, row.computed + count):
             ids.append(row.tokens[position])
             positions.append(position)

@@ -111,8 +111,15 @@ class AdapterShape:
     """Of ALL_LINEAR."""
     seed: int = 0
     strength: float = 0.5
-    """Size of alpha/rank · B A x beside W x of the random base, both as root mean squares. From about 0.2 on, greedy
+    """Size of its delta beside W x of the random base, both as root mean squares. From about 0.2 on, greedy
     answers differ from the base's and between adapters within a few tokens."""
+    rslora: bool = False
+    """Whether the scale is alpha/√rank and not alpha/rank (2312.03732)."""
+
+    @property
+    def scale(self) -> float:
+        """What B A x is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 def write_base(
@@ -160,7 +167,7 @@ def write_adapter(
     if unknown or not chosen:
         raise ValueError(f"targets must be some of {', '.join(ALL_LINEAR)}, not {shape.targets}")
     generator = torch.Generator().manual_seed(shape.seed)
-    spread = shape.strength / (shape.rank**0.5 * shape.alpha / shape.rank)
+    spread = shape.strength / (shape.rank**0.5 * shape.scale)
     tensors: dict[str, Tensor] = {}
     for path, (out, wide) in chosen.items():
         a = torch.randn(shape.rank, wide, generator=generator) * wide**-0.5
@@ -175,6 +182,7 @@ def write_adapter(
         "base_model_name_or_path": base.name,
         "r": shape.rank,
         "lora_alpha": shape.alpha,
+        "use_rslora": shape.rslora,
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,

@@ -61,31 +61,32 @@ def prompt(length: int, number: int = 0) -> list[int]:
 def check_family(family: str, scratch: Path, device: torch.device) -> Iterator[Outcome]:
     """Hold a family's logits against transformers, with adapters against peft, mixed against alone."""
     base = write_base(scratch / family, shape_of(family), seed=1)
-    theirs = _reference(base, device)
+    theirs = load_reference(base, device)
     model = load(base, device, 1 + len(LENGTHS), torch.float32, "none")
     rows = [Row(number, prompt(length + 1)) for number, length in enumerate(LENGTHS)]
     step(model, [(row, len(row.tokens) - 1) for row in rows])
     step(model, [(row, 1) for row in rows])
-    worst = max(_difference(row.all_logits(), _logits(theirs, row.tokens, device)) for row in rows)
-    yield _within(f"{family}: logits are transformers'", worst, TOLERANCE)
+    worst = max(difference(row.all_logits(), logits_of(theirs, row.tokens, device)) for row in rows)
+    yield within(f"{family}: logits are transformers'", worst, TOLERANCE)
 
     paths = _adapters(scratch / family, base)
-    ours = [_read(path, model.decoder.config) for path in paths]
+    ours = [read(path, model.decoder.config) for path in paths]
     placed = place(model, ours)
-    alone = [Row(number, prompt(33), ranges) for number, ranges in enumerate([None, *placed])]
+    uses = [(), *(((ranges, 1.0),) for ranges in placed)]
+    alone = [Row(number, prompt(33), adapters) for number, adapters in enumerate(uses)]
     for row in alone:
         step(model, [(row, 33)])
-    mixed = [Row(number, prompt(33), ranges) for number, ranges in enumerate([None, *placed])]
-    _interleave(lambda work: step(model, work), mixed)
-    worst = max(_difference(a.all_logits(), b.all_logits()) for a, b in zip(alone, mixed, strict=True))
+    mixed = [Row(number, prompt(33), adapters) for number, adapters in enumerate(uses)]
+    interleave(lambda work: step(model, work), mixed)
+    worst = max(difference(a.all_logits(), b.all_logits()) for a, b in zip(alone, mixed, strict=True))
     # A CPU keeps every bit; cuBLAS picks its kernels by shape.
-    yield _within(f"{family}: a mixed batch gives what each gives alone", worst, _bits(device))
+    yield within(f"{family}: a mixed batch gives what each gives alone", worst, least_difference(device))
     expected = _peft_logits(theirs, paths, prompt(33), device)
-    worst = max(_difference(row.all_logits(), peft) for row, peft in zip(mixed[1:], expected, strict=True))
-    yield _within(
+    worst = max(difference(row.all_logits(), peft) for row, peft in zip(mixed[1:], expected, strict=True))
+    yield within(
         f"{family}: adapters of ranks {', '.join(map(str, RANKS))} give peft's logits", worst, TOLERANCE
     )
-    apart = min(_difference(a.all_logits(), b.all_logits()) for n, a in enumerate(alone) for b in alone[:n])
+    apart = min(difference(a.all_logits(), b.all_logits()) for n, a in enumerate(alone) for b in alone[:n])
     yield Outcome(
         f"{family}: the adapters differ at all", apart > 100 * TOLERANCE, f"by {apart:.2g} at least"
     )
@@ -117,7 +118,7 @@ def check_nf4(scratch: Path, device: torch.device) -> Iterator[Outcome]:
         row = Row(0, prompt(65))
         step(model, [(row, 65)])
         logits.append(row.all_logits().cpu())
-    yield _within("NF4: a decoder's logits are the CPU's", _difference(*logits), TOLERANCE)
+    yield within("NF4: a decoder's logits are the CPU's", difference(*logits), TOLERANCE)
 
 
 def check_engine(scratch: Path, device: torch.device) -> Iterator[Outcome]:
@@ -125,7 +126,7 @@ def check_engine(scratch: Path, device: torch.device) -> Iterator[Outcome]:
     base = write_base(scratch / "engine", shape_of("qwen2"), seed=4)
     paths = _adapters(scratch / "engine", base)
     model = load(base, device, 1, torch.float32, "none")
-    adapters = [_read(path, model.decoder.config) for path in paths]
+    adapters = [read(path, model.decoder.config) for path in paths]
     for name, sampling in (
         ("greedy", SamplingParams(temperature=0, max_tokens=NEW_TOKENS)),
         ("seeded, top_p 0.9", SamplingParams(top_p=0.9, seed=5, max_tokens=NEW_TOKENS)),
@@ -173,7 +174,7 @@ def _generate(
     return list(tokens.values())
 
 
-def _interleave(run: Callable[[list[tuple[Row, int]]], None], rows: list[Row]) -> None:
+def interleave(run: Callable[[list[tuple[Row, int]]], None], rows: list[Row]) -> None:
     """Compute rows token by token, each beginning one step after the one before, the last one in chunks."""
     turn = 0
     while any(row.computed < len(row.tokens) for row in rows):
@@ -193,12 +194,14 @@ def _adapters(directory: Path, base: Path) -> list[Path]:
     ]
 
 
-def _read(path: Path, config: ModelConfig) -> AdapterWeights:
+def read(path: Path, config: ModelConfig) -> AdapterWeights:
+    """Return an adapter's weights in float32, for that base."""
     modules = {name: ModuleShape(out, wide) for name, (out, wide) in config.base_modules().items()}
     return read_adapter(path, modules, max_rank=max(RANKS), dtype=torch.float32).weights
 
 
-def _reference(base: Path, device: torch.device) -> Any:
+def load_reference(base: Path, device: torch.device) -> Any:
+    """Return the checkpoint as transformers loads it, in float32."""
     from transformers import AutoModelForCausalLM
 
     with advice_off():
@@ -209,7 +212,8 @@ def _reference(base: Path, device: torch.device) -> Any:
 
 
 @torch.inference_mode()
-def _logits(model: Any, tokens: list[int], device: torch.device) -> Tensor:
+def logits_of(model: Any, tokens: list[int], device: torch.device) -> Tensor:
+    """Return the logits of all tokens by transformers' or peft's model, float32 [tokens, vocab]."""
     logits: Tensor = model(torch.tensor([tokens], device=device)).logits[0].float()
     return logits
 
@@ -224,17 +228,20 @@ def _peft_logits(model: Any, paths: list[Path], tokens: list[int], device: torch
         found = []
         for number in range(len(paths)):
             adapted.set_adapter(str(number))
-            found.append(_logits(adapted.eval(), tokens, device))
+            found.append(logits_of(adapted.eval(), tokens, device))
         return found
 
 
-def _bits(device: torch.device) -> float:
+def least_difference(device: torch.device) -> float:
+    """Return how far the same row's logits may lie apart in different company: a CPU keeps every bit."""
     return 0.0 if device.type == "cpu" else TOLERANCE
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
+def difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest absolute difference."""
     return float((one - other).abs().max())
 
 
-def _within(name: str, found: float, limit: float) -> Outcome:
+def within(name: str, found: float, limit: float) -> Outcome:
+    """Return the outcome of a check that allows ``limit``."""
     return Outcome(name, found <= limit, f"max |Δ| {found:.1e}, limit {limit:.0e}")

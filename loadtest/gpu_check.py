@@ -21,6 +21,7 @@ from manylora.loadtest.engine_bench import EngineBench, run_engine
 from manylora.loadtest.environment import environment, headline
 from manylora.loadtest.exactness import FAMILIES, Outcome, check_engine, check_family, check_nf4
 from manylora.loadtest.local_report import engine_json, engine_text, peft_json, peft_text
+from manylora.loadtest.mixture_exactness import check_mixtures
 from manylora.loadtest.peft_bench import PeftBench, run_peft
 from manylora.loadtest.popularity import Popularity
 from manylora.loadtest.random_model import QUANTIZATIONS, ModelChoice
@@ -54,6 +55,7 @@ def checks(device: torch.device) -> Iterator[Outcome]:
             yield from check_family(family, Path(scratch), device)
         yield from check_nf4(Path(scratch), device)
         yield from check_engine(Path(scratch), device)
+        yield from check_mixtures(Path(scratch), device)
 
 
 def benches(plan: Plan, device: str) -> Iterator[dict[str, object]]:
