@@ -56,6 +56,7 @@ def test_v1_asks_for_a_key(guarded: Running, method: str, path: str) -> None:
         assert status(guarded, method, path, None, authorization=header) == 401
     for key in ("one", "zwölf", "boss"):
         assert status(guarded, method, path, key) in (200, 400)
+    assert status(guarded, method, path, None, authorization="bearer one") in (200, 400)  # RFC 9110, 11.1
 
 
 @pytest.mark.parametrize(("method", "path"), ADMIN)
@@ -210,6 +211,12 @@ def test_web_pages_manage_no_adapters(server: Running, origin: str) -> None:
     )
     assert answer.status_code == 403
     assert "--cors-origin" in answer.json()["error"]["message"]
+
+
+def test_two_origins_are_nobodys(server: Running) -> None:
+    twice = [("origin", "http://localhost:3000"), ("origin", "https://evil.example")]
+    assert httpx.get(f"{server.url}/adapters", headers=twice).status_code == 403
+    assert httpx.get(f"{server.url}/adapters", headers=twice[:1]).status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "http://localhost:3000", "https://[::1]:8000"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from manylora.server.chat.templates import ChatTemplates, TemplateFailed
+from manylora.server.chat.worker import MEMORY_BYTES
 from tests.training.data.families import FAMILIES, tokenizer_of
 
 MESSAGES = [
@@ -76,6 +77,14 @@ def test_whatever_a_template_does_is_a_failure_of_its_own(templates: ChatTemplat
         render(templates, BOMBS[bomb])
     assert 0 < len(str(caught.value).encode()) < 400
     assert render(templates, "{{ messages[2].content }}") == "ok"
+
+
+def test_a_render_has_so_much_memory_and_no_more(templates: ChatTemplates) -> None:
+    small, large = MEMORY_BYTES // 8, 2 * MEMORY_BYTES
+    counted = "{%% set text = messages[0].content[:1] * %d %%}{{ text | length }}"
+    assert render(templates, counted % small) == str(small)
+    with pytest.raises(TemplateFailed, match="MiB of memory"):
+        render(templates, counted % large)
 
 
 @pytest.mark.parametrize("template", [*NO_PROGRAMS, "x" * (256 * 1024 + 1)])
