@@ -85,7 +85,7 @@ def check_parts(parts: Sequence[MixturePart], most: int) -> None:
 
 
 def spell(parts: Sequence[MixturePart]) -> str:
-    """Return parts as text that ``parse_mixture`` reads."""
+    """Return parts as text that ``parse_mixture`` reads, unless a part with its weight happens to be a known name."""
     return "+".join(f"{part.adapter}:{_number(part.weight)}" for part in parts)
 
 

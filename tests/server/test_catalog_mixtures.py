@@ -200,7 +200,7 @@ async def test_a_template_that_all_have_is_the_mixture_s(house: House) -> None:
     await house.catalog.close()
     house.open(base_template="base's")
     for seed, (name, template) in enumerate(
-        {"none": None, "same": "base's", "own": "T", "own-too": "T", "other": "U"}.items()
+        {"same": "base's", "none": None, "own": "T", "own-too": "T", "other": "U"}.items()
     ):
         await house.catalog.register(name, house.source(name, seed, template=template))
     assert house.catalog.resolve("own+own-too").chat_template == "T"

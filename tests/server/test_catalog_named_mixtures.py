@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from manylora.adapters.errors import AdapterNameTaken, InvalidAdapter, RegistryBusy, UnknownAdapter
+from manylora.adapters.errors import (
+    AdapterNameTaken,
+    InvalidAdapter,
+    InvalidMixture,
+    RegistryBusy,
+    UnknownAdapter,
+)
 from manylora.adapters.mixture_registry import MixtureRegistry
 from manylora.adapters.mixtures import MixturePart
 from manylora.server.catalog import ResolvedPart
@@ -144,7 +150,7 @@ async def test_a_part_damaged_on_disk_makes_it_unavailable_until_that_is_healed(
     digest = house.catalog.get("sql").record.digest
     await house.catalog.close()
     (house.store.path_of(digest) / "adapter_model.safetensors").unlink()
-    house.open()
+    house.open(arena_rows=8)
     report = await house.catalog.restore()
     reason = report.mixtures["sailor"]
     assert reason is not None
@@ -156,6 +162,9 @@ async def test_a_part_damaged_on_disk_makes_it_unavailable_until_that_is_healed(
         await house.catalog.register_mixture("new", parts(sql=1))
     await house.catalog.register("sql", "sql")
     assert len(house.catalog.resolve("sailor").adapters) == 2
+    await house.catalog.register("larger", house.source("larger", 9, rank=5))
+    with pytest.raises(InvalidMixture, match="9 rank rows"):
+        house.catalog.resolve("sql+larger")
 
 
 async def test_a_name_means_one_thing(house: House) -> None:
