@@ -249,6 +249,7 @@ class AdapterCatalog:
             if old is not None:
                 self._leaving.add(old)
                 self._operations.spawn(self._retire_in_background(old))
+        self._mixtures.follow(name)
         seconds = time.monotonic() - start
         if old is None:
             self._observer.loaded(record, seconds, prepared.weights.nbytes)
@@ -339,6 +340,7 @@ class AdapterCatalog:
             await self._serving.hand_over(record, prepared.weights)  # no request ever used its id
             entry = Entry(record, prepared.text, prepared.weights.rank_by_module())
             self._entries[record.name] = entry
+            self._mixtures.follow(record.name)
         kept = await self._serving.keep(record, wishes)
         if kept != record:
             self._entries[record.name] = replace(entry, record=kept)

@@ -5,13 +5,15 @@ come back; a request keeps the ids that it began with. Lives on the event loop.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 
 from manylora.adapters.errors import AdapterNameTaken, InvalidMixture, UnknownAdapter
 from manylora.adapters.mixtures import MixturePart, check_parts, is_mixture, parse_mixture, part_weight, spell
 from manylora.adapters.names import check_name, list_names
 from manylora.adapters.records import MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.tokens import PartText
 from manylora.server.catalog_blend import Found, blended
 from manylora.server.catalog_intake import KeyedLocks
 from manylora.server.catalog_operations import Caller, Operations
@@ -23,9 +25,10 @@ from manylora.server.catalog_types import (
     ResolvedModel,
     ResolvedPart,
 )
-from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound
+from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError
 
 _LONGEST_ECHO = 200
+_MOST_COMPARED = 4096
 Admission = Callable[[MixtureRecord | None, Sequence[MixturePart]], bool]
 """Says whether the mixture that a name means now is the one wanted; raises if the name may not mean that one."""
 
@@ -48,6 +51,8 @@ class Mixtures:
         self._names = names
         self._operations = operations
         self._records: dict[str, MixtureRecord] = {}
+        self._compared: dict[Hashable, str | None] = {}
+        """Names and digests of named mixtures' parts: in what their tokenizers differ; None: in nothing."""
 
     # What is asked
 
@@ -146,7 +151,17 @@ class Mixtures:
         """Bring back what the registry knows, once the adapters are back."""
         records = await asyncio.to_thread(self._registry.mixtures.active)
         self._records.update((record.name, record) for record in records)
+        self.follow()
         return self.entries()
+
+    def follow(self, name: str | None = None) -> None:
+        """Find out in the background which mixtures of that adapter are tokenised alike, now that it is another.
+
+        None: those of all. What differs is unavailable, and says so before anybody asks.
+        """
+        records = [record for record in self._records.values() if name in (None, *_names(record.parts))]
+        if records:
+            self._operations.spawn(self._compare(records))
 
     async def _run_set(
         self, name: str, parts: Sequence[MixturePart], admit: Admission
@@ -180,12 +195,40 @@ class Mixtures:
             del self._records[name]
         return record
 
+    async def _compare(self, records: Sequence[MixtureRecord]) -> None:
+        """Compare what parts' tokens are made with, where that wasn't done: a tokenizer takes a second to load."""
+        for record in records:
+            with contextlib.suppress(
+                InvalidMixture, ServerError
+            ):  # it is unavailable, or its next request is told
+                texts = self._blended(record.name, record.name, record.parts).part_texts
+                if texts and _digests(texts) not in self._compared:
+                    self._compared[_digests(texts)] = await self._difference(texts)
+        while len(self._compared) > _MOST_COMPARED:
+            del self._compared[next(iter(self._compared))]
+
+    async def _difference(self, texts: Sequence[PartText]) -> str | None:
+        try:
+            await self._settings.check_alike(texts)
+        except InvalidMixture as error:
+            return error.message
+        return None
+
     # What parts mean
 
     def _mixed(
         self, asked: str, label: str, parts: Sequence[MixturePart], param: str | None = None
     ) -> ResolvedModel:
         """Return what ``parts`` mean now; ``param`` is the request's field that errors are about."""
+        model = self._blended(asked, label, parts, param)
+        difference = self._compared.get(_digests(model.part_texts)) if model.part_texts else None
+        if difference is not None:
+            raise InvalidMixture(difference)
+        return model
+
+    def _blended(
+        self, asked: str, label: str, parts: Sequence[MixturePart], param: str | None = None
+    ) -> ResolvedModel:
         check_parts(parts, self._settings.max_mixture_parts)
         found = [
             Found(part.adapter, part_weight(part.adapter, part.weight), self._part(part.adapter, param))
@@ -237,6 +280,14 @@ class Mixtures:
     def _unknown(self, name: str) -> UnknownAdapter:
         asked = name[:_LONGEST_ECHO]
         return UnknownAdapter(f"there is no mixture {asked!r}; mixtures: {list_names(self._records)}")
+
+
+def _digests(texts: Sequence[PartText]) -> Hashable:
+    return tuple((text.adapter, text.digest) for text in texts)
+
+
+def _names(parts: Sequence[MixturePart]) -> Iterator[str]:
+    return (part.adapter for part in parts)
 
 
 def _are_same(some: Sequence[MixturePart], others: Sequence[MixturePart]) -> bool:

@@ -1,7 +1,7 @@
 """Mixtures with names: made, changed, deleted, restored; they follow their parts, and no name means two things."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from manylora.adapters.errors import (
 )
 from manylora.adapters.mixture_registry import MixtureRegistry
 from manylora.adapters.mixtures import MixturePart
+from manylora.adapters.tokens import PartText
 from manylora.server.catalog import ResolvedPart
 from manylora.server.errors import AdapterUnavailable, ModelNotFound, ShuttingDown
 from tests.server.catalog_fakes import SECONDS, House
@@ -128,6 +129,43 @@ async def test_a_part_that_no_longer_goes_with_the_others_makes_it_unavailable(h
     await house.catalog.replace("sql", house.source("sql-2", 5, template="T"))
     with pytest.raises(AdapterUnavailable, match="different chat templates"):
         house.catalog.resolve("sailor")
+
+
+async def test_a_part_that_is_tokenised_otherwise_makes_it_unavailable_before_anybody_asks(
+    house: House,
+) -> None:
+    asked = 0
+
+    async def refuse(texts: Sequence[PartText]) -> None:
+        nonlocal asked
+        asked += bool(texts)
+        if len({tuple(each.text.special_tokens.items()) for each in texts}) > 1:
+            raise InvalidMixture(f"{texts[0].adapter} and {texts[1].adapter} have different tokenizers")
+
+    await house.catalog.close()
+    house.open(check_alike=refuse)
+    await house.catalog.restore()
+    await house.catalog.register_mixture("sailor", parts(sql=0.5, pirate=0.5))
+    await house.catalog.register_mixture("alone", parts(pirate=0.5))
+    for seed, end in ((5, "<end>"), (6, "<stop>")):
+        directory = house.sources / house.source(f"other-{seed}", seed)
+        (directory / "tokenizer_config.json").write_text(f'{{"eos_token": "{end}"}}')
+    await house.catalog.replace("sql", "other-5")
+    await house.catalog.settled()
+    for _ in range(2):
+        entries = {entry.record.name: entry.reason for entry in house.catalog.mixtures()}
+        assert entries == {"sailor": "pirate and sql have different tokenizers", "alone": None}
+        with pytest.raises(AdapterUnavailable, match=r"'sailor' can't be served: .* different tokenizers"):
+            house.catalog.resolve("sailor")
+        await house.catalog.close()
+        house.open(check_alike=refuse)
+        await house.catalog.restore()
+        await house.catalog.settled()
+    asked = 0
+    await house.catalog.replace("sql", "sql")
+    await house.catalog.settled()
+    assert len(house.catalog.resolve("sailor").adapters) == 2
+    assert asked == 0, "neither brings tokens: there is nothing to load"
 
 
 async def test_it_is_there_again_after_a_restart(house: House) -> None:
