@@ -113,6 +113,10 @@ def _meet(case: Any, known: Known, data: st.DataObject) -> None:
         for key, values in places:
             if key in case.body and values and data.draw(sometimes):
                 case.body[key] = data.draw(st.sampled_from(values))
+        for key, part in (("adapters", "name"), ("mixture", "adapter")):
+            for each in case.body[key] if isinstance(case.body.get(key), list) else ():
+                if isinstance(each, dict) and part in each and data.draw(sometimes):
+                    each[part] = data.draw(st.sampled_from(known.models))
         if {"messages", "prompt"} & case.body.keys() and "v1" in case.path:
             _shorten(case.body)
     parameters = case.path_parameters or {}

@@ -1,4 +1,4 @@
-"""`manylora adapters`: list, add, replace and remove the adapters of a running server, over HTTP like anyone else."""
+"""`manylora adapters`: list, add, mix, replace and remove the adapters of a running server, over HTTP as anyone."""
 
 import json
 from typing import Annotated, Any
@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from manylora.adapters.errors import InvalidMixture
+from manylora.adapters.mixtures import MixturePart, parse_mixture, spell
 from manylora.failing import fail
 
 app = typer.Typer(no_args_is_help=True, help="The adapters of a running server.")
@@ -28,17 +30,40 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @app.command("list")
 def list_adapters(url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJson = False) -> None:
-    """Show every adapter, its version, rank, and where its weights are now."""
+    """Show every adapter, its version, rank, and where its weights are now; of a mixture its parts and weights."""
     found = _call("GET", url, "/adapters", admin_key)
     if as_json:
         _print_json(found)
         return
     table = Table("name", "version", "rank", "tier", "modules", "src")
     for each in found["data"]:
-        tier = each["tier"] if each["state"] == "available" else f"unavailable: {each['reason']}"
-        modules = ", ".join(each["target_modules"])
-        table.add_row(each["name"], str(each["version"]), str(each["rank"]), tier, modules, each["src"])
+        table.add_row(
+            each["name"], str(each["version"]), *(_mixture if _is_mixture(each) else _adapter)(each)
+        )
     Console().print(table)
+
+
+def _is_mixture(shown: dict[str, Any]) -> bool:
+    return bool(shown["object"] == "mixture")
+
+
+def _adapter(shown: dict[str, Any]) -> tuple[str, ...]:
+    """Return an adapter's cells after its name and version."""
+    tier = shown["tier"] if shown["state"] == "available" else _why(shown)
+    return str(shown["rank"]), tier, ", ".join(shown["target_modules"]), shown["src"]
+
+
+def _mixture(shown: dict[str, Any]) -> tuple[str, ...]:
+    """Return the same of a mixture, which has no rank, place and modules of its own."""
+    return "", "mixture" if shown["state"] == "available" else _why(shown), "", _spelled(shown)
+
+
+def _why(shown: dict[str, Any]) -> str:
+    return f"unavailable: {shown['reason']}"
+
+
+def _spelled(mixture: dict[str, Any]) -> str:
+    return spell([MixturePart(part["adapter"], part["weight"]) for part in mixture["mixture"]])
 
 
 @app.command("add")
@@ -55,6 +80,29 @@ def add(
     wishes = {key: True for key, asked in (("preload", preload), ("pin", pin)) if asked}
     body = {"name": name, "src": src, **wishes}
     _say(_call("POST", url, "/adapters", admin_key, body), "serves")
+
+
+@app.command("mix")
+def mix(
+    name: str,
+    parts: Annotated[list[str], typer.Argument(help="Adapters with weights, as sql:0.7 pirate:0.3.")],
+    url: Url = DEFAULT_URL,
+    admin_key: AdminKey = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Change a mixture that is there.")] = False,
+) -> None:
+    """Serve several adapters with weights under one name."""
+    # What is a name and what a weight in team:v2 is known there.
+    known = {each["name"] for each in _call("GET", url, "/adapters", admin_key)["data"]}
+    try:
+        found = [part for text in parts for part in parse_mixture(text, known.__contains__)]
+    except InvalidMixture as error:
+        raise fail(str(error)) from None
+    mixture = [{"adapter": part.adapter, "weight": part.weight} for part in found]
+    if replace:
+        made = _call("PUT", url, _path(name), admin_key, {"mixture": mixture})
+    else:
+        made = _call("POST", url, "/adapters", admin_key, {"name": name, "mixture": mixture})
+    Console().print(f"serves {made['name']}, version {made['version']}: {_spelled(made)} (id {made['id']})")
 
 
 @app.command("replace")
@@ -77,6 +125,9 @@ def remove(
 ) -> None:
     """Refuse new requests, wait for running ones, give the memory back."""
     gone = _call("DELETE", url, f"{_path(name)}?abort={str(abort).lower()}", admin_key)
+    if _is_mixture(gone):
+        Console().print(f"removed mixture {gone['name']}: {_spelled(gone)}; its adapters stay")
+        return
     freed = gone["freed"]
     Console().print(
         f"removed {gone['name']}: {freed['arena_rows']} rank rows, {freed['device_bytes']:,} bytes on the device "

@@ -27,10 +27,12 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> dict
     rows["context"] = f"{context:,} tokens{of}{less}"
     rows["rank arena"] = f"{sizes.arena_rows:,} rows a module, {_size(sizes.arena_bytes)}"
     inherited = sum(entry.note is not None for entry in server.catalog.list())
-    names = [entry.record.name for entry in server.catalog.list()]
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    shown = _first([entry.record.name for entry in server.catalog.list()])
     told = f" ({inherited} perhaps for other weights than these)" if inherited else ""
     rows["adapters"] = f"{shown}{told}" if shown else "none"
+    mixed = _first([entry.record.name for entry in server.catalog.mixtures()])
+    if mixed:
+        rows["mixtures"] = mixed
     rows["new adapters from"] = f"{settings.adapter_root.resolve()} (POST {url}/adapters)"
     rows["listening"] = f"{url}/v1  (docs: {url}/docs)"
     return rows
@@ -52,6 +54,10 @@ def warnings_at_start(server: Server, settings: ServeSettings) -> Iterator[str]:
             f"the server listens on {settings.host}, and without --admin-key adapters can't be managed from beyond this"
             " machine (403; from outside a container neither): set --admin-key, in the environment MANYLORA_ADMIN_KEY"
         )
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _size(nbytes: int) -> str:

@@ -14,6 +14,7 @@ import uvicorn
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from manylora.adapters.errors import AdapterError
+from manylora.adapters.mixtures import parse_mixture, spell
 from manylora.assemble import Server, assemble, start_adapters
 from manylora.banner import banner, warnings_at_start
 from manylora.base import DEMO, find_base
@@ -22,6 +23,7 @@ from manylora.listening import bind, url_of, why
 from manylora.logs import Voice, configure_logs
 from manylora.quant.errors import QuantError
 from manylora.server.api.connections import http_config
+from manylora.server.catalog import AdapterCatalog
 from manylora.server.config import ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
@@ -127,6 +129,29 @@ async def _restore(server: Server, settings: ServeSettings, voice: Voice) -> Non
             voice.warn(
                 f"adapter {new.name} is {new.source} from now on (version {new.version});"
                 f" in --data-dir it was {old.source} (version {old.version})"
+            )
+    await _start_mixtures(server.catalog, settings, voice)
+
+
+async def _start_mixtures(catalog: AdapterCatalog, settings: ServeSettings, voice: Voice) -> None:
+    """Serve the mixtures of the flags once the adapters are there, and tell which of all can't be served."""
+    for argument in settings.mixtures:
+        name = argument.mixture_name
+        old = catalog.get_mixture(name)
+        try:
+            parts = parse_mixture(argument.spelled, lambda part: catalog.kind_of(part) is not None)
+            new, is_new = await catalog.put_mixture(name, parts)
+        except (AdapterError, ServerError) as error:
+            raise StartError(f"{settings.name_of('mixture')} {argument}: {error}") from error
+        if old is not None and is_new:
+            voice.warn(
+                f"mixture {name} is {spell(new.record.parts)} from now on (version {new.record.version});"
+                f" in --data-dir it was {spell(old.record.parts)} (version {old.record.version})"
+            )
+    for entry in catalog.mixtures():
+        if entry.reason is not None:
+            voice.warn(
+                f"mixture {entry.record.name} is unavailable: {entry.reason}", adapter=entry.record.name
             )
 
 

@@ -35,6 +35,7 @@ from manylora.server.catalog_types import (
     RestoreReport,
     SilentObserver,
     Wishes,
+    label_of,
 )
 from manylora.server.errors import AdapterUnavailable
 
@@ -105,14 +106,14 @@ class AdapterCatalog:
         if parts:
             return self._mixtures.beside(model, parts)
         if model in self._base_names:
-            return ResolvedModel((), model, model)
+            return ResolvedModel((), model, label_of(model))
         entry = self._entries.get(model)
         if entry is None:
             return self._mixtures.resolve(model)
         if entry.reason is not None:
             raise AdapterUnavailable(f"adapter {model!r} can't be served: {entry.reason}", param="model")
         record = entry.record
-        return ResolvedModel(((record.id, 1.0),), model, model, (), entry.text, record.digest)
+        return ResolvedModel(((record.id, 1.0),), model, label_of(model), (), entry.text, record.digest)
 
     def kind_of(self, name: str) -> Kind | None:
         """Return what has this name, whether it can be served or not."""

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from manylora.adapters.errors import InvalidMixture
 from manylora.adapters.tokens import AdapterText, PartText
 from manylora.server.catalog_serving import Entry
-from manylora.server.catalog_types import MIXTURE_LABEL, CatalogSettings, ResolvedModel, ResolvedPart
+from manylora.server.catalog_types import (
+    MIXTURE_LABEL,
+    CatalogSettings,
+    ResolvedModel,
+    ResolvedPart,
+    label_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ def blended(asked: str, label: str, parts: Sequence[Found], settings: CatalogSet
     return ResolvedModel(
         adapters=tuple((part.entry.record.id, part.weight) for part in counted),
         name=asked,
-        label=counted[0].name if itself and label == MIXTURE_LABEL else label,
+        label=label_of(counted[0].name) if itself and label == MIXTURE_LABEL else label,
         parts=tuple(_resolved(part) for part in parts),
         text=AdapterText(template, text.special_tokens, text.added_tokens, text.has_tokenizer),
         digest=digest,

@@ -24,6 +24,7 @@ from manylora.server.catalog_types import (
     MixtureEntry,
     ResolvedModel,
     ResolvedPart,
+    label_of,
 )
 from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError
 
@@ -75,7 +76,7 @@ class Mixtures:
                 raise ModelNotFound(f"model {asked!r} does not exist; models: {names}", param="model")
             return self._mixed(model, MIXTURE_LABEL, self._parse(model), "model")
         try:
-            return self._mixed(model, model, record.parts)
+            return self._mixed(model, label_of(model), record.parts)
         except (InvalidMixture, ModelNotFound, AdapterUnavailable) as error:
             message = f"mixture {model!r} can't be served: {error.message}"
             raise AdapterUnavailable(message, param="model") from error

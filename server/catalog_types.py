@@ -102,6 +102,13 @@ class SilentObserver:
 
 MIXTURE_LABEL = "mixture"
 """What metrics call every mixture that has no name of its own."""
+OTHER_LABEL = "other"
+"""What metrics call everything beyond the names that they may tell apart."""
+
+
+def label_of(name: str) -> str:
+    """Return what metrics call what has this name: names hold no ``=``, so it is not taken for one of the above."""
+    return f"={name}" if name in (MIXTURE_LABEL, OTHER_LABEL) else name
 
 
 def _any_text(directory: Path, text: AdapterText) -> None:

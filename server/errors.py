@@ -2,13 +2,15 @@
 
     ServerError                      500  an unexpected fault of ours
     ├── InvalidRequest               400  a field is unknown, malformed, out of range or can't be honoured
-    │   └── ContextLengthExceeded    400  prompt + max_tokens over the context
+    │   ├── ContextLengthExceeded    400  prompt + max_tokens over the context
+    │   └── MixtureRefused           400  a mixture's parts or weights make no sense, or don't go together
     ├── Unauthorized                 401  key missing or wrong
     ├── Forbidden                    403  admin route from beyond loopback without an admin key
-    ├── ModelNotFound                404  no base or adapter has that name
+    ├── ModelNotFound                404  no base, adapter or mixture has that name
     ├── BodyTooLarge                 413  the request body is over the limit
     ├── QueueFull                    429  too many waiting requests; Retry-After
     ├── StepFailed                   500  the step that this request was in failed; the server goes on
+    │   └── NotFinite                500  what the model computes for this request overflows
     ├── AdapterUnavailable           503  no room for the adapter within the waiting time; Retry-After
     └── ShuttingDown                 503  the server drains; Retry-After
 
@@ -45,6 +47,12 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class MixtureRefused(InvalidRequest):
+    """The mixture that a request asks for makes no sense, or its parts don't go together."""
+
+    code = "invalid_mixture"
+
+
 class Unauthorized(ServerError):
     """The key is missing or wrong."""
 
@@ -62,7 +70,7 @@ class Forbidden(ServerError):
 
 
 class ModelNotFound(ServerError):
-    """No base or adapter has that name. The message lists the names that exist."""
+    """No base, adapter or mixture has that name. The message lists the names that exist."""
 
     status = 404
     type = "invalid_request_error"
@@ -89,6 +97,10 @@ class StepFailed(ServerError):
     """The step that this request was part of failed: a fault or out of memory. The server goes on."""
 
     code = "step_failed"
+
+
+class NotFinite(StepFailed):
+    """What the model computes for this request is not finite. It concerns that request alone."""
 
 
 class AdapterUnavailable(ServerError):

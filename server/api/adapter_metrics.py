@@ -1,7 +1,7 @@
 """Metrics about adapters: tokens, requests and waiting by adapter, and how long loading and swapping take.
 
-Label values are bounded: only so many adapters have labels of their own, the rest are "other", and a deleted
-adapter's series go with it.
+A mixture with a name counts under it, as an adapter does; all without one count as "mixture". Label values are
+bounded: only so many names have labels of their own, the rest are "other", and what is deleted takes its series along.
 """
 
 import threading
@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.types import FreedAdapter
+from manylora.server.catalog_types import MIXTURE_LABEL, OTHER_LABEL, label_of
 from manylora.server.engine.observer import EndedRequest
 
-OTHER = "other"
 LOAD_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 WAIT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Coarser than for all requests together: there is a set of them for each adapter."""
@@ -23,7 +23,7 @@ class AdapterCounters:
     """Tokens, requests and seconds by adapter. Methods may be called from any thread."""
 
     def __init__(self, registry: CollectorRegistry, base_model: str, max_labels: int) -> None:
-        self._base = base_model
+        self._base = label_of(base_model)
         self._max_labels = max_labels
         self._labels: set[str] = set()
         self._lock = threading.Lock()
@@ -34,6 +34,12 @@ class AdapterCounters:
             "manylora_requests",
             "Ended requests by adapter and outcome",
             ["adapter", "outcome"],
+            registry=registry,
+        )
+        self._parts = Counter(
+            "manylora_mixture_parts",
+            "Queued requests for a mixture, by each adapter in it",
+            ["adapter"],
             registry=registry,
         )
         self._first_token = self._seconds("time_to_first_token", "From arrival to the first token", registry)
@@ -60,21 +66,27 @@ class AdapterCounters:
             if ended.first_token_seconds is not None:
                 self._first_token.labels(label).observe(ended.first_token_seconds)
 
-    def keep_only(self, adapters: Collection[str]) -> None:
-        """Drop the series of all adapters but these, so that their places are free."""
+    def count_parts(self, adapters: Collection[str], requests: int) -> None:
+        """Count ``requests`` for a mixture of these adapters."""
         with self._lock:
-            for gone in self._labels.difference(adapters):
+            for name in adapters:
+                self._parts.labels(self._label(label_of(name))).inc(requests)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Drop the series of all adapters and mixtures but these, so that their places are free."""
+        with self._lock:
+            for gone in self._labels.difference(map(label_of, names)):
                 self._labels.discard(gone)
-                for metric in (self._requests, self._tokens, self._whole, self._first_token):
+                for metric in (self._requests, self._tokens, self._whole, self._first_token, self._parts):
                     metric.remove_by_labels({"adapter": gone})
 
-    def _label(self, name: str) -> str:
-        if name == self._base or name in self._labels:
-            return name
+    def _label(self, label: str) -> str:
+        if label in (self._base, MIXTURE_LABEL) or label in self._labels:
+            return label
         if len(self._labels) >= self._max_labels:
-            return OTHER
-        self._labels.add(name)
-        return name
+            return OTHER_LABEL
+        self._labels.add(label)
+        return label
 
 
 class AdapterOperations:

@@ -1,17 +1,25 @@
-"""Routes that change which adapters are served: our /adapters, and vLLM's two by its names and statuses."""
+"""Routes that change which adapters and mixtures there are: our /adapters, and vLLM's two by its names and statuses."""
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from manylora.adapters.errors import AdapterNameTaken, AdapterNotFound, UnknownAdapter
-from manylora.adapters.records import AdapterRecord
+from manylora.adapters.mixtures import spell
+from manylora.adapters.records import AdapterRecord, MixtureRecord
+from manylora.server.api.adapter_schemas import (
+    AdapterRequest,
+    AdapterUpdate,
+    LoadLoraRequest,
+    UnloadLoraRequest,
+)
+from manylora.server.api.asked_models import describe_asked, describe_part, told_of
 from manylora.server.api.auth import require_admin
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import ApiSettings, dependencies
 from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.openapi import body_of
-from manylora.server.api.schemas import AdapterRequest, AdapterUpdate, LoadLoraRequest, UnloadLoraRequest
-from manylora.server.catalog import CatalogEntry
+from manylora.server.api.request_context import note
+from manylora.server.catalog import AdapterCatalog, CatalogEntry, MixtureEntry
 from manylora.server.errors import InvalidRequest, ModelNotFound
 
 router = APIRouter(dependencies=[Depends(require_admin)], tags=["adapters"])
@@ -19,9 +27,14 @@ router = APIRouter(dependencies=[Depends(require_admin)], tags=["adapters"])
 
 @router.post("/adapters", openapi_extra=body_of(AdapterRequest))
 async def register(request: Request) -> JSONResponse:
-    """Serve an adapter under a new name: 201, or 200 if these weights have that name already."""
+    """Serve an adapter, or a mixture, under a new name: 201, or 200 if the name has these weights or parts already."""
     catalog = dependencies(request).catalog
     body = await read_body(request, AdapterRequest)
+    if body.src is None:
+        with told_of("mixture"):
+            entry, made = await unless_gone(request, catalog.register_mixture(body.name, body.parts))
+        note(mixture=spell(entry.record.parts))
+        return JSONResponse(describe_mixture(entry), status_code=201 if made else 200)
     registered = catalog.register(body.name, body.src, preload=body.preload, pin=body.pin)
     record, created = await unless_gone(request, registered)
     return JSONResponse(describe_record(record), status_code=201 if created else 200)
@@ -29,29 +42,43 @@ async def register(request: Request) -> JSONResponse:
 
 @router.get("/adapters")
 async def list_adapters(request: Request) -> dict[str, object]:
-    """List all adapters with their tier: device, host, disk, or why they can't be served."""
-    entries = dependencies(request).catalog.list()
-    return {"object": "list", "data": [describe(entry) for entry in entries]}
+    """List all adapters with their tier (device, host, disk), all mixtures with their parts, and what isn't served."""
+    catalog = dependencies(request).catalog
+    found = [*map(describe, catalog.list()), *map(describe_mixture, catalog.mixtures())]
+    return {"object": "list", "data": sorted(found, key=lambda each: str(each["name"]))}
 
 
 @router.get("/adapters/{name:path}")
 async def get_adapter(request: Request, name: str) -> dict[str, object]:
-    """Describe one adapter."""
-    return describe(dependencies(request).catalog.get(name))
+    """Describe one adapter or mixture."""
+    catalog = dependencies(request).catalog
+    mixture = catalog.get_mixture(name)
+    return describe(catalog.get(name)) if mixture is None else describe_mixture(mixture)
 
 
 @router.put("/adapters/{name:path}", openapi_extra=body_of(AdapterUpdate))
 async def replace_adapter(request: Request, name: str) -> dict[str, object]:
-    """Serve other weights under the name: new requests use them, running ones finish on the old version."""
+    """Serve other weights, or a mixture's other parts, under the name: new requests use it, running ones finish."""
+    catalog = dependencies(request).catalog
     body = await read_body(request, AdapterUpdate)
-    replaced = dependencies(request).catalog.replace(name, body.src, preload=body.preload, pin=body.pin)
+    if body.src is None:
+        with told_of("mixture"):
+            entry = await unless_gone(request, catalog.replace_mixture(name, body.parts))
+        note(mixture=spell(entry.record.parts))
+        return describe_mixture(entry)
+    replaced = catalog.replace(name, body.src, preload=body.preload, pin=body.pin)
     return describe_record(await unless_gone(request, replaced))
 
 
 @router.delete("/adapters/{name:path}")
 async def delete_adapter(request: Request, name: str, abort: bool = False) -> dict[str, object]:
-    """Refuse new requests, let running ones finish (or abort them), free the memory, say how much."""
+    """Refuse new requests, let running ones finish (or abort them), free the memory, say how much.
+
+    A mixture has no memory and no requests of its own: its name is free at once, running requests finish.
+    """
     deps = dependencies(request)
+    if deps.catalog.kind_of(name) == "mixture":
+        return await _delete_mixture(deps.catalog, name, abort)
     record, freed = await deps.catalog.delete(name, abort=abort)
     return {
         **describe_record(record),
@@ -65,12 +92,24 @@ async def delete_adapter(request: Request, name: str, abort: bool = False) -> di
     }
 
 
+async def _delete_mixture(catalog: AdapterCatalog, name: str, abort: bool) -> dict[str, object]:
+    if abort:
+        raise InvalidRequest(
+            f"{name!r} is a mixture: the requests that use it are those of its adapters, and end when one of these is "
+            "deleted with abort=true",
+            param="abort",
+        )
+    record = await catalog.delete_mixture(name)
+    return {**describe_mixture_record(record), "deleted": True}
+
+
 @router.post("/v1/load_lora_adapter", openapi_extra=body_of(LoadLoraRequest))
 async def load_lora_adapter(request: Request) -> Response:
     """Load an adapter; with load_inplace it may replace one. 404: no such path; 400: the name is in use."""
     deps = dependencies(request)
     body = await read_body(request, LoadLoraRequest)
     _check_base_model(deps.settings, body.base_model_name)
+    _check_no_mixture(deps.catalog, body.lora_name)
     taken = InvalidRequest(
         f"The lora adapter {body.lora_name!r} has already been loaded. Set load_inplace to replace it.",
         param="lora_name",
@@ -97,11 +136,21 @@ def _check_base_model(settings: ApiSettings, asked: str) -> None:
         )
 
 
+def _check_no_mixture(catalog: AdapterCatalog, name: str) -> None:
+    """Raise InvalidRequest for a mixture's name: vLLM knows none, and would take it for an adapter."""
+    if catalog.kind_of(name) == "mixture":
+        raise InvalidRequest(
+            f"{name!r} is a mixture, and this route is for single adapters: use PUT or DELETE /adapters/{name}",
+            param="lora_name",
+        )
+
+
 @router.post("/v1/unload_lora_adapter", openapi_extra=body_of(UnloadLoraRequest))
 async def unload_lora_adapter(request: Request) -> Response:
     """Delete an adapter: 404 for a name that isn't there."""
     deps = dependencies(request)
     body = await read_body(request, UnloadLoraRequest)
+    _check_no_mixture(deps.catalog, body.lora_name)
     try:
         await deps.catalog.delete(body.lora_name)
     except UnknownAdapter as error:
@@ -136,5 +185,27 @@ def describe_record(record: AdapterRecord) -> dict[str, object]:
         "target_modules": list(record.targets),
         "preload": record.preload,
         "pin": record.pinned,
+        "created": int(record.created_at.timestamp()),
+    }
+
+
+def describe_mixture(entry: MixtureEntry) -> dict[str, object]:
+    """Return a mixture as the routes show it: its parts as they were given, and which adapters these are now."""
+    return {
+        **describe_mixture_record(entry.record),
+        "adapters": [describe_part(part) for part in entry.parts],
+        "state": "unavailable" if entry.reason is not None else "available",
+        "reason": entry.reason,
+    }
+
+
+def describe_mixture_record(record: MixtureRecord) -> dict[str, object]:
+    """Return what the registry knows."""
+    return {
+        "object": "mixture",
+        "id": record.id,
+        "name": record.name,
+        "version": record.version,
+        "mixture": [describe_asked(part) for part in record.parts],
         "created": int(record.created_at.timestamp()),
     }

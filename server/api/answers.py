@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 
 class Answer(BaseModel):
@@ -46,8 +46,26 @@ class NotReady(Answer):
     reason: str
 
 
+class NamedPart(Answer):
+    """An adapter of a mixture as it was asked for."""
+
+    adapter: str
+    weight: float
+
+
+class ServedPart(Answer):
+    """An adapter of a mixture: which one its name means, and which version."""
+
+    name: str
+    id: int
+    version: int
+    weight: float
+
+
 class Model(Answer):
-    """The base, or an adapter, whose parent is the base."""
+    """The base, or an adapter or a mixture, whose parent is the base."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
     id: str
     object: Literal["model"]
@@ -56,6 +74,7 @@ class Model(Answer):
     root: str
     parent: str | None
     max_model_len: int
+    mixture: list[NamedPart] = Field(default_factory=list, description="Of a mixture: its parts.")
 
 
 class Models(Answer):
@@ -83,10 +102,15 @@ class Usage(Answer):
 class Completionlike(Answer):
     """What all answers and chunks share."""
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
     id: str
     created: int
     model: str
     system_fingerprint: str | None
+    adapters: list[ServedPart] = Field(
+        default_factory=list, description="A mixture's parts, in an answer and in a stream's first chunk."
+    )
 
 
 class ChatToken(Answer):
@@ -233,11 +257,47 @@ class Adapter(AdapterRecord):
     reason: str | None
 
 
+class PartNow(Answer):
+    """A part of a mixture: which adapter its name means at the moment, if any."""
+
+    name: str
+    id: int | None
+    version: int | None
+    weight: float
+
+
+class MixtureRecord(Answer):
+    """A mixture as it was registered."""
+
+    object: Literal["mixture"]
+    id: int
+    name: str
+    version: int
+    mixture: list[NamedPart]
+    created: int
+
+
+class Mixture(MixtureRecord):
+    """A mixture, and what its parts are now."""
+
+    adapters: list[PartNow]
+    state: Literal["available", "unavailable"]
+    reason: str | None
+
+
+class RegisteredModel(RootModel[AdapterRecord | Mixture]):
+    """An adapter or a mixture that was registered."""
+
+
+class ManagedModel(RootModel[Adapter | Mixture]):
+    """An adapter or a mixture."""
+
+
 class Adapters(Answer):
-    """All adapters."""
+    """All adapters and mixtures."""
 
     object: Literal["list"]
-    data: list[Adapter]
+    data: list[Adapter | Mixture]
 
 
 class Freed(Answer):
@@ -254,6 +314,16 @@ class DeletedAdapter(AdapterRecord):
 
     deleted: Literal[True]
     freed: Freed
+
+
+class DeletedMixture(MixtureRecord):
+    """A mixture that is gone."""
+
+    deleted: Literal[True]
+
+
+class DeletedModel(RootModel[DeletedAdapter | DeletedMixture]):
+    """An adapter or a mixture that is gone."""
 
 
 class Export(Answer):

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from manylora.server.api import adapters, chat, completions, docs_page, export, health, models
+from manylora.server.api.asked_models import HEADER as PARTS_HEADER
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.error_responses import install_error_handlers
 from manylora.server.api.openapi import document
@@ -62,7 +63,7 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=list(origins),
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "retry-after"],
+        expose_headers=["x-request-id", "retry-after", PARTS_HEADER],
     )
 
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from manylora.server.api.asked_models import told_parts, with_parts
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import dependencies
@@ -40,13 +41,15 @@ async def chat_completions(request: Request) -> Response:
         return [await chat_prompt(deps, body, model, text)]
 
     generation = await unless_gone(request, begin(deps, body, tokenise, sampling))
-    answer = ChatAnswer(body, generation.text.vocabulary, f"chatcmpl-{uuid4().hex}", int(time.time()))
+    vocabulary, model = generation.text.vocabulary, generation.model
+    answer = ChatAnswer(body, vocabulary, told_parts(model), f"chatcmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
-        return await event_stream(request, answer.chunks(generation), deps.settings.keep_alive_seconds)
+        events = answer.chunks(generation)
+        return with_parts(await event_stream(request, events, deps.settings.keep_alive_seconds), model)
     choices = asyncio.ensure_future(generation.collect())
     await done_within(request, choices)
     done = choices.result()
-    return await json_response(lambda: answer.whole(done), large=body.logprobs)
+    return with_parts(await json_response(lambda: answer.whole(done), large=body.logprobs), model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class ChatAnswer:
 
     body: ChatRequest
     vocabulary: Vocabulary
+    parts: dict[str, object]
+    """What is told of a mixture's parts: by the answer, or by a stream's first chunk."""
     identity: str
     created: int
 
@@ -62,18 +67,21 @@ class ChatAnswer:
         """Return the answer as one object."""
         return {
             **self._head("chat.completion"),
+            **self.parts,
             "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
             "usage": usage_of([choice.last for choice in choices], self.body.n).to_json(),
         }
 
     async def chunks(self, generation: Generation) -> Events:
         """Yield the answer as chunks: each choice's role first, then what each step adds."""
+        parts = self.parts
         last: list[SequenceOutput | None] = [None] * self.body.n
         try:
             async for step in generation.steps():
                 for index, output in step:
                     if last[index] is None:
-                        yield self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+                        yield self._chunk(index, {"role": "assistant", "content": ""}, None, None, parts)
+                        parts = {}
                     last[index] = output
                     event = self._delta(index, output)
                     if event is not None:
@@ -94,10 +102,15 @@ class ChatAnswer:
         return self._chunk(index, delta, logprobs, finish)
 
     def _chunk(
-        self, index: int, delta: dict[str, str], logprobs: dict[str, object] | None, finish: str | None
+        self,
+        index: int,
+        delta: dict[str, str],
+        logprobs: dict[str, object] | None,
+        finish: str | None,
+        parts: dict[str, object] | None = None,
     ) -> str:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        chunk = {**self._head("chat.completion.chunk"), **(parts or {}), "choices": [choice]}
         return dumps({**chunk, "usage": None} if self.body.wants_usage else chunk)
 
     def _choice(self, index: int, choice: Choice) -> dict[str, object]:

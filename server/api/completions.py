@@ -10,6 +10,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from manylora.server.api.asked_models import told_parts, with_parts
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import dependencies
@@ -53,12 +54,16 @@ async def completions(request: Request) -> Response:
     generation = await unless_gone(request, begin(deps, body, tokenise, sampling))
     answer = CompletionAnswer(body, generation, tuple(echoed), f"cmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
-        return await event_stream(request, answer.chunks(generation), deps.settings.keep_alive_seconds)
+        events = answer.chunks(generation)
+        return with_parts(
+            await event_stream(request, events, deps.settings.keep_alive_seconds), generation.model
+        )
     choices = asyncio.ensure_future(generation.collect())
     await done_within(request, choices)
     done = choices.result()
     large = body.echo or body.logprobs is not None
-    return await json_response(lambda: answer.whole(done, at_once=not large), large=large)
+    whole = await json_response(lambda: answer.whole(done, at_once=not large), large=large)
+    return with_parts(whole, generation.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,11 @@ class CompletionAnswer:
     created: int
 
     @property
+    def _parts(self) -> dict[str, object]:
+        """What is told of a mixture's parts: by the answer, or by a stream's first chunk."""
+        return told_parts(self.generation.model)
+
+    @property
     def _echo_only(self) -> bool:
         return self.body.max_tokens == 0
 
@@ -80,11 +90,13 @@ class CompletionAnswer:
         """Return the answer as one object; its choices are made ``at_once``, or as they are written."""
         made = (self._choice(index, choice) for index, choice in enumerate(choices))
         done = list(made) if at_once else made
-        return {**self._head(), "choices": done, "usage": self._usage([choice.last for choice in choices])}
+        usage = self._usage([choice.last for choice in choices])
+        return {**self._head(), **self._parts, "choices": done, "usage": usage}
 
     async def chunks(self, generation: Generation) -> Events:
         """Yield the answer as chunks; with echo, a choice's first begins with its prompt."""
         count = self.body.n * len(self.generation.prompts)
+        parts = self._parts
         last: list[SequenceOutput | None] = [None] * count
         logprobs = [self._logprobs() for _ in range(count)]
         try:
@@ -99,15 +111,16 @@ class CompletionAnswer:
                         piece = self._piece(index, choice, logprobs[index])
                     last[index] = output
                     if piece["text"] or piece["logprobs"] or piece["finish_reason"]:
-                        yield self._event([piece])
+                        yield self._event(parts, piece)
+                        parts = {}
             if self.body.wants_usage:
                 yield dumps({**self._head(), "choices": [], "usage": self._usage(last)})
         finally:
             generation.abort()
             generation.note_tokens(last)
 
-    def _event(self, choices: list[dict[str, object]]) -> str:
-        chunk = {**self._head(), "choices": choices}
+    def _event(self, parts: dict[str, object], choice: dict[str, object]) -> str:
+        chunk = {**self._head(), **parts, "choices": [choice]}
         return dumps({**chunk, "usage": None} if self.body.wants_usage else chunk)
 
     def _logprobs(self) -> CompletionLogprobs:

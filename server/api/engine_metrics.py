@@ -60,7 +60,9 @@ class EngineMetrics:
                 block_size=block_size,
             )
 
-        self._metrics.scrape_with(read, lambda: {entry.record.name for entry in catalog.list()})
+        self._metrics.scrape_with(
+            read, lambda: {entry.record.name for entry in (*catalog.list(), *catalog.mixtures())}
+        )
 
 
 def _read(gauges: Gauges, stats: EngineStats, entries: Sequence[CatalogEntry]) -> None:

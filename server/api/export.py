@@ -17,7 +17,7 @@ from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import dependencies
 from manylora.server.api.export_jobs import ExportJob, ExportJobs
 from manylora.server.api.openapi import body_of
-from manylora.server.api.schemas import Strict
+from manylora.server.api.strict import Strict
 from manylora.server.errors import InvalidRequest, ShuttingDown
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
+from manylora.server.api.asked_models import resolve, text_of
 from manylora.server.api.dependencies import ApiDependencies, ApiSettings, OutputStream
 from manylora.server.api.prompts import check_token_ids, context_exceeded
 from manylora.server.api.request_context import note, request_id
@@ -22,7 +23,9 @@ from manylora.server.engine.request import (
 from manylora.server.errors import (
     AdapterUnavailable,
     InvalidRequest,
+    MixtureRefused,
     ModelNotFound,
+    NotFinite,
     ServerError,
     ShuttingDown,
     StepFailed,
@@ -77,6 +80,8 @@ class Generation:
     streams: tuple[OutputStream, ...]
     prompts: tuple[tuple[int, ...], ...]
     n: int
+    model: ResolvedModel
+    """What the request's model meant when it began."""
     text: ModelText
     """What the model's texts are made with."""
 
@@ -88,7 +93,7 @@ class Generation:
         try:
             async for prompt, outputs in _merge(self.streams):
                 for output in outputs:
-                    _raise_if_failed(output)
+                    _raise_if_failed(output, self.model)
                 yield [(prompt * self.n + output.index, output) for output in outputs]
         finally:
             self.abort()
@@ -127,15 +132,15 @@ async def begin(
     """
     check_choices(fields, deps.settings)
     while True:
-        model = deps.catalog.resolve(fields.model)
+        model = resolve(deps, fields.model, fields)
         try:
-            text = await deps.texts.of(model.text, model.digest, model.part_texts)
+            text = await text_of(deps, model, fields)
             stopping = replace(sampling, stop_names=text.stops(sampling.stop))
             prompts = await tokenise(model, text)
             return start(deps, fields, model, text, prompts, stopping)
         except (ModelNotFound, AdapterUnavailable):
             # A deleted name doesn't resolve any more, and the error then names those that do.
-            if deps.catalog.resolve(fields.model).adapters == model.adapters:
+            if resolve(deps, fields.model, fields).adapters == model.adapters:
                 raise
 
 
@@ -181,7 +186,9 @@ def start(
         for index, prompt in enumerate(prompts)
     ]
     streams = deps.engine.submit_together(requests)
-    return Generation(tuple(streams), tuple(request.prompt_token_ids for request in requests), fields.n, text)
+    deps.metrics.by_adapter.count_parts([part.name for part in model.parts if part.weight], len(requests))
+    asked = tuple(request.prompt_token_ids for request in requests)
+    return Generation(tuple(streams), asked, fields.n, model, text)
 
 
 def _check_prompt_logprobs(
@@ -298,8 +305,12 @@ async def _merge(streams: Sequence[OutputStream]) -> AsyncIterator[tuple[int, li
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _raise_if_failed(output: SequenceOutput) -> None:
+def _raise_if_failed(output: SequenceOutput, model: ResolvedModel) -> None:
     if output.finish_reason is FinishReason.FAILED:
+        if isinstance(output.error, NotFinite) and any(abs(weight) > 1 for _, weight in model.adapters):
+            raise MixtureRefused(
+                "with these weights, what the model computes for this request is not finite: give smaller ones"
+            )
         raise output.error if output.error is not None else StepFailed("the request failed in the engine")
     if output.finish_reason is FinishReason.ABORTED:
         raise (

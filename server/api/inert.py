@@ -7,7 +7,7 @@ is not here but in schemas.py. null asks for nothing whatever the field is calle
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic_core import PydanticCustomError
 
@@ -147,6 +147,12 @@ BODY = Passing(
         "cache_salt": "the prefix cache can't be salted",
         "request_id": "send it as the header x-request-id",
         "is_3d_lora_weight": "adapters of mixtures of experts aren't served",
+        # How others name adapters
+        "adapter_id": "the adapter's name goes into model",
+        "adapter_source": "adapters are registered first (POST /adapters), and asked for by model",
+        "lora": 'several adapters are asked for as "adapters": [{"name": …, "weight": …}]',
+        "mixture": 'a mixture is given a name by POST /adapters; a request names one in model, or as "adapters"',
+        "merged_adapters": "chats, completions and /tokenize take it",
     },
 )
 """Around the fields of every body."""
@@ -174,3 +180,35 @@ PART = Passing(
     },
 )
 """Around the fields of a part of a message."""
+
+PART_OF_MIXTURE = Passing(
+    inert={},
+    unread=frozenset(),
+    unserved={
+        "name": "a named mixture's part says adapter",
+        "adapter": "a request's part says name",
+        "id": "a part is named by its adapter's name",
+        "scale": "it is called weight, and is 1 if it is left out",
+    },
+)
+"""Around the fields of a part of a mixture."""
+
+MERGED = Passing(
+    inert={"density": (0, 1), "majority_sign_method": ("total",)},
+    unread=frozenset(),
+    unserved={
+        "density": "it says how much ties and dare keep of each adapter, and only 'linear' is done for a request",
+        "majority_sign_method": "it is part of ties, and only 'linear' is done for a request",
+    },
+)
+"""Around the fields of LoRAX's merged_adapters: its client always sends a density."""
+
+LOAD = replace(
+    BODY,
+    unserved={
+        **BODY.unserved,
+        "mixture": "this route is for single adapters: give a mixture to POST /adapters",
+        "merged_adapters": "this route is for single adapters: give a mixture to POST /adapters, as mixture",
+    },
+)
+"""Around the fields of vLLM's route that loads an adapter."""

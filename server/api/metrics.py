@@ -41,7 +41,7 @@ class Metrics(AdapterOperations):
         self.times = RequestTimes(self.registry)
         self.http = HttpCounters(self.registry)
         self.by_adapter = AdapterCounters(self.registry, base_model, max_adapter_labels)
-        self._adapters: Callable[[], Collection[str]] = tuple
+        self._names: Callable[[], Collection[str]] = tuple
         ProcessCollector(registry=self.registry)
         build = Info("manylora_build", "What runs here", registry=self.registry)
         build.info(
@@ -53,13 +53,13 @@ class Metrics(AdapterOperations):
             }
         )
 
-    def scrape_with(self, read: Callable[[Gauges], None], adapters: Callable[[], Collection[str]]) -> None:
-        """Have ``read`` fill the gauges at every scrape, and only ``adapters`` have labels of their own."""
-        self._adapters = adapters
+    def scrape_with(self, read: Callable[[Gauges], None], names: Callable[[], Collection[str]]) -> None:
+        """Have ``read`` fill the gauges at every scrape, and only ``names`` have labels of their own."""
+        self._names = names
         self.registry.register(ScrapedGauges(read))
 
     def exposition(self) -> bytes:
         """Return the text that Prometheus reads."""
         # Here and not where adapters are deleted: a request may end, or a deletion go on, after its caller left.
-        self.by_adapter.keep_only(self._adapters())
+        self.by_adapter.keep_only(self._names())
         return generate_latest(self.registry)

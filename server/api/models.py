@@ -1,8 +1,12 @@
 """GET /v1/models, /tokenize and /detokenize: what can be asked, and how texts become tokens."""
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from manylora.adapters.mixtures import MixturePart, spell
+from manylora.server.api.asked_models import describe_asked, resolve, text_of, told_of
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import ApiDependencies, dependencies
@@ -12,7 +16,7 @@ from manylora.server.api.prompts import chat_tokens, check_token_ids, for_templa
 from manylora.server.api.rendering import json_response
 from manylora.server.api.schemas import DetokenizeRequest, TokenizeRequest
 from manylora.server.api.tokenising import check_length
-from manylora.server.catalog import CatalogEntry, ResolvedModel
+from manylora.server.catalog import CatalogEntry, MixtureEntry, ResolvedModel
 from manylora.server.errors import InvalidRequest
 from manylora.server.tokenizer import ModelText, TooManyTokens
 
@@ -23,20 +27,28 @@ router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, object]:
-    """List the base and every adapter that can answer; adapters name the base as their parent."""
+    """List the base and every adapter and mixture that can answer; these name the base as their parent."""
     deps = dependencies(request)
     adapters = [adapter_model(deps, entry) for entry in deps.catalog.list() if entry.reason is None]
-    return {"object": "list", "data": [base_model(deps), *adapters]}
+    mixtures = [mixture_model(deps, entry) for entry in deps.catalog.mixtures() if entry.reason is None]
+    return {"object": "list", "data": [base_model(deps), *adapters, *mixtures]}
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(request: Request, model: str) -> dict[str, object]:
-    """Describe one model."""
+    """Describe one model; of a mixture that a request could spell so, what that would be."""
     deps = dependencies(request)
-    deps.catalog.resolve(model)
+    with told_of("model"):
+        found = deps.catalog.resolve(model)
     if model == deps.settings.base_model:
         return base_model(deps)
-    return adapter_model(deps, deps.catalog.get(model))
+    if not found.parts:
+        return adapter_model(deps, deps.catalog.get(model))
+    named = deps.catalog.get_mixture(model)
+    if named is not None:
+        return mixture_model(deps, named)
+    parts = [MixturePart(part.name, part.weight) for part in found.parts]
+    return _mixture(deps, model, parts, deps.settings.created)
 
 
 def base_model(deps: ApiDependencies) -> dict[str, object]:
@@ -64,13 +76,32 @@ def adapter_model(deps: ApiDependencies, entry: CatalogEntry) -> dict[str, objec
     }
 
 
+def mixture_model(deps: ApiDependencies, entry: MixtureEntry) -> dict[str, object]:
+    """Return a mixture as a model object; its root is its parts as a request would spell them."""
+    record = entry.record
+    return _mixture(deps, record.name, record.parts, int(record.created_at.timestamp()))
+
+
+def _mixture(
+    deps: ApiDependencies, name: str, parts: Sequence[MixturePart], created: int
+) -> dict[str, object]:
+    return {
+        **base_model(deps),
+        "id": name,
+        "created": created,
+        "root": spell(parts),
+        "parent": deps.settings.base_model,
+        "mixture": [describe_asked(part) for part in parts],
+    }
+
+
 @router.post("/tokenize", openapi_extra=body_of(TokenizeRequest))
 async def tokenize(request: Request) -> Response:
     """Return the token ids of a text, or of a chat through its template."""
     deps = dependencies(request)
     body = await read_body(request, TokenizeRequest)
-    model = deps.catalog.resolve(body.model or deps.settings.base_model)
-    text = await unless_gone(request, deps.texts.of(model.text, model.digest, model.part_texts))
+    model = resolve(deps, body.model or deps.settings.base_model, body)
+    text = await unless_gone(request, text_of(deps, model, body))
     try:
         ids = await unless_gone(request, _ids(deps, body, model, text))
     except TooManyTokens as error:
@@ -121,12 +152,12 @@ async def detokenize(request: Request) -> Response:
     """Return the text of token ids, control tokens spelled out."""
     deps = dependencies(request)
     body = await read_body(request, DetokenizeRequest)
-    model = deps.catalog.resolve(body.model or deps.settings.base_model)
+    model = resolve(deps, body.model or deps.settings.base_model, body)
     looks, tokens = deps.tokenising.looks, body.tokens
     await unless_gone(
         request,
         looks.run(lambda: check_token_ids(tokens, deps.settings.vocab_size, "tokens"), len(tokens)),
     )
-    text = await unless_gone(request, deps.texts.of(model.text, model.digest, model.part_texts))
+    text = await unless_gone(request, text_of(deps, model, body))
     spelled = await unless_gone(request, text.codec.spell(looks, tokens))
     return await json_response(lambda: {"prompt": spelled}, large=True)

@@ -11,11 +11,18 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from manylora.server.api.answers import ErrorAnswer
+from manylora.server.api.asked_models import HEADER
 from manylora.server.api.dependencies import ApiSettings
 from manylora.server.api.documented import ERRORS, EVENTS, JSON, OPERATIONS, Documented
 
 COMPONENTS = "#/components/schemas/{model}"
 RETRY_AFTER = {"retry-after": {"description": "Seconds", "schema": {"type": "integer"}}}
+PARTS = {
+    HEADER: {
+        "description": "A mixture's parts, as name@version#id:weight joined by +",
+        "schema": {"type": "string"},
+    }
+}
 REQUEST_ID = {"x-request-id": {"description": "The request's id", "schema": {"type": "string"}}}
 
 
@@ -35,6 +42,8 @@ def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
             documented = OPERATIONS[method, path]
             operation["responses"] = _responses(documented)
             operation["security"] = _security(documented, settings)
+            if EVENTS in documented.answers.get(200, {}):
+                operation["responses"]["200"]["headers"] |= PARTS
             if path.endswith("/export"):
                 operation["responses"]["202"]["headers"]["location"] = {"schema": {"type": "string"}}
     models = {model for each in OPERATIONS.values() for model in each.models} | {ErrorAnswer}

@@ -6,9 +6,11 @@ in hand.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from manylora.server.api.inert import BODY, MESSAGE, NO_TOOLS, PART, Passing, refused
+from manylora.server.api.inert import MESSAGE, NO_TOOLS, PART, Passing, refused
+from manylora.server.api.mixture_fields import ModelFields
+from manylora.server.api.strict import Strict
 from manylora.server.api.template_variables import TemplateVariables
 
 MAX_STOPS = 16
@@ -23,37 +25,19 @@ TokenIds = Annotated[list[int], Field(fail_fast=True)]
 TokenIdLists = Annotated[list[TokenIds], Field(fail_fast=True)]
 
 
-class Strict(BaseModel):
-    """A request body: no unknown fields, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    passing: ClassVar[Passing] = BODY
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_asks_for_nothing(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        asked = {}
-        for key, item in value.items():
-            if key not in cls.model_fields:
-                cls.passing.check(key, item, cls.model_fields)
-            elif item is not None:
-                asked[key] = item
-        return asked
-
-
 class StreamOptions(Strict):
     """Options of a stream."""
 
     include_usage: bool = False
 
 
-class SamplingFields(Strict):
+class SamplingFields(ModelFields):
     """What chat and completions share: OpenAI's parameters, and vLLM's where OpenAI has none."""
 
-    model: str = Field(min_length=1, description="The base, or the adapter that is to answer.")
+    model: str = Field(
+        min_length=1,
+        description="The base, or the adapter or the mixture that is to answer: by its name, or as sql:0.7+pirate:0.3.",
+    )
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, description="0 and -1: no limit.")
@@ -226,7 +210,7 @@ class CompletionRequest(SamplingFields):
         return [item for item in prompt if not isinstance(item, int)]
 
 
-class TokenizeRequest(Strict):
+class TokenizeRequest(ModelFields):
     """POST /tokenize: a text, or a chat through its template."""
 
     model: str | None = None
@@ -247,43 +231,8 @@ class TokenizeRequest(Strict):
         return self
 
 
-class DetokenizeRequest(Strict):
+class DetokenizeRequest(ModelFields):
     """POST /detokenize."""
 
     model: str | None = None
     tokens: TokenIds
-
-
-class AdapterRequest(Strict):
-    """POST /adapters."""
-
-    name: str = Field(min_length=1)
-    src: str = Field(min_length=1, description="Directory below --adapter-root, or a file:// URL of one.")
-    preload: bool | None = Field(None, description="Put it on the device now, and at each start.")
-    pin: bool | None = Field(None, description="Keep it on the device.")
-
-
-class AdapterUpdate(Strict):
-    """PUT /adapters/{name}."""
-
-    src: str = Field(min_length=1)
-    preload: bool | None = None
-    pin: bool | None = None
-
-
-class LoadLoraRequest(Strict):
-    """POST /v1/load_lora_adapter, with vLLM's names."""
-
-    lora_name: str = Field(min_length=1)
-    lora_path: str = Field(min_length=1)
-    load_inplace: bool = Field(False, description="Replace what has the name already.")
-    base_model_name: str = Field(
-        "", description="The base that the adapter is for; empty: whichever is served."
-    )
-
-
-class UnloadLoraRequest(Strict):
-    """POST /v1/unload_lora_adapter, with vLLM's names."""
-
-    lora_name: str = Field(min_length=1)
-    lora_int_id: int | None = None

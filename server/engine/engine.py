@@ -25,7 +25,13 @@ from manylora.server.engine.requests import LiveRequests
 from manylora.server.engine.sampler import Sampler
 from manylora.server.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits, StepPlan
 from manylora.server.engine.sequence import LiveRequest, SequenceStatus
-from manylora.server.errors import AdapterUnavailable, ModelNotFound, ServerError, StepFailed
+from manylora.server.errors import (
+    AdapterUnavailable,
+    ModelNotFound,
+    NotFinite,
+    ServerError,
+    StepFailed,
+)
 from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges
 
 log = logging.getLogger(__name__)
@@ -306,7 +312,7 @@ class Engine:
         sequence = row.sequence
         fault = result.faults.get(sequence.number)
         if fault is not None:
-            self.requests.end(sequence.owner, FinishReason.FAILED, StepFailed(fault.message))
+            self.requests.end(sequence.owner, FinishReason.FAILED, NotFinite(fault.message))
             return
         if sequence.number in result.prompt_logprobs:
             found = result.prompt_logprobs[sequence.number]

@@ -10,6 +10,7 @@ from manylora.server.api.body import parse
 from manylora.server.api.completions import CompletionAnswer
 from manylora.server.api.generation import Choice, Generation, sampling_params, usage_of
 from manylora.server.api.schemas import ChatRequest, CompletionRequest, Message
+from manylora.server.catalog import ResolvedModel
 from manylora.server.engine.request import FinishReason, SamplingParams, SequenceOutput
 from manylora.server.errors import InvalidRequest
 from manylora.server.tokenizer import ModelText
@@ -150,7 +151,7 @@ def test_a_message_gives_templates_its_name_and_one_text() -> None:
 
 def generation(*prompts: tuple[int, ...]) -> Generation:
     text = ModelText(cast("Any", None), cast("Any", None), cast("Any", None), frozenset())
-    return Generation((), prompts, 1, text)
+    return Generation((), prompts, 1, ResolvedModel((), "a", "a"), text)
 
 
 def output(index: int, prompt: int, completion: int, cached: int) -> SequenceOutput:

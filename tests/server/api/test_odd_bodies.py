@@ -2,22 +2,20 @@
 
 import http.client
 import json
+from collections.abc import Iterator
 
 import httpx
 import pytest
 from pydantic import BaseModel
 
-from manylora.server.api.export import ExportRequest
-from manylora.server.api.schemas import (
+from manylora.server.api.adapter_schemas import (
     AdapterRequest,
     AdapterUpdate,
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
     LoadLoraRequest,
-    TokenizeRequest,
     UnloadLoraRequest,
 )
+from manylora.server.api.export import ExportRequest
+from manylora.server.api.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tests.server.api.running import Running
 
 MESSAGES = '[{"role": "user", "content": "x"}]'
@@ -38,6 +36,8 @@ ROUTES: dict[str, tuple[str, str, type[BaseModel], dict[str, str]]] = {
     "detokenize": ("POST", "/detokenize", DetokenizeRequest, {"tokens": "[5]"}),
     "register": ("POST", "/adapters", AdapterRequest, {"name": '"a"', "src": '"a"'}),
     "replace": ("PUT", "/adapters/a", AdapterUpdate, {"src": '"a"'}),
+    "mix": ("POST", "/adapters", AdapterRequest, {"name": '"mixed"', "mixture": '[{"adapter": "a"}]'}),
+    "mix anew": ("PUT", "/adapters/a", AdapterUpdate, {"mixture": '[{"adapter": "a"}]'}),
     "load": ("POST", "/v1/load_lora_adapter", LoadLoraRequest, {"lora_name": '"a"', "lora_path": '"a"'}),
     "unload": ("POST", "/v1/unload_lora_adapter", UnloadLoraRequest, {"lora_name": '"nobody"'}),
     "export": ("POST", "/adapters/nobody/export", ExportRequest, {}),
@@ -78,6 +78,15 @@ ODD = {
 }
 
 
+@pytest.fixture
+def _leave_the_shared_adapters(http: httpx.Client) -> Iterator[None]:
+    yield
+    for each in http.get("/adapters").json()["data"]:
+        if each["name"] not in ("a", "b", "c"):
+            http.delete(f"/adapters/{each['name']}").raise_for_status()
+
+
+@pytest.mark.usefixtures("_leave_the_shared_adapters")
 @pytest.mark.parametrize("route", ROUTES)
 def test_odd_values_in_every_field(http: httpx.Client, route: str) -> None:
     method, path, model, body = ROUTES[route]

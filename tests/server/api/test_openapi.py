@@ -17,6 +17,7 @@ from tests.server.api.running import BASE, Files, Running, running
 
 CHAT: dict[str, object] = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 COMPLETION: dict[str, object] = {"model": "a", "prompt": "x", "max_tokens": 2}
+PARTS = [{"name": "a", "weight": 0.5}, {"name": "b"}]
 EXAMPLES, SEED = 4, 3
 
 
@@ -68,6 +69,10 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
         more = {"logprobs": logprobs, **({"top_logprobs": 2} if logprobs else {})}
         ask("POST", "/v1/chat/completions", {**CHAT, "n": 2, "stream": stream, **more})
         ask("POST", "/v1/completions", {**COMPLETION, "stream": stream, "logprobs": 2 if logprobs else None})
+    for stream in (False, True):
+        ask("POST", "/v1/chat/completions", {**CHAT, "model": "a:0.5+b", "stream": stream})
+        ask("POST", "/v1/completions", {**COMPLETION, "model": BASE, "adapters": PARTS, "stream": stream})
+    ask("GET", "/v1/models/{model}", model="a:0.5+b")
     ask("GET", "/v1/models/{model}", model="a")
     ask("GET", "/v1/models/{model}", model=BASE)
     ask("POST", "/tokenize", {"prompt": "x", "return_token_strs": True})
@@ -76,6 +81,17 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     ask("POST", "/adapters", {"name": "new", "src": "b"})
     ask("GET", "/adapters/{name}", name="new")
     ask("PUT", "/adapters/{name}", {"src": "c"}, name="new")
+    for _ in range(2):
+        ask(
+            "POST",
+            "/adapters",
+            {"name": "mixed", "mixture": [{"adapter": "a"}, {"adapter": "b", "weight": -1}]},
+        )
+    for path in ("/v1/models", "/adapters"):
+        ask("GET", path)
+    ask("PUT", "/adapters/{name}", {"mixture": [{"adapter": "a"}]}, name="mixed")
+    ask("GET", "/adapters/{name}", name="mixed")
+    ask("DELETE", "/adapters/{name}", name="mixed")
     job = ask("POST", "/adapters/{name}/export", {"format": "peft"}, name="new")["id"]
     own.wait_until(
         "exported", lambda: is_over(ask("GET", "/adapters/{name}/export/{job}", name="new", job=job))
@@ -101,15 +117,28 @@ def is_over(job: dict[str, Any]) -> bool:
 def test_events_are_what_the_description_says(
     http: httpx.Client, path: str, body: dict[str, object], chunk: type[ChatCompletionChunk | CompletionChunk]
 ) -> None:
-    text = http.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}}).text
-    *events, done = [line.removeprefix("data: ") for line in text.splitlines() if line]
-    assert done == "[DONE]"
-    for event in events:
-        chunk.model_validate_json(event, strict=True)
+    for model in ("a", "a:0.5+b"):
+        asked = {**body, "model": model, "stream": True, "stream_options": {"include_usage": True}}
+        text = http.post(path, json=asked).text
+        *events, done = [line.removeprefix("data: ") for line in text.splitlines() if line]
+        assert done == "[DONE]"
+        for event in events:
+            chunk.model_validate_json(event, strict=True)
     described = http.get("/openapi.json").json()["paths"][path]["post"]["responses"]["200"]["content"]
     end, data = described["text/event-stream"]["itemSchema"]["properties"]["data"]["anyOf"]
     assert end == {"const": "[DONE]"}
     assert data["contentSchema"]["anyOf"][0]["$ref"].endswith(f"/{chunk.__name__}")
+
+
+def test_what_tells_a_mixtures_parts_is_described(own: Running) -> None:
+    described = description(own)
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        headers = described["paths"][path]["post"]["responses"]["200"]["headers"]
+        assert set(headers) == {"x-request-id", "x-manylora-adapters"}
+    chat = described["components"]["schemas"]["ChatCompletion"]
+    assert "adapters" in chat["properties"]
+    assert "adapters" not in chat["required"]
+    assert {"choices", "usage", "model"} <= set(chat["required"])
 
 
 def test_errors_and_nothing_else_have_the_envelope(own: Running) -> None:

@@ -1,0 +1,71 @@
+"""Bodies of the routes that manage adapters and mixtures: ours, and vLLM's two by its names."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from manylora.adapters.mixtures import MixturePart
+from manylora.server.api.inert import LOAD, Passing, refused
+from manylora.server.api.mixture_fields import NamedPart
+from manylora.server.api.strict import Strict
+from manylora.server.config import MOST_MIXTURE_PARTS
+
+Source = Annotated[str, Field(min_length=1)]
+Parts = Annotated[list[NamedPart], Field(max_length=MOST_MIXTURE_PARTS, fail_fast=True)]
+
+
+class AdapterUpdate(Strict):
+    """PUT /adapters/{name}: an adapter by ``src``, or a mixture by its parts."""
+
+    src: Source | None = Field(
+        None,
+        description="Directory below --adapter-root, or a file:// URL of one: what an adapter is read from.",
+    )
+    mixture: Parts = Field(
+        default_factory=list, description="Adapters with weights: what a mixture is made of."
+    )
+    preload: bool | None = Field(None, description="Put the adapter on the device now, and at each start.")
+    pin: bool | None = Field(None, description="Keep the adapter on the device.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "AdapterUpdate":
+        if (self.src is None) == (not self.mixture):
+            raise ValueError("give either src, for an adapter, or mixture, a list of at least one part")
+        if self.mixture:
+            for name in ("preload", "pin"):
+                if getattr(self, name):
+                    raise refused(
+                        name, "goes with src: a mixture has no weights of its own, ask it of its parts"
+                    )
+        return self
+
+    @property
+    def parts(self) -> tuple[MixturePart, ...]:
+        """The mixture's parts; () for an adapter."""
+        return tuple(part.part for part in self.mixture)
+
+
+class AdapterRequest(AdapterUpdate):
+    """POST /adapters: an adapter by ``src``, or a mixture by its parts."""
+
+    name: str = Field(min_length=1)
+
+
+class LoadLoraRequest(Strict):
+    """POST /v1/load_lora_adapter, with vLLM's names."""
+
+    passing: ClassVar[Passing] = LOAD
+
+    lora_name: str = Field(min_length=1)
+    lora_path: str = Field(min_length=1)
+    load_inplace: bool = Field(False, description="Replace what has the name already.")
+    base_model_name: str = Field(
+        "", description="The base that the adapter is for; empty: whichever is served."
+    )
+
+
+class UnloadLoraRequest(Strict):
+    """POST /v1/unload_lora_adapter, with vLLM's names."""
+
+    lora_name: str = Field(min_length=1)
+    lora_int_id: int | None = None

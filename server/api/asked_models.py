@@ -1,0 +1,90 @@
+"""Which model a request asks for, and how its parts are told: in the answer, a header, and the log line."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from starlette.responses import Response
+
+from manylora.adapters.errors import InvalidMixture
+from manylora.adapters.mixtures import MixturePart, spell
+from manylora.server.api.dependencies import ApiDependencies
+from manylora.server.api.mixture_fields import ModelFields
+from manylora.server.api.request_context import note
+from manylora.server.catalog import ResolvedModel, ResolvedPart
+from manylora.server.errors import AdapterUnavailable, InvalidRequest, MixtureRefused, ModelNotFound
+from manylora.server.tokenizer import ModelText
+
+HEADER = "x-manylora-adapters"
+_SAID_BY_THE_CATALOG = ("model", "adapters", None)
+
+
+def resolve(deps: ApiDependencies, model: str, fields: ModelFields) -> ResolvedModel:
+    """Return what ``model`` and the fields beside it mean now; a mixture's parts are noted for the log line.
+
+    Raises what AdapterCatalog.resolve raises, with the field that was asked by.
+    """
+    with told_of(fields.model_param):
+        found = deps.catalog.resolve(model, fields.parts)
+    if found.parts:
+        note(adapters=in_one_line(found.parts))
+    return found
+
+
+async def text_of(deps: ApiDependencies, model: ResolvedModel, fields: ModelFields) -> ModelText:
+    """Return what the model's texts are made with. Raises what ModelTexts.of raises, with the field asked by."""
+    with told_of(fields.model_param):
+        return await deps.texts.of(model.text, model.digest, model.part_texts)
+
+
+@contextmanager
+def told_of(param: str) -> Iterator[None]:
+    """Have errors about a mixture or its parts name the field that they were given in."""
+    try:
+        yield
+    except InvalidMixture as error:
+        raise MixtureRefused(str(error), param=param) from error
+    except (ModelNotFound, AdapterUnavailable, InvalidRequest) as error:
+        if error.param in _SAID_BY_THE_CATALOG:
+            error.param = param
+        raise
+
+
+def told_parts(model: ResolvedModel) -> dict[str, object]:
+    """Return the field of an answer that names a mixture's parts; empty for the base and for an adapter."""
+    return {"adapters": [describe_part(part) for part in model.parts]} if model.parts else {}
+
+
+def describe_part(part: ResolvedPart | MixturePart) -> dict[str, object]:
+    """Return a part as answers tell it; one that isn't there has neither id nor version."""
+    if isinstance(part, MixturePart):
+        return {"name": part.adapter, "id": None, "version": None, "weight": shortest(part.weight)}
+    weight = shortest(part.weight)
+    return {"name": part.name, "id": part.adapter_id, "version": part.version, "weight": weight}
+
+
+def describe_asked(part: MixturePart) -> dict[str, object]:
+    """Return a part of a named mixture as it was asked for, and as it may be asked for again."""
+    return {"adapter": part.adapter, "weight": shortest(part.weight)}
+
+
+def shortest(weight: float) -> float:
+    """Return the number with the fewest digits that is this float32: 0.7 as it was sent, not 0.699999988079071."""
+    return float(str(np.float32(weight)))
+
+
+def in_one_line(parts: Sequence[ResolvedPart]) -> str:
+    """Return the parts as ``name@version#id:weight``, joined by ``+``: names hold no ``@``, ``#`` or ``+``."""
+    named = [MixturePart(f"{part.name}@{part.version}#{part.adapter_id}", part.weight) for part in parts]
+    return spell(named)
+
+
+def headers_of(model: ResolvedModel) -> Mapping[str, str]:
+    """Return the header of an answer that names a mixture's parts, if it is one's."""
+    return {HEADER: in_one_line(model.parts)} if model.parts else {}
+
+
+def with_parts(response: Response, model: ResolvedModel) -> Response:
+    """Return the response, with the header that names a mixture's parts if it is one's."""
+    response.headers.update(headers_of(model))
+    return response

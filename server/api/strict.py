@@ -1,0 +1,28 @@
+"""The ground of every request body: no unknown fields, no silent conversions; null is the same as left out."""
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from manylora.server.api.inert import BODY, Passing
+
+
+class Strict(BaseModel):
+    """A request body: no unknown fields, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    passing: ClassVar[Passing] = BODY
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError("Input should be an object")
+        asked = {}
+        for key, item in value.items():
+            if key not in cls.model_fields:
+                cls.passing.check(key, item, cls.model_fields)
+            elif item is not None:
+                asked[key] = item
+        return asked
