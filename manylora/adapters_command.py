@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from manylora.adapters.errors import InvalidMixture
-from manylora.adapters.mixtures import MixturePart, parse_mixture, spell
+from manylora.adapters.mixtures import MixturePart, parse_mixture, part_weight, spell
 from manylora.failing import fail
 
 app = typer.Typer(no_args_is_help=True, help="The adapters of a running server.")
@@ -63,7 +63,8 @@ def _why(shown: dict[str, Any]) -> str:
 
 
 def _spelled(mixture: dict[str, Any]) -> str:
-    return spell([MixturePart(part["adapter"], part["weight"]) for part in mixture["mixture"]])
+    parts = [(part["adapter"], part["weight"]) for part in mixture["mixture"]]
+    return spell([MixturePart(name, part_weight(name, weight)) for name, weight in parts])
 
 
 @app.command("add")

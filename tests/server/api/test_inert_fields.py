@@ -11,7 +11,7 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as OpenAIChat
 from openai.types.completion_create_params import CompletionCreateParamsBase as OpenAICompletion
 
-from manylora.server.api.inert import BODY, PART
+from manylora.server.api.inert import BODY, MERGED, PART, PART_OF_MIXTURE
 from manylora.server.api.inert import MESSAGE as MESSAGE_FIELDS
 from tests.server.api.running import Files
 
@@ -229,7 +229,7 @@ def test_tokenize_goes_on_with_the_last_message_as_chats_do(http: httpx.Client) 
 def test_the_documentation_lists_every_field_that_passes() -> None:
     page = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
     listed = page.split("### Fields that pass")[1].split("\n## ")[0]
-    for table in (BODY, MESSAGE_FIELDS, PART):
+    for table in (BODY, MESSAGE_FIELDS, PART, MERGED, PART_OF_MIXTURE):
         for name in {*table.inert, *table.unread}:
             assert f"`{name}`" in listed or f".{name}`" in listed, name
 
