@@ -6,12 +6,11 @@ from pydantic import Field, model_validator
 
 from manylora.adapters.mixtures import MixturePart
 from manylora.server.api.inert import LOAD, Passing, refused
-from manylora.server.api.mixture_fields import NamedPart
+from manylora.server.api.mixture_fields import MAX_PARTS, NamedPart
 from manylora.server.api.strict import Strict
-from manylora.server.config import MOST_MIXTURE_PARTS
 
 Source = Annotated[str, Field(min_length=1)]
-Parts = Annotated[list[NamedPart], Field(max_length=MOST_MIXTURE_PARTS, fail_fast=True)]
+Parts = Annotated[list[NamedPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 class AdapterUpdate(Strict):

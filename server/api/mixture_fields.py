@@ -10,8 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from manylora.adapters.mixtures import MixturePart
 from manylora.server.api.inert import MERGED, PART_OF_MIXTURE, Passing, refused
 from manylora.server.api.strict import Strict
-from manylora.server.config import MOST_MIXTURE_PARTS
 
+MAX_PARTS = 64
+"""Parts that a body may name at all; of them a server takes --max-mixture-parts, which is at most this."""
 Weight = Annotated[float, Field(allow_inf_nan=False, description="Above 1 and below 0 too; 0 leaves it out.")]
 Name = Annotated[str, Field(min_length=1)]
 
@@ -44,8 +45,8 @@ class MergedAdapters(Strict):
 
     passing: ClassVar[Passing] = MERGED
 
-    ids: Annotated[list[Name], Field(min_length=1, max_length=MOST_MIXTURE_PARTS, fail_fast=True)]
-    weights: Annotated[list[Weight], Field(max_length=MOST_MIXTURE_PARTS, fail_fast=True)] = Field(
+    ids: Annotated[list[Name], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+    weights: Annotated[list[Weight], Field(max_length=MAX_PARTS, fail_fast=True)] = Field(
         default_factory=list, description="One for each of ids; none: 1 each."
     )
     merge_strategy: Literal["linear"] = "linear"
@@ -75,7 +76,7 @@ class MergedAdapters(Strict):
 class ModelFields(Strict):
     """What a request may say of the model beside its name."""
 
-    adapters: Annotated[list[AskedPart], Field(max_length=MOST_MIXTURE_PARTS, fail_fast=True)] = Field(
+    adapters: Annotated[list[AskedPart], Field(max_length=MAX_PARTS, fail_fast=True)] = Field(
         default_factory=list, description="A mixture of adapters with weights; model then names the base."
     )
     merged_adapters: MergedAdapters | None = Field(None, description="The same in LoRAX's shape.")

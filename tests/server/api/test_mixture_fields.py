@@ -3,6 +3,8 @@
 import httpx
 import pytest
 
+from manylora.server.api.mixture_fields import MAX_PARTS
+from manylora.server.config import ServeSettings
 from tests.server.api.running import BASE
 
 NINE = [{"name": f"{number}"} for number in range(9)]
@@ -180,3 +182,9 @@ def test_a_missing_weight_is_1(http: httpx.Client) -> None:
         "adapters": [{"name": "a"}, {"name": "b", "weight": None}],
     }
     assert [part["weight"] for part in http.post("/v1/completions", json=body).json()["adapters"]] == [1, 1]
+
+
+def test_a_body_may_name_as_many_parts_as_a_server_may_take() -> None:
+    with pytest.raises(ValueError, match=f"less than or equal to {MAX_PARTS}"):
+        ServeSettings(max_mixture_parts=MAX_PARTS + 1)
+    assert ServeSettings(max_mixture_parts=MAX_PARTS).max_mixture_parts == MAX_PARTS
