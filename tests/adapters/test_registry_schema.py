@@ -26,6 +26,7 @@ from manylora.adapters.records import METADATA
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.registry_schema import NEWEST, SCHEMAS
 from tests.adapters.kept.homes import KEPT, contents, copy_of, told
+from tests.docs.examples import blocks_of
 
 EARLIER = tuple(schema for schema in KEPT if schema != NEWEST)
 
@@ -107,16 +108,32 @@ def test_mixtures_are_there_again(tmp_path: Path) -> None:
 def test_how_it_was_is_kept_beside_it_and_can_be_put_back(schema: str, tmp_path: Path) -> None:
     home = copy_of(schema, tmp_path / "data")
     before = contents(home / "registry.db")
-    open_adapters(home)[0].close()
+    registry, _ = open_adapters(home)
+    killed = [(path, path.read_bytes()) for path in home.glob("registry.db*")]
+    registry.close()
+    for path, content in killed:  # the log comes back, as if the one that changed the tables had been killed
+        path.write_bytes(content)
     copy = home / f"registry.db.schema-{schema}"
     assert contents(copy) == before
     assert copy.read_bytes()[18:20] == b"\x01\x01", "one file, without a log that would have to come along"
     assert copy.stat().st_mode == (home / "registry.db").stat().st_mode
-    shutil.copy(copy, home / "registry.db")
+    go_back(home, schema)
+    assert contents(home / "registry.db") == before
     for registry in (open_adapters(home)[0], open_adapters_again(home)):
         assert {record.name for record in registry.active()} == set(told(schema)["adapters"])
         registry.close()
     assert not list(home.glob(".*"))
+
+
+def go_back(home: Path, schema: str) -> None:
+    """Do what the page on adapters says."""
+    pages = Path(__file__).parents[2] / "docs" / "adapters.md"
+    (block,) = [
+        each for each in blocks_of(pages.read_text()) if "mv registry.db registry.db.newer" in each.lines
+    ]
+    commands = "\n".join(block.lines[1:]).replace("schema-2", f"schema-{schema}")
+    assert block.lines[0].startswith("cd ")
+    subprocess.run(["sh", "-ec", commands], cwd=home, check=True)
 
 
 def open_adapters_again(home: Path) -> AdapterRegistry:

@@ -85,7 +85,7 @@ def test_readmes_program_prints_what_it_shows(server: Served) -> None:
 
 def test_files_lie_where_the_page_says(server: Served) -> None:
     [layout] = [
-        block for block in blocks_of(page("docs/adapters.md")) if "registry.db" in "".join(block.lines)
+        block for block in blocks_of(page("docs/adapters.md")) if "registry.id" in "".join(block.lines)
     ]
     shown = [line.split()[0] for line in layout.lines if line.startswith(".manylora/")]
     assert len(shown) >= 5
