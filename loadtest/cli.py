@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from manylora.loadtest.popularity import NAMES, Popularity
+from manylora.loadtest.popularity import MIXTURE, NAMES, Popularity
 from manylora.loadtest.workload import REQUESTS_PER_STREAM, Workload
 
 if TYPE_CHECKING:
@@ -20,7 +20,12 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 stdout = Console(soft_wrap=True, highlight=False)
 
 Streams = Annotated[int, typer.Option(min=1, help="Clients, each of which has one request under way.")]
-PopularityName = Annotated[str, typer.Option(help=f"Which adapter a request names: {', '.join(NAMES)}.")]
+PopularityName = Annotated[
+    str,
+    typer.Option(
+        "--popularity", "--distribution", help=f"Which adapter a request names: {', '.join(NAMES)}."
+    ),
+]
 Input = Annotated[int, typer.Option("--input", min=1, help="Tokens of each prompt, about.")]
 Output = Annotated[int, typer.Option("--output", min=1, help="Tokens of each answer.")]
 Requests = Annotated[
@@ -151,6 +156,7 @@ def engine(
     from manylora.loadtest.random_model import ModelChoice
 
     work = workload(streams, popularity, (input_tokens, output_tokens), requests, prompts, seed)
+    _refuse_mixtures(popularity)
     _set_threads(threads)
     try:
         choice = ModelChoice(model, quantization, dtype, device)
@@ -189,6 +195,7 @@ def peft(
     from manylora.loadtest.random_model import ModelChoice
 
     work = workload(streams, popularity, (input_tokens, output_tokens), requests, prompts, seed)
+    _refuse_mixtures(popularity)
     _set_threads(threads)
     try:
         choice = ModelChoice(model, quantization, dtype, device)
@@ -200,6 +207,11 @@ def peft(
         raise fail(error) from None
     stdout.print(peft_text(bench, result), markup=False)
     write_json(json_file, peft_json(bench, result))
+
+
+def _refuse_mixtures(popularity: str) -> None:
+    if popularity == MIXTURE:
+        raise fail(f"--popularity {MIXTURE} is for a server: manylora bench serve")
 
 
 def _set_threads(threads: int) -> None:

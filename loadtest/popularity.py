@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 PUNICA_BASE = 1.5
+MIXTURE = "mixture"
+"""`distinct` over mixtures of the adapters, not over these: what the mixtures are is loadtest/mixed_models.py's."""
 
 
 class PopularityError(ValueError):
@@ -81,7 +83,9 @@ Plain = Callable[[int, int, random.Random], list[int]]
 Scaled = Callable[[float, int, int, random.Random], list[int]]
 PLAIN: Mapping[str, Plain] = {
     "identical": identical,
+    "same": identical,
     "distinct": distinct,
+    MIXTURE: distinct,
     "uniform": uniform,
     "skewed": skewed,
     "punica-uniform": punica_uniform,

@@ -15,6 +15,8 @@ import httpx
 
 from manylora.loadtest.http_client import Answer, Endpoint, Json, Target, Timeouts, ask, new_client
 from manylora.loadtest.load_meter import ClientLoad, LoadMeter
+from manylora.loadtest.mixed_models import mixed_models
+from manylora.loadtest.popularity import MIXTURE
 from manylora.loadtest.prompts import calibrate
 from manylora.loadtest.workload import Planned, Workload, endless
 
@@ -126,6 +128,8 @@ async def run_serve(bench: ServeBench, watcher: Watcher) -> Measured:
     async with new_client(target, bench.workload.streams, bench.timeouts) as client:
         watcher.phase("looking at the server", None)
         models, chosen_by = await choose_models(client, target, bench.adapters)
+        if bench.workload.popularity.name == MIXTURE:
+            models, chosen_by = mixed_models(models, bench.workload.streams), f"mixtures of two, {chosen_by}"
         accepted = await negotiate(client, target, models[0])
         work = bench.workload
         prompts = await calibrate(client, target, models[0], work.input_tokens, work.seed, bench.tokenizer)
