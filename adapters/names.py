@@ -1,4 +1,4 @@
-"""What an adapter may be called, and how a message lists the names that exist. One rule for every door."""
+"""What an adapter or a mixture may be called, and how a message lists the names that exist. One rule for every door."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -15,18 +15,18 @@ _CHARACTERS = re.compile(r"[A-Za-z0-9._\-/:]+")
 def check_name(name: str, *, reserved: Collection[str] = ()) -> None:
     """Raise InvalidAdapter unless ``name`` is 1 to 128 of ``A–Z a–z 0–9 . _ - / :`` and reads like no path.
 
-    ``reserved`` are the names of the base, which no adapter may take.
+    ``reserved`` are the names of the base, which nothing else may take.
     """
     if not 1 <= len(name) <= MAX_NAME_LENGTH:
         raise InvalidAdapter(f"a name has 1 to {MAX_NAME_LENGTH} characters; this one has {len(name)}")
     if not _CHARACTERS.fullmatch(name):
-        raise InvalidAdapter(f"adapter name {name!r}: only letters, digits and . _ - / : are allowed")
+        raise InvalidAdapter(f"name {name!r}: only letters, digits and . _ - / : are allowed")
     if any(part in ("", ".", "..") for part in name.split("/")):
-        raise InvalidAdapter(f"adapter name {name!r}: no part between slashes may be empty, '.' or '..'")
+        raise InvalidAdapter(f"name {name!r}: no part between slashes may be empty, '.' or '..'")
     if _EXPORT.fullmatch(name):
-        raise InvalidAdapter(f"adapter name {name!r} is what an export is called; choose another")
+        raise InvalidAdapter(f"name {name!r} is what an export is called; choose another")
     if name in reserved:
-        raise InvalidAdapter(f"adapter name {name!r} is the name of the base model; choose another")
+        raise InvalidAdapter(f"name {name!r} is the name of the base model; choose another")
 
 
 def list_names(names: Iterable[str]) -> str:

@@ -4,12 +4,16 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from manylora.adapters.errors import AdapterNameTaken, InvalidAdapter, StoreFull, UnknownAdapter
 from manylora.adapters.mixtures import MixturePart, part_weight
-from manylora.adapters.records import AdapterRecord, AdapterState
+from manylora.adapters.records import AdapterRecord, AdapterState, MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.reserve import Reserve
 
@@ -162,3 +166,89 @@ def test_a_replacement_that_fails_in_the_middle_leaves_what_was(path: Path) -> N
         with contextlib.closing(sqlite3.connect(path)) as other:
             states = other.execute("SELECT state FROM mixtures").fetchall()
         assert states == [(AdapterState.ACTIVE.value,)]
+
+
+class NamesModel(RuleBasedStateMachine):
+    """Adapters and mixtures take, change and leave the same few names, in any order, against two dictionaries."""
+
+    names = st.sampled_from(["a", "b", "c"])
+    parts = st.sampled_from([PARTS, OTHERS, PARTS[:1]])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = TemporaryDirectory()
+        self.registry = AdapterRegistry(
+            Path(":memory:"), reserve=Reserve(Path(self.directory.name) / "reserve", 1)
+        )
+        self.adapters: dict[str, AdapterRecord] = {}
+        self.mixtures: dict[str, MixtureRecord] = {}
+        self.last_id = 0
+        self.versions: dict[str, int] = {}
+
+    def fresh(self, record: MixtureRecord, parts: tuple[MixturePart, ...]) -> None:
+        assert record.parts == parts
+        assert record.id > self.last_id
+        assert record.version == self.versions.get(record.name, 0) + 1
+        self.last_id = record.id
+        self.versions[record.name] = record.version
+        self.mixtures[record.name] = record
+
+    @rule(name=names)
+    def put_adapter(self, name: str) -> None:
+        pending = self.registry.reserve(name, "d", source="s", rank=1, targets=())
+        if name in self.mixtures:
+            with pytest.raises(AdapterNameTaken):
+                self.registry.activate(pending)
+            self.registry.abandon(pending.id)
+        else:
+            self.adapters[name] = self.registry.activate(pending)
+
+    @rule(name=names)
+    def retire_adapter(self, name: str) -> None:
+        if self.adapters.pop(name, None) is not None:
+            self.registry.retire(name)
+
+    @rule(name=names, parts=parts)
+    def create(self, name: str, parts: tuple[MixturePart, ...]) -> None:
+        before = self.mixtures.get(name)
+        if name in self.adapters or (before is not None and before.parts != parts):
+            with pytest.raises(AdapterNameTaken):
+                self.registry.mixtures.create(name, parts)
+        elif before is not None:
+            assert self.registry.mixtures.create(name, parts) == before
+        else:
+            self.fresh(self.registry.mixtures.create(name, parts), parts)
+
+    @rule(name=names, parts=parts)
+    def replace(self, name: str, parts: tuple[MixturePart, ...]) -> None:
+        before = self.mixtures.get(name)
+        if before is None:
+            with pytest.raises(UnknownAdapter):
+                self.registry.mixtures.replace(name, parts)
+        elif before.parts == parts:
+            assert self.registry.mixtures.replace(name, parts) == before
+        else:
+            self.fresh(self.registry.mixtures.replace(name, parts), parts)
+
+    @rule(name=names)
+    def retire(self, name: str) -> None:
+        before = self.mixtures.pop(name, None)
+        if before is None:
+            with pytest.raises(UnknownAdapter):
+                self.registry.mixtures.retire(name)
+        else:
+            assert self.registry.mixtures.retire(name) == before
+
+    @invariant()
+    def agrees(self) -> None:
+        assert {record.name for record in self.registry.active()} == self.adapters.keys()
+        assert {record.name: record for record in self.registry.mixtures.active()} == self.mixtures
+        assert not self.adapters.keys() & self.mixtures.keys()
+
+    def teardown(self) -> None:
+        self.registry.close()
+        self.directory.cleanup()
+
+
+TestNamesModel = NamesModel.TestCase
+TestNamesModel.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
