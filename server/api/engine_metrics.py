@@ -60,9 +60,11 @@ class EngineMetrics:
                 block_size=block_size,
             )
 
-        self._metrics.scrape_with(
-            read, lambda: {entry.record.name for entry in (*catalog.list(), *catalog.mixtures())}
-        )
+        def names() -> set[str]:
+            adapters = {entry.record.name for entry in catalog.list()}
+            return adapters | {entry.record.name for entry in catalog.mixtures()}
+
+        self._metrics.scrape_with(read, names)
 
 
 def _read(gauges: Gauges, stats: EngineStats, entries: Sequence[CatalogEntry]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -12,7 +13,7 @@ from tests.server.api.running import BASE, Files, Running, running
 TEXT = "a:0.7+b:-0.4"
 PARTS = [{"name": "a", "weight": 0.7}, {"name": "b", "weight": -0.4}]
 MERGED = {"ids": ["a", "b"], "weights": [0.7, -0.4], "merge_strategy": "linear", "density": 0}
-WAYS: dict[str, dict[str, object]] = {
+WAYS: dict[str, dict[str, Any]] = {
     "spelled": {"model": TEXT},
     "beside": {"model": BASE, "adapters": PARTS},
     "in another order": {"model": BASE, "adapters": PARTS[::-1]},
@@ -82,7 +83,7 @@ def test_a_stream_says_what_an_answer_says(http: httpx.Client, path: str, way: s
 
 
 def test_n_seed_and_stop_hold_for_a_mixture(http: httpx.Client) -> None:
-    sampled = {"model": TEXT, "temperature": 1, "seed": 5, "n": 3, "logprobs": None}
+    sampled: dict[str, Any] = {"model": TEXT, "temperature": 1, "seed": 5, "n": 3, "logprobs": None}
     three = choices(ask(http, **sampled))
     assert three == choices(ask(http, **sampled))
     assert len({choice["text"] for choice in three}) > 1  # type: ignore[attr-defined]
@@ -92,7 +93,7 @@ def test_n_seed_and_stop_hold_for_a_mixture(http: httpx.Client) -> None:
 
 
 def test_one_part_with_weight_1_is_that_adapter_cache_and_all(http: httpx.Client) -> None:
-    long = {"prompt": list(range(40, 90)), "logprobs": None}
+    long: dict[str, Any] = {"prompt": list(range(40, 90)), "logprobs": None}
     ask(http, model="a", **long).raise_for_status()
     for asked in ("a:1", "a:1+b:0"):
         usage = ask(http, model=asked, **long).json()["usage"]
@@ -102,12 +103,13 @@ def test_one_part_with_weight_1_is_that_adapter_cache_and_all(http: httpx.Client
 
 
 def test_the_same_parts_in_any_order_share_the_prefix_cache(http: httpx.Client) -> None:
-    long = {"prompt": list(range(140, 190)), "logprobs": None}
+    long: dict[str, Any] = {"prompt": list(range(140, 190)), "logprobs": None}
     ask(http, model="a:0.25+b", **long).raise_for_status()
-    for fields in (
+    others: list[dict[str, Any]] = [
         {"model": "b:1+a:0.25"},
         {"model": BASE, "adapters": [{"name": "b"}, {"name": "a", "weight": 0.25}]},
-    ):
+    ]
+    for fields in others:
         usage = ask(http, **fields, **long).json()["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] == 48
 
