@@ -326,14 +326,23 @@ class DeletedModel(RootModel[DeletedAdapter | DeletedMixture]):
     """An adapter or a mixture that is gone."""
 
 
+class ExportedPart(Answer):
+    """A part of a mixture in the version that is exported."""
+
+    adapter: str
+    version: int
+    digest: str
+    weight: float
+
+
 class Export(Answer):
     """An export, as it is now."""
 
     object: Literal["export"]
     id: str
     adapter: str
-    version: int
-    digest: str
+    version: int | None
+    digest: str | None
     format: str
     base: str
     dtype: str
@@ -347,6 +356,9 @@ class Export(Answer):
     path: str | None
     bytes: int | None
     manifest: dict[str, Any] | None
+    parts: list[ExportedPart]
+    combine: Literal["cat", "svd"] | None
+    rank: int | None
 
 
 class Exports(Answer):

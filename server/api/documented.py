@@ -61,6 +61,7 @@ def _one(
 
 
 NAMED = frozenset({404})
+RESULT = Documented("admin", {200: {"application/gzip": None, "application/x-tar": None}}, NAMED)
 OPERATIONS: dict[tuple[str, str], Documented] = {
     ("get", "/health"): _one("open", answers.Alive),
     ("get", "/ready"): Documented("open", {200: {JSON: answers.Ready}, 503: {JSON: answers.NotReady}}),
@@ -87,10 +88,12 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
     ("post", "/v1/load_lora_adapter"): Documented("admin", {200: {TEXT: None}}, NAMED | BODY | CHANGES),
     ("post", "/v1/unload_lora_adapter"): Documented("admin", {200: {TEXT: None}}, NAMED | BODY | CHANGES),
     ("post", "/adapters/{name}/export"): _one("admin", answers.Export, NAMED | BODY | {429}, 202),
+    ("post", "/exports"): _one("admin", answers.Export, NAMED | BODY | {429}, 202),
     ("get", "/exports"): _one("admin", answers.Exports),
+    ("get", "/exports/{job}"): _one("admin", answers.Export, NAMED),
+    ("delete", "/exports/{job}"): _one("admin", answers.Export, NAMED),
+    ("get", "/exports/{job}/download"): RESULT,
     ("get", "/adapters/{name}/export/{job}"): _one("admin", answers.Export, NAMED),
     ("delete", "/adapters/{name}/export/{job}"): _one("admin", answers.Export, NAMED),
-    ("get", "/adapters/{name}/export/{job}/download"): Documented(
-        "admin", {200: {"application/gzip": None, "application/x-tar": None}}, NAMED
-    ),
+    ("get", "/adapters/{name}/export/{job}/download"): RESULT,
 }

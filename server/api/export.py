@@ -1,23 +1,27 @@
-"""Routes that export adapters: ask for a merged model or an archive, follow it, cancel it, download it."""
+"""Routes that export adapters and mixtures: ask for a merged model or an archive, follow it, cancel it, download it."""
 
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import Field
 from starlette.convertors import StringConvertor, register_url_convertor
 
+from manylora.server.api.asked_models import shortest
 from manylora.server.api.auth import require_admin
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import dependencies
-from manylora.server.api.export_jobs import ExportJob, ExportJobs
+from manylora.server.api.export_jobs import ExportForm, ExportJob, ExportJobs
+from manylora.server.api.export_sources import (
+    ExportRequest,
+    MixtureExportRequest,
+    source_of,
+    source_of_name,
+)
 from manylora.server.api.openapi import body_of
-from manylora.server.api.strict import Strict
 from manylora.server.errors import InvalidRequest, ShuttingDown
 
 
@@ -30,34 +34,51 @@ class _ExportId(StringConvertor):
 register_url_convertor("export", _ExportId())
 router = APIRouter(dependencies=[Depends(require_admin)], tags=["exports"])
 _PIECE = 1 << 20
-
-
-class ExportRequest(Strict):
-    """POST /adapters/{name}/export."""
-
-    format: Literal["merged", "merged-4bit", "peft"] = Field(
-        "merged", description="A whole checkpoint, the same in NF4, or the adapter alone as an archive."
-    )
-    base: Literal["auto", "16bit", "dequantized"] = Field(
-        "auto", description="Merge into the base's 16-bit weights, or its 4-bit ones as served."
-    )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto: the base's.")
+LONGEST_TOP = 40
 
 
 @router.post("/adapters/{name:path}/export", openapi_extra=body_of(ExportRequest), status_code=202)
 async def export_adapter(request: Request, name: str) -> JSONResponse:
     """Begin to export the adapter's version of this moment: 202 and the job."""
     body = await read_body(request, ExportRequest)
-    record = dependencies(request).catalog.get(name).record
-    job = await _jobs(request).submit(record, body.format, body.base, body.dtype)
+    source = source_of_name(dependencies(request), name, body.combine)
+    job = await _jobs(request).submit(source, _form(body))
     where = {"location": f"/adapters/{quote(name)}/export/{job.id}"}
     return JSONResponse(describe(job), status_code=202, headers=where)
 
 
+@router.post("/exports", openapi_extra=body_of(MixtureExportRequest), status_code=202)
+async def export_mixture(request: Request) -> JSONResponse:
+    """Begin to export an adapter or a mixture, its parts' versions of this moment: 202 and the job."""
+    body = await read_body(request, MixtureExportRequest)
+    jobs = _jobs(request)
+    job = await jobs.submit(await source_of(dependencies(request), body), _form(body))
+    return JSONResponse(describe(job), status_code=202, headers={"location": f"/exports/{job.id}"})
+
+
 @router.get("/exports")
 async def list_exports(request: Request, adapter: str | None = None) -> dict[str, object]:
-    """List all exports, or those of one adapter, oldest first."""
+    """List all exports, or those of one adapter or mixture, oldest first."""
     return {"object": "list", "data": [describe(job) for job in _jobs(request).list(adapter)]}
+
+
+@router.get("/exports/{job:export}")
+async def get_export_by_id(request: Request, job: str) -> dict[str, object]:
+    """Tell how far an export is, as /adapters/{name}/export/{job} does."""
+    return describe(_jobs(request).find(job))
+
+
+@router.get("/exports/{job:export}/download")
+def download_export_by_id(request: Request, job: str) -> Response:
+    """Send the result, as /adapters/{name}/export/{job}/download does."""
+    return _download(request, _jobs(request).find(job))
+
+
+@router.delete("/exports/{job:export}")
+async def delete_export_by_id(request: Request, job: str) -> dict[str, object]:
+    """Cancel an export or delete its result, as /adapters/{name}/export/{job} does."""
+    jobs = _jobs(request)
+    return await _delete(jobs, jobs.find(job))
 
 
 @router.get("/adapters/{name:path}/export/{job:export}")
@@ -69,13 +90,17 @@ async def get_export(request: Request, name: str, job: str) -> dict[str, object]
 @router.get("/adapters/{name:path}/export/{job:export}/download")
 def download_export(request: Request, name: str, job: str) -> Response:
     """Send the result: a model as a tar of its directory, an adapter as its .tar.gz."""
-    found = _jobs(request).get(name, job)
+    return _download(request, _jobs(request).get(name, job))
+
+
+def _download(request: Request, found: ExportJob) -> Response:
     if found.status != "succeeded" or found.path is None:
         raise InvalidRequest(f"the export is {found.status}; there is a result once it has succeeded")
     path = Path(found.path)
     if path.is_file():
         return FileResponse(path, media_type="application/gzip", filename=path.name)
-    top = f"{name.replace('/', '_')}-{found.format}"
+    # Under the 100 bytes that a plain entry's name may have: a longer one takes entries that aren't counted.
+    top = f"{found.file_name[:LONGEST_TOP]}-{found.format}"
     files = sorted(path.iterdir())
     headers = {
         "content-disposition": f'attachment; filename="{top}.tar"',
@@ -90,14 +115,23 @@ def download_export(request: Request, name: str, job: str) -> Response:
 async def delete_export(request: Request, name: str, job: str) -> dict[str, object]:
     """Cancel an export that isn't over; of one that is, delete the result and forget it."""
     jobs = _jobs(request)
-    if jobs.get(name, job).is_over:
-        return {**describe(await jobs.delete(name, job)), "deleted": True}
-    return describe(await jobs.cancel(name, job))
+    return await _delete(jobs, jobs.get(name, job))
+
+
+async def _delete(jobs: ExportJobs, job: ExportJob) -> dict[str, object]:
+    if job.is_over:
+        return {**describe(await jobs.delete(job.adapter, job.id)), "deleted": True}
+    return describe(await jobs.cancel(job.adapter, job.id))
+
+
+def _form(body: ExportRequest) -> ExportForm:
+    return ExportForm(body.format, body.base, body.dtype, body.combine, body.rank)
 
 
 def describe(job: ExportJob) -> dict[str, object]:
     """Return a job as the routes show it."""
-    return {"object": "export", **asdict(job)}
+    parts = [{**asdict(part), "weight": shortest(part.weight)} for part in job.parts]
+    return {"object": "export", **asdict(job), "parts": parts}
 
 
 def _jobs(request: Request) -> ExportJobs:

@@ -1,6 +1,7 @@
-"""Exports of adapters as jobs: each in a process of its own, one after the other.
+"""Exports of adapters and mixtures as jobs: each in a process of its own, one after the other.
 
     directory/<id>/adapter/   the adapter's files, linked when the job was asked for: that version is exported
+    directory/<id>/parts/<n>  the same of a mixture's parts
     directory/<id>/job.json   written when the job has succeeded
     directory/<id>/result/    what was made: a model's directory, or one archive
 
@@ -23,16 +24,55 @@ from structlog import get_logger
 
 from manylora.adapters.durable import write_whole
 from manylora.adapters.errors import AdapterError
-from manylora.adapters.records import AdapterRecord
 from manylora.server.api.export_process import NICENESS, ExportProcess
 from manylora.server.errors import ModelNotFound, QueueFull, ShuttingDown
 
 log = get_logger(__name__)
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 MOST_QUEUED = 16
+MOST_NAMED = 20
+"""Jobs that an error lists."""
 MOST_FINISHED = 256
 """Failed and cancelled jobs that are remembered; succeeded ones stay with their results."""
+LONGEST_FILE_NAME = 100
+"""Characters of a name, or of a mixture's text, that go into the name of a file."""
 _RECORD = "job.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedPart:
+    """One adapter of a mixture, in the version that is exported."""
+
+    adapter: str
+    version: int
+    digest: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSource:
+    """What is to be exported."""
+
+    name: str
+    """An adapter's, a mixture's, or an unnamed mixture as text."""
+    version: int | None
+    """None: an unnamed mixture has none."""
+    digest: str | None
+    """Of an adapter's files; None for a mixture."""
+    parts: tuple[ExportedPart, ...] = ()
+    """A mixture's, none with weight 0; () for an adapter that is exported as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportForm:
+    """What is to be made of it: fields of ExportSettings."""
+
+    format: str
+    base: str = "auto"
+    """Which of the base's weights are merged into."""
+    dtype: str = "auto"
+    combine: str | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +81,9 @@ class ExportJob:
 
     id: str
     adapter: str
-    version: int
-    digest: str
+    """What is exported: an adapter's name, a mixture's, or a mixture as text."""
+    version: int | None
+    digest: str | None
     format: str
     base: str
     dtype: str
@@ -58,6 +99,14 @@ class ExportJob:
     """Where the result is."""
     bytes: int | None = None
     manifest: dict[str, Any] | None = None
+    parts: tuple[ExportedPart, ...] = ()
+    combine: str | None = None
+    rank: int | None = None
+
+    @property
+    def file_name(self) -> str:
+        """What the result is called after, as a file's name takes it."""
+        return self.adapter.replace("/", "_")[:LONGEST_FILE_NAME]
 
     @property
     def is_over(self) -> bool:
@@ -102,21 +151,20 @@ class ExportJobs:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._worker
 
-    async def submit(self, record: AdapterRecord, export_format: str, base: str, dtype: str) -> ExportJob:
-        """Queue an export of one version of an adapter. Raises QueueFull, ShuttingDown or AdapterError."""
+    async def submit(self, source: ExportSource, form: ExportForm) -> ExportJob:
+        """Queue an export of one version of an adapter or a mixture. Raises QueueFull, ShuttingDown or AdapterError."""
         if self._closed or self._worker is None:
             raise ShuttingDown("the server takes no exports now")
         if sum(job.status == "queued" for job in self._jobs.values()) >= MOST_QUEUED:
             raise QueueFull(f"{MOST_QUEUED} exports are waiting; try again when one is done", retry_after=30)
         job = ExportJob(
             id=f"export-{uuid.uuid4().hex[:16]}",
-            adapter=record.name,
-            version=record.version,
-            digest=record.digest,
-            format=export_format,
-            base=base,
-            dtype=dtype,
+            adapter=source.name,
+            version=source.version,
+            digest=source.digest,
             created=int(time.time()),
+            parts=source.parts,
+            **asdict(form),
         )
         # It counts among those that wait before anything is waited for: another may be asked for meanwhile.
         self._jobs[job.id] = job
@@ -143,6 +191,14 @@ class ExportJobs:
             raise ModelNotFound(
                 f"adapter {adapter[:200]!r} has no export {job_id[:200]!r}; exports: {known}", param="job"
             )
+        return job
+
+    def find(self, job_id: str) -> ExportJob:
+        """Return a job, whatever it exports. Raises ModelNotFound with the jobs that there are."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            known = ", ".join(each.id for each in self.list(None)[:MOST_NAMED]) or "none"
+            raise ModelNotFound(f"there is no export {job_id[:200]!r}; exports: {known}", param="job")
         return job
 
     async def cancel(self, adapter: str, job_id: str) -> ExportJob:
@@ -173,17 +229,18 @@ class ExportJobs:
         return job is not None and job.status == "running"
 
     def _link_adapter(self, job: ExportJob) -> None:
-        """Keep the files of this version, whatever becomes of the adapter before the job has its turn."""
-        source, target = self._files_of(job.digest), self.directory / job.id / "adapter"
-        target.mkdir(parents=True)
+        """Keep the files of these versions, whatever becomes of the adapters before the job has its turn."""
+        home = self.directory / job.id
         try:
-            for path in source.iterdir():
-                try:
-                    os.link(path, target / path.name)
-                except OSError:  # another file system
-                    shutil.copyfile(path, target / path.name)
-        except OSError as error:
-            shutil.rmtree(target.parent, ignore_errors=True)
+            if not job.parts:
+                assert job.digest is not None
+                _link(self._files_of(job.digest), home / "adapter")
+            for number, part in enumerate(job.parts):
+                _link(self._files_of(part.digest), home / "parts" / str(number))
+        except (OSError, AdapterError) as error:
+            shutil.rmtree(home, ignore_errors=True)
+            if isinstance(error, AdapterError):
+                raise
             raise AdapterError(
                 f"the adapter's files can't be kept for the export: {error.strerror}"
             ) from None
@@ -205,14 +262,14 @@ class ExportJobs:
         home = self.directory / job.id
         result = home / "result"
         if job.format == "peft":
-            result = home / "result" / f"{job.adapter.replace('/', '_')}.tar.gz"
+            result = home / "result" / f"{job.file_name}.tar.gz"
         self._change(job.id, status="running", started=int(time.time()), stage="starting")
         loop = asyncio.get_running_loop()
 
         def hear(stage: str, progress: float) -> None:
             loop.call_soon_threadsafe(self._advance, job.id, stage, progress)
 
-        settings = json.dumps(self._settings(job, home / "adapter", result))
+        settings = json.dumps(self._settings(job, home, result))
         with ExportProcess(settings, self.niceness, home / "complaints") as process:
             self._running[job.id] = process
             try:
@@ -230,10 +287,17 @@ class ExportJobs:
         if self._is_running(job_id):
             self._change(job_id, stage=stage, progress=progress)
 
-    def _settings(self, job: ExportJob, adapter: Path, result: Path) -> dict[str, object]:
+    def _settings(self, job: ExportJob, home: Path, result: Path) -> dict[str, object]:
+        parts = [
+            {"name": part.adapter, "directory": str(home / "parts" / str(number)), "weight": part.weight}
+            for number, part in enumerate(job.parts)
+        ]
         return {
             **self.base.settings,
-            "adapter": str(adapter),
+            "adapter": None if parts else str(home / "adapter"),
+            "parts": parts,
+            "combine": job.combine,
+            "rank": job.rank,
             "output": str(result),
             "base": str(self.base.directory.absolute()),
             "format": job.format,
@@ -265,6 +329,15 @@ class ExportJobs:
             del self._jobs[old]
 
 
+def _link(source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        try:
+            os.link(path, target / path.name)
+        except OSError:  # another file system
+            shutil.copyfile(path, target / path.name)
+
+
 def _keep(home: Path, job: ExportJob) -> ExportJob:
     """Add where the result is, and write the record by which a later start knows it."""
     result = home / "result"
@@ -273,7 +346,8 @@ def _keep(home: Path, job: ExportJob) -> ExportJob:
     kept = replace(job, path=str(path), bytes=sum(file.stat().st_size for file in files))
     # A record that is there is whole: without one the next start deletes the result.
     write_whole(home / _RECORD, json.dumps(asdict(kept)))
-    shutil.rmtree(home / "adapter", ignore_errors=True)
+    for files in ("adapter", "parts"):
+        shutil.rmtree(home / files, ignore_errors=True)
     return kept
 
 
@@ -294,7 +368,9 @@ def _read_record(home: Path) -> ExportJob | None:
     try:
         values = json.loads((home / _RECORD).read_text())
         known = {field.name for field in fields(ExportJob)}
-        job = ExportJob(**{key: value for key, value in values.items() if key in known})
+        given = {key: value for key, value in values.items() if key in known}
+        given["parts"] = tuple(ExportedPart(**part) for part in given.get("parts", ()))
+        job = ExportJob(**given)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     return job if job.path is not None and Path(job.path).exists() else None

@@ -44,7 +44,7 @@ def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
             operation["security"] = _security(documented, settings)
             if EVENTS in documented.answers.get(200, {}):
                 operation["responses"]["200"]["headers"] |= PARTS
-            if path.endswith("/export"):
+            if 202 in documented.answers:
                 operation["responses"]["202"]["headers"]["location"] = {"schema": {"type": "string"}}
     models = {model for each in OPERATIONS.values() for model in each.models} | {ErrorAnswer}
     ordered = sorted(models, key=lambda model: model.__name__)

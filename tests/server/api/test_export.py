@@ -331,5 +331,5 @@ def test_the_page_shows_the_routes(http: httpx.Client) -> None:
     assert "post" in paths["/adapters/{name}/export"]
     assert {"get", "delete"} <= paths["/adapters/{name}/export/{job}"].keys()
     body = paths["/adapters/{name}/export"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["properties"]) == {"format", "base", "dtype"}
+    assert set(body["properties"]) == {"format", "base", "dtype", "combine", "rank"}
     assert ExportJob.__doc__

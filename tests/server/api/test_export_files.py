@@ -5,14 +5,12 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from manylora.adapters.records import AdapterRecord, AdapterState
-from manylora.server.api.export_jobs import ExportedBase, ExportJobs
+from manylora.server.api.export_jobs import ExportedBase, ExportForm, ExportJobs, ExportSource
 
 
 class FakeProcess:
@@ -42,9 +40,8 @@ class FakeProcess:
         self.ended.release()
 
 
-def record(name: str, digest: str) -> AdapterRecord:
-    now = datetime.now(UTC)
-    return AdapterRecord(1, name, 1, digest, "here", 4, ("q_proj",), False, False, now, AdapterState.ACTIVE)
+def source(name: str, digest: str) -> ExportSource:
+    return ExportSource(name, 1, digest)
 
 
 async def test_a_queued_export_keeps_the_files_of_an_adapter_that_is_deleted(
@@ -62,8 +59,9 @@ async def test_a_queued_export_keeps_the_files_of_an_adapter_that_is_deleted(
     base = ExportedBase(tmp_path / "base", {})
     jobs = ExportJobs(tmp_path / "exports", base, lambda digest: store / digest)
     await jobs.open()
-    await jobs.submit(record("running", "d1"), "merged", "16bit", "float32")
-    queued = await jobs.submit(record("queued", "d2"), "merged", "16bit", "float32")
+    form = ExportForm("merged", "16bit", "float32")
+    await jobs.submit(source("running", "d1"), form)
+    queued = await jobs.submit(source("queued", "d2"), form)
     shutil.rmtree(store)  # both adapters are deleted
     FakeProcess.go_on.set()
     async with asyncio.timeout(30):

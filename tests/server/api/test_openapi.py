@@ -100,6 +100,10 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     ask("GET", "/adapters/{name}/export/{job}/download", name="new", job=job)
     ask("DELETE", "/adapters/{name}/export/{job}", name="new", job=job)
     ask("DELETE", "/adapters/{name}", name="new")
+    job = ask("POST", "/exports", {"model": "a:0.5+b", "format": "peft"})["id"]
+    own.wait_until("exported", lambda: is_over(ask("GET", "/exports/{job}", job=job)))
+    ask("GET", "/exports/{job}/download", job=job)
+    ask("DELETE", "/exports/{job}", job=job)
     ask("POST", "/v1/load_lora_adapter", {"lora_name": "new", "lora_path": "b"})
     ask("POST", "/v1/unload_lora_adapter", {"lora_name": "new"})
     assert asked == set(OPERATIONS)
