@@ -126,8 +126,10 @@ def _check_whole(connection: Connection, path: Path) -> None:
 
 
 def _translated(error: DBAPIError | sqlite3.Error) -> AdapterError:
-    cause = str(error.orig if isinstance(error, DBAPIError) else error)
-    if "full" in cause:
+    orig = error.orig if isinstance(error, DBAPIError) else error
+    cause = str(orig)
+    # Without room for the index of its log SQLite says that the disk fails.
+    if "full" in cause or getattr(orig, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
         return StoreFull("the disk of the adapter registry is full; make room")
     if "locked" in cause or "busy" in cause:
         return RegistryBusy("the adapter registry is locked by another process; try again")

@@ -235,6 +235,28 @@ def test_a_full_disk_leaves_what_was(schema: str, tmp_path: Path) -> None:
     assert contents(home / "registry.db") == before
 
 
+NO_ROOM_FOR_AN_INDEX = """
+import resource, sys
+from pathlib import Path
+from manylora.adapters.errors import StoreFull
+from manylora.adapters.pairing import open_adapters
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    open_adapters(Path(sys.argv[1]))
+except StoreFull:
+    print("full")
+"""
+
+
+def test_a_disk_too_full_for_the_log_s_index_is_called_full(tmp_path: Path) -> None:
+    """SQLite calls it a fault of the disk. A limit on the size of files, under which the index's 32 KiB don't fit."""
+    home = copy_of("2", tmp_path / "data")
+    before = contents(home / "registry.db")
+    command = [sys.executable, "-c", NO_ROOM_FOR_AN_INDEX, str(home)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "full\n"
+    assert contents(home / "registry.db") == before
+
+
 def test_without_room_for_the_copy_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = copy_of("2", tmp_path / "data")
     before = contents(home / "registry.db")
