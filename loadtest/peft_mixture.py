@@ -26,4 +26,5 @@ def mixed(model: PeftModel, parts: Sequence[tuple[str, float]]) -> Iterator[Peft
     try:
         yield model.eval()
     finally:
+        model.set_adapter(names[0])  # peft warns when the active one is deleted
         model.delete_adapter(_NAME)

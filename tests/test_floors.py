@@ -44,7 +44,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "adapters": ("adapters", "quant"),
     "quant": ("quant",),
     "training": ("training", "adapters", "quant"),
-    "loadtest": ("loadtest", "server.engine", "server.model", "server.kernels", "adapters", "quant"),
+    "loadtest": (
+        "loadtest",
+        "server.catalog",
+        "server.engine",
+        "server.errors",
+        "server.model",
+        "server.kernels",
+        "adapters",
+        "quant",
+    ),
     "demo": ("demo",),
 }
 ROOMS = tuple(sorted({name.split(".")[0] for name in MAY_IMPORT}))

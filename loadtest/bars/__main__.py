@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from manylora.loadtest.bars import exact, hangups, neighbours, swap, thousand
+from manylora.loadtest.bars import exact, hangups, mixtures, neighbours, swap, thousand
 from manylora.loadtest.bars.hostile import bar as hostile
 from manylora.loadtest.bars.report import Report
 
@@ -27,6 +27,9 @@ BARS: dict[str, Bar] = {
         where, neighbours.SMALL if small else neighbours.NeighboursSize()
     ),
     "hangups": lambda where, small: hangups.hangups(where, hangups.SMALL if small else hangups.HangupSize()),
+    "mixtures": lambda where, small: mixtures.mixtures(
+        where, mixtures.SMALL if small else mixtures.MixtureSize()
+    ),
     "hostile": lambda where, small: hostile.hostile(where, hostile.SMALL if small else hostile.HostileSize()),
 }
 

@@ -39,7 +39,7 @@ async def exact(directory: Path, size: ExactSize) -> Report:
     sources = {f"adapter{number}": source for number, source in enumerate(material.mixed(ADAPTERS))}
     asks = make_asks([material.base.name, *sources], size)
     for quantization in ("none", "nf4"):
-        alone, mixed, warm = await _ask_both_ways(directory, material, sources, asks, size, quantization)
+        alone, mixed, warm = await ask_both_ways(directory, material, sources, asks, size, quantization)
         name = "float32" if quantization == "none" else "nf4"
         for kind, answers in (("mixed", mixed), ("mixed again, prefixes cached", warm)):
             wrong = [
@@ -80,7 +80,7 @@ def describe(ask: Ask, one: Answer, other: Answer) -> str:
     return f"{ask.model}, prompt of {len(ask.prompt)}: token {where} of {len(one.tokens)} differs"
 
 
-async def _ask_both_ways(
+async def ask_both_ways(
     directory: Path,
     material: Material,
     sources: Mapping[str, str],

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,11 +16,18 @@ TOLERANCE = 1e-3
 
 
 class Reference:
-    """A base in float32 and its adapters by name; names without one are the base."""
+    """A base in float32 and its adapters by name, and mixtures of these; names that are none of them are the base."""
 
-    def __init__(self, base: Path, adapters: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        base: Path,
+        adapters: Mapping[str, Path],
+        mixtures: Mapping[str, Sequence[tuple[str, float]]] | None = None,
+    ) -> None:
+        """``mixtures`` are (name of an adapter, weight) pairs."""
         self._tokenizer = load_tokenizer(base)
         self._sources = dict(adapters)
+        self._mixtures = dict(mixtures or {})
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
         model.generation_config.eos_token_id = None  # the bars ask for a fixed number of tokens
         model.generation_config.pad_token_id = 0
@@ -47,18 +54,29 @@ class Reference:
     @contextlib.contextmanager
     def _adapted(self, name: str) -> Iterator[PreTrainedModel]:
         """Load the adapter, give the model, and forget the adapter: a thousand of them must not pile up."""
-        source = self._sources.get(name)
-        if source is None:
+        parts = self._mixtures.get(name, [(name, 1.0)] if name in self._sources else [])
+        if not parts:
             yield self._base
             return
         from peft import PeftModel
 
+        from manylora.loadtest.peft_mixture import mixed
+
+        # peft takes no dots in the names of adapters.
+        numbered = [(f"part{number}", weight) for number, (_, weight) in enumerate(parts)]
         with warnings.catch_warnings():
             # peft asks transformers for an attribute that it has renamed.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            model = PeftModel.from_pretrained(self._base, source)
+            sources = [self._sources[part] for part, _ in parts]
+            model = PeftModel.from_pretrained(self._base, sources[0], adapter_name="part0")
+            for number, source in enumerate(sources[1:], 1):
+                model.load_adapter(source, adapter_name=f"part{number}")
         try:
-            yield model.eval()
+            if name in self._mixtures:
+                with mixed(model, numbered) as combined:
+                    yield combined
+            else:
+                yield model.eval()
         finally:
             model.unload()
 
