@@ -12,10 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from manylora.adapters.errors import InvalidMixture
+from manylora.adapters.names import MAX_NAME_LENGTH
 
 _LONGEST_ECHO = 200
 _NUMBER = re.compile(r"-?(\d{1,64}(\.\d{0,64})?|\.\d{1,64})(e-?\d{1,4})?|-?(nan|inf|infinity)", re.A | re.I)
 """A weight as text. Those that are not finite are numbers too: who writes one is told so."""
+_CUT_WEIGHT = re.compile(r"(-?[\d.]{1,128}e)?", re.A | re.I)
+"""What a ``+`` leaves before it of a weight that is written with one: ``+1``, ``1e+3``."""
+LONGEST_PART = MAX_NAME_LENGTH + 160
+"""Characters of a part as text: the longest name, a colon, the longest weight, and a few spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +51,25 @@ def parse_mixture(text: str, known: Callable[[str], bool]) -> tuple[MixturePart,
         name, weight = _split(piece.strip(), known)
         if not name:
             raise InvalidMixture(f"mixture {text[:_LONGEST_ECHO]!r}: a part between '+' has no name")
-        if weight is None and name.endswith(":") and known(name[:-1]):
-            raise InvalidMixture(
-                f"part {name[:_LONGEST_ECHO]!r} has no weight after its colon; a weight is written without '+'"
-            )
+        if weight is None and not known(name):
+            _check_whole(name, known)
         found.append(MixturePart(name, part_weight(name, 1.0 if weight is None else weight)))
     return tuple(found)
 
 
+def _check_whole(piece: str, known: Callable[[str], bool]) -> None:
+    """Raise InvalidMixture for a known name with what a ``+`` has left of its weight."""
+    name, colon, digits = piece.rpartition(":")
+    if colon and _CUT_WEIGHT.fullmatch(digits) and known(name):
+        raise InvalidMixture(
+            f"part {piece[:_LONGEST_ECHO]!r} has no whole weight after its colon; a weight is written without '+': "
+            "1, 1e3"
+        )
+
+
 def part_weight(name: str, weight: float) -> float:
     """Return a weight as it is computed with, in float32. Raises InvalidMixture if that isn't finite."""
-    try:
-        single: float = struct.unpack("f", struct.pack("f", weight))[0]
-    except OverflowError:
-        single = math.inf
+    single = _single(weight)
     if not math.isfinite(single):
         raise InvalidMixture(
             f"the weight of {name[:_LONGEST_ECHO]!r} is {weight}: a weight is a finite number"
@@ -91,8 +101,18 @@ def spell(parts: Sequence[MixturePart]) -> str:
 
 def _number(weight: float) -> str:
     """Return the shortest text of a float32, without the ``+`` of an exponent."""
-    digits = next(text for n in range(1, 10) if part_weight("", float(text := f"{weight:.{n}g}")) == weight)
+    # Rounded to a few digits, the largest ones are beyond a float32.
+    digits = next(text for n in range(1, 10) if _single(float(text := f"{weight:.{n}g}")) == weight)
     return digits.replace("e+", "e")
+
+
+def _single(value: float) -> float:
+    """Return the nearest float32, infinity beyond the largest."""
+    try:
+        single: float = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.inf
+    return single
 
 
 def _split(piece: str, known: Callable[[str], bool]) -> tuple[str, float | None]:

@@ -9,7 +9,15 @@ import contextlib
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 
 from manylora.adapters.errors import AdapterNameTaken, InvalidMixture, UnknownAdapter
-from manylora.adapters.mixtures import MixturePart, check_parts, is_mixture, parse_mixture, part_weight, spell
+from manylora.adapters.mixtures import (
+    LONGEST_PART,
+    MixturePart,
+    check_parts,
+    is_mixture,
+    parse_mixture,
+    part_weight,
+    spell,
+)
 from manylora.adapters.names import check_name, list_names
 from manylora.adapters.records import MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
@@ -259,7 +267,13 @@ class Mixtures:
             raise InvalidMixture(
                 f"the mixture has {model.count('+') + 1} parts, at most {most} are served (--max-mixture-parts)"
             )
-        return parse_mixture(model, self._knows)
+        parts = parse_mixture(model, self._knows)
+        if len(model) > most * LONGEST_PART and all(self._knows(part.adapter) for part in parts):
+            raise InvalidMixture(  # it is spaces, and each event of an answer says again what was asked
+                f"the mixture is written in {len(model)} characters, at most {most * LONGEST_PART} are read: leave out "
+                "the spaces"
+            )
+        return parts
 
     def _knows(self, name: str) -> bool:
         return name in self._adapters or name in self._records or name in self._settings.base_names

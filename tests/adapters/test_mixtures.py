@@ -78,9 +78,26 @@ def test_a_part_has_a_name(text: str) -> None:
         parse_mixture(text, known)
 
 
-def test_a_plus_in_a_weight_parts_too() -> None:
-    with pytest.raises(InvalidMixture, match="'pirate:' has no weight"):
-        parse_mixture("sql:0.5+pirate:+1.5", known)
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [
+        ("sql:0.5+pirate:+1.5", "pirate:"),
+        ("pirate:1e+3", "pirate:1e"),
+        ("sql+v:2:-2.5E+1", "v:2:-2.5E"),
+    ],
+)
+def test_a_plus_in_a_weight_parts_too(text: str, piece: str) -> None:
+    with pytest.raises(InvalidMixture, match=f"'{piece}' has no whole weight.*without '\\+'"):
+        parse_mixture(text, known)
+
+
+def test_a_name_that_ends_like_half_a_weight_is_that_name() -> None:
+    names = {"sql", "sql:", "sql:1e"}
+    assert [part.adapter for part in parse_mixture("sql:+sql:1e+sql", names.__contains__)] == [
+        "sql:",
+        "sql:1e",
+        "sql",
+    ]
 
 
 @pytest.mark.parametrize("weight", ["nan", "inf", "-Infinity", "1e39", "-1e999"])
@@ -123,3 +140,9 @@ def test_what_is_spelled_is_read_back(parts: list[tuple[str, float]]) -> None:
     mixture = tuple(MixturePart(name, weight) for name, weight in parts)
     assume(not any(known(piece) for piece in spell(mixture).split("+")))
     assert parse_mixture(spell(mixture), known) == mixture
+
+
+@pytest.mark.parametrize("weight", [3.4028234663852886e38, -3.4028234663852886e38, 3.3999999e38, 1e-45])
+def test_the_largest_and_the_smallest_weights_are_spelled(weight: float) -> None:
+    parts = (MixturePart("sql", single(weight)), MixturePart("v:2", 1))
+    assert parse_mixture(spell(parts), known) == parts

@@ -119,6 +119,19 @@ async def test_what_is_no_mixture_says_why(house: House, model: str, words: str)
         house.catalog.resolve(model)
 
 
+async def test_a_mixture_is_not_written_with_a_million_spaces(house: House) -> None:
+    """What was asked is in every event of a stream."""
+    first, second = "a" * 128, "b" * 128
+    await with_adapters(house, first, second, *"cdefgh")
+    digits = "-" + "1." + "0" * 63 + "e-0001"
+    longest = " + ".join(f"{name}:{digits}" for name in (first, second, *"cdefgh"))
+    assert len(house.catalog.resolve(longest).adapters) == 8
+    for text in (f"c:0.5{' ' * 1_000_000}+d", f"c:0.5+{' ' * 1_000_000}d"):
+        with pytest.raises(InvalidMixture, match="1000007 characters, at most 2304") as caught:
+            house.catalog.resolve(text)
+        assert len(caught.value.message) < 300
+
+
 async def test_the_same_holds_for_parts_that_come_as_a_list_and_for_a_name_s(house: House) -> None:
     await with_adapters(house, "sql", "pirate")
     await house.catalog.register_mixture("named", parts(sql=1, pirate=2))
