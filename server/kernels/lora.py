@@ -42,10 +42,12 @@ class LoraBlock:
     pieces: tuple[tuple[int, int], ...]
     """Columns of the mask that are summed by one product, in order. An adapter is summed in as few pieces, and
     the adapters of a mixture one after the other, whoever else is in the batch."""
+    least_size: int
+    """Smaller products are made larger by rows of zeros: see MatmulLimits."""
 
     def add(self, x: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
         """Add the deltas to ``out`` [T, n] in place; x [T, in], a [rows, in], b [rows, n]."""
-        shrunk = F.linear(x[self.first : self.last], a[self.rows])
+        shrunk = _product(x[self.first : self.last], a[self.rows], self.least_size)
         if self.kept is not None:
             # On the bits: it costs what a product would, half of masked_fill_.
             shrunk.view(self.kept.dtype).bitwise_and_(self.kept)
@@ -55,7 +57,7 @@ class LoraBlock:
             shrunk.mul_(self.weights)
         target, wide = out[self.first : self.last], b[self.rows]
         for start, stop in self.pieces:
-            target.addmm_(shrunk[:, start:stop], wide[start:stop])
+            _add_product(target, shrunk[:, start:stop], wide[start:stop], self.least_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,26 @@ def _block(
             mask[use.first - first : use.last - first, column : column + owned.rank] = weight
     pieces[-1] = (pieces[-1][0], width)
     rows = _arena_rows(chunks, width, device)
-    return LoraBlock(first, last, rows, *_kept_and_weights(mask, device, dtype), tuple(pieces))
+    least_size = limits.least_size if device.type == "cpu" else 0
+    return LoraBlock(first, last, rows, *_kept_and_weights(mask, device, dtype), tuple(pieces), least_size)
+
+
+def _product(x: Tensor, a: Tensor, least_size: int) -> Tensor:
+    """Return x Aᵀ, [n, R]."""
+    missing = -(-least_size // a.numel()) - x.shape[0]
+    if missing <= 0:
+        return F.linear(x, a)
+    return F.linear(F.pad(x, (0, 0, 0, missing)), a)[: x.shape[0]]
+
+
+def _add_product(target: Tensor, shrunk: Tensor, b: Tensor, least_size: int) -> None:
+    """Add ``shrunk`` B to ``target`` [n, out] in place."""
+    missing = -(-least_size // b.numel()) - shrunk.shape[0]
+    if missing <= 0:
+        target.addmm_(shrunk, b)
+        return
+    more = (0, 0, 0, missing)
+    target.copy_(torch.addmm(F.pad(target, more), F.pad(shrunk, more), b)[: shrunk.shape[0]])
 
 
 def _kept_and_weights(

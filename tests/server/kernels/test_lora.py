@@ -223,3 +223,36 @@ def test_an_adapter_that_overflows_is_felt_by_no_other_row(
         assert not found[tokens].isfinite().all()
         found[tokens] = sound[tokens]
     assert torch.equal(found, sound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("wide", "out", "ranks"), [(96, 128, (8, 4, 16)), (40, 64, (1, 2, 3))])
+def test_few_tokens_of_small_adapters_have_the_bits_that_each_has_alone(
+    wide: int, out: int, ranks: Sequence[int], dtype: torch.dtype
+) -> None:
+    """Two tokens of a small rank make a product so small that torch has another kernel for it."""
+    a, b = factors(dtype, wide, out)
+    dealt = deal(ranks, ("q_proj",))
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        picks = [generator.permutation(3)[: generator.integers(1, 4)] for _ in range(6)]
+        mixtures = [[(dealt[pick], float(generator.choice((1, 0.7, -2)))) for pick in row] for row in picks]
+        spans = spans_of([1] * len(mixtures), mixtures)
+        x = torch.from_numpy(generator.standard_normal((16, wide))).to(dtype)
+        before = torch.from_numpy(generator.standard_normal((16, out))).to(dtype)
+        together = after(spans, x, before, a, b)
+        least = MATMUL_LIMITS[dtype].least_rows
+        for row, span in enumerate(spans):
+            own, kept = torch.zeros(least, wide, dtype=dtype), torch.zeros(least, out, dtype=dtype)
+            own[0], kept[0] = x[row], before[row]
+            alone = after([LoraSpan(0, 1, span.adapters)], own, kept, a, b)
+            assert torch.equal(alone[0], together[row])
+
+
+def after(spans: Sequence[LoraSpan], x: Tensor, before: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return ``before`` with what the adapters add."""
+    metadata = build_lora_metadata(spans, x.shape[0], x.device, x.dtype)
+    assert metadata is not None
+    out = before.clone()
+    LayerLora(metadata, {"q_proj": (a, b)}).add("q_proj", x, out)
+    return out
