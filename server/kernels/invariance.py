@@ -22,13 +22,16 @@ class MatmulLimits:
     """K at most, for zeros among the K terms to change nothing: beyond it the sum is cut into blocks."""
     least_size: int
     """M · K · N at least."""
+    grain: int
+    """Terms are added in groups of so many: what follows zeros begins at a multiple of it."""
 
 
 # MKL: M < 4 and N < 12 take other kernels, K ≥ 200 is halved; for some shapes M < 12 does as well. oneDNN: M = 1
-# differs, K ≥ 1024 is cut, and torch takes a kernel of its own up to M · K · N = 16³, which two tokens of an adapter of
-# rank 8 for 128 features are. float16 on a CPU is emulated and rarely used; it gets the stricter of each.
+# differs, K ≥ 1024 is cut, AVX-512 BF16 adds terms in pairs, and torch takes a kernel of its own up to M · K · N = 16³,
+# which two tokens of an adapter of rank 8 for 128 features are. float16 on a CPU is emulated and rarely used; it gets
+# the stricter of each.
 MATMUL_LIMITS = {
-    torch.float32: MatmulLimits(16, 16, 128, 1),
-    torch.bfloat16: MatmulLimits(2, 1, 512, 4097),
-    torch.float16: MatmulLimits(16, 16, 128, 4097),
+    torch.float32: MatmulLimits(16, 16, 128, 1, 1),
+    torch.bfloat16: MatmulLimits(2, 1, 512, 4097, 2),
+    torch.float16: MatmulLimits(16, 16, 128, 4097, 2),
 }

@@ -40,8 +40,9 @@ class LoraBlock:
     """float32 [last − first, R], whatever the dtype: the weight with which a token uses a row, 0 where it doesn't.
     None if all weights are 1; rows of weight 1 among others are multiplied by exactly that, and keep their bits."""
     pieces: tuple[tuple[int, int], ...]
-    """Columns of the mask that are summed by one product, in order. An adapter is summed in as few pieces, and
-    the adapters of a mixture one after the other, whoever else is in the batch."""
+    """Columns of the mask that are summed by one product, in order; columns between them are nobody's. A token's
+    adapters are summed in as few pieces as hold them, each in the order of the mixture, whoever else is in the
+    batch."""
     least_size: int
     """Smaller products are made larger by rows of zeros: see MatmulLimits."""
 
@@ -147,15 +148,19 @@ def _block(
     # Few tokens take their neighbours along, which add zeros to themselves: see MatmulLimits.
     first = max(0, min(uses[0].first, num_tokens - limits.least_rows))
     last = min(num_tokens, max(uses[-1].last, first + limits.least_rows))
-    columns, chunks, pieces = _columns(uses, limits.most_depth)
-    width = max(pieces[-1][1], limits.least_columns)
+    layout = _Layout(limits)
+    groups = [_parted(use.ranges, limits) for use in uses]
+    for level in range(max(map(len, groups))):
+        layout.lay(level, [each[level][0] for each in groups if level < len(each)])
+    width = max(layout.end, limits.least_columns)
     mask = torch.zeros(last - first, width)
-    for use in uses:
-        for level, (owned, weight) in enumerate(use.ranges):
-            column = columns[level, owned]
-            mask[use.first - first : use.last - first, column : column + owned.rank] = weight
+    for use, parted in zip(uses, groups, strict=True):
+        for level, (ranges, weights) in enumerate(parted):
+            for owned, column, weight in zip(ranges, layout.columns[level, ranges], weights, strict=True):
+                mask[use.first - first : use.last - first, column : column + owned.rank] = weight
+    pieces = layout.pieces
     pieces[-1] = (pieces[-1][0], width)
-    rows = _arena_rows(chunks, width, device)
+    rows = _arena_rows(layout.laid, width, device)
     least_size = limits.least_size if device.type == "cpu" else 0
     return LoraBlock(first, last, rows, *_kept_and_weights(mask, device, dtype), tuple(pieces), least_size)
 
@@ -178,6 +183,101 @@ def _add_product(target: Tensor, shrunk: Tensor, b: Tensor, least_size: int) -> 
     target.copy_(torch.addmm(F.pad(target, more), F.pad(shrunk, more), b)[: shrunk.shape[0]])
 
 
+_Ranges = tuple[RankRange, ...]
+
+
+def _parted(
+    used: Sequence[tuple[RankRange, float]], limits: MatmulLimits
+) -> list[tuple[_Ranges, tuple[float, ...]]]:
+    """Part what a span uses into as few groups as one product each can sum, in order; by that alone, not by others."""
+    groups: list[list[tuple[RankRange, float]]] = []
+    room = 0
+    for owned, weight in used:
+        if not groups or _wide(owned, limits) > room:
+            groups.append([])
+            room = limits.most_depth
+        groups[-1].append((owned, weight))
+        room -= _wide(owned, limits)
+    return [(tuple(r for r, _ in group), tuple(weight for _, weight in group)) for group in groups]
+
+
+def _wide(owned: RankRange, limits: MatmulLimits) -> int:
+    """Return how many columns a range takes, for the next one to begin where it may."""
+    return -(-owned.rank // limits.grain) * limits.grain
+
+
+class _Layout:
+    """Columns of a mask: groups of ranges laid side by side, those of a group in its order and in one piece.
+
+    Only a range longer than a piece is cut.
+    """
+
+    def __init__(self, limits: MatmulLimits) -> None:
+        self._limits = limits
+        self._next = 0
+        self.end = 0
+        self.columns: dict[tuple[int, _Ranges], tuple[int, ...]] = {}
+        """The first column of each range, by its group and whether that is a span's first, second and so on."""
+        self.laid: list[tuple[RankRange, int]] = []
+        """Ranges with their first columns."""
+        self.pieces: list[tuple[int, int]] = []
+
+    def lay(self, level: int, groups: Sequence[_Ranges]) -> None:
+        """Lay groups whose sums are added at the same time.
+
+        Those whose ranges lie in the order of their rows share pieces, and so do those that lie the other way round:
+        so all keep their order. Any others have a piece each.
+        """
+        rising: list[_Ranges] = []
+        falling: list[_Ranges] = []
+        others: list[_Ranges] = []
+        for group in dict.fromkeys(groups):
+            steps = [b.start - a.start for a, b in pairwise(group)]
+            rises, falls = all(step > 0 for step in steps), all(step < 0 for step in steps)
+            (rising if rises else falling if falls else others).append(group)
+        for shared, backwards in ((rising, False), (falling, True)):
+            for together in self._packed(sorted(shared, key=lambda group: group[0].start)):
+                found = {owned for group in together for owned in group}
+                self._lay(level, sorted(found, key=lambda each: each.start, reverse=backwards), together)
+        for group in others:
+            self._lay(level, group, [group])
+
+    def _packed(self, groups: Sequence[_Ranges]) -> Iterator[list[_Ranges]]:
+        """Part groups into those that one piece holds."""
+        packed: list[_Ranges] = []
+        found: set[RankRange] = set()
+        width = 0
+        for group in groups:
+            more = sum(_wide(owned, self._limits) for owned in group if owned not in found)
+            if packed and width + more > self._limits.most_depth:
+                yield packed
+                packed, found, width = [], set(), 0
+                more = sum(_wide(owned, self._limits) for owned in group)
+            packed.append(group)
+            found.update(group)
+            width += more
+        if packed:
+            yield packed
+
+    def _lay(self, level: int, ranges: Sequence[RankRange], groups: Sequence[_Ranges]) -> None:
+        """Lay ranges into one piece, which their groups share."""
+        start, most = self._next, self._limits.most_depth
+        places: list[int] = []
+        for owned in ranges:
+            places.append(self._next)
+            self.laid.append((owned, self._next))
+            self.end = self._next + owned.rank
+            self._next += _wide(owned, self._limits)
+        while self.end - start > most:
+            self.pieces.append((start, start + most))
+            start += most
+        self.pieces.append((start, self.end))
+        at = dict(zip(ranges, places, strict=True))
+        for group in groups:
+            same = len(at) < len(ranges)
+            self.columns[level, group] = tuple(places) if same else tuple(at[owned] for owned in group)
+
+
 def _kept_and_weights(
     mask: Tensor, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -189,40 +289,14 @@ def _kept_and_weights(
     return kept, mask.to(device) if weighted else None
 
 
-def _columns(
-    uses: Sequence[_Use], most: int
-) -> tuple[dict[tuple[int, RankRange], int], list[RankRange], list[tuple[int, int]]]:
-    """Lay the ranges side by side: the first adapter of every span, then the second of mixtures, and so on.
-
-    Returns each range's first column by its place in the mixture, the ranges in order of columns, and the pieces.
-    A piece holds ranges of one place only, and up to ``most`` columns; only a longer range is cut.
-    """
-    columns: dict[tuple[int, RankRange], int] = {}
-    laid: list[RankRange] = []
-    pieces: list[tuple[int, int]] = []
-    end = 0
-    for level in range(max(len(use.ranges) for use in uses)):
-        start = end
-        found = {use.ranges[level][0] for use in uses if level < len(use.ranges)}
-        for owned in sorted(found, key=lambda each: each.start):
-            if end > start and end + owned.rank - start > most:
-                pieces.append((start, end))
-                start = end
-            columns[level, owned] = end
-            laid.append(owned)
-            end += owned.rank
-            while end - start > most:
-                pieces.append((start, start + most))
-                start += most
-        pieces.append((start, end))
-    return columns, laid, pieces
-
-
-def _arena_rows(ranges: Sequence[RankRange], width: int, device: torch.device) -> slice | Tensor:
-    """Return the ranges' rows, the first one repeated up to ``width``."""
-    first, last = ranges[0], ranges[-1]
-    adjacent = all(a.start + a.rank == b.start for a, b in pairwise(ranges))
-    if adjacent and last.start + last.rank - first.start == width:
+def _arena_rows(laid: Sequence[tuple[RankRange, int]], width: int, device: torch.device) -> slice | Tensor:
+    """Return the row of each column; those that nobody uses name the first range's first row, or any within a slice."""
+    first, column = laid[0]
+    last, end = laid[-1]
+    adjacent = all(owned.start - at == first.start - column for owned, at in laid)
+    if adjacent and end + last.rank == width:
         return slice(first.start, first.start + width)
-    rows = np.concatenate([np.arange(owned.start, owned.start + owned.rank) for owned in ranges])
-    return torch.from_numpy(np.pad(rows, (0, width - len(rows)), constant_values=first.start)).to(device)
+    rows = np.full(width, first.start)
+    for owned, at in laid:
+        rows[at : at + owned.rank] = np.arange(owned.start, owned.start + owned.rank)
+    return torch.from_numpy(rows).to(device)

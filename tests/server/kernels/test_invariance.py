@@ -124,6 +124,29 @@ def test_zeros_among_the_terms_change_nothing(dtype: torch.dtype) -> None:
                 )
 
 
+@pytest.mark.parametrize("dtype", [dtype for dtype in MATMUL_LIMITS if dtype not in SLOW])
+def test_zeros_between_the_terms_change_nothing(dtype: torch.dtype) -> None:
+    """A mixture's parts lie apart in a piece, others' between them. One sum in 100,000 tells, so many are made."""
+    limits = MATMUL_LIMITS[dtype]
+    generator = torch.Generator().manual_seed(4)
+    rows, columns, grain = max(limits.least_rows, 8), 20_000, limits.grain
+    for used in (6, 16, 32, 62):
+        x = torch.randn(rows, used, generator=generator).to(dtype)
+        b = torch.randn(used, columns, generator=generator).to(dtype)
+        base = torch.randn(rows, columns, generator=generator).to(dtype)
+        alone = base.clone().addmm_(x, b)
+        half = used // 2 // grain * grain
+        for first, second in ((0, half + grain), (3 * grain, half + 8 * grain), (16, half + 49 * grain)):
+            places = [*range(first, first + half), *range(second, second + used - half)]
+            wide = torch.zeros(rows, limits.most_depth, dtype=dtype)
+            others = torch.randn(limits.most_depth, columns, generator=generator).to(dtype)
+            wide[:, places], others[places] = x, b
+            among = base.clone().addmm_(wide, others)
+            assert torch.equal(among, alone), advice(
+                dtype, "grain or most_depth", f"{used} terms in two parts at {first} and {second} differ"
+            )
+
+
 def test_batched_products_of_attention_do_not_depend_on_their_number() -> None:
     """Scores and weighted values are float32 products in a batch, one matrix for each sequence and KV head."""
     limits = MATMUL_LIMITS[torch.float32]
