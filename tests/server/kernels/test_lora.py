@@ -236,7 +236,9 @@ def test_few_tokens_of_small_adapters_have_the_bits_that_each_has_alone(
     generator = np.random.default_rng(0)
     for _ in range(200):
         picks = [generator.permutation(3)[: generator.integers(1, 4)] for _ in range(6)]
-        mixtures = [[(dealt[pick], float(generator.choice((1, 0.7, -2)))) for pick in row] for row in picks]
+        mixtures: list[Mixture] = [
+            tuple((dealt[pick], float(generator.choice((1, 0.7, -2)))) for pick in row) for row in picks
+        ]
         spans = spans_of([1] * len(mixtures), mixtures)
         x = torch.from_numpy(generator.standard_normal((16, wide))).to(dtype)
         before = torch.from_numpy(generator.standard_normal((16, out))).to(dtype)
