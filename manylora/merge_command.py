@@ -105,7 +105,7 @@ def merge(
 ) -> None:
     """Merge an adapter or a mixture into its base, or make one adapter. The result is checked before it is there."""
     source, target = _named(positional or [], adapter or [], output)
-    options = {
+    options: dict[str, Any] = {
         "format": export_format,
         "into": into,
         "dtype": dtype,

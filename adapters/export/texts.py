@@ -75,9 +75,10 @@ def _same_tokenizer(one: Path | None, other: Path | None) -> bool:
     if _digest(one) == _digest(other):
         return True
     try:
-        return _content(one) == _content(other)
+        found: bool = _content(one) == _content(other)
     except (TokenizerRefused, ValueError):
         return False
+    return found
 
 
 def _digest(directory: Path) -> bytes:

@@ -346,8 +346,8 @@ def _keep(home: Path, job: ExportJob) -> ExportJob:
     kept = replace(job, path=str(path), bytes=sum(file.stat().st_size for file in files))
     # A record that is there is whole: without one the next start deletes the result.
     write_whole(home / _RECORD, json.dumps(asdict(kept)))
-    for files in ("adapter", "parts"):
-        shutil.rmtree(home / files, ignore_errors=True)
+    for linked in ("adapter", "parts"):
+        shutil.rmtree(home / linked, ignore_errors=True)
     return kept
 
 

@@ -39,9 +39,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[ExportP
 def twins(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[ExportPart, ...]:
     """Adapters of one rank, as peft's methods need them; the last has fewer modules."""
     directory = tmp_path_factory.mktemp("twins")
-    for seed, (name, more) in enumerate(
-        {"one": {}, "two": {}, "few": {"target_modules": ["q_proj"]}}.items()
-    ):
+    kinds: dict[str, dict[str, Any]] = {"one": {}, "two": {}, "few": {"target_modules": ["q_proj"]}}
+    for seed, (name, more) in enumerate(kinds.items()):
         make_adapter(directory / name, base, seed=seed, **more)
     return tuple(
         ExportPart(name, directory / name, weight)
@@ -93,6 +92,36 @@ def test_cat_is_the_mixture_in_peft_and_in_the_server(
     assert (ranks[Q_PROJ], ranks["model.layers.0.self_attn.q_proj"]) == (15, 12)
     assert ranks["model.layers.1.mlp.up_proj"] == 4 + 3
     assert json.loads((out / "manylora_export.json").read_text()) == json.loads(json.dumps(report.manifest))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+        {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+        {"target_modules": r".*layers\.1\..*\.(q_proj|up_proj)"},
+        {"target_modules": "all-linear", "rank_pattern": {"layers.1.mlp.up_proj": 3}},
+    ],
+    ids=["layers", "excluded", "regex", "all-linear"],
+)
+def test_it_targets_what_its_parts_target_and_nothing_else(
+    tmp_path: Path, base: Path, config: dict[str, Any]
+) -> None:
+    for seed, name in enumerate(("one", "two")):
+        make_adapter(tmp_path / name, base, seed=seed, **config)
+    mixture = tuple(ExportPart(name, tmp_path / name, 0.5) for name in ("one", "two"))
+    out = tmp_path / "out"
+    export(asked(mixture, out, format="peft"))
+    alone = served(base, (ExportPart("out", out, 1.0),))
+    torch.testing.assert_close(alone, served(base, mixture), rtol=1e-5, atol=1e-5)
+    model = PeftModel.from_pretrained(load(base), out).eval()
+    torch.testing.assert_close(logits_of(model), logits_of(theirs(base, mixture)), rtol=1e-5, atol=1e-5)
+    adapted = {
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    assert adapted == set(pairs(out)) == set(pairs(tmp_path / "one"))
 
 
 def test_an_rslora_part_may_come_first(tmp_path: Path, base: Path, parts: tuple[ExportPart, ...]) -> None:
@@ -241,7 +270,7 @@ def test_an_archive_of_it_holds_what_the_directory_would(
 def test_what_is_not_the_sum_is_not_published(
     tmp_path: Path, twins: tuple[ExportPart, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = mixed_adapter.save_file
+    save = mixed_adapter.save_file  # type: ignore[attr-defined]  # as it is called there
 
     def damaged(tensors: dict[str, torch.Tensor], *more: Any, **named: Any) -> None:
         tensors[next(iter(tensors))][0] *= 1.001

@@ -19,6 +19,7 @@ from manylora.adapters.export.outline import outline_of
 from manylora.adapters.export.settings import ExportPart, ExportSettings
 from manylora.adapters.reader import read_adapter
 from manylora.adapters.tokenizer import load_tokenizer
+from manylora.adapters.tokens import read_chat_template
 from manylora.adapters.types import ModuleShape
 from tests.adapters.export.making import MIXED, load, logits_of, make_adapter, make_base
 from tests.server.model.steps import Stream, all_logits, place, step
@@ -138,7 +139,7 @@ def test_a_result_that_is_not_the_running_mixture_is_not_published(
     tmp_path: Path, base: Path, parts: tuple[ExportPart, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if only the first part had been written."""
-    write = exporting.write_weights
+    write = exporting.write_weights  # type: ignore[attr-defined]  # as export calls it
     first = TrainedMixture(parts[:1], outline_of(json.loads((base / "config.json").read_text())))
 
     def without_the_others(directory: Path, merged: Any, *more: Any) -> Any:
@@ -227,6 +228,9 @@ def test_the_bases_own_text_is_no_difference(tmp_path: Path, base: Path) -> None
     content = json.loads((base / "tokenizer.json").read_text())
     content["truncation"] = {"direction": "Right", "max_length": 64, "strategy": "LongestFirst", "stride": 0}
     (tmp_path / "two" / "tokenizer.json").write_text(json.dumps(content))
+    template = read_chat_template(base)
+    assert template is not None
+    (tmp_path / "two" / "chat_template.jinja").write_text(template)
     mixture = tuple(ExportPart(name, tmp_path / name, 1.0) for name in ("one", "two"))
     export(asked(mixture, tmp_path / "out", base))
     said = refusal(InvalidMixture, asked(mixture, tmp_path / "alone", format="peft"))

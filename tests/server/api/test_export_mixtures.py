@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 import threading
 import time
@@ -297,6 +298,24 @@ def test_parts_whose_templates_differ_are_refused(http: httpx.Client) -> None:
     assert "template" in response.json()["error"]["message"]
 
 
+def test_parts_whose_tokenizers_differ_are_refused_before_there_is_a_job(
+    http: httpx.Client, files: Files
+) -> None:
+    own = files.adapters / "lower"
+    shutil.copytree(files.adapters / "b", own)
+    content = json.loads((files.base / "tokenizer.json").read_text())
+    (own / "tokenizer.json").write_text(json.dumps({**content, "normalizer": {"type": "Lowercase"}}))
+    try:
+        http.post("/adapters", json={"name": "mine", "src": "lower"}).raise_for_status()
+        response = http.post("/exports", json={"mixture": [{"adapter": "a"}, {"adapter": "mine"}]})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "mixture")
+        assert "token" in response.json()["error"]["message"]
+        assert http.get("/exports").json()["data"] == []
+    finally:
+        http.delete("/adapters/mine")
+        shutil.rmtree(own)
+
+
 def test_an_unavailable_mixture_is_503_with_the_part(http: httpx.Client) -> None:
     http.post("/adapters", json={"name": "mine", "src": "b"}).raise_for_status()
     mixture = [{"adapter": "a"}, {"adapter": "mine"}]
@@ -324,19 +343,18 @@ def test_a_job_is_cancelled_by_its_id_alone(http: httpx.Client) -> None:
 
 def test_a_long_name_is_downloaded_whole(http: httpx.Client) -> None:
     """Over 100 bytes a tar's entry takes entries of its own, and an archive's file name has 255 at most."""
-    name = "n" * 128
-    http.post("/adapters", json={"name": name, "src": "b"}).raise_for_status()
+    names = ["n" * 128, "m" * 128]
+    for name in names:
+        http.post("/adapters", json={"name": name, "src": "b"}).raise_for_status()
+    mixture = "+".join(names)
     try:
-        for body in (
-            {"model": name},
-            {"model": f"{name}:0.5+a:1e-30"},
-            {"model": f"{name}:0.5+a", "format": "peft"},
-        ):
+        for body in ({"model": names[0]}, {"model": mixture}, {"model": mixture, "format": "peft"}):
             done = wait(http, ask(http, **body))
             assert done["status"] == "succeeded", done
             assert len(unpacked(http, done)) >= 3
     finally:
-        http.delete(f"/adapters/{name}")
+        for name in names:
+            http.delete(f"/adapters/{name}")
 
 
 def test_the_routes_ask_for_the_admin_key(files: Files, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from manylora.server.api.adapter_schemas import (
     LoadLoraRequest,
     UnloadLoraRequest,
 )
-from manylora.server.api.export_sources import ExportRequest
+from manylora.server.api.export_sources import ExportRequest, MixtureExportRequest
 from manylora.server.api.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tests.server.api.running import Running
 
@@ -41,6 +41,7 @@ ROUTES: dict[str, tuple[str, str, type[BaseModel], dict[str, str]]] = {
     "load": ("POST", "/v1/load_lora_adapter", LoadLoraRequest, {"lora_name": '"a"', "lora_path": '"a"'}),
     "unload": ("POST", "/v1/unload_lora_adapter", UnloadLoraRequest, {"lora_name": '"nobody"'}),
     "export": ("POST", "/adapters/nobody/export", ExportRequest, {}),
+    "export a mixture": ("POST", "/exports", MixtureExportRequest, {"model": '"nobody"'}),
 }
 ODD = {
     "false": "false",
