@@ -127,6 +127,7 @@ class Walk:
         catalog = self.house.catalog
         before = self.truth.adapters.get(name)
         replace = self.rng.random() < 0.5
+        right: type[AdapterNameTaken | UnknownAdapter] | None
         # One name at most is pinned, so that there is always room.
         pin = name == ADAPTERS[0] and self.rng.random() < 0.3
         if replace:

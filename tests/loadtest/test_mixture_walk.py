@@ -8,7 +8,8 @@ import pytest
 
 from manylora.loadtest.bars.mixture_walk import Diverged, Walk
 from manylora.loadtest.bars.walk_house import House, opened
-from manylora.server.catalog_types import ResolvedModel
+from manylora.server.engine.output_stream import OutputStream
+from manylora.server.engine.request import GenerationRequest
 
 
 @pytest.mark.timeout(300)
@@ -43,18 +44,10 @@ async def test_a_walk_notices_another_mixtures_answer(
 def _answer_with_other_weights(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a mixture's weights be those of its neighbour, as a wrong key of a cache would."""
     submit = house.engine.submit
-    catalog = house.catalog
-    resolve = catalog.resolve
 
-    def wrong(request):  # type: ignore[no-untyped-def]
-        parts = request.adapters
-        if len(parts) > 1:
-            turned = [weight for _, weight in parts[1:]] + [parts[0][1]]
-            parts = tuple((adapter_id, weight) for (adapter_id, _), weight in zip(parts, turned, strict=True))
-        return submit(replace(request, adapters=parts))
-
-    def same(model: str) -> ResolvedModel:
-        return resolve(model)
+    def wrong(request: GenerationRequest) -> OutputStream:
+        ids, weights = [i for i, _ in request.adapters], [weight for _, weight in request.adapters]
+        turned = tuple(zip(ids, weights[1:] + weights[:1], strict=True))
+        return submit(replace(request, adapters=turned))
 
     monkeypatch.setattr(house.engine, "submit", wrong)
-    monkeypatch.setattr(catalog, "resolve", same)

@@ -112,13 +112,15 @@ def test_odd_ranks_before_it_change_no_bit_of_an_adapter(dtype: torch.dtype) -> 
     """A processor may add the terms of a sum in pairs; one sum in 100,000 tells, so many are made."""
     ranks, out = (3, 32, 5, 31, 16, 1, 24, 32), 20_000
     starts = np.cumsum([7, *ranks]).tolist()
-    ranges = [{"q_proj": RankRange(start, rank)} for start, rank in zip(starts, ranks, strict=False)]
+    ranges: list[AdapterRanges] = [
+        {"q_proj": RankRange(start, rank)} for start, rank in zip(starts, ranks, strict=False)
+    ]
     noise = torch.Generator().manual_seed(5)
     tokens = max(2 * len(ranks), MATMUL_LIMITS[dtype].least_rows)
     x = torch.randn(tokens, WIDE, generator=noise).to(dtype)
     a = (torch.randn(200, WIDE, generator=noise) * WIDE**-0.5).to(dtype)
     b = torch.randn(200, out, generator=noise).to(dtype)
-    uses = [((each, 1.0),) for each in ranges]
+    uses: list[tuple[tuple[AdapterRanges, float], ...]] = [((each, 1.0),) for each in ranges]
     uses += [((one, 0.7), (other, -1.3)) for one, other in zip(ranges, ranges[1:] + ranges[:1], strict=True)]
     spans = [LoraSpan(number, 1, use) for number, use in enumerate(uses)]
     together = added(spans, x, a, b)
