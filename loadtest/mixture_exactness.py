@@ -31,7 +31,7 @@ from manylora.server.engine.request import GenerationRequest, SamplingParams
 from manylora.server.model.decoder import Decoder
 
 TOLERANCE = 1e-5
-"""Of logits in float32 beside peft's."""
+"""Of logits in float32 beside peft's on a CPU; on a GPU, what the same row may differ by in other company."""
 MIXTURES = 16
 NEW_TOKENS = 16
 LONGEST_PROMPT = 71
@@ -116,8 +116,8 @@ def check_mixtures(scratch: Path, device: torch.device) -> Iterator[Outcome]:
     )
 
     theirs = _by_peft(base, paths, list(zip(asked, texts, strict=True)), device)
-    worst = max(map(difference, ours, theirs))
-    yield within(f"mixtures: {MIXTURES} of 2 to 8 adapters have the logits of peft's cat", worst, TOLERANCE)
+    worst, limit = max(map(difference, ours, theirs)), max(TOLERANCE, least_difference(device))
+    yield within(f"mixtures: {MIXTURES} of 2 to 8 adapters have the logits of peft's cat", worst, limit)
     equal = sum(_follows(answer, logits) for answer, logits in zip(together, theirs, strict=True))
     yield _all("mixtures: the tokens are peft's", equal, len(asked))
     ends = [logits[0] for logits in ours]  # the first token is the same in all
