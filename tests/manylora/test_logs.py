@@ -31,6 +31,8 @@ class Stderr(io.StringIO):
 def _logging_as_it_was() -> Iterator[None]:
     root, config = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers, root.level
+    # Whoever left it on has had warnings' own hook put back since: turned on again it would do nothing.
+    logging.captureWarnings(False)
     yield
     root.handlers, root.level = handlers, level
     structlog.configure(**config)

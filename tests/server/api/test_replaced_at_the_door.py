@@ -1,7 +1,7 @@
 """A request whose adapter changes between the look-up of its name and the queue: served by the new one, or 404."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from manylora.adapters.mixtures import MixturePart
 from tests.server.api.running import SECONDS, Running, running, write_files
 
 PROMPT = "a prompt that is being tokenised"
@@ -150,8 +151,8 @@ def test_a_client_that_loses_the_race_again_and_again_is_served_in_the_end(
     catalog = server.server.catalog
     resolve, left = catalog.resolve, ["b", "c", "a"]
 
-    def resolve_and_lose(model: str) -> object:
-        found = resolve(model)
+    def resolve_and_lose(model: str, *parts: Sequence[MixturePart]) -> object:
+        found = resolve(model, *parts)
         if model == "restless" and left:
             losing.append(left.pop())
         return found
