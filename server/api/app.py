@@ -1,5 +1,6 @@
 """The application: routes, errors, request ids, CORS. What it needs is handed in; nothing is global."""
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +19,9 @@ from manylora.server.api.error_responses import install_error_handlers
 from manylora.server.api.openapi import document
 from manylora.server.api.pacing import Paced
 from manylora.server.api.request_context import RequestContext
+from manylora.server.memory import give_back
 
+PAUSE_SECONDS = 3.0
 Application = RequestContext
 """What an ASGI server runs."""
 
@@ -67,6 +70,18 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     )
 
 
+async def give_back_in_pauses(deps: ApiDependencies, pause: float = PAUSE_SECONDS) -> None:
+    """Give the system the memory that requests have left free, whenever nothing was asked or made for ``pause`` s."""
+    given_back, before = 0, deps.metrics.http.served
+    while True:
+        await asyncio.sleep(pause)
+        now = deps.metrics.http.served
+        if now == before != given_back and deps.engine.tempo is None:
+            await asyncio.to_thread(give_back)
+            given_back = now
+        before = now
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the export jobs as long as the server, and end what renders templates with it."""
@@ -76,7 +91,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     deps: ApiDependencies = app.state.dependencies
     if deps.exports is not None:
         await deps.exports.open()
+    pauses = asyncio.create_task(give_back_in_pauses(deps))
     yield
+    pauses.cancel()
     deps.texts.close()
     deps.tokenising.close()
     if deps.exports is not None:

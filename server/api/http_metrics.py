@@ -20,6 +20,8 @@ class HttpCounters:
             ["method", "route", "status"],
             registry=registry,
         )
+        self.served = 0
+        """Requests that are over, but for probes."""
 
     def count(self, scope: Scope, status: int) -> None:
         """Count a request that was answered with ``status``."""

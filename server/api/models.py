@@ -111,7 +111,8 @@ async def tokenize(request: Request) -> Response:
         ) from None
 
     def tokens() -> dict[str, object]:
-        names = [text.vocabulary.token_text(token_id) for token_id in ids] if body.return_token_strs else None
+        spelled = {token_id: text.vocabulary.token_text(token_id) for token_id in set(ids)}
+        names = [spelled[token_id] for token_id in ids] if body.return_token_strs else None
         return {
             "count": len(ids),
             "max_model_len": deps.settings.context_length,

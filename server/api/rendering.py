@@ -9,6 +9,8 @@ from fastapi.responses import Response
 
 PARTS_AT_A_TIME = 64
 """Parts that are written before other threads get their turn: under 0.2 ms."""
+SCALARS_A_PART = 256
+"""Numbers or texts of a list that are written as one part."""
 LEVELS = 5
 """How deep an answer is taken apart: choices, choice, logprobs, content, token."""
 
@@ -47,6 +49,11 @@ def _parts(value: object, levels: int) -> Iterator[str]:
             yield f"{',' if index else ''}{dumps(key)}:"
             yield from _parts(item, levels - 1)
         yield "}"
+    elif isinstance(value, list) and value and not isinstance(value[0], list | dict):
+        yield "["
+        for start in range(0, len(value), SCALARS_A_PART):
+            yield f"{',' if start else ''}{dumps(value[start : start + SCALARS_A_PART])[1:-1]}"
+        yield "]"
     elif levels and isinstance(value, list | Iterator):
         yield "["
         for index, item in enumerate(value):

@@ -73,6 +73,7 @@ class RequestContext:
                 finally:
                     self._counters.count(scope, status)
                     if scope["path"] not in QUIET:
+                        self._counters.served += 1
                         _log(scope, status, time.monotonic() - started, notes)
         finally:
             _current.reset(tokens[0])

@@ -5,12 +5,12 @@ once, a long one keeps nobody's short one waiting, and those who only want to lo
 """
 
 import asyncio
-import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from manylora.server.errors import InvalidRequest, QueueFull
+from manylora.server.memory import give_back
 from manylora.server.threads import step_back
 
 Result = TypeVar("Result")
@@ -20,8 +20,6 @@ CHARACTERS_A_TOKEN = 16
 """Of a prompt, on average, at most: text has about four, code with deep indentation up to eight."""
 THREADS = 2
 """For texts that aren't."""
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-"""glibc's; None with another C library."""
 MOST_PROMPTS, MOST_LOOKS = 4096, 16
 """Requests that may be with the tokenizer, at work or waiting: prompts, and those of /tokenize and /detokenize."""
 
@@ -65,8 +63,7 @@ def _given_back(work: Callable[[], Result]) -> Result:
     try:
         return work()
     finally:
-        if _trim is not None:
-            _trim(0)
+        give_back()
 
 
 class Tokenising:

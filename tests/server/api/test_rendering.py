@@ -3,12 +3,23 @@
 import json
 from collections.abc import Iterator
 
-from manylora.server.api.rendering import dumps, dumps_in_parts
+from manylora.server.api.rendering import LEVELS, _parts, dumps, dumps_in_parts
 
 
 def test_parts_are_the_text_that_one_piece_is() -> None:
     value = {"a": [1, {"b": ["é", None, 0.1]}, []], "c": {}, "d": [[[[[[1, [2]]]]]]], "e": "x"}
     assert dumps_in_parts(value) == dumps(value)
+
+
+def test_long_lists_of_numbers_and_texts_are_written_in_few_parts() -> None:
+    value = {
+        "tokens": list(range(100_000)),
+        "names": ["é"] * 1000 + [None],
+        "one": [1],
+        "mixed": [1, {"a": [2]}],
+    }
+    assert dumps_in_parts(value) == dumps(value)
+    assert len([*_parts(value, LEVELS)]) < 500
 
 
 def test_an_iterator_is_a_list_whose_items_are_made_one_after_the_other() -> None:
