@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, func, insert, select, update
 
 from manylora.adapters.errors import AdapterNameTaken, UnknownAdapter
-from manylora.adapters.mixtures import MixturePart
+from manylora.adapters.mixtures import MixturePart, are_same
 from manylora.adapters.names import check_name, list_names
 from manylora.adapters.records import (
     ADAPTERS,
@@ -41,7 +41,7 @@ class MixtureRegistry:
             found = _find(connection, name)
             if found is None:
                 return _activate(connection, name, parts)
-            if frozenset(found.parts) != frozenset(parts):
+            if not are_same(found.parts, parts):
                 raise AdapterNameTaken(
                     f"mixture {name!r} exists with other parts; replace it or choose another name"
                 )

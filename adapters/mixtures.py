@@ -8,13 +8,13 @@ around a part don't matter.
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from manylora.adapters.errors import InvalidMixture
-from manylora.adapters.names import MAX_NAME_LENGTH
+from manylora.adapters.names import LONGEST_ECHO, MAX_NAME_LENGTH
 
-_LONGEST_ECHO = 200
 _NUMBER = re.compile(r"-?(\d{1,64}(\.\d{0,64})?|\.\d{1,64})(e-?\d{1,4})?|-?(nan|inf|infinity)", re.A | re.I)
 """A weight as text. Those that are not finite are numbers too: who writes one is told so."""
 _CUT_WEIGHT = re.compile(r"(-?[\d.]{1,128}e)?", re.A | re.I)
@@ -50,7 +50,7 @@ def parse_mixture(text: str, known: Callable[[str], bool]) -> tuple[MixturePart,
     for piece in text.split("+"):
         name, weight = _split(piece.strip(), known)
         if not name:
-            raise InvalidMixture(f"mixture {text[:_LONGEST_ECHO]!r}: a part between '+' has no name")
+            raise InvalidMixture(f"mixture {text[:LONGEST_ECHO]!r}: a part between '+' has no name")
         if weight is None and not known(name):
             _check_whole(name, known)
         found.append(MixturePart(name, part_weight(name, 1.0 if weight is None else weight)))
@@ -62,7 +62,7 @@ def _check_whole(piece: str, known: Callable[[str], bool]) -> None:
     name, colon, digits = piece.rpartition(":")
     if colon and _CUT_WEIGHT.fullmatch(digits) and known(name):
         raise InvalidMixture(
-            f"part {piece[:_LONGEST_ECHO]!r} has no whole weight after its colon; a weight is written without '+': "
+            f"part {piece[:LONGEST_ECHO]!r} has no whole weight after its colon; a weight is written without '+': "
             "1, 1e3"
         )
 
@@ -72,7 +72,7 @@ def part_weight(name: str, weight: float) -> float:
     single = _single(weight)
     if not math.isfinite(single):
         raise InvalidMixture(
-            f"the weight of {name[:_LONGEST_ECHO]!r} is {weight}: a weight is a finite number"
+            f"the weight of {name[:LONGEST_ECHO]!r} is {weight}: a weight is a finite number"
         )
     return single
 
@@ -97,6 +97,16 @@ def check_parts(parts: Sequence[MixturePart], most: int) -> None:
 def spell(parts: Sequence[MixturePart]) -> str:
     """Return parts as text that ``parse_mixture`` reads, unless a part with its weight happens to be a known name."""
     return "+".join(f"{part.adapter}:{_number(part.weight)}" for part in parts)
+
+
+def are_same(some: Sequence[MixturePart], others: Sequence[MixturePart]) -> bool:
+    """Return whether these are the same parts, in whatever order."""
+    return Counter(some) == Counter(others)
+
+
+def shortest(weight: float) -> float:
+    """Return the number with the fewest digits that is this float32: 0.7 as it was sent, not 0.699999988079071."""
+    return float(_number(weight))
 
 
 def _number(weight: float) -> str:

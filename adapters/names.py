@@ -7,6 +7,8 @@ from manylora.adapters.errors import AdapterNameTaken, InvalidAdapter
 
 MAX_NAME_LENGTH = 128
 LISTED_NAMES = 20
+LONGEST_ECHO = 200
+"""Characters of a name or a text from a client that a message repeats."""
 _EXPORT = re.compile(r".*/export/export-[0-9a-f]{16}(/download)?")
 """What the HTTP API calls an adapter's exports: an adapter of such a name could not be told from one."""
 _CHARACTERS = re.compile(r"[A-Za-z0-9._\-/:]+")

@@ -116,10 +116,10 @@ def report_on(options: argparse.Namespace, reports: dict[str, list[dict[str, Any
         ],
     ]
     print(headline(), end="\n\n")  # noqa: T201  # the result
-    print(text_table(["tokens/s, medians", f"{options.model}, {options.quantization}", ""], rows))  # noqa: T201
+    print(text_table(["tokens/s, medians", f"{options.model}, {options.quantization}", ""], rows))  # noqa: T201  # the result
     met = ratio >= BAR
     shown = ", ".join(f"{each:.3f}" for each in ratios)
-    print(f"\nratios of the rounds: {shown}; bar ≥ {BAR:g}: {'met' if met else 'missed'}")  # noqa: T201
+    print(f"\nratios of the rounds: {shown}; bar ≥ {BAR:g}: {'met' if met else 'missed'}")  # noqa: T201  # the result
     if options.json is not None:
         written = {"environment": environment(), "ratio": ratio, "ratios": ratios, "reports": reports}
         options.json.write_text(json.dumps(written, indent=2) + "\n")

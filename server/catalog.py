@@ -13,7 +13,7 @@ from typing import Literal
 
 from manylora.adapters.errors import AdapterError, UnknownAdapter
 from manylora.adapters.mixtures import MixturePart
-from manylora.adapters.names import check_name, list_names, name_taken
+from manylora.adapters.names import LONGEST_ECHO, check_name, list_names, name_taken
 from manylora.adapters.reader import AdapterOutline
 from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
@@ -55,7 +55,6 @@ __all__ = [
     "Tier",
 ]
 
-_LONGEST_ECHO = 200
 INHERITED = (
     "registered when a base was known by its config.json alone, so perhaps for other weights than these: delete it and"
     " register it again to say that it is for this base"
@@ -384,7 +383,7 @@ class AdapterCatalog:
     def _existing(self, name: str) -> Entry:
         entry = self._entries.get(name)
         if entry is None:
-            asked = name[:_LONGEST_ECHO]
+            asked = name[:LONGEST_ECHO]
             raise UnknownAdapter(f"there is no adapter {asked!r}; adapters: {list_names(self._entries)}")
         return entry
 

@@ -12,13 +12,14 @@ from manylora.adapters.errors import AdapterNameTaken, InvalidMixture, UnknownAd
 from manylora.adapters.mixtures import (
     LONGEST_PART,
     MixturePart,
+    are_same,
     check_parts,
     is_mixture,
     parse_mixture,
     part_weight,
     spell,
 )
-from manylora.adapters.names import check_name, list_names
+from manylora.adapters.names import LONGEST_ECHO, check_name, list_names
 from manylora.adapters.records import MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.tokens import PartText
@@ -36,7 +37,6 @@ from manylora.server.catalog_types import (
 )
 from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError
 
-_LONGEST_ECHO = 200
 _MOST_COMPARED = 4096
 Admission = Callable[[MixtureRecord | None, Sequence[MixturePart]], bool]
 """Says whether the mixture that a name means now is the one wanted; raises if the name may not mean that one."""
@@ -80,7 +80,7 @@ class Mixtures:
         if record is None:
             if not is_mixture(model, self._knows):
                 names = list_names([*self._settings.base_names, *self._adapters, *self._records])
-                asked = model[:_LONGEST_ECHO]
+                asked = model[:LONGEST_ECHO]
                 raise ModelNotFound(f"model {asked!r} does not exist; models: {names}", param="model")
             return self._mixed(model, MIXTURE_LABEL, self._parse(model), "model")
         try:
@@ -92,7 +92,7 @@ class Mixtures:
     def beside(self, model: str, parts: Sequence[MixturePart]) -> ResolvedModel:
         """Return what ``parts`` mean beside ``model``. Raises InvalidRequest unless that is the base, else as above."""
         if model not in self._settings.base_names:
-            asked, bases = model[:_LONGEST_ECHO], list_names(self._settings.base_names)
+            asked, bases = model[:LONGEST_ECHO], list_names(self._settings.base_names)
             raise InvalidRequest(
                 f"model is {asked!r}, but beside 'adapters' it names the base, {bases}: give every part in 'adapters'",
                 param="adapters",
@@ -124,7 +124,7 @@ class Mixtures:
         """
 
         def free_or_the_same(old: MixtureRecord | None, wanted: Sequence[MixturePart]) -> bool:
-            if old is not None and not _are_same(old.parts, wanted):
+            if old is not None and not are_same(old.parts, wanted):
                 raise AdapterNameTaken(
                     f"mixture {name!r} exists as {spell(old.parts)}; replace it or choose another name"
                 )
@@ -258,7 +258,7 @@ class Mixtures:
             )
         if name in self._records:
             raise InvalidMixture(f"part {name!r} is a mixture: name the adapters that it mixes")
-        asked, names = name[:_LONGEST_ECHO], list_names(self._adapters)
+        asked, names = name[:LONGEST_ECHO], list_names(self._adapters)
         raise ModelNotFound(f"part {asked!r} does not exist; adapters: {names}", param=param)
 
     def _parse(self, model: str) -> tuple[MixturePart, ...]:
@@ -293,7 +293,7 @@ class Mixtures:
         return ResolvedPart(entry.record.id, part.adapter, entry.record.version, part.weight)
 
     def _unknown(self, name: str) -> UnknownAdapter:
-        asked = name[:_LONGEST_ECHO]
+        asked = name[:LONGEST_ECHO]
         return UnknownAdapter(f"there is no mixture {asked!r}; mixtures: {list_names(self._records)}")
 
 
@@ -303,12 +303,3 @@ def _digests(texts: Sequence[PartText]) -> Hashable:
 
 def _names(parts: Sequence[MixturePart]) -> Iterator[str]:
     return (part.adapter for part in parts)
-
-
-def _are_same(some: Sequence[MixturePart], others: Sequence[MixturePart]) -> bool:
-    """Return whether parts mean the same in whatever order."""
-    return sorted(map(_key, some)) == sorted(map(_key, others))
-
-
-def _key(part: MixturePart) -> tuple[str, float]:
-    return part.adapter, part.weight

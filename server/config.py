@@ -180,25 +180,13 @@ class ServeSettings(BaseModel):
     @field_validator("adapter")
     @classmethod
     def _adapters_are_name_and_path(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for item in value:
-            name, _, path = item.partition("=")
-            if not name or not path:
-                raise ValueError(f"{item!r} is not name=path, for example sql=./adapters/sql")
-        names = [AdapterArgument(item).adapter_name for item in value]
-        if len(set(names)) != len(names):
-            raise ValueError("the same adapter name is given twice")
+        _check_named(value, "adapter", "name=path, for example sql=./adapters/sql")
         return value
 
     @field_validator("mixture")
     @classmethod
     def _mixtures_are_name_and_parts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for item in value:
-            name, _, parts = item.partition("=")
-            if not name or not parts:
-                raise ValueError(f"{item!r} is not name=parts, for example sailor-sql=sql:0.7+pirate:0.3")
-        names = [MixtureArgument(item).mixture_name for item in value]
-        if len(set(names)) != len(names):
-            raise ValueError("the same mixture name is given twice")
+        _check_named(value, "mixture", "name=parts, for example sailor-sql=sql:0.7+pirate:0.3")
         return value
 
     @field_validator("api_key", "admin_key")
@@ -236,3 +224,15 @@ class ServeSettings(BaseModel):
     def name_of(self, field: str) -> str:
         """Return where a value was given, for messages; the flag where it is the default."""
         return self._names.get(field, "--" + field.replace("_", "-"))
+
+
+def _check_named(items: tuple[str, ...], what: str, form: str) -> None:
+    """Raise ValueError unless each item is of that ``form``, a name, ``=`` and more, and no name comes twice."""
+    names = set()
+    for item in items:
+        name, _, rest = item.partition("=")
+        if not name or not rest:
+            raise ValueError(f"{item!r} is not {form}")
+        names.add(name)
+    if len(names) != len(items):
+        raise ValueError(f"the same {what} name is given twice")

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+
+from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
 from manylora.loadtest.server_process import ServerProcess, start_server
 
 Served = ServerProcess
@@ -19,3 +22,20 @@ def serving(directory: Path, *arguments: str) -> Iterator[Served]:
         yield server
     finally:
         server.kill()
+
+
+def write_two_adapters(root: Path) -> Path:
+    """Write a base, and two adapters, one and two, below adapters/."""
+    base = write_base(root / "base")
+    for number, name in enumerate(("one", "two")):
+        write_adapter(root / "adapters" / name, base, AdapterShape(rank=4 << number, seed=number))
+    return root
+
+
+def answer(server: Served, model: str, prompt: str = "hello") -> str:
+    """Return a short greedy answer."""
+    body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}
+    response = httpx.post(f"{server.url}/v1/completions", json=body)
+    response.raise_for_status()
+    text: str = response.json()["choices"][0]["text"]
+    return text

@@ -22,6 +22,7 @@ from manylora.server.api.request_context import RequestContext
 from manylora.server.memory import give_back
 
 PAUSE_SECONDS = 3.0
+"""Without anything asked or generated, after which freed memory goes back to the system."""
 Application = RequestContext
 """What an ASGI server runs."""
 

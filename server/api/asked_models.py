@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 from starlette.responses import Response
 
 from manylora.adapters.errors import InvalidMixture
-from manylora.adapters.mixtures import MixturePart, spell
+from manylora.adapters.mixtures import MixturePart, shortest, spell
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.mixture_fields import ModelFields
 from manylora.server.api.request_context import note
@@ -66,11 +65,6 @@ def describe_part(part: ResolvedPart | MixturePart) -> dict[str, object]:
 def describe_asked(part: MixturePart) -> dict[str, object]:
     """Return a part of a named mixture as it was asked for, and as it may be asked for again."""
     return {"adapter": part.adapter, "weight": shortest(part.weight)}
-
-
-def shortest(weight: float) -> float:
-    """Return the number with the fewest digits that is this float32: 0.7 as it was sent, not 0.699999988079071."""
-    return float(str(np.float32(weight)))
 
 
 def in_one_line(parts: Sequence[ResolvedPart]) -> str:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.convertors import StringConvertor, register_url_convertor
 
-from manylora.server.api.asked_models import shortest
+from manylora.adapters.mixtures import shortest
 from manylora.server.api.auth import require_admin
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import dependencies
@@ -35,6 +35,7 @@ register_url_convertor("export", _ExportId())
 router = APIRouter(dependencies=[Depends(require_admin)], tags=["exports"])
 _PIECE = 1 << 20
 LONGEST_TOP = 40
+"""Characters of a name in that of a download's directory."""
 
 
 @router.post("/adapters/{name:path}/export", openapi_extra=body_of(ExportRequest), status_code=202)

@@ -1,12 +1,12 @@
 """What the engine refuses at its door: requests that no step could compute, whoever made them. Changes nothing."""
 
-import struct
+import numpy as np
 
 from manylora.server.engine.adapter_cache import AdapterCache
 from manylora.server.engine.request import GenerationRequest
 from manylora.server.errors import InvalidRequest, ModelNotFound
 
-LARGEST_WEIGHT: float = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
+LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 """Of float32, in which weights are computed."""
 
 

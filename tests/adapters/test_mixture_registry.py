@@ -2,7 +2,6 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,17 +18,6 @@ from manylora.adapters.reserve import Reserve
 
 PARTS = (MixturePart("sql", part_weight("sql", 0.7)), MixturePart("pirate", part_weight("pirate", -1e-30)))
 OTHERS = (MixturePart("sql", 1.0), MixturePart("team/v1:2", 0.0))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "adapters.db"
-
-
-@pytest.fixture
-def registry(path: Path) -> Iterator[AdapterRegistry]:
-    with AdapterRegistry(path, reserved=["base"]) as opened:
-        yield opened
 
 
 def add(registry: AdapterRegistry, name: str, digest: str = "d1") -> AdapterRecord:

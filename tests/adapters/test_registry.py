@@ -5,7 +5,6 @@ import errno
 import io
 import os
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,17 +29,6 @@ from manylora.adapters.names import check_name, list_names
 from manylora.adapters.records import AdapterRecord, AdapterState
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.reserve import Reserve
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "adapters.db"
-
-
-@pytest.fixture
-def registry(path: Path) -> Iterator[AdapterRegistry]:
-    with AdapterRegistry(path, reserved=["base"]) as opened:
-        yield opened
 
 
 def add(registry: AdapterRegistry, name: str, digest: str = "d1") -> AdapterRecord:

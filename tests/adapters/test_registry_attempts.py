@@ -12,11 +12,6 @@ from manylora.adapters.registry import AdapterRegistry
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "adapters.db"
-
-
-@pytest.fixture
 def registry(path: Path) -> Iterator[AdapterRegistry]:
     with AdapterRegistry(path) as opened:
         yield opened

@@ -8,33 +8,19 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from manylora.cli import app
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
 from manylora.server.config_sources import SettingsError, load_settings
-from tests.serving import Served, serving
+from tests.serving import answer, serving, write_two_adapters
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, and two adapters below adapters/."""
-    root = tmp_path_factory.mktemp("files")
-    base = write_base(root / "base")
-    for number, name in enumerate(("one", "two")):
-        write_adapter(root / "adapters" / name, base, AdapterShape(rank=4 << number, seed=number))
-    return root
+    return write_two_adapters(tmp_path_factory.mktemp("files"))
 
 
 def flags(files: Path, *more: str) -> tuple[str, ...]:
     adapters = files / "adapters"
     both = [word for name in ("one", "two") for word in ("--adapter", f"{name}={adapters / name}")]
     return (str(files / "base"), *both, "--kv-cache-gib", "0.05", *more)
-
-
-def answer(server: Served, model: str) -> str:
-    body = {"model": model, "prompt": "hello", "max_tokens": 8, "temperature": 0}
-    response = httpx.post(f"{server.url}/v1/completions", json=body)
-    response.raise_for_status()
-    text: str = response.json()["choices"][0]["text"]
-    return text
 
 
 def test_a_mixture_flag_serves_what_it_says_now(files: Path, tmp_path: Path) -> None:

@@ -20,12 +20,11 @@ import uvicorn
 from typer.testing import CliRunner
 
 from manylora.cli import app
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
 from manylora.serve import DrainingServer, StartError, find_named_base, serve
 from manylora.server.config import ServeSettings
-from tests.serving import Served, serving
+from tests.serving import Served, answer, serving, write_two_adapters
 
-LONG, SHORT = 900, 8
+LONG = 900
 
 
 @pytest.fixture
@@ -38,25 +37,12 @@ def root_logger_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, and two adapters below adapters/."""
-    root = tmp_path_factory.mktemp("files")
-    base = write_base(root / "base")
-    for number, name in enumerate(("one", "two")):
-        write_adapter(root / "adapters" / name, base, AdapterShape(rank=4 << number, seed=number))
-    return root
+    return write_two_adapters(tmp_path_factory.mktemp("files"))
 
 
 def flags(files: Path, *more: str) -> tuple[str, ...]:
     root = files / "adapters"
     return (str(files / "base"), "--adapter-root", str(root), "--kv-cache-gib", "0.05", *more)
-
-
-def answer(server: Served, model: str, prompt: str = "hello") -> str:
-    body = {"model": model, "prompt": prompt, "max_tokens": SHORT, "temperature": 0}
-    response = httpx.post(f"{server.url}/v1/completions", json=body)
-    response.raise_for_status()
-    text: str = response.json()["choices"][0]["text"]
-    return text
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def test_the_order_of_the_parts_and_those_of_weight_0_have_no_say(
     other = export(asked((nothing, *reversed(parts)), tmp_path / "two", base))
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
-    assert len(other.manifest["adapter"]["parts"]) == len(first.manifest["adapter"]["parts"]) == 3  # type: ignore[index]
+    assert len(other.manifest["adapter"]["parts"]) == len(first.manifest["adapter"]["parts"]) == 3  # type: ignore[index]  # JSON
 
 
 def test_a_single_part_with_a_weight_is_that_much_of_the_adapter(

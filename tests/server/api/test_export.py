@@ -142,7 +142,7 @@ def before_the_next_process(server: Running) -> Iterator[threading.Event]:
         await asyncio.to_thread(go_on.wait, SECONDS)
         await run(job)
 
-    jobs._run = held  # type: ignore[method-assign]
+    jobs._run = held  # type: ignore[method-assign]  # for this test
     try:
         yield go_on
     finally:

@@ -210,7 +210,7 @@ def test_the_versions_of_the_moment_are_exported_whatever_comes_after(
         await asyncio.to_thread(go_on.wait, SECONDS)
         await run(job)
 
-    jobs._run = held  # type: ignore[method-assign]
+    jobs._run = held  # type: ignore[method-assign]  # for this test
     try:
         job = ask(http, model="mine:0.5", format="peft")
         http.delete("/adapters/mine").raise_for_status()
