@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import openai
@@ -231,14 +232,17 @@ def test_the_number_of_parts_is_a_setting(files: Files, tmp_path: Path, most: in
         assert f"at most {most}" in refused.json()["error"]["message"]
 
 
-def test_the_log_says_which_parts_a_request_got(http: httpx.Client) -> None:
+def test_the_log_says_which_parts_a_request_got(server: Running, http: httpx.Client) -> None:
     ids = {name: http.get(f"/adapters/{name}").json()["id"] for name in "ab"}
     told = f"a@1#{ids['a']}:0.7+b@1#{ids['b']}:-0.3"
 
     def line(body: dict[str, object], path: str = "/v1/completions") -> dict[str, object]:
+        # A line is written once the answer is out: another's may still come, and its own a moment later.
+        own = uuid4().hex
         with capture_logs(processors=[merge_contextvars]) as lines:
-            http.post(path, json=body)
-        [found] = lines
+            http.post(path, json=body, headers={"x-request-id": own})
+            server.wait_until("written", lambda: any(each["request_id"] == own for each in lines))
+        [found] = [each for each in lines if each["request_id"] == own]
         return dict(found)
 
     made = line({"name": "mixed", "mixture": PARTS}, "/adapters")
