@@ -10,6 +10,10 @@ import httpx
 import pytest
 import schemathesis
 
+# It would be read when it is first needed, with pytest's rewriting, while a server's thread parses Python too: CPython's
+# parser counts the depth of both in one place, and fails now and then.
+import schemathesis.specs.openapi.schemas
+
 from manylora.loadtest.api_fuzz import CHECKS, Known, fuzz
 from manylora.server.api.answers import ChatCompletionChunk, CompletionChunk, ErrorAnswer
 from manylora.server.api.documented import OPERATIONS
