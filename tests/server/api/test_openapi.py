@@ -10,8 +10,8 @@ import httpx
 import pytest
 import schemathesis
 
-# It would be read when it is first needed, with pytest's rewriting, while a server's thread parses Python too: CPython's
-# parser counts the depth of both in one place, and fails now and then.
+# It would be read when it is first needed, with pytest's rewriting, while a server's thread parses Python too:
+# CPython's parser counts the depth of both in one place, and fails now and then.
 import schemathesis.specs.openapi.schemas
 
 from manylora.loadtest.api_fuzz import CHECKS, Known, fuzz
