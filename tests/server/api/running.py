@@ -9,7 +9,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, MutableMapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from typing import TypeVar
 import openai
 import uvicorn
 import uvloop
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from manylora.assemble import Server, assemble
 from manylora.descriptors import connection_limits
@@ -28,6 +30,7 @@ from manylora.server.api.connections import http_config
 from manylora.server.config import ServeSettings
 
 T = TypeVar("T")
+Line = MutableMapping[str, object]
 BASE = "tiny"
 SECONDS = 30.0
 """How long a test waits for something that happens within milliseconds, unless it never does."""
@@ -69,8 +72,11 @@ def write_files(root: Path) -> Files:
 class Running:
     """A server under way. Methods may be called from the test's thread."""
 
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, port: int, adapters: Path) -> None:
+    def __init__(
+        self, server: Server, http: uvicorn.Server, loop: asyncio.AbstractEventLoop, port: int, adapters: Path
+    ) -> None:
         self.server = server
+        self._http = http
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self.adapters = adapters
@@ -156,6 +162,16 @@ class Running:
             assert time.monotonic() < deadline, f"never {what}"
             time.sleep(0.002)
 
+    @contextmanager
+    def logged(self) -> Iterator[list[Line]]:
+        """Collect the log lines of the block's requests.
+
+        A line is written after its answer, so those of requests before are waited for.
+        """
+        self.wait_until("done with former requests", lambda: not self._http.server_state.tasks)
+        with capture_logs(processors=[merge_contextvars]) as lines:
+            yield lines  # type: ignore[misc]  # structlog's mutable mappings
+
     def wait_until_busy(self) -> None:
         """Return when the engine computes something."""
         self.wait_until("busy", lambda: self.server.engine.snapshot().running > 0)
@@ -210,7 +226,7 @@ def running(files: Files, data: Path, **settings: object) -> Iterator[Running]:
         port = sockets[0].getsockname()[1]
         serving = asyncio.create_task(http.serve(sockets))
         await http.up.wait()
-        started.put(Running(server, asyncio.get_running_loop(), port, files.adapters))
+        started.put(Running(server, http, asyncio.get_running_loop(), port, files.adapters))
         await asyncio.to_thread(stop.wait)
         http.should_exit = True
         await serving

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from structlog.testing import capture_logs
 
 from tests.server.api.running import BASE, Files, Running, asked, running
 
@@ -138,7 +137,7 @@ def test_hanging_up_before_the_first_token_frees_everything(server: Running, str
 
 
 def test_a_client_that_hangs_up_in_the_middle_of_its_body_is_no_fault(server: Running) -> None:
-    with capture_logs() as lines:
+    with server.logged() as lines:
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
             connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
         server.wait_until("logged", lambda: any(line.get("status") == 499 for line in lines))
