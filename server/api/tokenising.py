@@ -12,10 +12,9 @@ from typing import TypeVar
 from manylora.server.errors import InvalidRequest, QueueFull
 from manylora.server.memory import give_back
 from manylora.server.threads import step_back
+from manylora.server.tokenizer.lane import LONG
 
 Result = TypeVar("Result")
-LONG = 1 << 16
-"""Characters from which on texts are long: half a second's work where they are the worst."""
 CHARACTERS_A_TOKEN = 16
 """Of a prompt, on average, at most: text has about four, code with deep indentation up to eight."""
 THREADS = 2

@@ -6,7 +6,6 @@ from typing import Protocol
 
 from manylora.server.errors import InvalidRequest
 from manylora.server.tokenizer.lane import Lane
-from manylora.server.tokenizer.tokenizer import Tokenizer
 from manylora.server.tokenizer.vocabulary import Vocabulary
 
 SpecialTokens = Mapping[str, str | list[str]]
@@ -25,27 +24,6 @@ class Codec(Protocol):
     async def spell(self, lane: Lane, ids: Sequence[int]) -> str:
         """Turn ids into text, control tokens spelled out."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class InProcess:
-    """The codec of a tokenizer in this process."""
-
-    tokenizer: Tokenizer
-
-    async def encode(
-        self, lane: Lane, texts: Sequence[str], *, add_special_tokens: bool, at_most: int
-    ) -> list[list[int]]:
-        """Tokenise texts. Raises TooManyTokens for the first over ``at_most``."""
-
-        def each(text: str) -> list[int]:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens, at_most=at_most)
-
-        return await lane.run(lambda: [each(text) for text in texts], sum(map(len, texts)))
-
-    async def spell(self, lane: Lane, ids: Sequence[int]) -> str:
-        """Turn ids into text, control tokens spelled out."""
-        return await lane.run(lambda: self.tokenizer.spell(ids), len(ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +65,3 @@ class ModelText:
                     param="stop",
                 )
         return {controls[stop]: stop for stop in stops if stop in controls}
-
-
-def text_of_base(tokenizer: Tokenizer) -> ModelText:
-    """Return the base's."""
-    return ModelText(
-        InProcess(tokenizer),
-        tokenizer.vocabulary,
-        tokenizer.special_tokens,
-        tokenizer.eos_ids,
-        tokenizer.fingerprint(),
-    )

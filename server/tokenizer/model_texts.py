@@ -17,9 +17,11 @@ from manylora.adapters.files import TOKENIZER_JSON
 from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, AdapterText, PartText
 from manylora.server.chat.templates import ChatTemplates, TemplateFailed
 from manylora.server.errors import AdapterUnavailable, QueueFull
-from manylora.server.tokenizer.adapter_tokenizer import AdapterTokenizer, Described, TokenizerFailed
-from manylora.server.tokenizer.model_text import ModelText, SpecialTokens, text_of_base
+from manylora.server.tokenizer.adapter_tokenizer import AdapterTokenizer, Described
+from manylora.server.tokenizer.base_tokenizer import BaseTokenizer
+from manylora.server.tokenizer.model_text import ModelText, SpecialTokens
 from manylora.server.tokenizer.tokenizer import Tokenizer
+from manylora.server.tokenizer.tokenizer_process import TokenizerFailed
 from manylora.server.workers.pool import WorkersBusy
 
 MOST_TOKENIZERS = 8
@@ -40,7 +42,10 @@ class ModelTexts:
         path_of: Callable[[str], Path],
     ) -> None:
         """``directory`` is the base's, ``vocab_size`` its model's; ``path_of`` says where a digest's files are."""
-        self.base = text_of_base(base)
+        self._codec = BaseTokenizer(base, directory)
+        self.base = ModelText(
+            self._codec, base.vocabulary, base.special_tokens, base.eos_ids, base.fingerprint()
+        )
         self.base_template = base.chat_template
         self.templates = templates
         file = directory / TOKENIZER_JSON
@@ -131,7 +136,8 @@ class ModelTexts:
             held = list(self._tokenizers.values())
             self._tokenizers.clear()
         for each in held:
-            each.close()
+            each.process.close()
+        self._codec.close()
         self.templates.close()
 
     def _held(self, directory: Path, text: AdapterText, digest: str | None) -> AdapterTokenizer | None:
@@ -146,19 +152,19 @@ class ModelTexts:
             if held is None:
                 held = self._tokenizers[key] = AdapterTokenizer(key, directory)
             # Its first adapter may be gone, and the files with it.
-            held.directory = directory
+            held.process.directory = directory
             self._tokenizers.move_to_end(key)
             oldest = (
                 self._tokenizers.popitem(last=False)[1] if len(self._tokenizers) > MOST_TOKENIZERS else None
             )
         if oldest is not None:
-            oldest.rest()
+            oldest.process.rest()
         return held
 
     def _forget(self, held: AdapterTokenizer) -> None:
         with self._lock:
-            self._tokenizers.pop(held.key, None)
-        held.close()
+            self._tokenizers.pop(held.process.key, None)
+        held.process.close()
 
     def _digest_of(self, directory: Path, digest: str | None) -> str:
         """Return the hash of tokenizer.json; of an adapter in the store, which never changes, it is kept."""
@@ -176,7 +182,7 @@ class ModelTexts:
 
     def _made(self, held: AdapterTokenizer, described: Described) -> ModelText:
         if described.fingerprint == self.base.fingerprint:
-            held.rest()
+            held.process.rest()
             return self._based(described.special_tokens, described.eos_id)
         return ModelText(
             held,

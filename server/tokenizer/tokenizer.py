@@ -107,12 +107,18 @@ class Tokenizer:
         Control tokens that are spelled out in the text are parsed as such, as is usual in the field.
         Raises TooManyTokens over ``at_most``, without tokenising a text whose length alone says so.
         """
-        if at_most is not None and (least := self.least_tokens(text)) > at_most:
-            raise TooManyTokens(least, at_least=True)
+        if at_most is not None:
+            self.check_length(text, at_most)
         [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         if at_most is not None and len(encoding) > at_most:
             raise TooManyTokens(len(encoding), at_least=False)
         return encoding.ids
+
+    def check_length(self, text: str, at_most: int) -> None:
+        """Raise TooManyTokens for a text whose length alone says that it has more than ``at_most``."""
+        least = self.least_tokens(text)
+        if least > at_most:
+            raise TooManyTokens(least, at_least=True)
 
     def least_tokens(self, text: str) -> int:
         """Return a lower bound of the tokens that ``text`` has, from its length; 0 where nothing is known."""

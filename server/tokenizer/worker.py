@@ -1,4 +1,4 @@
-"""The worker process that holds one adapter's tokenizer: ``python -m manylora.server.tokenizer.worker``.
+"""The process that holds one tokenizer, an adapter's or the base's: ``python -m manylora.server.tokenizer.worker``.
 
 A tokenizer.json is a program too: its patterns may look for ever, and what it asks to be built may take all memory.
 """
@@ -8,6 +8,8 @@ from array import array
 from functools import lru_cache
 
 from manylora.adapters.tokenizer import import_libraries
+from manylora.server.memory import give_back
+from manylora.server.tokenizer.lane import LONG
 from manylora.server.tokenizer.tokenizer import Tokenizer, TooManyTokens
 from manylora.server.workers.child import serve
 
@@ -27,7 +29,11 @@ def answer(question: bytes) -> bytes:
         asked = json.loads(question)
         tokenizer = _tokenizer(asked["key"], asked["directory"])
         if "texts" in asked:
-            return _encoded(tokenizer, asked["texts"], asked["add_special_tokens"], asked["at_most"])
+            try:
+                return _encoded(tokenizer, asked["texts"], asked["add_special_tokens"], asked["at_most"])
+            finally:
+                if len(question) > LONG:
+                    give_back()
         if "ids" in asked:
             return _said({"text": tokenizer.spell(asked["ids"])})
         known: dict[str, object] = {

@@ -81,23 +81,26 @@ def test_echo_with_logprobs_is_bounded_by_what_it_tells(files: Files, tmp_path: 
 
 @contextmanager
 def tokenizer_held(server: Running) -> Iterator[threading.Event]:
-    """Hold texts that begin with "held" in the tokenizer until the block ends; the event says that one is there."""
+    """Hold texts that begin with "held" where they are tokenised until the block ends; the event says that one is.
+
+    A long one is held before its length alone says that it has too many tokens.
+    """
     reached, go_on = threading.Event(), threading.Event()
     tokenizer = server.server.deps.tokenizer
-    encode = tokenizer.encode
+    check_length = tokenizer.check_length
 
-    def wait(text: str, **named: object) -> list[int]:
+    def wait(text: str, at_most: int) -> None:
         if text.startswith("held"):
             reached.set()
             go_on.wait(SECONDS)
-        return encode(text, **named)  # type: ignore[arg-type]  # what the route gave
+        check_length(text, at_most)
 
-    tokenizer.encode = wait  # type: ignore[method-assign]
+    tokenizer.check_length = wait  # type: ignore[method-assign]
     try:
         yield reached
     finally:
         go_on.set()
-        del tokenizer.encode
+        del tokenizer.check_length
 
 
 def test_texts_to_look_at_are_bounded_in_length(files: Files, tmp_path: Path) -> None:

@@ -256,3 +256,37 @@ def test_each_step_is_noted_with_its_decodes_and_prompt_tokens(monkeypatch: pyte
     assert noted[:2] == [(0, 20), (1, 0)]
     assert noted[2][0] == 1
     assert noted[2][1] >= LEAST
+
+
+def test_a_step_that_had_to_take_blocks_away_begins_nothing() -> None:
+    harness = Harness(Pools(blocks=4))
+    for name in ("older", "younger"):
+        harness.engine.add_request(ask(name, PROMPT[:5], 8))
+    harness.step()
+    harness.engine.add_request(ask("small", PROMPT[:2], 2))
+    while not harness.engine.preemptions:
+        assert not harness.tokens("small")
+        harness.step()
+    # Of the two blocks that were taken one is left, which would do for a token and be missed in the next step.
+    assert harness.observer.steps[-1].tokens == 1
+    assert not harness.tokens("small")
+    harness.run()
+    for name, prompt, count in (("older", PROMPT[:5], 8), ("younger", PROMPT[:5], 8), ("small", PROMPT[:2], 2)):
+        assert harness.tokens(name) == expected(prompt, count)
+
+
+def test_a_step_is_full_though_one_of_its_rows_was_taken_out() -> None:
+    harness = Harness(Pools(blocks=12, max_step_tokens=6))
+    for name, origin in (("first", "most"), ("second", "most"), ("third", "few")):
+        harness.engine.add_request(ask(name, PROMPT[:4], 12, origin=origin))
+    for _ in range(4):
+        harness.step()
+    prompt = (PROMPT * 4)[:30]
+    harness.engine.add_request(ask("prompt", prompt, 2, origin="new"))
+    harness.step()
+    # It begins in the place of the second, whose turn in this step had been, and gets that token too.
+    assert harness.engine.preemptions == 1
+    assert harness.observer.steps[-1].tokens == 6
+    harness.run()
+    assert harness.tokens("second") == expected(PROMPT[:4], 12)
+    assert harness.tokens("prompt") == expected(prompt, 2)
