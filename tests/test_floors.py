@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "adapters",
     ),
     "server.chat": ("server.chat", "server.workers"),
-    "server.workers": ("server.workers",),
+    "server.workers": ("server.workers", "server.memory"),
     "server.catalog": ("server", "adapters"),
     "server.api": (
         "server.api",

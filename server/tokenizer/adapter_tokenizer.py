@@ -8,17 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.server.tokenizer.lane import Lane
-from manylora.server.tokenizer.tokenizer_process import (
-    TokenizerFailed,
-    TokenizerProcess,
-    encoding_of,
-    failed,
-    parts,
-    tokens,
-)
+from manylora.server.tokenizer.tokenizer_process import FAILURES, TokenizerProcess, failed, said, tokens
 from manylora.server.tokenizer.vocabulary import Vocabulary
-from manylora.server.workers.pool import WorkersBusy
 from manylora.server.workers.process import WorkerDied
+
+MODULE = "manylora.server.tokenizer.worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +27,13 @@ class Described:
 
 
 class AdapterTokenizer:
-    """A codec (see model_text.py). Any thread may call."""
+    """A codec (see model_text.py). ``directory`` may change, if the same files are there. Any thread may call."""
 
     def __init__(self, key: str, directory: Path) -> None:
         """``key`` stands for the contents of the files in ``directory``."""
-        self.process = TokenizerProcess("the adapter's", key, directory)
+        self.key = key
+        self.directory = directory
+        self.process = TokenizerProcess("the adapter's", MODULE)
         self._lock = threading.Lock()
         self._loading: Future[bytes] | None = None
         self._described: Described | None = None
@@ -63,36 +59,33 @@ class AdapterTokenizer:
         self, lane: Lane, texts: Sequence[str], *, add_special_tokens: bool, at_most: int
     ) -> list[list[int]]:
         """Tokenise texts. Raises TooManyTokens for the first over ``at_most``, InvalidRequest and QueueFull."""
-        asked = encoding_of(texts, add_special_tokens=add_special_tokens, at_most=at_most)
+        asked = {"texts": list(texts), "add_special_tokens": add_special_tokens, "at_most": at_most}
         try:
-            return tokens(await self._ask(asked))
-        except TokenizerFailed as error:
+            return tokens(await asyncio.wrap_future(self._ask(asked)))
+        except FAILURES as error:
             raise self.process.told(error) from error
 
     async def spell(self, lane: Lane, ids: Sequence[int]) -> str:
         """Turn ids into text, control tokens spelled out. Raises InvalidRequest and QueueFull."""
         try:
-            head, _ = parts(await self._ask({"ids": list(ids)}))
-        except TokenizerFailed as error:
+            head, _ = said(await asyncio.wrap_future(self._ask({"ids": list(ids)})))
+        except FAILURES as error:
             raise self.process.told(error) from error
         return str(head["text"])
 
-    async def _ask(self, asked: Mapping[str, object]) -> bytes:
-        try:
-            return await asyncio.wrap_future(self.process.ask(asked))
-        except (WorkerDied, WorkersBusy) as error:
-            raise self.process.told(error) from error
+    def _ask(self, asked: Mapping[str, object]) -> "Future[bytes]":
+        return self.process.ask({"key": self.key, "directory": str(self.directory), **asked})
 
     def _load(self) -> "Future[bytes]":
         with self._lock:
             loading = self._loading
             if loading is None or (loading.done() and loading.exception() is not None):
-                loading = self._loading = self.process.ask({})
+                loading = self._loading = self._ask({})
             return loading
 
     def _read(self, answer: bytes) -> Described:
         if self._described is None:
-            head, rest = parts(answer)
+            head, rest = said(answer)
             vocabulary = Vocabulary.from_bytes(rest)
             self._described = Described(
                 head["fingerprint"], head["special_tokens"], head["eos_id"], vocabulary

@@ -1,13 +1,12 @@
 """The base's tokenizer as the API uses it: in this process, but for long texts."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from manylora.server.tokenizer.lane import LONG, Lane
 from manylora.server.tokenizer.tokenizer import Tokenizer
-from manylora.server.tokenizer.tokenizer_process import TokenizerFailed, TokenizerProcess, encoding_of, tokens
-from manylora.server.workers.pool import WorkersBusy
-from manylora.server.workers.process import WorkerDied
+from manylora.server.tokenizer.tokenizer_process import FAILURES, TokenizerProcess, said, tokens
+
+MODULE = "manylora.server.workers.encoder"
 
 
 class BaseTokenizer:
@@ -17,10 +16,9 @@ class BaseTokenizer:
     holds the interpreter. So long texts have a process of their own, which is started by the first.
     """
 
-    def __init__(self, tokenizer: Tokenizer, directory: Path) -> None:
-        """``directory`` is where ``tokenizer`` was read from."""
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.process = TokenizerProcess("the base's", "base", directory)
+        self.process = TokenizerProcess("the base's", MODULE)
 
     async def encode(
         self, lane: Lane, texts: Sequence[str], *, add_special_tokens: bool, at_most: int
@@ -36,10 +34,10 @@ class BaseTokenizer:
         def elsewhere() -> list[list[int]]:
             for text in texts:
                 self._tokenizer.check_length(text, at_most)
-            asked = encoding_of(texts, add_special_tokens=add_special_tokens, at_most=at_most)
+            asked = {"texts": list(texts), "add_special_tokens": add_special_tokens, "at_most": at_most}
             try:
-                return tokens(self.process.ask(asked).result())
-            except (TokenizerFailed, WorkerDied, WorkersBusy) as error:
+                return tokens(self._ask(asked))
+            except FAILURES as error:
                 raise self.process.told(error) from error
 
         characters = sum(map(len, texts))
@@ -48,6 +46,14 @@ class BaseTokenizer:
     async def spell(self, lane: Lane, ids: Sequence[int]) -> str:
         """Turn ids into text, control tokens spelled out."""
         return await lane.run(lambda: self._tokenizer.spell(ids), len(ids))
+
+    def _ask(self, asked: Mapping[str, object]) -> bytes:
+        """Return the answer (blocking); a process that is new is sent the tokenizer."""
+        asked = {"key": self._tokenizer.fingerprint, **asked}
+        answer = self.process.ask(asked).result()
+        if "unknown" not in said(answer)[0]:
+            return answer
+        return self.process.ask({**asked, "tokenizer": self._tokenizer.written()}).result()
 
     def close(self) -> None:
         """End the process, if there is one."""

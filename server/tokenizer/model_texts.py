@@ -42,9 +42,9 @@ class ModelTexts:
         path_of: Callable[[str], Path],
     ) -> None:
         """``directory`` is the base's, ``vocab_size`` its model's; ``path_of`` says where a digest's files are."""
-        self._codec = BaseTokenizer(base, directory)
+        self._codec = BaseTokenizer(base)
         self.base = ModelText(
-            self._codec, base.vocabulary, base.special_tokens, base.eos_ids, base.fingerprint()
+            self._codec, base.vocabulary, base.special_tokens, base.eos_ids, base.fingerprint
         )
         self.base_template = base.chat_template
         self.templates = templates
@@ -152,7 +152,7 @@ class ModelTexts:
             if held is None:
                 held = self._tokenizers[key] = AdapterTokenizer(key, directory)
             # Its first adapter may be gone, and the files with it.
-            held.process.directory = directory
+            held.directory = directory
             self._tokenizers.move_to_end(key)
             oldest = (
                 self._tokenizers.popitem(last=False)[1] if len(self._tokenizers) > MOST_TOKENIZERS else None
@@ -163,7 +163,7 @@ class ModelTexts:
 
     def _forget(self, held: AdapterTokenizer) -> None:
         with self._lock:
-            self._tokenizers.pop(held.process.key, None)
+            self._tokenizers.pop(held.key, None)
         held.process.close()
 
     def _digest_of(self, directory: Path, digest: str | None) -> str:

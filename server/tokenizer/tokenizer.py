@@ -8,6 +8,7 @@ switched off for good.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,9 +77,14 @@ class Tokenizer:
         """Return the tokens whose ids a model with ``vocab_size`` ids doesn't have: a text may spell them."""
         return self.vocabulary.ids_beyond(vocab_size)
 
+    def written(self) -> str:
+        """Return the tokenizer as its library writes it, a few megabytes: all that the tokens of a text depend on."""
+        return self._backend.to_str()
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Return what two tokenizers share if and only if they make the same tokens of every text."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        """What two tokenizers share if and only if they make the same tokens of every text."""
+        return hashlib.sha256(self.written().encode()).hexdigest()
 
     @property
     def has_chat_template(self) -> bool:

@@ -5,18 +5,16 @@ and a quarter of a second in which no answer goes on. And what comes from outsid
 """
 
 import json
-from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from manylora.server.errors import InvalidRequest, QueueFull
 from manylora.server.tokenizer.tokenizer import TooManyTokens
+from manylora.server.workers.answers import read, read_lists
 from manylora.server.workers.pool import WorkerPool, WorkersBusy
 from manylora.server.workers.process import WorkerDied, WorkerProcess, WorkerTimedOut
 
-MODULE = "manylora.server.tokenizer.worker"
 SECONDS = 60.0
 """For one question, loading included: a large tokenizer takes a few seconds at a low priority."""
 
@@ -25,18 +23,17 @@ class TokenizerFailed(Exception):
     """The tokenizer can't be loaded or used. The message says why."""
 
 
+FAILURES = (TokenizerFailed, WorkerDied, WorkersBusy)
+"""What a question may end in; see ``TokenizerProcess.told``."""
+
+
 class TokenizerProcess:
-    """Asks a process, which is started when it is needed. Any thread may call.
+    """Asks a process, which is started when it is needed. Any thread may call."""
 
-    ``directory`` may change, if the same files are there.
-    """
-
-    def __init__(self, whose: str, key: str, directory: Path) -> None:
-        """``whose`` it is, messages say: "the base's"; ``key`` stands for the contents of the files."""
-        self.key = key
-        self.directory = directory
+    def __init__(self, whose: str, module: str) -> None:
+        """``whose`` it is, messages say: "the base's"; ``module`` is what the process runs."""
         self._whose = whose
-        self._pool = WorkerPool(lambda: WorkerProcess(MODULE), size=1, seconds=SECONDS)
+        self._pool = WorkerPool(lambda: WorkerProcess(module), size=1, seconds=SECONDS)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -44,17 +41,14 @@ class TokenizerProcess:
         return self._pool.pids
 
     def ask(self, asked: Mapping[str, object]) -> "Future[bytes]":
-        """Return what will hold the answer (see ``parts``), or WorkerDied or WorkersBusy (see ``told``)."""
-        whole = {"key": self.key, "directory": str(self.directory), **asked}
-        return self._pool.submit(json.dumps(whole, ensure_ascii=False).encode("utf-8", "surrogatepass"), "")
+        """Return what will hold the answer, or WorkerDied or WorkersBusy."""
+        return self._pool.submit(json.dumps(asked, ensure_ascii=False).encode("utf-8", "surrogatepass"), "")
 
     def told(self, error: Exception) -> Exception:
-        """Return how whoever asked is told of ``error``: InvalidRequest, QueueFull, or the error itself."""
+        """Return how whoever asked is told of one of FAILURES."""
         if isinstance(error, WorkersBusy):
             return QueueFull(f"{self._whose} tokenizer is busy: {error}; try again later", retry_after=1)
-        if isinstance(error, WorkerDied | TokenizerFailed):
-            return InvalidRequest(f"{self._whose} tokenizer can't take this text: {failed(error)}")
-        return error
+        return InvalidRequest(f"{self._whose} tokenizer can't take this text: {_why(error)}")
 
     def rest(self) -> None:
         """End the process once it has nothing to do; a later question starts one again."""
@@ -65,38 +59,28 @@ class TokenizerProcess:
         self._pool.close()
 
 
-def encoding_of(texts: Sequence[str], *, add_special_tokens: bool, at_most: int) -> dict[str, object]:
-    """Return the question for the tokens of texts, each of at most so many tokens; see ``tokens``."""
-    return {"texts": list(texts), "add_special_tokens": add_special_tokens, "at_most": at_most}
-
-
-def tokens(answer: bytes) -> list[list[int]]:
-    """Read each text's ids from an answer. Raises TooManyTokens and TokenizerFailed."""
-    head, rest = parts(answer)
-    if "count" in head:
-        raise TooManyTokens(head["count"], at_least=head["at_least"])
-    ids = array("I", rest).tolist()
-    ends = 0
-    found = []
-    for length in head["lengths"]:
-        found.append(ids[ends : ends + length])
-        ends += length
-    return found
-
-
-def parts(answer: bytes) -> tuple[dict[str, Any], bytes]:
-    """Split an answer into what it says and the bytes behind it. Raises TokenizerFailed."""
-    line, _, rest = answer.partition(b"\n")
-    head: dict[str, Any] = json.loads(line)
+def said(answer: bytes) -> tuple[dict[str, Any], bytes]:
+    """Take an answer apart. Raises TokenizerFailed."""
+    head, rest = read(answer)
     if "error" in head:
         raise TokenizerFailed(head["error"])
     return head, rest
 
 
-def failed(error: WorkerDied | TokenizerFailed) -> TokenizerFailed:
+def tokens(answer: bytes) -> list[list[int]]:
+    """Read each text's ids from an answer. Raises TooManyTokens and TokenizerFailed."""
+    head, rest = said(answer)
+    if "count" in head:
+        raise TooManyTokens(head["count"], at_least=head["at_least"])
+    return read_lists(head, rest)
+
+
+def failed(error: WorkerDied) -> TokenizerFailed:
     """Return why a process gave no answer."""
-    if isinstance(error, TokenizerFailed):
-        return error
+    return TokenizerFailed(_why(error))
+
+
+def _why(error: Exception) -> str:
     if isinstance(error, WorkerTimedOut):
-        return TokenizerFailed(f"it took longer than {SECONDS:g} s")
-    return TokenizerFailed(f"its process ended twice: {error}")
+        return f"it took longer than {SECONDS:g} s"
+    return f"its process ended twice: {error}" if isinstance(error, WorkerDied) else str(error)

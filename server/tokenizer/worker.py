@@ -1,16 +1,16 @@
-"""The process that holds one tokenizer, an adapter's or the base's: ``python -m manylora.server.tokenizer.worker``.
+"""The process that holds the tokenizer of an adapter: ``python -m manylora.server.tokenizer.worker``.
 
 A tokenizer.json is a program too: its patterns may look for ever, and what it asks to be built may take all memory.
 """
 
 import json
-from array import array
 from functools import lru_cache
 
 from manylora.adapters.tokenizer import import_libraries
 from manylora.server.memory import give_back
 from manylora.server.tokenizer.lane import LONG
 from manylora.server.tokenizer.tokenizer import Tokenizer, TooManyTokens
+from manylora.server.workers.answers import written, written_lists
 from manylora.server.workers.child import serve
 
 MEMORY_BYTES = 2 << 30
@@ -35,32 +35,26 @@ def answer(question: bytes) -> bytes:
                 if len(question) > LONG:
                     give_back()
         if "ids" in asked:
-            return _said({"text": tokenizer.spell(asked["ids"])})
+            return written({"text": tokenizer.spell(asked["ids"])})
         known: dict[str, object] = {
-            "fingerprint": tokenizer.fingerprint(),
+            "fingerprint": tokenizer.fingerprint,
             "special_tokens": tokenizer.special_tokens,
             "eos_id": tokenizer.eos_id,
         }
-        return _said(known, tokenizer.vocabulary.to_bytes())
+        return written(known, tokenizer.vocabulary.to_bytes())
     except TooManyTokens as error:
-        return _said({"count": error.count, "at_least": error.at_least})
+        return written({"count": error.count, "at_least": error.at_least})
     except MemoryError:
-        return _said({"error": f"it took more than {MEMORY_BYTES >> 20} MiB of memory"})
+        return written({"error": f"it took more than {MEMORY_BYTES >> 20} MiB of memory"})
     # A file from outside may make the libraries raise anything, and tokenizers' own panics are no Exceptions.
     except BaseException as error:
-        return _said({"error": (str(error) or type(error).__name__)[:_ERROR_CHARACTERS]})
+        return written({"error": (str(error) or type(error).__name__)[:_ERROR_CHARACTERS]})
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool, at_most: int) -> bytes:
-    found = [tokenizer.encode(text, add_special_tokens=add_special_tokens, at_most=at_most) for text in texts]
-    ids = array("I")
-    for each in found:
-        ids.extend(each)
-    return _said({"lengths": [len(each) for each in found]}, ids.tobytes())
-
-
-def _said(head: dict[str, object], rest: bytes = b"") -> bytes:
-    return json.dumps(head, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" + rest
+    return written_lists(
+        [tokenizer.encode(text, add_special_tokens=add_special_tokens, at_most=at_most) for text in texts]
+    )
 
 
 if __name__ == "__main__":

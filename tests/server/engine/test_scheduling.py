@@ -271,7 +271,11 @@ def test_a_step_that_had_to_take_blocks_away_begins_nothing() -> None:
     assert harness.observer.steps[-1].tokens == 1
     assert not harness.tokens("small")
     harness.run()
-    for name, prompt, count in (("older", PROMPT[:5], 8), ("younger", PROMPT[:5], 8), ("small", PROMPT[:2], 2)):
+    for name, prompt, count in (
+        ("older", PROMPT[:5], 8),
+        ("younger", PROMPT[:5], 8),
+        ("small", PROMPT[:2], 2),
+    ):
         assert harness.tokens(name) == expected(prompt, count)
 
 

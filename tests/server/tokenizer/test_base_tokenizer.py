@@ -1,8 +1,11 @@
 """The base's tokenizer: a long text is work for another process, and its tokens are the same."""
 
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from manylora import demo
@@ -24,7 +27,7 @@ def lane() -> Lane:
 
 @pytest.fixture
 async def codec() -> AsyncIterator[BaseTokenizer]:
-    codec = BaseTokenizer(Tokenizer(BASE), BASE)
+    codec = BaseTokenizer(Tokenizer(BASE))
     yield codec
     codec.close()
 
@@ -50,9 +53,21 @@ async def test_a_short_text_needs_no_process(codec: BaseTokenizer, lane: Lane) -
     assert codec.process.pids == ()
 
 
-async def test_what_the_process_says_is_told_as_the_bases(lane: Lane, tmp_path: Path) -> None:
-    codec = BaseTokenizer(Tokenizer(BASE), tmp_path)
-    with pytest.raises(InvalidRequest, match="the base's tokenizer can't take this text"):
+async def test_an_ended_process_is_replaced_and_knows_the_tokenizer(codec: BaseTokenizer, lane: Lane) -> None:
+    first = await codec.encode(lane, [LONG_TEXT], add_special_tokens=True, at_most=LONG)
+    [pid] = codec.process.pids
+    os.kill(pid, signal.SIGKILL)
+    assert await codec.encode(lane, [LONG_TEXT], add_special_tokens=True, at_most=LONG) == first
+    assert codec.process.pids != (pid,)
+    # It is small: no library but the tokenizers' is there.
+    assert psutil.Process(*codec.process.pids).memory_info().rss < 96 << 20
+
+
+async def test_what_the_process_says_is_told_as_the_bases(
+    lane: Lane, codec: BaseTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "written", lambda self: "{")
+    with pytest.raises(InvalidRequest, match="the base's tokenizer can't take this text: EOF"):
         await codec.encode(lane, [LONG_TEXT], add_special_tokens=True, at_most=LONG)
     codec.close()
     # An ended server's process doesn't come back.
