@@ -22,6 +22,7 @@ from manylora.server.api.dependencies import ApiDependencies, ApiSettings
 from manylora.server.api.engine_metrics import EngineMetrics
 from manylora.server.api.export_jobs import ExportedBase, ExportJobs
 from manylora.server.api.metrics import Metrics
+from manylora.server.api.pacing import Rests
 from manylora.server.catalog import AdapterCatalog, CatalogSettings
 from manylora.server.chat.templates import ChatTemplates
 from manylora.server.config import AdapterArgument, ServeSettings
@@ -154,7 +155,8 @@ def assemble(
     observer.scrape(engine, catalog, name, settings.block_size)
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
-    deps = ApiDependencies(engine, catalog, tokenizer, texts, metrics, api, exports)
+    rests = Rests(lambda: engine.tempo is not None)
+    deps = ApiDependencies(engine, catalog, tokenizer, texts, metrics, api, rests, exports)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
 

@@ -49,7 +49,9 @@ async def chat_completions(request: Request) -> Response:
     choices = asyncio.ensure_future(generation.collect())
     await done_within(request, choices)
     done = choices.result()
-    return with_parts(await json_response(lambda: answer.whole(done), large=body.logprobs), model)
+    large = body.logprobs
+    whole = await json_response(lambda: answer.whole(done, at_once=not large), deps.rests if large else None)
+    return with_parts(whole, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,13 @@ class ChatAnswer:
     identity: str
     created: int
 
-    def whole(self, choices: list[Choice]) -> dict[str, object]:
-        """Return the answer as one object."""
+    def whole(self, choices: list[Choice], *, at_once: bool) -> dict[str, object]:
+        """Return the answer as one object; its choices are made ``at_once``, or as they are written."""
+        made = (self._choice(index, choice) for index, choice in enumerate(choices))
         return {
             **self._head("chat.completion"),
             **self.parts,
-            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "choices": list(made) if at_once else made,
             "usage": usage_of([choice.last for choice in choices], self.body.n).to_json(),
         }
 

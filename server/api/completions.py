@@ -62,7 +62,7 @@ async def completions(request: Request) -> Response:
     await done_within(request, choices)
     done = choices.result()
     large = body.echo or body.logprobs is not None
-    whole = await json_response(lambda: answer.whole(done, at_once=not large), large=large)
+    whole = await json_response(lambda: answer.whole(done, at_once=not large), deps.rests if large else None)
     return with_parts(whole, generation.model)
 
 

@@ -8,6 +8,7 @@ from fastapi import Request
 
 from manylora.server.api.export_jobs import ExportJobs
 from manylora.server.api.metrics import Metrics
+from manylora.server.api.pacing import Rests
 from manylora.server.api.tokenising import Tokenising
 from manylora.server.catalog import AdapterCatalog
 from manylora.server.engine.pace import Tempo
@@ -84,6 +85,8 @@ class ApiDependencies:
     texts: ModelTexts
     metrics: Metrics
     settings: ApiSettings
+    rests: Rests
+    """For what takes long to write."""
     exports: ExportJobs | None = None
     """None: this server makes none."""
     tokenising: Tokenising = field(default_factory=Tokenising)

@@ -120,7 +120,7 @@ async def tokenize(request: Request) -> Response:
             "token_strs": names,
         }
 
-    return await json_response(tokens, large=True)
+    return await json_response(tokens, deps.rests)
 
 
 async def _ids(
@@ -161,4 +161,4 @@ async def detokenize(request: Request) -> Response:
     )
     text = await unless_gone(request, text_of(deps, model, body))
     spelled = await unless_gone(request, text.codec.spell(looks, tokens))
-    return await json_response(lambda: {"prompt": spelled}, large=True)
+    return await json_response(lambda: {"prompt": spelled}, deps.rests)

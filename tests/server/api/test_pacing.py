@@ -1,12 +1,21 @@
 """Requests begin by and by while others' answers are being generated."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from manylora.server.api.pacing import FEWEST, LOOK_SECONDS, SECONDS_A_REQUEST, Paced
+from manylora.server.api import pacing
+from manylora.server.api.pacing import (
+    FEWEST,
+    LOOK_SECONDS,
+    PIECES_AT_A_TIME,
+    REST,
+    SECONDS_A_REQUEST,
+    Paced,
+    Rests,
+)
 from manylora.server.engine.pace import Tempo
 
 
@@ -118,3 +127,55 @@ def test_who_leaves_takes_nobodys_turn() -> None:
         assert all(task.done() for task in desk.tasks)
 
     run(story, Tempo(1, 0.001))
+
+
+class Clock:
+    """A thread's processor time, and how long it slept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.worked = 0.0
+        self.slept: list[float] = []
+        self.sleep = self.slept.append
+        monkeypatch.setattr(pacing, "time", self)
+
+    def thread_time(self) -> float:
+        return self.worked
+
+    def pieces(self, count: int) -> Iterator[int]:
+        """Pieces that take 0.1 ms each."""
+        for number in range(count):
+            self.worked += 0.0001
+            yield number
+
+
+def test_who_writes_much_rests_for_three_times_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    count = 100 * PIECES_AT_A_TIME
+    assert [*Rests(lambda: True).between(clock.pieces(count))] == [*range(count)]
+    assert sum(clock.slept) == pytest.approx(REST * clock.worked)
+    assert max(clock.slept) < 0.05
+
+
+def test_those_who_rest_in_turn_have_no_more_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    rests = Rests(lambda: True)
+    others = [rests.between(iter([1, 2])) for _ in range(3)]
+    for other in others:
+        next(other)
+    for _ in rests.between(clock.pieces(PIECES_AT_A_TIME)):
+        pass
+    assert clock.slept == [pytest.approx(4 * REST * clock.worked)]
+    # One that was given up counts no more.
+    for other in others:
+        other.close()  # type: ignore[attr-defined]  # it is a generator
+    worked = clock.worked
+    for _ in rests.between(clock.pieces(PIECES_AT_A_TIME)):
+        pass
+    assert clock.slept[1:] == [pytest.approx(REST * (clock.worked - worked))]
+
+
+def test_with_nothing_to_generate_nobody_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    for _ in Rests(lambda: False).between(clock.pieces(10 * PIECES_AT_A_TIME)):
+        pass
+    assert clock.slept == [0] * 10

@@ -7,8 +7,9 @@ import psutil
 import pytest
 
 from manylora import demo
-from manylora.server.api.tokenising import LONG, Lane
+from manylora.server.api.tokenising import Lane
 from manylora.server.tokenizer import Tokenizer
+from manylora.server.tokenizer.lane import LONG
 
 MIB = 1 << 20
 CHARACTERS = 4 * LONG

@@ -42,8 +42,8 @@ async def test_a_long_text_has_a_process_and_the_same_tokens(codec: BaseTokenize
     assert len(codec.process.pids) == 1
     # Many texts are long together.
     texts = [WORDS * count for count in range(64)]
-    here = [Tokenizer(BASE).encode(text) for text in texts]
-    assert await codec.encode(lane, texts, add_special_tokens=True, at_most=LONG) == here
+    each = [Tokenizer(BASE).encode(text) for text in texts]
+    assert await codec.encode(lane, texts, add_special_tokens=True, at_most=LONG) == each
 
 
 async def test_a_short_text_needs_no_process(codec: BaseTokenizer, lane: Lane) -> None:
