@@ -170,7 +170,7 @@ class Running:
         """
         self.wait_until("done with former requests", lambda: not self._http.server_state.tasks)
         with capture_logs(processors=[merge_contextvars]) as lines:
-            yield lines  # type: ignore[misc]  # structlog's mutable mappings
+            yield lines
 
     def wait_until_busy(self) -> None:
         """Return when the engine computes something."""

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from manylora.server.api.tokenising import LONG
+from manylora.server.tokenizer.lane import LONG
 from tests.server.api.running import BASE, SECONDS, Files, Running, running
 
 
