@@ -31,7 +31,7 @@ def broken(row: Row, others: Sequence[Row], rng: random.Random) -> Planted:
         case 3:
             line = json.dumps({"messages": row.prompt}, ensure_ascii=False)
         case 4:
-            last["content"] = rng.randint(0, 999)
+            last["content"] = {"text": rng.randint(0, 999)}
             line = json.dumps(value, ensure_ascii=False)
         case 5:
             del last["role"]

@@ -14,9 +14,11 @@ from manylora.extras import need_training
 from manylora.failing import fail
 from manylora.training.check.check import CheckSettings, check_data
 from manylora.training.check.fix import fix
+from manylora.training.check.kinds import flags_named
 from manylora.training.check.lengths import load_tokenizer
 from manylora.training.check.page import write_page
-from manylora.training.check.report import CheckReport
+from manylora.training.check.report import SHOWN, CheckReport
+from manylora.training.data.columns import parse_columns
 from manylora.training.errors import TrainingError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Look after training data.")
@@ -46,7 +48,28 @@ Ignore = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="End with status 1 on errors or warnings.")]
 Fixed = Annotated[
     Path | None,
-    typer.Option("--fix", metavar="OUT", help="Write a cleaned file; of several FILEs, a directory."),
+    typer.Option(
+        "--fix",
+        metavar="OUT",
+        help="Write a cleaned file; of several FILEs, a directory. Rows with errors are left out; with warnings,"
+        " those that --remove names.",
+    ),
+]
+Remove = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KIND", help="A kind of finding whose rows --fix leaves out. May be given again."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", metavar="NAME", help="The files' format; without it, told by the rows."),
+]
+ColumnNames = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="FIELD=COLUMN,...",
+        help="Fields that the files name otherwise: prompt=ticket,completion=label.",
+    ),
 ]
 Page = Annotated[Path | None, typer.Option("--html", metavar="OUT", help="Write the report as a page.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON, with every row found.")]
@@ -61,6 +84,9 @@ def check(
     ignore: Ignore = None,
     strict: Strict = False,
     fixed: Fixed = None,
+    remove: Remove = None,
+    format: Format = None,
+    columns: ColumnNames = None,
     page: Page = None,
     as_json: AsJson = False,
 ) -> None:
@@ -70,15 +96,24 @@ def check(
         raise fail(f"{fixed}: is there already; a cleaned file never replaces another")
     if page is not None and page.exists() and page.suffix not in (".html", ".htm"):
         raise fail(f"{page}: is there already and is no page; --html replaces only .html files")
+    if remove and fixed is None:
+        raise fail("--remove says what --fix OUT leaves out: name the file to write")
     try:
+        flags_named(remove or ())  # said before anybody waits for the check
         tokenizer = load_tokenizer(base) if base is not None else None
         settings = CheckSettings(
-            tuple(files), tuple(evaluation or ()), tokenizer, max_length, tuple(ignore or ())
+            tuple(files),
+            tuple(evaluation or ()),
+            tokenizer,
+            max_length,
+            tuple(ignore or ()),
+            format,
+            None if columns is None else parse_columns(columns),
         )
         report = check_data(settings)
         if page is not None:
             write_page(report, page)
-        done = fix(report, fixed).sentences() if fixed is not None else []
+        done = fix(report, fixed, tuple(remove or ())).sentences() if fixed is not None else []
     except (TrainingError, OSError) as error:
         raise fail(str(error)) from None
     if as_json:
@@ -95,9 +130,10 @@ def show(report: CheckReport, done: Sequence[str], console: Console) -> None:
     if report.findings:
         console.print(_table(report))
     for finding in report.findings:
-        console.print(f"\n[{_COLOURS[finding.severity]}]{escape(finding.kind.title)}[/]", highlight=False)
-        for place in finding.examples[:3]:
-            like = f" [dim]see {escape(place.like)}[/]" if place.like else ""
+        title = f"[{_COLOURS[finding.severity]}]{escape(finding.kind.title)}[/]{finding.shown(SHOWN)}"
+        console.print(f"\n{title}", highlight=False)
+        for place in finding.examples[:SHOWN]:
+            like = f" [dim]see {escape(str(place.like))}[/]" if place.like else ""
             console.print(f"  {escape(str(place))}{like}", highlight=False)
             console.print(
                 f"    [dim]{escape(repr(place.excerpt)[1:-1])}[/]", highlight=False, overflow="fold"

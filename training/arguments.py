@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments as HfTrainingArguments
 
+from manylora.training.data.formats import FORMATS
+
+FORMAT_NAMES = [one.name for one in FORMATS]
+
 
 @dataclass
 class ModelArguments:
@@ -38,10 +42,22 @@ class DataArguments:
         default=0.0, metadata={"help": "Without --eval_data_path: share of the data held out for evaluation."}
     )
     data_format: str | None = field(
-        default=None, metadata={"help": "qwen, sharegpt, openai, alpaca, completion or text; told by itself."}
+        default=None,
+        metadata={
+            "help": f"{', '.join(FORMAT_NAMES)}; without it, told by the rows.",
+            "choices": FORMAT_NAMES,
+        },
+    )
+    columns: str | None = field(
+        default=None,
+        metadata={"help": "Fields that the files name otherwise: prompt=ticket,completion=label."},
     )
     lazy_preprocess: bool = field(
-        default=False, metadata={"help": "Tokenise rows when they are needed instead of before the run."}
+        default=False,
+        metadata={
+            "help": "Taken for old commands' sake: rows are checked and tokenised before the run all the same,"
+            " into files, so that they take no memory."
+        },
     )
     packing: bool = field(
         default=False, metadata={"help": "Put several examples into one row; they don't see each other."}

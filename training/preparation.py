@@ -17,9 +17,10 @@ from manylora.training.bases.tokens import ChatSetup, prepare_chat
 from manylora.training.bases.types import Base, DtypeName
 from manylora.training.check.check import CheckSettings, check_data
 from manylora.training.check.report import CheckReport
+from manylora.training.data.columns import Columns, parse_columns
 from manylora.training.data.dataset import DataSettings, TrainingData, load_data, load_split
 from manylora.training.data.files import parse_data_path
-from manylora.training.data.formats import recognise
+from manylora.training.data.formats import check_columns, recognise
 from manylora.training.distributed import is_first_process
 from manylora.training.errors import InvalidArgument, InvalidData
 from manylora.training.rank.make import make_policy
@@ -77,6 +78,9 @@ def check_files(arguments: Arguments, say: Say) -> CheckReport | None:
     )
     # A base that can't be trained on is said before anybody waits for the check.
     read_config(settings.name, directory, trust_remote_code=settings.trust_remote_code)
+    columns = columns_of(arguments)
+    paths = [parse_data_path(path).path for path in (*data.data_path, *data.eval_data_path)]
+    check_columns(columns, paths)
     # One process of several is enough to say what it finds.
     if data.data_check == "off" or not is_first_process():
         return None
@@ -86,15 +90,23 @@ def check_files(arguments: Arguments, say: Say) -> CheckReport | None:
             eval_paths=tuple(data.eval_data_path),
             tokenizer=load_tokenizer(directory, settings),
             max_length=arguments.training.model_max_length,
+            format=data.data_format,
+            columns=columns,
         )
     )
     for sentence in report.sentences():
         say(sentence)
     if data.data_check == "strict" and not report.ok:
         raise InvalidData(
-            "--data_check strict: the data has findings; `manylora data check --fix OUT` writes a cleaned file"
+            "--data_check strict: the data has findings; `manylora data check --fix OUT` writes a file without the"
+            " errors, and with --remove KIND without the warnings that you name; --data_check warn trains all the same"
         )
     return report
+
+
+def columns_of(arguments: Arguments) -> Columns | None:
+    """Return which columns stand for which fields. Raises InvalidArgument."""
+    return None if arguments.data.columns is None else parse_columns(arguments.data.columns)
 
 
 def prepare(arguments: Arguments, total_steps: Callable[[int], int], say: Say) -> Prepared:
@@ -135,7 +147,9 @@ def holds_conversations(arguments: Arguments) -> bool:
     data = arguments.data
     if data.data_format is not None:
         return data.data_format != PLAIN_TEXT
-    return any(recognise(parse_data_path(path).path).name != PLAIN_TEXT for path in data.data_path)
+    columns = columns_of(arguments)
+    paths = (parse_data_path(path).path for path in data.data_path)
+    return any(recognise(path, columns).name != PLAIN_TEXT for path in paths)
 
 
 def load_sets(arguments: Arguments, base: Base, say: Say) -> tuple[TrainingData, TrainingData | None]:
@@ -145,11 +159,16 @@ def load_sets(arguments: Arguments, base: Base, say: Say) -> tuple[TrainingData,
         paths=tuple(data.data_path),
         max_length=training.model_max_length,
         packing=data.packing,
-        lazy=data.lazy_preprocess,
         seed=training.seed,
         format=data.data_format,
+        columns=columns_of(arguments),
         stop_ids=stop_ids(base),
     )
+    if data.lazy_preprocess:
+        say(
+            "--lazy_preprocess is not needed: rows are checked and tokenised before the run, into files that are read"
+            " as they are needed."
+        )
     tokenizer: Any = base.tokenizer
     held_out: TrainingData | None = None
     if data.eval_data_path:
@@ -164,6 +183,10 @@ def load_sets(arguments: Arguments, base: Base, say: Say) -> tuple[TrainingData,
         say(sentence)
     if held_out is not None:
         say(f"Held out for evaluation: {held_out.report.examples:,} examples.")
+        files = held_out.report.files if data.eval_data_path else ()
+        told = [sentence for file in files for sentence in file.sentences()]
+        for sentence in (*told, *held_out.report.findings()):
+            say(f"Held out: {sentence}")
     return train, held_out
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manylora.training.check.duplicates import judge_together
-from manylora.training.check.kinds import BY_NAME, KINDS, Flag
+from manylora.training.check.kinds import KINDS, Flag, flags_named
 from manylora.training.check.languages import NOT_LOOKED_AT, UNKNOWN, language_name
 from manylora.training.check.lengths import Tokenizer, quartile_fence
 from manylora.training.check.profile import Profile, learn
@@ -22,7 +22,8 @@ from manylora.training.check.reading import DataFile, open_files
 from manylora.training.check.report import CheckReport, Mix, findings_of
 from manylora.training.check.scan import ScanJob, process_count, scan
 from manylora.training.check.table import RowTable
-from manylora.training.errors import InvalidArgument, InvalidData
+from manylora.training.data.columns import Columns
+from manylora.training.errors import InvalidData
 
 RARE_LANGUAGE = 0.002
 """The share of the rows under which a language is called unusual."""
@@ -41,15 +42,22 @@ class CheckSettings:
     """Tokens that training reads of a row; None: no row is overlong."""
     ignore: tuple[str, ...] = ()
     """Names of kinds that aren't reported."""
+    format: str | None = None
+    """A format's name, of all files; None recognises each."""
+    columns: Columns | None = None
+    """Fields that the files name otherwise."""
     processes: int | None = None
     """None: as many as there are cores and rows are worth."""
 
 
 def check_data(settings: CheckSettings) -> CheckReport:
-    """Check data files. Raises InvalidData for a file that can't be read, InvalidArgument for a kind that isn't one."""
+    """Check data files.
+
+    Raises InvalidData for a file that can't be read; InvalidArgument for a kind, format or column that there isn't.
+    """
     began = time.monotonic()
-    ignored = _ignored(settings.ignore)
-    files = open_files(settings.paths, settings.eval_paths)
+    ignored = flags_named(settings.ignore)
+    files = open_files(settings.paths, settings.eval_paths, settings.format, settings.columns)
     profile = learn(files)
     if not profile.rows:
         raise InvalidData(f"{', '.join(settings.paths)}: there is no row in it")
@@ -59,22 +67,13 @@ def check_data(settings: CheckSettings) -> CheckReport:
         job = ScanJob(files, profile, Path(directory), settings.tokenizer, settings.max_length, processes)
         scan(job)
         evaluates = np.array([file.evaluates for file in files])[np.asarray(table.column("file"))]
-        judge_together(table, evaluates, processes)
+        judge_together(table, evaluates, profile.shared, processes)
         _mark_outliers(table)
         flags = table.column("flags")
         flags[:] &= np.uint32(~ignored & 0xFFFFFFFF)
-        report = _report(settings, files, profile, table, time.monotonic() - began)
+        report = _report(settings, files, profile, table, evaluates, time.monotonic() - began)
         table.close()
     return report
-
-
-def _ignored(names: Sequence[str]) -> int:
-    ignored = 0
-    for name in names:
-        if name not in BY_NAME:
-            raise InvalidArgument(f"there is no kind of finding {name!r}; there are {', '.join(BY_NAME)}")
-        ignored |= int(BY_NAME[name].flag)
-    return ignored
 
 
 def _mark_outliers(table: RowTable) -> None:
@@ -92,17 +91,22 @@ def _mark_outliers(table: RowTable) -> None:
 
 
 def _report(
-    settings: CheckSettings, files: Sequence[DataFile], profile: Profile, table: RowTable, seconds: float
+    settings: CheckSettings,
+    files: Sequence[DataFile],
+    profile: Profile,
+    table: RowTable,
+    evaluates: NDArray[np.bool_],
+    seconds: float,
 ) -> CheckReport:
     flags = np.asarray(table.column("flags")).copy()
-    readable = (flags & Flag.BROKEN) == 0
+    trained_on = ((flags & Flag.BROKEN) == 0) & ~evaluates
     return CheckReport(
         files=tuple(files),
         rows_per_file=profile.rows_per_file,
         findings=findings_of(table, files, KINDS),
         flags=flags,
-        lengths=_length_mix(np.asarray(table.column("tokens"))[readable]),
-        languages=_language_mix(np.asarray(table.column("language"))[readable]),
+        lengths=_length_mix(np.asarray(table.column("tokens"))[trained_on]),
+        languages=_language_mix(np.asarray(table.column("language"))[trained_on]),
         estimated_lengths=settings.tokenizer is None,
         max_length=settings.max_length,
         seconds=seconds,

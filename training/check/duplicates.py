@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manylora.training.check.kinds import Flag
+from manylora.training.check.shared import Shared
 from manylora.training.check.shingles import BANDS, HASHES
 from manylora.training.check.similar import Likeness, Sides, compare
 from manylora.training.check.table import RowTable
@@ -29,14 +30,17 @@ COPIES_OF_COPIES = 3
 _FLAGS = {Likeness.SAME: Flag.NEAR_DUPLICATE | Flag.SAME_IN_EFFECT, Likeness.NEAR: Flag.NEAR_DUPLICATE}
 
 
-def judge_together(table: RowTable, evaluates: Bool, processes: int = 1) -> None:
-    """Set the flags that need more than one row. `evaluates` [rows] says which rows are evaluation data."""
+def judge_together(table: RowTable, evaluates: Bool, shared: Shared, processes: int = 1) -> None:
+    """Set the flags that need more than one row.
+
+    `evaluates` [rows] says which rows are evaluation data, `shared` what many rows say alike.
+    """
     usable = (table.column("flags")[:] & Flag.BROKEN) == 0
     _mark_exact(table, usable & ~evaluates)
     _mark_same_words(table, usable & ~evaluates)
     if evaluates.any():
         _mark_known(table, usable, evaluates)
-    _mark_near(table, usable, evaluates, processes)
+    _mark_near(table, usable, evaluates, shared, processes)
     _mark_inconsistent(table, usable & ~evaluates)
 
 
@@ -121,11 +125,11 @@ def _mark_known(table: RowTable, usable: Bool, evaluates: Bool) -> None:
         like[train[hit]] = held_out[at[place[hit]]]
 
 
-def _mark_near(table: RowTable, usable: Bool, evaluates: Bool, processes: int) -> None:
+def _mark_near(table: RowTable, usable: Bool, evaluates: Bool, shared: Shared, processes: int) -> None:
     flags = np.asarray(table.column("flags"))
     copies = (flags & (Flag.EXACT_DUPLICATE | Flag.NEAR_DUPLICATE)) != 0
     pairs = _candidates(table, np.flatnonzero(usable & ~copies), evaluates)
-    confirmed = _confirm_together(table, pairs, processes)
+    confirmed = _confirm_together(table, pairs, shared, processes)
     for earlier, later, likeness in confirmed:
         held_out = evaluates[earlier], evaluates[later]
         if held_out == (False, False):
@@ -184,28 +188,30 @@ def _alike(sketch: NDArray[np.uint8], pairs: I64) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-def _confirm_together(table: RowTable, pairs: I64, processes: int) -> list[tuple[int, int, Likeness]]:
+def _confirm_together(
+    table: RowTable, pairs: I64, shared: Shared, processes: int
+) -> list[tuple[int, int, Likeness]]:
     """Share the pairs out among processes where there are many; a later row's pairs stay together."""
     processes = min(processes, max(1, len(pairs) // PAIRS_WORTH_A_PROCESS))
     if processes == 1:
-        return _confirm(table, pairs)
+        return _confirm(table, pairs, shared)
     shares = [pairs[pairs[:, 1] % processes == share] for share in range(processes)]
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        done = [pool.submit(_confirm_share, table.directory, table.rows, share) for share in shares]
+        done = [pool.submit(_confirm_share, table.directory, table.rows, share, shared) for share in shares]
         return [pair for one in done for pair in one.result()]
 
 
-def _confirm_share(directory: Path, rows: int, pairs: I64) -> list[tuple[int, int, Likeness]]:
+def _confirm_share(directory: Path, rows: int, pairs: I64, shared: Shared) -> list[tuple[int, int, Likeness]]:
     table = RowTable(directory, rows)
-    confirmed = _confirm(table, pairs)
+    confirmed = _confirm(table, pairs, shared)
     table.close()
     return confirmed
 
 
-def _confirm(table: RowTable, pairs: I64) -> list[tuple[int, int, Likeness]]:
+def _confirm(table: RowTable, pairs: I64, shared: Shared) -> list[tuple[int, int, Likeness]]:
     """Read both rows of each later row's pairs until one is confirmed."""
     confirmed: list[tuple[int, int, Likeness]] = []
-    sides = lru_cache(maxsize=2000)(partial(_sides, table))
+    sides = lru_cache(maxsize=2000)(partial(_sides, table, shared))
     done = -1
     for earlier, later in pairs.tolist():
         if later == done:
@@ -217,6 +223,6 @@ def _confirm(table: RowTable, pairs: I64) -> list[tuple[int, int, Likeness]]:
     return confirmed
 
 
-def _sides(table: RowTable, row: int) -> Sides:
+def _sides(table: RowTable, shared: Shared, row: int) -> Sides:
     text = table.text(row)
-    return Sides.of(text.prompt, text.answer)
+    return Sides.of(text.prompt, text.answer, shared)

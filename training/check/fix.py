@@ -1,18 +1,23 @@
-"""Writes a cleaned copy of checked files: bad rows left out, wrong encodings undone, all else as it was."""
+"""Writes a cleaned copy of checked files: rows with errors left out, wrong encodings undone, all else as it was.
+
+A warning may be wrong, so its rows stay unless the user names its kind.
+"""
 
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from manylora.training.check.kinds import KINDS, Flag, Kind
+from manylora.training.check.kinds import BY_NAME, KINDS, Flag, Kind, flags_named
 from manylora.training.check.reading import DataFile
-from manylora.training.check.report import CheckReport
+from manylora.training.check.report import SHOWN, CheckReport
 from manylora.training.check.rows import is_mojibake, repaired
+from manylora.training.data.example import Source
 from manylora.training.data.files import read_rows
 from manylora.training.errors import InvalidArgument
 
@@ -25,28 +30,35 @@ class FixReport:
 
     written: Mapping[str, int]
     """By file, the rows that are in it."""
-    removed: Mapping[str, Mapping[str, tuple[int, ...]]]
-    """By kind and file, the lines that were left out. A row with several faults is counted under the first."""
-    repaired: Mapping[str, Mapping[str, tuple[int, ...]]]
+    removed: Mapping[str, Sequence[Source]]
+    """By kind, the rows that were left out. A row with several faults is counted under the first."""
+    repaired: Mapping[str, Sequence[Source]]
+    kept: Mapping[str, int]
+    """By kind, how many rows are in it though there is a warning about them."""
 
     def sentences(self) -> list[str]:
         """What was done, in sentences."""
         said = [f"{rows:,} rows written to {path}" for path, rows in self.written.items()]
         for verb, done in (("left out", self.removed), ("repaired", self.repaired)):
-            for kind, by_file in done.items():
-                count = sum(map(len, by_file.values()))
-                first = [f"{path}:{line}" for path, lines in by_file.items() for line in lines][:3]
-                said.append(f"{verb} {count:,} ({kind}): {', '.join(first)}{', …' if count > 3 else ''}")
+            for kind, sources in done.items():
+                first = ", ".join(map(str, sources[:SHOWN]))
+                more = f" ({SHOWN} of {len(sources):,} shown)" if len(sources) > SHOWN else ""
+                said.append(f"{verb} {len(sources):,} ({kind}): {first}{more}")
+        if self.kept:
+            kinds = ", ".join(f"{kind} {rows:,}" for kind, rows in self.kept.items())
+            said.append(f"kept, with warnings: {kinds}; --remove KIND leaves out those of a kind")
         return said
 
 
-def fix(report: CheckReport, out: Path) -> FixReport:
-    """Write the training files of a report without what it found; the evaluation files stay as they are.
+def fix(report: CheckReport, out: Path, remove: Sequence[str] = ()) -> FixReport:
+    """Write the training files of a report without its errors; the evaluation files stay as they are.
 
-    One file goes to `out` (.jsonl or .json); several go into a new directory `out`, each under its own name. Rows keep
-    their fields. Of duplicates the first stays; of a prompt's different answers the one that most rows give, if there
-    is one. Raises InvalidArgument where something is at `out` already.
+    ``remove`` names further kinds whose rows are left out: of duplicates the first stays; of a prompt's different
+    answers the one that most rows give, if there is one. One file goes to `out` (.jsonl or .json); several go into a
+    new directory `out`, each under its own name. Rows keep their fields. Raises InvalidArgument where something is at
+    `out` already, and for a kind that there isn't.
     """
+    notes = _Notes(flags_named(remove))
     files = [(index, file) for index, file in enumerate(report.files) if not file.evaluates]
     if out.exists():
         raise InvalidArgument(f"{out}: is there already; a cleaned file never replaces another")
@@ -54,7 +66,6 @@ def fix(report: CheckReport, out: Path) -> FixReport:
         raise InvalidArgument(f"{out}: a cleaned file is JSON; name it {' or '.join(ENDINGS)}")
     if not out.parent.is_dir():
         raise InvalidArgument(f"{out.parent}: there is no such directory")
-    notes = _Notes()
     if len(files) == 1:
         notes.written[str(out)] = _clean(report, *files[0], out, notes)
     else:
@@ -64,18 +75,25 @@ def fix(report: CheckReport, out: Path) -> FixReport:
                 if (directory / name).exists():
                     name = f"{Path(file.path).stem}-{index + 1}.jsonl"
                 notes.written[str(out / name)] = _clean(report, index, file, directory / name, notes)
-    return FixReport(notes.written, *map(_frozen, (notes.removed, notes.repaired)))
+    return FixReport(notes.written, notes.removed, notes.repaired, notes.kept)
 
 
+@dataclass(slots=True)
 class _Notes:
-    def __init__(self) -> None:
-        self.written: dict[str, int] = {}
-        self.removed: dict[str, dict[str, list[int]]] = {}
-        self.repaired: dict[str, dict[str, list[int]]] = {}
+    """What was asked for, and what was done."""
 
+    asked: int
+    """Bits of the kinds whose rows are left out beside those with errors."""
+    written: dict[str, int] = field(default_factory=dict)
+    removed: dict[str, list[Source]] = field(default_factory=dict)
+    repaired: dict[str, list[Source]] = field(default_factory=dict)
+    kept: Counter[str] = field(default_factory=Counter)
 
-def _frozen(done: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, tuple[int, ...]]]:
-    return {kind: {path: tuple(lines) for path, lines in by_file.items()} for kind, by_file in done.items()}
+    def keep(self, verdicts: int) -> None:
+        """Count the warnings about a row that stays as it is."""
+        self.kept.update(
+            kind.name for kind in KINDS if verdicts & ~self.asked & kind.flag and kind.severity == "warning"
+        )
 
 
 @contextmanager
@@ -118,20 +136,23 @@ def _good_rows(
 ) -> Iterator[Mapping[str, object]]:
     first = sum(report.rows_per_file[:index])
     for number, row in enumerate(read_rows(file.path), first):
-        kind = _reason(int(report.flags[number]))
-        if kind is None:
-            assert row.value is not None
-            yield row.value
+        verdicts, source = int(report.flags[number]), Source(file.path, row.line, row.number)
+        removed_for = _reason(verdicts, notes.asked)
+        if removed_for is not None or row.value is None:
+            notes.removed.setdefault((removed_for or BY_NAME["broken"]).name, []).append(source)
             continue
-        mended = None
-        if kind.cure == "repaired" and row.value is not None:
-            mended = {key: _repaired(value) for key, value in row.value.items()}
-            if not _sound(mended):
-                mended = None
-        done = notes.removed if mended is None else notes.repaired
-        done.setdefault(kind.name, {}).setdefault(file.path, []).append(row.line)
-        if mended is not None:
-            yield mended
+        value = row.value
+        spoiled = next((kind for kind in KINDS if kind.cure == "repaired" and verdicts & kind.flag), None)
+        if spoiled is not None:
+            mended = {key: _repaired(item) for key, item in value.items()}
+            if _sound(mended):
+                notes.repaired.setdefault(spoiled.name, []).append(source)
+                value, verdicts = mended, verdicts & ~_REPAIRED
+            elif verdicts & notes.asked & _REPAIRED:
+                notes.removed.setdefault(spoiled.name, []).append(source)
+                continue
+        notes.keep(verdicts)
+        yield value
 
 
 def _array_writer(target: TextIO) -> Callable[[Mapping[str, object]], None]:
@@ -162,16 +183,17 @@ def _as_json(value: Mapping[str, object]) -> str:
     return text
 
 
-def _reason(verdicts: int) -> Kind | None:
-    """Why a row can't stay as it is: what removes it comes before what is repaired."""
+def _reason(verdicts: int, asked: int) -> Kind | None:
+    """Why a row is left out, but for what can't be repaired."""
     if verdicts & Flag.USUAL_ANSWER:
         verdicts &= ~Flag.INCONSISTENT
-    faults = [kind for kind in KINDS if verdicts & kind.flag]
-    for cure in ("removed", "repaired"):
-        for kind in faults:
-            if kind.cure == cure:
-                return kind
+    for kind in KINDS:
+        if verdicts & kind.flag and (kind.cure == "removed" or (kind.cure == "asked" and asked & kind.flag)):
+            return kind
     return None
+
+
+_REPAIRED = int(sum(kind.flag for kind in KINDS if kind.cure == "repaired"))
 
 
 def _repaired(value: object) -> object:

@@ -83,13 +83,13 @@ def _findings_table(report: CheckReport) -> str:
 
 def _examples(finding: Finding) -> str:
     rest = finding.count - len(finding.examples)
-    more = f"<li>… and {rest:,} more</li>" if rest else ""
+    more = f"<li>… {len(finding.examples)} of {finding.count:,} shown</li>" if rest else ""
     items = "".join(map(_example, finding.examples))
     return f'<h3 class="{finding.severity}">{escape(finding.kind.title)}</h3><ul>{items}{more}</ul>'
 
 
 def _example(place: Place) -> str:
-    like = f' <span class="like">see {escape(place.like)}</span>' if place.like else ""
+    like = f' <span class="like">see {escape(str(place.like))}</span>' if place.like else ""
     return f"<li>{escape(str(place))}{like}<br><code>{escape(place.excerpt)}</code></li>"
 
 

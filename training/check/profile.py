@@ -7,6 +7,7 @@ from manylora.training.check.endings import Endings
 from manylora.training.check.loops import looping
 from manylora.training.check.reading import DataFile, example_of, rows_of
 from manylora.training.check.rows import flags_of
+from manylora.training.check.shared import Shared
 from manylora.training.check.shingles import Boilerplate
 from manylora.training.check.texts import RowText, row_text, words_only
 
@@ -22,6 +23,7 @@ class Profile:
     rows_per_file: tuple[int, ...]
     endings: Endings
     boilerplate: Boilerplate
+    shared: Shared
 
     @property
     def language_stride(self) -> int:
@@ -53,6 +55,7 @@ def learn(files: Sequence[DataFile]) -> Profile:
         rows_per_file=tuple(counts),
         endings=Endings.learn([text for text, loop in zip(texts, loops, strict=True) if not loop]),
         boilerplate=Boilerplate.learn([compared(text) for text in texts]),
+        shared=Shared.learn(texts),
     )
 
 

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from manylora.training.check.kinds import KINDS, Flag, Kind, Severity
 from manylora.training.check.reading import DataFile
 from manylora.training.check.table import RowTable
+from manylora.training.data.example import Source
 
 EXAMPLES = 5
+SHOWN = 3
+"""Examples where there is room for few."""
 EXCERPT = 160
 
 
@@ -19,14 +22,13 @@ EXCERPT = 160
 class Place:
     """A row that a finding is about."""
 
-    path: str
-    line: int
+    source: Source
     excerpt: str
-    like: str | None = None
-    """file:line of the row that it repeats or contradicts."""
+    like: Source | None = None
+    """The row that it repeats or contradicts."""
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
+        return str(self.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,22 @@ class Finding:
 
     kind: Kind
     count: int
+    """Rows found in all files."""
+    trained: int
+    """Those of them that are trained on, not evaluated with."""
     rows: int
-    """Of all files."""
+    """All that are trained on."""
+    eval_rows: int
     examples: tuple[Place, ...]
     lines: Mapping[str, NDArray[np.int64]]
     """By file, all the lines."""
+    numbers: Mapping[str, NDArray[np.int64]]
+    """By file, which rows of it these are, from 1."""
 
     @property
     def share(self) -> float:
-        """Of all rows."""
-        return self.count / self.rows
+        """Of the rows that are trained on."""
+        return self.trained / self.rows if self.rows else 0.0
 
     @property
     def severity(self) -> Severity:
@@ -54,9 +62,20 @@ class Finding:
     @property
     def sentence(self) -> str:
         """The finding in a sentence, with the first lines."""
-        first = ", ".join(str(place) for place in self.examples[:3])
-        more = ", …" if self.count > 3 else ""
-        return f"{self.kind.title}: {self.count:,} of {self.rows:,} rows {self.kind.says}: {first}{more}"
+        first = ", ".join(str(place) for place in self.examples[:SHOWN])
+        return f"{self.kind.title}: {self._how_many} {self.kind.says}: {first}{self.shown(SHOWN)}"
+
+    @property
+    def _how_many(self) -> str:
+        if not self.eval_rows:
+            return f"{self.trained:,} of {self.rows:,} rows"
+        said = f"{self.trained:,} of {self.rows:,} training rows"
+        evaluated = self.count - self.trained
+        return f"{said} and {evaluated:,} of {self.eval_rows:,} evaluation rows" if evaluated else said
+
+    def shown(self, most: int) -> str:
+        """Say how many of the rows are named, where ``most`` are and there are more."""
+        return f" ({most} of {self.count:,} shown)" if self.count > most else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +96,9 @@ class CheckReport:
     flags: NDArray[np.uint32]
     """[rows] all verdicts on each row, files one behind the other; bits of kinds.Flag."""
     lengths: Mix
-    """Rows by tokens; each name is the lower edge of a bin."""
+    """Rows that are trained on by tokens; each name is the lower edge of a bin."""
     languages: Mix
+    """Rows that are trained on by language."""
     estimated_lengths: bool
     max_length: int | None
     seconds: float
@@ -111,7 +131,7 @@ class CheckReport:
         return section(self)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON's types; ``lines`` holds every row found."""
+        """All of it as JSON's types; ``lines`` holds every row found, ``row_numbers`` which row of its file it is."""
         return {
             "rows": self.rows,
             "files": [
@@ -133,13 +153,21 @@ def _finding_as_json(finding: Finding) -> dict[str, Any]:
         "kind": finding.kind.name,
         "severity": finding.severity,
         "count": finding.count,
+        "training_count": finding.trained,
         "share": finding.share,
         "sentence": finding.sentence,
         "examples": [
-            {"path": place.path, "line": place.line, "excerpt": place.excerpt, "like": place.like}
+            {
+                "path": place.source.path,
+                "line": place.source.line,
+                "row": place.source.row,
+                "excerpt": place.excerpt,
+                "like": None if place.like is None else str(place.like),
+            }
             for place in finding.examples
         ],
         "lines": {path: lines.tolist() for path, lines in finding.lines.items()},
+        "row_numbers": {path: numbers.tolist() for path, numbers in finding.numbers.items()},
     }
 
 
@@ -149,23 +177,26 @@ def findings_of(
     """Gather each kind's rows from a table whose flags are set."""
     flags, of_file = np.asarray(table.column("flags")), np.asarray(table.column("file"))
     lines = np.asarray(table.column("line"))
+    sizes = np.bincount(of_file, minlength=len(files))
+    starts = np.concatenate(([0], np.cumsum(sizes)))
+    evaluated = np.array([file.evaluates for file in files])
     found = []
     for kind in kinds:
         rows = np.flatnonzero(flags & np.uint32(kind.flag))
         if not len(rows):
             continue
-        by_file = {
-            file.path: lines[rows[of_file[rows] == index]].astype(np.int64)
-            for index, file in enumerate(files)
-        }
-        examples = tuple(_place(table, files, int(row), kind) for row in rows[:EXAMPLES])
+        by_file = {index: rows[of_file[rows] == index] for index in range(len(files))}
+        by_file = {index: some for index, some in by_file.items() if len(some)}
         found.append(
             Finding(
                 kind,
-                len(rows),
-                table.rows,
-                examples,
-                {path: some for path, some in by_file.items() if len(some)},
+                count=len(rows),
+                trained=int((~evaluated[of_file[rows]]).sum()),
+                rows=int(sizes[~evaluated].sum()),
+                eval_rows=int(sizes[evaluated].sum()),
+                examples=tuple(_place(table, files, int(row), kind) for row in rows[:EXAMPLES]),
+                lines={files[index].path: lines[some].astype(np.int64) for index, some in by_file.items()},
+                numbers={files[index].path: some - starts[index] + 1 for index, some in by_file.items()},
             )
         )
     return tuple(found)
@@ -181,17 +212,18 @@ _PARTNER = {
 
 
 def _place(table: RowTable, files: Sequence[DataFile], row: int, kind: Kind) -> Place:
-    where = files[int(table.column("file")[row])].path, int(table.column("line")[row])
     text = table.text(row)
     if kind.flag in Flag.CUT_OFF | Flag.REPEATS:
         excerpt = "…" + text.answer[-EXCERPT:] if len(text.answer) > EXCERPT else text.answer
     else:
         excerpt = text.error or shortened(f"{text.prompt} → {text.answer}" if text.prompt else text.answer)
     like = int(table.column(_PARTNER[kind.flag])[row]) if kind.flag in _PARTNER else -1
-    other = None
-    if like >= 0:
-        other = f"{files[int(table.column('file')[like])].path}:{int(table.column('line')[like])}"
-    return Place(where[0], where[1], excerpt, other)
+    return Place(_source(table, files, row), excerpt, _source(table, files, like) if like >= 0 else None)
+
+
+def _source(table: RowTable, files: Sequence[DataFile], row: int) -> Source:
+    file, line, number = (int(table.column(name)[row]) for name in ("file", "line", "number"))
+    return Source(files[file].path, line, number or None)
 
 
 def shortened(text: str, limit: int = EXCERPT) -> str:

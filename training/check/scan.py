@@ -111,6 +111,7 @@ def _judge(
     table.column("flags")[here] = flags
     table.column("file")[here] = [file for file, _ in block]
     table.column("line")[here] = [row.line for _, row in block]
+    table.column("number")[here] = [row.number or 0 for _, row in block]
     table.column("like")[here] = -1
     table.column("against")[here] = -1
     table.column("store")[here] = writer.store

@@ -1,24 +1,24 @@
 """Whether two rows are one example with small edits: the second, exact look at what MinHash brought together.
 
 Words are compared without regard to their places, and so are pairs of neighbours, which hold the order: unlike an
-alignment, that takes a time that grows with the length alone.
+alignment, that takes a time that grows with the length alone. What many rows share (shared.py) isn't counted: what
+changed is measured by what is a row's own.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
 
-_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\d+|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
-"""Words, numbers, and single characters of the scripts that put no space between words."""
+from manylora.training.check.shared import Shared, words_of
+
 ALIKE = 0.8
-"""Of all characters in words, the share that must be the same."""
+"""Of all characters in own words, the share that must be the same."""
 SIDE_ALIKE = 0.5
 """The same of prompt and answer each: other answers to one prompt, and one answer to other prompts, are no copies."""
 PAIRS_ALIKE = 0.5
-"""Of all pairs of neighbouring words, the share that must be the same."""
+"""Of all own pairs of neighbouring words, the share that must be the same."""
 SAME_ANSWER = 0.9
 """From this share on, one prompt's two answers count as one."""
 
@@ -39,14 +39,19 @@ class Side:
 
     words: Counter[str]
     pairs: Counter[tuple[str, str]]
-    size: int
-    """Characters in all words."""
+    own: int
+    """Characters in words that aren't shared with many rows."""
+    own_pairs: int
+    """Pairs that aren't."""
 
     @classmethod
-    def of(cls, text: str) -> "Side":
+    def of(cls, text: str, shared: Shared) -> "Side":
         """Split a text into small-letter words and numbers."""
-        words = _WORDS.findall(text.casefold())
-        return cls(Counter(words), Counter(pairwise(words)), sum(map(len, words)))
+        words = words_of(text)
+        covered = shared.covers(words)
+        own = sum(len(word) for word, common in zip(words, covered, strict=True) if not common)
+        own_pairs = sum(not all(pair) for pair in pairwise(covered))
+        return cls(Counter(words), Counter(pairwise(words)), own, own_pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +62,9 @@ class Sides:
     answer: Side
 
     @classmethod
-    def of(cls, prompt: str, answer: str) -> "Sides":
+    def of(cls, prompt: str, answer: str, shared: Shared) -> "Sides":
         """Split a row's two texts."""
-        return cls(Side.of(prompt), Side.of(answer))
+        return cls(Side.of(prompt, shared), Side.of(answer, shared))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +76,18 @@ class Difference:
     changed: int
     """Characters in words removed, or added if those are more."""
     total: int
-    """Characters in all words of the longer side."""
+    """Characters in the own words of the side that has more."""
 
     @classmethod
     def between(cls, first: Side, second: Side) -> "Difference":
         """Compare two sides."""
         removed, added = first.words - second.words, second.words - first.words
-        return cls(removed, added, max(_size(removed), _size(added)), max(first.size, second.size))
+        return cls(removed, added, max(_size(removed), _size(added)), max(first.own, second.own))
 
     @property
     def alike(self) -> float:
-        """The share that stayed; 1 for two texts without words."""
-        return 1 - self.changed / self.total if self.total else 1.0
+        """The share that stayed; without words of their own, whether nothing changed."""
+        return 1 - self.changed / self.total if self.total else float(not self.changed)
 
     @property
     def other_numbers(self) -> bool:
@@ -115,9 +120,10 @@ def compare(first: Sides, second: Sides) -> Likeness:
 
 
 def _in_order(first: Sides, second: Sides) -> bool:
-    """Whether most neighbours are neighbours in both."""
+    """Whether most neighbours that aren't shared with many rows are neighbours in both."""
     kept = (first.prompt.pairs & second.prompt.pairs).total() + (
         first.answer.pairs & second.answer.pairs
     ).total()
     longer = max(one.prompt.pairs.total() + one.answer.pairs.total() for one in (first, second))
-    return kept >= PAIRS_ALIKE * longer
+    own = max(one.prompt.own_pairs + one.answer.own_pairs for one in (first, second))
+    return longer - kept <= (1 - PAIRS_ALIKE) * own

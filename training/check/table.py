@@ -18,6 +18,7 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
     "flags": ("u4", 0),
     "file": ("u2", 0),
     "line": ("u8", 0),
+    "number": ("u8", 0),  # of the row in its file, where its line doesn't tell; else 0
     "row": ("u8", 0),  # hash of everything
     "loose": ("u8", 0),  # hash of the words of everything
     "prompt": ("u8", 0),  # hash of all before the answer; 0 without a prompt

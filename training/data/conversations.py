@@ -1,10 +1,13 @@
 """Turns the messages of the chat formats into OpenAI's shape."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from manylora.training.data.example import Message, Source, Tool
+from manylora.training.data.fields import as_text, kind_of, present, read_list
+from manylora.training.data.marks import take_mark
 from manylora.training.errors import InvalidData
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -26,45 +29,65 @@ ROLES_OF_SPEAKERS: Mapping[str, str] = {
 """ShareGPT's names for who speaks, and Qwen's, which are a part of them."""
 
 
-def read_messages(value: object, field: str, source: Source) -> tuple[tuple[Message, ...], tuple[bool, ...]]:
-    """Read OpenAI's messages; the second result says for each whether it is trained.
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Messages in OpenAI's shape."""
 
-    ``weight`` 0 keeps an assistant's message out of the loss.
-    """
+    messages: tuple[Message, ...]
+    trained: tuple[bool, ...]
+    """For each, whether the model learns to write it."""
+    unread: tuple[str, ...] = ()
+    """What the turns say and nothing was made of, such as ``messages[].name``."""
+
+    def __add__(self, other: "Turns") -> "Turns":
+        unread = dict.fromkeys((*self.unread, *other.unread))
+        return Turns(self.messages + other.messages, self.trained + other.trained, tuple(unread))
+
+    def untrained(self) -> "Turns":
+        """Return the same as what is only read."""
+        return Turns(self.messages, (False,) * len(self.messages), self.unread)
+
+
+def read_messages(value: object, field: str, source: Source) -> Turns:
+    """Read OpenAI's messages. The assistant's are trained unless a mark (``weight``, ``loss``, …) says no."""
     messages = []
     trained = []
-    for number, item in enumerate(_list(value, field, source), 1):
+    unread: dict[str, None] = {}
+    for number, item in enumerate(read_list(value, field, source), 1):
         where = f"{field}[{number}]"
         message = _present(item, where, source)
         role = message.pop("role", None)
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise InvalidData(f"{source}: {where} has the role {role!r}; expected {', '.join(sorted(ROLES))}")
         content = read_content(message.pop("content", ""), where, source)
-        weight = message.pop("weight", 1)
-        if weight not in (0, 1):
-            raise InvalidData(f"{source}: {where} has the weight {weight!r}; it is 0 or 1")
+        mark = take_mark(message, where, source)
+        unread |= _unheard(mark, role, field)
         if role == "assistant":
             _read_calls(message, where, source)
         elif role == "function":
             role = "tool"
         messages.append({"role": role, "content": content, **message})
-        trained.append(role == "assistant" and weight == 1)
-    return tuple(messages), tuple(trained)
+        trained.append(role == "assistant" and (mark is None or mark[1]))
+    return Turns(tuple(messages), tuple(trained), tuple(unread))
 
 
-def read_turns(value: object, field: str, source: Source) -> tuple[Message, ...]:
+def read_turns(value: object, field: str, source: Source) -> Turns:
     """Read ShareGPT's turns, from/value. Turns of the assistant before the user's first are left out."""
     messages: list[Message] = []
-    for number, item in enumerate(_list(value, field, source), 1):
+    trained = []
+    unread: dict[str, None] = {}
+    for number, item in enumerate(read_list(value, field, source), 1):
         where = f"{field}[{number}]"
         turn = _present(item, where, source)
-        speaker = turn.get("from")
+        mark = take_mark(turn, where, source)
+        speaker = turn.pop("from", None)
         role = ROLES_OF_SPEAKERS.get(speaker) if isinstance(speaker, str) else None
         if role is None:
             raise InvalidData(
                 f"{source}: {where} is from {speaker!r}; expected one of {', '.join(ROLES_OF_SPEAKERS)}"
             )
-        text = read_content(turn.get("value", ""), where, source)
+        text = read_content(turn.pop("value", ""), where, source)
+        unread |= _unheard(mark, role, field) | dict.fromkeys(f"{field}[].{name}" for name in turn)
         if role == "assistant" and all(message["role"] == "system" for message in messages):
             continue
         if speaker == "function_call":
@@ -72,7 +95,13 @@ def read_turns(value: object, field: str, source: Source) -> tuple[Message, ...]
             messages.append({"role": role, "content": "", "tool_calls": calls})
         else:
             messages.append({"role": role, "content": text})
-    return tuple(messages)
+        trained.append(role == "assistant" and (mark is None or mark[1]))
+    return Turns(tuple(messages), tuple(trained), tuple(unread))
+
+
+def _unheard(mark: tuple[str, bool] | None, role: str, field: str) -> dict[str, None]:
+    """Return the name of a mark that asks to train what is never trained: the assistant's words alone are."""
+    return {f"{field}[].{mark[0]} of {role}": None} if mark and mark[1] and role != "assistant" else {}
 
 
 def read_tools(value: object, source: Source) -> tuple[Tool, ...]:
@@ -80,34 +109,36 @@ def read_tools(value: object, source: Source) -> tuple[Tool, ...]:
     if value is None or value == "":
         return ()
     tools = []
-    for item in _list(value, "tools", source):
+    for item in read_list(value, "tools", source):
         tool = _present(item, "tools", source)
         tools.append(tool if "function" in tool else {"type": "function", "function": tool})
     return tuple(tools)
 
 
 def read_content(value: object, where: str, source: Source) -> str:
-    """Read a message's text: a string, nothing, or a list of text parts."""
+    """Read a message's text: a string or number, nothing, or a list of text parts."""
     if value is None:
         return ""
-    if isinstance(value, str):
-        return value
+    text = as_text(value)
+    if text is not None:
+        return text
     if isinstance(value, list):
         texts = []
         for part in value:
             kind = part.get("type") if isinstance(part, dict) else None
-            if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
+            words = as_text(part.get("text")) if isinstance(part, dict) and kind == "text" else None
+            if words is None:
                 raise InvalidData(
                     f"{source}: {where} has a part of type {kind!r}; only text can be trained on"
                 )
-            texts.append(part["text"])
+            texts.append(words)
         return "".join(texts)
-    raise InvalidData(f"{source}: {where} holds {type(value).__name__}; expected text")
+    raise InvalidData(f"{source}: {where} holds {kind_of(value)}; expected text")
 
 
 def _read_calls(message: dict[str, Any], where: str, source: Source) -> None:
     """Bring an assistant's calls into one shape, with arguments as objects."""
-    calls = _list(message.pop("tool_calls", []), f"{where}.tool_calls", source)
+    calls = read_list(message.pop("tool_calls", []), f"{where}.tool_calls", source)
     single = message.pop("function_call", None)
     found = [_present(call, f"{where}.tool_calls", source) for call in calls]
     found += [] if single is None else [{"function": single}]
@@ -120,8 +151,9 @@ def _read_calls(message: dict[str, Any], where: str, source: Source) -> None:
 def _calls(text: str, where: str, source: Source) -> list[object]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidData(f"{source}: {where} is a function call but isn't JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        said = getattr(error, "msg", str(error))
+        raise InvalidData(f"{source}: {where} is a function call but isn't JSON: {said}") from error
     return value if isinstance(value, list) else [value]
 
 
@@ -134,26 +166,14 @@ def _function(value: object, where: str, source: Source) -> dict[str, Any]:
         # Chat templates write arguments out as JSON, so that a string would be quoted twice.
         try:
             parsed = json.loads(arguments)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             parsed = None
         arguments = parsed if isinstance(parsed, dict) else arguments
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _list(value: object, field: str, source: Source) -> Sequence[object]:
-    """Return a list that may be written as JSON text, as tables have it."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise InvalidData(f"{source}: {field} is text that isn't JSON: {error.msg}") from error
-    if not isinstance(value, list):
-        raise InvalidData(f"{source}: {field} isn't a list")
-    return value
-
-
 def _present(value: object, where: str, source: Source) -> dict[str, Any]:
-    """Return an object's fields that aren't null: Parquet gives every row every field."""
+    """Return an object's fields that aren't null."""
     if not isinstance(value, Mapping):
         raise InvalidData(f"{source}: {where} is {type(value).__name__}; expected an object")
-    return {key: item for key, item in value.items() if item is not None}
+    return dict(present(value))

@@ -2,14 +2,16 @@
 
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from manylora.training.data.columns import Columns
 from manylora.training.data.example import Example, Source
 from manylora.training.data.files import DataPath, parse_data_path, read_rows
 from manylora.training.data.formats import DataFormat, format_named, recognise
-from manylora.training.data.items import LazyItems, PackedItems
+from manylora.training.data.items import PackedItems
 from manylora.training.data.packing import pack
 from manylora.training.data.render import FastTokenizer, Rendered, Renderer
 from manylora.training.data.report import DataReport, FileReport, Finding, percentiles
@@ -25,12 +27,12 @@ class DataSettings:
     """Each ``file`` or ``file:share``."""
     max_length: int
     packing: bool = False
-    lazy: bool = False
-    """Tokenise an example when it is asked for, not before."""
     seed: int = 42
     """Of the draw that shares ask for, and of the split into train and eval."""
     format: str | None = None
     """A format's name, of all files; None recognises each."""
+    columns: Columns | None = None
+    """Fields that the files name otherwise."""
     system: str | None = None
     """Put before conversations without a system turn; None leaves that to the chat template."""
     stop_ids: tuple[int, ...] = ()
@@ -42,10 +44,10 @@ class TrainingData:
 
     dataset: Any
     """Map-style: ``len`` and, by number, items of ``input_ids``, ``labels`` and, when packed, ``position_ids``.
-    A ``datasets.Dataset`` unless packed or lazy. Unpacked, item i is example i."""
+    A ``datasets.Dataset`` unless packed. Unpacked, item i is example i."""
     report: DataReport
     lengths: "array[int]"
-    """Tokens of every item of ``dataset``; empty when lazy."""
+    """Tokens of every item of ``dataset``."""
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ def load_data(settings: DataSettings, tokenizer: FastTokenizer) -> TrainingData:
     """Read and tokenise the files.
 
     Raises InvalidData, with file and line, for the first row that can't be read or has nothing to train on, and for no
-    data at all; InvalidArgument for settings that don't go together.
+    data at all; InvalidArgument for a format that doesn't exist.
     """
     renderer = _renderer(settings, tokenizer)
     store, files = _read(settings)
@@ -100,11 +102,13 @@ def load_split(
     )
 
 
-def read_examples(path: str, format: DataFormat | None = None) -> Iterator[Example]:
+def read_examples(
+    path: str, format: DataFormat | None = None, columns: Columns | None = None
+) -> Iterator[Example]:
     """Yield a file's examples, in order. Raises InvalidData for the first row that isn't one."""
-    known = format or recognise(path)
-    for row in read_rows(path):
-        source = Source(path, row.line)
+    known = format or recognise(path, columns)
+    for row in read_rows(path, columns):
+        source = Source(path, row.line, row.number)
         if row.value is None:
             raise InvalidData(f"{source}: {row.error}; `manylora data check` lists all such rows")
         yield known.example(row.value, source)
@@ -116,6 +120,8 @@ class _File:
     format: DataFormat
     rows: range
     """Its examples' numbers in the store."""
+    unread: Mapping[str, int]
+    """In how many rows each field wasn't read."""
 
     @property
     def used(self) -> int:
@@ -123,8 +129,6 @@ class _File:
 
 
 def _renderer(settings: DataSettings, tokenizer: FastTokenizer) -> Renderer:
-    if settings.lazy and settings.packing:
-        raise InvalidArgument("packing needs every example's length, so it doesn't go with lazy tokenisation")
     return Renderer(tokenizer, settings.max_length, system=settings.system, stop_ids=settings.stop_ids)
 
 
@@ -137,13 +141,16 @@ def _read(settings: DataSettings) -> tuple[ExampleStore, tuple[_File, ...]]:
 
     def examples() -> Iterator[Example]:
         for path in map(parse_data_path, settings.paths):
-            known = chosen or recognise(path.path)
+            known = chosen or recognise(path.path, settings.columns)
             first = len(store)
-            yield from read_examples(path.path, known)
+            unread: Counter[str] = Counter()
+            for example in read_examples(path.path, known, settings.columns):
+                unread.update(example.unread)
+                yield example
             rows = range(first, len(store))
             if not rows:
                 raise InvalidData(f"{path.path}: there is no row in it")
-            files.append(_File(path, known, rows))
+            files.append(_File(path, known, rows, unread))
 
     store.fill(examples())
     return store, tuple(files)
@@ -181,12 +188,9 @@ def _tokenise(
     name: str = "tokens",
 ) -> TrainingData:
     about = tuple(
-        FileReport(file.path.path, file.format.name, len(file.rows), file.path.share, file.used)
+        FileReport(file.path.path, file.format.name, len(file.rows), file.path.share, file.used, file.unread)
         for file in files
     )
-    if settings.lazy:
-        report = DataReport(about, len(drawn), settings.max_length, lazy=True)
-        return TrainingData(LazyItems(store, drawn, renderer), report, array("i"), store, drawn)
     tally = _Tally()
     with tokens_writer(store.directory, name) as writer:
         for start in range(0, len(drawn), ROWS_PER_BATCH):

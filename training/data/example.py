@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Message = Mapping[str, Any]  # OpenAI's shape; chat templates may look at any field of it
@@ -16,9 +16,12 @@ class Source:
     path: str
     line: int
     """Counted from 1: the line on which the row begins; in Parquet, which has no lines, the row."""
+    row: int | None = None
+    """Which row of the file it is, from 1, where other rows begin on the same line."""
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
+        place = f"{self.path}:{self.line}"
+        return place if self.row is None else f"{place} (row {self.row:,})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class Example:
     text: str | None
     """A plain text, all of it trained; None for a conversation."""
     source: Source
+    unread: tuple[str, ...] = field(default=(), compare=False)
+    """Names of the row's fields that nothing was read of. Known where the row was read, and not stored."""
 
     def to_json(self) -> str:
         """Write down all but the source. Equal contents give equal text, which is ASCII."""

@@ -3,7 +3,6 @@
 A row that can't be read is a row too, with its line and what is wrong with it; reading goes on behind it.
 """
 
-import csv
 import gzip
 import hashlib
 import io
@@ -11,10 +10,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import BinaryIO, TextIO, cast
 
-from manylora.training.data.json_stream import read_json_values
+from manylora.training.data.columns import Columns
+from manylora.training.data.encoding import encoding_hint
+from manylora.training.data.json_stream import read_json_values, too_much
 from manylora.training.data.row import Row
+from manylora.training.data.tables import MAX_LINE_BYTES, read_csv, read_parquet
 from manylora.training.errors import InvalidData
 
 __all__ = ["DataPath", "Row", "data_fingerprint", "parse_data_path", "read_rows"]
@@ -28,9 +30,6 @@ KINDS: Mapping[str, str] = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-MAX_LINE_BYTES = 64 * 2**20
-"""Of one line. Longer ones are no examples but a file of another kind."""
-PARQUET_BATCH_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +59,21 @@ def parse_data_path(text: str) -> DataPath:
     return DataPath(path, number)
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
+def read_rows(path: str | Path, columns: Columns | None = None) -> Iterator[Row]:
     """Yield a file's rows in order; ``.gz`` behind a known ending is unpacked on the way.
 
-    Raises InvalidData for a file that isn't there, is of an unknown kind, or can't be read on at all.
+    ``columns`` says which columns stand for which fields. Raises InvalidData for a file that isn't there, is of an
+    unknown kind, or can't be read on at all.
     """
-    path = Path(path)
+    rows = _read(Path(path))
+    yield from rows if columns is None else map(columns.rename, rows)
+
+
+def _read(path: Path) -> Iterator[Row]:
     kind = _kind(path)
     try:
         if kind == "parquet":
-            yield from _read_parquet(path)
+            yield from read_parquet(path)
             return
         with _open(path) as file:
             if kind == "json":
@@ -78,11 +82,11 @@ def read_rows(path: str | Path) -> Iterator[Row]:
                 yield from _read_lines(file)
             elif kind == "csv":
                 with _text(file) as text:
-                    yield from _read_csv(text, "\t" if ".tsv" in path.suffixes else ",")
+                    yield from read_csv(text, "\t" if ".tsv" in path.suffixes else ",", str(path))
             else:
                 yield from _read_text(file)
     except UnicodeDecodeError as error:
-        raise InvalidData(f"{path}: isn't UTF-8 ({error.reason} at byte {error.start} of a block)") from error
+        raise InvalidData(f"{path}: isn't UTF-8{encoding_hint(error)}") from error
     except (OSError, EOFError) as error:
         raise InvalidData(f"{path}: can't be read: {error}") from error
 
@@ -133,13 +137,17 @@ def _read_lines(file: BinaryIO) -> Iterator[Row]:
         try:
             value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
-            yield Row(number, None, f"isn't UTF-8 at byte {error.start + 1}")
+            yield Row(number, None, _not_utf8(error))
         except json.JSONDecodeError as error:
             yield Row(number, None, f"isn't JSON: {error.msg} at character {error.colno}")
-        except RecursionError:
-            yield Row(number, None, "isn't JSON that can be read: nested too deep")
+        except (RecursionError, ValueError) as error:
+            yield Row(number, None, f"isn't JSON that can be read: {too_much(error)}")
         else:
             yield Row.of(number, value)
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"isn't UTF-8 at byte {error.start + 1}{encoding_hint(error)}"
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -161,44 +169,6 @@ def _read_text(file: BinaryIO) -> Iterator[Row]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            yield Row(number, None, f"isn't UTF-8 at byte {error.start + 1}")
+            yield Row(number, None, _not_utf8(error))
         else:
             yield Row(number, {"text": text.rstrip("\r\n")}, None)
-
-
-def _read_csv(file: TextIO, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            yield Row(line, None, f"isn't CSV: {error}")
-            continue
-        if fields is None:
-            return
-        if not fields:
-            continue
-        if header is None:
-            header = [name.strip() for name in fields]
-        elif len(fields) != len(header):
-            yield Row(line, None, f"has {len(fields)} fields where the header has {len(header)}")
-        else:
-            yield Row(line, dict(zip(header, fields, strict=True)), None)
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        number = 0
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Row(number, cast(Mapping[str, Any], value), None)
-    except pa.ArrowException as error:
-        raise InvalidData(f"{path}: isn't Parquet that can be read: {str(error).splitlines()[0]}") from error

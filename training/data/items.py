@@ -1,12 +1,11 @@
-"""The two kinds of items that are made when they are asked for: packed rows, and examples tokenised lazily."""
+"""Items that are made when they are asked for: rows of several examples."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from manylora.training.data.render import IGNORED, Renderer
-from manylora.training.data.store import ExampleStore
+from manylora.training.data.render import IGNORED
 
 Item = dict[str, list[int]]
 
@@ -34,20 +33,3 @@ class PackedItems(Dataset[Item]):
             item["labels"] += [IGNORED, *labels[1:]]
             item["position_ids"] += range(len(ids))
         return item
-
-
-class LazyItems(Dataset[Item]):
-    """Examples that are tokenised each time. One whose answer was cut off whole has no trained label."""
-
-    def __init__(self, store: ExampleStore, numbers: Sequence[int], renderer: Renderer) -> None:
-        self._store = store
-        self._numbers = numbers
-        self._renderer = renderer
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> Item:
-        """Raises InvalidData for an example that has nothing to train on."""
-        rendered = self._renderer.render(self._store[self._numbers[index]])
-        return {"input_ids": rendered.input_ids, "labels": rendered.labels}

@@ -25,7 +25,7 @@ def read_json_values(file: TextIO) -> Iterator[Row]:
     cursor = _Cursor(file)
     first = cursor.peek()
     if first == "[":
-        cursor.advance(1)
+        cursor.open_array()
         yield from _elements(cursor)
     elif first:
         yield from _values(cursor)
@@ -52,6 +52,11 @@ def _values(cursor: "_Cursor") -> Iterator[Row]:
         yield cursor.value()
 
 
+def too_much(error: Exception) -> str:
+    """Say what of JSON that is JSON can't be read."""
+    return "nested too deep" if isinstance(error, RecursionError) else "a number has too many digits"
+
+
 class _Cursor:
     """A place in a text that is read piece by piece."""
 
@@ -61,7 +66,15 @@ class _Cursor:
         self._at = 0
         self._ended = False
         self._decoder = json.JSONDecoder()
+        self._rows = 0
+        self._last_line = 0
+        """On which something stands before what is read next."""
         self.line = 1
+
+    def open_array(self) -> None:
+        """Go behind the array's bracket, beside which its first element may stand."""
+        self._last_line = self.line
+        self.advance(1)
 
     def advance(self, characters: int) -> None:
         """Go on, counting lines."""
@@ -83,6 +96,13 @@ class _Cursor:
     def value(self) -> Row:
         """Read the value that begins here; or, if it is broken, pass over it."""
         line = self.line
+        self._rows += 1
+        number = self._rows if line == self._last_line else None
+        row = self._decoded(line, number)
+        self._last_line = self.line if row.error is None else line
+        return row
+
+    def _decoded(self, line: int, number: int | None) -> Row:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
@@ -91,12 +111,12 @@ class _Cursor:
                     continue
                 where = f"line {line + error.doc.count(chr(10), self._at, error.pos)}"
                 self._pass_over()
-                return Row(line, None, f"isn't JSON: {error.msg.removesuffix(' at')} on {where}")
-            except RecursionError:
+                return Row(line, None, f"isn't JSON: {error.msg.removesuffix(' at')} on {where}", number)
+            except (RecursionError, ValueError) as error:
                 self._pass_over()
-                return Row(line, None, "isn't JSON that can be read: nested too deep")
+                return Row(line, None, f"isn't JSON that can be read: {too_much(error)}", number)
             self.advance(end - self._at)
-            return Row.of(line, value)
+            return Row.of(line, value, number)
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:
         near_end = error.pos >= len(self._text) - _LONGEST_WORD

@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from manylora.training.data.example import Example
+from manylora.training.data.fields import check_characters
 from manylora.training.data.template import ChatTokenizer, Template, Written
 from manylora.training.errors import InvalidArgument, InvalidData
 
@@ -43,6 +44,8 @@ class Rendered:
 class _Encoding(Protocol):
     ids: list[int]
     offsets: list[tuple[int, int]]
+    special_tokens_mask: list[int]
+    """1 for tokens that the tokenizer put around the text."""
 
 
 class _Backend(Protocol):
@@ -131,21 +134,15 @@ class Renderer:
         return results
 
     def _write(self, example: Example) -> Written | str | InvalidData:
-        written = self._write_out(example)
-        text = written.text if isinstance(written, Written) else written
-        if isinstance(text, str) and not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                return InvalidData(f"{example.source}: a character is broken: half of a pair like \\ud83d")
-        return written
-
-    def _write_out(self, example: Example) -> Written | str | InvalidData:
         if example.text is None:
             try:
-                return self._template.write(example)
+                written = self._template.write(example)
+                check_characters(
+                    written.text, example.source
+                )  # a system text comes from elsewhere than the row
             except InvalidData as error:
                 return error
+            return written
         if not example.text.strip():
             return InvalidData(f"{example.source}: the text is empty")
         ended = self._eos is None or example.text.endswith(self._eos)
@@ -160,10 +157,12 @@ class Renderer:
         return self._backend.encode_batch(texts, add_special_tokens=control_tokens)
 
     def _render_text(self, encoding: _Encoding) -> Rendered:
-        ids = encoding.ids
+        ids = _without_doubles(encoding)
         kept = ids[: self._max_length]
         cut = len(ids) - len(kept)
-        return Rendered(kept, list(kept), cut, stops=cut == 0 and kept[-1] in self._stops)
+        # Nothing stands before the first token by which it could be learnt.
+        labels = [IGNORED, *kept[1:]]
+        return Rendered(kept, labels, cut, stops=cut == 0 and kept[-1] in self._stops)
 
     def _render_chat(self, written: Written, encoding: _Encoding, example: Example) -> Rendered | InvalidData:
         tokens = self._split_at_prompts(written, _Tokens(encoding.ids, encoding.offsets))
@@ -175,6 +174,7 @@ class Renderer:
             end = self._end_of_turn(written.text, tokens, begin, tokens.first_behind(span.end))
             labels[begin:end] = ids[begin:end]
             stops = stops and end > begin and ids[end - 1] in self._stops
+        labels[0] = IGNORED
         if labels.count(IGNORED) == len(labels):
             return InvalidData(f"{example.source}: there is nothing in the assistant's messages to train on")
         kept = self._max_length
@@ -219,6 +219,19 @@ class Renderer:
             elif not text[slice(*tokens.offsets[index])].isspace():
                 break
         return found
+
+
+def _without_doubles(encoding: _Encoding) -> list[int]:
+    """Return a text's tokens without those that the tokenizer put around it though the text has them itself."""
+    ids, added = encoding.ids, encoding.special_tokens_mask
+    start = next((index for index, mark in enumerate(added) if not mark), 0)
+    end = next((index for index in range(len(ids), 0, -1) if not added[index - 1]), len(ids))
+    before, after = ids[:start], ids[end:]
+    if before and ids[start : start + len(before)] == before:
+        before = []
+    if after and ids[end - len(after) : end] == after:
+        after = []
+    return [*before, *ids[start:end], *after]
 
 
 @dataclass(slots=True)

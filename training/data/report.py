@@ -17,6 +17,16 @@ class FileReport:
     share: float
     used: int
     """Examples taken from it; with a share above 1 more than it has rows."""
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Names of fields that weren't read, with how many rows have them."""
+
+    def sentences(self) -> Iterator[str]:
+        """Say what it is, and what of it wasn't read."""
+        share = "" if self.share == 1 else f", share {self.share:g}: {_count(self.used, 'example')}"
+        yield f"{self.path}: format {self.format}, {_count(self.rows, 'row')}{share}."
+        if self.unread:
+            names = ", ".join(f"{name} ({_count(rows, 'row')})" for name, rows in self.unread.items())
+            yield f"{self.path}: fields that were not read: {names}."
 
 
 @dataclass(slots=True)
@@ -34,19 +44,19 @@ class Finding:
             self.first.append(str(source))
 
     def __str__(self) -> str:
-        more = ", …" if self.count > len(self.first) else ""
+        shown = len(self.first)
+        more = f", …; {shown} of {self.count:,} shown" if self.count > shown else ""
         return f"{_count(self.count, 'example')} ({', '.join(self.first)}{more})"
 
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """All files together. With lazy tokenisation all but ``files`` and ``examples`` is unknown and 0."""
+    """All files together."""
 
     files: tuple[FileReport, ...]
     examples: int
     """What is trained on; in packed data still examples, not rows."""
     max_length: int
-    lazy: bool = False
     tokens: int = 0
     trained_tokens: int = 0
     truncated: Finding = field(default_factory=Finding)
@@ -72,17 +82,10 @@ class DataReport:
 
     def sentences(self) -> list[str]:
         """Say all of it, the findings to worry about last."""
-        return [*self._about_files(), *self._about_tokens(), *self._about_findings()]
-
-    def _about_files(self) -> Iterator[str]:
-        for file in self.files:
-            share = "" if file.share == 1 else f", share {file.share:g}: {_count(file.used, 'example')}"
-            yield f"{file.path}: format {file.format}, {_count(file.rows, 'row')}{share}."
+        files = (sentence for file in self.files for sentence in file.sentences())
+        return [*files, *self._about_tokens(), *self._about_system(), *self.findings()]
 
     def _about_tokens(self) -> Iterator[str]:
-        if self.lazy:
-            yield f"{_count(self.examples, 'example')}, tokenised when they are needed: nothing is known of them yet."
-            return
         spread = ", ".join(f"{name} {value:,}" for name, value in self.lengths.items())
         yield (
             f"{_count(self.examples, 'example')} with {_count(self.tokens, 'token')}, of which {self.trained_tokens:,} "
@@ -93,19 +96,22 @@ class DataReport:
                 f"Packed into {_count(self.packed_rows, 'row')} of {self.max_length:,} tokens, {self.filled:.1%} full."
             )
 
-    def _about_findings(self) -> Iterator[str]:
+    def _about_system(self) -> Iterator[str]:
         if self.folds_system:
             yield (
                 "The chat template takes no system turn: system texts were put before the user's first. Send them so "
                 "to the served model too."
             )
+
+    def findings(self) -> Iterator[str]:
+        """Say what there is to worry about."""
         if self.truncated.count:
             yield (
                 f"{self.truncated} cut to {self.max_length:,} tokens; {_count(self.truncated_tokens, 'token')} lost. "
                 "A larger --model_max_length keeps them."
             )
         if self.dropped.count:
-            yield f"{self.dropped} left out: the cut took all of the answer."
+            yield f"{self.dropped} left out: no trained token is left; as a rule the cut took all of the answer."
         if self.without_stop.count:
             yield (
                 f"{self.without_stop} without a trained token that ends generation behind the answer: the model may "

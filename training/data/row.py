@@ -13,13 +13,15 @@ class Row:
     """The line on which it begins, from 1; in Parquet the row's number."""
     value: Mapping[str, Any] | None
     error: str | None
+    number: int | None = None
+    """Which row of the file it is, from 1, where the line doesn't tell: another one begins on it too."""
 
     @classmethod
-    def of(cls, line: int, value: object) -> "Row":
+    def of(cls, line: int, value: object, number: int | None = None) -> "Row":
         """Wrap a decoded JSON value; anything but an object is an error."""
         if isinstance(value, dict):
-            return cls(line, value, None)
-        return cls(line, None, f"is {_KINDS.get(type(value), 'no object')}; expected an object")
+            return cls(line, value, None, number)
+        return cls(line, None, f"is {_KINDS.get(type(value), 'no object')}; expected an object", number)
 
 
 _KINDS: Mapping[type, str] = {

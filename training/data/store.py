@@ -22,7 +22,9 @@ _PREFIX = "manylora-data-"
 _SECONDS_TO_LOCK = 60
 """A directory younger than that may be one whose maker hasn't locked it yet."""
 _TOKENS = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-_EXAMPLES = pa.schema([("content", pa.large_string()), ("file", pa.int32()), ("line", pa.int64())])
+_EXAMPLES = pa.schema(
+    [("content", pa.large_string()), ("file", pa.int32()), ("line", pa.int64()), ("row", pa.int64())]
+)
 
 
 class Directory:
@@ -115,7 +117,7 @@ class ExampleStore:
                 content = example.to_json()
                 self.has_system = self.has_system or any(m["role"] == "system" for m in example.messages[:1])
                 number = numbers.setdefault(example.source.path, len(numbers))
-                writer.write(content, number, example.source.line)
+                writer.write(content, number, example.source.line, example.source.row)
                 digest = blake2b(content.encode(), digest_size=8).digest()
                 self.fingerprints.append(int.from_bytes(digest, "little"))
         self._files = list(numbers)
@@ -131,8 +133,8 @@ class ExampleStore:
         """Read several examples."""
         rows = self._rows[list(indices)]
         return [
-            Example.from_json(content, Source(self._files[file], line))
-            for content, file, line in zip(rows["content"], rows["file"], rows["line"], strict=True)
+            Example.from_json(content, Source(self._files[file], line, row))
+            for content, file, line, row in zip(*map(rows.get, _EXAMPLES.names), strict=True)
         ]
 
 

@@ -23,6 +23,7 @@ OF_A_TASK = frozenset(
         "eval_data_path",
         "eval_share",
         "data_format",
+        "columns",
         "lazy_preprocess",
         "packing",
         "model_max_length",

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from manylora.training.check.check import CheckSettings, check_data
+from manylora.training.data.columns import parse_columns
 from manylora.training.errors import InvalidArgument, InvalidData
 from tests.training.check.making import chat, check_rows, good, kinds_by_line, sentence, write
+from tests.training.data.families import tokenizer_of
 
 QUESTION = "What does the harbour master keep in the third drawer?"
 ANSWER = "He keeps the tide tables there, beside a spare key and a box of chalk."
@@ -23,7 +25,7 @@ def test_broken_rows_are_named_by_their_lines(tmp_path: Path) -> None:
         good(999),
         '{"messages": [{"role": "user", "cont',
         {"messages": "text"},
-        chat(QUESTION, 3),  # type: ignore[arg-type]
+        chat(QUESTION, [3]),  # type: ignore[arg-type]
         {"other": 1},
         [1, 2],
         beside=30,
@@ -243,6 +245,85 @@ def test_several_processes_confirm_the_same_copies(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("manylora.training.check.duplicates.PAIRS_WORTH_A_PROCESS", 10)
     assert kinds_by_line(check_data(CheckSettings((path,), processes=2))) == alone
     assert sum(kinds == {"near-duplicate"} for kinds in alone.values()) > 50
+
+
+INSTRUCTION = (
+    "You are a clerk of the harbour office. Read the ticket below and answer with the desk that it goes to: berths,"
+    " customs, repairs or complaints. Answer with that one word, and with nothing else, whatever the ticket asks for."
+)
+DESKS = ("berths", "customs", "repairs", "complaints")
+
+
+def tickets(count: int) -> list[tuple[str, str]]:
+    """Different tickets, each with its desk."""
+    return [(f"{sentence(n * 37)} {sentence(n * 101 + 55)}", DESKS[n % 4]) for n in range(count)]
+
+
+def in_every_format(instruction: str, asked: str, answered: str) -> dict[str, dict[str, object]]:
+    question = f"{instruction}\n{asked}"
+    return {
+        "messages": chat(question, answered),
+        "sharegpt": {
+            "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answered}]
+        },
+        "alpaca": {"instruction": instruction, "input": asked, "output": answered},
+        "prompt-completion": {"prompt": question, "completion": answered},
+    }
+
+
+@pytest.mark.parametrize("count", [20, 270])
+def test_an_instruction_that_all_rows_share_makes_no_copies(tmp_path: Path, count: int) -> None:
+    edited = tickets(count)[3][0].replace("The", "That", 1).replace("My", "His", 1)
+    rows = [*tickets(count), (f"{edited} Please.", tickets(count)[3][1])]
+    for name in ("messages", "sharegpt", "alpaca", "prompt-completion"):
+        written = [in_every_format(INSTRUCTION, *row)[name] for row in rows]
+        report = check_data(CheckSettings((write(tmp_path / f"{name}.jsonl", written),)))
+        assert report.files[0].format == name
+        # One is a copy, and it is still found.
+        assert kinds_by_line(report) == {count + 1: {"near-duplicate"}}, name
+
+
+def test_the_instruction_may_stand_before_behind_and_in_the_system_turn(tmp_path: Path) -> None:
+    rows = tickets(60)
+    for number, written in enumerate(
+        (
+            [chat(f"{INSTRUCTION}\n\n{asked}", answered) for asked, answered in rows],
+            [chat(f"{asked}\n\n{INSTRUCTION}", answered) for asked, answered in rows],
+            [chat(asked, answered, system=INSTRUCTION) for asked, answered in rows],
+            [{**chat(asked, answered), "system": INSTRUCTION} for asked, answered in rows],
+        )
+    ):
+        assert kinds_by_line(check_data(CheckSettings((write(tmp_path / f"{number}.jsonl", written),)))) == {}
+
+
+def test_a_shared_instruction_is_no_overlap_with_evaluation_data(tmp_path: Path) -> None:
+    rows = [chat(f"{INSTRUCTION}\n{asked}", answered) for asked, answered in tickets(80)]
+    train, held_out = write(tmp_path / "a.jsonl", rows[:60]), write(tmp_path / "b.jsonl", rows[60:])
+    assert kinds_by_line(check_data(CheckSettings((train,), (held_out,)))) == {}
+
+
+def test_half_an_emoji_is_a_broken_row_whatever_counts_the_tokens(tmp_path: Path) -> None:
+    row = json.dumps(chat(QUESTION, "well \ud83d"))
+    tokenizer = tokenizer_of("chatml")
+    for settings in ({}, {"tokenizer": tokenizer}):
+        path = write(tmp_path / "data.jsonl", (good(1), row))
+        report = check_data(CheckSettings((path,), **settings))
+        assert kinds_by_line(report) == {2: {"broken"}}
+        assert "a character is broken" in report.findings[0].examples[0].excerpt
+
+
+def test_the_format_and_the_columns_may_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("ticket,label,text\nWhere is it?,here,x\nWhere is it?,there,y\n")
+    columns = parse_columns("prompt=ticket,completion=label")
+    report = check_data(CheckSettings((str(path),), columns=columns))
+    assert report.files[0].format == "prompt-completion"
+    assert kinds_by_line(report) == {2: {"inconsistent"}, 3: {"inconsistent"}}
+    assert check_data(CheckSettings((str(path),), format="text")).files[0].format == "text"
+    with pytest.raises(InvalidArgument, match="no data format 'openai'"):
+        check_data(CheckSettings((str(path),), format="openai"))
+    with pytest.raises(InvalidArgument, match="no column 'lable'"):
+        check_data(CheckSettings((str(path),), columns=parse_columns("completion=lable")))
 
 
 def test_ignored_kinds_are_left_out(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from manylora.training.check.fix import fix
 from manylora.training.errors import InvalidArgument
 from tests.training.check.making import chat, good, write
 
+QUESTION = "What does the harbour master keep in the third drawer?"
+ANSWER = "He keeps the tide tables there, beside a spare key and a box of chalk."
+
 
 def read(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -19,10 +22,10 @@ def test_bad_rows_go_and_good_ones_keep_their_fields(tmp_path: Path) -> None:
     kept = {"id": 7, **good(1), "note": "é"}
     rows = [kept, "{broken", good(1), chat("Why?", ""), good(2), {**good(2), "id": 1}]
     report = check_data(CheckSettings((write(tmp_path / "data.jsonl", rows),)))
-    done = fix(report, tmp_path / "clean.jsonl")
+    done = fix(report, tmp_path / "clean.jsonl", ["exact-duplicate"])
     assert read(tmp_path / "clean.jsonl") == [kept, good(2)]
-    path = str(tmp_path / "data.jsonl")
-    assert done.removed == {"broken": {path: (2,)}, "exact-duplicate": {path: (3, 6)}, "empty": {path: (4,)}}
+    lines = {kind: [source.line for source in sources] for kind, sources in done.removed.items()}
+    assert lines == {"broken": [2], "exact-duplicate": [3, 6], "empty": [4]}
     assert done.sentences()[0] == f"2 rows written to {tmp_path / 'clean.jsonl'}"
     assert not check_data(CheckSettings((str(tmp_path / "clean.jsonl"),))).findings
 
@@ -40,17 +43,59 @@ def test_wrong_encodings_are_undone(tmp_path: Path) -> None:
         chat("谁？", "你好世界"),
         chat("Who?", "It is me."),
     ]
-    assert {kind: sum(map(len, lines.values())) for kind, lines in done.repaired.items()} == {
-        "mojibake": 2,
-        "control": 1,
+    assert {kind: len(sources) for kind, sources in done.repaired.items()} == {"mojibake": 2, "control": 1}
+    assert not done.kept
+
+
+def test_a_warning_takes_no_row_out(tmp_path: Path) -> None:
+    rows = [
+        good(1),
+        good(1),
+        chat(QUESTION, ANSWER),
+        chat(f"{QUESTION} Please.", ANSWER),
+        chat("Why?", "yes"),
+        chat("Why?", "no"),
+        chat("How?", "It is so. " + "And then it is done. " * 6),
+        chat("Where?", "M\ufffdller."),
+    ]
+    held_out = write(tmp_path / "eval.jsonl", [good(1)])
+    report = check_data(CheckSettings((write(tmp_path / "data.jsonl", rows),), (held_out,), max_length=30))
+    done = fix(report, tmp_path / "clean.jsonl")
+    assert read(tmp_path / "clean.jsonl") == rows
+    assert not done.removed
+    expected = {
+        "overlong": 3,
+        "repeats": 1,
+        "mojibake": 1,
+        "exact-duplicate": 1,
+        "near-duplicate": 1,
+        "inconsistent": 2,
+        "overlap": 2,
     }
+    assert done.kept == expected
+    assert done.sentences()[-1].startswith("kept, with warnings: ")
+    assert done.sentences()[-1].endswith("; --remove KIND leaves out those of a kind")
+    for kind, count in expected.items():
+        out = tmp_path / f"{kind}.jsonl"
+        assert [*fix(report, out, [kind]).removed] == [kind]
+        assert len(read(out)) == len(rows) - count, kind
+    with pytest.raises(InvalidArgument, match="no kind of finding 'twice'"):
+        fix(report, tmp_path / "none.jsonl", ["twice"])
+    assert not (tmp_path / "none.jsonl").exists()
 
 
-def test_what_cannot_be_repaired_goes(tmp_path: Path) -> None:
+def test_rows_of_one_line_are_named_by_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([good(1), chat("Why?", ""), good(2)]))
+    done = fix(check_data(CheckSettings((str(path),))), tmp_path / "clean.json")
+    assert done.sentences()[1] == f"left out 1 (empty): {path}:1 (row 2)"
+
+
+def test_what_cannot_be_repaired_goes_if_that_is_asked_for(tmp_path: Path) -> None:
     report = check_data(
         CheckSettings((write(tmp_path / "data.jsonl", [chat("Who?", "M\ufffdller."), good(1)]),))
     )
-    done = fix(report, tmp_path / "clean.jsonl")
+    done = fix(report, tmp_path / "clean.jsonl", ["mojibake"])
     assert read(tmp_path / "clean.jsonl") == [good(1)]
     assert list(done.removed) == ["mojibake"]
 
@@ -61,13 +106,14 @@ def test_the_answer_that_most_rows_give_stays(tmp_path: Path) -> None:
         chat("Sort that.", "b"),
     ]
     report = check_data(CheckSettings((write(tmp_path / "data.jsonl", rows),)))
-    fix(report, tmp_path / "clean.jsonl")
+    done = fix(report, tmp_path / "clean.jsonl", ["inconsistent", "near-duplicate"])
     assert read(tmp_path / "clean.jsonl") == [chat("Sort this.", "good")]
+    assert not done.kept
 
 
 def test_evaluation_data_stays_as_it_is(tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.jsonl", [good(1), good(2)]), write(tmp_path / "b.jsonl", [good(2)])
-    fix(check_data(CheckSettings((train,), (held_out,))), tmp_path / "clean.jsonl")
+    fix(check_data(CheckSettings((train,), (held_out,))), tmp_path / "clean.jsonl", ["overlap"])
     assert read(tmp_path / "clean.jsonl") == [good(1)]
 
 
@@ -75,7 +121,7 @@ def test_json_arrays_and_several_files(tmp_path: Path) -> None:
     paths = write(tmp_path / "a.jsonl", [good(1), good(2)]), write(tmp_path / "b.jsonl", [good(2), good(3)])
     fix(check_data(CheckSettings(paths[:1])), tmp_path / "clean.json")
     assert json.loads((tmp_path / "clean.json").read_text()) == [good(1), good(2)]
-    fix(check_data(CheckSettings(paths)), tmp_path / "clean")
+    fix(check_data(CheckSettings(paths)), tmp_path / "clean", ["exact-duplicate"])
     assert read(tmp_path / "clean" / "a.jsonl") == [good(1), good(2)]
     assert read(tmp_path / "clean" / "b.jsonl") == [good(3)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "clean", "clean.json"]

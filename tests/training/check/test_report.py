@@ -76,3 +76,43 @@ def test_a_page_without_findings(tmp_path: Path) -> None:
     assert report.ok
     assert "nothing found" in report.sentences()[0]
     assert "nothing found" in report.html_section()
+
+
+def test_what_is_not_shown_is_counted(tmp_path: Path) -> None:
+    rows = [chat(f"Why {number}?", "") for number in range(73)]
+    report = check_data(CheckSettings((write(tmp_path / "data.jsonl", rows),)))
+    path = tmp_path / "data.jsonl"
+    said = f"Empty rows: 73 of 73 rows have an empty message where text belongs: {path}:1, {path}:2, {path}:3"
+    assert report.findings[0].sentence == f"{said} (3 of 73 shown)"
+    assert "5 of 73 shown" in report.html_section()
+
+
+def test_rows_of_a_one_line_file_are_told_by_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([good(1), good(1), good(2), chat("Why?", "")]))
+    report = check_data(CheckSettings((str(path),)))
+    told = report.sentences()
+    assert told[1].endswith(f"{path}:1 (row 4)")
+    assert told[2].endswith(f"{path}:1 (row 2)")
+    copies = report.as_json()["findings"][1]
+    assert copies["lines"] == {str(path): [1]}
+    assert copies["row_numbers"] == {str(path): [2]}
+    assert copies["examples"][0]["row"] == 2
+    assert copies["examples"][0]["like"] == f"{path}:1 (row 1)"
+    page = report.html_section()
+    assert f"{path}:1 (row 2)" in page
+    assert f"see {path}:1 (row 1)" in page
+
+
+def test_shares_are_those_of_the_training_rows(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.jsonl", [chat("Why?", ""), good(1), good(2), good(3)])
+    held_out = write(tmp_path / "b.jsonl", [good(1), chat("How?", ""), *map(good, range(10, 26))])
+    report = check_data(CheckSettings((train,), (held_out,)))
+    empty, overlap = report.findings
+    assert (empty.count, empty.trained, empty.share) == (2, 1, 0.25)
+    assert "1 of 4 training rows and 1 of 18 evaluation rows have an empty" in empty.sentence
+    assert (overlap.count, overlap.share) == (1, 0.25)
+    assert "1 of 4 training rows are in the evaluation data" in overlap.sentence
+    assert sum(report.lengths.counts) == sum(report.languages.counts) == 4
+    assert report.rows == 22
+    assert report.as_json()["findings"][0]["row_numbers"] == {train: [1], held_out: [2]}

@@ -64,13 +64,6 @@ def test_items_are_the_rendered_examples_in_order(path: str) -> None:
     )
 
 
-def test_lazy_items_are_the_same(path: str) -> None:
-    eager = load_data(DataSettings((path,), 40), TOKENIZER)
-    lazy = load_data(DataSettings((path,), 40, lazy=True), TOKENIZER)
-    assert items_of(lazy) == items_of(eager)
-    assert "tokenised when they are needed" in lazy.report.sentences()[-1]
-
-
 def test_packed_rows_hold_every_examples_tokens(path: str) -> None:
     plain = load_data(DataSettings((path,), 100), TOKENIZER)
     packed = load_data(DataSettings((path,), 100, packing=True), TOKENIZER)
@@ -141,8 +134,6 @@ def test_truncation_is_counted_and_what_has_no_answer_left_is_left_out(tmp_path:
     json.dumps(asdict(data.report))
     with pytest.raises(InvalidData, match="no example has an answer left in its first 3 tokens"):
         load_data(DataSettings((path,), 3), TOKENIZER)
-    lazy = load_data(DataSettings((path,), 60, lazy=True), TOKENIZER)
-    assert set(lazy.dataset[2]["labels"]) == {IGNORED}
 
 
 def test_answers_without_a_stop_are_reported(tmp_path: Path) -> None:
@@ -152,6 +143,7 @@ def test_answers_without_a_stop_are_reported(tmp_path: Path) -> None:
     report = load_data(DataSettings((path,), 60), tokenizer).report
     assert report.without_stop.count == 7
     assert report.without_stop.first == [f"{path}:{line}" for line in range(1, 6)]
+    assert f"{path}:5, …; 5 of 7 shown)" in report.sentences()[-1]
     assert "the model may not learn to stop" in report.sentences()[-1]
 
 
@@ -180,8 +172,6 @@ def test_bad_rows_stop_loading_with_their_line(tmp_path: Path) -> None:
 
 
 def test_settings_that_do_not_go_together(path: str) -> None:
-    with pytest.raises(InvalidArgument, match="doesn't go with lazy"):
-        load_data(DataSettings((path,), 60, packing=True, lazy=True), TOKENIZER)
     with pytest.raises(InvalidArgument, match="no data file"):
         load_data(DataSettings((), 60), TOKENIZER)
     with pytest.raises(InvalidArgument, match="no data format"):

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.training.data import json_stream
+from manylora.training.data.columns import Columns, parse_columns
 from manylora.training.data.files import DataPath, data_fingerprint, parse_data_path, read_rows
+from manylora.training.data.formats import check_columns, recognise
 from manylora.training.data.json_stream import read_json_values
-from manylora.training.errors import InvalidData
+from manylora.training.errors import InvalidArgument, InvalidData
 
 ROWS = [{"text": 'one\n"two" ü'}, {"text": "three", "more": [1, {"a": None}]}, {"text": ""}]
 
@@ -183,3 +185,112 @@ def test_fingerprints_are_those_of_the_bytes(tmp_path: Path) -> None:
     assert data_fingerprint([f"{path}:0.5"]) == {str(path): hashlib.sha256(b"one").hexdigest()}
     with pytest.raises(InvalidData, match="can't be read"):
         data_fingerprint([str(tmp_path / "none")])
+
+
+def test_rows_of_one_line_have_numbers_and_rows_on_lines_of_their_own_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(ROWS))
+    assert [(row.line, row.number) for row in read_rows(path)] == [(1, 1), (1, 2), (1, 3)]
+    path.write_text("".join(map(json.dumps, ROWS)))
+    assert [(row.line, row.number) for row in read_rows(path)] == [(1, None), (1, 2), (1, 3)]
+    for text in (json.dumps(ROWS, indent=2), "\n".join(map(json.dumps, ROWS))):
+        path.write_text(text)
+        assert [row.number for row in read_rows(path)] == [None] * 3
+    path.write_text('[{"a": 1}, 5, {"a" 3}]')
+    assert [(row.number, row.error is None) for row in read_rows(path)] == [(1, True), (2, False), (3, False)]
+
+
+def test_rows_behind_a_broken_one_on_lines_of_their_own_have_no_numbers() -> None:
+    assert [row.number for row in read_json_values(io.StringIO(ARRAY))] == [None] * 8
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_number_of_too_many_digits_is_a_broken_row(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(f'{{"text": 1}}\n{{"text": {"9" * 5000}}}\n{{"text": 2}}\n')
+    rows = list(read_rows(path))
+    assert [row.value for row in rows] == [{"text": 1}, None, {"text": 2}]
+    assert rows[1].error == "isn't JSON that can be read: a number has too many digits"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", "ticket;label\nhi, you;x\n", "separated by semicolons, where commas are expected"),
+        ("a.csv", "ticket|label\nhi|x\n", "separated by bars"),
+        ("a.csv", "ticket\tlabel\nhi\tx\n", "separated by tabs.*: name it .tsv"),
+        ("a.tsv", "ticket,label\nhi,x\n", "separated by commas.*: name it .csv"),
+    ],
+)
+def test_a_table_with_other_separators_says_so(tmp_path: Path, name: str, text: str, said: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InvalidData, match=rf"{name}: its columns are {said}"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json"])
+def test_a_file_in_windows_encoding_says_so(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes('[{"text": "größer für 5 €"}]'.encode("cp1252"))
+    with pytest.raises(
+        InvalidData, match=r"isn't UTF-8: as Windows-1252 it reads '.*größer für.*'.*iconv -f cp1252"
+    ):
+        list(read_rows(path))
+    path.write_text('[{"text": "größer"}]', encoding="utf-16")
+    with pytest.raises(InvalidData, match="isn't UTF-8: it is UTF-16"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_line_in_windows_encoding_says_so(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes('{"text": "a"}\n{"text": "größer"}\n'.encode("cp1252"))
+    first, second = read_rows(path)
+    assert first.error is None
+    assert second.error is not None
+    assert second.error.startswith("isn't UTF-8 at byte 13: as Windows-1252 it reads '")
+    assert "größer" in second.error
+
+
+def test_columns_are_read_under_our_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("ticket,label,id\nhi,x,1\n")
+    columns = parse_columns("prompt=ticket, completion = label")
+    assert columns == parse_columns('{"prompt": "ticket", "completion": "label"}')
+    assert next(read_rows(path, columns)).value == {"id": "1", "prompt": "hi", "completion": "x"}
+    assert recognise(path, columns).name == "prompt-completion"
+    other = tmp_path / "b.jsonl"
+    other.write_text('{"text": "a"}')
+    check_columns(columns, [str(path), str(other)])
+    assert next(read_rows(other, columns)).value == {"text": "a"}
+    # Two names may change places, and one column may stand for two fields.
+    assert next(read_rows(path, Columns({"ticket": "label", "label": "ticket"}))).value == {
+        "ticket": "x",
+        "label": "hi",
+        "id": "1",
+    }
+    assert next(read_rows(path, Columns({"prompt": "id", "completion": "id"}))).value == {
+        "ticket": "hi",
+        "label": "x",
+        "prompt": "1",
+        "completion": "1",
+    }
+
+
+def test_columns_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("ticket,label\nhi,x\n")
+    with pytest.raises(InvalidArgument, match=r"no column 'lable' in .*; there are 'ticket', 'label'"):
+        check_columns(parse_columns("prompt=ticket,completion=lable"), [str(path)])
+    with pytest.raises(InvalidData, match="--columns prompt=ticket,completion=label"):
+        recognise(path)
+    for text, said in (
+        ("prompt", "expected FIELD=COLUMN"),
+        ("prompt=", "expected FIELD=COLUMN"),
+        ("question=ticket", "'question' is no field; there are prompt, completion"),
+        ("prompt=a,prompt=b", "prompt is given twice"),
+        ("{", "isn't JSON"),
+    ):
+        with pytest.raises(InvalidArgument, match=said):
+            parse_columns(text)

@@ -93,6 +93,16 @@ CASES: Sequence[tuple[str, Mapping[str, Any], list[str]]] = [
         ["user: a", "assistant: c", "user: d", "*assistant: e"],
     ),
     (
+        "sharegpt",
+        {"conversations": json.dumps(turns("human: a", "gpt: b")), "system": "s"},
+        ["system: s", "user: a", "*assistant: b"],
+    ),
+    (
+        "alpaca",
+        {"instruction": "a", "output": "b", "history": '[["q", "r"]]'},
+        ["user: q", "*assistant: r", "user: a", "*assistant: b"],
+    ),
+    (
         "messages",
         {"prompt": "of the messages", "messages": messages("user: a", "assistant: b")},
         ["user: a", "*assistant: b"],
@@ -194,14 +204,14 @@ def test_arguments_that_are_no_json_stay_text() -> None:
             {"messages": messages("user: a", "robot: b")},
             r"messages\[2\] has the role 'robot'; expected assistant",
         ),
-        ({"messages": [{"role": "user", "content": 5}]}, r"messages\[1\] holds int; expected text"),
+        ({"messages": [{"role": "user", "content": {}}]}, r"messages\[1\] holds dict; expected text"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text can be trained on"),
         ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, "it is 0 or 1"),
         ({"messages": [*messages("user: a"), "b"]}, r"messages\[2\] is str; expected an object"),
         ({"messages": messages("user: a"), "tools": "nonsense"}, "tools is text that isn't JSON"),
         ({"conversations": turns("human: a", "robot: b")}, r"conversations\[2\] is from 'robot'"),
         ({"conversations": turns("human: a", "function_call: b")}, "is a function call but isn't JSON"),
-        ({"instruction": "a", "output": 5}, "output holds int"),
+        ({"instruction": "a", "output": [5]}, "output holds list"),
         ({"instruction": "a", "output": "b", "history": ["c"]}, "history isn't a list of"),
     ],
 )
