@@ -19,7 +19,7 @@ from manylora.training.check.lengths import load_tokenizer
 from manylora.training.check.page import write_page
 from manylora.training.check.report import SHOWN, CheckReport
 from manylora.training.data.columns import parse_columns
-from manylora.training.errors import TrainingError
+from manylora.training.errors import InvalidArgument, TrainingError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Look after training data.")
 
@@ -92,28 +92,17 @@ def check(
 ) -> None:
     """Find broken, empty, overlong, looping, cut-off, doubled, contradictory or leaked rows before a run does."""
     need_training()
-    if fixed is not None and fixed.exists():
-        raise fail(f"{fixed}: is there already; a cleaned file never replaces another")
-    if page is not None and page.exists() and page.suffix not in (".html", ".htm"):
-        raise fail(f"{page}: is there already and is no page; --html replaces only .html files")
-    if remove and fixed is None:
-        raise fail("--remove says what --fix OUT leaves out: name the file to write")
+    removed = tuple(remove or ())
     try:
-        flags_named(remove or ())  # said before anybody waits for the check
+        _refuse_outputs(fixed, removed, page)
         tokenizer = load_tokenizer(base) if base is not None else None
-        settings = CheckSettings(
-            tuple(files),
-            tuple(evaluation or ()),
-            tokenizer,
-            max_length,
-            tuple(ignore or ()),
-            format,
-            None if columns is None else parse_columns(columns),
-        )
+        renamed = parse_columns(columns) if columns is not None else None
+        paths, held_out = tuple(files), tuple(evaluation or ())
+        settings = CheckSettings(paths, held_out, tokenizer, max_length, tuple(ignore or ()), format, renamed)
         report = check_data(settings)
         if page is not None:
             write_page(report, page)
-        done = fix(report, fixed, tuple(remove or ())).sentences() if fixed is not None else []
+        done = fix(report, fixed, removed).sentences() if fixed is not None else []
     except (TrainingError, OSError) as error:
         raise fail(str(error)) from None
     if as_json:
@@ -122,6 +111,17 @@ def check(
         show(report, done, Console())
     if strict and not report.ok:
         raise typer.Exit(FINDINGS_STATUS)
+
+
+def _refuse_outputs(fixed: Path | None, removed: Sequence[str], page: Path | None) -> None:
+    """Say what can't be written before anybody waits for the check. Raises InvalidArgument."""
+    if fixed is not None and fixed.exists():
+        raise InvalidArgument(f"{fixed}: is there already; a cleaned file never replaces another")
+    if page is not None and page.exists() and page.suffix not in (".html", ".htm"):
+        raise InvalidArgument(f"{page}: is there already and is no page; --html replaces only .html files")
+    if removed and fixed is None:
+        raise InvalidArgument("--remove says what --fix OUT leaves out: name the file to write")
+    flags_named(removed)
 
 
 def show(report: CheckReport, done: Sequence[str], console: Console) -> None:

@@ -1,9 +1,9 @@
 """Reads tables, CSV and Parquet, as rows."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 from manylora.training.data.row import Row
 from manylora.training.errors import InvalidData
@@ -11,6 +11,7 @@ from manylora.training.errors import InvalidData
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Unfill = Callable[[Any], Any]
 MAX_LINE_BYTES = 64 * 2**20
 """Of one line. Longer ones are no examples but a file of another kind."""
 PARQUET_BATCH_ROWS = 256
@@ -64,27 +65,41 @@ def read_parquet(path: Path) -> Iterator[Row]:
     try:
         number = 0
         with pq.ParquetFile(path) as file:
-            kinds = {field.name: field.type for field in file.schema_arrow}
+            unfill = _unfilled(pa.struct(file.schema_arrow))
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for row in batch.to_pylist(maps_as_pydicts="lossy"):
                     number += 1
-                    yield Row(number, {name: _as_written(row[name], kinds[name]) for name in row}, None)
+                    yield Row(number, unfill(row), None)
     except pa.ArrowException as error:
         raise InvalidData(f"{path}: isn't Parquet that can be read: {str(error).splitlines()[0]}") from error
 
 
-def _as_written(value: Any, kind: "pa.DataType") -> Any:
-    """Drop what no row ever said: all structs of a column have the same fields, null where a row had none."""
+def _unfilled(kind: "pa.DataType") -> Unfill:
+    """Return what drops from a value what no row ever said: a struct's null fields, at any depth.
+
+    All structs of a column have the same fields, null where a row had none. A map's keys are its own.
+    """
     import pyarrow.types as types
 
-    if value is None:
-        return None
     if types.is_struct(kind):
         fields = (kind.field(index) for index in range(kind.num_fields))
-        found = {field.name: _as_written(value[field.name], field.type) for field in fields}
-        return {name: item for name, item in found.items() if item is not None}
+        inner = {field.name: _unfilled(field.type) for field in fields}
+        return lambda value: {name: inner[name](item) for name, item in value.items() if item is not None}
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return [_as_written(item, kind.value_type) for item in value]
+        return _each(kind.value_type, lambda unfill, value: [unfill(item) for item in value])
     if types.is_map(kind):
-        return {name: _as_written(item, kind.item_type) for name, item in cast(dict[str, Any], value).items()}
+        return _each(
+            kind.item_type, lambda unfill, value: {name: unfill(item) for name, item in value.items()}
+        )
+    return _same
+
+
+def _each(kind: "pa.DataType", rebuild: Callable[[Unfill, Any], Any]) -> Unfill:
+    unfill = _unfilled(kind)
+    if unfill is _same:
+        return _same
+    return lambda value: rebuild(lambda item: None if item is None else unfill(item), value)
+
+
+def _same(value: Any) -> Any:
     return value
