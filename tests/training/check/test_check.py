@@ -156,7 +156,7 @@ def test_copies_point_to_the_first(tmp_path: Path) -> None:
     path = write(tmp_path / "data.jsonl", rows)
     report = check_data(CheckSettings((path,)))
     assert kinds_by_line(report) == {3: {"exact-duplicate"}, 4: {"near-duplicate"}}
-    assert [finding.examples[0].like for finding in report.findings] == [f"{path}:2"] * 2
+    assert [str(finding.examples[0].like) for finding in report.findings] == [f"{path}:2"] * 2
 
 
 def test_small_edits_are_near_copies_and_filled_in_templates_are_not(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_overlap_with_evaluation_data(tmp_path: Path) -> None:
     found = {line for line, kinds in kinds_by_line(report).items() if "overlap" in kinds}
     assert found == {1, 10}
     (finding,) = [finding for finding in report.findings if finding.kind.name == "overlap"]
-    assert finding.examples[0].like == f"{held_out}:1"
+    assert str(finding.examples[0].like) == f"{held_out}:1"
 
 
 def test_several_processes_find_the_same(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ DESKS = ("berths", "customs", "repairs", "complaints")
 
 def tickets(count: int) -> list[tuple[str, str]]:
     """Different tickets, each with its desk."""
-    return [(f"{sentence(n * 37)} {sentence(n * 101 + 55)}", DESKS[n % 4]) for n in range(count)]
+    return [(f"{sentence(n * 13)} {sentence(n * 101 + 55)}", DESKS[n % 4]) for n in range(count)]
 
 
 def in_every_format(instruction: str, asked: str, answered: str) -> dict[str, dict[str, object]]:

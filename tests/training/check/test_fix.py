@@ -64,7 +64,7 @@ def test_a_warning_takes_no_row_out(tmp_path: Path) -> None:
     assert read(tmp_path / "clean.jsonl") == rows
     assert not done.removed
     expected = {
-        "overlong": 3,
+        "overlong": 5,
         "repeats": 1,
         "mojibake": 1,
         "exact-duplicate": 1,

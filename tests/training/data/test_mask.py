@@ -246,7 +246,7 @@ def test_a_cut_answer_does_not_stop_and_what_was_cut_is_counted() -> None:
 def test_a_plain_text_is_trained_whole_and_ended() -> None:
     tokenizer = tokenizer_of("llama3")
     rendered = Renderer(tokenizer, 512).render(Example((), (), (), "Hello there", Source("a.txt", 1)))
-    assert rendered.labels == rendered.input_ids
+    assert rendered.labels == [IGNORED, *rendered.input_ids[1:]]
     assert tokenizer.decode(rendered.input_ids) == "Hello there<|eot_id|>"
     assert rendered.stops
 
