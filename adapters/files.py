@@ -13,6 +13,8 @@ from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, Unsupporte
 
 TOKENIZER_JSON = "tokenizer.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+BASE_FILE = "manylora_base.json"
+"""How the base was held while the adapter was trained: adapters/base_form.py reads it."""
 KNOWN_FILES = (
     "adapter_config.json",
     WEIGHTS_FILE,
@@ -21,6 +23,7 @@ KNOWN_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     TOKENIZER_JSON,
+    BASE_FILE,
 )
 """In the order in which the digest takes them. The first two are required."""
 MAX_TEXT_BYTES = 16 << 20
@@ -32,6 +35,7 @@ _LIMITS = {
     "tokenizer_config.json": 4 << 20,  # a vocabulary's thousands of unused tokens take one
     "special_tokens_map.json": 1 << 20,
     TOKENIZER_JSON: 64 << 20,
+    BASE_FILE: 1 << 16,
 }
 """JSON takes some thirty times its size in memory, and the interpreter's lock while it is parsed. tokenizer.json is
 parsed in another process; it has about 35 MB for a vocabulary of 256,000 tokens."""

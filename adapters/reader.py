@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from manylora.adapters.base_form import BaseForm, read_base_form
 from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
 from manylora.adapters.header import TensorEntry, header_limit, read_header
@@ -39,6 +40,8 @@ class AdapterOutline:
     text: AdapterText
     tensor_names: Mapping[str, str]
     """What the file calls the factors, by the names that peft's save_pretrained gives them."""
+    trained_on: BaseForm | None = None
+    """How its base was held in training, if it says so."""
 
     def rank_by_module(self) -> dict[str, int]:
         """Return the largest rank over all layers for each module name, as AdapterWeights does."""
@@ -59,6 +62,8 @@ class LoadedAdapter:
     """sha256 of the files' contents, 64 hex digits."""
     text: AdapterText
     """What the adapter brings for texts."""
+    trained_on: BaseForm | None = None
+    """How its base was held in training, if it says so."""
 
     @property
     def chat_template(self) -> str | None:
@@ -92,7 +97,7 @@ def read_adapter(
     except SafetensorError as error:
         raise InvalidAdapter(f"can't be read: {error}", file=WEIGHTS_FILE) from error
     known = digest or digest_of(directory, MAX_ADAPTER_BYTES)
-    return LoadedAdapter(outline.spec, AdapterWeights(pairs), known, outline.text)
+    return LoadedAdapter(outline.spec, AdapterWeights(pairs), known, outline.text, outline.trained_on)
 
 
 def inspect_adapter(
@@ -103,7 +108,7 @@ def inspect_adapter(
         raise AdapterNotFound("the adapter's directory is not there")
     present_files(directory, MAX_ADAPTER_BYTES)
     spec = AdapterSpec.parse(read_json_object(directory / CONFIG_FILE))
-    text = read_text(directory, vocab_size)
+    text, trained_on = read_text(directory, vocab_size), read_base_form(directory)
     _refuse_token_modules(spec)
     expected = (_tensor_name(path, half) for path in modules for half in "AB")
     entries = read_header(directory / WEIGHTS_FILE, header_limit(expected))
@@ -113,7 +118,7 @@ def inspect_adapter(
         for path, rank in ranks.items():
             _check_shapes(entries, path, rank, modules[path])
     names = {name: entry.name for name, entry in entries.items()}
-    return AdapterOutline(spec, ranks, text, names)
+    return AdapterOutline(spec, ranks, text, names, trained_on)
 
 
 @contextlib.contextmanager

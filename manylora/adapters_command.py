@@ -7,6 +7,7 @@ from urllib.parse import quote
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from manylora.adapters.errors import InvalidMixture
@@ -26,6 +27,11 @@ Preload = Annotated[bool, typer.Option("--preload", help="Put it on the device b
 Pin = Annotated[bool, typer.Option("--pin", help="Keep it on the device.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the server answered.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
+SHOWN = (
+    *("name", "version", "id", "rank", "target_modules", "tier", "state", "reason", "note"),
+    *("src", "preload", "pin", "digest"),
+)
+"""What `show` tells of an adapter, in this order."""
 
 
 @app.command("list")
@@ -41,6 +47,37 @@ def list_adapters(url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: A
             each["name"], str(each["version"]), *(_mixture if _is_mixture(each) else _adapter)(each)
         )
     Console().print(table)
+    for each in found["data"]:
+        _say_note(each)
+
+
+@app.command("show")
+def show(name: str, url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJson = False) -> None:
+    """Show one adapter or mixture: its version, place and source, and what should be known of it."""
+    found = _call("GET", url, _path(name), admin_key)
+    if as_json:
+        _print_json(found)
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for key in SHOWN:
+        value = found.get(key)
+        if value is not None and value != "":
+            table.add_row(key.replace("_", " "), escape(_in_words(value)))
+    if _is_mixture(found):
+        table.add_row("mixture", _spelled(found))
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _say_note(shown: dict[str, Any]) -> None:
+    """Print what the owner of an adapter should know of it, if anything."""
+    if shown.get("note"):
+        Console(soft_wrap=True, highlight=False).print(f"{escape(shown['name'])} was {escape(shown['note'])}")
 
 
 def _is_mixture(shown: dict[str, Any]) -> bool:
@@ -162,6 +199,7 @@ def _say(record: dict[str, Any], verb: str) -> None:
     Console().print(
         f"{verb} {record['name']}, version {record['version']}, rank {record['rank']} (id {record['id']})"
     )
+    _say_note(record)
 
 
 def _print_json(value: object) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from manylora.adapters.base_form import trained_otherwise
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.pairing import open_adapters
 from manylora.adapters.registry import AdapterRegistry
@@ -259,7 +260,7 @@ def _exported(settings: ServeSettings, base: BaseModel, directory: Path, name: s
         {
             "base_name": name,
             "double_quant": settings.double_quant,
-            "served_dense": settings.quantization == "none",
+            "served_dense": base.report.kind == "dense",
             "served_dtype": str(base.dtype).removeprefix("torch."),
         },
     )
@@ -289,6 +290,7 @@ def _catalog(
         base_template=texts.base_template,
         check_alike=texts.check_alike,
         max_mixture_parts=settings.max_mixture_parts,
+        note_on=lambda trained: trained_otherwise(trained, base.form, from_16bit=base.report.from_16bit),
         arena_rows=arena_rows,
     )
     return AdapterCatalog(engine, home.registry, home.store, catalog, metrics)

@@ -1,9 +1,10 @@
 """What a server says once it listens: what was loaded, in how many bits, how much memory, how much room."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from manylora.adapters.names import list_names
 from manylora.assemble import GIB, Server
+from manylora.server.catalog import CatalogEntry
 from manylora.server.config import ServeSettings
 
 MIB = 1 << 20
@@ -26,10 +27,7 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> dict
     less = "" if settings.max_model_len or not of else ": the KV cache holds no more"
     rows["context"] = f"{context:,} tokens{of}{less}"
     rows["rank arena"] = f"{sizes.arena_rows:,} rows a module, {_size(sizes.arena_bytes)}"
-    inherited = sum(entry.note is not None for entry in server.catalog.list())
-    shown = _first([entry.record.name for entry in server.catalog.list()])
-    told = f" ({inherited} perhaps for other weights than these)" if inherited else ""
-    rows["adapters"] = f"{shown}{told}" if shown else "none"
+    rows["adapters"] = _adapters(server.catalog.list())
     mixed = _first([entry.record.name for entry in server.catalog.mixtures()])
     if mixed:
         rows["mixtures"] = mixed
@@ -41,9 +39,12 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> dict
 def warnings_at_start(server: Server, settings: ServeSettings) -> Iterator[str]:
     """Yield what whoever started the server may not expect, one sentence each."""
     yield from server.base.report.notes
-    noted = {entry.record.name: entry.note for entry in server.catalog.list() if entry.note is not None}
-    if noted:
-        yield f"of {len(noted)} adapters ({list_names(noted)}) each was {next(iter(noted.values()))}"
+    noted: dict[str, list[str]] = {}
+    for entry in server.catalog.list():
+        for sentence in entry.notes:
+            noted.setdefault(sentence, []).append(entry.record.name)
+    for sentence, names in noted.items():
+        yield f"of {len(names)} adapters ({list_names(names)}) each was {sentence}"
     for home in server.other_homes:
         yield (
             f"{home} holds adapters of another base of this name (other weights, or another config.json): they are"
@@ -54,6 +55,15 @@ def warnings_at_start(server: Server, settings: ServeSettings) -> Iterator[str]:
             f"the server listens on {settings.host}, and without --admin-key adapters can't be managed from beyond this"
             " machine (403; from outside a container neither): set --admin-key, in the environment MANYLORA_ADMIN_KEY"
         )
+
+
+def _adapters(entries: Sequence[CatalogEntry]) -> str:
+    shown = _first([entry.record.name for entry in entries])
+    inherited = sum(entry.inherited is not None for entry in entries)
+    otherwise = sum(entry.trained_otherwise is not None for entry in entries)
+    told = [f"{inherited} perhaps for other weights than these"] if inherited else []
+    told += [f"{otherwise} trained on another form of the base"] if otherwise else []
+    return (f"{shown} ({', '.join(told)})" if told else shown) if shown else "none"
 
 
 def _first(names: list[str]) -> str:

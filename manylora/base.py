@@ -7,16 +7,19 @@ from pathlib import Path
 import torch
 
 from manylora import demo
+from manylora.adapters.base_form import BaseForm
 from manylora.doctor import cpu_has_bf16
+from manylora.quant.config import stored_format
 from manylora.quant.errors import CheckpointMissing
 from manylora.quant.hub import find_checkpoint
 from manylora.quant.identity import config_fingerprint, weights_identity
+from manylora.quant.served_form import served_form
 from manylora.server.config import ServeSettings
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.errors import ModelMissing
-from manylora.server.model.loader import LoadReport, load_weights
+from manylora.server.model.loader import LoadReport, is_quantised_at_load, load_weights, read_config
 
 DEMO = Path(demo.__file__).resolve().parent
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,6 +39,11 @@ class BaseModel:
     identity: str
     """Of config.json and the weights: what its adapters are registered for."""
 
+    @property
+    def form(self) -> BaseForm:
+        """How its linear layers are held."""
+        return BaseForm(self.report.kind, self.report.double_quant)
+
 
 def find_base(name: str) -> Path:
     """Return the directory of a model: itself, or downloaded from the hub. Raises ModelMissing with what to do."""
@@ -48,7 +56,7 @@ def find_base(name: str) -> Path:
 def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int, int], None]) -> BaseModel:
     """Load the model in ``directory`` as the settings say."""
     device = _device(settings)
-    dtype = _dtype(settings.dtype, device)
+    dtype = _dtype(settings.dtype, device, directory)
     backend = PlainBackend(device, dtype)
     config, weights, report = load_weights(
         directory,
@@ -59,6 +67,16 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
     )
     known_by = config_fingerprint(directory), weights_identity(directory)
     return BaseModel(config, Decoder(config, weights, backend), report, device, dtype, *known_by)
+
+
+def what_is_lost(settings: ServeSettings, directory: Path) -> tuple[str, ...]:
+    """Return sentences on what a merged model in ``directory`` loses when it is served so; () if nothing."""
+    raw = read_config(directory)
+    own = served_form(raw)
+    if own is None:
+        return ()
+    quantised = is_quantised_at_load(stored_format(directory, raw), own, settings.quantization)
+    return own.costs(_dtype(settings.dtype, _device(settings), directory), quantised=quantised)
 
 
 def _device(settings: ServeSettings) -> torch.device:
@@ -72,7 +90,9 @@ def _device(settings: ServeSettings) -> torch.device:
     )
 
 
-def _dtype(choice: str, device: torch.device) -> torch.dtype:
+def _dtype(choice: str, device: torch.device, directory: Path) -> torch.dtype:
     if choice != "auto":
         return DTYPES[choice]
-    return torch.bfloat16 if device.type == "cuda" or cpu_has_bf16() else torch.float32
+    usual = torch.bfloat16 if device.type == "cuda" or cpu_has_bf16() else torch.float32
+    own = served_form(read_config(directory))
+    return usual if own is None else own.dtype_for(usual, cpu=device.type == "cpu")

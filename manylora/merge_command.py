@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from manylora.failing import fail
 from manylora.merge_parts import as_parts, read_parts
+from manylora.merge_report import DEMO_NAME, say
 
 if TYPE_CHECKING:
     from manylora.adapters.export.settings import ExportPart
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "B": 1}
-NAMES = {"16bit": "the 16-bit weights", "dequantized": "the dequantised 4-bit weights"}
 stderr = Console(stderr=True, highlight=False)
 
 
@@ -50,10 +48,14 @@ IntoName = Annotated[
     str,
     typer.Option(
         "--into",
-        help="16bit: the base's 16-bit weights; dequantized: its 4-bit ones, as served; auto: 16bit if at hand.",
+        help="16bit: the base's 16-bit weights; dequantized: its 4-bit ones, as served; auto: what the adapter was"
+        " trained on.",
     ),
 ]
-Dtype = Annotated[str, typer.Option("--dtype", help="bfloat16, float16 or float32; auto: the base's.")]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", help="bfloat16, float16 or float32; auto: the narrowest that keeps the change."),
+]
 Base16 = Annotated[
     str | None, typer.Option("--base-16bit", help="16-bit weights of a base that is NF4, GPTQ or AWQ.")
 ]
@@ -62,10 +64,20 @@ Samples = Annotated[
 ]
 ShardSize = Annotated[str, typer.Option("--shard-size", help="Largest file of weights.")]
 DoubleQuant = Annotated[
-    bool, typer.Option("--double-quant", help="NF4 with 8-bit scales, as served and as written.")
+    bool | None,
+    typer.Option(
+        "--double-quant/--no-double-quant",
+        help="NF4 with 8-bit scales, as served and as written; without it: as the adapter was trained.",
+        show_default=False,
+    ),
 ]
 ServedDense = Annotated[
-    bool, typer.Option("--served-dense", help="The 16-bit base is served as it is, not as NF4.")
+    bool | None,
+    typer.Option(
+        "--served-dense/--served-nf4",
+        help="The 16-bit base is served as it is, or as NF4; without it: as the adapter was trained.",
+        show_default=False,
+    ),
 ]
 Combine = Annotated[
     str | None,
@@ -95,8 +107,8 @@ def merge(
     base_16bit: Base16 = None,
     samples: Samples = None,
     shard_size: ShardSize = "5GB",
-    double_quant: DoubleQuant = False,
-    served_dense: ServedDense = False,
+    double_quant: DoubleQuant = None,
+    served_dense: ServedDense = None,
     combine: Combine = None,
     rank: Rank = None,
     density: Density = None,
@@ -123,7 +135,7 @@ def merge(
     if as_json:
         Console().print_json(data=manifest)
     else:
-        _say(target, manifest)
+        say(target, manifest)
 
 
 def _export(source: "Path | tuple[ExportPart, ...]", output: Path, options: dict[str, Any]) -> Any:
@@ -179,7 +191,7 @@ def _bases(
     try:
         if base is None:
             base = _named_base([part.directory for part in as_parts(source)])
-            if base == "manylora/demo-base":
+            if base == DEMO_NAME:
                 base = str(DEMO / "base")
         found: dict[str, Any] = {"base": find_base(base)}
         if base_16bit is not None:
@@ -230,57 +242,3 @@ def _bars() -> Progress:
         transient=True,
         disable=not stderr.is_terminal,
     )
-
-
-def _say(output: Path, manifest: Any) -> None:  # JSON, checked where it was made
-    console = Console(highlight=False, soft_wrap=True)
-    if "combine" in manifest:
-        _say_combined(console, output, manifest)
-        return
-    if manifest["format"] == "peft":
-        console.print(f"[bold]{escape(str(output))}[/] holds {', '.join(manifest['files'])}")
-        return
-    served, logits, loss = manifest["served"], manifest["logits"], manifest["loss"]
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row(
-        "merged", f"{manifest['adapter']['method']}, into {NAMES[manifest['into']]}, {manifest['dtype']}"
-    )
-    table.add_row(
-        "beside base + adapter",
-        f"logits {logits['relative']:.2g} apart (tolerance {logits['tolerance']:g}; the adapter moves them by"
-        f" {manifest['adapter_effect']['relative']:.2g}), {logits['top1']:.0%} same most likely token",
-    )
-    table.add_row(
-        "change that survived", f"{manifest['change_kept']:.2%} of {len(manifest['change'])} matrices'"
-    )
-    if loss is not None:
-        losses = ", ".join(f"{name} {loss[name]:.4f}" for name in ("base", "adapter", "merged"))
-        table.add_row("loss on the samples", losses)
-    distances = ", ".join(f"{into} {found['relative']:.2g}" for into, found in served["distance"].items())
-    table.add_row(
-        "nearer to what is served", f"{NAMES[served['nearer']]} (distance of a merge into {distances})"
-    )
-    if manifest["head"] == "untied by this merge":
-        table.add_row("head", "untied: the adapter made it differ from the embedding")
-    for note in manifest["base"]["notes"]:
-        table.add_row("note", escape(note))
-    console.print(f"[bold]{escape(str(output))}[/]")
-    console.print(table)
-    console.print(f"Serve it: manylora serve {escape(str(output))}")
-
-
-def _say_combined(console: Console, output: Path, manifest: Any) -> None:  # JSON, as above
-    console.print(f"[bold]{escape(str(output))}[/]")
-    error, ranks = manifest["error"], manifest["ranks"]
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("combined", f"{escape(manifest['adapter']['method'])}, by {manifest['combine']}")
-    smallest, largest = min(ranks.values()), manifest["rank"]
-    rank = str(largest) if smallest == largest else f"{smallest} to {largest}"
-    table.add_row("adapter", f"{len(ranks)} modules, rank {rank}, {manifest['dtype']}")
-    table.add_row("error", f"{error['overall']:.2g} of the sum's size over all (Frobenius)")
-    if manifest["combine"] != "cat":
-        for module, found in error["modules"].items():
-            table.add_row("", f"{escape(module)} {found:.2g} (rank {ranks[module]})")
-    console.print(table)
-    if output.is_dir():
-        console.print(f"Serve it: manylora serve BASE --adapter NAME={escape(str(output))}")

@@ -11,6 +11,7 @@ from manylora.extras import need_training
 from manylora.failing import fail
 
 if TYPE_CHECKING:
+    from manylora.served_generation import ServedBase
     from manylora.training.bases.types import Base
     from manylora.training.evaluate.generate import Generate
 
@@ -50,14 +51,20 @@ def _say(sentence: str) -> None:
 
 @contextmanager
 def _open_generate(base: "Base") -> "Iterator[Generate]":
-    """Open the base as `manylora serve` would, with the same codes that it is trained on."""
-    from manylora.served_generation import ServedBase, ServedGeneration
+    """Open the base as `manylora serve` would with the flags that the run's last line gives."""
+    from manylora.served_generation import ServedGeneration
 
-    served = ServedBase(
+    with ServedGeneration(served_as_trained(base)) as generate:
+        yield generate
+
+
+def served_as_trained(base: "Base") -> "ServedBase":
+    """Return a base as it is served with the same linear layers that it is trained on."""
+    from manylora.served_generation import ServedBase
+
+    return ServedBase(
         base.directory,
-        quantization="auto",
+        quantization="none" if base.kind == "dense" else "nf4" if base.from_16bit else "auto",
         double_quant=base.double_quant,
         device="cuda" if base.model.device.type == "cuda" else "cpu",
     )
-    with ServedGeneration(served) as generate:
-        yield generate

@@ -73,7 +73,7 @@ def _bitsandbytes(section: Section) -> StoredFormat:
     kind = section.get("bnb_4bit_quant_type", "fp4")
     if kind != "nf4":
         raise UnsupportedQuantization(f"bitsandbytes {kind} is not served; {SERVED}")
-    return StoredFormat("nf4", 4)
+    return StoredFormat("nf4", 4, double_quant=_flag(section, "bnb_4bit_use_double_quant"))
 
 
 def _gptq(section: Section) -> StoredFormat:

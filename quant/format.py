@@ -30,6 +30,8 @@ class StoredFormat:
     """GPTQ: 1 where zero points are stored minus one."""
     reordered: bool = False
     """GPTQ: groups are not in the inputs' order (desc_act), so that g_idx must be there."""
+    double_quant: bool = False
+    """NF4: whether the scales are quantised too, as the config says."""
 
     def packs(self, checkpoint: Checkpoint, path: str) -> bool:
         """Whether module ``path`` is quantised in this checkpoint."""

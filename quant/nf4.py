@@ -15,6 +15,8 @@ from torch import Tensor
 from manylora.quant.dynamic import dequantize_dynamic, quantize_dynamic
 
 BLOCKSIZE = 64
+DOUBLE_QUANT = False
+"""Whether scales are quantised too where nobody says: one answer for training, serving and merging."""
 NESTED_BLOCKSIZE = 256
 NF4_CODE = torch.tensor(
     [

@@ -22,7 +22,7 @@ from manylora.adapters.types import FreedAdapter, Tier
 from manylora.server.catalog_intake import AdapterIntake, KeyedLocks, Prepared, reason_of
 from manylora.server.catalog_mixtures import Mixtures
 from manylora.server.catalog_operations import Caller, Operations
-from manylora.server.catalog_serving import Entry, Serving
+from manylora.server.catalog_serving import INHERITED, Entry, Serving, new_entry
 from manylora.server.catalog_types import (
     AdapterEngine,
     CatalogEntry,
@@ -55,12 +55,6 @@ __all__ = [
     "Tier",
 ]
 
-INHERITED = (
-    "registered when a base was known by its config.json alone, so perhaps for other weights than these: delete it and"
-    " register it again to say that it is for this base"
-)
-
-
 Kind = Literal["base", "adapter", "mixture"]
 """What a name may mean."""
 Admission = Callable[[Entry | None, str | None], None]
@@ -86,6 +80,7 @@ class AdapterCatalog:
         self._store = store
         self._base_names = frozenset(settings.base_names)
         self._inherited_up_to = settings.inherited_up_to
+        self._note_on = settings.note_on
         self._observer: CatalogObserver = observer or SilentObserver()
         self._intake = AdapterIntake(store, settings, self._serves)
         self._serving = Serving(engine, registry, self._intake, self._observer)
@@ -125,6 +120,11 @@ class AdapterCatalog:
     def get(self, name: str) -> CatalogEntry:
         """Return one adapter and where its weights are. Raises UnknownAdapter."""
         return self._show(self._existing(name))
+
+    def notes_on(self, name: str) -> tuple[str, ...]:
+        """Return what the owner of an adapter should know; nothing of what isn't there any more."""
+        entry = self._entries.get(name)
+        return () if entry is None else self._show(entry).notes
 
     def list(self) -> tuple[CatalogEntry, ...]:
         """Return all adapters in order of their names."""
@@ -245,7 +245,7 @@ class AdapterCatalog:
             if old is not None and old.record.digest == prepared.digest:
                 return PutOutcome(await self._keep(caller, old, wishes, prepared), is_new=False)
             record = await self._introduce(caller, name, src, prepared, wishes, old)
-            self._entries[name] = Entry(record, prepared.text, prepared.weights.rank_by_module())
+            self._entries[name] = new_entry(record, prepared)
             if old is not None:
                 self._leaving.add(old)
                 self._operations.spawn(self._retire_in_background(old))
@@ -338,7 +338,7 @@ class AdapterCatalog:
         if entry.reason is not None:
             assert prepared is not None, "what is unavailable is prepared anew"
             await self._serving.hand_over(record, prepared.weights)  # no request ever used its id
-            entry = Entry(record, prepared.text, prepared.weights.rank_by_module())
+            entry = new_entry(record, prepared)
             self._entries[record.name] = entry
             self._mixtures.follow(record.name)
         kept = await self._serving.keep(record, wishes)
@@ -392,5 +392,5 @@ class AdapterCatalog:
 
     def _show(self, entry: Entry) -> CatalogEntry:
         tier = None if entry.reason is not None else self._engine.adapter_tier(entry.record.id)
-        note = INHERITED if entry.record.id <= self._inherited_up_to else None
-        return CatalogEntry(entry.record, tier, entry.reason, note)
+        inherited = INHERITED if entry.record.id <= self._inherited_up_to else None
+        return CatalogEntry(entry.record, tier, entry.reason, inherited, self._note_on(entry.trained_on))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
+from manylora.adapters.base_form import BaseForm
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.reader import AdapterOutline, inspect_adapter, read_adapter
 from manylora.adapters.source import Source, operator_source, resolve_source
@@ -47,6 +48,7 @@ class Prepared:
     rank: int
     text: AdapterText
     weights: AdapterWeights
+    trained_on: BaseForm | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -177,7 +179,7 @@ class AdapterIntake:
             self._store.discard(staged)
         weights = loaded.weights
         rank = max(weights.rank_by_module().values())
-        return Prepared(staged.digest, loaded.spec, rank, loaded.text, weights)
+        return Prepared(staged.digest, loaded.spec, rank, loaded.text, weights, loaded.trained_on)
 
 
 def reason_of(error: AdapterError | OSError) -> str:

@@ -7,15 +7,21 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from manylora.adapters.base_form import BaseForm
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.reader import AdapterOutline
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.tokens import AdapterText
 from manylora.adapters.types import AdapterWeights
-from manylora.server.catalog_intake import AdapterIntake, reason_of
+from manylora.server.catalog_intake import AdapterIntake, Prepared, reason_of
 from manylora.server.catalog_types import AdapterEngine, CatalogObserver, Wishes
 from manylora.server.errors import AdapterUnavailable
+
+INHERITED = (
+    "registered when a base was known by its config.json alone, so perhaps for other weights than these: delete it and"
+    " register it again to say that it is for this base"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +34,14 @@ class Entry:
     """Rank rows that it takes of each module; not known of one that is unavailable."""
     reason: str | None = None
     """Why it is unavailable; the engine does not know it then."""
+    trained_on: BaseForm | None = None
+    """How its base was held in training, if it says so."""
+
+
+def new_entry(record: AdapterRecord, prepared: Prepared) -> Entry:
+    """Return what a name means once an adapter is served under it."""
+    ranks = prepared.weights.rank_by_module()
+    return Entry(record, prepared.text, ranks, trained_on=prepared.trained_on)
 
 
 class Serving:
@@ -85,7 +99,7 @@ class Serving:
             return Entry(record, AdapterText(), reason=reason_of(error))
         except AdapterUnavailable as error:
             return Entry(record, AdapterText(), reason=error.message)
-        return Entry(record, outline.text, outline.rank_by_module())
+        return Entry(record, outline.text, outline.rank_by_module(), trained_on=outline.trained_on)
 
     async def _restore_warm(self, record: AdapterRecord) -> bool:
         weights = await self._intake.work(lambda: self._intake.read(record.digest))

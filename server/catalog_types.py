@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from manylora.adapters.base_form import BaseForm
 from manylora.adapters.mixtures import MixturePart
 from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.adapters.tokens import AdapterText, PartText
@@ -145,6 +146,8 @@ class CatalogSettings:
     """Refuses parts of a mixture that are tokenised or ended differently. Raises InvalidMixture."""
     max_mixture_parts: int = 8
     """Parts that a mixture may have."""
+    note_on: Callable[[BaseForm | None], str | None] = lambda trained: None
+    """Says what its owner should know of an adapter that was trained on the base in such a form."""
     arena_rows: int | None = None
     """Rank rows that the arena has of each module; None: a mixture of any ranks is taken."""
 
@@ -222,8 +225,15 @@ class CatalogEntry:
     """None when it is unavailable."""
     reason: str | None
     """Why it can't be served, if it can't."""
-    note: str | None = None
-    """What its owner should know though it can be served."""
+    inherited: str | None = None
+    """Said of one that may have been registered for other weights than the base's."""
+    trained_otherwise: str | None = None
+    """Said of one that was trained on the base in another form than it is held in."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its owner should know though it can be served."""
+        return tuple(each for each in (self.trained_otherwise, self.inherited) if each is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,10 +82,11 @@ class ServeSettings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Type of activations and unquantised weights; auto: bfloat16 where it is fast.",
+        description="Type of activations and unquantised weights; auto: bfloat16 where it is fast and keeps them.",
     )
     quantization: Literal["auto", "nf4", "none"] = Field(
-        "auto", description="auto: 4-bit checkpoints as they are, 16-bit ones as NF4."
+        "auto",
+        description="auto: 4-bit checkpoints and merged models as they are, 16-bit ones as NF4.",
     )
     double_quant: bool = Field(False, description="Quantise NF4's scales too when quantising at load.")
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0: one for each core.")

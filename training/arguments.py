@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments as HfTrainingArguments
 
+from manylora.quant.nf4 import DOUBLE_QUANT
 from manylora.training.data.formats import FORMATS
 
 FORMAT_NAMES = [one.name for one in FORMATS]
@@ -88,6 +89,10 @@ class LoraArguments:
     lora_bias: str = field(default="none", metadata={"help": "none, all or lora_only."})
     q_lora: bool = field(
         default=False, metadata={"help": "The base in 4 bits: NF4, or GPTQ/AWQ as it comes."}
+    )
+    double_quant: bool = field(
+        default=DOUBLE_QUANT,
+        metadata={"help": "Quantise NF4's scales too; then serve the base with --double-quant."},
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha/√r (arXiv 2312.03732)."})
     use_dora: bool = field(default=False, metadata={"help": "DoRA (arXiv 2402.09353)."})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from manylora.adapters.files import BASE_FILE
 from manylora.adapters.tokenizer import has_tokenizer
 from manylora.quant.errors import QuantError
 from manylora.quant.hub import find_checkpoint
@@ -16,7 +17,7 @@ from manylora.training.bases.load import BaseSettings, load_base, load_tokenizer
 from manylora.training.bases.precision import DTYPES
 from manylora.training.bases.quantized import forbid_merging
 from manylora.training.bases.quiet import quiet_peft
-from manylora.training.bases.save import BASE_FILE, CONFIG_FILE
+from manylora.training.bases.save import CONFIG_FILE
 from manylora.training.bases.tokens import grow_embedding
 from manylora.training.bases.types import DtypeName
 from manylora.training.errors import BaseRefused

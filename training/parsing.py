@@ -167,6 +167,8 @@ def check(arguments: Arguments) -> None:
 
 def _check_pairs(arguments: Arguments) -> None:
     run, data = arguments.run, arguments.data
+    if arguments.lora.double_quant and not arguments.lora.q_lora:
+        raise InvalidArgument("--double_quant is about the NF4 scales of --q_lora: add that, or leave it out")
     if run.resume and arguments.adapter_start:
         raise InvalidArgument(
             "--resume goes on with this run's last checkpoint, --from_adapter starts a new run: give one of them"

@@ -49,6 +49,11 @@ class Prepared:
     sentences: tuple[str, ...]
     """What was said on the way."""
 
+    @property
+    def saved_rank(self) -> int:
+        """The largest rank that the saved adapter may have."""
+        return replace(self.lora, r=self.policy.final_rank).saved_rank
+
 
 def base_settings(arguments: Arguments) -> BaseSettings:
     """Return how the base is to be held."""
@@ -57,6 +62,7 @@ def base_settings(arguments: Arguments) -> BaseSettings:
     return BaseSettings(
         name=model.model_name_or_path,
         q_lora=arguments.lora.q_lora,
+        double_quant=arguments.lora.double_quant,
         dtype=dtype,
         trust_remote_code=model.trust_remote_code,
         revision=model.model_revision,

@@ -29,7 +29,8 @@ def register(url: str, name: str, directory: Path, admin_key: str | None = None)
     if answer.is_error:
         message = record.get("error", {}).get("message") if isinstance(record, dict) else None
         raise _refused(url, directory, message or f"it answered {answer.status_code}")
-    return f"{url} serves {record['name']}, version {record['version']}"
+    note = record.get("note")
+    return f"{url} serves {record['name']}, version {record['version']}{'' if note is None else f'; it was {note}'}"
 
 
 def _send(method: str, url: str, body: dict[str, str], admin_key: str | None) -> httpx.Response:

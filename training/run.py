@@ -7,6 +7,7 @@ from pathlib import Path
 
 from manylora.training import output
 from manylora.training.arguments import Arguments
+from manylora.training.bases.servable import serve_command
 from manylora.training.bases.types import Base
 from manylora.training.distributed import is_first_process
 from manylora.training.errors import Diverged, InvalidArgument, TrainingError
@@ -198,5 +199,5 @@ def hand_over(job: Job, directory: Path, say: Say) -> None:
     if run.register is not None:
         say(register(run.register, name, directory, run.admin_key))
         return
-    codes = " --double-quant" if base.double_quant and base.from_16bit else ""
-    say(f"Serve it: manylora serve {base.name}{codes} --adapter {name}={directory.resolve()}")
+    if job.prepared.servable.yes:
+        say(f"Serve it: {serve_command(base, {name: directory}, job.prepared.saved_rank)}")

@@ -13,6 +13,7 @@ from manylora.adapters.export.write import OutputForm
 from manylora.adapters.files import TOKENIZER_JSON
 from manylora.adapters.tokenizer import TokenizerRefused, load_tokenizer
 from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, read_chat_template
+from manylora.quant.served_form import SECTION
 from manylora.quant.weight_files import NAMED
 
 MANIFEST = "manylora_export.json"
@@ -34,7 +35,7 @@ def merged_config(
     config: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], form: OutputForm, *, tied: bool
 ) -> dict[str, object]:
     """Return the merged model's config.json: the base's, but for what the merge changed."""
-    dropped = (*QUANTIZATION_FIELDS, "_name_or_path", NAMED)  # NAMED: a file that is not written
+    dropped = (*QUANTIZATION_FIELDS, SECTION, "_name_or_path", NAMED)  # NAMED: a file that is not written
     made = {key: value for key, value in config.items() if key not in dropped}
     name = str(form.dtype).removeprefix("torch.")
     made["dtype"] = name

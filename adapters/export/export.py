@@ -4,7 +4,7 @@ Memory: one tensor as it is stored, its rounded 4-bit form, and chunks; so about
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,19 +21,28 @@ from manylora.adapters.export.companions import (
 )
 from manylora.adapters.export.errors import ExportRefused
 from manylora.adapters.export.mixed_adapter import plan_adapter, write_adapter
+from manylora.adapters.export.narrowest import measure, narrowest, remedy
 from manylora.adapters.export.outline import EMBEDDING
 from manylora.adapters.export.plan import MergePlan, plan_merge
 from manylora.adapters.export.publish import check_space, check_target, publishing, publishing_file
 from manylora.adapters.export.settings import ExportSettings
 from manylora.adapters.export.verify import Checked, verify
-from manylora.adapters.export.write import Survival, check_survival, share_kept, write_weights
+from manylora.adapters.export.write import (
+    OutputForm,
+    Survival,
+    check_survival,
+    share_kept,
+    write_weights,
+)
 from manylora.adapters.files import present_files
 from manylora.adapters.reader import MAX_ADAPTER_BYTES
+from manylora.quant.served_form import SECTION, ServedForm
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the whole that is done, 0 to 1."""
-WRITING, CHECKING = "writing", "checking"
-WRITING_SHARE = 0.5
+MEASURING, WRITING, CHECKING = "measuring", "writing", "checking"
+MEASURING_SHARE, WRITING_SHARE = 0.2, 0.5
+"""Of the whole, where the first two end."""
 LONGEST_NAME = 100
 """Characters of an adapter's name, or a mixture's, that a file's or a directory's name takes up."""
 
@@ -58,15 +67,26 @@ def export(settings: ExportSettings, progress: Progress = lambda doing, share: N
             " --format peft for an archive of the adapter alone"
         )
     plan = plan_merge(settings)
+    kept: Mapping[torch.dtype, float] = {}
+    if not plan.form.four_bit:
+        kept = measure(
+            plan.merged(plan.into), plan.shapes, lambda share: progress(MEASURING, MEASURING_SHARE * share)
+        )
+        if settings.dtype == "auto":
+            plan = replace(plan, form=OutputForm(narrowest(kept, plan.base.dtype())))
     with publishing(settings.output) as partial:
         check_space(partial, sum(entry.nbytes for entry in plan.form.entries(plan.shapes)))
-        manifest = _merge(plan, settings, partial, progress)
+        manifest = _merge(plan, settings, kept, partial, progress)
     progress("done", 1.0)
     return ExportReport(settings.output, manifest)
 
 
 def _merge(
-    plan: MergePlan, settings: ExportSettings, partial: Path, progress: Progress
+    plan: MergePlan,
+    settings: ExportSettings,
+    kept: Mapping[torch.dtype, float],
+    partial: Path,
+    progress: Progress,
 ) -> Mapping[str, object]:
     config = merged_config(plan.base.config, plan.shapes, plan.form, tied=plan.head.tied)
     survived = write_weights(
@@ -75,9 +95,9 @@ def _merge(
         plan.shapes,
         plan.form,
         settings.shard_bytes,
-        lambda share: progress(WRITING, WRITING_SHARE * share),
+        lambda share: progress(WRITING, MEASURING_SHARE + (WRITING_SHARE - MEASURING_SHARE) * share),
     )
-    check_survival(survived)
+    check_survival(survived, lambda: remedy(plan, kept))
     write_config(partial, config)
     rows = plan.shapes[EMBEDDING][0]
     copy_tokenizer(plan.base.directory, plan.text, partial, vocab_size=rows)
@@ -88,7 +108,10 @@ def _merge(
         settings.samples,
         lambda share: progress(CHECKING, WRITING_SHARE + (1 - WRITING_SHARE) * share),
     )
-    manifest = _manifest(plan, settings, survived, checked)
+    shares = {dtype_name(dtype): share for dtype, share in kept.items()}
+    if checked.in_nf4 is not None:
+        write_config(partial, {**config, SECTION: _served_form(plan, shares, checked).section()})
+    manifest = _manifest(plan, settings, survived, checked) | {"kept_by_dtype": shares}
     write_manifest(partial, manifest)
     write_card(
         partial,
@@ -100,6 +123,11 @@ def _merge(
     return manifest
 
 
+def _served_form(plan: MergePlan, shares: Mapping[str, float], checked: Checked) -> ServedForm:
+    moves = None if checked.in_nf4 is None else checked.in_nf4.relative
+    return ServedForm(dtype_name(plan.form.dtype), shares, moves, checked.effect.relative)
+
+
 def _manifest(
     plan: MergePlan, settings: ExportSettings, survived: Mapping[str, Survival], checked: Checked
 ) -> dict[str, object]:
@@ -107,12 +135,14 @@ def _manifest(
         "manylora": version("manylora"),
         "format": settings.format,
         "into": plan.into,
+        "because": plan.choice.because,
         "dtype": dtype_name(plan.form.dtype),
         "base": {
             "name": _base_name(plan, settings),
             "stored": plan.base.stored.kind,
+            "trained_as": None if plan.forms.trained is None else str(plan.forms.trained),
             "served_as": plan.served,
-            "notes": list(plan.base.notes),
+            "notes": [*plan.base.notes, *plan.choice.notes],
         },
         "adapter": {"name": settings.name, **plan.adapter.describe()},
         "head": "tied" if plan.head.tied else "untied by this merge" if plan.head.untied else "its own",
@@ -122,6 +152,7 @@ def _manifest(
             "distance": {into: asdict(found) for into, found in checked.from_served.items()},
             "nearer": checked.nearer,
         },
+        "in_nf4": None if checked.in_nf4 is None else asdict(checked.in_nf4),
         "loss": None if checked.losses is None else asdict(checked.losses),
         "change_kept": share_kept(survived),
         "change": {name: asdict(each) for name, each in survived.items()},

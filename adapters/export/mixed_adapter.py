@@ -6,7 +6,7 @@ Held in memory while it is made. What was written is read again, and measured, b
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import isfinite, sqrt
@@ -21,13 +21,14 @@ from manylora.adapters.export.change import PREFIX, TrainedAdapter
 from manylora.adapters.export.combine import Combination, Pair, difference, nearest, norm, side_by_side
 from manylora.adapters.export.companions import write_manifest
 from manylora.adapters.export.errors import ExportFailed, ExportRefused
+from manylora.adapters.export.forms import common_form
 from manylora.adapters.export.mixture import TrainedMixture, natural, outline_of_parts
 from manylora.adapters.export.outline import ModelOutline, outline_of
 from manylora.adapters.export.peft_methods import by_peft, check_ranks
 from manylora.adapters.export.publish import check_space
 from manylora.adapters.export.settings import PEFT_METHODS, RANDOM_METHODS, ExportSettings
 from manylora.adapters.export.texts import check_texts
-from manylora.adapters.files import KNOWN_FILES, WEIGHTS_FILE
+from manylora.adapters.files import BASE_FILE, KNOWN_FILES, WEIGHTS_FILE
 from manylora.adapters.spec import ALL_LINEAR, CONFIG_FILE
 
 EXACT = {torch.float32: 1e-6, torch.bfloat16: 0.01, torch.float16: 0.002}
@@ -78,7 +79,7 @@ def write_adapter(
     save_file(_tensors(made), directory / WEIGHTS_FILE, metadata={"format": "pt"})
     ranks = {path: len(a) for path, (a, _) in made.items()}
     _write_json(directory / CONFIG_FILE, _config(plan, ranks))
-    _copy_texts(plan.mixture.parts[0].directory, directory)
+    _copy_texts([part.directory for part in plan.mixture.parts], directory)
     errors = _errors(plan, directory, lambda share: progress(0.5 + share / 2))
     _check(settings, errors.overall, dtype)
     manifest = {
@@ -228,10 +229,12 @@ def _base_model(mixture: TrainedMixture, settings: ExportSettings) -> str | None
     )
 
 
-def _copy_texts(source: Path, directory: Path) -> None:
+def _copy_texts(parts: Sequence[Path], directory: Path) -> None:
+    """Copy what all parts have alike: texts, and which form of the base they were trained on if that is one."""
+    own = {CONFIG_FILE, WEIGHTS_FILE} | (set() if common_form(parts) is not None else {BASE_FILE})
     for name in KNOWN_FILES:
-        if name not in (CONFIG_FILE, WEIGHTS_FILE) and (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
+        if name not in own and (parts[0] / name).is_file():
+            shutil.copyfile(parts[0] / name, directory / name)
 
 
 def _peft_version(settings: ExportSettings) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from manylora.adapters.export.base import DTYPES, BaseCheckpoint, BaseWeights, ServedAsNf4
 from manylora.adapters.export.change import Changes, TrainedAdapter
 from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.forms import DEQUANTIZED, SIXTEEN_BIT, Choice, Forms, choose, find_forms
 from manylora.adapters.export.merge import HeadPlan, MergedWeights, merged_shapes, plan_head
 from manylora.adapters.export.mixture import TrainedMixture
 from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline, outline_of
@@ -24,9 +25,8 @@ class MergePlan:
     """Merged into, when ``into`` is 16bit; the source of config and tokenizer in any case."""
     weights: Mapping[str, BaseWeights]
     """By "16bit" and "dequantized", those at hand."""
-    into: str
-    served: str
-    """Which of them the server computes with."""
+    forms: Forms
+    choice: Choice
     outline: ModelOutline
     adapter: Changes
     text: Path
@@ -39,6 +39,16 @@ class MergePlan:
     def has_new_tokens(self) -> bool:
         """Whether the adapter brings an embedding of another size."""
         return self.shapes[EMBEDDING] != self.outline.shapes[EMBEDDING]
+
+    @property
+    def into(self) -> str:
+        """Which of ``weights`` are merged into."""
+        return self.choice.into
+
+    @property
+    def served(self) -> str:
+        """Which of them the server computes with."""
+        return self.forms.served
 
     def merged(self, into: str) -> MergedWeights:
         """Return the adapter on one of the bases."""
@@ -63,25 +73,23 @@ def plan_merge(settings: ExportSettings) -> MergePlan:
     served.check_complete(outline)
     if dense is not None and dense is not served:
         _check_twin(dense, outline)
-    into = _choose(settings, served, dense)
-    base = dense if into == "16bit" and dense is not None else served
+    forms = find_forms(settings, served)
+    choice = choose(settings, forms, served, dense)
+    base = dense if choice.into == SIXTEEN_BIT and dense is not None else served
     dtype = base.dtype() if settings.dtype == "auto" else DTYPES[settings.dtype]
     adapter, text = _changes(settings, outline, served)
     head = plan_head(base, adapter, outline)
     form = OutputForm(dtype)
     if settings.format == "merged-4bit":
-        form = OutputForm(dtype, outline.linears, settings.double_quant)
-    weights: dict[str, BaseWeights] = {} if dense is None else {"16bit": dense}
-    if not served.is_dense:
-        weights["dequantized"] = served
-    else:
-        served_dtype = served.dtype() if settings.served_dtype == "auto" else DTYPES[settings.served_dtype]
-        weights["dequantized"] = ServedAsNf4(
-            served, outline.linears, served_dtype, double_quant=settings.double_quant
+        form = OutputForm(dtype, outline.linears, forms.double_quant)
+    weights: dict[str, BaseWeights] = {} if dense is None else {SIXTEEN_BIT: dense}
+    weights[DEQUANTIZED] = served
+    if served.is_dense:
+        weights[DEQUANTIZED] = ServedAsNf4(
+            served, outline.linears, forms.nf4_dtype, double_quant=forms.double_quant
         )
-    as_served = "16bit" if settings.served_dense and served.is_dense else "dequantized"
     shapes = merged_shapes(outline, adapter, head)
-    return MergePlan(base, weights, into, as_served, outline, adapter, text, head, shapes, form)
+    return MergePlan(base, weights, forms, choice, outline, adapter, text, head, shapes, form)
 
 
 def _changes(settings: ExportSettings, outline: ModelOutline, served: BaseCheckpoint) -> tuple[Changes, Path]:
@@ -99,14 +107,3 @@ def _check_twin(dense: BaseCheckpoint, outline: ModelOutline) -> None:
     if found.shapes != outline.shapes:
         raise ExportRefused(f"{dense.directory} is another model than the base: their parameters differ")
     dense.check_complete(found)
-
-
-def _choose(settings: ExportSettings, served: BaseCheckpoint, dense: BaseCheckpoint | None) -> str:
-    if settings.into == "16bit" and dense is None:
-        raise ExportRefused(
-            f"the base is {served.stored.kind}, so there are no 16-bit weights at hand: give them (--base-16bit), or"
-            " merge into the dequantised ones (--into dequantized)"
-        )
-    if settings.into == "auto":
-        return "dequantized" if dense is None else "16bit"
-    return settings.into

@@ -44,19 +44,19 @@ class ExportSettings:
     """A model directory: 16-bit, NF4, GPTQ or AWQ. Only an adapter alone needs none."""
     format: Format = "merged"
     into: Into = "auto"
-    """auto: the 16-bit weights where there are some, else the dequantised ones."""
+    """auto: those that the adapter was trained on; where it doesn't say, those that are served."""
     dtype: DtypeName = "auto"
-    """auto: the base's."""
+    """auto: the narrowest that keeps the change; of merged-4bit the base's."""
     base_16bit: Path | None = None
     """16-bit weights of a base whose directory is quantised."""
     samples: Path | None = None
     shard_bytes: int = SHARD_BYTES
-    double_quant: bool = False
-    """Of NF4: as the base is served, and as merged-4bit is written."""
-    served_dense: bool = False
-    """The 16-bit base is served as it is, not as NF4."""
+    double_quant: bool | None = None
+    """Of NF4: as the base is served, and as merged-4bit is written. None: as it was in training, if that is known."""
+    served_dense: bool | None = None
+    """Whether the 16-bit base is served as it is, not as NF4. None: as it was in training, if that is known."""
     served_dtype: DtypeName = "auto"
-    """What the server computes in, before NF4; auto: the base's."""
+    """What the server computes in, before NF4; auto: that of training, if it is known, or the base's."""
     base_name: str | None = None
     adapter_name: str | None = None
     parts: tuple[ExportPart, ...] = ()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from manylora.adapters.export.base import BaseCheckpoint
+from manylora.adapters.export.base import BaseCheckpoint, ServedAsNf4
 from manylora.adapters.export.compare import (
     FOUR_BIT_RATIO,
     FOUR_BIT_TOLERANCE,
@@ -29,7 +29,7 @@ from manylora.adapters.export.rows import PackedRows, RoundedRows, Rows
 from manylora.adapters.export.samples import built_in_rows, sample_rows
 from manylora.adapters.export.write import OutputForm
 
-MERGED, BASE = "merged", "base"
+MERGED, BASE, REQUANTISED = "merged", "base", "merged, in NF4"
 """Names of variants; "16bit" and "dequantized" are base + adapter, "other" the merge that was not asked for."""
 OTHER = "other"
 
@@ -47,6 +47,8 @@ class Checked:
     from_served: Mapping[str, Distance]
     """Of the merges into either base, as far as they can be made, from what is served."""
     losses: Losses | None
+    in_nf4: Distance | None
+    """Of the merged model rounded to NF4 from itself; None if it is NF4 already."""
 
     @property
     def nearer(self) -> str:
@@ -73,8 +75,16 @@ def verify(
         other = plan.merged(others[0])
         variants[OTHER] = Plain(lambda name: _as_written(name, other, plan.form))
     variants[MERGED] = Plain(BaseCheckpoint(merged).rows)
+    if not plan.form.four_bit:
+        variants[REQUANTISED] = Plain(_in_nf4(plan, BaseCheckpoint(merged)))
     computed = run_variants(config, variants, rows, progress)
     return _judge(plan, computed)
+
+
+def _in_nf4(plan: MergePlan, merged: BaseCheckpoint) -> Callable[[str], Rows]:
+    """Return the merged model's parameters as they would be if it were quantised after all."""
+    served = ServedAsNf4(merged, plan.outline.linears, plan.form.dtype, double_quant=plan.forms.double_quant)
+    return served.rows
 
 
 def _as_written(name: str, merged: MergedWeights, form: OutputForm) -> Rows:
@@ -110,4 +120,5 @@ def _judge(plan: MergePlan, computed: Mapping[str, Outputs]) -> Checked:
         losses = Losses(base, reference.loss, result.loss)
         check_losses(losses)
     effect = distance(computed[BASE].logits, reference.logits)
-    return Checked(found, tolerance, len(reference.logits), effect, from_served, losses)
+    in_nf4 = distance(result.logits, computed[REQUANTISED].logits) if REQUANTISED in computed else None
+    return Checked(found, tolerance, len(reference.logits), effect, from_served, losses, in_nf4)

@@ -13,6 +13,7 @@ from manylora.adapters.export.merge import MergedWeights
 from manylora.adapters.export.nf4_layout import nf4_entries, nf4_tensors, quantize_rows
 from manylora.adapters.export.rows import PackedRows, chunks
 from manylora.adapters.export.safetensors_writer import Entry, ShardedWriter
+from manylora.quant.nf4 import Nf4Tensor
 
 LEAST_KEPT = 0.8
 """Share of the whole change that must be in the result."""
@@ -34,13 +35,14 @@ class Survival:
     """‖written − base − Δ‖ / ‖Δ‖: what rounding added, the rounding of the base's own weights included."""
 
 
-class _Tally:
-    """Sums over chunks: float32 in a chunk, float64 over them."""
+class Tally:
+    """What became of one parameter's change, summed over chunks: float32 in a chunk, float64 over them."""
 
     def __init__(self) -> None:
         self._square = self._along = self._off = 0.0
 
     def add(self, base: Tensor, exact: Tensor, written: Tensor) -> None:
+        """Take in the same rows of the base, of base + change, and of what was written, float32."""
         change, off = (exact - base).view(-1), (written - exact).view(-1)
         square = torch.dot(change, change).item()
         self._square += square
@@ -88,7 +90,7 @@ def write_weights(
     done = 0
     survived: dict[str, Survival] = {}
     for name, shape in shapes.items():
-        tally = _Tally()
+        tally = Tally()
         if name in form.four_bit:
             _write_nf4(writer, name, merged, form, tally)
         else:
@@ -102,7 +104,7 @@ def write_weights(
     return survived
 
 
-def _rounded(merged: MergedWeights, name: str, dtype: torch.dtype, tally: _Tally) -> Iterator[Tensor]:
+def _rounded(merged: MergedWeights, name: str, dtype: torch.dtype, tally: Tally) -> Iterator[Tensor]:
     source, change = merged.unchanged(name), merged.change(name)
     for first, last in chunks(source.shape):
         base = source.rows(first, last)
@@ -118,7 +120,7 @@ def _rounded(merged: MergedWeights, name: str, dtype: torch.dtype, tally: _Tally
 
 
 def _write_nf4(
-    writer: ShardedWriter, name: str, merged: MergedWeights, form: OutputForm, tally: _Tally
+    writer: ShardedWriter, name: str, merged: MergedWeights, form: OutputForm, tally: Tally
 ) -> None:
     try:
         matrix = quantize_rows(merged.rows(name), form.dtype, double_quant=form.double_quant)
@@ -126,6 +128,10 @@ def _write_nf4(
         raise ExportFailed(f"{name} can't be quantised once merged: {error}") from None
     for tensor, value in nf4_tensors(name, matrix, form.dtype).items():
         writer.write(tensor, [value])
+    _tally_nf4(name, merged, matrix, tally)
+
+
+def _tally_nf4(name: str, merged: MergedWeights, matrix: Nf4Tensor, tally: Tally) -> None:
     source, change = merged.unchanged(name), merged.change(name)
     if change is None:
         return
@@ -135,27 +141,49 @@ def _write_nf4(
         tally.add(base, change.on(base, first, last), held.rows(first, last))
 
 
+def survival_in_nf4(merged: MergedWeights, form: OutputForm) -> dict[str, Survival]:
+    """Return what would survive in NF4, by parameter; writes nothing."""
+    survived: dict[str, Survival] = {}
+    for name in form.four_bit:
+        if merged.change(name) is not None:
+            tally = Tally()
+            matrix = quantize_rows(merged.rows(name), form.dtype, double_quant=form.double_quant)
+            _tally_nf4(name, merged, matrix, tally)
+            found = tally.survival()
+            survived |= {} if found is None else {name: found}
+    return survived
+
+
 def share_kept(survived: Mapping[str, Survival]) -> float:
     """Return the share of the whole change that is in the result; 1 if there was none."""
     square = sum(each.norm**2 for each in survived.values())
     return 1.0 if square == 0 else sum(each.kept * each.norm**2 for each in survived.values()) / square
 
 
-def check_survival(survived: Mapping[str, Survival]) -> None:
-    """Raise ExportFailed if the change was rounded away, over all or in a parameter where it matters."""
+def share_exact(survived: Mapping[str, Survival]) -> float:
+    """Return 1 − ‖written − base − Δ‖² / ‖Δ‖² over all, 0 at least: what rounding adds counts as lost, too."""
+    square = sum(each.norm**2 for each in survived.values())
+    off = sum((each.error * each.norm) ** 2 for each in survived.values())
+    return 1.0 if square == 0 else max(0.0, 1 - off / square)
+
+
+def check_survival(survived: Mapping[str, Survival], remedy: Callable[[], str]) -> None:
+    """Raise ExportFailed if the change was rounded away, over all or in a parameter where it matters.
+
+    ``remedy`` says what keeps it, and is asked only then.
+    """
     square = sum(each.norm**2 for each in survived.values())
     lost = [
         (each.kept, name)
         for name, each in survived.items()
         if each.kept < LEAST_KEPT_OF_A_LAYER and each.norm**2 > NEGLIGIBLE * square / len(survived)
     ]
-    what_to_do = "keep it with a wider --dtype, --into 16bit, or format merged instead of merged-4bit"
     if share_kept(survived) < LEAST_KEPT:
         raise ExportFailed(
-            f"rounding took away the adapter's change: {share_kept(survived):.0%} of it is left; {what_to_do}"
+            f"rounding took away the adapter's change: {share_kept(survived):.0%} of it is left; {remedy()}"
         )
     if lost:
         kept, name = min(lost)
         raise ExportFailed(
-            f"rounding took away the change of {len(lost)} parameters ({name} keeps {kept:.0%}); {what_to_do}"
+            f"rounding took away the change of {len(lost)} parameters ({name} keeps {kept:.0%}); {remedy()}"
         )

@@ -37,7 +37,7 @@ async def register(request: Request) -> JSONResponse:
         return JSONResponse(describe_mixture(entry), status_code=201 if made else 200)
     registered = catalog.register(body.name, body.src, preload=body.preload, pin=body.pin)
     record, created = await unless_gone(request, registered)
-    return JSONResponse(describe_record(record), status_code=201 if created else 200)
+    return JSONResponse(_answer(catalog, record), status_code=201 if created else 200)
 
 
 @router.get("/adapters")
@@ -67,7 +67,7 @@ async def replace_adapter(request: Request, name: str) -> dict[str, object]:
         note(mixture=spell(entry.record.parts))
         return describe_mixture(entry)
     replaced = catalog.replace(name, body.src, preload=body.preload, pin=body.pin)
-    return describe_record(await unless_gone(request, replaced))
+    return _answer(catalog, await unless_gone(request, replaced))
 
 
 @router.delete("/adapters/{name:path}")
@@ -123,6 +123,7 @@ async def load_lora_adapter(request: Request) -> Response:
         raise ModelNotFound(str(error), param="lora_path") from None
     except AdapterNameTaken:
         raise taken from None
+    note(adapter_note=_note(deps.catalog.notes_on(body.lora_name)))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
@@ -160,6 +161,17 @@ async def unload_lora_adapter(request: Request) -> Response:
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
+def _answer(catalog: AdapterCatalog, record: AdapterRecord) -> dict[str, object]:
+    """Return what is served now, with what its owner should know of it, which the log line says too."""
+    told = _note(catalog.notes_on(record.name))
+    note(adapter_note=told)
+    return {**describe_record(record), "note": told}
+
+
+def _note(sentences: tuple[str, ...]) -> str | None:
+    return "; ".join(sentences) or None
+
+
 def describe(entry: CatalogEntry) -> dict[str, object]:
     """Return an adapter as the routes show it."""
     state = "unavailable" if entry.reason is not None else "available"
@@ -168,7 +180,7 @@ def describe(entry: CatalogEntry) -> dict[str, object]:
         "state": state,
         "tier": entry.tier,
         "reason": entry.reason,
-        "note": entry.note,
+        "note": _note(entry.notes),
     }
 
 

@@ -19,7 +19,8 @@ from manylora.quant.config import stored_format
 from manylora.quant.dense import DenseTensor
 from manylora.quant.errors import CorruptCheckpoint
 from manylora.quant.format import QuantizedTensor, StoredFormat, read_dense
-from manylora.quant.nf4 import quantize_nf4
+from manylora.quant.nf4 import DOUBLE_QUANT, quantize_nf4
+from manylora.quant.served_form import ServedForm, served_form
 from manylora.server.kernels.linear import PlainLinear
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.model.config import ModelConfig
@@ -50,7 +51,13 @@ class LoadReport:
     """Embedding, norms and head."""
     seconds: float
     notes: tuple[str, ...] = ()
-    """Sentences about files that look like its weights and were not read."""
+    """Sentences about files that look like its weights and were not read, and about what serving it so loses."""
+    kind: str = "dense"
+    """How linear layers are held: dense, nf4, gptq or awq."""
+    double_quant: bool = False
+    """Of nf4: whether the scales are quantised too."""
+    from_16bit: bool = True
+    """Whether the checkpoint isn't quantised itself."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -81,19 +88,21 @@ def load_weights(
     backend: PlainBackend,
     *,
     quantization: Quantization = "auto",
-    double_quant: bool = False,
+    double_quant: bool = DOUBLE_QUANT,
     progress: Progress = lambda done, total: None,
 ) -> tuple[ModelConfig, DecoderWeights, LoadReport]:
     """Load a model directory for ``backend``.
 
-    Raises ModelError or manylora.quant.errors.QuantError.
+    auto: as it is stored, but 16-bit weights in NF4, unless config.json says that they are served unquantised. Raises
+    ModelError or manylora.quant.errors.QuantError.
     """
     started = time.monotonic()
     raw = read_config(directory)
     config, stored = model_config(raw), stored_format(directory, raw)
     _check_choice(stored, quantization)
+    own = served_form(raw)
     quantizer = _Quantizer(
-        stored.kind == "dense" and quantization != "none", double_quant, backend.dtype, backend.device
+        is_quantised_at_load(stored, own, quantization), double_quant, backend.dtype, backend.device
     )
     checkpoint = Checkpoint(directory)
     reader = _Reader(checkpoint, config, stored, backend, quantizer)
@@ -108,9 +117,17 @@ def load_weights(
         reader.linear_weights,
         reader.other_bytes,
         time.monotonic() - started,
-        checkpoint.notes,
+        checkpoint.notes + (() if own is None else own.costs(backend.dtype, quantised=quantizer.active)),
+        "nf4" if quantizer.active else stored.kind,
+        double_quant if quantizer.active else stored.double_quant,
+        stored.kind == "dense",
     )
     return config, weights, report
+
+
+def is_quantised_at_load(stored: StoredFormat, own: ServedForm | None, quantization: Quantization) -> bool:
+    """Whether linear layers become NF4 on their way in; ``own`` is what config.json says about it."""
+    return stored.kind == "dense" and (quantization == "nf4" or (quantization == "auto" and own is None))
 
 
 def _check_choice(stored: StoredFormat, quantization: Quantization) -> None:

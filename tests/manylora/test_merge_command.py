@@ -1,6 +1,7 @@
 """`manylora merge` as a user runs it: what it makes, what it says, and how it ends on bad input."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def test_the_demo_adapter_is_merged_into_the_base_that_it_names(tmp_path: Path) 
     result = runner.invoke(app, ["merge", str(SQL), str(out), "--samples", str(_samples(tmp_path))])
     assert result.exit_code == 0, result.output
     for words in (
-        "LoRA of rank 4, into the 16-bit weights",
+        "LoRA of rank 4, ",
+        "the dequantised 4-bit weights: what is served; the adapter doesn't say what it was trained on",
         "nearer to what is served",
         "loss on the samples",
     ):
@@ -62,17 +64,20 @@ def test_an_archive_needs_no_base(tmp_path: Path) -> None:
 
 def test_the_merged_model_is_served_and_answers_as_the_adapter(tmp_path: Path) -> None:
     out = tmp_path / "merged"
-    made = runner.invoke(app, ["merge", str(SQL), str(out), "--into", "dequantized", "--dtype", "float32"])
+    made = runner.invoke(app, ["merge", str(SQL), str(out)])
     assert made.exit_code == 0, made.output
+    [line] = [line for line in made.stdout.splitlines() if line.startswith("Serve it: ")]
+    said = shlex.split(line.removeprefix("Serve it: "))
+    assert said[:3] == ["manylora", "serve", str(out)]
     question = "shop\nfruit | price\nKiwi | 91\nMelon | 20\n\nTell me the price of Melon."
     body = {"messages": [{"role": "user", "content": question}], "max_tokens": 24, "temperature": 0}
-    same = ("--dtype", "float32", "--kv-cache-gib", "0.05", "--threads", "1")
+    same = ("--kv-cache-gib", "0.05", "--threads", "1")
     answers = []
     import httpx
 
     for arguments, model in (
         ([str(DEMO / "base"), "--adapter", f"sql={SQL}", *same], "sql"),
-        ([str(out), "--quantization", "none", *same], "merged"),
+        ([*said[2:], *same], "merged"),
     ):
         with serving(tmp_path / model, *arguments) as server:
             found = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "model": model}, timeout=60)

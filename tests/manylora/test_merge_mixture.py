@@ -23,7 +23,8 @@ def test_a_mixture_is_merged_into_the_base_that_its_parts_name(tmp_path: Path) -
     out = tmp_path / "out"
     result = runner.invoke(app, ["merge", f"{SQL}:0.7+{PIRATE}:-0.3", str(out)])
     assert result.exit_code == 0, result.output
-    assert "mixture of 2: sql:0.7+pirate:-0.3, into the 16-bit weights" in result.stdout
+    assert "mixture of 2: sql:0.7+pirate:-0.3, " in result.stdout
+    assert "the dequantised 4-bit weights: what is served" in result.stdout
     assert parts_of(out) == [("sql", 0.7), ("pirate", -0.3)]
 
 

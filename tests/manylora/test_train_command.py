@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from manylora.cli import app
 from manylora.demo.task_data import write_tasks
 from manylora.loadtest.checkpoints import TINY, write_base
 from manylora.loadtest.gptq_copy import write_gptq_copy
@@ -82,6 +85,26 @@ def by_transformers(adapter: Path, base: Path, conversations: list[list[dict[str
     return answers
 
 
+def serve_line(said: str) -> list[str]:
+    """The words after `manylora serve` in the run's last line."""
+    [line] = [line for line in said.splitlines() if "Serve it: " in line]
+    command = shlex.split(line.partition("Serve it: ")[2])
+    assert command[:2] == ["manylora", "serve"]
+    return command[2:]
+
+
+def of_merged(adapter: Path, output: Path, conversations: list[list[dict[str, str]]]) -> list[str]:
+    """Merge by the defaults, and answer as a server does that is told nothing."""
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(
+        app, ["merge", "--adapter", str(adapter), "--output", str(output)]
+    )
+    assert result.exit_code == 0, result.output
+    assert "as in training" in result.stdout
+    assert serve_line(result.stdout) == [str(output)]
+    with ServedGeneration(ServedBase(output)) as generate:
+        return generate(conversations, None, 24)
+
+
 def questions(place: Path) -> list[list[dict[str, str]]]:
     rows = json.loads((place / "sql-eval.json").read_text())
     return [[{"role": "user", "content": row["conversations"][0]["value"]}] for row in rows[:4]]
@@ -91,9 +114,12 @@ def test_the_guides_lora_command_gives_an_adapter_that_is_served(place: Path) ->
     done = run(f"train --model_name_or_path {DEMO} --data_path sql.json {LORA}", place)
     assert done.returncode == 0, done.stderr
     output = place / "output_lora"
+    adapter = f"output_lora={output.resolve()}"
+    assert serve_line(done.stderr) == [str(DEMO), "--quantization", "none", "--adapter", adapter]
     asked = questions(place)
     answers = served(ServedBase(DEMO, quantization="none", dtype="float32"), output, asked)
     assert answers == by_transformers(output, DEMO, asked)
+    assert answers == of_merged(output, place / "lora_merged", asked)
     record = json.loads((output / "run.json").read_text())
     assert record["results"]["steps"] == 9
     assert record["results"]["adapter"] == str(output.resolve())
@@ -121,10 +147,11 @@ def test_an_adapter_trained_in_nf4_answers_the_same_served_and_in_transformers(p
     done = run(flags, place)
     assert done.returncode == 0, done.stderr
     asked = questions(place)
-    base = ServedBase(DEMO, dtype="float32", double_quant=True)
+    base = ServedBase(DEMO, dtype="float32")
     answers = served(base, place / "nf4", asked)
     assert all(answer.startswith("SELECT") for answer in answers)
     assert answers == by_transformers(place / "nf4", DEMO, asked)
+    assert answers == of_merged(place / "nf4", place / "nf4_merged", asked)
 
 
 def test_answers_of_the_served_base_judge_a_run_and_end_it_early(place: Path) -> None:
@@ -144,7 +171,7 @@ def test_answers_of_the_served_base_judge_a_run_and_end_it_early(place: Path) ->
     assert record["results"]["best_checkpoint"]
     logged = [entry for entry in record["history"]["log"] if "eval_exact_match" in entry]
     assert logged[0]["eval_perplexity"] > 1
-    assert "--double-quant" in done.stderr
+    assert serve_line(done.stderr) == [str(DEMO), "--adapter", f"judged={(place / 'judged').resolve()}"]
 
 
 SMALL = (

@@ -23,7 +23,7 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "
         ({**NF4, "load_in_4bit": False, "_load_in_4bit": True}, StoredFormat("nf4", 4)),
         (
             {**NF4, "bnb_4bit_use_double_quant": True, "llm_int8_skip_modules": ["lm_head"]},
-            StoredFormat("nf4", 4),
+            StoredFormat("nf4", 4, double_quant=True),
         ),
         (GPTQ, StoredFormat("gptq", 4, 128, 1)),
         ({**GPTQ, "bits": 8, "sym": False}, StoredFormat("gptq", 8, 128, 1)),

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from manylora.quant.checkpoint import Checkpoint
+from manylora.quant.errors import QuantError
 from manylora.quant.format import StoredFormat
+from manylora.quant.served_form import ServedForm, served_form
 from manylora.training.bases import tokenizer as tokenizers
 from manylora.training.bases.find import find_base, fingerprint, read_config, read_format
 from manylora.training.bases.packed import load_packed
@@ -41,6 +43,7 @@ def load_base(settings: BaseSettings) -> Base:
     device = choose_device(settings.device)
     dtype, notes = choose_dtype(settings.dtype, device)
     kind: Kind = "nf4" if stored.kind == "dense" and settings.q_lora else stored.kind
+    own = _own_form(settings.name, config)
     _refuse_sharding(kind, settings)
     tokenizer = load_tokenizer(directory, settings)
     model = _load_model(checkpoint, stored, kind, replace(settings, device=device), dtype)
@@ -54,11 +57,24 @@ def load_base(settings: BaseSettings) -> Base:
         kind=kind,
         dtype=dtype,
         fingerprint=fingerprint(checkpoint),
-        notes=notes + checkpoint.notes + _notes(stored, kind, settings),
-        double_quant=kind == "nf4" and _double_quant(config, stored, settings),
+        notes=notes + checkpoint.notes + _notes(stored, kind, settings) + _lost(own, kind, dtype),
+        double_quant=kind == "nf4" and (settings if stored.kind == "dense" else stored).double_quant,
         from_16bit=kind == "nf4" and stored.kind == "dense",
         revision=settings.revision,
+        served_as_it_is=own is not None,
     )
+
+
+def _own_form(name: str, config: Mapping[str, Any]) -> ServedForm | None:
+    try:
+        return served_form(config)
+    except QuantError as error:
+        raise BaseRefused(f"{name}: {error}") from None
+
+
+def _lost(own: ServedForm | None, kind: Kind, dtype: torch.dtype) -> tuple[str, ...]:
+    """Return what is lost of a merged model that is held otherwise than it says."""
+    return () if own is None else own.costs(dtype, quantised=kind == "nf4")
 
 
 def load_tokenizer(directory: Path, settings: BaseSettings) -> Any:
@@ -132,12 +148,6 @@ def _refuse_sharding(kind: Kind, settings: BaseSettings) -> None:
             f"{settings.name} is stored in {kind.upper()}, whose packed words FSDP and ZeRO-3 can't shard: "
             "use plain DDP or ZeRO-2, or a 16-bit base with --q_lora"
         )
-
-
-def _double_quant(config: Mapping[str, Any], stored: StoredFormat, settings: BaseSettings) -> bool:
-    if stored.kind == "dense":
-        return settings.double_quant
-    return bool((config.get("quantization_config") or {}).get("bnb_4bit_use_double_quant", False))
 
 
 def _notes(stored: StoredFormat, kind: Kind, settings: BaseSettings) -> tuple[str, ...]:

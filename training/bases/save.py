@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from manylora.adapters.files import BASE_FILE
 from manylora.training.bases.initial import ADAPTER, Residual, lora_layers
 from manylora.training.bases.precision import DTYPES
 from manylora.training.bases.quantized import QuantizedLinear
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 CONFIG_FILE = "adapter_config.json"
-BASE_FILE = "manylora_base.json"
-"""How the base was held while the adapter was trained, and where its files were. load_finetuned_model reads it."""
 WEIGHTS_FILE = "adapter_model.safetensors"
 _LISTED = 3
 

@@ -1,5 +1,6 @@
 """Whether the server will take the adapter, said before training and not after. adapters/spec.py decides it then."""
 
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,8 @@ from manylora.training.bases.settings import LoraSettings
 from manylora.training.bases.types import Base
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 SERVED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """model_type of the families that server/model has."""
@@ -38,6 +40,16 @@ def servable(base: Base, lora: LoraSettings) -> Servable:
     )
 
 
+def serve_command(base: Base, adapters: "Mapping[str, Path]", rank: int) -> str:
+    """Return the command that serves ``adapters``, of at most ``rank``, on the base as it was trained and evaluated."""
+    words = ["manylora", "serve", base.name, *base.serve_flags]
+    if rank > SERVER_RANK:
+        words += ["--max-rank", str(rank)]
+    for name, directory in adapters.items():
+        words += ["--adapter", f"{name}={directory.resolve()}"]
+    return shlex.join(words)
+
+
 def _obstacles(base: Base, lora: LoraSettings) -> "Iterator[str]":
     family = base.model.config.model_type
     if family not in SERVED_FAMILIES:
@@ -61,5 +73,5 @@ def _advice(base: Base, lora: LoraSettings) -> "Iterator[str]":
         yield f"its start is saved with it, which makes it rank up to {rank} on the unchanged base"
     if rank > SERVER_RANK:
         yield f"its rank {rank} needs `manylora serve --max-rank {rank}`"
-    if base.from_16bit and base.double_quant:
-        yield "serve its base with --double-quant, as it was trained"
+    if base.serve_flags:
+        yield f"serve its base with {' '.join(base.serve_flags)}, as it is trained"

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from manylora.adapters.base_form import BaseForm
+from manylora.quant.nf4 import DOUBLE_QUANT
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,8 +29,8 @@ class BaseSettings:
     trust_remote_code: bool = False
     revision: str | None = None
     cache_dir: str | None = None
-    double_quant: bool = True
-    """NF4: quantise the scales too."""
+    double_quant: bool = DOUBLE_QUANT
+    """NF4: quantise the scales too. A server does the same unless it is told otherwise."""
     model_max_length: int | None = None
     """Tokens after which the tokenizer's own limit says that a text is too long."""
     device: torch.device | None = None
@@ -57,3 +60,18 @@ class Base:
     from_16bit: bool = False
     """NF4: whether the files hold 16-bit weights, which were quantised while loading."""
     revision: str | None = None
+    served_as_it_is: bool = False
+    """Whether config.json says that it is served unquantised, as a merged model's does."""
+
+    @property
+    def form(self) -> BaseForm:
+        """How its linear layers are held."""
+        return BaseForm(self.kind, self.double_quant)
+
+    @property
+    def serve_flags(self) -> tuple[str, ...]:
+        """The flags of ``manylora serve`` that hold it as it is held here."""
+        if self.kind != "dense" and not self.from_16bit:
+            return ()  # stored so
+        flags = self.form.serve_flags()
+        return ("--quantization", "nf4", *flags) if self.from_16bit and self.served_as_it_is else flags

@@ -46,6 +46,7 @@ def shapes_of(job: Job) -> tuple[ModelShape, RunShape]:
         train_embeddings=bool(lora.modules_to_save or (lora.new_tokens and base.kind == "dense")),
         dropout=lora.used_dropout,
         device="cuda" if base.model.device.type == "cuda" else "cpu",
+        double_quant=job.arguments.lora.double_quant,
     )
     return model, run
 

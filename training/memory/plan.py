@@ -110,7 +110,7 @@ def weight_bytes(model: ModelShape, run: RunShape) -> dict[str, float]:
     """Return the bytes of the base: its layers' matrices, and what isn't quantised (embedding, head, norms)."""
     kind = stored_kind(model, run.method)
     value = DTYPES[run.dtype]
-    bits = 8 * value if kind is None else bits_per_weight(model, kind)
+    bits = 8 * value if kind is None else bits_per_weight(model, kind, double_quant=run.double_quant)
     return {
         "weights": model.layer_parameters * bits / 8,
         "embeddings": float(value * (model.embedding_parameters + model.small_parameters)),

@@ -51,7 +51,7 @@ def plan_qwen(model: ModelShape, run: RunShape) -> dict[str, float]:
         weights = 2.0 * model.layer_parameters
         embeddings = 2.0 * not_quantised
     else:
-        weights = model.layer_parameters * bits_per_weight(model, kind) / 8
+        weights = model.layer_parameters * bits_per_weight(model, "gptq" if kind == "nf4" else kind) / 8
         embeddings = 4.0 * not_quantised
     adapted = model.num_layers * sum(run.rank * (i + o) for _, i, o in model.adapted(run.targets))
     # The script trains embedding and head of base models only, and never with --q_lora.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from manylora.quant.nf4 import DOUBLE_QUANT
 from manylora.training.errors import InvalidArgument
 
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -40,6 +41,8 @@ class RunShape:
     trained_share: float = 1.0
     """Share of tokens with a loss. Logits are made for these only; 1.0 is the worst case."""
     device: str = "cuda"
+    double_quant: bool = DOUBLE_QUANT
+    """Of NF4: whether the scales are quantised too."""
 
     def __post_init__(self) -> None:
         for name in ("seq", "batch", "accumulation", "rank"):

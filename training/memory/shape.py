@@ -32,6 +32,8 @@ class ModelShape:
     """Bits of a stored code; 8 with some GPTQ checkpoints."""
     group_size: int = 128
     """Input values that share a scale in GPTQ and AWQ."""
+    double_quant: bool = False
+    """Whether the scales of stored NF4 are quantised too."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> "ModelShape":
@@ -47,7 +49,8 @@ class ModelShape:
         hidden, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
         width = _whole(config, "intermediate_size")
         head_dim = _whole(config, "head_dim", _whole(config, "kv_channels", hidden // heads))
-        quantization, bits, group_size = _quantization(config.get("quantization_config"))
+        section = config.get("quantization_config")
+        quantization, bits, group_size = _quantization(section)
         return cls(
             family=str(family),
             hidden_size=hidden,
@@ -62,6 +65,7 @@ class ModelShape:
             quantization=quantization,
             bits=bits,
             group_size=group_size,
+            double_quant=isinstance(section, Mapping) and bool(section.get("bnb_4bit_use_double_quant")),
         )
 
     @property

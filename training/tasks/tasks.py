@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.training.arguments import Arguments
+from manylora.training.bases.servable import serve_command
+from manylora.training.bases.types import Base
 from manylora.training.errors import Diverged, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.register import register
@@ -46,10 +48,12 @@ def run_tasks(arguments: Arguments) -> list[TaskResult]:
     for note in plan.arguments.notes:
         display.say(note)
     try:
-        results = _train(plan, directory, display)
+        results, command = _train(plan, directory, display)
     finally:
         display.close()
     _hand_over(plan, results, display.say)
+    if run.register is None and command is not None:
+        display.say(f"Serve them: {command}")
     stopped = [f"{result.name} {result.stopped}" for result in results if result.stopped]
     if stopped:
         others = ", ".join(result.name for result in results if not result.stopped) or "none"
@@ -83,7 +87,8 @@ class _Watcher:
         self.display.round_done(run)
 
 
-def _train(plan: Plan, directory: Path, display: TasksDisplay) -> list[TaskResult]:
+def _train(plan: Plan, directory: Path, display: TasksDisplay) -> tuple[list[TaskResult], str | None]:
+    """Train all of them. Returns what came of each, and the command that serves those that can be served."""
     args, resume = plan.arguments.training, plan.arguments.run.resume
     base, tasks = prepare_tasks(plan, display.say)
     if not resume:
@@ -114,7 +119,20 @@ def _train(plan: Plan, directory: Path, display: TasksDisplay) -> list[TaskResul
         f"trained in {measured.seconds:.1f} s, {rate:,.0f} tokens/s, peak memory {measured.peak_gib:.2f} GiB"
     )
     display.say(f"report: {watcher.records.write(members, directory, measured)}")
-    return [_result(member) for member in members]
+    results = [_result(member) for member in members]
+    return results, _serve_command(base, tasks, results)
+
+
+def _serve_command(base: Base, tasks: list[PreparedTask], results: list[TaskResult]) -> str | None:
+    served = {
+        each.task.arguments.run.adapter_name or result.name: (each.prepared, result.adapter)
+        for each, result in zip(tasks, results, strict=True)
+        if result.adapter is not None and each.prepared.servable.yes
+    }
+    if not served:
+        return None
+    rank = max(prepared.saved_rank for prepared, _ in served.values())
+    return serve_command(base, {name: adapter for name, (_, adapter) in served.items()}, rank)
 
 
 def _interrupted(directory: Path) -> str:

@@ -1,5 +1,6 @@
 """Bases of every family served and adapters of every kind that is merged, made with transformers and peft."""
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from manylora.adapters.export.settings import ExportSettings
+from manylora.adapters.files import BASE_FILE
 from manylora.loadtest.checkpoints import ATTENTION, MLP, TINY, BaseShape, write_base
 
 FAMILIES: dict[str, BaseShape] = {
@@ -37,7 +39,10 @@ def load(directory: Path, **more: Any) -> Any:
 def make_adapter(
     directory: Path, base: Path, *, strength: float = 0.05, seed: int = 1, model: Any = None, **config: Any
 ) -> Any:
-    """Write a peft adapter with every trained tensor moved by noise, and return base + adapter, float32."""
+    """Write a peft adapter with every trained tensor moved by noise, and return base + adapter, float32.
+
+    It says which form of the base it is for.
+    """
     config = {"r": 4, "lora_alpha": 16, "target_modules": [*ATTENTION, *MLP], **config}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -51,6 +56,8 @@ def make_adapter(
                     noise = torch.randn(parameter.shape, generator=generator)
                     parameter.add_(noise, alpha=strength)
         adapted.save_pretrained(directory)
+    kind = "nf4" if getattr(model, "is_loaded_in_4bit", False) else "dense"
+    (directory / BASE_FILE).write_text(json.dumps({"kind": kind, "double_quant": False}))
     return adapted.eval()
 
 

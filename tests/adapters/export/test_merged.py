@@ -47,7 +47,7 @@ def test_the_bases_dtype_is_kept_and_the_manifest_says_what_was_measured(tmp_pat
     assert manifest["change_kept"] == pytest.approx(1, abs=0.02)
     assert len(manifest["change"]) == 14
     assert set(manifest["served"]["distance"]) == {"16bit", "dequantized"}
-    assert manifest["served"]["nearer"] == "dequantized"
+    assert manifest["served"]["nearer"] == "16bit"
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
 
@@ -92,7 +92,7 @@ def test_into_the_dequantised_base_is_what_a_4_bit_base_with_the_adapter_compute
         module.support_avx512bf16_for_cpu = False
     adapted = make_adapter(tmp_path / "adapter", base, model=model)
     out = tmp_path / "out"
-    report = export(settings(base, tmp_path / "adapter", out, into="dequantized"))
+    report = export(settings(base, tmp_path / "adapter", out))
     torch.testing.assert_close(logits_of(load(out)), logits_of(adapted), rtol=1e-3, atol=1e-3)
     assert report.manifest["into"] == "dequantized"
     assert "quantization_config" not in read(out, "config.json")

@@ -137,16 +137,17 @@ def test_a_disk_too_small_is_told_before_anything_is_written(
 
 def test_a_change_below_bfloat16s_steps_fails_and_float32_keeps_it(tmp_path: Path, base: Path) -> None:
     faint = write_adapter(tmp_path / "faint", base, AdapterShape(rank=4, strength=2e-4))
-    message = refusal(ExportFailed, settings(base, faint, tmp_path / "out"))
+    asked = settings(base, faint, tmp_path / "out", into="16bit", dtype="bfloat16")
+    message = refusal(ExportFailed, asked)
     assert "rounding took away" in message
-    assert "dtype" in message
-    report = export(settings(base, faint, tmp_path / "out", dtype="float32"))
+    assert "--dtype float" in message
+    report = export(settings(base, faint, tmp_path / "out", into="16bit", dtype="float32"))
     assert report.manifest["change_kept"] == pytest.approx(1, abs=0.01)
 
 
 def test_an_adapter_that_changes_nothing_merges(tmp_path: Path, base: Path, adapter: Path) -> None:
     change_tensors(adapter, lambda tensors: [t.zero_() for name, t in tensors.items() if "lora_B" in name])
-    report = export(settings(base, adapter, tmp_path / "out"))
+    report = export(settings(base, adapter, tmp_path / "out", into="16bit"))
     assert report.manifest["change"] == {}
     assert report.manifest["logits"]["max_abs"] == 0  # type: ignore[index]  # JSON
 
@@ -190,7 +191,7 @@ def test_the_checks_themselves() -> None:
     check_losses(Losses(base=1.0, adapter=1.0, merged=1.1))
     with pytest.raises(ExportFailed, match="did not survive"):
         check_losses(Losses(base=2.0, adapter=1.0, merged=1.9))
-    check_survival({})
-    check_survival({"a": Survival(1, 0.9, 0.1), "b": Survival(1e-4, 0.0, 1)})
-    with pytest.raises(ExportFailed, match="b keeps 10%"):
-        check_survival({"a": Survival(3, 1.0, 0.1), "b": Survival(1, 0.1, 1)})
+    check_survival({}, str)
+    check_survival({"a": Survival(1, 0.9, 0.1), "b": Survival(1e-4, 0.0, 1)}, str)
+    with pytest.raises(ExportFailed, match=r"b keeps 10%\); take more"):
+        check_survival({"a": Survival(3, 1.0, 0.1), "b": Survival(1, 0.1, 1)}, lambda: "take more")

@@ -42,8 +42,11 @@ def write_awq(source: Path, target: Path) -> Path:
     return _write(source, target, section, partial(nearest_codes, group_size=GROUP, bits=4), awq_tensors)
 
 
-def load(directory: Path, *, q_lora: bool = False) -> Base:
-    return load_base(BaseSettings(str(directory), q_lora=q_lora, dtype="fp32", device=torch.device("cpu")))
+def load(directory: Path, *, q_lora: bool = False, double_quant: bool = False) -> Base:
+    cpu = torch.device("cpu")
+    return load_base(
+        BaseSettings(str(directory), q_lora=q_lora, double_quant=double_quant, dtype="fp32", device=cpu)
+    )
 
 
 def _write(

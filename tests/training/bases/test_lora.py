@@ -187,7 +187,11 @@ def test_what_the_server_needs_is_said(directories: dict[str, Path]) -> None:
     said = servable(base, LoraSettings(r=200, init="pissa"))
     assert said.yes
     assert "--max-rank 400" in said.because
-    assert "--double-quant" in said.because
+    assert "serve its base with" not in said.because, "both sides quantise alike by default"
+    double = load(directories["nf4"], q_lora=True, double_quant=True)
+    assert "serve its base with --double-quant" in servable(double, LoraSettings()).because
+    dense = servable(load(directories["dense"]), LoraSettings())
+    assert "serve its base with --quantization none" in dense.because
     assert said.sentence().startswith("servable as an adapter: yes, because")
     assert ServeSettings.model_fields["max_rank"].default == SERVER_RANK == MAX_RANK
     assert sorted(SERVED) == sorted(SERVED_FAMILIES)

@@ -50,14 +50,20 @@ def test_parts_are_named_and_add_up(method: str, device: str, recipe: str | None
 
 
 def test_weights_by_format() -> None:
-    def weights(config: Mapping[str, object], method: str = "lora") -> float:
+    def weights(config: Mapping[str, object], method: str = "lora", *, double_quant: bool = False) -> float:
         shape = ModelShape.from_config({**FIRST_QWEN_7B, **config})
-        bits = plan(shape, replace(RUN, method=method)).parts["weights"] * GIB * 8 / shape.layer_parameters
+        run = replace(RUN, method=method, double_quant=double_quant)
+        bits = plan(shape, run).parts["weights"] * GIB * 8 / shape.layer_parameters
         return round(bits, 3)
 
     gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
     assert weights({}) == 16
-    assert weights({}, "qlora") == 4.127
+    assert weights({}, "qlora") == 4.5
+    assert weights({}, "qlora", double_quant=True) == 4.127
+    stored = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    assert weights(stored) == weights(stored, "qlora", double_quant=True) == 4.5
+    stored["quantization_config"]["bnb_4bit_use_double_quant"] = True
+    assert weights(stored) == 4.127
     assert weights(gptq) == weights(gptq, "qlora") == 4.156
     assert weights({"quantization_config": {"quant_method": "gptq", "bits": 8, "group_size": -1}}) == 8
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,8 +62,15 @@ def run(plan: Path, *words: str) -> list[TaskResult]:
     )
 
 
-def test_every_task_leaves_an_adapter_that_the_server_takes_and_one_report(tmp_path: Path) -> None:
+def test_every_task_leaves_an_adapter_that_the_server_takes_and_one_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = run(write_plan(tmp_path), "--save_strategy", "no")
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "Serve them: " in line]
+    words = shlex.split(line.partition("Serve them: ")[2])
+    assert words[:5] == ["manylora", "serve", str(tmp_path / "base"), "--quantization", "none"]
+    served = [word.partition("=")[0] for word in words if "=" in word]
+    assert served == ["sql", "json", "team/pirate"]
     out = tmp_path / "out"
     assert [(each.name, each.steps) for each in results] == [("sql", 4), ("json", 3), ("team/pirate", 4)]
     assert results[0].eval_loss is not None
