@@ -1,5 +1,6 @@
 """How the trainer saves and resumes: whole checkpoints or none, the policy's adapter, and the loop's own state."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class CheckpointSaving(Trainer):
     _guard: Guard | None
     _backoffs: int
     _staging: Path | None = None
+    run_state: Mapping[str, object] | None = None
+    """What else a checkpoint says of its run (training/continuing.py)."""
 
     def _get_output_dir(self, trial: Any) -> str:
         """Send what transformers writes into the staging directory while a checkpoint is being written."""
@@ -109,6 +112,7 @@ class CheckpointSaving(Trainer):
             "guard": None if self._guard is None else self._guard.state(),
             "backoffs": self._backoffs,
             "micro_rows": self.micro_rows,
+            "run": self.run_state,
         }
 
     def take_own_state(self, state: dict[str, Any]) -> None:

@@ -116,6 +116,13 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         inner: Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return Moment(self.state.global_step, self.state.max_steps, inner, self.lr_scheduler)
 
+    def _run_epoch(self, **named: Any) -> None:
+        """Take no step where a resumed run is already as far as it was to go; transformers would take one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**named)
+
     # --- one optimiser step
 
     def get_batch_samples(
