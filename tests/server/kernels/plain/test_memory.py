@@ -3,7 +3,7 @@
 import psutil
 import torch
 
-from manylora.server.model.memory import ALIGNMENT, zeros
+from manylora.server.kernels.plain.memory import ALIGNMENT, zeros
 
 MIB = 1 << 20
 

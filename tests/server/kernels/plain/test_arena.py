@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from manylora.adapters.types import AdapterWeights
-from manylora.server.kernels.metadata import RankRange
+from manylora.server.kernels.plain.arena import PlainArena
+from manylora.server.kernels.step import RankRange
 from manylora.server.model.config import ModelConfig
 from tests.server.model.models import save_model
 from tests.server.model.steps import Stream, all_logits, load, place, random_adapter, step
@@ -48,6 +49,7 @@ def test_writing_touches_no_row_of_another(tmp_path: Path) -> None:
     save_model("qwen2", tmp_path)
     model = load(tmp_path)
     config = model.decoder.config
+    assert isinstance(model.arena, PlainArena)
     for layer in model.arena.layers:
         for buffers in layer.values():
             for buffer in buffers:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.server.kernels.invariance import MATMUL_LIMITS
+from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
 
 MOST_ROWS = 520
 ROWS = (1, 2, 3, 5, 16, 17, 31, 33, 64, 100, 129, 256, 513)

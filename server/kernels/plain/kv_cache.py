@@ -1,26 +1,23 @@
-"""The KV cache: keys and values of every layer in slots, block size of them a block. It knows no owners.
-
-Block 0 is the null block, which is nobody's: those that sequences own are numbered from 1.
-"""
+"""The plain backend's KV cache: two tensors a layer."""
 
 import torch
 from torch import Tensor
 
-from manylora.server.model.config import ModelConfig
-from manylora.server.model.memory import zeros
+from manylora.server.kernels.plain.memory import zeros
+from manylora.server.kernels.shape import DecoderShape
 
 
-class KVCache:
-    """Keys and values of ``num_blocks`` blocks and the null block, [slots, KV heads, head dim] each, per layer."""
+class PlainKVCache:
+    """See KVCache. Each layer's keys and values are [slots, KV heads, head dim]."""
 
     def __init__(
-        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self, shape: DecoderShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         slots = (num_blocks + 1) * block_size
-        shape = (2, config.num_layers, slots, config.num_kv_heads, config.head_dim)
-        self._data = zeros(shape, dtype, device)
+        size = (2, shape.num_layers, slots, shape.num_kv_heads, shape.head_dim)
+        self._data = zeros(size, dtype, device)
         self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(
             zip(self._data[0].unbind(), self._data[1].unbind(), strict=True)
         )
@@ -38,6 +35,6 @@ class KVCache:
         return found.flatten(3).sum(-1).flatten(0, 1).sum(0) == 0
 
 
-def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+def bytes_per_block(shape: DecoderShape, block_size: int, dtype: torch.dtype) -> int:
     """Return what one block takes in all layers."""
-    return 2 * config.num_layers * block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+    return 2 * shape.num_layers * block_size * shape.num_kv_heads * shape.head_dim * dtype.itemsize

@@ -14,14 +14,14 @@ from manylora.quant.dense import DenseTensor
 from manylora.quant.format import QuantizedTensor
 from manylora.quant.gptq import quantize_gptq_nearest
 from manylora.quant.nf4 import quantize_nf4
-from manylora.server.kernels.linear import (
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.plain.linear import (
     DequantizedLinear,
     FusedNf4Linear,
     can_fuse_nf4,
     fuse_nf4,
     fused_nf4_reason,
 )
-from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.reference import linear
 from tests.quant.bnb import functional
 from tests.quant.packers import awq_tensors, nearest_codes

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from manylora.server.kernels import attention
-from manylora.server.kernels.attention import attend, plan_attention
-from manylora.server.kernels.metadata import AttentionMetadata
+from manylora.server.kernels.plain import attention
+from manylora.server.kernels.plain.attention import attend, plan_attention
 from manylora.server.kernels.reference import paged_attention
+from manylora.server.kernels.step import AttentionMetadata
 
 # (context, queries) of each row: decodes and chunks, at and about the borders of blocks, padding and segments.
 MIXED = (

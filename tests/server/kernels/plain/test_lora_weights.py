@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from manylora.server.kernels.invariance import MATMUL_LIMITS
-from manylora.server.kernels.lora import LayerLora, build_lora_metadata
-from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges, LoraSpan, RankRange
+from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
+from manylora.server.kernels.plain.lora import build_lora_metadata
 from manylora.server.kernels.reference import lora as reference_lora
+from manylora.server.kernels.step import AdapterRanges, LoraSpan, RankRange
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -25,7 +25,7 @@ def added(spans: Sequence[LoraSpan], x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     out = torch.zeros(len(x), b.shape[1], dtype=x.dtype)
     metadata = build_lora_metadata(spans, len(x), CPU, x.dtype)
     assert metadata is not None
-    LayerLora(metadata, dict.fromkeys(LORA_MODULES, (a, b))).add("q_proj", x, out)
+    metadata.add("q_proj", x, a, b, out)
     return out
 
 

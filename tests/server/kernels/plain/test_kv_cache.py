@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manylora.server.model.kv_cache import KVCache, bytes_per_block
+from manylora.server.kernels.plain.kv_cache import PlainKVCache, bytes_per_block
 from tests.server.model.models import save_model
 from tests.server.model.steps import CPU, Stream, all_logits, load, step
 
@@ -18,6 +18,7 @@ def test_what_a_cache_held_before_changes_no_bit(family: str, dtype: torch.dtype
     found = []
     for rest in (0.0, torch.nan):
         model = load(tmp_path, dtype)
+        assert isinstance(model.kv, PlainKVCache)
         for k, v in model.kv.layers:
             k.fill_(rest)
             v.fill_(rest)
@@ -36,7 +37,7 @@ def test_slots_that_are_not_finite_in_any_layer_are_told(
 ) -> None:
     save_model("qwen2", tmp_path)
     config = load(tmp_path, streams=1).decoder.config
-    kv = KVCache(config, 4, 4, dtype, CPU)
+    kv = PlainKVCache(config.shape, 4, 4, dtype, CPU)
     largest = torch.finfo(dtype).max
     for half in range(2):
         for layer in range(config.num_layers):
@@ -51,6 +52,6 @@ def test_slots_that_are_not_finite_in_any_layer_are_told(
 def test_the_null_block_is_beside_those_that_are_given_out(tmp_path: Path) -> None:
     save_model("qwen2", tmp_path)
     config = load(tmp_path, streams=1).decoder.config
-    kv = KVCache(config, 4, 8, torch.float32, CPU)
+    kv = PlainKVCache(config.shape, 4, 8, torch.float32, CPU)
     assert kv.layers[0][0].shape[0] == 5 * 8
-    assert kv.nbytes == 5 * bytes_per_block(config, 8, torch.float32)
+    assert kv.nbytes == 5 * bytes_per_block(config.shape, 8, torch.float32)

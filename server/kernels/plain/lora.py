@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.server.kernels.invariance import MATMUL_LIMITS, MatmulLimits
-from manylora.server.kernels.metadata import LORA_MODULES, LoraSpan, RankRange
+from manylora.server.kernels.plain.invariance import MATMUL_LIMITS, MatmulLimits
+from manylora.server.kernels.step import LORA_MODULES, LoraSpan, RankRange
 
 # A product of its own costs a span three calls; up to this many elements of mask they cost more than zeros do.
 SHARED_MASK = 4096
@@ -67,22 +67,10 @@ class LoraMetadata:
 
     modules: dict[str, tuple[LoraBlock, ...]]
 
-
-@dataclass(frozen=True, slots=True)
-class LayerLora:
-    """A step's metadata together with one layer's arena buffers: what an op of that layer is given."""
-
-    metadata: LoraMetadata
-    buffers: dict[str, tuple[Tensor, Tensor]]
-    """Module to (A [rows, in], B [rows, out])."""
-
-    def add(self, module: str, x: Tensor, out: Tensor) -> None:
-        """Add the module's deltas for ``x`` [T, in] to ``out`` [T, out_features] in place."""
-        blocks = self.metadata.modules.get(module)
-        if blocks is not None:
-            a, b = self.buffers[module]
-            for block in blocks:
-                block.add(x, a, b, out)
+    def add(self, module: str, x: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """Add the module's deltas for x [T, in] to ``out`` [T, n]; a [rows, in] and b [rows, n] are a layer's."""
+        for block in self.modules.get(module, ()):
+            block.add(x, a, b, out)
 
 
 @dataclass(frozen=True, slots=True)

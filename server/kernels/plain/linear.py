@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,24 +14,6 @@ from manylora.server.kernels.backend import WeightSource
 
 PACKED_ROWS = 32
 """Output rows that bitsandbytes' kernel packs together."""
-
-
-class PlainLinear(Protocol):
-    """y = x Wᵀ + bias for x [T, in] in the backend's dtype; returns [T, out], freshly allocated."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out_features, in_features)."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        ...
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Multiply."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +95,10 @@ class FusedNf4Linear:
             x, self.packed, self.shape, self.scales, self.code, self.blocksize
         )
         return y if self.bias is None else y.add_(self.bias)
+
+
+PlainLinear: TypeAlias = DenseLinear | DequantizedLinear | FusedNf4Linear
+"""y = x Wᵀ + bias for x [T, in] in the backend's dtype; returns [T, out], freshly allocated."""
 
 
 def fuse_nf4(parts: Sequence[Nf4Tensor], bias: Tensor | None) -> FusedNf4Linear:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manylora.server.kernels import reference
-from manylora.server.kernels.plain import rms_norm
+from manylora.server.kernels.plain.backend import rms_norm
 
 EPS = 1e-6
 

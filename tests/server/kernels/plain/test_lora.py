@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from manylora.server.kernels.invariance import MATMUL_LIMITS
-from manylora.server.kernels.lora import LayerLora, build_lora_metadata
-from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges, LoraSpan, RankRange
+from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
+from manylora.server.kernels.plain.lora import build_lora_metadata
 from manylora.server.kernels.reference import lora as reference_lora
+from manylora.server.kernels.step import AdapterRanges, LoraSpan, RankRange
 
 CPU = torch.device("cpu")
 # Relative to the size of the deltas.
@@ -88,7 +88,7 @@ def deltas(
     ours = torch.zeros(tokens, out, dtype=dtype)
     metadata = build_lora_metadata(spans, tokens, CPU, dtype)
     if metadata is not None:
-        LayerLora(metadata, dict.fromkeys(LORA_MODULES, (a, b))).add(module, x, ours)
+        metadata.add(module, x, a, b, ours)
     return ours.float(), reference_lora(x, a, b, module, spans)
 
 
@@ -256,5 +256,5 @@ def after(spans: Sequence[LoraSpan], x: Tensor, before: Tensor, a: Tensor, b: Te
     metadata = build_lora_metadata(spans, x.shape[0], x.device, x.dtype)
     assert metadata is not None
     out = before.clone()
-    LayerLora(metadata, {"q_proj": (a, b)}).add("q_proj", x, out)
+    metadata.add("q_proj", x, a, b, out)
     return out

@@ -1,10 +1,9 @@
-"""What a step's kernels need to know about its rows: attention over paged KV, and which adapters each token uses.
+"""A step as a backend is given it, and what comes out: its tokens, attention over paged KV, and each token's adapters.
 
-Built once per step by the model runner and passed to every op as an argument; nothing here is global, and
-nothing here decides anything.
+Built by the model runner; nothing here is global, and nothing here decides anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -55,3 +54,27 @@ class LoraSpan:
     adapters: tuple[tuple[AdapterRanges, float], ...]
     """(ranges, weight) pairs: Δy = Σ weight · x Aᵀ Bᵀ, summed in this order; weights are float32's values. Empty means
     the base model alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """The T tokens of one step, and of which of them logits are wanted."""
+
+    token_ids: Tensor
+    """int64 [T]"""
+    attention: AttentionMetadata
+    spans: Sequence[LoraSpan]
+    """In the order of their tokens; those of no span use the base alone."""
+    logits_rows: Tensor
+    """int64 [n]: the tokens whose logits are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What comes out of the model, before anything is sampled."""
+
+    logits: Tensor
+    """float32 [n, vocab], of the tokens that were asked for."""
+    finite: Tensor
+    """bool [T]: whether what the token wrote to the KV cache, in each layer, and its last hidden state are finite.
+    What is not must be neither read again nor sampled from."""

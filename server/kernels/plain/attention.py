@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manylora.server.kernels.invariance import MATMUL_LIMITS
-from manylora.server.kernels.metadata import AttentionMetadata
+from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
+from manylora.server.kernels.step import AttentionMetadata
 
 # Scores and sums are float32 in every dtype.
 _LIMITS = MATMUL_LIMITS[torch.float32]
@@ -63,7 +63,6 @@ class Chunk:
 class AttentionPlan:
     """Index tensors of a step, made once and used by every layer."""
 
-    positions: Tensor
     slots: Tensor
     groups: tuple[RowGroup, ...]
     chunks: tuple[Chunk, ...]
@@ -86,7 +85,7 @@ def plan_attention(
             position = context - (starts[row + 1] - starts[row])
             chunks.append(Chunk(starts[row], starts[row + 1], slots, position))
     groups = tuple(_group(metadata, rows, block_size, windows) for rows in decodes.values())
-    return AttentionPlan(metadata.positions, metadata.slots, groups, tuple(chunks))
+    return AttentionPlan(metadata.slots, groups, tuple(chunks))
 
 
 def _group(
