@@ -89,7 +89,7 @@ def test_what_another_backend_made_is_refused(tmp_path: Path) -> None:
     for wrong in (
         {"embedding": Boxed(None)},
         {"head": Boxed(None)},
-        {"layers": (replace(model.decoder.weights.layers[0], o=Boxed(None)),) * 3},
+        {"layers": (replace(model.decoder.weights.layers[0], **{"o": Boxed(None)}),) * 3},
     ):
         model.decoder.weights = replace(load(tmp_path).decoder.weights, **wrong)
         with pytest.raises(TypeError, match="a Boxed was made by another backend"):
