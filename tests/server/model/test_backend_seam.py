@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -85,12 +85,14 @@ def test_a_decoder_runs_on_a_backend_with_layouts_of_its_own(tmp_path: Path) -> 
 
 def test_what_another_backend_made_is_refused(tmp_path: Path) -> None:
     save_model("qwen2", tmp_path)
-    model = load(tmp_path)
+    model, foreign = load(tmp_path), cast(Any, Boxed(None))
+    weights = model.decoder.weights
+    layers = tuple(replace(layer, o=foreign) for layer in weights.layers)
     for wrong in (
-        {"embedding": Boxed(None)},
-        {"head": Boxed(None)},
-        {"layers": (replace(model.decoder.weights.layers[0], **{"o": Boxed(None)}),) * 3},
+        replace(weights, embedding=foreign),
+        replace(weights, head=foreign),
+        replace(weights, layers=layers),
     ):
-        model.decoder.weights = replace(load(tmp_path).decoder.weights, **wrong)
+        model.decoder.weights = wrong
         with pytest.raises(TypeError, match="a Boxed was made by another backend"):
             answer(model)
