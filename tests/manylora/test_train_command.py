@@ -123,6 +123,9 @@ def test_the_guides_lora_command_gives_an_adapter_that_is_served(place: Path) ->
     assert answers == by_transformers(output, DEMO, asked)
     assert answers == of_merged(output, place / "lora_merged", asked)
     record = json.loads((output / "run.json").read_text())
+    unread = f"sql.json: fields that were not read: id ({ROWS} rows)."
+    assert unread in record["data"]["sentences"]
+    assert unread in (output / "report.html").read_text()
     assert record["results"]["steps"] == 9
     assert record["results"]["adapter"] == str(output.resolve())
     assert "<html" in (output / "report.html").read_text()
