@@ -135,7 +135,13 @@ class RunArguments:
         default=False, metadata={"help": "Replace the adapter and the checkpoints in --output_dir."}
     )
     auto_fit: bool = field(
-        default=False, metadata={"help": "Change batch, checkpointing, bits and length until the run fits."}
+        default=False, metadata={"help": "Change batch, checkpointing and bits until the run fits."}
+    )
+    auto_fit_cut: int = field(
+        default=0,
+        metadata={
+            "help": "Let --auto_fit cut examples, last of all and to no fewer tokens than this; 0: it never does."
+        },
     )
     memory: str | None = field(
         default=None, metadata={"help": "Memory that the run may use, as in 24GiB; all of the device."}

@@ -167,6 +167,12 @@ def _check_pairs(arguments: Arguments) -> None:
     run = arguments.run
     if arguments.lora.double_quant and not arguments.lora.q_lora:
         raise InvalidArgument("--double_quant is about the NF4 scales of --q_lora: add that, or leave it out")
+    if run.auto_fit_cut and not run.auto_fit:
+        raise InvalidArgument("--auto_fit_cut says how far --auto_fit may cut examples: give --auto_fit too")
+    if run.auto_fit_cut and run.auto_fit_cut < 2:
+        raise InvalidArgument(
+            f"--auto_fit_cut {run.auto_fit_cut}: expected at least 2 tokens, or 0 for no cut"
+        )
     if run.from_adapter and arguments.lora.lora_weight_path not in ("", run.from_adapter):
         raise InvalidArgument("--from_adapter and --lora_weight_path name two adapters: give one of them")
     if arguments.adapter_start and arguments.lora.init_lora_weights != "default":

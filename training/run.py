@@ -21,6 +21,7 @@ from manylora.training.loop.interrupt import SaveWhenInterrupted
 from manylora.training.loop.trainer import LoraTrainer
 from manylora.training.memory.job import fit_job, plan_job
 from manylora.training.memory.meter import PeakMeter
+from manylora.training.memory.native_caches import keep_native_caches_small
 from manylora.training.preparation import Prepared, Say, prepare
 from manylora.training.rate.find import Choice, apply, find_learning_rate, write_choice
 from manylora.training.recording import finish_record, start_record
@@ -49,6 +50,7 @@ def train(arguments: Arguments, around: Surroundings) -> None:
 
     Raises TrainingError; what was trained until then is in the output directory's checkpoints.
     """
+    keep_native_caches_small(tasks=arguments.run.tasks is not None)
     check_report_to(arguments.training.report_to)
     if arguments.run.tasks is not None:
         run_tasks(arguments)
@@ -150,11 +152,11 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
                 directory,
             )
             raise
-    peak = meter.peak_gib
     if trainer.eval_dataset is not None:
         metrics.update(trainer.evaluate())
     publish(trainer, directory)
     after = None if questions is None else questions.score(directory)
+    peak = meter.peak_gib
     if is_first_process():
         found = _evaluation(arguments, before, after)
         _write(

@@ -9,12 +9,14 @@ from rich.table import Table
 from manylora.training import output
 from manylora.training.arguments import Arguments
 from manylora.training.job import Job, total_steps
+from manylora.training.memory.native_caches import keep_native_caches_small
 from manylora.training.preparation import prepare
 from manylora.training.rate.sweep import Result, Sweep, SweepSettings, check_sweep, sweep, write_sweep
 
 
 def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str], None]) -> Sweep:
     """Sweep and report. Nothing is trained for keeps: the best settings are printed as flags. Raises TrainingError."""
+    keep_native_caches_small()
     check_sweep(arguments)
     directory = Path(arguments.training.output_dir)
     output.claim(directory, resume=False, overwrite=arguments.run.overwrite_output_dir)
