@@ -13,14 +13,17 @@ from manylora.server.engine.prompt_logprobs import LogprobRows
 from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, SamplingRow
 from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.sequence import Sequence
-from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, LoraSpan, StepBatch, StepOutput
+from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan
+from manylora.server.model.step_output import StepOutput
 
 
 class StepModel(Protocol):
     """The model with its KV cache and arena behind it."""
 
-    def __call__(self, batch: StepBatch) -> StepOutput:
-        """Compute the batch's tokens."""
+    def __call__(
+        self, token_ids: Tensor, attention: AttentionMetadata, spans: list[LoraSpan], logits_rows: Tensor
+    ) -> StepOutput:
+        """Compute T tokens (int64 [T]); return logits of the tokens at ``logits_rows``."""
         ...
 
 
@@ -64,13 +67,12 @@ class ModelRunner:
         began = time.perf_counter()
         token_ids = [t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.length]]
         wanted, places = _logits_rows(rows)
-        batch = StepBatch(
+        output = self._model(
             self._to_device(np.array(token_ids, dtype=np.int64)),
             self._attention(rows),
             self._spans(rows),
             self._to_device(np.array(wanted, dtype=np.int64)),
         )
-        output = self._model(batch)
         modelled = time.perf_counter()
         sampled = self._sample(output.logits, rows, places)
         faults = _faults(rows, output.finite.tolist())

@@ -1,8 +1,7 @@
 """What can be asked of LoRA, and which questions don't go together whatever the base."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from manylora.training.errors import InvalidArgument
@@ -17,9 +16,6 @@ class LoraSettings:
 
     r: int = 64
     alpha: float = 16
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    """PEFT's: ranks of modules whose path ends with a key, or matches it."""
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     dropout: float = 0.05
     targets: tuple[str, ...] = ()
     """Names that module paths end with; none: every linear layer of the blocks."""
@@ -66,5 +62,4 @@ class LoraSettings:
     @property
     def saved_rank(self) -> int:
         """The rank of the adapter that is saved: twice r where the start is saved with it."""
-        largest = max((self.r, *self.rank_pattern.values()))
-        return 2 * largest if self.starts_from_base else largest
+        return 2 * self.r if self.starts_from_base else self.r

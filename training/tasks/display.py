@@ -19,8 +19,7 @@ from manylora.training.tasks.side_by_side import SideBySide
 
 REDRAWS_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 10.0
-COLUMNS = ("step", "epoch", "rank", "loss", "rate", "norm", "eval")
-"""Of the table, after the task's name; short enough for a terminal of 60 columns, where the names fold."""
+COLUMNS = ("task", "step", "epoch", "rank", "loss", "learning rate", "gradient norm", "eval loss")
 
 
 class TasksDisplay:
@@ -83,10 +82,7 @@ class TasksDisplay:
     def _table(self) -> RenderableType:
         run = self._run
         assert run is not None
-        table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-        table.add_column("task", overflow="fold")
-        for heading in COLUMNS:
-            table.add_column(heading, no_wrap=True)
+        table = Table(*COLUMNS, box=None, padding=(0, 2, 0, 0), header_style="dim")
         for member in run.members:
             table.add_row(
                 member.name,
