@@ -9,11 +9,9 @@ from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
 from manylora.loadtest.engines import BLOCK
-from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
-from manylora.server.kernels.plain import PlainBackend
-from manylora.server.model.arena import RankArena
+from manylora.server.kernels.choose import choose_backend
+from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, LoraSpan, RankRange, StepBatch
 from manylora.server.model.decoder import Decoder
-from manylora.server.model.kv_cache import KVCache
 from manylora.server.model.loader import Quantization, load_weights
 from manylora.server.model.served import ServedModel
 
@@ -45,10 +43,10 @@ def load(
     directory: Path, device: torch.device, rows: int, dtype: torch.dtype, quantization: Quantization
 ) -> ServedModel:
     """Load a checkpoint with room for ``rows`` rows and ARENA_ROWS rank rows."""
-    backend = PlainBackend(device, dtype)
+    backend = choose_backend(device, dtype)
     config, weights, _ = load_weights(directory, backend, quantization=quantization)
-    kv = KVCache(config, rows * BLOCKS_EACH, BLOCK, dtype, device)
-    return ServedModel(Decoder(config, weights, backend), kv, RankArena(config, ARENA_ROWS, dtype, device))
+    decoder = Decoder(config, weights, backend)
+    return ServedModel(decoder, decoder.new_kv(rows * BLOCKS_EACH, BLOCK), decoder.new_arena(ARENA_ROWS))
 
 
 def step(model: ServedModel, work: Sequence[tuple[Row, int]]) -> None:
@@ -76,7 +74,7 @@ def step(model: ServedModel, work: Sequence[tuple[Row, int]]) -> None:
         torch.tensor([row.blocks() for row, _ in work], device=device),
     )
     wanted = torch.arange(len(ids), device=device)
-    logits = model(torch.tensor(ids, device=device), attention, spans, wanted).logits
+    logits = model(StepBatch(torch.tensor(ids, device=device), attention, spans, wanted)).logits
     for (row, _), first, last in zip(work, starts, starts[1:], strict=False):
         row.logits.append(logits[first:last])
 

@@ -20,13 +20,23 @@ from manylora.loadtest.engines import BLOCK
 from manylora.loadtest.environment import headline
 from manylora.loadtest.random_model import DTYPES, QUANTIZATIONS, ModelChoice, build_decoder, random_adapter
 from manylora.loadtest.text_table import text_table
-from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
-from manylora.server.kernels.plain import PlainBackend
-from manylora.server.model.arena import RankArena
-from manylora.server.model.kv_cache import KVCache
+from manylora.server.kernels.backend import AnyBackend
+from manylora.server.kernels.plain.linear import PlainLinear
+from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, LoraSpan, RankRange, StepBatch
 from manylora.server.model.served import ServedModel
 
-OPS = ("plan_attention", "build_lora", "embed", "attn_in", "attend", "attn_out", "mlp_in", "mlp_out", "head")
+OPS = (
+    "begin_step",
+    "embed",
+    "attn_in",
+    "attend",
+    "attn_out",
+    "mlp_in",
+    "mlp_out",
+    "hidden",
+    "logits",
+    "finite",
+)
 WARM_UP = 2
 
 
@@ -36,7 +46,7 @@ class Clock:
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def wrap(self, backend: PlainBackend) -> None:
+    def wrap(self, backend: AnyBackend) -> None:
         """Time every op of ``backend`` from here on."""
         for name in OPS:
             setattr(backend, name, self._timed(name, getattr(backend, name)))
@@ -51,22 +61,11 @@ class Clock:
         return call
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The arguments of one decode step."""
-
-    token_ids: Tensor
-    attention: AttentionMetadata
-    spans: tuple[LoraSpan, ...]
-    wanted: Tensor
-
-
 def served(choice: ModelChoice, rows: int, context: int, rank: int) -> ServedModel:
     """Return a model with room for ``rows`` sequences and as many adapters."""
     decoder = build_decoder(choice)
-    config, backend = decoder.config, decoder.backend
-    kv = KVCache(config, rows * -(-context // BLOCK), BLOCK, backend.dtype, backend.device)
-    return ServedModel(decoder, kv, RankArena(config, rows * rank, backend.dtype, backend.device))
+    kv = decoder.new_kv(rows * -(-context // BLOCK), BLOCK)
+    return ServedModel(decoder, kv, decoder.new_arena(rows * rank))
 
 
 def place_adapters(model: ServedModel, count: int, rank: int) -> list[AdapterRanges]:
@@ -80,14 +79,14 @@ def place_adapters(model: ServedModel, count: int, rank: int) -> list[AdapterRan
     return placed
 
 
-def decode_step(model: ServedModel, rows: int, context: int, adapters: list[AdapterRanges]) -> Step:
+def decode_step(model: ServedModel, rows: int, context: int, adapters: list[AdapterRanges]) -> StepBatch:
     """Return a step in which each of ``rows`` sequences computes its token number ``context``."""
     device, blocks = model.decoder.backend.device, -(-context // BLOCK)
     tables = torch.arange(1, rows * blocks + 1, device=device).view(rows, blocks)
     positions = torch.full((rows,), context - 1, device=device)
     slots = tables[:, -1] * BLOCK + (context - 1) % BLOCK
     used = [((adapters[row % len(adapters)], 1.0),) if adapters else () for row in range(rows)]
-    return Step(
+    return StepBatch(
         torch.randint(0, model.decoder.config.vocab_size, (rows,), device=device),
         AttentionMetadata(positions, slots, tuple(range(rows + 1)), (context,) * rows, tables),
         tuple(LoraSpan(row, 1, pairs) for row, pairs in enumerate(used)),
@@ -95,9 +94,9 @@ def decode_step(model: ServedModel, rows: int, context: int, adapters: list[Adap
     )
 
 
-def run_step(model: ServedModel, step: Step) -> None:
+def run_step(model: ServedModel, step: StepBatch) -> None:
     """Compute a step to its end."""
-    logits = model(step.token_ids, step.attention, step.spans, step.wanted).logits
+    logits = model(step).logits
     if logits.is_cuda:
         torch.cuda.synchronize(logits.device)
 
@@ -112,6 +111,7 @@ def bare_matmuls(model: ServedModel, rows: int) -> None:
         width = linear.shape[1]
         if width not in inputs:
             inputs[width] = torch.ones(rows, width, dtype=backend.dtype, device=backend.device)
+        assert isinstance(linear, PlainLinear)
         out = linear(inputs[width])
     if out.is_cuda:
         torch.cuda.synchronize(out.device)

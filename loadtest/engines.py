@@ -1,6 +1,5 @@
 """Builds an Engine without a server around it: model, pools, adapters that are already on the device."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +10,9 @@ from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.engine import Engine, EngineSettings
 from manylora.server.engine.observer import EngineObserver
 from manylora.server.engine.scheduler import SchedulerLimits
-from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan
-from manylora.server.model.arena import RankArena, bytes_per_row_by_module
+from manylora.server.kernels.step import StepBatch, StepOutput
 from manylora.server.model.decoder import Decoder
-from manylora.server.model.kv_cache import KVCache
 from manylora.server.model.served import ServedModel
-from manylora.server.model.step_output import StepOutput
 
 BLOCK = 16
 HOST_BYTES = 1 << 50
@@ -38,15 +34,9 @@ class EngineSizes:
 class FinishedModel(ServedModel):
     """A model whose calls return when the device is done, so that a step's parts are told apart on a GPU."""
 
-    def __call__(
-        self,
-        token_ids: torch.Tensor,
-        attention: AttentionMetadata,
-        spans: Sequence[LoraSpan],
-        logits_rows: torch.Tensor,
-    ) -> StepOutput:
+    def __call__(self, batch: StepBatch) -> StepOutput:
         """Compute a step; see ServedModel."""
-        output = super().__call__(token_ids, attention, spans, logits_rows)
+        output = super().__call__(batch)
         if output.logits.is_cuda:
             torch.cuda.synchronize(output.logits.device)
         return output
@@ -56,15 +46,14 @@ def build_engine(decoder: Decoder, sizes: EngineSizes, observer: EngineObserver 
     """Return an engine on ``decoder`` with no adapters, whose tokens never end a sequence."""
     config, backend = decoder.config, decoder.backend
     blocks = sizes.streams * -(-sizes.context // BLOCK)
-    kv = KVCache(config, blocks, BLOCK, backend.dtype, backend.device)
-    arena = RankArena(config, max(1, sizes.arena_rows), backend.dtype, backend.device)
+    kv, arena = decoder.new_kv(blocks, BLOCK), decoder.new_arena(max(1, sizes.arena_rows))
     settings = EngineSettings(
         vocab_size=config.vocab_size,
         num_blocks=blocks,
         block_size=BLOCK,
         arena_rows=max(1, sizes.arena_rows),
         host_bytes=HOST_BYTES,
-        row_bytes=bytes_per_row_by_module(config, backend.dtype),
+        row_bytes=backend.row_bytes(config.shape),
         limits=SchedulerLimits(max_running=sizes.streams, max_step_tokens=sizes.max_step_tokens),
     )
     model = FinishedModel(decoder, kv, arena)

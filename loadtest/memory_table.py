@@ -1,8 +1,8 @@
-"""Plans held against measurements: Qwen's published table, and real runs of `manylora train` on this CPU.
+"""Plans held against measurements: Qwen's published table, and short and long runs of `manylora train` on this CPU.
 
-Run it with ``python -m manylora.loadtest.memory_table``; ``--only qwen`` or ``--only cpu`` for one of the two,
-``--quick`` for fewer cells. Every run is a process of its own on a random base, and what counts is the kernel's figure
-for its highest resident memory (wait4's ru_maxrss), libraries included: what the machine must have.
+Run it with ``python -m manylora.loadtest.memory_table``; ``--only qwen``, ``--only cpu`` or ``--only long`` for one of
+the three, ``--quick`` for fewer cells. Every run is a process of its own, and what counts is the kernel's figure for
+its highest resident memory (wait4's ru_maxrss), libraries included: what the machine must have.
 """
 
 import argparse
@@ -18,6 +18,9 @@ import torch
 
 from manylora.loadtest.checkpoints import BaseShape, write_base
 from manylora.loadtest.environment import headline
+from manylora.loadtest.memory_long import DEMO, LONG, measure_long
+from manylora.loadtest.memory_long import QUICK as QUICK_LONG
+from manylora.loadtest.memory_long import STEPS as STEPS_OF_LONG
 from manylora.loadtest.qwen_memory import GIB, print_qwen_table, summary
 from manylora.loadtest.text_table import text_table
 
@@ -179,19 +182,37 @@ def print_cpu_table(directory: Path, quick: bool) -> bool:
     return max(map(abs, errors)) <= 0.15
 
 
+def print_long_table(directory: Path, quick: bool) -> bool:
+    """Print measured and planned of every long run; return whether all are within 15 %."""
+    lines, errors = [], []
+    for index, run in enumerate(QUICK_LONG if quick else LONG):
+        base = DEMO
+        if run.base != "demo":
+            base = write_base(directory / f"long-{index}", BASES[run.base], dtype=torch.bfloat16)
+        measured, planned = measure_long(run, base, directory)
+        errors.append(planned / measured - 1)
+        lines.append([run.name, f"{measured:.2f}", f"{planned:.2f}", f"{errors[-1]:+.0%}"])
+        print(f"{len(lines)}: {' '.join(lines[-1])}", file=sys.stderr)  # noqa: T201  # the result
+    print(text_table([f"{STEPS_OF_LONG} steps", "measured GiB", "planned GiB", "off"], lines))  # noqa: T201  # the result
+    print(summary(errors))  # noqa: T201  # the result
+    return max(map(abs, errors)) <= 0.15
+
+
 def main() -> None:
     """Print the tables; end with status 1 when a cell is more than 15 % off."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", choices=("qwen", "cpu"))
+    parser.add_argument("--only", choices=("qwen", "cpu", "long"))
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     print(headline())  # noqa: T201  # the result
     good = True
     with tempfile.TemporaryDirectory() as scratch:
-        if options.only != "cpu":
+        if options.only in (None, "qwen"):
             good &= print_qwen_table(Path(scratch))
-        if options.only != "qwen":
+        if options.only in (None, "cpu"):
             good &= print_cpu_table(Path(scratch), options.quick)
+        if options.only in (None, "long"):
+            good &= print_long_table(Path(scratch), options.quick)
     sys.exit(0 if good else 1)
 
 

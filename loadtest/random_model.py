@@ -15,14 +15,14 @@ from manylora.adapters.types import AdapterWeights, LoraPair
 from manylora.loadtest.checkpoints import SHAPES
 from manylora.quant.dense import DenseTensor
 from manylora.quant.nf4 import Nf4Tensor
-from manylora.server.kernels.backend import WeightSource
-from manylora.server.kernels.linear import PlainLinear
-from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.backend import AnyBackend, WeightSource
+from manylora.server.kernels.choose import choose_backend
+from manylora.server.kernels.weights import DecoderWeights, LayerWeights, LinearWeight
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.families import model_config
 from manylora.server.model.loader import Quantization, load_weights
-from manylora.server.model.weights import DecoderWeights, LayerWeights
+from manylora.server.model.rope import rope_tables
 
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 QUANTIZATIONS: tuple[Quantization, ...] = ("none", "nf4")
@@ -57,7 +57,7 @@ def named_config(name: str) -> ModelConfig:
 def build_decoder(choice: ModelChoice) -> Decoder:
     """Return the decoder that ``choice`` names: loaded, or made of noise."""
     device = torch.device(choice.device)
-    backend = PlainBackend(device, DTYPES[choice.dtype])
+    backend = choose_backend(device, DTYPES[choice.dtype])
     if choice.source not in SHAPES:
         config, weights, _ = load_weights(Path(choice.source), backend, quantization=choice.quantization)
         return Decoder(config, weights, backend)
@@ -65,14 +65,14 @@ def build_decoder(choice: ModelChoice) -> Decoder:
     return Decoder(config, random_weights(config, backend, nf4=choice.quantization != "none"), backend)
 
 
-def random_weights(config: ModelConfig, backend: PlainBackend, *, nf4: bool) -> DecoderWeights:
+def random_weights(config: ModelConfig, backend: AnyBackend, *, nf4: bool) -> DecoderWeights:
     """Return a decoder of noise from torch's own random stream; embedding, norms and head are never 4-bit."""
     shapes = config.module_shapes()
 
     def ones(width: int) -> Tensor:
         return torch.ones(width, dtype=backend.dtype, device=backend.device)
 
-    def linear(*modules: str, bias: bool) -> PlainLinear:
+    def linear(*modules: str, bias: bool) -> LinearWeight:
         parts = [_matrix(backend, *shapes[module], nf4=nf4) for module in modules]
         width = sum(part.shape[0] for part in parts)
         return backend.prepare(parts, torch.zeros(width) if bias else None)
@@ -87,14 +87,23 @@ def random_weights(config: ModelConfig, backend: PlainBackend, *, nf4: bool) -> 
             mlp_norm=ones(config.hidden_size),
             gate_up=linear("gate_proj", "up_proj", bias=config.mlp_bias),
             down=linear("down_proj", bias=config.mlp_bias),
+            window=config.windows[index] if config.windows else None,
         )
-        for _ in range(config.num_layers)
+        for index in range(config.num_layers)
     )
     size = (config.vocab_size, config.hidden_size)
-    embedding = _noise(backend, *size)
-    head = embedding if config.tied_head else _noise(backend, *size)
+    embedding = backend.prepare_embedding(_noise(backend, *size))
+    tied = config.tied_head
     return DecoderWeights(
-        embedding, layers, ones(config.hidden_size), backend.prepare([DenseTensor(head)], None)
+        config.shape,
+        config.rms_norm_eps,
+        *rope_tables(config.rope, config.head_dim, config.max_position, backend.device),
+        embedding,
+        layers,
+        ones(config.hidden_size),
+        backend.prepare_head(embedding)
+        if tied
+        else backend.prepare([DenseTensor(_noise(backend, *size))], None),
     )
 
 
@@ -128,11 +137,11 @@ class SyntheticTokens:
         return self._bytes[token_id]
 
 
-def _noise(backend: PlainBackend, out: int, wide: int) -> Tensor:
+def _noise(backend: AnyBackend, out: int, wide: int) -> Tensor:
     return torch.randn(out, wide, dtype=backend.dtype, device=backend.device).mul_(wide**-0.5)
 
 
-def _matrix(backend: PlainBackend, out: int, wide: int, *, nf4: bool) -> WeightSource:
+def _matrix(backend: AnyBackend, out: int, wide: int, *, nf4: bool) -> WeightSource:
     if not nf4:
         return DenseTensor(_noise(backend, out, wide))
     codes = torch.randint(0, 256, (out * wide // 2,), dtype=torch.uint8, device=backend.device)

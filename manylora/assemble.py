@@ -30,8 +30,6 @@ from manylora.server.config import AdapterArgument, ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineSettings, Load
 from manylora.server.engine.scheduler import SchedulerLimits
-from manylora.server.model.arena import RankArena, bytes_per_row, bytes_per_row_by_module
-from manylora.server.model.kv_cache import KVCache, bytes_per_block
 from manylora.server.model.served import ServedModel
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 
@@ -91,10 +89,8 @@ def free_memory(device: torch.device) -> int:
 def measure(settings: ServeSettings, base: BaseModel, context: int) -> Sizes:
     """Return the sizes of the KV cache and the arena: as set, else from free memory."""
     free = free_memory(base.device)
-    block, row = (
-        bytes_per_block(base.config, settings.block_size, base.dtype),
-        bytes_per_row(base.config, base.dtype),
-    )
+    backend, shape = base.decoder.backend, base.config.shape
+    block, row = backend.block_bytes(shape, settings.block_size), sum(backend.row_bytes(shape).values())
     rows = settings.arena_rows or max(settings.max_rank, min(MOST_ARENA_ROWS, int(free * ARENA_SHARE) // row))
     budget = int(settings.kv_cache_gib * GIB) or int(free * KV_SHARE)
     # More than every running sequence at full length is of no use.
@@ -202,8 +198,8 @@ def _engine(
     load: Load,
     observer: EngineMetrics,
 ) -> Engine:
-    kv = KVCache(base.config, sizes.num_blocks, settings.block_size, base.dtype, base.device)
-    arena = RankArena(base.config, sizes.arena_rows, base.dtype, base.device)
+    decoder = base.decoder
+    kv, arena = decoder.new_kv(sizes.num_blocks, settings.block_size), decoder.new_arena(sizes.arena_rows)
     step_context = CPU_STEP_CONTEXT if base.device.type == "cpu" else STEP_CONTEXT
     limits = SchedulerLimits(
         max_running=settings.max_running,
@@ -217,10 +213,10 @@ def _engine(
         block_size=settings.block_size,
         arena_rows=sizes.arena_rows,
         host_bytes=int(settings.host_cache_gib * GIB),
-        row_bytes=bytes_per_row_by_module(base.config, base.dtype),
+        row_bytes=decoder.backend.row_bytes(base.config.shape),
         limits=limits,
     )
-    model = ServedModel(base.decoder, kv, arena)
+    model = ServedModel(decoder, kv, arena)
     return Engine(
         model, arena, tokenizer.vocabulary, tokenizer.eos_ids, sizes_of_engine, base.device, load, observer
     )

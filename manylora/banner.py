@@ -19,7 +19,7 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> dict
     rows["base"] = f"{name}: {base.config.num_layers} layers, loaded in {report.seconds:.1f} s"
     rows["linear layers"] = linear
     rows["embedding, head"] = _size(report.other_bytes)
-    rows["runs on"] = f"{where}; NF4 by {base.decoder.backend.nf4_kernel}"
+    rows["runs on"] = f"{where}; {base.decoder.backend.description}"
     tokens = sizes.num_blocks * settings.block_size
     rows["KV cache"] = f"{tokens:,} tokens in {sizes.num_blocks:,} blocks, {_size(sizes.kv_bytes)}"
     context, most = server.deps.settings.context_length, base.config.max_position

@@ -15,7 +15,7 @@ from manylora.quant.hub import find_checkpoint
 from manylora.quant.identity import config_fingerprint, weights_identity
 from manylora.quant.served_form import served_form
 from manylora.server.config import ServeSettings
-from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.choose import choose_backend
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.errors import ModelMissing
@@ -57,7 +57,7 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
     """Load the model in ``directory`` as the settings say."""
     device = _device(settings)
     dtype = _dtype(settings.dtype, device, directory)
-    backend = PlainBackend(device, dtype)
+    backend = choose_backend(device, dtype)
     config, weights, report = load_weights(
         directory,
         backend,

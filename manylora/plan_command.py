@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from manylora.failing import fail
-from manylora.training.errors import TrainingError
+from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.memory.budget import Budget, find_budget
 from manylora.training.memory.find import read_shape
 from manylora.training.memory.plan import PART_NAMES, MemoryPlan
@@ -44,6 +44,13 @@ Embeddings = Annotated[
     bool,
     Flag("--train-embeddings", help="Train embedding and head whole, as a base that learns new tokens."),
 ]
+EvalSeq = Annotated[int, Flag(help="Tokens of the longest held-out example; 0: no evaluation.")]
+EvalBatch = Annotated[int, Flag(help="Rows of an evaluation batch.")]
+AnswerTokens = Annotated[
+    int,
+    Flag(help="With --eval_answers: tokens of the longest prompt and its answer; 0: no answers."),
+]
+Answers = Annotated[int, Flag(help="How many answers --eval_answers asks for.")]
 Share = Annotated[float, Flag(help="Share of tokens with a loss; 1 is the worst case.")]
 Gpu = Annotated[str | None, Flag(help="Plan for a GPU with this much memory, as in 24GiB.")]
 Cpu = Annotated[str | None, Flag(help="Plan for a CPU with this much memory, as in 16GiB.")]
@@ -66,6 +73,10 @@ def plan(
     packing: Packing = False,
     train_embeddings: Embeddings = False,
     trained_share: Share = 1.0,
+    eval_seq: EvalSeq = 0,
+    eval_batch: EvalBatch = 8,
+    answer_tokens: AnswerTokens = 0,
+    answers: Answers = 64,
     gpu: Gpu = None,
     cpu: Cpu = None,
     recipe: Recipe = None,
@@ -77,7 +88,9 @@ def plan(
         budget = find_budget(gpu, cpu, recipe)
         run = RunShape(method, seq, batch, accumulation, rank, names, gradient_checkpointing, dtype, optim)
         run = replace(run, packing=packing, train_embeddings=train_embeddings, dropout=dropout)
-        run = replace(run, trained_share=trained_share, device=budget.device)
+        run = replace(run, trained_share=trained_share, device=budget.device, eval_batch=eval_batch)
+        run = replace(run, eval_seq=eval_seq, answer_tokens=answer_tokens, answers=answers)
+        _check_recipe(run, recipe)
         model = read_shape(base)
         planned = plan_run(model, run, recipe)
         found = remedies(model, run, budget.bytes, recipe)
@@ -86,6 +99,13 @@ def plan(
         raise fail(str(error)) from None
     show = _print_json if as_json else _print_table
     show(model, run, budget, planned, found, least)
+
+
+def _check_recipe(run: RunShape, recipe: str | None) -> None:
+    if recipe is not None and (run.eval_seq or run.answer_tokens):
+        raise InvalidArgument(
+            f"--recipe {recipe} is planned without evaluation: leave --eval-seq and --answer-tokens out."
+        )
 
 
 def _print_json(
@@ -156,7 +176,7 @@ def _print_table(
             f"Nothing gets it in: with every remedy it is {least.total_gib:.1f} GiB. Take a smaller base."
         )
         return
-    console.print("What gets it in, cheapest first:")
+    console.print("What gets it in, the smallest change of results first:")
     for number, each in enumerate(found, 1):
         console.print(
             f"  {number}. {escape(each.sentence)}: [bold]{each.total_gib:.1f} GiB[/]\n     {escape(each.flags)}"

@@ -25,9 +25,9 @@ from manylora.server.config import ServeSettings
 from manylora.server.engine.output_stream import OutputStream
 from manylora.server.engine.request import GenerationRequest, SamplingParams
 from manylora.server.errors import ServerError
+from manylora.server.kernels.choose import choose_backend
 from manylora.server.model.errors import ModelError
 from manylora.server.model.families import model_config
-from manylora.server.model.kv_cache import bytes_per_block
 from manylora.server.model.loader import read_config
 from manylora.server.tokenizer import Tokenizer
 from manylora.training.errors import BaseRefused, InvalidData, TrainingError
@@ -200,7 +200,8 @@ class ServedGeneration:
         config = model_config(read_config(self._base.directory))
         blocks = -(-min(room.context, config.max_position) // BLOCK) + 1
         # "auto" may turn out to be 4 bytes wide; the blocks' number is worked out from the bytes again.
-        block = bytes_per_block(config, BLOCK, DTYPES.get(self._base.dtype, torch.float32))
+        backend = choose_backend(torch.device("cpu"), DTYPES.get(self._base.dtype, torch.float32))
+        block = backend.block_bytes(config.shape, BLOCK)
         sequences = max(1, min(MOST_RUNNING, MOST_KV_BYTES // (blocks * block)))
         # A server's environment variables are not for this: what a run measures doesn't depend on them.
         return ServeSettings(

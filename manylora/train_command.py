@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 
@@ -23,10 +24,10 @@ def train(words: list[str]) -> None:
 
     quiet_libraries()
     from manylora.training.errors import TrainingError
-    from manylora.training.parsing import make_parser, parse_arguments
+    from manylora.training.parsing import parse_arguments
 
-    if not words or words[0] in ("--help", "-h"):
-        Console().print(make_parser().format_help(), highlight=False, markup=False)
+    if not words or {"--help", "-h", "--help-all"} & set(words):
+        _help(words)
         return
     try:
         if words[0] == "sweep":
@@ -43,6 +44,16 @@ def train(words: list[str]) -> None:
         run(arguments, Surroundings(_say, _open_generate))
     except TrainingError as error:
         raise fail(" ".join(str(error).split())) from None
+
+
+def _help(words: list[str]) -> None:
+    from manylora.training.parser import make_parser
+    from manylora.training.rate.sweep import sweep_parser
+
+    if words[:1] == ["sweep"]:
+        typer.echo(sweep_parser().format_help())
+        return
+    typer.echo(make_parser(everything="--help-all" in words).format_help())
 
 
 def _say(sentence: str) -> None:

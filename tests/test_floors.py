@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "adapters",
     ),
     "server.model": ("server.model", "server.kernels", "quant", "adapters"),
-    "server.kernels": ("server.kernels", "quant"),
+    "server.kernels": ("server.kernels", "quant", "adapters"),
     "adapters": ("adapters", "quant"),
     "quant": ("quant",),
     "training": ("training", "adapters", "quant"),

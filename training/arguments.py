@@ -18,8 +18,10 @@ FORMAT_NAMES = [one.name for one in FORMATS]
 class ModelArguments:
     """The base model."""
 
+    _argument_group_name = "Base"
     model_name_or_path: str = field(
-        default="Qwen/Qwen-7B", metadata={"help": "The base: a directory, or OWNER/MODEL of the hub."}
+        default="Qwen/Qwen2.5-7B-Instruct",
+        metadata={"help": "The base: a directory, or OWNER/MODEL of the hub."},
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run Python code that comes with the checkpoint."}
@@ -32,6 +34,7 @@ class ModelArguments:
 class DataArguments:
     """The data."""
 
+    _argument_group_name = "Data"
     data_path: list[str] = field(
         default_factory=list,
         metadata={"help": "Data files: JSON, JSONL, CSV or Parquet; FILE:SHARE takes a share of one."},
@@ -76,12 +79,16 @@ class DataArguments:
 class LoraArguments:
     """The adapter."""
 
+    _argument_group_name = "Adapter"
     lora_r: int = field(default=64, metadata={"help": "Rank."})
     lora_alpha: float = field(default=16, metadata={"help": "The change is scaled by alpha/r."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the adapter's input."})
     lora_target_modules: list[str] = field(
-        default_factory=lambda: ["c_attn", "c_proj", "w1", "w2"],
-        metadata={"help": "Module names; the first Qwen's names mean the same modules in other families."},
+        default_factory=list,
+        metadata={
+            "help": "Names of the modules to adapt, without which it is every linear layer of the blocks; the first"
+            " Qwen's names (c_attn c_proj w1 w2) mean the same modules in other families."
+        },
     )
     lora_weight_path: str = field(
         default="", metadata={"help": "Start from this adapter's weights: the same as --from_adapter."}
@@ -115,6 +122,7 @@ class LoraArguments:
 class RunArguments:
     """What a run does beside training."""
 
+    _argument_group_name = "Run"
     config: str | None = field(default=None, metadata={"help": "YAML file with the same keys; flags win."})
     tasks: str | None = field(default=None, metadata={"help": "YAML file: one adapter for each task."})
     resume: bool = field(
@@ -127,17 +135,16 @@ class RunArguments:
         default=False, metadata={"help": "Replace the adapter and the checkpoints in --output_dir."}
     )
     auto_fit: bool = field(
-        default=False, metadata={"help": "Change batch, checkpointing, bits and length until the run fits."}
+        default=False, metadata={"help": "Change batch, checkpointing and bits until the run fits."}
+    )
+    auto_fit_cut: int = field(
+        default=0,
+        metadata={
+            "help": "Let --auto_fit cut examples, last of all and to no fewer tokens than this; 0: it never does."
+        },
     )
     memory: str | None = field(
         default=None, metadata={"help": "Memory that the run may use, as in 24GiB; all of the device."}
-    )
-    guard: str = field(
-        default="on",
-        metadata={
-            "help": "Watch loss and gradients: on (a run that goes astray goes back or stops), warn (say it), off.",
-            "choices": ["off", "warn", "on"],
-        },
     )
     on_divergence: str = field(
         default="backoff",
@@ -175,6 +182,7 @@ class RunArguments:
 class TrainingArguments(HfTrainingArguments):
     """transformers' arguments with Qwen's additions and defaults."""
 
+    _argument_group_name = "Training, by transformers' names"
     optim: str = field(default="adamw_torch", metadata={"help": "Optimiser, by transformers' name."})
     model_max_length: int = field(
         default=8192, metadata={"help": "Longest example, in tokens; longer ones are cut and counted."}

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from manylora.training.errors import InvalidArgument
-from manylora.training.old_flags import flag_name
+from manylora.training.flags import Flag
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -33,31 +33,28 @@ def find_config(name: str) -> Path:
     raise InvalidArgument(f"{name}: there is no such file, and none of that name ships; these do: {names}")
 
 
-def settle_configs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Resolve --deepspeed and --fsdp_config; leave DeepSpeed out where it has nothing to shard.
+def settle_configs(flags: Sequence[Flag]) -> tuple[list[Flag], list[str]]:
+    """Resolve --deepspeed and --fsdp_config; leave out what one process has no use for.
 
     Raises InvalidArgument where several processes would need DeepSpeed and it isn't installed.
     """
-    found: list[str] = []
+    found: list[Flag] = []
     notes: list[str] = []
-    words = iter(argv)
-    for word in words:
-        name = flag_name(word)
-        if name not in ("deepspeed", "fsdp_config"):
-            found.append(word)
+    for flag in flags:
+        if flag.name == "ddp_backend" and world_size() == 1:
+            notes.append(f"--ddp_backend {flag.value()}: one process has nobody to talk to, and needs none")
             continue
-        value = next(words, "")
-        if value.lstrip().startswith("{"):
-            found += [word, value]
+        if flag.name not in ("deepspeed", "fsdp_config") or flag.value().lstrip().startswith("{"):
+            found.append(flag)
             continue
-        config = find_config(value)
-        if name == "deepspeed" and not _deepspeed_can_run():
+        config = find_config(flag.value())
+        if flag.name == "deepspeed" and not _deepspeed_can_run():
             notes.append(
-                f"--deepspeed {value}: with one process ZeRO has nothing to shard, and deepspeed is not installed;"
-                " the run goes on without it"
+                f"--deepspeed {flag.value()}: with one process ZeRO has nothing to shard, and deepspeed is not"
+                " installed; the run goes on without it"
             )
             continue
-        found += [word, str(config)]
+        found.append(Flag(flag.name, (str(config),)))
     return found, notes
 
 

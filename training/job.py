@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import TrainerCallback
+
 from manylora.training.arguments import Arguments, TrainingArguments
 from manylora.training.data.collate import Collator
 from manylora.training.distributed import world_size
@@ -43,14 +45,18 @@ class Job:
     """Training arguments that were settled since: a learning rate that was found, a batch that fits."""
     rows: tuple[Any, Any] | None = None
     """Map-style data sets to train and to evaluate on in the place of the prepared ones."""
+    watchers: tuple[TrainerCallback, ...] = ()
+    """Who looks on at every trainer of the job."""
 
     def training_arguments(self, **changes: Any) -> TrainingArguments:
         """Return transformers' arguments with the changes, settled for this loop."""
         arguments = _copy(self.arguments.training, {**self.changes, **changes})
         if "logging_steps" not in self.arguments.given and "logging_steps" not in changes:
             arguments.logging_steps = LOG_SHARE
-        arguments.logging_first_step = True
-        arguments.include_num_input_tokens_seen = "all"
+        if "logging_first_step" not in self.arguments.given and "logging_first_step" not in changes:
+            arguments.logging_first_step = True
+        if "include_num_input_tokens_seen" not in self.arguments.given:
+            arguments.include_num_input_tokens_seen = "all"
         if arguments.activation_checkpointing:
             # The reentrant kind needs inputs that require gradients, which a frozen embedding's are not.
             given = arguments.activation_checkpointing_kwargs
@@ -69,7 +75,6 @@ class Job:
         changes: Mapping[str, Any] | None = None,
         *,
         on_divergence: str | None = None,
-        guard: str | None = None,
     ) -> LoraTrainer:
         """Return a trainer over the job's model. ``policy`` is the run's own unless given.
 
@@ -81,20 +86,21 @@ class Job:
         rows, eval_rows = self.rows or (prepared.train.dataset, held_out)
         pad = prepared.base.tokenizer.pad_token_id
         assert isinstance(pad, int), "the base's loader gives every tokenizer a pad token"
-        return LoraTrainer(
+        trainer = LoraTrainer(
             prepared.model,
             args,
             policy or prepared.policy,
             LoopSettings(
-                on_divergence or self.arguments.run.on_divergence,
-                self.arguments.lora.loraplus_lr_ratio,
-                guard or self.arguments.run.guard,
+                on_divergence or self.arguments.run.on_divergence, self.arguments.lora.loraplus_lr_ratio
             ),
             train_dataset=rows,
             eval_dataset=eval_rows,
             data_collator=Collator(pad, None if args.use_cpu else PAD_MULTIPLE),
             processing_class=prepared.base.tokenizer,
         )
+        for watcher in self.watchers:
+            trainer.add_callback(watcher)
+        return trainer
 
 
 def _copy(training: TrainingArguments, changes: Mapping[str, Any]) -> TrainingArguments:

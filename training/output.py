@@ -7,18 +7,22 @@ from pathlib import Path
 from manylora.adapters.durable import sync
 from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
+from manylora.training.loop.whole import check_whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STAGING = ".adapter-partial"
 RUN_FILES = ("run.json", "report.html")
 
 
-def claim(directory: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that a run may write here. Raises InvalidArgument; makes and removes nothing."""
+def claim(directory: Path, *, resume: bool, overwrite: bool, checkpoint: Path | None = None) -> None:
+    """Make sure that a run may write here. ``checkpoint`` is the one to go on from; the last one here if it is None.
+
+    Raises InvalidArgument; makes and removes nothing.
+    """
     if directory.exists() and not directory.is_dir():
         raise InvalidArgument(f"--output_dir {directory} is a file")
     if resume:
-        checkpoints.last_checkpoint(directory)
+        check_whole(checkpoint or checkpoints.last_checkpoint(directory))
     elif not overwrite:
         _refuse_older_run(directory)
     nearest = directory

@@ -1,20 +1,16 @@
 """From words to Arguments: flags, a YAML file, old names, and what this machine can't do. Nothing is loaded here."""
 
-import dataclasses
 import difflib
 import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import yaml
-from transformers import HfArgumentParser
 
 from manylora.training.arguments import (
-    ARGUMENT_CLASSES,
     Arguments,
     DataArguments,
     LoraArguments,
@@ -24,45 +20,31 @@ from manylora.training.arguments import (
 )
 from manylora.training.distributed import settle_configs
 from manylora.training.errors import InvalidArgument
-from manylora.training.old_flags import flag_name, modernise
+from manylora.training.evaluate.metrics import METRIC_NAMES
+from manylora.training.fields import check_fields
+from manylora.training.flags import FALSE, TRUE, Flag, last_of, read_flags, words_of_flags
+from manylora.training.old_flags import modernise
+from manylora.training.parser import RunParser, make_parser
+from manylora.training.yaml_file import read_keys
 
 AUTO = "auto"
 
 
-class _Parser(HfArgumentParser):
-    """An argument parser whose errors are exceptions."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the whole usage and leaving."""
-        raise InvalidArgument(message.replace("argument --", "--", 1))
-
-
-def make_parser() -> _Parser:
-    """Return the parser of all flags; prefixes of flags are not taken for them."""
-    return _Parser(
-        list(ARGUMENT_CLASSES),
-        prog="manylora train",
-        allow_abbrev=False,
-        description="Train a LoRA adapter. Takes the flags of Qwen's finetune.py, and every TrainingArguments flag"
-        " of transformers. A first word without dashes is a YAML file with the same keys.",
-    )
-
-
 def parse_arguments(argv: Sequence[str]) -> Arguments:
     """Read the flags of a run. Raises InvalidArgument, naming the flag and what it takes."""
-    words, notes = modernise(_with_file(argv))
-    words, more = settle_configs(words)
-    words, auto = _take_auto(words)
-    words, fallback = _settle_device(words)
-    parsed = _parse(make_parser(), words)
-    given = frozenset(name for name in map(flag_name, words) if name)
+    flags, notes = modernise(_with_file(argv))
+    flags, more = settle_configs(flags)
+    flags, auto = _take_auto(flags)
+    flags, fallback = _settle_device(_settle_resume(flags))
+    parsed = _parse(make_parser(), words_of_flags(flags))
+    given = frozenset(flag.name for flag in flags if flag.name)
     arguments = Arguments(*parsed, auto, given, (*notes, *more, *fallback), tuple(argv))
     check(arguments)
     return arguments
 
 
 def _parse(
-    parser: _Parser, words: Sequence[str]
+    parser: RunParser, words: Sequence[str]
 ) -> tuple[ModelArguments, DataArguments, LoraArguments, RunArguments, TrainingArguments]:
     try:
         with warnings.catch_warnings():
@@ -71,7 +53,7 @@ def _parse(
             *parsed, unknown = parser.parse_args_into_dataclasses(
                 words, return_remaining_strings=True, look_for_args_file=False
             )
-    except (ValueError, ImportError, TypeError) as error:
+    except (ValueError, ImportError, TypeError, OSError) as error:
         raise InvalidArgument(str(error).strip().splitlines()[0]) from None
     if unknown:
         raise InvalidArgument(_unknown(parser, unknown[0]))
@@ -79,79 +61,82 @@ def _parse(
     return model, data, lora, run, training
 
 
-def _unknown(parser: _Parser, word: str) -> str:
-    names = [option for option in parser._option_string_actions if "-" not in option[2:]]
+def _unknown(parser: RunParser, word: str) -> str:
+    names = list(parser._option_string_actions)
     close = difflib.get_close_matches(word.replace("-", "_").replace("__", "--", 1), names, n=1)
     hint = f"; did you mean {close[0]}?" if close else "; `manylora train --help` lists all"
     return f"{word} is no flag of manylora train{hint}"
 
 
-def _with_file(argv: Sequence[str]) -> list[str]:
+def name_file(flags: Sequence[Flag]) -> list[Flag]:
+    """Return ``flags`` with the file that a first word without dashes is, given by its flag."""
+    if not flags or flags[0].name:
+        return list(flags)
+    first, *rest = flags[0].values
+    return [Flag("config", (first,)), *([Flag("", tuple(rest))] if rest else []), *flags[1:]]
+
+
+def _with_file(argv: Sequence[str]) -> list[Flag]:
     """Put the keys of the YAML file before the flags, which then win."""
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words = ["--config", *words]
-    for position, word in enumerate(words):
-        if word == "--config" and position + 1 < len(words):
-            path = words[position + 1]
-            rest = words[:position] + words[position + 2 :]
-            return [*_words_of_file(Path(path)), "--config", path, *rest]
-        if word.startswith("--config="):
-            return _with_file([*words[:position], "--config", word.split("=", 1)[1], *words[position + 1 :]])
-    return words
+    flags = name_file(read_flags(argv))
+    files = [flag for flag in flags if flag.name == "config"]
+    if not files:
+        return flags
+    if len(files) > 1:
+        raise InvalidArgument("--config is given twice: give one YAML file, and flags for what differs")
+    keys = read_keys(Path(files[0].value()), "--config")
+    return [*flags_of({key: value for key, value in keys.items() if value is not None}), *flags]
 
 
-def _words_of_file(path: Path) -> list[str]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidArgument(f"--config {path} can't be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InvalidArgument(f"--config {path}: expected keys and values, as in `learning_rate: 3e-4`")
-    return words_of({key: value for key, value in content.items() if value is not None})
+def flags_of(keys: Mapping[Any, Any]) -> list[Flag]:
+    """Return the keys and values of a YAML file as flags."""
+    found: list[Flag] = []
+    for key, value in keys.items():
+        if isinstance(value, list):
+            values = tuple(map(str, value))
+        else:
+            values = (json.dumps(value) if isinstance(value, dict) else str(value),)
+        found.append(Flag(str(key).replace("-", "_"), values))
+    return found
 
 
 def words_of(keys: Mapping[Any, Any]) -> list[str]:
-    """Return the keys and values of a YAML file as flags."""
-    words: list[str] = []
-    for key, value in keys.items():
-        words.append(f"--{key}")
-        if isinstance(value, bool):
-            words.append(_word_of(str(key).replace("-", "_"), value))
-        elif isinstance(value, list):
-            words += map(str, value)
-        else:
-            words.append(json.dumps(value) if isinstance(value, dict) else str(value))
-    return words
+    """Return the keys and values of a YAML file as words of a command line."""
+    return words_of_flags(flags_of(keys))
 
 
-def _word_of(key: str, value: bool) -> str:
-    """Return a truth value as the word that was written: YAML reads off, on and no as truth values too."""
-    fields = (field for part in ARGUMENT_CLASSES for field in dataclasses.fields(part) if field.name == key)
-    choices = next((field.metadata.get("choices", ()) for field in fields), ())
-    if key.endswith("_strategy"):
-        choices = ("no",)
-    return next((word for word in (("on", "yes") if value else ("off", "no")) if word in choices), str(value))
-
-
-def _take_auto(words: Sequence[str]) -> tuple[list[str], bool]:
+def _take_auto(flags: Sequence[Flag]) -> tuple[list[Flag], bool]:
     """Keep the last --learning_rate alone; take it out too if it is "auto"."""
-    places = [position for position, word in enumerate(words) if flag_name(word) == "learning_rate"]
-    auto = bool(places) and list(words[places[-1] + 1 : places[-1] + 2]) == [AUTO]
-    dropped = {place + shift for place in (places if auto else places[:-1]) for shift in (0, 1)}
-    return [word for position, word in enumerate(words) if position not in dropped], auto
+    last = last_of(flags, "learning_rate")
+    auto = last is not None and last.values == (AUTO,)
+    rest = [flag for flag in flags if flag.name != "learning_rate"]
+    return (rest if last is None or auto else [*rest, last]), auto
 
 
-def _settle_device(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+def _settle_resume(flags: Sequence[Flag]) -> list[Flag]:
+    """Read --resume_from_checkpoint as transformers means it: true is --resume, a directory is where to go on from."""
+    last = last_of(flags, "resume_from_checkpoint")
+    if last is None:
+        return list(flags)
+    rest = [flag for flag in flags if flag.name != "resume_from_checkpoint"]
+    word = last.value().lower() if last.values else TRUE[0]
+    if word in FALSE:
+        return rest
+    return [*rest, *([] if word in TRUE else [last]), Flag("resume", ("True",))]
+
+
+def _settle_device(flags: Sequence[Flag]) -> tuple[list[Flag], tuple[str, ...]]:
     """Without a GPU say so to transformers, and use bf16 for fp16, which has no kernels to train with on a CPU."""
     if torch.cuda.is_available() or torch.backends.mps.is_available():
-        return list(words), ()
-    found = [*words, "--use_cpu", "True"]
-    for position, word in enumerate(found):
-        if flag_name(word) == "fp16" and found[position + 1].lower() not in ("false", "0", "no"):
-            found[position] = "--bf16"
-            return found, ("--fp16: a CPU does not train in fp16; bf16 is used, which has the same size",)
-    return found, ()
+        return list(flags), ()
+    found = [flag for flag in flags if flag.name not in ("use_cpu", "fp16")]
+    found.append(Flag("use_cpu", ("True",)))
+    half = last_of(flags, "fp16")
+    if half is None or not half.switch():
+        return found, ()
+    rest = [flag for flag in found if flag.name != "bf16"]
+    note = "--fp16: a CPU does not train in fp16; bf16 is used, which has the same size"
+    return [*rest, Flag("bf16", ("True",))], (note,)
 
 
 def check(arguments: Arguments) -> None:
@@ -175,21 +160,29 @@ def check(arguments: Arguments) -> None:
     if training.model_max_length < 2:
         raise InvalidArgument(f"--model_max_length {training.model_max_length}: expected at least 2 tokens")
     _check_pairs(arguments)
+    check_fields(training, arguments.given)
 
 
 def _check_pairs(arguments: Arguments) -> None:
-    run, data = arguments.run, arguments.data
+    run = arguments.run
     if arguments.lora.double_quant and not arguments.lora.q_lora:
         raise InvalidArgument("--double_quant is about the NF4 scales of --q_lora: add that, or leave it out")
-    if run.resume and arguments.adapter_start:
+    if run.auto_fit_cut and not run.auto_fit:
+        raise InvalidArgument("--auto_fit_cut says how far --auto_fit may cut examples: give --auto_fit too")
+    if run.auto_fit_cut and run.auto_fit_cut < 2:
         raise InvalidArgument(
-            "--resume goes on with this run's last checkpoint, --from_adapter starts a new run: give one of them"
+            f"--auto_fit_cut {run.auto_fit_cut}: expected at least 2 tokens, or 0 for no cut"
+        )
+    if run.from_adapter and arguments.lora.lora_weight_path not in ("", run.from_adapter):
+        raise InvalidArgument("--from_adapter and --lora_weight_path name two adapters: give one of them")
+    if arguments.adapter_start and arguments.lora.init_lora_weights != "default":
+        raise InvalidArgument(
+            "--init_lora_weights says how a new adapter begins, and --from_adapter begins with one that is there: give"
+            " one of them"
         )
     if run.resume and run.overwrite_output_dir:
         raise InvalidArgument("--resume needs what --overwrite_output_dir would remove: give one of them")
-    held_out = bool(data.eval_data_path) or data.eval_share > 0
-    if not held_out and (run.early_stopping_patience or run.eval_answers != "none"):
-        raise InvalidArgument("evaluation needs data: give --eval_data_path FILE, or --eval_share 0.05")
+    _check_evaluation(arguments)
     if run.tasks is None and run.early_stopping_patience and arguments.training.eval_strategy == "no":
         raise InvalidArgument("--early_stopping_patience needs --eval_strategy steps or epoch")
     if arguments.lora.rank_schedule and (arguments.training.fsdp or arguments.training.deepspeed):
@@ -197,3 +190,21 @@ def _check_pairs(arguments: Arguments) -> None:
             "--rank_schedule changes the trained parameters between steps, which --fsdp and --deepspeed have sharded by"
             " then: leave one of them out"
         )
+
+
+def _check_evaluation(arguments: Arguments) -> None:
+    """Refuse an evaluation without data, and a judge that the run won't have."""
+    run, data, training = arguments.run, arguments.data, arguments.training
+    evaluates = training.eval_strategy != "no" or training.eval_on_start or training.do_eval
+    wanted = evaluates or run.early_stopping_patience or run.eval_answers != "none"
+    if run.tasks is None and wanted and not (data.eval_data_path or data.eval_share > 0):
+        raise InvalidArgument("evaluation needs data: give --eval_data_path FILE, or --eval_share 0.05")
+    metric = training.metric_for_best_model
+    judged = {kind: name for kind, name in METRIC_NAMES.items() if kind == run.eval_answers}
+    names = ("loss", "perplexity", *judged.values())
+    if metric is not None and metric.removeprefix("eval_") not in names:
+        raise InvalidArgument(
+            f"--metric_for_best_model {metric}: this run measures {', '.join(names)}; --eval_answers measures more"
+        )
+    if training.save_strategy == "best" and metric is None:
+        raise InvalidArgument("--save_strategy best needs --metric_for_best_model, as in loss")

@@ -1,11 +1,11 @@
 """From arguments to what a trainer takes: the data checked and tokenised, the base loaded, the adapter on it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import set_seed
 
 from manylora.training.arguments import Arguments
@@ -13,6 +13,8 @@ from manylora.training.bases.find import find_base, read_config
 from manylora.training.bases.load import BaseSettings, load_base, load_tokenizer
 from manylora.training.bases.lora import LoraSettings, Servable, attach, attach_notes, servable
 from manylora.training.bases.save import load_adapter
+from manylora.training.bases.start import settings_of_adapter
+from manylora.training.bases.targets import choose_targets
 from manylora.training.bases.tokens import ChatSetup, prepare_chat
 from manylora.training.bases.types import Base, DtypeName
 from manylora.training.check.check import CheckSettings, check_data
@@ -23,6 +25,7 @@ from manylora.training.data.files import parse_data_path
 from manylora.training.data.formats import check_columns, recognise
 from manylora.training.distributed import is_first_process
 from manylora.training.errors import InvalidArgument, InvalidData
+from manylora.training.rank.budget import PREFIX as ADALORA
 from manylora.training.rank.make import make_policy
 from manylora.training.rank.policy import RankPolicy
 
@@ -68,6 +71,7 @@ def base_settings(arguments: Arguments) -> BaseSettings:
         revision=model.model_revision,
         cache_dir=model.cache_dir,
         model_max_length=training.model_max_length,
+        device=torch.device("cpu") if training.use_cpu else None,
         fsdp=bool(training.fsdp),
     )
 
@@ -132,8 +136,10 @@ def prepare(arguments: Arguments, total_steps: Callable[[int], int], say: Say) -
     for note in (*base.notes, *chat.notes):
         tell(note)
     train, held_out = load_sets(arguments, base, tell)
-    policy = make_policy(arguments.lora.rank_schedule, arguments.lora.lora_r, seed=arguments.training.seed)
-    lora = replace(lora_settings(arguments), r=policy.initial_rank, new_tokens=chat.new_tokens)
+    lora = lora_settings(arguments)
+    check_targets(base, lora, arguments)
+    policy = policy_of(arguments, lora)
+    lora = replace(lora, r=policy.initial_rank, new_tokens=chat.new_tokens)
     final = replace(lora, r=policy.final_rank)
     answer = servable(base, final)
     tell(answer.sentence())
@@ -222,31 +228,37 @@ def lora_settings(arguments: Arguments) -> LoraSettings:
         init=lora.init_lora_weights,
         modules_to_save=tuple(lora.modules_to_save),
     )
-    return settings if arguments.adapter_start is None else _as_in_adapter(settings, arguments)
+    if arguments.adapter_start is None:
+        return settings
+    return settings_of_adapter(Path(arguments.adapter_start), settings, arguments.given)
 
 
-_IN_ADAPTER = {
-    "r": ("lora_r", "r"),
-    "alpha": ("lora_alpha", "lora_alpha"),
-    "targets": ("lora_target_modules", "target_modules"),
-    "use_rslora": ("use_rslora", "use_rslora"),
-    "use_dora": ("use_dora", "use_dora"),
-}
-"""LoraSettings' fields, by the flag and by PEFT's name."""
+def policy_of(arguments: Arguments, lora: LoraSettings) -> RankPolicy:
+    """Return how the rank behaves. Raises InvalidArgument where an adapter to start from has another rank."""
+    schedule = arguments.lora.rank_schedule
+    policy = make_policy(schedule, lora.r, seed=arguments.training.seed)
+    if arguments.adapter_start is None or schedule is None:
+        return policy
+    if lora.rank_pattern or lora.alpha_pattern or schedule.startswith(ADALORA):
+        raise InvalidArgument(
+            f"--rank_schedule {schedule} can't go on from an adapter that has ranks or alphas of its own for some"
+            " modules, and AdaLoRA from none: leave it out"
+        )
+    if policy.initial_rank != lora.r:
+        raise InvalidArgument(
+            f"--rank_schedule {schedule} begins with rank {policy.initial_rank}, and {arguments.adapter_start} has"
+            f" rank {lora.r}: begin the schedule with it"
+        )
+    return policy
 
 
-def _as_in_adapter(settings: LoraSettings, arguments: Arguments) -> LoraSettings:
-    path = Path(str(arguments.adapter_start)) / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text())
-        found: dict[str, Any] = {field: config[name] for field, (_, name) in _IN_ADAPTER.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidArgument(f"--from_adapter: {path} can't be read: {error}") from None
-    if isinstance(found["targets"], list):
-        found["targets"] = tuple(found["targets"])
-    for field, (flag, _) in _IN_ADAPTER.items():
-        if flag in arguments.given and field != "targets" and getattr(settings, field) != found[field]:
-            raise InvalidArgument(
-                f"--{flag} {getattr(settings, field)} differs from the adapter's {found[field]} ({path}): leave it out"
-            )
-    return replace(settings, **found)
+def check_targets(base: Base, lora: LoraSettings, arguments: Arguments) -> None:
+    """Refuse --lora_target_modules that are others than those of the adapter to start from."""
+    if arguments.adapter_start is None or not arguments.lora.lora_target_modules:
+        return
+    wanted, _ = choose_targets(base.model, arguments.lora.lora_target_modules)
+    own, _ = choose_targets(base.model, lora.targets)
+    if set(wanted) != set(own):
+        raise InvalidArgument(
+            f"--lora_target_modules {' '.join(wanted)} are others than the adapter's, {' '.join(own)}: leave it out"
+        )

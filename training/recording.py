@@ -40,7 +40,7 @@ def start_record(
     """Return the record of a run that hasn't begun. ``changes`` are training arguments that were settled since."""
     training, base = arguments.training, prepared.base
     return RunRecord(
-        name=arguments.run.adapter_name or Path(training.output_dir).resolve().name,
+        name=arguments.run.adapter_name or training.run_name or Path(training.output_dir).resolve().name,
         outcome="started",
         command=("manylora", "train", *without_secrets(arguments.command)),
         arguments={**_values(arguments), **(changes or {})},

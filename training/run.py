@@ -1,5 +1,6 @@
 """`manylora train`, from arguments to an adapter that the server takes."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from manylora.training import output
 from manylora.training.arguments import Arguments
 from manylora.training.bases.servable import serve_command
 from manylora.training.bases.types import Base
+from manylora.training.continuing import Kept, compare, facts_of, keep, settled_again
 from manylora.training.distributed import is_first_process
 from manylora.training.errors import Diverged, InvalidArgument, TrainingError
 from manylora.training.evaluate.evaluation import GenerationEvaluation, Scores
@@ -19,10 +21,11 @@ from manylora.training.loop.interrupt import SaveWhenInterrupted
 from manylora.training.loop.trainer import LoraTrainer
 from manylora.training.memory.job import fit_job, plan_job
 from manylora.training.memory.meter import PeakMeter
+from manylora.training.memory.native_caches import keep_native_caches_small
 from manylora.training.preparation import Prepared, Say, prepare
-from manylora.training.rate.find import apply, find_learning_rate, write_choice
+from manylora.training.rate.find import Choice, apply, find_learning_rate, write_choice
 from manylora.training.recording import finish_record, start_record
-from manylora.training.register import register
+from manylora.training.register import can_register, register
 from manylora.training.report.page import write_report
 from manylora.training.report.record import EvaluationFacts, RunRecord
 from manylora.training.report.trackers import check_report_to
@@ -47,23 +50,52 @@ def train(arguments: Arguments, around: Surroundings) -> None:
 
     Raises TrainingError; what was trained until then is in the output directory's checkpoints.
     """
+    keep_native_caches_small(tasks=arguments.run.tasks is not None)
     check_report_to(arguments.training.report_to)
     if arguments.run.tasks is not None:
         run_tasks(arguments)
         return
     say = around.say if is_first_process() else _silent
     directory = Path(arguments.training.output_dir)
+    point = resume_point(arguments)
     if is_first_process():
-        output.claim(directory, resume=arguments.run.resume, overwrite=arguments.run.overwrite_output_dir)
+        output.claim(
+            directory,
+            resume=point is not None,
+            overwrite=arguments.run.overwrite_output_dir,
+            checkpoint=point,
+        )
     for note in arguments.notes:
         say(note)
-    job = Job(arguments, _prepare(arguments, say))
+    if arguments.run.register is not None and is_first_process():
+        say(can_register(arguments.run.register, adapter_name(arguments), directory, arguments.run.admin_key))
+    job = _job(arguments, point, say)
     if is_first_process():
         output.open_output(directory, overwrite=arguments.run.overwrite_output_dir)
-    if arguments.run.auto_fit:
+    if arguments.run.auto_fit and point is None:
         fit_job(job, lambda changed: _prepare(changed, say), say)
     with _questions(job, around) as questions:
         _run(job, questions, say)
+
+
+def resume_point(arguments: Arguments) -> Path | None:
+    """Return the checkpoint to go on from: the one that was named, or the last. Raises InvalidArgument."""
+    if not arguments.run.resume:
+        return None
+    named = arguments.training.resume_from_checkpoint
+    return Path(named) if named else checkpoints.last_checkpoint(Path(arguments.training.output_dir))
+
+
+def _job(arguments: Arguments, point: Path | None, say: Say) -> Job:
+    """Prepare the run, after holding it against the one that it goes on with."""
+    if point is None:
+        return Job(arguments, _prepare(arguments, say))
+    kept = Kept.of(checkpoints.read_state(point))
+    arguments, changes = settled_again(arguments, kept)
+    compare(point, kept, facts_of(arguments, changes))
+    prepared = _prepare(arguments, say)
+    compare(point, kept, {"base": prepared.base.fingerprint})
+    return Job(arguments, prepared, changes)
 
 
 def _prepare(arguments: Arguments, say: Say) -> Prepared:
@@ -98,18 +130,21 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     directory = Path(arguments.training.output_dir)
     settle_best_checkpoint(job)
     wants_rate = arguments.learning_rate_auto and not arguments.run.resume
-    reason = choose_rate(job, directory, say) if wants_rate else None
+    choice = choose_rate(job, directory, say) if wants_rate else None
     record = start_record(job.arguments, job.prepared, plan_job(job).parts, job.changes)
+    if choice is not None:
+        record = dataclasses.replace(record, search=choice.facts())
     before = None if questions is None else questions.score(None)
     trainer = job.trainer()
+    trainer.run_state = keep(arguments, job.changes, job.prepared.base.fingerprint).state()
     if questions is not None:
         trainer.more_metrics = answers_now(trainer, questions, directory)
     recorder = watch(trainer, arguments)
-    if reason is not None:
-        recorder.note("note", reason, 0)
+    if choice is not None:
+        recorder.note("note", choice.reason, 0)
     with PeakMeter(trainer.args.device) as meter:
         try:
-            metrics = _train(trainer, arguments, directory)
+            metrics = _train(trainer, resume_point(arguments), directory, say)
         except Diverged as error:
             nothing = EvaluationFacts()
             _write(
@@ -117,11 +152,11 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
                 directory,
             )
             raise
-    peak = meter.peak_gib
     if trainer.eval_dataset is not None:
         metrics.update(trainer.evaluate())
     publish(trainer, directory)
     after = None if questions is None else questions.score(directory)
+    peak = meter.peak_gib
     if is_first_process():
         found = _evaluation(arguments, before, after)
         _write(
@@ -131,9 +166,9 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
         hand_over(job, directory, say)
 
 
-def _train(trainer: LoraTrainer, arguments: Arguments, directory: Path) -> dict[str, float]:
-    """Train to the end, from the last checkpoint if the run is resumed. Raises TrainingError when interrupted."""
-    resume = str(checkpoints.last_checkpoint(directory)) if arguments.run.resume else None
+def _train(trainer: LoraTrainer, point: Path | None, directory: Path, say: Say) -> dict[str, float]:
+    """Train to the end, from ``point`` if the run is resumed. Raises TrainingError when interrupted."""
+    resume = None if point is None else str(point)
     signals = SaveWhenInterrupted()
     trainer.add_callback(signals)
     try:
@@ -144,6 +179,11 @@ def _train(trainer: LoraTrainer, arguments: Arguments, directory: Path) -> dict[
         signals.release()
     if signals.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise TrainingError(_interrupted(directory))
+    if trainer.state.global_step > trainer.state.max_steps:
+        say(
+            f"{resume} is at step {trainer.state.global_step}, and the run was to end at {trainer.state.max_steps}: no"
+            " step was taken"
+        )
     return metrics
 
 
@@ -152,14 +192,14 @@ def _outcome(trainer: LoraTrainer) -> str:
     return "finished" if step >= steps else f"stopped early at step {step} of {steps}"
 
 
-def choose_rate(job: Job, directory: Path, say: Say) -> str:
-    """Find the learning rate and keep curve and trials beside the adapter. Returns the reason, which is said too."""
+def choose_rate(job: Job, directory: Path, say: Say) -> Choice:
+    """Find the learning rate, say why it is that one, and keep curve and trials beside the adapter."""
     choice = find_learning_rate(job, say)
     apply(job, choice)
     say(choice.reason)
     if is_first_process():
         write_choice(choice, directory)
-    return choice.reason
+    return choice
 
 
 def _interrupted(directory: Path) -> str:
@@ -191,11 +231,16 @@ def _write(record: RunRecord, directory: Path) -> None:
         write_report(record, directory / "report.html")
 
 
+def adapter_name(arguments: Arguments) -> str:
+    """Return the name that a server is to know the adapter by."""
+    return arguments.run.adapter_name or Path(arguments.training.output_dir).resolve().name
+
+
 def hand_over(job: Job, directory: Path, say: Say) -> None:
     """Say where the adapter is, and give it to a server if one was named."""
     run, base = job.arguments.run, job.prepared.base
     say(f"The adapter is in {directory}; its report is {directory / 'report.html'}.")
-    name = run.adapter_name or directory.resolve().name
+    name = adapter_name(job.arguments)
     if run.register is not None:
         say(register(run.register, name, directory, run.admin_key))
         return

@@ -50,7 +50,8 @@ def watch(trainer: LoraTrainer, arguments: Arguments) -> RunRecorder:
     """Put display, recorder and early stopping on the trainer. Returns the recorder."""
     recorder = RunRecorder(lambda: trainer.policy.rank)
     trainer.add_callback(recorder)
-    display = LiveProgress.install(trainer)
+    quiet = "disable_tqdm" in arguments.given and arguments.training.disable_tqdm
+    display = LiveProgress.install(trainer, live=arguments.run.live and not quiet)
 
     def hear(event: Event) -> None:
         recorder.note(event.kind, event.sentence, event.step)

@@ -4,12 +4,11 @@ And what each request has to answer: the same tokens from an engine of its own, 
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from manylora.adapters.pairing import open_adapters
 from manylora.adapters.reader import read_adapter
@@ -24,14 +23,12 @@ from manylora.server.engine.engine import Engine, EngineSettings, Load
 from manylora.server.engine.observer import SilentEngineObserver
 from manylora.server.engine.request import GenerationRequest, SamplingParams
 from manylora.server.engine.scheduler import SchedulerLimits
-from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
 from manylora.server.kernels.plain import PlainBackend
-from manylora.server.model.arena import RankArena, bytes_per_row_by_module
+from manylora.server.kernels.plain.arena import PlainArena
+from manylora.server.kernels.step import AdapterRanges, RankRange, StepBatch, StepOutput
 from manylora.server.model.decoder import Decoder
-from manylora.server.model.kv_cache import KVCache
 from manylora.server.model.loader import load_weights
 from manylora.server.model.served import ServedModel
-from manylora.server.model.step_output import StepOutput
 
 BASE = "base"
 ROWS = 128
@@ -76,31 +73,25 @@ class FaultyModel(ServedModel):
 
     faults: Faults
 
-    def __call__(
-        self,
-        token_ids: Tensor,
-        attention: AttentionMetadata,
-        spans: Sequence[LoraSpan],
-        logits_rows: Tensor,
-    ) -> StepOutput:
+    def __call__(self, batch: StepBatch) -> StepOutput:
         """Compute a step; see ServedModel."""
-        output = super().__call__(token_ids, attention, spans, logits_rows)
+        output = super().__call__(batch)
         self.faults.take("step")
         return output
 
 
-class FaultyArena(RankArena):
+class FaultyArena(PlainArena):
     """An arena in which copies and moves may fail, once they are done."""
 
     faults: Faults
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
-        """Copy an adapter's factors; see RankArena."""
+        """Copy an adapter's factors; see PlainArena."""
         super().write(ranges, weights)
         self.faults.take("write")
 
     def move(self, module: str, source: RankRange, target_start: int) -> None:
-        """Move a range; see RankArena."""
+        """Move a range; see PlainArena."""
         super().move(module, source, target_start)
         self.faults.take("move")
 
@@ -187,8 +178,8 @@ def greedy() -> SamplingParams:
 
 def _engine(decoder: Decoder, faults: Faults, load: Load) -> Engine:
     config, dtype = decoder.config, decoder.backend.dtype
-    arena = FaultyArena(config, ROWS, dtype, CPU)
-    model = FaultyModel(decoder, KVCache(config, BLOCKS, BLOCK, dtype, CPU), arena)
+    arena = FaultyArena(config.shape, ROWS, dtype, CPU)
+    model = FaultyModel(decoder, decoder.new_kv(BLOCKS, BLOCK), arena)
     arena.faults = model.faults = faults
     settings = EngineSettings(
         vocab_size=config.vocab_size,
@@ -196,7 +187,7 @@ def _engine(decoder: Decoder, faults: Faults, load: Load) -> Engine:
         block_size=BLOCK,
         arena_rows=ROWS,
         host_bytes=HOST_BYTES,
-        row_bytes=bytes_per_row_by_module(config, dtype),
+        row_bytes=decoder.backend.row_bytes(config.shape),
         limits=SchedulerLimits(max_running=8, max_step_tokens=24),
     )
 

@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from manylora.adapters.types import AdapterWeights, Tier
 from manylora.server.engine.rank_allocator import Move, RankAllocator
-from manylora.server.kernels.metadata import AdapterRanges
+from manylora.server.kernels.step import AdapterRanges
 
 LoadFrom = Callable[[], AdapterWeights]
 MOVED_BYTES = 64 << 20

@@ -8,7 +8,7 @@ from manylora.adapters.types import AdapterWeights
 from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, Write
 from manylora.server.engine.observer import EngineObserver
 from manylora.server.engine.rank_allocator import Move
-from manylora.server.kernels.metadata import AdapterRanges, RankRange
+from manylora.server.kernels.step import AdapterRanges, RankRange
 
 Lost = tuple[frozenset[int], Exception]
 """Adapters that a fault took off the device, and the fault."""

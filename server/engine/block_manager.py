@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manylora.server.kernels.metadata import NULL_BLOCK
+from manylora.server.kernels.step import NULL_BLOCK
 
 AdapterKey = tuple[tuple[int, float], ...]
 _Parent = int | AdapterKey

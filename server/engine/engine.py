@@ -32,7 +32,7 @@ from manylora.server.errors import (
     ServerError,
     StepFailed,
 )
-from manylora.server.kernels.metadata import LORA_MODULES, AdapterRanges
+from manylora.server.kernels.step import LORA_MODULES, AdapterRanges
 
 log = logging.getLogger(__name__)
 

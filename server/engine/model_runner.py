@@ -13,17 +13,14 @@ from manylora.server.engine.prompt_logprobs import LogprobRows
 from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, SamplingRow
 from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.sequence import Sequence
-from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan
-from manylora.server.model.step_output import StepOutput
+from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, LoraSpan, StepBatch, StepOutput
 
 
 class StepModel(Protocol):
     """The model with its KV cache and arena behind it."""
 
-    def __call__(
-        self, token_ids: Tensor, attention: AttentionMetadata, spans: list[LoraSpan], logits_rows: Tensor
-    ) -> StepOutput:
-        """Compute T tokens (int64 [T]); return logits of the tokens at ``logits_rows``."""
+    def __call__(self, batch: StepBatch) -> StepOutput:
+        """Compute the batch's tokens."""
         ...
 
 
@@ -67,12 +64,13 @@ class ModelRunner:
         began = time.perf_counter()
         token_ids = [t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.length]]
         wanted, places = _logits_rows(rows)
-        output = self._model(
+        batch = StepBatch(
             self._to_device(np.array(token_ids, dtype=np.int64)),
             self._attention(rows),
             self._spans(rows),
             self._to_device(np.array(wanted, dtype=np.int64)),
         )
+        output = self._model(batch)
         modelled = time.perf_counter()
         sampled = self._sample(output.logits, rows, places)
         faults = _faults(rows, output.finite.tolist())

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from manylora.server.kernels.metadata import AdapterRanges, RankRange
+from manylora.server.kernels.step import AdapterRanges, RankRange
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""The ops of a decoder block: plain torch reference and backends. Imports torch only."""
+"""The ops of a decoder block: what a backend is, the reference that is its spec, and the backends."""

@@ -1,16 +1,21 @@
-"""The contract of a compute backend: five ops a block, and embed and head. One Decoder runs on any of them.
+"""What a compute backend is: this protocol is the specification, reference.py says what its ops return.
 
-A backend owns how a linear weight is laid out (``prepare``), so that a native kernel can pack at load time, and
-what it derives from a step's metadata (``plan_attention``, ``build_lora``), so that this happens once per step.
-``LinearWeight``, ``AttentionPlan`` and ``LoraMetadata`` are opaque to everyone but the backend that made them.
+A backend owns how weights, the KV cache and the rank arena lie in memory, so that a native kernel can pack at load time
+and keep caches in a type of its own. Whatever is the same for all layers of a step it derives once, in ``begin_step``.
+What it makes is opaque to everybody else. Above it stand the decoder, which checks a step and calls it, and the engine,
+which knows of numbers only.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+
+from manylora.adapters.types import AdapterWeights
+from manylora.server.kernels.shape import DecoderShape
+from manylora.server.kernels.step import AdapterRanges, RankRange, StepBatch
+from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LinearWeight
 
 
 class WeightSource(Protocol):
@@ -40,35 +45,169 @@ class WeightSource(Protocol):
         ...
 
 
-class LinearWeight(Protocol):
-    """A matrix in a backend's own layout, with its bias."""
+class KVCache(Protocol):
+    """Keys and values of every layer, in blocks of ``block_size`` slots. It knows no owners.
+
+    Block 0 is the null block, which is nobody's: those that sequences own are numbered from 1 to ``num_blocks``.
+    """
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out_features, in_features) of the fused matrix."""
+    def num_blocks(self) -> int:
+        """Blocks that can be given to sequences."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Slots of a block."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of all layers, the null block's included."""
         ...
 
 
-class LinearPreparer(Protocol):
-    """The part of a backend that the loader needs."""
+class RankArena(Protocol):
+    """The A and B of every adapter on the device: in each module an adapter owns a contiguous range of rank rows.
+
+    Which ranges are free, the engine knows. Changed between steps only.
+    """
+
+    @property
+    def rows(self) -> int:
+        """Rank rows of each module."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all modules and layers."""
+        ...
+
+    def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
+        """Copy an adapter's factors into its ranges.
+
+        Rows that a layer doesn't use, because it isn't targeted or its rank is smaller, add nothing afterwards.
+        """
+        ...
+
+    def move(self, module: str, source: RankRange, target_start: int) -> None:
+        """Move a range to another start; the two may overlap."""
+        ...
+
+
+PlanT = TypeVar("PlanT")
+"""A step that has begun: its batch, and what the backend derived from it for all layers."""
+
+
+class Backend(Protocol[PlanT]):
+    """Kernels for one device and one dtype. It keeps nothing of a step, so several decoders may share it.
+
+    The five ops take a plan and the number of a layer. x is the residual stream, [n, hidden] with n ≥ T: rows from T
+    on, if there are any, are the backend's own, and nobody reads them.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which type activations are handed from op to op."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """What it is, and by what it multiplies 4-bit weights: for the banner."""
+        ...
 
     def prepare(self, parts: Sequence[WeightSource], bias: Tensor | None) -> LinearWeight:
-        """Stack ``parts`` along out_features (q, k, v are one matmul) in this backend's layout and device."""
+        """Stack ``parts`` along out_features (q, k, v are one matmul) in the backend's layout, on its device."""
+        ...
+
+    def prepare_embedding(self, matrix: Tensor) -> EmbeddingWeight:
+        """Return [vocab, hidden] in the backend's layout, on its device."""
+        ...
+
+    def prepare_head(self, embedding: EmbeddingWeight) -> LinearWeight:
+        """Return the head of a model that ties it to its embedding: the same storage."""
+        ...
+
+    def block_bytes(self, shape: DecoderShape, block_size: int) -> int:
+        """Return what one KV block takes in all layers."""
+        ...
+
+    def row_bytes(self, shape: DecoderShape) -> Mapping[str, int]:
+        """Return what one rank row of each module takes over all layers."""
+        ...
+
+    def new_kv(self, shape: DecoderShape, num_blocks: int, block_size: int) -> KVCache:
+        """Return an empty cache of ``num_blocks`` blocks and the null block."""
+        ...
+
+    def new_arena(self, shape: DecoderShape, rows: int) -> RankArena:
+        """Return an arena with ``rows`` rank rows in each module, all zero."""
+        ...
+
+    def begin_step(self, weights: DecoderWeights, batch: StepBatch, kv: KVCache, arena: RankArena) -> PlanT:
+        """Derive what all layers of a step share. ``kv`` and ``arena`` are this backend's; the batch was checked."""
+        ...
+
+    def embed(self, plan: PlanT) -> Tensor:
+        """Return x: the embeddings of the step's tokens."""
+        ...
+
+    def attn_in(self, plan: PlanT, layer: int, x: Tensor) -> Tensor:
+        """Return [n, (heads + 2 · KV heads) · head dim]: q, k, v of the normalised x, adapters' deltas added."""
+        ...
+
+    def attend(self, plan: PlanT, layer: int, qkv: Tensor) -> Tensor:
+        """Write the tokens' keys and values to the cache; return what their queries attend to, [n, heads · head dim].
+
+        q and k are normalised (where the family does that) and rotated by their positions first. A token sees its own
+        sequence up to itself, within the layer's window. Of what another sequence wrote nothing is read, not even times
+        zero.
+        """
+        ...
+
+    def attn_out(self, plan: PlanT, layer: int, o: Tensor, x: Tensor) -> Tensor:
+        """Return x + o projected, deltas added."""
+        ...
+
+    def mlp_in(self, plan: PlanT, layer: int, x: Tensor) -> Tensor:
+        """Return [n, intermediate]: silu(gate) · up of the normalised x, deltas added to both."""
+        ...
+
+    def mlp_out(self, plan: PlanT, layer: int, h: Tensor, x: Tensor) -> Tensor:
+        """Return x + h projected, deltas added."""
+        ...
+
+    def forward(self, plan: PlanT) -> Tensor:
+        """Return x after the last layer: ``embed`` and the five ops of each layer, or one native call for them all."""
+        ...
+
+    def hidden(self, plan: PlanT, x: Tensor, rows: Tensor) -> Tensor:
+        """Return the last hidden states of the tokens at ``rows`` (int64 [k]), normalised: [m, hidden], m ≥ k."""
+        ...
+
+    def logits(self, plan: PlanT, hidden: Tensor, count: int) -> Tensor:
+        """Return the logits of the first ``count`` of ``hidden``: float32 [count, vocab]."""
+        ...
+
+    def finite(self, plan: PlanT, x: Tensor) -> Tensor:
+        """Say of each token whether its state in x, and its keys and values in every layer, are finite: bool [T]."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionWeights:
-    """What ``attend`` needs of a layer beside its caches."""
+AnyBackend: TypeAlias = Backend[Any]
+"""A backend, whatever its plans are."""
 
-    q_norm: Tensor | None
-    """[head dim], where queries and keys are normalised before rope."""
-    k_norm: Tensor | None
-    eps: float
-    window: int | None
-    """Sliding window in tokens; None is full attention."""
+
+def compose(backend: Backend[PlanT], plan: PlanT, num_layers: int) -> Tensor:
+    """Return what ``forward`` must: the ops one after the other."""
+    x = backend.embed(plan)
+    for layer in range(num_layers):
+        o = backend.attend(plan, layer, backend.attn_in(plan, layer, x))
+        x = backend.attn_out(plan, layer, o, x)
+        x = backend.mlp_out(plan, layer, backend.mlp_in(plan, layer, x), x)
+    return x

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan
+from manylora.server.kernels.step import AttentionMetadata, LoraSpan
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from manylora.server.kernels.shape import DecoderShape
+
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -52,6 +54,13 @@ class ModelConfig:
     tied_head: bool = False
     windows: tuple[int | None, ...] = ()
     """Sliding window of each layer in tokens (a query sees itself and window − 1 before it); None is full."""
+
+    @property
+    def shape(self) -> DecoderShape:
+        """What a backend must know of it."""
+        paths = tuple(self.module_paths(layer) for layer in range(self.num_layers))
+        modules = self.module_shapes()
+        return DecoderShape(self.num_layers, self.num_heads, self.num_kv_heads, self.head_dim, modules, paths)
 
     def module_shapes(self) -> Mapping[str, tuple[int, int]]:
         """Return (out_features, in_features) of each LoRA module of a layer, by the names of LORA_MODULES."""

@@ -21,12 +21,12 @@ from manylora.quant.errors import CorruptCheckpoint
 from manylora.quant.format import QuantizedTensor, StoredFormat, read_dense
 from manylora.quant.nf4 import DOUBLE_QUANT, quantize_nf4
 from manylora.quant.served_form import ServedForm, served_form
-from manylora.server.kernels.linear import PlainLinear
-from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.backend import AnyBackend
+from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LayerWeights, LinearWeight
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.errors import ModelMissing, UnsupportedModel, WeightsMismatch
 from manylora.server.model.families import model_config
-from manylora.server.model.weights import DecoderWeights, LayerWeights
+from manylora.server.model.rope import rope_tables
 
 Quantization = Literal["auto", "nf4", "none"]
 Progress = Callable[[int, int], None]
@@ -85,7 +85,7 @@ def read_config(directory: Path) -> Mapping[str, object]:
 
 def load_weights(
     directory: Path,
-    backend: PlainBackend,
+    backend: AnyBackend,
     *,
     quantization: Quantization = "auto",
     double_quant: bool = DOUBLE_QUANT,
@@ -169,7 +169,7 @@ class _Reader:
     checkpoint: Checkpoint
     config: ModelConfig
     stored: StoredFormat
-    backend: PlainBackend
+    backend: AnyBackend
     quantizer: _Quantizer
     linear_bytes: int = 0
     linear_weights: int = 0
@@ -190,14 +190,18 @@ class _Reader:
             mlp_norm=self.vector(f"{block}.post_attention_layernorm.weight", hidden),
             gate_up=self.linear(index, MLP["gate_up"], bias=config.mlp_bias),
             down=self.linear(index, MLP["down"], bias=config.mlp_bias),
+            window=config.windows[index] if config.windows else None,
         )
 
     def finish(self, layers: tuple[LayerWeights, ...]) -> DecoderWeights:
-        embedding = self._embedding()
-        head = self._head(embedding)
-        norm = self.vector("model.norm.weight", (self.config.hidden_size,))
+        config = self.config
+        matrix = self._embedding()
+        embedding = self.backend.prepare_embedding(matrix)
+        head = self._head(matrix, embedding)
+        norm = self.vector("model.norm.weight", (config.hidden_size,))
         self._check_all_taken()
-        return DecoderWeights(embedding, layers, norm, head)
+        cos, sin = rope_tables(config.rope, config.head_dim, config.max_position, self.backend.device)
+        return DecoderWeights(config.shape, config.rms_norm_eps, cos, sin, embedding, layers, norm, head)
 
     def _embedding(self) -> Tensor:
         shape = (self.config.vocab_size, self.config.hidden_size)
@@ -206,17 +210,18 @@ class _Reader:
             return self.vector(HEAD, shape)  # either name may hold a tied matrix
         return self.vector(EMBEDDING, shape)
 
-    def _head(self, embedding: Tensor) -> PlainLinear:
+    def _head(self, matrix: Tensor, embedding: EmbeddingWeight) -> LinearWeight:
         """Read the head, or share the embedding. It may be quantised, where a GPTQ or AWQ checkpoint has it so."""
         shape = (self.config.vocab_size, self.config.hidden_size)
         if self.config.tied_head:
-            matrix = embedding
             if HEAD in self.checkpoint.names() - self.taken:
-                # transformers, too, doesn't tie what differs.
                 own = self.vector(HEAD, shape)
-                matrix = embedding if torch.equal(own, embedding) else own
-                self.other_bytes -= own.nbytes if matrix is embedding else 0
-            return self.backend.prepare([DenseTensor(matrix)], None)
+                if not torch.equal(own, matrix):
+                    return self.backend.prepare(
+                        [DenseTensor(own)], None
+                    )  # transformers, too, doesn't tie what differs
+                self.other_bytes -= own.nbytes
+            return self.backend.prepare_head(embedding)
         if not self.stored.packs(self.checkpoint, "lm_head"):
             return self.backend.prepare([DenseTensor(self.vector(HEAD, shape))], None)
         stored, names = self.stored.read(self.checkpoint, "lm_head")
@@ -246,7 +251,7 @@ class _Reader:
         self.other_bytes += tensor.nbytes
         return tensor
 
-    def linear(self, index: int, modules: tuple[str, ...], *, bias: bool) -> PlainLinear:
+    def linear(self, index: int, modules: tuple[str, ...], *, bias: bool) -> LinearWeight:
         """Read, quantise and pack the stack of a layer's ``modules``."""
         shapes, paths = self.config.module_shapes(), self.config.module_paths(index)
         parts, biases = [], []

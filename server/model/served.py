@@ -1,14 +1,8 @@
 """A decoder with its KV cache and rank arena: what one engine runs its steps on."""
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan
-from manylora.server.model.arena import RankArena
+from manylora.server.kernels.backend import KVCache, RankArena
+from manylora.server.kernels.step import StepBatch, StepOutput
 from manylora.server.model.decoder import Decoder
-from manylora.server.model.kv_cache import KVCache
-from manylora.server.model.step_output import StepOutput
 
 
 class ServedModel:
@@ -19,9 +13,6 @@ class ServedModel:
         self.kv = kv
         self.arena = arena
 
-    def __call__(
-        self, token_ids: Tensor, attention: AttentionMetadata, spans: Sequence[LoraSpan], logits_rows: Tensor
-    ) -> StepOutput:
-        """Compute T tokens (int64 [T]); return logits of the tokens at ``logits_rows``."""
-        lora = self.decoder.backend.build_lora(spans, token_ids.shape[0])
-        return self.decoder.forward(token_ids, attention, lora, self.arena, self.kv, logits_rows)
+    def __call__(self, batch: StepBatch) -> StepOutput:
+        """Compute a step; see Decoder.forward."""
+        return self.decoder.forward(batch, self.kv, self.arena)

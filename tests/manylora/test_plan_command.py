@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from manylora.plan_command import plan
-from tests.training.memory.test_shape import FIRST_QWEN_7B
+from tests.training.memory.test_shape import FIRST_QWEN_7B, QWEN25_7B_CONFIG
 
 app = typer.Typer()
 app.command()(plan)
@@ -43,11 +43,34 @@ def test_what_does_not_fit_comes_with_flags_to_paste(config: str) -> None:
     assert status == 0
     assert "does not fit" in said
     assert "--per_device_train_batch_size 2 --gradient_accumulation_steps 16" in said
+    assert said.index("--per_device_train_batch_size") < said.index("--q_lora")
+    assert "--model_max_length" not in said, "no example has to be cut"
+
+
+def test_a_long_run_keeps_most_of_its_examples(tmp_path: Path) -> None:
+    """All else is done before examples are cut, and they are cut least."""
+    config = str(tmp_path / "qwen2.5-7b.json")
+    Path(config).write_text(json.dumps(QWEN25_7B_CONFIG))
+    words = ("--seq", "4096", "--batch", "4", "--gpu", "16GiB")
+    answer = json.loads(run(config, *words, "--json")[1])
+    (only,) = answer["remedies"]
+    assert only["changes"] == ["batch", "checkpointing", "qlora", "seq"]
+    assert only["run"]["seq"] >= 3584
     assert (
-        said.index("--per_device_train_batch_size")
-        < said.index("--q_lora")
-        < said.index("--model_max_length")
+        f"--gradient_checkpointing --q_lora --model_max_length {only['run']['seq']}" in run(config, *words)[1]
     )
+
+
+def test_an_evaluation_and_the_served_copy_are_planned(config: str) -> None:
+    def parts(*words: str) -> dict[str, float]:
+        found: dict[str, float] = json.loads(run(config, "--seq", "256", "--json", *words)[1])["parts"]
+        return found
+
+    assert not {"evaluation", "served"} & set(parts("--gpu", "80GiB"))
+    found = parts("--gpu", "80GiB", "--eval-seq", "2048", "--eval-batch", "16", "--answer-tokens", "512")
+    assert found["evaluation"] > 10
+    assert found["served"] > 5
+    assert "served" in run(config, "--gpu", "80GiB", "--answer-tokens", "512")[1]
 
 
 def test_json(config: str) -> None:
@@ -80,6 +103,9 @@ def test_without_a_size_it_plans_for_this_machine(config: str) -> None:
         (["--recipe", "axolotl"], "qwen"),
         (["--recipe", "qwen", "--cpu", "8GiB"], "--gpu"),
         (["--optim", "lbfgs"], "lbfgs"),
+        (["--eval-batch", "0"], "--eval-batch"),
+        (["--answer-tokens", "-1"], "--answer-tokens"),
+        (["--recipe", "qwen", "--eval-seq", "64"], "--eval-seq"),
     ],
 )
 def test_bad_flags_end_in_one_line(config: str, words: list[str], named: str) -> None:

@@ -19,6 +19,8 @@ from manylora.loadtest.checkpoints import TINY, write_base
 from manylora.loadtest.gptq_copy import write_gptq_copy
 from manylora.served_generation import ServedBase, ServedGeneration
 from manylora.training import load_finetuned_model
+from manylora.training.bases.load import BaseSettings, load_base
+from manylora.training.bases.targets import choose_targets
 from manylora.training.loop.checkpoints import last_checkpoint, step_of
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "base"
@@ -121,6 +123,9 @@ def test_the_guides_lora_command_gives_an_adapter_that_is_served(place: Path) ->
     assert answers == by_transformers(output, DEMO, asked)
     assert answers == of_merged(output, place / "lora_merged", asked)
     record = json.loads((output / "run.json").read_text())
+    unread = f"sql.json: fields that were not read: id ({ROWS} rows)."
+    assert unread in record["data"]["sentences"]
+    assert unread in (output / "report.html").read_text()
     assert record["results"]["steps"] == 9
     assert record["results"]["adapter"] == str(output.resolve())
     assert "<html" in (output / "report.html").read_text()
@@ -290,3 +295,23 @@ def test_help_lists_the_guides_flags_and_ours(place: Path) -> None:
     said = run("train --help", place).stdout
     for flag in ("--lora_r", "--model_max_length", "--rank_schedule", "--deepspeed", "--auto_fit"):
         assert flag in said
+    assert "--ddp_timeout" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"), [("train sweep --help", "--sweep_ranks"), ("train --help-all", "--ddp_timeout")]
+)
+def test_each_command_has_a_help_of_its_own(words: str, flag: str) -> None:
+    said = CliRunner().invoke(app, words.split())
+    assert said.exit_code == 0
+    assert said.output.count(f"  {flag} ") == 1
+
+
+def test_nobody_who_named_no_module_reads_of_the_first_qwens(place: Path) -> None:
+    targets, notes = choose_targets(load_base(BaseSettings(str(place / "tiny"))).model, ())
+    assert "q_proj" in targets
+    assert notes == ()
+    done = run(f"{SMALL} --output_dir unnamed --max_steps 1", place)
+    assert done.returncode == 0, done.stderr
+    assert "c_attn" not in done.stderr
+    assert "first Qwen" not in done.stderr

@@ -1,10 +1,15 @@
 """The flags: the guide's commands, transformers' own, old names, YAML, and what is refused."""
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from manylora.training.arguments import ARGUMENT_CLASSES
 from manylora.training.errors import InvalidArgument
+from manylora.training.fields import REFUSED
+from manylora.training.parser import make_parser
 from manylora.training.parsing import parse_arguments
 
 FIRST = (
@@ -47,12 +52,15 @@ def test_the_guides_qlora_command_is_read_and_says_what_this_machine_does_otherw
     assert "bf16 is used" in said
 
 
+def test_the_default_base_is_one_that_can_be_trained() -> None:
+    assert parse_arguments(LEAST.split()).model.model_name_or_path == "Qwen/Qwen2.5-7B-Instruct"
+
+
 def test_defaults_are_those_of_qwens_script() -> None:
     found = parse_arguments(LEAST.split())
     lora = found.lora
-    assert found.model.model_name_or_path == "Qwen/Qwen-7B"
     assert (lora.lora_r, lora.lora_alpha, lora.lora_dropout, lora.lora_bias) == (64, 16, 0.05, "none")
-    assert lora.lora_target_modules == ["c_attn", "c_proj", "w1", "w2"]
+    assert lora.lora_target_modules == []  # which is every layer of the blocks, as the script's own names are
     assert found.training.model_max_length == 8192
     assert found.training.optim == "adamw_torch"
     assert not found.data.lazy_preprocess
@@ -74,7 +82,7 @@ def test_a_config_that_does_not_ship_is_refused_with_those_that_do() -> None:
     ("words", "name", "value"),
     [
         ("--warmup_ratio 0.01", "warmup_steps", 0.01),
-        ("--evaluation_strategy steps --eval_steps 5", "eval_steps", 5),
+        ("--evaluation_strategy steps --eval_steps 5 --eval_share 0.1", "eval_steps", 5),
         ("--lr_scheduler_type=cosine", "lr_scheduler_type", "cosine"),
         ("--learning-rate 1e-3", "learning_rate", 1e-3),
         ("--group_by_length True", "train_sampling_strategy", "group_by_length"),
@@ -86,25 +94,6 @@ def test_old_names_and_spellings_are_taken(words: str, name: str, value: object)
 
 def test_a_dropped_flag_is_said_and_not_refused() -> None:
     assert "safetensors" in " ".join(parse_arguments([*LEAST.split(), "--save_safetensors", "True"]).notes)
-
-
-def test_what_yaml_takes_for_a_truth_value_is_the_word_that_was_written(tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(
-        "data_path: d.json\noutput_dir: out\nuse_lora: on\nguard: off\ndata_check: off\nsave_strategy: no\n"
-    )
-    found = parse_arguments([str(path)])
-    assert (found.run.guard, found.data.data_check, found.training.use_lora) == ("off", "off", True)
-    assert found.training.save_strategy == "no"
-    path.write_text(path.read_text().replace("guard: off", "guard: on"))
-    assert parse_arguments([str(path)]).run.guard == "on"
-
-
-def test_the_guard_is_on_warn_or_off() -> None:
-    assert parse_arguments(LEAST.split()).run.guard == "on"
-    assert parse_arguments([*LEAST.split(), "--guard", "warn"]).run.guard == "warn"
-    with pytest.raises(InvalidArgument, match="--guard"):
-        parse_arguments([*LEAST.split(), "--guard", "maybe"])
 
 
 def test_a_yaml_file_has_the_same_keys_and_flags_win(tmp_path: Path) -> None:
@@ -146,7 +135,15 @@ def test_the_last_learning_rate_counts(words: str, auto: bool) -> None:
         (f"{LEAST} --lora_dropout 1.5", "--lora_dropout"),
         (f"{LEAST} --learning_rate -1", "above 0"),
         (f"{LEAST} --lr_scheduler_type wavy", "wavy"),
-        (f"{LEAST} --resume --from_adapter other", "two things|give one"),
+        (f"{LEAST} --from_adapter one --lora_weight_path other", "name two adapters"),
+        (f"{LEAST} --from_adapter one --init_lora_weights pissa", "begins with one that is there"),
+        (f"{LEAST} --deepspeed --bf16", "--deepspeed takes one value"),
+        (f"{LEAST} --fsdp full_shard --fsdp_config", "--fsdp_config takes one value"),
+        (f"{LEAST} --group_by_length often", "expected true or false"),
+        (f"{LEAST} --save_safetensors True more", "takes one value"),
+        (f"{LEAST} --warmup_ratio 1.5", "expected a share"),
+        (f"{LEAST} --warmup_ratio much", "expected a number"),
+        (f"{LEAST} --config a.yaml --config b.yaml", "given twice"),
         (f"{LEAST} --rank_schedule 4:0,8:0.5 --fsdp full_shard", "leave one of them out"),
         (f"{LEAST} --early_stopping_patience 3", "--eval_data_path"),
         (f"{LEAST} --load_best_model_at_end True", "save and eval strategy"),
@@ -167,3 +164,136 @@ def test_a_yaml_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     path.write_text("- a\n- b\n")
     with pytest.raises(InvalidArgument, match="keys and values"):
         parse_arguments([str(path)])
+
+
+OLD = ("--group_by_length", "--save_safetensors", "--jit_mode_eval", "--logging_dir", "--no_cuda")
+NEXT = {"--packing": "packing", "--q_lora": "q_lora", "--lazy_preprocess": "lazy_preprocess"}
+
+
+@pytest.mark.parametrize("old", OLD)
+@pytest.mark.parametrize("following", NEXT)
+@pytest.mark.parametrize("value", ["", "=True"])
+def test_an_old_flag_neither_swallows_nor_drops_the_next(old: str, following: str, value: str) -> None:
+    found = parse_arguments([*LEAST.split(), f"{old}{value}", following])
+    part = found.lora if following == "--q_lora" else found.data
+    assert getattr(part, NEXT[following]) is True
+    assert (found.training.train_sampling_strategy == "group_by_length") == (old == "--group_by_length")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--gradient_checkpointing", "--gradient_checkpointing --packing", "--gradient_checkpointing=True"],
+)
+def test_every_switch_is_on_without_a_value(words: str) -> None:
+    assert parse_arguments([*LEAST.split(), *words.split()]).training.activation_checkpointing is True
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "said"),
+    [
+        ("--warmup_ratio 0.5 --warmup_steps 0", 0.5, False),
+        ("--warmup_steps 0 --warmup_ratio 0.5", 0.5, False),
+        ("--warmup_steps 20 --warmup_ratio 0.5", 20, True),
+        ("--warmup_ratio 0.5 --warmup_steps 20", 20, True),
+        ("--warmup_ratio 0 --warmup_steps 20", 20, False),
+        ("--warmup_ratio 0.2 --warmup_ratio 0.3", 0.3, False),
+    ],
+)
+def test_a_share_of_warm_up_is_lost_to_steps_alone(words: str, steps: float, said: bool) -> None:
+    found = parse_arguments([*LEAST.split(), *words.split()])
+    assert found.training.warmup_steps == steps
+    assert any("--warmup_ratio" in note for note in found.notes) == said
+
+
+@pytest.mark.parametrize(
+    ("words", "by_length"),
+    [
+        ("--group_by_length --group_by_length False", False),
+        ("--group_by_length False --group_by_length", True),
+    ],
+)
+def test_the_last_of_an_old_flag_counts(words: str, by_length: bool) -> None:
+    found = parse_arguments([*LEAST.split(), *words.split()]).training.train_sampling_strategy
+    assert (found == "group_by_length") == by_length
+
+
+@pytest.mark.parametrize(
+    ("words", "half"),
+    [("--fp16", True), ("--fp16 True --fp16 False", False), ("--fp16 False --fp16 --packing", True)],
+)
+def test_the_last_fp16_is_what_a_cpu_makes_bf16_of(
+    words: str, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = parse_arguments([*LEAST.split(), *words.split()])
+    assert found.training.bf16 == half
+    assert not found.training.fp16
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "name", "value"),
+    [
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-5}",
+            "training",
+            "lr_scheduler_kwargs",
+            {"min_lr": 1e-5},
+        ),
+        ("learning_rate: 1e-5", "training", "learning_rate", 1e-5),
+        ("eval_strategy: no", "training", "eval_strategy", "no"),
+        ("save_strategy: no", "training", "save_strategy", "no"),
+        ("packing: yes", "data", "packing", True),
+        ("rank_schedule: 8:0", "lora", "rank_schedule", "8:0"),
+        ("seed: 010", "training", "seed", 10),
+        ("run_name: 2024-01-01", "training", "run_name", "2024-01-01"),
+        ("report_to: [tensorboard, wandb]", "training", "report_to", ["tensorboard", "wandb"]),
+        ("eval_answers_pattern: --x", "run", "eval_answers_pattern", "--x"),
+    ],
+)
+def test_yaml_means_what_is_written(tmp_path: Path, text: str, part: str, name: str, value: object) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{text}\n")
+    found = parse_arguments([str(path), *LEAST.split()])
+    assert getattr(getattr(found, part), name) == value
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("lora_r: 8\nlora_r: 16\n")
+    with pytest.raises(InvalidArgument, match="'lora_r' is given twice"):
+        parse_arguments([str(path), *LEAST.split()])
+
+
+@pytest.mark.parametrize(
+    ("words", "resume", "named"),
+    [
+        ("--resume_from_checkpoint", True, None),
+        ("--resume_from_checkpoint True", True, None),
+        ("--resume_from_checkpoint False", False, None),
+        ("--resume_from_checkpoint out/checkpoint-5", True, "out/checkpoint-5"),
+        ("--resume_from_checkpoint=out/checkpoint-5 --packing", True, "out/checkpoint-5"),
+    ],
+)
+def test_transformers_own_flag_resumes(words: str, resume: bool, named: str | None) -> None:
+    found = parse_arguments([*LEAST.split(), *words.split()])
+    assert found.run.resume == resume
+    assert found.training.resume_from_checkpoint == named
+
+
+def test_help_begins_with_ours_and_has_each_flag_once() -> None:
+    text = make_parser().format_help()
+    titles = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and line[0].isalpha()]
+    assert titles == ["Base", "Data", "Adapter", "Run", "Training, by transformers' names"]
+    shown = re.findall(r"^  (--\w[\w-]*)", text, re.MULTILINE)
+    assert len(shown) == len(set(shown)) == len({name.replace("-", "_") for name in shown})
+    assert len(text.splitlines()) < 160
+    assert {"--lora_r", "--rank_schedule", "--auto_fit", "--model_max_length", "--deepspeed"} <= set(shown)
+    assert "--ddp_timeout" not in shown
+    assert "--help-all" in text
+
+
+def test_the_whole_help_has_what_is_honoured_and_nothing_else() -> None:
+    shown = re.findall(r"^  --(\w[\w-]*)", make_parser(everything=True).format_help(), re.MULTILINE)
+    names = {each.name for part in ARGUMENT_CLASSES for each in fields(part)}
+    assert set(shown) == names - REFUSED.keys()
+    assert len(shown) == len(set(shown))

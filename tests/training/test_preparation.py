@@ -13,9 +13,10 @@ from manylora.training.data.formats import format_named
 from manylora.training.data.render import IGNORED
 from manylora.training.errors import InvalidArgument, InvalidData
 from manylora.training.parsing import make_parser, parse_arguments
-from manylora.training.preparation import holds_conversations, load_sets
+from manylora.training.preparation import check_files, holds_conversations, load_sets
 from tests.training.data.families import tokenizer_of
 
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "base"
 LEAST = ("--use_lora", "--output_dir", "out", "--model_max_length", "60")
 
 
@@ -79,6 +80,31 @@ def test_columns_of_a_table(tmp_path: Path) -> None:
     as_text = ("--data_path", str(path), "--columns", "text=ticket")
     assert not holds_conversations(parse_arguments([*LEAST, *as_text]))
     assert load(*as_text)[0].example(0).text == "Where is it?"
+
+
+def test_the_check_before_a_run_reads_what_the_run_reads(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("ticket,label,text\nWhere is it?,,x\n")
+    flags = [*LEAST, "--model_name_or_path", str(DEMO), "--data_path", str(path)]
+    said: list[str] = []
+
+    def check(*more: str) -> list[str]:
+        report = check_files(parse_arguments([*flags, *more]), said.append)
+        assert report is not None
+        return [report.files[0].format, *(finding.kind.name for finding in report.findings)]
+
+    assert check() == ["text"]
+    assert check("--columns", "prompt=ticket,completion=label") == ["prompt-completion", "empty"]
+    assert check("--columns", "prompt=ticket,completion=label", "--data_format", "text") == ["text"]
+    with pytest.raises(InvalidArgument, match="no column 'lable'"):
+        check("--columns", "completion=lable")
+
+
+def test_strict_says_how_findings_are_taken_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *[row("What?", "Hello")] * 2)
+    flags = [*LEAST, "--model_name_or_path", str(DEMO), "--data_path", path, "--data_check", "strict"]
+    with pytest.raises(InvalidData, match="with --remove KIND without the warnings that you name"):
+        check_files(parse_arguments(flags), print)
 
 
 def test_what_is_wrong_with_held_out_data_is_said_too(tmp_path: Path) -> None:

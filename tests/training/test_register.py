@@ -1,13 +1,20 @@
 """Handing adapters to a server: a real one takes them under a name, then as its next version."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from manylora.training.errors import TrainingError
-from manylora.training.register import register
+from manylora.training.bases.types import Base
+from manylora.training.errors import InvalidArgument, TrainingError
+from manylora.training.evaluate.generate import Generate
+from manylora.training.parsing import parse_arguments
+from manylora.training.register import can_register, register
+from manylora.training.run import Surroundings, train
 from tests.serving import serving
 
 SQL = Path(__file__).resolve().parents[2] / "demo" / "adapters" / "sql"
@@ -28,6 +35,21 @@ def test_a_server_takes_an_adapter_and_then_its_next_version(tmp_path: Path) -> 
             register(server.url, "mine", first)
         with pytest.raises(TrainingError, match="leads out of"):
             register(server.url, "other", outside, "key")
+        # What is asked before a run, when there is no adapter yet.
+        ask = partial(can_register, server.url)
+        assert ask("new", root / "new", "key").endswith("new will be a new adapter there")
+        assert ask("mine", root / "new", "key").endswith("mine will be given its next version there")
+        with pytest.raises(TrainingError, match="leads out of"):
+            ask("new", tmp_path / "elsewhere", "key")
+        with pytest.raises(TrainingError, match="key"):
+            ask("new", root / "new", "another")
+        with pytest.raises(TrainingError, match="--register"):
+            ask("new", root / "new")
+        with pytest.raises(InvalidArgument, match="letters, digits"):
+            ask("a name", root / "new", "key")
+        listed = httpx.get(f"{server.url}/adapters", headers={"authorization": "Bearer key"}).json()["data"]
+        assert {each["name"]: each.get("version") for each in listed}["mine"] == 2
+        assert "new" not in [each["name"] for each in listed]
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "nonsense"])
@@ -35,3 +57,22 @@ def test_no_server_is_one_sentence_and_the_adapter_stays(tmp_path: Path, url: st
     with pytest.raises(TrainingError, match="no manylora server answers") as refused:
         register(url, "mine", tmp_path)
     assert str(tmp_path) in str(refused.value)
+    with pytest.raises(TrainingError, match="no manylora server answers"):
+        can_register(url, "mine", tmp_path)
+
+
+def test_a_server_that_is_not_there_ends_a_run_before_it_begins(tmp_path: Path) -> None:
+    words = f"--data_path {tmp_path}/none.json --output_dir {tmp_path}/out --use_lora --register http://127.0.0.1:9"
+
+    @contextmanager
+    def nobody(_: Base) -> Iterator[Generate]:
+        raise AssertionError("no run here asks for answers")
+        yield
+
+    with pytest.raises(TrainingError, match=r"127\.0\.0\.1:9: no manylora server"):
+        train(parse_arguments(words.split()), Surroundings(lambda _: None, nobody))
+    plan = tmp_path / "tasks.yaml"
+    plan.write_text("tasks: {a: {data_path: none.json}}")
+    words = f"--tasks {plan} --output_dir {tmp_path}/out --register http://127.0.0.1:9"
+    with pytest.raises(TrainingError, match="no manylora server"):
+        train(parse_arguments(words.split()), Surroundings(lambda _: None, nobody))

@@ -32,6 +32,8 @@ def attach(base: Base, lora: LoraSettings) -> "PeftModel":
         task_type=TaskType.CAUSAL_LM,
         r=lora.r,
         lora_alpha=lora.alpha,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
         lora_dropout=lora.used_dropout,
         target_modules=list(targets),
         bias=lora.bias,

@@ -1,7 +1,8 @@
 """What can be asked of LoRA, and which questions don't go together whatever the base."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from manylora.training.errors import InvalidArgument
@@ -16,6 +17,9 @@ class LoraSettings:
 
     r: int = 64
     alpha: float = 16
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """PEFT's: ranks of modules whose path ends with a key, or matches it."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     dropout: float = 0.05
     targets: tuple[str, ...] = ()
     """Names that module paths end with; none: every linear layer of the blocks."""
@@ -62,4 +66,5 @@ class LoraSettings:
     @property
     def saved_rank(self) -> int:
         """The rank of the adapter that is saved: twice r where the start is saved with it."""
-        return 2 * self.r if self.starts_from_base else self.r
+        largest = max((self.r, *self.rank_pattern.values()))
+        return 2 * largest if self.starts_from_base else largest

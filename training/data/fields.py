@@ -95,7 +95,7 @@ def check_characters(value: object, source: Source) -> None:
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                half = f"\\u{ord(value[error.start]):04x}"
+                half = f"U+{ord(value[error.start]):04X}"
                 raise InvalidData(
                     f"{source}: a character is broken: {half} is half of a pair, such as an emoji's"
                 ) from None

@@ -25,7 +25,7 @@ def evaluate_loss(trainer: "LoraTrainer", loader: DataLoader[object], prefix: st
     total, tokens, rows = torch.zeros((), dtype=torch.float64), 0, 0
     try:
         for batch in loader:
-            sums, counts = row_losses(trainer, batch)
+            sums, counts = _row_losses(trainer, batch)
             # Rows that were added to even out the last batches of several processes are dropped again here.
             sums, counts = trainer.accelerator.gather_for_metrics((sums, counts))
             total += sums.double().sum().cpu()
@@ -33,8 +33,7 @@ def evaluate_loss(trainer: "LoraTrainer", loader: DataLoader[object], prefix: st
             rows += len(counts)
     finally:
         model.train(was_training)
-    # Without a trained token nothing was judged, and 0 would be the best of all losses.
-    loss = float(total) / tokens if tokens else math.nan
+    loss = float(total) / max(tokens, 1)
     metrics = {
         f"{prefix}_loss": loss,
         f"{prefix}_perplexity": math.exp(min(loss, LARGEST_EXPONENT)) if loss == loss else math.nan,
@@ -44,7 +43,7 @@ def evaluate_loss(trainer: "LoraTrainer", loader: DataLoader[object], prefix: st
 
 
 @torch.no_grad()
-def row_losses(trainer: "LoraTrainer", batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _row_losses(trainer: "LoraTrainer", batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each row's summed loss, float32 [B], and its trained tokens, int64 [B]."""
     inputs = trainer._prepare_inputs(batch)
     with trainer.accelerator.autocast():

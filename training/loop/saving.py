@@ -1,5 +1,6 @@
 """How the trainer saves and resumes: whole checkpoints or none, the policy's adapter, and the loop's own state."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ from manylora.training.bases.save import make_plain
 from manylora.training.errors import TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.loop.events import Events
-from manylora.training.loop.masked import MaskedRows
-from manylora.training.loop.watch import Watch
+from manylora.training.loop.guard import Guard
 from manylora.training.rank.policy import RankPolicy
 
 
@@ -21,9 +21,11 @@ class CheckpointSaving(Trainer):
     policy: RankPolicy
     events: Events
     micro_rows: int | None
-    watch: Watch
-    masked: MaskedRows
+    _guard: Guard | None
+    _backoffs: int
     _staging: Path | None = None
+    run_state: Mapping[str, object] | None = None
+    """What else a checkpoint says of its run (training/continuing.py)."""
 
     def _get_output_dir(self, trial: Any) -> str:
         """Send what transformers writes into the staging directory while a checkpoint is being written."""
@@ -107,14 +109,14 @@ class CheckpointSaving(Trainer):
     def own_state(self) -> dict[str, object]:
         """Return what a resumed run needs of the loop, as JSON."""
         return {
-            "watch": self.watch.state(),
-            "masked": [self.masked.count, self.masked.drawn],
+            "guard": None if self._guard is None else self._guard.state(),
+            "backoffs": self._backoffs,
             "micro_rows": self.micro_rows,
+            "run": self.run_state,
         }
 
     def take_own_state(self, state: dict[str, Any]) -> None:
         """Take it back."""
+        self._backoffs = int(state["backoffs"])
         self.micro_rows = state["micro_rows"]
-        if "watch" in state:  # checkpoints of before there was one go on with a guard that has seen nothing
-            self.watch.restore(state["watch"])
-            self.masked.count, self.masked.drawn = state["masked"]
+        self._guard = None if state["guard"] is None else Guard.restore(state["guard"])

@@ -11,6 +11,8 @@ from manylora.training.memory.shape import ModelShape
 _ATTENTION_IN = {"q_proj", "k_proj", "v_proj", "c_attn"}
 _MLP_IN = {"gate_proj", "up_proj", "w1", "w2"}
 _MLP_OUT = {"down_proj", "c_proj"}
+FORWARD_BYTES = {2: (12, 8), 4: (16, 16)}
+"""By the width of the run's values: measured, for each value of the residual stream, and of the MLP's width."""
 
 
 def saved(model: ModelShape, run: RunShape) -> float:
@@ -55,6 +57,12 @@ def working(model: ModelShape, run: RunShape) -> float:
     bytes for each value of the residual stream and of the MLP's width in mixed precision, 6 in float32.
     """
     return (6 if run.dtype == "fp32" else 10) * (model.hidden_size + model.intermediate_size)
+
+
+def forward(model: ModelShape, run: RunShape) -> float:
+    """Return the bytes for a token that a layer's pass needs when nothing is kept for a backward one."""
+    stream, mlp = FORWARD_BYTES[DTYPES[run.dtype]]
+    return float(stream * model.hidden_size + mlp * model.intermediate_size)
 
 
 def has_mask(run: RunShape) -> bool:

@@ -15,12 +15,12 @@ from manylora.training.job import Job
 from manylora.training.loop.out_of_memory import is_out_of_memory
 from manylora.training.memory.budget import Budget, this_machine
 from manylora.training.memory.find import read_shape
-from manylora.training.memory.fit import auto_fit
+from manylora.training.memory.fit import auto_fit, fit_evaluation
 from manylora.training.memory.plan import GIB, OUTSIDE, MemoryPlan, plan
 from manylora.training.memory.run_shape import RunShape
 from manylora.training.memory.shape import ModelShape
 from manylora.training.memory.sizes import parse_bytes
-from manylora.training.memory.trial import try_longest
+from manylora.training.memory.trial import try_longest, try_longest_evaluation
 from manylora.training.preparation import Prepared
 
 
@@ -48,7 +48,23 @@ def shapes_of(job: Job) -> tuple[ModelShape, RunShape]:
         device="cuda" if base.model.device.type == "cuda" else "cpu",
         double_quant=job.arguments.lora.double_quant,
     )
-    return model, run
+    return model, _with_evaluation(job, run, training.per_device_eval_batch_size)
+
+
+def _with_evaluation(job: Job, run: RunShape, batch: int) -> RunShape:
+    """Return the run with what it evaluates: held-out rows, and answers of the served base."""
+    held_out, asked = job.prepared.held_out, job.arguments.run
+    if held_out is None:
+        return run
+    examples = held_out.report.examples
+    longest = max(held_out.lengths, default=job.arguments.training.model_max_length)
+    return replace(
+        run,
+        eval_seq=longest,
+        eval_batch=min(batch, examples),
+        answers=min(asked.eval_answers_limit, examples),
+        answer_tokens=0 if asked.eval_answers == "none" else longest + asked.eval_answers_max_new_tokens,
+    )
 
 
 def plan_job(job: Job) -> MemoryPlan:
@@ -66,32 +82,64 @@ def plan_job(job: Job) -> MemoryPlan:
 
 
 def fit_job(job: Job, prepare: Callable[[Arguments], Prepared], say: Callable[[str], None]) -> None:
-    """Change the job until it fits (--auto_fit), trying its longest batch.
+    """Change the job until it fits (--auto_fit), trying its longest batches, to train on and to evaluate.
 
     ``prepare`` prepares changed arguments anew, which 4 bits and another length need. Raises DoesNotFit.
     """
     model, run = shapes_of(job)
     budget = budget_of(job)
     room = min(_of_all_processes(budget.bytes))
-    # A trial runs at the rank that the run starts with; the plan says what growing adds.
-    now = replace(run, rank=job.prepared.policy.rank)
-    growth = int((plan(model, run).total_gib - plan(model, now).total_gib) * GIB)
 
     def attempt(wanted: RunShape) -> int:
         _change(job, run, wanted, prepare)
-        peak = _try_in_all_processes(job, wanted.seq)
-        return peak + outside_bytes(budget) + growth
+        return train_peak(job, wanted) + outside_bytes(budget) + untried_bytes(job, model, wanted)
 
-    fit = auto_fit(model, run, room, attempt)
+    def attempt_evaluation(wanted: RunShape) -> int:
+        _change(job, run, wanted, prepare)
+        states = plan(model, wanted).parts.get("optimizer", 0.0) * GIB
+        return (
+            evaluation_peak(job, wanted)
+            + outside_bytes(budget)
+            + untried_bytes(job, model, wanted)
+            + int(states)
+        )
+
+    fit = auto_fit(model, run, room, attempt, job.arguments.run.auto_fit_cut or None)
     for sentence in fit.sentences:
         say(sentence)
+    if fit.run.eval_seq:
+        for sentence in fit_evaluation(fit.run, room, attempt_evaluation).sentences:
+            say(sentence)
 
 
-def _try_in_all_processes(job: Job, max_length: int) -> int:
+def untried_bytes(job: Job, model: ModelShape, wanted: RunShape) -> int:
+    """Return what a run will hold and a trial doesn't, as planned: the served copy, the last good state, what the rank
+    will grow by, and DDP's buckets of gradients."""
+    parts = plan(model, wanted).parts
+    now = plan(model, replace(wanted, rank=job.prepared.policy.rank)).parts
+    served, rollback = parts.get("served", 0.0), now.get("rollback", 0.0)
+    growth = sum(parts.values()) - served - (sum(now.values()) - now.get("served", 0.0))
+    buckets = parts["gradients"] if world_size() > 1 else 0.0
+    return int((served + rollback + growth + buckets) * GIB)
+
+
+def train_peak(job: Job, wanted: RunShape) -> int:
+    """Return the peak of the longest batch to train on, of all processes. Raises when memory runs out in one."""
+    return _in_all_processes(lambda: try_longest(job.trainer(), job.prepared.train.lengths, wanted.seq))
+
+
+def evaluation_peak(job: Job, wanted: RunShape) -> int:
+    """Return the peak of the longest batch to evaluate, of all processes. Raises when memory runs out in one."""
+    held_out = job.prepared.held_out
+    assert held_out is not None, "there is something held out"
+    return _in_all_processes(lambda: try_longest_evaluation(job.trainer(), held_out.lengths, wanted.eval_seq))
+
+
+def _in_all_processes(attempt: Callable[[], int]) -> int:
     """Return the highest peak of all processes, so that all decide alike. Raises when one ran out of memory."""
     peak = 0
     try:
-        peak = try_longest(job.trainer(), job.prepared.train.lengths, max_length)
+        peak = attempt()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -135,8 +183,10 @@ def _change(job: Job, first: RunShape, wanted: RunShape, prepare: Callable[[Argu
         gradient_accumulation_steps=wanted.accumulation,
         activation_checkpointing=wanted.gradient_checkpointing,
     )
+    if wanted.eval_batch < first.eval_batch:
+        job.changes["per_device_eval_batch_size"] = wanted.eval_batch
     arguments = job.arguments
-    max_length = wanted.seq if wanted.seq < first.seq else arguments.training.model_max_length
+    max_length = wanted.longest if wanted.longest < first.longest else arguments.training.model_max_length
     is_4bit = job.prepared.base.kind != "dense"
     if max_length == arguments.training.model_max_length and (is_4bit or wanted.method == "lora"):
         return

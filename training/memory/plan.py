@@ -1,27 +1,33 @@
 """A run's peak memory on one device, part by part, from the sizes in config.json. No weights are opened.
 
-Three moments of an optimiser step compete for the peak, and what is alive in all of them is counted once:
+Four moments of a run compete for the peak, and what is alive in all of them is counted once:
 
     the loss        what all layers saved, and the logits
     a layer         what all layers saved, and one layer's working set and unpacked matrix, going backward
     the step        the optimiser's temporaries
+    an evaluation   no gradients and nothing saved; the logits of an evaluation batch, or the server that answers
 
-The parts add up to the highest: ``logits`` is there in full, ``layer`` and ``step`` with what they need beyond it.
+The parts add up to the highest: ``logits`` is there in full, ``layer``, ``step`` and ``evaluation`` with what they need
+beyond it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from manylora.training.memory import activations
+from manylora.training.memory.native_caches import KERNEL_BYTES, MOST_KERNELS
 from manylora.training.memory.quantised import bits_per_weight, scratch_bytes, stored_kind
 from manylora.training.memory.qwen_recipe import plan_qwen, recipe_is_qwen
 from manylora.training.memory.run_shape import DTYPES, RunShape, optimizer_bytes
+from manylora.training.memory.served import answering_bytes, served_bytes
 from manylora.training.memory.shape import ModelShape
 
 GIB = 1 << 30
 
 LOGIT_BYTES = 12
 """Bytes of a logit at the worst moment: float32 log-probabilities, their gradient, and that of the logits."""
+EVAL_LOGIT_BYTES = 8
+"""Of one that is only evaluated: in float32, and its log-probability."""
 CUDA_CONTEXT = 0.9 * GIB
 """CUDA's context, cuBLAS workspaces and what the allocator rounds up: 0.5 to 1.4 GB."""
 CPU_LIBRARIES = 0.55 * GIB
@@ -42,13 +48,18 @@ PART_NAMES = {
     "logits": "trained tokens × vocabulary, with their gradients",
     "layer": "one layer's backward pass, beyond the logits",
     "step": "the optimiser's temporaries, beyond both",
+    "evaluation": "an evaluation's longest batch, beyond a step",
     "rollback": "the last good state, to go back to",
+    "served": "the base as it is served, which answers for --eval_answers",
     "context": "CUDA's context, or Python's libraries",
+    "kernels": "those that oneDNN compiles for each shape and keeps",
     "allocator": "what the C library's heap doesn't give back",
 }
 """Every part and what it is, in words."""
-OUTSIDE = ("context", "allocator")
+OUTSIDE = ("context", "kernels", "allocator")
 """Parts that are no tensors."""
+IN_A_STEP = ("gradients", "activations", "logits", "layer", "step")
+"""Parts that are there during a step alone, and not while a run is evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,10 @@ def plan_ours(model: ModelShape, run: RunShape) -> dict[str, float]:
         "layer": max(0.0, layer - logits),
         "step": max(0.0, step - kept - max(logits, layer)),
     }
+    in_a_step = sum(parts[name] for name in IN_A_STEP)
+    evaluation = max(evaluation_bytes(model, run), answering_bytes(model, run))
+    parts["evaluation"] = max(0.0, evaluation - in_a_step)
+    parts["served"] = served_bytes(model, run)
     if run.device == "cpu":
         # The last good state, which the loop goes back to when a loss runs away, is always on the host.
         parts["rollback"] = parts["optimizer"] + 4.0 * trained
@@ -132,8 +147,22 @@ def layer_bytes(model: ModelShape, run: RunShape) -> float:
     kind = stored_kind(model, run.method)
     recomputed = activations.saved(model, run) if run.gradient_checkpointing else 0.0
     scratch = 0.0 if kind is None else scratch_bytes(model, kind, DTYPES[run.dtype])
-    mask = 3.0 * run.batch * run.seq**2 if activations.has_mask(run) else 0.0
-    return run.tokens * (recomputed + activations.working(model, run)) + scratch + mask
+    return run.tokens * (recomputed + activations.working(model, run)) + scratch + _mask_bytes(run)
+
+
+def evaluation_bytes(model: ModelShape, run: RunShape) -> float:
+    """Return the bytes that the longest evaluation batch needs beside what a run always holds."""
+    if not run.eval_seq:
+        return 0.0
+    held_out = replace(run, seq=run.eval_seq, batch=run.eval_batch, packing=False)
+    kind = stored_kind(model, run.method)
+    scratch = 0.0 if kind is None else scratch_bytes(model, kind, DTYPES[run.dtype])
+    layer = held_out.tokens * activations.forward(model, held_out) + scratch + _mask_bytes(held_out)
+    return max(layer, EVAL_LOGIT_BYTES * run.trained_share * held_out.tokens * model.vocab_size)
+
+
+def _mask_bytes(run: RunShape) -> float:
+    return 3.0 * run.batch * run.seq**2 if activations.has_mask(run) else 0.0
 
 
 def _outside(model: ModelShape, run: RunShape, kept: float, layer: float) -> dict[str, float]:
@@ -147,4 +176,6 @@ def _outside(model: ModelShape, run: RunShape, kept: float, layer: float) -> dic
         # Loading left as much behind as the 16-bit matrices that were quantised.
         matrices = (2.0 * inputs * outputs for _, inputs, outputs in model.matrices())
         holes += model.num_layers * sum(size for size in matrices if size < MMAP_BYTES)
-    return {"context": CPU_LIBRARIES, "allocator": holes}
+    # float32's products are MKL's, which keeps nothing.
+    kernels = MOST_KERNELS * KERNEL_BYTES if DTYPES[run.dtype] == 2 else 0
+    return {"context": CPU_LIBRARIES, "kernels": float(kernels), "allocator": holes}

@@ -1,13 +1,13 @@
-"""What gets a run into a budget, cheapest first.
+"""What gets a run into a budget, the smallest change of its results first.
 
-Four changes, in the order of what they cost:
+    1. a smaller evaluation batch: the same loss
+    2. a smaller micro-batch with as much more accumulation: the same gradients, a little slower
+    3. gradient checkpointing: the same gradients, about a third more time
+    4. Q-LoRA: the base in 4 bits, slower, and a little off what it was
+    5. examples cut: data is lost
 
-    1. a smaller micro-batch with as much more accumulation: the same gradients, a little slower
-    2. gradient checkpointing: the same gradients, about a third more time
-    3. Q-LoRA: the base in 4 bits, slower, and a little off what it was
-    4. shorter sequences: data is cut off
-
-One change beats two, except that each change costs more than all before it together: 1 + 2 is tried before 3.
+Each of the first four counts as dearer than all before it together: 2 with 3 is tried before 4. Examples are cut last
+and least: where nothing else gets the run in, at the greatest length that anything gets in.
 """
 
 from collections.abc import Iterator
@@ -20,6 +20,8 @@ from manylora.training.memory.shape import ModelShape
 
 SHORTEST = 64
 """Tokens below which a sequence isn't cut: no example would be whole."""
+COARSE, FINE = 64, 8
+"""Lengths that are tried are multiples of these: first of the one, then of the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Remedy:
     run: RunShape
     """The run as changed."""
     changes: tuple[str, ...]
-    """Their names: batch, checkpointing, qlora, seq."""
+    """Their names: eval_batch, batch, checkpointing, qlora, seq."""
     total_gib: float
     flags: str
     """For `manylora train`."""
@@ -37,40 +39,90 @@ class Remedy:
 
 
 def remedies(
-    model: ModelShape, run: RunShape, budget_bytes: int, recipe: str | None = None
+    model: ModelShape,
+    run: RunShape,
+    budget_bytes: int,
+    recipe: str | None = None,
+    shortest: int | None = SHORTEST,
 ) -> tuple[Remedy, ...]:
-    """Return every set of changes that fits and of which no part would do, cheapest first.
+    """Return every set of changes that fits and of which no part would do, the smallest change of results first.
 
-    Empty when the run fits as it is, or when nothing gets it in.
+    Examples are cut to no fewer tokens than ``shortest``; None: not at all. Empty when the run fits as it is, or when
+    nothing gets it in.
     """
     if _gib(model, run, recipe) * GIB <= budget_bytes:
         return ()
+    found = _at_this_length(model, run, run, budget_bytes, recipe)
+    if found or shortest is None:
+        return found
+    length = _longest_that_fits(model, run, budget_bytes, recipe, shortest)
+    return () if length is None else _at_this_length(model, run, _cut(run, length), budget_bytes, recipe)
+
+
+def smallest(model: ModelShape, run: RunShape, shortest: int | None = SHORTEST) -> RunShape:
+    """Return the run with the changes that take the least memory."""
+    cut = run if shortest is None else _cut(run, min(run.longest, shortest))
+    return min(_extremes(model, cut), key=lambda each: plan(model, each).total_gib)
+
+
+def _longest_that_fits(
+    model: ModelShape, run: RunShape, budget_bytes: int, recipe: str | None, shortest: int
+) -> int | None:
+    """Return the greatest length at which any set of changes gets the run in."""
+
+    def fits(length: int) -> bool:
+        variants = _extremes(model, _cut(run, length))
+        return any(_gib(model, each, recipe) * GIB <= budget_bytes for each in variants)
+
+    longest = run.longest - 1
+    for multiple in range(longest // COARSE * COARSE, shortest - COARSE, -COARSE):
+        least = max(multiple, shortest)
+        if least <= longest and fits(least):
+            # Between this multiple and the next one, which was too long.
+            most = min(multiple + COARSE - 1, longest)
+            longer = range(most // FINE * FINE, least, -FINE)
+            return next((length for length in longer if fits(length)), least)
+    return None
+
+
+def _extremes(model: ModelShape, run: RunShape) -> Iterator[RunShape]:
+    """Yield the run with each change either not made or made as far as it goes."""
+    is_16bit = run.method == "lora" and model.quantization is None
+    for batch, eval_batch, checkpointing, method in product(
+        {run.batch, 1},
+        {run.eval_batch, 1},
+        {run.gradient_checkpointing, True},
+        (run.method, "qlora") if is_16bit else (run.method,),
+    ):
+        yield replace(
+            run,
+            batch=batch,
+            accumulation=run.global_batch // batch,
+            eval_batch=eval_batch,
+            gradient_checkpointing=checkpointing,
+            method=method,
+        )
+
+
+_CHANGES = ("eval_batch", "batch", "checkpointing", "qlora")
+
+
+def _at_this_length(
+    model: ModelShape, before: RunShape, run: RunShape, budget_bytes: int, recipe: str | None
+) -> tuple[Remedy, ...]:
+    """Return the changes that get ``run`` in, which is ``before`` with its examples cut or not."""
+    cut = ("seq",) if run.longest < before.longest else ()
     found: list[Remedy] = []
-    for names in _by_cost():
-        if any(set(each.changes) <= set(names) for each in found):
+    for names in ((), *_by_cost()):
+        if any(set(each.changes) - {"seq"} <= set(names) for each in found):
             continue
         for changed in _variants(model, run, names):
             total = _gib(model, changed, recipe)
             if total * GIB <= budget_bytes:
-                flags, sentence = _in_words(run, changed)
-                found.append(Remedy(changed, names, total, flags, sentence))
+                flags, sentence = _in_words(before, changed)
+                found.append(Remedy(changed, (*names, *cut), total, flags, sentence))
                 break
     return tuple(found)
-
-
-def smallest(model: ModelShape, run: RunShape) -> RunShape:
-    """Return the run with every change made as far as it goes."""
-    return replace(
-        run,
-        batch=1,
-        accumulation=run.global_batch,
-        gradient_checkpointing=True,
-        method="qlora",
-        seq=min((run.seq, *_halves(run.seq))),
-    )
-
-
-_CHANGES = ("batch", "checkpointing", "qlora", "seq")
 
 
 def _by_cost() -> Iterator[tuple[str, ...]]:
@@ -92,10 +144,9 @@ def _variants(model: ModelShape, run: RunShape, names: tuple[str, ...]) -> Itera
         run = replace(run, gradient_checkpointing=True)
     if "qlora" in names:
         run = replace(run, method="qlora")
-    lengths = _halves(run.seq) if "seq" in names else [run.seq]
-    for seq in lengths:
-        for batch in _smaller_batches(run) if "batch" in names else [run.batch]:
-            yield replace(run, seq=seq, batch=batch, accumulation=run.global_batch // batch)
+    for batch in _smaller_batches(run) if "batch" in names else [run.batch]:
+        for eval_batch in _smaller_evaluations(run) if "eval_batch" in names else [run.eval_batch]:
+            yield replace(run, batch=batch, accumulation=run.global_batch // batch, eval_batch=eval_batch)
 
 
 def _smaller_batches(run: RunShape) -> list[int]:
@@ -103,10 +154,15 @@ def _smaller_batches(run: RunShape) -> list[int]:
     return [batch for batch in range(run.batch - 1, 0, -1) if run.global_batch % batch == 0]
 
 
-def _halves(seq: int) -> list[int]:
-    """Return ¾, ½, ⅜, ¼ … of a length, down to the shortest that makes sense."""
-    lengths = sorted({seq * share // (1 << k) for k in range(2, 16) for share in (2, 3)}, reverse=True)
-    return [length for length in lengths if SHORTEST <= length < seq]
+def _smaller_evaluations(run: RunShape) -> list[int]:
+    """Return evaluation batches, largest first; none where nothing is held out."""
+    halves = [run.eval_batch >> times for times in range(1, run.eval_batch.bit_length())]
+    return halves if run.eval_seq else []
+
+
+def _cut(run: RunShape, length: int) -> RunShape:
+    """Return the run with its examples cut at a length, those that are held out too."""
+    return replace(run, seq=min(run.seq, length), eval_seq=min(run.eval_seq, length))
 
 
 def _gib(model: ModelShape, run: RunShape, recipe: str | None) -> float:
@@ -116,6 +172,9 @@ def _gib(model: ModelShape, run: RunShape, recipe: str | None) -> float:
 def _in_words(before: RunShape, after: RunShape) -> tuple[str, str]:
     flags: list[str] = []
     sentences: list[str] = []
+    if after.eval_batch != before.eval_batch:
+        flags.append(f"--per_device_eval_batch_size {after.eval_batch}")
+        sentences.append(f"evaluation batch {before.eval_batch} → {after.eval_batch} (the same loss)")
     if after.batch != before.batch:
         flags.append(f"--per_device_train_batch_size {after.batch}")
         flags.append(f"--gradient_accumulation_steps {after.accumulation}")
@@ -129,7 +188,7 @@ def _in_words(before: RunShape, after: RunShape) -> tuple[str, str]:
     if after.method != before.method:
         flags.append("--q_lora")
         sentences.append("the base in 4 bits (Q-LoRA)")
-    if after.seq != before.seq:
-        flags.append(f"--model_max_length {after.seq}")
-        sentences.append(f"examples cut at {after.seq} tokens instead of {before.seq}")
+    if after.longest != before.longest:
+        flags.append(f"--model_max_length {after.longest}")
+        sentences.append(f"examples cut at {after.longest} tokens instead of {before.longest}")
     return " ".join(flags), "; ".join(sentences)

@@ -43,11 +43,26 @@ class RunShape:
     device: str = "cuda"
     double_quant: bool = DOUBLE_QUANT
     """Of NF4: whether the scales are quantised too."""
+    eval_seq: int = 0
+    """Tokens of the longest held-out example; 0: nothing is held out."""
+    eval_batch: int = 8
+    """Rows of an evaluation batch."""
+    answer_tokens: int = 0
+    """With --eval_answers: tokens of the longest prompt and its answer, which the served base holds; 0: no answers."""
+    answers: int = 64
+    """How many are asked for."""
 
     def __post_init__(self) -> None:
-        for name in ("seq", "batch", "accumulation", "rank"):
+        for name in ("seq", "batch", "accumulation", "rank", "eval_batch", "answers"):
             if getattr(self, name) < 1:
-                raise InvalidArgument(f"--{name} is {getattr(self, name)}, expected a whole number above 0.")
+                raise InvalidArgument(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}, expected a whole number above 0."
+                )
+        for name in ("eval_seq", "answer_tokens"):
+            if getattr(self, name) < 0:
+                raise InvalidArgument(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}, expected a number of tokens, or 0 for none."
+                )
         for name, known in (("method", METHODS), ("dtype", tuple(DTYPES)), ("device", DEVICES)):
             if getattr(self, name) not in known:
                 raise InvalidArgument(f"--{name} is {getattr(self, name)!r}, expected {' or '.join(known)}.")
@@ -61,6 +76,11 @@ class RunShape:
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
         return self.seq * self.batch
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example, whether it is trained on or held out."""
+        return max(self.seq, self.eval_seq)
 
     @property
     def global_batch(self) -> int:

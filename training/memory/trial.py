@@ -1,4 +1,7 @@
-"""One optimiser step on the longest real batch, before the run, and everything put back as it was."""
+"""One optimiser step on the longest real batch, and an evaluation of the longest held-out one, before the run.
+
+Everything is put back as it was.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from manylora.training.loop.loss import IGNORED, trained_token_loss
+from manylora.training.loop.loss import IGNORED, token_losses, trained_token_loss
 from manylora.training.memory.meter import PeakMeter
 from manylora.training.random_states import RandomStates
 
@@ -32,6 +35,7 @@ def try_batch(
     trained = [each for each in model.parameters() if each.requires_grad]
     device = next(model.parameters()).device
     with _put_back(model, trained), PeakMeter(device) as meter:
+        model.train()
         optimizer = make_optimizer(trained)
         for _ in range(2):
             loss_function(model, batch).backward()  # type: ignore[no-untyped-call]
@@ -43,7 +47,6 @@ def try_batch(
 def _put_back(model: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
     values = [each.detach().to("cpu", copy=True) for each in trained]
     mode, states = model.training, RandomStates.now()
-    model.train()
     try:
         yield
     finally:
@@ -77,6 +80,22 @@ def try_longest(trainer: "LoraTrainer", lengths: Sequence[int], max_length: int)
         return total / max(count, 1)
 
     return try_batch(trainer.model, lambda trained: kind(trained, **options), batch, loss)
+
+
+def try_longest_evaluation(trainer: "LoraTrainer", lengths: Sequence[int], max_length: int) -> int:
+    """Evaluate the longest batch that could be held out and return the peak in bytes (PeakMeter's).
+
+    As try_longest; the batch is evaluated whole, and raises what it raises when it doesn't fit.
+    """
+    model, rows = trainer.model, trainer.args.per_device_eval_batch_size
+    batch = trainer._prepare_inputs(
+        trainer.data_collator(longest_rows(trainer.eval_dataset, lengths, rows, max_length))
+    )
+    prepared = _AsPrepared(model, trainer.accelerator.autocast)
+    with _put_back(model, ()), torch.no_grad(), PeakMeter(next(model.parameters()).device) as meter:
+        model.eval()
+        token_losses(prepared, batch)
+        return meter.peak_bytes
 
 
 def longest_rows(

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from manylora.training.distributed import is_first_process
 from manylora.training.errors import Diverged, InvalidArgument
 from manylora.training.job import Job, total_steps
-from manylora.training.rate.curve import Curve
+from manylora.training.rate.curve import CANDIDATES, Curve
+from manylora.training.rate.progress import SearchProgress
 from manylora.training.rate.rows import first, split_end
 from manylora.training.rate.state import each_from_here
-from manylora.training.rate.trials import Trial, halving, range_test, trial
+from manylora.training.rate.trials import FINALISTS, WARMUP, Trial, halving, range_test, trial
+from manylora.training.report.panel import clock
+from manylora.training.report.record import SearchFacts
 
 RANGE_STEPS = 60
 TRIAL_SHARE, LEAST_TRIAL = 0.1, 50
@@ -33,22 +37,45 @@ class Choice:
     reason: str
     curve: Curve
     trials: tuple[Trial, ...]
+    steps: int = 0
+    """Of the range test and all trials."""
+    seconds: float = 0.0
+
+    def facts(self) -> SearchFacts:
+        """Return what a run's record keeps of it."""
+        return SearchFacts(
+            rate=self.rate,
+            steps=self.steps,
+            seconds=self.seconds,
+            curve=tuple(zip(self.curve.rates, self.curve.smoothed, strict=True)),
+            trials=tuple((each.rate, each.steps, each.loss) for each in self.trials),
+        )
 
 
 def find_learning_rate(job: Job, say: Callable[[str], None]) -> Choice:
     """Find a rate for the job and leave everything as it was: weights, random states, data order.
 
-    Raises Diverged when every candidate falls apart.
+    Says first what it will cost. Raises Diverged when every candidate falls apart.
     """
     searching = for_search(job)
     steps = total_steps(job.arguments.training, len(job.prepared.train.dataset))
     budget = min(max(LEAST_TRIAL, round(TRIAL_SHARE * steps)), max(1, steps // LONGEST_TRIAL))
-    with each_from_here(job.prepared.model) as start:
-        say(f"Looking for a learning rate: a range test over {RANGE_STEPS} steps")
+    most = RANGE_STEPS + WARMUP + halving_steps(CANDIDATES, budget)
+    say(
+        f"Looking for a learning rate: up to {most:,} trial steps before the {steps:,} of the run, which makes it"
+        f" {1 + most / steps:.1f} times as long; with --learning_rate X there are none"
+    )
+    live = job.arguments.run.live and is_first_process()
+    with SearchProgress(most, say, live=live) as progress, each_from_here(job.prepared.model) as start:
+        searching.watchers = (progress,)
         curve = range_test(searching, RANGE_STEPS)
         candidates = curve.candidates()
         names = ", ".join(f"{rate:.1e}" for rate in candidates)
-        say(f"the loss is lowest at {curve.edge:.1e}; candidates: {names}, from {budget} steps each")
+        left = progress.expected(halving_steps(len(candidates), budget))
+        say(
+            f"the loss is lowest at {curve.edge:.1e}; candidates: {names}, from {budget} steps each, {clock(left)}"
+            " in all"
+        )
 
         def run(rate: float, length: int) -> Trial:
             start.again()
@@ -57,7 +84,17 @@ def find_learning_rate(job: Job, say: Callable[[str], None]) -> Choice:
             return found
 
         trials = tuple(halving(candidates, budget, run))
-    return _choose(curve, trials)
+        return replace(_choose(curve, trials), steps=progress.done, seconds=progress.seconds)
+
+
+def halving_steps(candidates: int, steps: int) -> int:
+    """Return the steps of all trials together, where none falls apart."""
+    total = 0
+    while True:
+        total += candidates * steps
+        if candidates <= FINALISTS:
+            return total
+        candidates, steps = max(FINALISTS, math.ceil(candidates / 2)), steps * 2
 
 
 def _choose(curve: Curve, trials: tuple[Trial, ...]) -> Choice:

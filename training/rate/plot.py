@@ -1,9 +1,11 @@
 """The plots of a search for a learning rate, as SVG."""
 
 import io
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from manylora.training.rate.find import Choice
@@ -14,27 +16,33 @@ SIZE = (9.0, 3.6)
 
 
 def plot_choice(choice: "Choice") -> str:
-    """Draw the range test beside the trials' held-out losses; the chosen rate is marked."""
+    """Draw the range test and the trials' held-out losses over the rates, both logarithmic, and mark the chosen one."""
     figure = _figure()
-    left, right = figure.subplots(1, 2)
+    axes = figure.subplots()
     curve = choice.curve
-    left.plot(curve.rates, curve.losses, color="0.75", linewidth=1, label="loss")
-    left.plot(curve.rates, curve.smoothed, color="C0", label="smoothed")
-    left.axvline(choice.rate, color="C3", linestyle="--", label=f"chosen: {choice.rate:.1e}")
-    left.set(xscale="log", xlabel="learning rate", ylabel="held-out loss", title="Range test")
-    low, high = min(curve.smoothed), curve.smoothed[0]
-    left.set_ylim(low - 0.1 * (high - low), high + 0.5 * (high - low) + 1e-6)
-    left.legend()
+    axes.plot(curve.rates, curve.losses, color="0.85", linewidth=1)
+    axes.plot(curve.rates, curve.smoothed, color="0.6", label="range test, smoothed")
     for steps in sorted({each.steps for each in choice.trials}):
-        trials = sorted((each.rate, each.loss) for each in choice.trials if each.steps == steps)
-        right.plot(*zip(*trials, strict=True), marker="o", label=f"{steps} steps")
-    right.axvline(choice.rate, color="C3", linestyle="--")
-    right.set(xscale="log", xlabel="learning rate", ylabel="held-out loss", title="Trials")
-    rates = sorted({each.rate for each in choice.trials})
-    right.minorticks_off()
-    right.set_xticks(rates, [f"{rate:.1e}" for rate in rates])
-    right.legend()
+        trials = [each for each in choice.trials if each.steps == steps and math.isfinite(each.loss)]
+        points = sorted((each.rate, each.loss) for each in trials)
+        axes.plot(
+            [rate for rate, _ in points], [loss for _, loss in points], marker="o", label=f"{steps} steps"
+        )
+    axes.axvline(choice.rate, color="C3", linestyle="--", label=f"chosen: {choice.rate:.1e}")
+    axes.set(
+        xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss", title="Learning rate"
+    )
+    plain_numbers(axes)
+    axes.legend()
     return _svg(figure)
+
+
+def plain_numbers(axes: "Axes") -> None:
+    """Write the losses as numbers, where powers of ten alone would leave an axis without any."""
+    from matplotlib.ticker import FormatStrFormatter
+
+    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatter(FormatStrFormatter("%.3g"))
 
 
 def plot_sweep(sweep: "Sweep") -> str:
@@ -50,7 +58,8 @@ def plot_sweep(sweep: "Sweep") -> str:
             facecolors=["none" if each.stopped else f"C{colour}" for each in of_rank],
             label=f"rank {rank}",
         )
-    axes.set(xscale="log", xlabel="learning rate", ylabel="held-out loss", title="Sweep")
+    axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss", title="Sweep")
+    plain_numbers(axes)
     axes.legend()
     return _svg(figure)
 

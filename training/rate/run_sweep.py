@@ -9,12 +9,15 @@ from rich.table import Table
 from manylora.training import output
 from manylora.training.arguments import Arguments
 from manylora.training.job import Job, total_steps
+from manylora.training.memory.native_caches import keep_native_caches_small
 from manylora.training.preparation import prepare
-from manylora.training.rate.sweep import Result, Sweep, SweepSettings, sweep, write_sweep
+from manylora.training.rate.sweep import Result, Sweep, SweepSettings, check_sweep, sweep, write_sweep
 
 
 def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str], None]) -> Sweep:
     """Sweep and report. Nothing is trained for keeps: the best settings are printed as flags. Raises TrainingError."""
+    keep_native_caches_small()
+    check_sweep(arguments)
     directory = Path(arguments.training.output_dir)
     output.claim(directory, resume=False, overwrite=arguments.run.overwrite_output_dir)
     prepared = prepare(arguments, lambda rows: total_steps(arguments.training, rows), say)
@@ -32,6 +35,7 @@ def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str]
 def table_of(found: Sweep) -> Table:
     """Return the trials, best first."""
     table = Table("learning rate", "rank", "warm-up", "steps", "held-out loss", "")
+    best = found.best if found.finished else None
     for each in sorted(found.results, key=lambda one: (one.stopped, one.loss)):
         table.add_row(
             f"{each.rate:.2e}",
@@ -39,12 +43,12 @@ def table_of(found: Sweep) -> Table:
             f"{each.warmup:g}",
             str(each.steps),
             f"{each.loss:.4g}",
-            _remark(each, found.best),
+            _remark(each, best),
         )
     return table
 
 
-def _remark(each: Result, best: Result) -> str:
+def _remark(each: Result, best: Result | None) -> str:
     if each is best:
         return "best"
     return "stopped early" if each.stopped else ""

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from manylora.training.arguments import Arguments
 from manylora.training.bases.lora import attach
 from manylora.training.errors import Diverged, InvalidArgument
+from manylora.training.fields import WITHOUT_WARMUP
+from manylora.training.flags import read_flags, words_of_flags
 from manylora.training.job import Job, total_steps
 from manylora.training.rank.fixed import FixedRank
 from manylora.training.rate.find import for_search
@@ -62,10 +65,18 @@ class Sweep:
     results: tuple[Result, ...]
 
     @property
+    def finished(self) -> tuple[Result, ...]:
+        """Those that ran to the end and did not fall apart."""
+        return tuple(each for each in self.results if not each.stopped and math.isfinite(each.loss))
+
+    @property
     def best(self) -> Result:
-        """The best of those that ran to the end."""
-        whole = [each for each in self.results if not each.stopped]
-        return min(whole or self.results, key=lambda each: each.loss)
+        """The best of those that ran to the end. Raises Diverged where none did."""
+        if not self.finished:
+            raise Diverged(
+                "no trial of the sweep ran to its end: try lower --sweep_rates, or more --sweep_trials"
+            )
+        return min(self.finished, key=lambda each: each.loss)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,15 +84,51 @@ class _Parser(argparse.ArgumentParser):
         raise InvalidArgument(message.replace("argument --", "--", 1))
 
 
+def sweep_parser() -> argparse.ArgumentParser:
+    """Return the parser of the sweep's own flags."""
+    parser = _Parser(
+        prog="manylora train sweep",
+        usage="manylora train sweep [FLAGS OF A RUN] [FLAGS OF THE SWEEP]",
+        description="Try learning rate, rank and warm-up in short runs, and print the flags of the best. Nothing is"
+        " trained for keeps; a table and a plot go into --output_dir.",
+        epilog="All other flags are a run's: manylora train --help. --lora_alpha keeps its ratio to --lora_r.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    own = parser.add_argument_group("Sweep")
+    add = own.add_argument
+    add("--sweep_trials", type=int, default=12, metavar="N", help="Short runs. Default: 12")
+    add(
+        "--sweep_steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Steps of a run that isn't stopped early. Default: a quarter of the run's, at least 20",
+    )
+    numbers = _numbers(int)
+    add("--sweep_ranks", type=numbers, default=(8, 16, 64), metavar="N,…", help="Default: 8,16,64")
+    shares = _numbers(float)
+    add(
+        "--sweep_warmups",
+        type=shares,
+        default=(0.0, 0.03, 0.1),
+        metavar="X,…",
+        help="Warm-ups, as shares of the steps. Default: 0,0.03,0.1",
+    )
+    add(
+        "--sweep_rates",
+        type=shares,
+        default=(3e-5, 3e-3),
+        metavar="LOWEST,HIGHEST",
+        help="Between these learning rates. Default: 3e-5,3e-3",
+    )
+    return parser
+
+
 def parse_sweep(argv: Sequence[str]) -> tuple[SweepSettings, list[str]]:
     """Take the sweep's own flags out of ``argv``. Returns them and the rest, which are a run's."""
-    parser = _Parser(prog="manylora train sweep", add_help=False, allow_abbrev=False)
-    parser.add_argument("--sweep_trials", type=int, default=12)
-    parser.add_argument("--sweep_steps", type=int, default=0)
-    parser.add_argument("--sweep_ranks", type=_numbers(int), default=(8, 16, 64))
-    parser.add_argument("--sweep_warmups", type=_numbers(float), default=(0.0, 0.03, 0.1))
-    parser.add_argument("--sweep_rates", type=_numbers(float), default=(3e-5, 3e-3))
-    found, rest = parser.parse_known_args(list(argv))
+    parser = sweep_parser()
+    found, rest = parser.parse_known_args(words_of_flags(read_flags(argv)))
     rates = found.sweep_rates
     if found.sweep_trials < 1 or min(found.sweep_ranks) < 1 or min(rates) <= 0 or len(rates) != 2:
         raise InvalidArgument(
@@ -105,6 +152,34 @@ def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
         return tuple(kind(part) for part in text.split(","))
 
     return numbers
+
+
+def check_sweep(arguments: Arguments) -> None:
+    """Refuse flags of a run that short runs over ranks and rates would leave out. Raises InvalidArgument."""
+    run, lora = arguments.run, arguments.lora
+    why = {
+        f"--rank_schedule {lora.rank_schedule}": (
+            lora.rank_schedule,
+            "tries ranks that stay: find the last rank first",
+        ),
+        "--from_adapter": (arguments.adapter_start, "begins each short run with an adapter of another rank"),
+        "--tasks": (run.tasks, "is for one adapter: sweep each task's flags alone"),
+        "--resume": (run.resume, "is done in one go"),
+        "--register": (run.register, "keeps no adapter that could be registered"),
+        "--auto_fit": (run.auto_fit, "runs what it is given: `manylora plan` says what fits"),
+        f"--eval_answers {run.eval_answers}": (run.eval_answers != "none", "judges by held-out loss alone"),
+        "--early_stopping_patience": (run.early_stopping_patience, "stops short runs by each other"),
+        "--load_best_model_at_end": (arguments.training.load_best_model_at_end, "keeps no checkpoints"),
+        "--push_to_hub": (arguments.training.push_to_hub, "keeps no adapter that could be pushed"),
+    }
+    for flag, (given, reason) in why.items():
+        if given:
+            raise InvalidArgument(f"{flag} doesn't go with a sweep, which {reason}; leave it out")
+    if str(arguments.training.lr_scheduler_type.value) in WITHOUT_WARMUP:
+        raise InvalidArgument(
+            f"--lr_scheduler_type {arguments.training.lr_scheduler_type.value} has no warm-up, which a sweep tries:"
+            " constant_with_warmup has one"
+        )
 
 
 def sweep(job: Job, settings: SweepSettings, say: Callable[[str], None]) -> Sweep:
@@ -226,5 +301,6 @@ def write_sweep(found: Sweep, directory: Path) -> None:
     rows = [dataclasses.asdict(each) for each in found.results]
     for row in rows:
         row["loss"] = row["loss"] if math.isfinite(row["loss"]) else None
-    (directory / "sweep.json").write_text(json.dumps({"best": found.best.number, "trials": rows}, indent=1))
+    best = found.best.number if found.finished else None
+    (directory / "sweep.json").write_text(json.dumps({"best": best, "trials": rows}, indent=1))
     (directory / "sweep.svg").write_text(plot_sweep(found), encoding="utf-8")

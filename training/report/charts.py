@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from markupsafe import Markup, escape
@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 30, 38
 NOTHING = Markup()
 MOST_POINTS = 600
+LOG_ROOM = 1.2
+"""Around the values of a logarithmic axis."""
 MOST_MARKS = 60
 """Points of a line that get a mark with its numbers."""
 WINDOW_SHARE = 0.06
@@ -73,6 +75,27 @@ def line_chart(
         parts.append(_line(one, across, up))
     kind = " (logarithmic)" if up.log else ""
     return _figure(title + kind, WIDTH, HEIGHT, parts)
+
+
+def log_chart(title: str, series: Sequence[Series], markers: Sequence[Marker], across_name: str) -> Markup:
+    """Return a plot with both axes logarithmic; an empty string if there is nothing to draw.
+
+    What is not above 0, and what is infinite, is left out.
+    """
+    drawn = [
+        replace(one, points=[(x, y) for x, y in one.points if x > 0 and 0 < y < math.inf]) for one in series
+    ]
+    drawn = [one for one in drawn if one.points]
+    if not drawn:
+        return Markup()
+    xs = [x for one in drawn for x, _ in one.points]
+    ys = [y for one in drawn for _, y in one.points]
+    across = Axis(min(xs) / LOG_ROOM, max(xs) * LOG_ROOM, LEFT, WIDTH - RIGHT, log=True)
+    up = Axis(min(ys) / LOG_ROOM, max(ys) * LOG_ROOM, HEIGHT - BOTTOM, TOP, log=True)
+    parts = [*_frame(across, up, across_name), *_legend(drawn)]
+    parts += [_marker(across, marker) for marker in markers if across.low <= marker.step <= across.high]
+    parts += [_line(one, across, up, across_name) for one in drawn]
+    return _figure(f"{title} (logarithmic)", WIDTH, HEIGHT, parts)
 
 
 def stacked_bars(title: str, bars: Mapping[str, Mapping[str, float]], unit: str) -> Markup:
@@ -136,17 +159,17 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> Sequence[Point]
     return [*out, points[-1]]
 
 
-def _frame(across: Axis, up: Axis) -> Iterable[Markup]:
+def _frame(across: Axis, up: Axis, across_name: str = "step") -> Iterable[Markup]:
     bottom = HEIGHT - BOTTOM
     for tick in up.ticks(5):
         y = up.place(tick)
         yield _svg("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
         yield _text(LEFT - 8, y + 4, tick_text(tick), "end")
     for tick in across.ticks(6):
-        if tick == int(tick):
+        if across.log or tick == int(tick):
             yield _text(across.place(tick), bottom + 17, tick_text(tick), "middle")
     yield _svg("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis")
-    yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, "step", "middle")
+    yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, across_name, "middle")
 
 
 def _legend(series: Sequence[Series]) -> Iterable[Markup]:
@@ -166,7 +189,7 @@ def _marker(across: Axis, marker: Marker) -> Markup:
     return _svg("line", tip, x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="marker")
 
 
-def _line(series: Series, across: Axis, up: Axis) -> Markup:
+def _line(series: Series, across: Axis, up: Axis, across_name: str = "step") -> Markup:
     points = [(across.place(x), up.place(y)) for x, y in thinned(series.points)]
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
     for x, y in points[1:]:
@@ -179,7 +202,7 @@ def _line(series: Series, across: Axis, up: Axis) -> Markup:
         return drawn
     marks = Markup()
     for (x, y), (step, value) in zip(points, series.points, strict=True):
-        tip = Markup("<title>{}</title>").format(f"{series.name} at step {step:g}: {value:.5g}")
+        tip = Markup("<title>{}</title>").format(f"{series.name} at {across_name} {step:g}: {value:.5g}")
         marks += _svg("circle", tip, cx=x, cy=y, r=3, class_=f"fill c{series.colour % 10}")
     return drawn + marks
 

@@ -30,7 +30,11 @@ def tiles(record: RunRecord) -> Iterable[Tile]:
     if results.train_loss is not None:
         yield Tile("train loss", figure(results.train_loss), "mean over the run")
     if results.train_seconds is not None:
-        yield Tile("time", clock(results.train_seconds), _steps(results.steps))
+        search = record.search
+        rate = (
+            f"; {clock(search.seconds)} of it for the rate ({search.steps:,} steps)" if search.steps else ""
+        )
+        yield Tile("time", clock(results.train_seconds + search.seconds), f"{_steps(results.steps)}{rate}")
     if results.tokens_per_second is not None:
         yield Tile("tokens/s", f"{results.tokens_per_second:,.0f}")
     if results.peak_memory_gib is not None:

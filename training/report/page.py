@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from manylora.training.evaluate.metrics import METRIC_NAMES
-from manylora.training.report.charts import Marker, Series, line_chart, smoothed, stacked_bars
+from manylora.training.report.charts import Marker, Series, line_chart, log_chart, smoothed, stacked_bars
 from manylora.training.report.figures import Tile, figure, percent, readable, tiles
 from manylora.training.report.panel import clock
 from manylora.training.report.record import History, RunRecord, write_whole
@@ -90,11 +90,32 @@ def curves(record: RunRecord) -> list[Markup]:
     answers = "Held-out answers" + (f": share of {scores[0].name}" if len(scores) == 1 else "")
     return [
         line_chart("Loss", losses, markers, last, "auto"),
+        search_chart(record),
         line_chart("Learning rate", [_logged(history, "learning_rate", 2)], markers, last),
         line_chart("Gradient norm", [_logged(history, "grad_norm", 3)], markers, last, "auto"),
         line_chart("Rank", [rank], markers, last),
         line_chart(answers, scores, markers, last, "share"),
     ]
+
+
+def search_chart(record: RunRecord) -> Markup:
+    """Return the losses that decided on the learning rate, over the rates; nothing where none was looked for."""
+    search = record.search
+    rounds = sorted({steps for _, steps, _ in search.trials})
+    series = [
+        Series("range test", search.curve, 0, faint=True),
+        *(
+            Series(
+                f"{steps:,} steps",
+                sorted((rate, loss) for rate, length, loss in search.trials if length == steps),
+                1 + index,
+                marks=True,
+            )
+            for index, steps in enumerate(rounds)
+        ),
+    ]
+    chosen = [] if search.rate is None else [Marker(search.rate, f"chosen: {search.rate:.2g}")]
+    return log_chart("Held-out loss by learning rate", series, chosen, "learning rate")
 
 
 def _logged(history: History, key: str, colour: int) -> Series:

@@ -48,20 +48,25 @@ def _harmless(hook: Hook) -> Hook:
 class LiveProgress(TrainerCallback):
     """Shows where a run is, how it does, what it uses and when it will be done. Writes to stderr."""
 
-    def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, console: Console | None = None, now: Callable[[], float] = time.monotonic, *, live: bool = True
+    ) -> None:
         self._console = console or Console(stderr=True, highlight=False, width=_width(sys.stderr.isatty()))
         self._now = now
+        self._wants_panel = live and self._console.is_terminal
         self.meter = RunMeter(now)
         self.broken = False
         self._live: Live | None = None
         self._last_line = float("-inf")
 
     @classmethod
-    def install(cls, trainer: Trainer, console: Console | None = None) -> "LiveProgress":
-        """Put a display in the place of transformers' progress bar or printer. Returns it."""
+    def install(
+        cls, trainer: Trainer, console: Console | None = None, *, live: bool = True
+    ) -> "LiveProgress":
+        """Put a display in the place of transformers' progress bar or printer: lines alone unless ``live``."""
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        progress = cls(console)
+        progress = cls(console, live=live)
         trainer.add_callback(progress)
         # A run that ends with an error tells no callback, and what is said about it would be drawn over.
         trainer.train = progress.closed_after(trainer.train)
@@ -86,7 +91,7 @@ class LiveProgress(TrainerCallback):
         """Start the clock and the display."""
         self._close()
         self.meter.begin(state.global_step, state.max_steps, float(state.num_train_epochs or 0) or None)
-        if self._console.is_terminal:
+        if self._wants_panel:
             self._live = Live(
                 console=self._console,
                 refresh_per_second=REDRAWS_PER_SECOND,

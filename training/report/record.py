@@ -106,6 +106,21 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchFacts:
+    """The search for a learning rate before the run (--learning_rate auto). No steps: there was none."""
+
+    rate: float | None = None
+    """What was chosen."""
+    steps: int = 0
+    """Of all its short runs together."""
+    seconds: float = 0.0
+    curve: tuple[tuple[float, float], ...] = ()
+    """The range test: (rate, smoothed loss)."""
+    trials: tuple[tuple[float, int, float], ...] = ()
+    """(rate, steps, held-out loss)."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationFacts:
     """The held-out set's scores through the served base: without the adapter and with it."""
 
@@ -155,6 +170,7 @@ class RunRecord:
     memory: MemoryFacts = MemoryFacts()
     history: History = History()
     evaluation: EvaluationFacts = EvaluationFacts()
+    search: SearchFacts = SearchFacts()
     results: Results = Results()
 
     def to_json(self) -> str:

@@ -19,7 +19,8 @@ from manylora.training.tasks.side_by_side import SideBySide
 
 REDRAWS_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 10.0
-COLUMNS = ("task", "step", "epoch", "rank", "loss", "learning rate", "gradient norm", "eval loss")
+COLUMNS = ("step", "epoch", "rank", "loss", "rate", "norm", "eval")
+"""Of the table, after the task's name; short enough for a terminal of 60 columns, where the names fold."""
 
 
 class TasksDisplay:
@@ -82,7 +83,10 @@ class TasksDisplay:
     def _table(self) -> RenderableType:
         run = self._run
         assert run is not None
-        table = Table(*COLUMNS, box=None, padding=(0, 2, 0, 0), header_style="dim")
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+        table.add_column("task", overflow="fold")
+        for heading in COLUMNS:
+            table.add_column(heading, no_wrap=True)
         for member in run.members:
             table.add_row(
                 member.name,

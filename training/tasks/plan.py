@@ -1,20 +1,21 @@
 """tasks.yaml: a file of `manylora train`'s own keys, which all tasks share, and under ``tasks`` each task's."""
 
 import difflib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from manylora.adapters.errors import InvalidAdapter
 from manylora.adapters.names import check_name, list_names
 from manylora.training.arguments import ARGUMENT_CLASSES, Arguments, TrainingArguments
 from manylora.training.distributed import world_size
 from manylora.training.errors import InvalidArgument
+from manylora.training.fields import default_of
+from manylora.training.flags import read_flags, words_of_flags
 from manylora.training.job import LOG_SHARE
-from manylora.training.parsing import parse_arguments, words_of
+from manylora.training.parsing import name_file, parse_arguments, words_of
+from manylora.training.yaml_file import read_keys
 
 OF_A_TASK = frozenset(
     (
@@ -66,11 +67,33 @@ OF_A_TASK = frozenset(
         "logging_steps",
         "eval_strategy",
         "eval_steps",
-        "guard",
         "on_divergence",
     )
 )
 """The keys that may differ from task to task. All others belong to the base or to the run."""
+
+SIDE_BY_SIDE = OF_A_TASK | {
+    "output_dir",
+    "use_lora",
+    "use_cpu",
+    "bf16",
+    "activation_checkpointing",
+    "gradient_checkpointing",
+    "report_to",
+    "run_name",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "logging_strategy",
+    "logging_first_step",
+    "log_level",
+    "disable_tqdm",
+    "do_train",
+    "do_eval",
+    "prediction_loss_only",
+    "remove_unused_columns",
+}
+"""Of transformers' arguments, those that several adapters side by side honour; with others they are trained alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,32 +123,22 @@ class Plan:
     tasks: tuple[Task, ...]
 
 
-class _OneOfAKey(yaml.SafeLoader):
-    """YAML without the right to give a key twice, of which plain YAML keeps the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                problem=f"{twice!r} is given twice", problem_mark=node.start_mark
-            )
-        return super().construct_mapping(node, deep=deep)
-
-
 def read_tasks(arguments: Arguments) -> Plan:
     """Read the file that ``--tasks`` names. A task's own keys win over flags, flags over the keys all tasks share.
 
     Raises InvalidArgument naming file, task and key.
     """
     path = Path(str(arguments.run.tasks))
-    content = _read(path)
+    content = read_keys(path, "--tasks")
     tasks = content.pop("tasks", None)
     if not isinstance(tasks, dict) or not tasks:
         raise InvalidArgument(
             f"--tasks {path}: `tasks` is missing: names, each with data_path and what else it needs"
         )
-    words = [*_words(content, f"--tasks {path}"), *arguments.command]
+    words = [
+        *_words(content, f"--tasks {path}"),
+        *words_of_flags(name_file(read_flags(arguments.command))),
+    ]
     of_run = _parsed(words, f"--tasks {path}")
     if "output_dir" not in of_run.given:
         raise InvalidArgument(
@@ -148,7 +161,8 @@ def read_tasks(arguments: Arguments) -> Plan:
         _check(parsed, where)
         if "logging_steps" not in parsed.given:
             parsed.training.logging_steps = LOG_SHARE
-        parsed.training.logging_first_step = True
+        if "logging_first_step" not in parsed.given:
+            parsed.training.logging_first_step = True
         found.append(Task(str(name), parsed))
     _check_folders(found, path)
     return Plan(of_run, tuple(found))
@@ -156,14 +170,7 @@ def read_tasks(arguments: Arguments) -> Plan:
 
 def _without_tasks(words: Sequence[str]) -> list[str]:
     """Return the flags without ``--tasks FILE``: what is left, with a task's own, trains that task alone."""
-    found: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == "--tasks":
-            next(rest, None)
-        elif not word.startswith("--tasks="):
-            found.append(word)
-    return found
+    return words_of_flags(flag for flag in read_flags(words) if flag.name != "tasks")
 
 
 def _parsed(words: list[str], where: str) -> Arguments:
@@ -171,16 +178,6 @@ def _parsed(words: list[str], where: str) -> Arguments:
         return parse_arguments(words)
     except InvalidArgument as error:
         raise InvalidArgument(f"{where}: {error}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(), _OneOfAKey)  # a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidArgument(f"--tasks {path} can't be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InvalidArgument(f"--tasks {path}: expected keys and values, and among them `tasks`")
-    return content
 
 
 def _own_words(name: object, keys: object, where: str) -> list[str]:
@@ -211,15 +208,11 @@ def _words(keys: Mapping[Any, Any], where: str) -> list[str]:
 
 def _check(arguments: Arguments, where: str) -> None:
     """Refuse what a task can't be trained with beside others."""
-    training = arguments.training
     if not arguments.data.data_path:
         raise InvalidArgument(
             f"{where}: data_path is missing: the JSON, JSONL, CSV or Parquet file to train on"
         )
-    held_out = bool(arguments.data.eval_data_path) or arguments.data.eval_share > 0
-    if str(training.eval_strategy.value) != "no" and not held_out:
-        raise InvalidArgument(f"{where}: eval_strategy needs eval_data_path, or eval_share 0.05")
-    for what, given in _only_alone(arguments).items():
+    for what, given in {**_only_alone(arguments), **_of_one_loop(arguments)}.items():
         if given:
             raise InvalidArgument(
                 f"{where}: {what} doesn't go with --tasks; train this adapter alone, or leave it out"
@@ -243,6 +236,7 @@ def _only_alone(arguments: Arguments) -> dict[str, bool]:
         not in ("random", "sequential"),
         "neftune_noise_alpha": training.neftune_noise_alpha is not None,
         "from_adapter": arguments.adapter_start is not None,
+        "resume_from_checkpoint DIR": training.resume_from_checkpoint is not None,
         "auto_fit": run.auto_fit,
         "early_stopping_patience": run.early_stopping_patience > 0,
         "load_best_model_at_end": training.load_best_model_at_end,
@@ -256,6 +250,19 @@ def _only_alone(arguments: Arguments) -> dict[str, bool]:
         "deepspeed": training.deepspeed is not None,
         "fsdp": bool(training.fsdp),
     }
+
+
+def _of_one_loop(arguments: Arguments) -> dict[str, bool]:
+    """Return transformers' arguments that only the loop of one adapter knows, and whether they say anything."""
+    training = arguments.training
+    names = {each.name for each in fields(TrainingArguments)} & arguments.given - SIDE_BY_SIDE
+    found = {name: getattr(training, name) != default_of(name) for name in sorted(names)}
+    if training.activation_checkpointing_kwargs == {"use_reentrant": False}:
+        found["activation_checkpointing_kwargs"] = found["gradient_checkpointing_kwargs"] = False
+    scheduler, strategy = str(training.lr_scheduler_type.value), str(training.save_strategy.value)
+    found[f"lr_scheduler_type {scheduler}"] = scheduler in ("reduce_lr_on_plateau", "greedy")
+    found[f"save_strategy {strategy}"] = strategy == "best"
+    return found
 
 
 def _check_folders(tasks: list[Task], path: Path) -> None:

@@ -1,41 +1,46 @@
 """What a run of several tasks keeps on the disk: checkpoints of all tasks together, whole or none, and adapters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from manylora.training import output
+from manylora.training.continuing import Kept, compare
 from manylora.training.errors import InvalidArgument
 from manylora.training.loop import checkpoints
+from manylora.training.loop.whole import ADAPTER, TRAINER_STATE, check_files
 from manylora.training.tasks.member import Member
 from manylora.training.tasks.side_by_side import SideBySide
 
 RANDOM_FILE = "random.pt"
 """torch's generators, which a base that has dropout of its own draws from."""
 
+OF_TASK = (*ADAPTER, TRAINER_STATE, "task.pt")
+
 
 class RunFiles:
-    """The output directory of a run. ``say`` tells the user of a checkpoint that could not be written."""
+    """The output directory of a run. ``say`` tells the user of a checkpoint that could not be written; ``facts`` are
+    what each task's checkpoints say of it (training/continuing.py)."""
 
     def __init__(
-        self, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
+        self,
+        args: TrainingArguments,
+        tokenizer: PreTrainedTokenizerBase,
+        say: Callable[[str], None],
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.directory = Path(str(args.output_dir))
         self._args, self._tokenizer, self._say = args, tokenizer, say
+        self._facts = facts or {}
         self._published: set[str] = set()
 
     def resume(self, run: SideBySide) -> Path:
         """Bring all tasks back to the last checkpoint. Raises InvalidArgument where it is one of other tasks."""
         last = checkpoints.last_checkpoint(self.directory)
-        state = checkpoints.read_state(last)
-        names = [member.name for member in run.members]
-        if state.get("tasks") != names:
-            raise InvalidArgument(
-                f"--resume: {last} is of the tasks {state.get('tasks')}, the file has {names}: go on with the same"
-                " tasks in the same order"
-            )
+        state = compare_tasks(last, [member.name for member in run.members], self._facts)
         for member in run.members:
             member.restore(last / member.name)
         run.rounds, run.pieces = int(str(state["rounds"])), int(str(state["pieces"]))
@@ -78,7 +83,7 @@ class RunFiles:
         name = f"checkpoint-{run.rounds}"
         try:
             staged = checkpoints.open_staging(self.directory) / name
-            _write(run, staged)
+            _write(run, staged, self._facts)
             checkpoints.publish(staged, self.directory / name)
             checkpoints.rotate(self.directory, self._args.save_total_limit, best=None)
         except (OSError, RuntimeError) as error:
@@ -91,7 +96,7 @@ class RunFiles:
             checkpoints.drop_staging(self.directory)
 
 
-def _write(run: SideBySide, directory: Path) -> None:
+def _write(run: SideBySide, directory: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
     for member in run.members:
         of_member = directory / member.name
         of_member.mkdir(parents=True)
@@ -102,8 +107,34 @@ def _write(run: SideBySide, directory: Path) -> None:
         "tasks": [member.name for member in run.members],
         "rounds": run.rounds,
         "pieces": run.pieces,
+        "facts": facts,
     }
     checkpoints.write_state(directory, state)
+
+
+def compare_tasks(
+    checkpoint: Path, names: list[str], facts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, object]:
+    """Return a checkpoint's state. Raises InvalidArgument for a broken one, and for one of other tasks or settings."""
+    state = checkpoints.read_state(checkpoint)
+    if state.get("tasks") != names:
+        raise InvalidArgument(
+            f"--resume: {checkpoint} is of the tasks {state.get('tasks')}, the file has {names}: go on with the same"
+            " tasks in the same order"
+        )
+    missing = [
+        f"{name}/{file}" for name in names for file in OF_TASK if not (checkpoint / name / file).is_file()
+    ]
+    if missing:
+        raise InvalidArgument(
+            f"--resume: {checkpoint} has no {', '.join(missing)}: remove it to go on from the one before it"
+        )
+    check_files(checkpoint)
+    kept = state.get("facts")
+    for name, now in facts.items():
+        of_task = kept.get(name) if isinstance(kept, dict) else None
+        compare(checkpoint / name, Kept(of_task or {}, {}), now)
+    return state
 
 
 def claim(directory: Path, tasks: Sequence[Path], *, resume: bool, overwrite: bool) -> None:
@@ -111,7 +142,9 @@ def claim(directory: Path, tasks: Sequence[Path], *, resume: bool, overwrite: bo
 
     A run that goes on replaces what its tasks have published.
     """
-    output.claim(directory, resume=resume, overwrite=overwrite)
+    if resume:
+        checkpoints.last_checkpoint(directory)
+    output.claim(directory, resume=False, overwrite=overwrite or resume)
     for each in tasks:
         output.claim(each, resume=False, overwrite=overwrite or resume)
 

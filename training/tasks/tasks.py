@@ -8,9 +8,10 @@ from pathlib import Path
 from manylora.training.arguments import Arguments
 from manylora.training.bases.servable import serve_command
 from manylora.training.bases.types import Base
+from manylora.training.continuing import facts_of
 from manylora.training.errors import Diverged, TrainingError
 from manylora.training.loop import checkpoints
-from manylora.training.register import register
+from manylora.training.register import can_register, register
 from manylora.training.tasks import saving
 from manylora.training.tasks.display import TasksDisplay
 from manylora.training.tasks.member import Member
@@ -47,6 +48,10 @@ def run_tasks(arguments: Arguments) -> list[TaskResult]:
     display = TasksDisplay(live=run.live)
     for note in plan.arguments.notes:
         display.say(note)
+    if run.register is not None:
+        for task in plan.tasks:
+            name = task.arguments.run.adapter_name or task.name
+            display.say(can_register(run.register, name, task.directory, run.admin_key))
     try:
         results, command = _train(plan, directory, display)
     finally:
@@ -90,11 +95,15 @@ class _Watcher:
 def _train(plan: Plan, directory: Path, display: TasksDisplay) -> tuple[list[TaskResult], str | None]:
     """Train all of them. Returns what came of each, and the command that serves those that can be served."""
     args, resume = plan.arguments.training, plan.arguments.run.resume
+    facts = {task.name: facts_of(task.arguments, {}) for task in plan.tasks}
+    if resume:
+        saving.compare_tasks(checkpoints.last_checkpoint(directory), list(facts), facts)
     base, tasks = prepare_tasks(plan, display.say)
     if not resume:
         saving.clear(directory, [task.directory for task in plan.tasks])
     members = [_member(each) for each in tasks]
-    files = saving.RunFiles(args, base.tokenizer, display.say)
+    facts = {name: {**each, "base": base.fingerprint} for name, each in facts.items()}
+    files = saving.RunFiles(args, base.tokenizer, display.say, facts)
     watcher = _Watcher(display, Records(tasks), Trackers(args, base.model), files)
     run = SideBySide(MixedBase(base, [member.model for member in members], args), members, watcher)
     if resume:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights, LoraPair
 from manylora.server.engine.adapter_cache import HeldAdapter
@@ -19,14 +18,14 @@ from manylora.server.engine.engine import Engine, EngineSettings
 from manylora.server.engine.observer import EndedRequest, SilentEngineObserver, StepTimings
 from manylora.server.engine.request import FinishReason, GenerationRequest, SamplingParams, SequenceOutput
 from manylora.server.engine.scheduler import SchedulerLimits
-from manylora.server.kernels.metadata import (
+from manylora.server.kernels.step import (
     LORA_MODULES,
     AdapterRanges,
     AttentionMetadata,
-    LoraSpan,
     RankRange,
+    StepBatch,
+    StepOutput,
 )
-from manylora.server.model.step_output import StepOutput
 
 VOCAB = 64
 LAYER = "model.layers.0.self_attn."
@@ -109,10 +108,8 @@ class FakeModel:
         self.computed = 0
         self.widest = 0
 
-    def __call__(
-        self, token_ids: Tensor, attention: AttentionMetadata, spans: list[LoraSpan], logits_rows: Tensor
-    ) -> StepOutput:
-        tokens = token_ids.numpy()
+    def __call__(self, batch: StepBatch) -> StepOutput:
+        tokens, attention, spans = batch.token_ids.numpy(), batch.attention, batch.spans
         assert sum(span.length for span in spans) == len(tokens)
         fault = self.fault(tokens.tolist())
         if fault is not None:
@@ -126,7 +123,7 @@ class FakeModel:
             marks[span.start : span.start + span.length] = mark_of(pairs)
         self.kv[attention.slots.numpy()] = tokens + 64.0 * marks
         finite = self._spoil(tokens.tolist(), marks.tolist(), attention)
-        rows = [self._logits(int(i), int(tokens[i]), attention) for i in logits_rows]
+        rows = [self._logits(int(i), int(tokens[i]), attention) for i in batch.logits_rows]
         logits = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, VOCAB)
         return StepOutput(logits, torch.tensor(finite))
 

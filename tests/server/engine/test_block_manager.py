@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from manylora.server.engine.block_manager import SWEPT, AdapterKey, BlockManager
-from manylora.server.kernels.metadata import NULL_BLOCK
+from manylora.server.kernels.step import NULL_BLOCK
 
 BASE: AdapterKey = ()
 ADAPTERS: tuple[AdapterKey, ...] = (BASE, ((1, 1.0),), ((1, 0.5),), ((2, 1.0),), ((1, 1.0), (2, 1.0)))

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights, LoraPair
-from manylora.server.kernels.metadata import AdapterRanges, AttentionMetadata, LoraSpan, RankRange
 from manylora.server.kernels.plain import PlainBackend
-from manylora.server.model.arena import RankArena
+from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, LoraSpan, RankRange, StepBatch
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
-from manylora.server.model.kv_cache import KVCache
 from manylora.server.model.loader import Quantization, load_weights
 from manylora.server.model.served import ServedModel
 
@@ -52,8 +50,7 @@ def load(
         directory, PlainBackend(CPU, dtype), quantization=quantization, double_quant=double_quant
     )
     decoder = Decoder(config, weights, PlainBackend(CPU, dtype))
-    kv = KVCache(config, streams * BLOCKS_EACH, BLOCK, dtype, CPU)
-    return ServedModel(decoder, kv, RankArena(config, rows, dtype, CPU))
+    return ServedModel(decoder, decoder.new_kv(streams * BLOCKS_EACH, BLOCK), decoder.new_arena(rows))
 
 
 def step(model: ServedModel, work: Sequence[tuple[Stream, int]]) -> None:
@@ -78,7 +75,7 @@ def step(model: ServedModel, work: Sequence[tuple[Stream, int]]) -> None:
         tuple(stream.computed for stream, _ in work),
         torch.tensor([stream.table for stream, _ in work]),
     )
-    output = model(torch.tensor(ids), metadata, spans, torch.arange(len(ids)))
+    output = model(StepBatch(torch.tensor(ids), metadata, spans, torch.arange(len(ids))))
     for (stream, _), first, last in zip(work, starts, starts[1:], strict=False):
         stream.logits.append(output.logits[first:last])
         stream.finite += output.finite[first:last].tolist()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
-from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan, RankRange
+from manylora.server.kernels.step import AttentionMetadata, StepBatch
 from manylora.server.model.loader import Quantization
 from manylora.server.model.served import ServedModel
 from tests.server.model.models import FAMILIES, save_model
@@ -106,10 +106,7 @@ def test_metadata_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     }
     for named, fields in wrong.items():
         with pytest.raises(ValueError, match=named):
-            model(ids, dataclasses.replace(fits, **fields), [], ids)  # type: ignore[arg-type]
-    lora = model.decoder.backend.build_lora([LoraSpan(0, 3, (({"q_proj": RankRange(0, 4)}, 1.0),))], 3)
-    with pytest.raises(ValueError, match="no arena"):
-        model.decoder.forward(ids, fits, lora, None, model.kv, ids)
+            model(StepBatch(ids, dataclasses.replace(fits, **fields), [], ids))  # type: ignore[arg-type]
 
 
 def mixed_and_alone(model: ServedModel, adapters: list[AdapterWeights]) -> tuple[list[Stream], list[Stream]]:

@@ -12,11 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from manylora.server.kernels.metadata import AttentionMetadata, LoraSpan
 from manylora.server.kernels.plain import PlainBackend
-from manylora.server.model.arena import RankArena
+from manylora.server.kernels.step import AttentionMetadata, LoraSpan, StepBatch
 from manylora.server.model.decoder import Decoder
-from manylora.server.model.kv_cache import KVCache
 from manylora.server.model.loader import Quantization, load_weights
 from manylora.server.model.served import ServedModel
 from tests.quant.packers import awq_tensors, gptq_tensors, nearest_codes
@@ -49,8 +47,8 @@ def load_on(
 ) -> ServedModel:
     backend = PlainBackend(device, dtype)
     config, weights, _ = load_weights(directory, backend, quantization=quantization)
-    kv = KVCache(config, 20, BLOCK, dtype, device)
-    return ServedModel(Decoder(config, weights, backend), kv, RankArena(config, 128, dtype, device))
+    decoder = Decoder(config, weights, backend)
+    return ServedModel(decoder, decoder.new_kv(20, BLOCK), decoder.new_arena(128))
 
 
 def mixed_step(model: ServedModel, device: torch.device, spans: Sequence[LoraSpan]) -> Tensor:
@@ -63,7 +61,7 @@ def mixed_step(model: ServedModel, device: torch.device, spans: Sequence[LoraSpa
         positions.to(device), slots.to(device), (0, 40, 41), (40, 20), tables.to(device)
     )
     ids = torch.arange(41, device=device)
-    return model(ids, metadata, spans, torch.tensor([39, 40], device=device)).logits
+    return model(StepBatch(ids, metadata, spans, torch.tensor([39, 40], device=device))).logits
 
 
 def spans_for(model: ServedModel) -> list[LoraSpan]:

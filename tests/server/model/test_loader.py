@@ -13,14 +13,25 @@ from transformers import AutoModelForCausalLM
 
 from manylora.quant.errors import CorruptCheckpoint, QuantError, UnsupportedQuantization
 from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.plain.linear import DenseLinear
+from manylora.server.kernels.weights import DecoderWeights
 from manylora.server.model.errors import ModelError, ModelMissing
 from manylora.server.model.loader import LoadReport, Quantization, load_weights, read_config
-from manylora.server.model.weights import DecoderWeights
 from tests.server.model.models import random_model, save_model
 from tests.server.model.steps import Stream, all_logits, load, step
 
 CPU = torch.device("cpu")
 SINGLE = "model.safetensors"
+
+
+def embedding_of(weights: DecoderWeights) -> Tensor:
+    assert isinstance(weights.embedding, Tensor)
+    return weights.embedding
+
+
+def head_of(weights: DecoderWeights) -> Tensor:
+    assert isinstance(weights.head, DenseLinear)
+    return weights.head.weight
 
 
 def save_single(family: str, directory: Path) -> torch.nn.Module:
@@ -67,8 +78,8 @@ def test_the_files_chosen_are_those_that_transformers_chooses(tmp_path: Path) ->
     newer.save_pretrained(tmp_path)  # leaves the index of the first
     weights, report = read(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert torch.equal(weights.embedding, theirs.model.embed_tokens.weight)
-    assert torch.equal(weights.embedding, newer.model.embed_tokens.weight)
+    assert torch.equal(embedding_of(weights), theirs.model.embed_tokens.weight)
+    assert torch.equal(embedding_of(weights), newer.model.embed_tokens.weight)
     assert len(report.notes) == 1
     assert "model.safetensors.index.json is not read" in report.notes[0]
 
@@ -192,12 +203,12 @@ def test_buffers_of_old_checkpoints_are_passed_over(tmp_path: Path) -> None:
 def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
     save_single("qwen2", tmp_path)
     weights, report = read(tmp_path)
-    assert weights.head.weight.data_ptr() == weights.embedding.data_ptr()  # type: ignore[attr-defined]
-    head = weights.embedding.clone()
+    assert head_of(weights).data_ptr() == embedding_of(weights).data_ptr()
+    head = embedding_of(weights).clone()
     # A copy of it in the file changes nothing, nor does it take memory.
     change_tensors(tmp_path, lambda tensors: tensors.update({"lm_head.weight": head}))
     again, same = read(tmp_path)
-    assert again.head.weight.data_ptr() == again.embedding.data_ptr()  # type: ignore[attr-defined]
+    assert head_of(again).data_ptr() == embedding_of(again).data_ptr()
     assert same.other_bytes == report.other_bytes
 
 
@@ -225,7 +236,7 @@ def test_a_head_that_differs_is_not_tied(tmp_path: Path) -> None:
 def test_untied_heads_are_their_own(tmp_path: Path) -> None:
     save_single("llama2", tmp_path)
     weights, report = read(tmp_path)
-    assert not torch.equal(weights.head.weight, weights.embedding)  # type: ignore[attr-defined]
+    assert not torch.equal(head_of(weights), embedding_of(weights))
     assert report.other_bytes == 4 * (2 * 320 * 128 + 7 * 128)
 
 

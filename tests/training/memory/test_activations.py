@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from manylora.training.loop.loss import trained_token_loss
-from manylora.training.memory.plan import GIB, plan
+from manylora.training.loop.loss import token_losses, trained_token_loss
+from manylora.training.memory.plan import GIB, evaluation_bytes, plan
 from manylora.training.memory.run_shape import DTYPES, RunShape
 from manylora.training.memory.shape import ModelShape
 from manylora.training.memory.trial import _AsPrepared
@@ -40,8 +40,8 @@ class Case:
         )
 
 
-def counted_peak(case: Case, run: RunShape) -> float:
-    """Return the bytes of live tensors at most, over two steps as our loop does them."""
+def prepared_of(case: Case, run: RunShape) -> _AsPrepared:
+    """Return a random model with its adapter as a run has it: under autocast, what is trained in float32."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         case.config(), dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[run.dtype]
@@ -63,13 +63,17 @@ def counted_peak(case: Case, run: RunShape) -> float:
     lora.enable_input_require_grads()
     if run.gradient_checkpointing:
         lora.activation_checkpointing_enable({"use_reentrant": False})
-    lora.train()
-    prepared = _AsPrepared(lora, lambda: torch.autocast("cpu", torch.bfloat16, enabled=run.dtype == "bf16"))
-    trained = [each for each in lora.parameters() if each.requires_grad]
-    for each in trained:
-        each.data = each.data.float()
-    optimizer = torch.optim.AdamW(trained)
-    with LiveTensors([*lora.parameters(), *lora.buffers()]) as tensors:
+    for each in lora.parameters():
+        if each.requires_grad:
+            each.data = each.data.float()
+    return _AsPrepared(lora, lambda: torch.autocast("cpu", torch.bfloat16, enabled=run.dtype == "bf16"))
+
+
+def counted_peak(case: Case, run: RunShape) -> float:
+    """Return the bytes of live tensors at most, over two steps as our loop does them."""
+    prepared = prepared_of(case, run).train()
+    optimizer = torch.optim.AdamW([each for each in prepared.parameters() if each.requires_grad])
+    with LiveTensors([*prepared.parameters(), *prepared.buffers()]) as tensors:
         for _ in range(2):
             for _ in range(run.accumulation):
                 total, count = trained_token_loss(prepared, _batch(case, run))
@@ -77,6 +81,15 @@ def counted_peak(case: Case, run: RunShape) -> float:
             optimizer.step()
             optimizer.zero_grad()
     return float(tensors.peak)
+
+
+def counted_evaluation(case: Case, run: RunShape) -> float:
+    """Return the bytes of tensors that an evaluation batch makes, at most."""
+    prepared = prepared_of(case, run).eval()
+    with LiveTensors([*prepared.parameters(), *prepared.buffers()]) as tensors, torch.no_grad():
+        before = tensors.live
+        token_losses(prepared, _batch(case, replace(run, seq=run.eval_seq, batch=run.eval_batch)))
+    return float(tensors.peak - before)
 
 
 def _batch(case: Case, run: RunShape) -> Mapping[str, Tensor]:
@@ -114,3 +127,26 @@ def test_the_plans_tensors_are_those_that_are_alive(case: Case, run: RunShape) -
     counted = counted_peak(case, run)
     assert planned == pytest.approx(counted, rel=0.1), f"{planned / counted - 1:+.1%}"
     assert set(DTYPES) == {"bf16", "fp16", "fp32"}
+
+
+EVALUATION = RunShape(seq=64, eval_seq=192, eval_batch=4, rank=8, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("case", "run"),
+    [
+        (Case(vocabulary=20000), EVALUATION),
+        (Case(vocabulary=20000), replace(EVALUATION, dtype="fp32")),
+        (Case(), EVALUATION),
+        (Case(), replace(EVALUATION, dtype="fp32")),
+        (Case(), replace(EVALUATION, eval_seq=768)),
+        (Case(width=2816), replace(EVALUATION, rank=64)),
+        (Case(family="llama", hidden=512), EVALUATION),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True:UserWarning")
+def test_an_evaluations_tensors_are_those_that_are_alive(case: Case, run: RunShape) -> None:
+    shape = ModelShape.from_config(case.config().to_dict())  # type: ignore[attr-defined]
+    counted = counted_evaluation(case, run)
+    planned = evaluation_bytes(shape, run)
+    assert planned == pytest.approx(counted, rel=0.15), f"{planned / counted - 1:+.1%}"

@@ -1,15 +1,20 @@
 """Planning and fitting a prepared run."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.checkpoints import TINY, BaseShape, write_base
 from manylora.training.arguments import Arguments
-from manylora.training.errors import DoesNotFit
+from manylora.training.errors import DoesNotFit, InvalidArgument
 from manylora.training.job import Job, total_steps
-from manylora.training.memory.job import _change, fit_job, plan_job, shapes_of
+from manylora.training.memory.job import _change, fit_job, plan_job, shapes_of, untried_bytes
+from manylora.training.memory.plan import GIB, plan
 from manylora.training.parsing import parse_arguments
 from manylora.training.preparation import Prepared, prepare
 
@@ -68,8 +73,6 @@ def test_what_can_not_fit_is_said(words: list[str]) -> None:
 
 
 def test_four_bits_and_another_length_prepare_anew(words: list[str]) -> None:
-    from dataclasses import replace
-
     job = job_of(words)
     _, run = shapes_of(job)
     wanted = replace(run, method="qlora", seq=32, batch=2, accumulation=4, gradient_checkpointing=True)
@@ -78,3 +81,102 @@ def test_four_bits_and_another_length_prepare_anew(words: list[str]) -> None:
     assert changed == wanted
     assert job.prepared.base.kind == "nf4"
     assert job.arguments.lora.q_lora
+
+
+EVALUATED = ("--eval_share", "0.2", "--per_device_eval_batch_size", "6")
+
+
+def test_what_is_held_out_and_answered_is_planned(words: list[str]) -> None:
+    _, without = shapes_of(job_of(words))
+    assert (without.eval_seq, without.answer_tokens) == (0, 0)
+    job = job_of([*words, *EVALUATED, "--eval_answers", "exact", "--eval_answers_max_new_tokens", "40"])
+    held_out = job.prepared.held_out
+    assert held_out is not None
+    _, run = shapes_of(job)
+    longest = max(held_out.lengths)
+    assert (run.eval_seq, run.eval_batch) == (longest, min(6, held_out.report.examples))
+    assert (run.answer_tokens, run.answers) == (longest + 40, held_out.report.examples)
+    planned = plan_job(job)
+    assert planned.parts["served"] > 0
+
+
+def test_what_a_trial_does_not_hold_is_added_to_its_peak(words: list[str]) -> None:
+    """The served copy, the state to go back to, and the rank's growth from 4 to 16."""
+    job = job_of([*words, *EVALUATED, "--eval_answers", "exact"])
+    model, run = shapes_of(job)
+    at_once = plan(model, replace(run, rank=4, answer_tokens=0)).parts
+    in_a_trial = sum(size for name, size in at_once.items() if name != "rollback")
+    missing = (plan(model, run).total_gib - in_a_trial) * GIB
+    assert untried_bytes(job, model, run) == pytest.approx(missing, rel=0.001)
+    assert missing > plan(model, run).parts["served"] * GIB
+
+
+def test_examples_are_cut_when_that_is_allowed_alone(words: list[str], tmp_path: Path) -> None:
+    write_base(tmp_path / "base", BaseShape("qwen2", 4000, 64, 64, 1, 2, 2, 1024))
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x y z " * 400}]}
+    (tmp_path / "data.jsonl").write_text("\n".join([json.dumps(row)] * 8))
+    done = [*("--q_lora", "--gradient_checkpointing", "--per_device_train_batch_size", "1")]
+    done += [*("--model_max_length", "512", "--memory", "64GiB")]
+    job = job_of([*words, *done])
+    longest = max(job.prepared.train.lengths)
+    full = _Full(job.prepared.model)
+    with pytest.raises(DoesNotFit, match="--model_max_length"):
+        fit_job(job, prepare_again, lambda _: None)
+    assert (max(job.prepared.train.lengths), full.asked) == (longest, 1)
+    job = job_of([*words, *done, "--auto_fit_cut", "128"])
+    _Full(job.prepared.model)
+    fit_job(job, prepare_again, lambda _: None)
+    assert 128 <= max(job.prepared.train.lengths) < longest
+    assert job.arguments.training.model_max_length == max(job.prepared.train.lengths)
+
+
+class _Full:
+    """A device on which the first model that is trained doesn't fit."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.asked = 0
+        model.register_forward_pre_hook(self.look)
+
+    def look(self, module: nn.Module, _: object) -> None:
+        self.asked += 1
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class _TooSmall:
+    """A device on which more than ``rows`` rows of an evaluation don't fit."""
+
+    def __init__(self, model: nn.Module, rows: int) -> None:
+        self.rows = rows
+        self.tried: list[tuple[int, int]] = []
+        model.register_forward_pre_hook(self.look, with_kwargs=True)
+
+    def look(self, module: nn.Module, _: object, given: Mapping[str, Tensor]) -> None:
+        if module.training:
+            return
+        rows, width = given["input_ids"].shape
+        self.tried.append((rows, width))
+        if rows > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_the_longest_evaluation_batch_is_tried_and_halved(words: list[str]) -> None:
+    job = job_of([*words, *EVALUATED, "--memory", "64GiB"])
+    held_out = job.prepared.held_out
+    assert held_out is not None
+    device = _TooSmall(job.prepared.model, 2)
+    said: list[str] = []
+    fit_job(job, prepare_again, said.append)
+    assert [rows for rows, _ in device.tried] == [6, 3, 1]
+    assert {width for _, width in device.tried} == {max(held_out.lengths)}
+    training = job.training_arguments()
+    assert (training.per_device_eval_batch_size, training.per_device_train_batch_size) == (1, 4)
+    assert "--per_device_eval_batch_size 1" in said[-2]
+    assert "longest evaluation batch took" in said[-1]
+
+
+def test_examples_stay_whole_unless_their_cutting_is_asked_for(words: list[str]) -> None:
+    with pytest.raises(InvalidArgument, match="--auto_fit too"):
+        parse_arguments([word for word in words if word != "--auto_fit"] + ["--auto_fit_cut", "32"])
+    with pytest.raises(InvalidArgument, match="--auto_fit_cut -1"):
+        parse_arguments([*words, "--auto_fit_cut", "-1"])
+    assert parse_arguments(words).run.auto_fit_cut == 0

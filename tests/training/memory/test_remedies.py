@@ -1,18 +1,21 @@
-"""What gets a run in, cheapest first."""
+"""What gets a run in: the smallest change of its results first, and examples cut last and least."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.training.memory.plan import GIB, plan
-from manylora.training.memory.remedies import remedies, smallest
+from manylora.training.memory.remedies import Remedy, remedies, smallest
 from manylora.training.memory.run_shape import RunShape
 from manylora.training.memory.shape import ModelShape
-from tests.training.memory.test_shape import FIRST_QWEN_7B
+from tests.training.memory.test_shape import FIRST_QWEN_7B, QWEN25_7B_CONFIG
 
 MODEL = ModelShape.from_config(FIRST_QWEN_7B)
 RUN = RunShape(seq=1024, batch=4, accumulation=8)
+QWEN25_7B = ModelShape.from_config(QWEN25_7B_CONFIG)
 
 
 def changes(budget_gib: float, run: RunShape = RUN) -> list[tuple[str, ...]]:
@@ -39,10 +42,48 @@ def test_one_change_is_not_offered_again_with_another() -> None:
 
 
 def test_each_change_costs_more_than_all_cheaper_ones_together() -> None:
-    assert changes(16.5)[0] == ("batch", "checkpointing", "qlora") or ("qlora",) in changes(16.5)
-    order = ("batch", "checkpointing", "qlora", "seq")
-    costs = [sum(1 << order.index(name) for name in each) for each in changes(20)]
-    assert costs == sorted(costs)
+    order = ("eval_batch", "batch", "checkpointing", "qlora")
+    for budget in (60, 46, 30, 20):
+        costs = [sum(1 << order.index(name) for name in each) for each in changes(budget)]
+        assert costs == sorted(costs)
+
+
+def test_examples_are_cut_only_where_nothing_else_is_enough_and_with_all_else_done() -> None:
+    """4,096 tokens by 4 into 16 GiB: at a micro-batch of one most of each example stays."""
+    run = RunShape(seq=4096, batch=4)
+    (only,) = remedies(QWEN25_7B, run, 16 * GIB)
+    assert only.changes == ("batch", "checkpointing", "qlora", "seq")
+    assert only.run.seq >= 3584
+    assert (only.run.batch, only.run.global_batch, only.run.method) == (1, 4, "qlora")
+    assert only.flags.endswith(f"--model_max_length {only.run.seq}")
+    assert not any("seq" in each.changes for each in remedies(QWEN25_7B, run, 18 * GIB))
+
+
+def test_no_example_is_cut_where_that_is_not_allowed_or_below_what_is() -> None:
+    run = RunShape(seq=4096, batch=4)
+    assert remedies(QWEN25_7B, run, 16 * GIB, shortest=None) == ()
+    assert remedies(QWEN25_7B, run, 16 * GIB, shortest=4000) == ()
+    (least,) = remedies(QWEN25_7B, run, 16 * GIB)
+    (same,) = remedies(QWEN25_7B, run, 16 * GIB, shortest=least.run.seq)
+    assert same == least
+
+
+def test_an_evaluation_batch_is_made_smaller_before_anything_else() -> None:
+    run = replace(RUN, gradient_checkpointing=True, eval_seq=8192, eval_batch=32)
+    budget = int(plan(MODEL, replace(run, eval_batch=4)).total_gib * GIB) + 1
+    first = remedies(MODEL, run, budget)[0]
+    assert first.changes == ("eval_batch",)
+    assert first.run == replace(run, eval_batch=4)
+    assert first.flags == "--per_device_eval_batch_size 4"
+
+
+def test_held_out_examples_are_cut_with_the_others() -> None:
+    run = RunShape(seq=2048, gradient_checkpointing=True, method="qlora", eval_seq=30000, eval_batch=1)
+    budget = int(plan(MODEL, replace(run, eval_seq=16384)).total_gib * GIB) + 1
+    (only,) = remedies(MODEL, run, budget)
+    assert only.changes == ("seq",)
+    assert (only.run.seq, only.run.eval_seq) == (2048, 16384)
+    assert only.flags == "--model_max_length 16384"
 
 
 def test_what_is_already_done_is_not_offered() -> None:
@@ -70,11 +111,67 @@ def test_every_remedy_fits_and_only_changes_what_it_says(
         assert plan(MODEL, each.run).total_gib == each.total_gib <= budget
         assert each.run.global_batch == run.global_batch
         assert ("batch" in each.changes) == (each.run.batch < run.batch)
+        assert ("eval_batch" in each.changes) == (each.run.eval_batch < run.eval_batch)
         assert ("seq" in each.changes) == (each.run.seq < run.seq)
         assert ("qlora" in each.changes) == (each.run.method != run.method)
         assert ("checkpointing" in each.changes) == (
             each.run.gradient_checkpointing != run.gradient_checkpointing
         )
+
+
+def harm(run: RunShape, each: Remedy) -> tuple[int, bool, bool, int, int]:
+    """How far each change goes: tokens cut, 4 bits, checkpointing, and how much smaller the batches are."""
+    after = each.run
+    return (
+        run.longest - after.longest,
+        after.method != run.method,
+        after.gradient_checkpointing != run.gradient_checkpointing,
+        run.batch - after.batch,
+        run.eval_batch - after.eval_batch,
+    )
+
+
+def uncut(run: RunShape) -> Iterator[RunShape]:
+    """Yield the run with every combination of the changes that leave its examples alone."""
+    divisors = [each for each in range(1, run.batch + 1) if run.global_batch % each == 0]
+    for batch, eval_batch, checkpointing, method in product(
+        divisors, range(1, run.eval_batch + 1), (run.gradient_checkpointing, True), (run.method, "qlora")
+    ):
+        yield replace(
+            run,
+            batch=batch,
+            accumulation=run.global_batch // batch,
+            eval_batch=eval_batch,
+            gradient_checkpointing=checkpointing,
+            method=method,
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    budget=st.floats(5, 80),
+    batch=st.integers(1, 8),
+    accumulation=st.integers(1, 4),
+    seq=st.integers(64, 8192),
+    eval_seq=st.sampled_from([0, 512, 8192]),
+    eval_batch=st.integers(1, 4),
+)
+def test_no_remedy_is_dominated_and_examples_are_cut_last_and_least(
+    budget: float, batch: int, accumulation: int, seq: int, eval_seq: int, eval_batch: int
+) -> None:
+    run = RunShape(seq=seq, batch=batch, accumulation=accumulation, eval_seq=eval_seq, eval_batch=eval_batch)
+    found = remedies(QWEN25_7B, run, int(budget * GIB))
+    harms = [harm(run, each) for each in found]
+    for mine, other in product(harms, harms):
+        assert mine == other or any(a < b for a, b in zip(mine, other, strict=True))
+    cut = {each[0] for each in harms}
+    assert len(cut) <= 1, "all are cut alike, or none is"
+    if cut and max(cut):
+        longest = run.longest - max(cut)
+        for length in (run.longest, (run.longest + longest) // 2, longest + 8):
+            if longest + 8 <= length:
+                longer = replace(run, seq=min(seq, length), eval_seq=min(eval_seq, length))
+                assert all(plan(QWEN25_7B, each).total_gib > budget for each in uncut(longer))
 
 
 @given(seq=st.integers(64, 4096), batch=st.integers(1, 8), rank=st.sampled_from([8, 64]))

@@ -17,6 +17,16 @@ FIRST_QWEN_7B = {
     "vocab_size": 151936,
     "tie_word_embeddings": False,
 }
+QWEN25_7B_CONFIG = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
 
 
 @pytest.mark.parametrize("tied", [True, False])

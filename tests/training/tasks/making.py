@@ -59,6 +59,7 @@ class Silent:
 def task(name: str, output: Path, **flags: Any) -> Task:
     """A task with COMMON's flags and its own."""
     words = ["--use_lora", "--data_path", "unused.jsonl", "--output_dir", str(output / name)]
+    words += ["--eval_data_path", "unused.jsonl"]
     for key, value in {**COMMON, **flags}.items():
         words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     return Task(name, parse_arguments(words))

@@ -61,7 +61,7 @@ def test_own_keys_win_over_flags_and_flags_over_shared_keys(tmp_path: Path) -> N
         ("sql: [a]", "task sql: expected keys and values"),
         ("sql: {data_path: a, learning_rate: auto}", "learning_rate auto doesn't go with --tasks"),
         ("sql: {data_path: a, rank_schedule: 'adalora:12:4'}", "doesn't go with --tasks"),
-        ("sql: {data_path: a, eval_strategy: steps}", "eval_strategy needs eval_data_path"),
+        ("sql: {data_path: a, eval_strategy: steps}", "task sql: evaluation needs data"),
         ("sql: {data_path: a}\n  sql/x: {data_path: b}", "within another task's directory"),
     ],
 )
@@ -80,6 +80,14 @@ def test_what_is_wrong_is_named(tmp_path: Path, keys: str, message: str) -> None
         ("lora_rr: 8\ntasks: {sql: {data_path: a}}", "lora_rr is no flag"),
         ("use_dora: true\ntasks: {sql: {data_path: a}}", "use_dora doesn't go with --tasks"),
         ("modules_to_save: [lm_head]\ntasks: {sql: {data_path: a}}", "modules_to_save doesn't go"),
+        ("save_only_model: true\ntasks: {sql: {data_path: a}}", "save_only_model doesn't go"),
+        ("dataloader_num_workers: 2\ntasks: {sql: {data_path: a}}", "dataloader_num_workers doesn't go"),
+        ("debug: underflow_overflow\ntasks: {sql: {data_path: a}}", "debug doesn't go"),
+        ("save_strategy: best\nmetric_for_best_model: loss\ntasks: {sql: {data_path: a}}", "doesn't go"),
+        (
+            "lr_scheduler_type: greedy\neval_share: 0.1\neval_strategy: epoch\ntasks: {sql: {data_path: a}}",
+            "greedy doesn't",
+        ),
     ],
 )
 def test_a_file_that_is_wrong_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -119,6 +119,36 @@ def test_a_run_that_was_killed_goes_on_to_the_same_adapters(tmp_path: Path) -> N
     assert weights_of_tasks(tmp_path / "out") == whole
 
 
+def test_other_settings_of_a_task_are_refused_with_their_names(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    run(plan)
+    content = yaml.safe_load(plan.read_text())
+    content["tasks"]["sql"]["lora_alpha"] = 64
+    content["tasks"]["json"]["data_path"] = str(tmp_path / "data" / "sql.json")
+    plan.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(
+        InvalidArgument, match=r"checkpoint-4/sql is of .*--lora_alpha is 64.0 now and was 16"
+    ):
+        run(plan, "--resume")
+    content["tasks"]["sql"].pop("lora_alpha")
+    plan.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(InvalidArgument, match=r"checkpoint-4/json is of .*--data_path holds other data"):
+        run(plan, "--resume")
+
+
+@pytest.mark.parametrize("name", ["task.pt", "trainer_state.json", "adapter_model.safetensors"])
+def test_a_tasks_file_that_is_cut_or_missing_is_named(tmp_path: Path, name: str) -> None:
+    plan = write_plan(tmp_path)
+    run(plan)
+    path = tmp_path / "out" / "checkpoint-4" / "team" / "pirate" / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InvalidArgument, match=f"{name} is cut or broken"):
+        run(plan, "--resume")
+    path.unlink()
+    with pytest.raises(InvalidArgument, match=f"has no team/pirate/{name}"):
+        run(plan, "--resume")
+
+
 def weights_of_tasks(out: Path) -> dict[str, bytes]:
     names = ("sql", "json", "team/pirate")
     return {name: (out / name / "adapter_model.safetensors").read_bytes() for name in names}
@@ -160,11 +190,17 @@ def test_a_task_that_diverges_leaves_no_adapter_and_is_told_after_the_others_are
 
 def test_finished_adapters_are_registered_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[object]] = []
+    before: list[Sequence[object]] = []
+
+    def can_register(url: str, name: str, directory: Path, admin_key: str | None) -> str:
+        before.append((url, name, directory.name, admin_key))
+        return "would be served"
 
     def register(url: str, name: str, directory: Path, admin_key: str | None) -> str:
         asked.append((url, name, directory.name, admin_key))
         return "served"
 
+    monkeypatch.setattr(tasks, "can_register", can_register)
     monkeypatch.setattr(tasks, "register", register)
     plan = write_plan(tmp_path, save_strategy="no", max_steps=1)
     run(plan, "--register", "http://server", "--admin_key", "secret")
@@ -173,6 +209,7 @@ def test_finished_adapters_are_registered_together(tmp_path: Path, monkeypatch: 
         ("http://server", "json", "json", "secret"),
         ("http://server", "team/pirate", "pirate", "secret"),
     ]
+    assert before == asked
 
 
 def test_a_tracker_gets_one_run_with_each_task_under_its_name(

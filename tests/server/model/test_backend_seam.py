@@ -1,0 +1,98 @@
+"""The decoder runs on whatever is a Backend: it looks into nothing that one makes."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from manylora.server.kernels.backend import AnyBackend, compose
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.loader import load_weights
+from manylora.server.model.served import ServedModel
+from tests.server.model.models import save_model
+from tests.server.model.steps import CPU, Stream, all_logits, load, place, random_adapter, step
+
+CALLS = ["begin_step", "forward", "hidden", "logits", "finite"]
+
+
+@dataclass
+class Boxed:
+    """Something that only the backend which made it can open."""
+
+    inside: Any
+
+
+class BoxingBackend:
+    """Plain torch, all of whose weights, caches and plans are in boxes, and whose forward is one call."""
+
+    def __init__(self) -> None:
+        self._plain = PlainBackend(CPU, torch.float32)
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
+
+    def prepare_embedding(self, matrix: Tensor) -> Boxed:
+        return Boxed(self._plain.prepare_embedding(matrix))
+
+    def prepare_head(self, embedding: Boxed) -> Any:
+        return self._plain.prepare_head(embedding.inside)
+
+    def begin_step(self, weights: Any, batch: Any, kv: Any, arena: Any) -> Boxed:
+        self.calls.append("begin_step")
+        opened = replace(weights, embedding=weights.embedding.inside)
+        return Boxed(self._plain.begin_step(opened, batch, kv, arena))
+
+    def forward(self, plan: Boxed) -> Tensor:
+        self.calls.append("forward")
+        return compose(self._plain, plan.inside, plan.inside.weights.shape.num_layers)
+
+    def hidden(self, plan: Boxed, x: Tensor, rows: Tensor) -> Tensor:
+        self.calls.append("hidden")
+        return self._plain.hidden(plan.inside, x, rows)
+
+    def logits(self, plan: Boxed, hidden: Tensor, count: int) -> Tensor:
+        self.calls.append("logits")
+        return self._plain.logits(plan.inside, hidden, count)
+
+    def finite(self, plan: Boxed, x: Tensor) -> Tensor:
+        self.calls.append("finite")
+        return self._plain.finite(plan.inside, x)
+
+
+def answer(model: ServedModel) -> Tensor:
+    [ranges] = place(model, [random_adapter(model.decoder.config, 8, 1)])
+    stream = Stream(0, list(range(40)), ((ranges, 0.5),))
+    step(model, [(stream, 30)])
+    step(model, [(stream, 10)])
+    return all_logits(stream)
+
+
+def test_a_decoder_runs_on_a_backend_with_layouts_of_its_own(tmp_path: Path) -> None:
+    save_model("qwen2", tmp_path)
+    boxing = BoxingBackend()
+    backend: AnyBackend = boxing  # type: ignore[assignment]  # what it delegates mypy doesn't see
+    config, weights, _ = load_weights(tmp_path, backend, quantization="none")
+    decoder = Decoder(config, weights, backend)
+    model = ServedModel(decoder, decoder.new_kv(40, 16), decoder.new_arena(64))
+    assert torch.equal(answer(model), answer(load(tmp_path)))
+    assert boxing.calls == CALLS * 2
+
+
+def test_what_another_backend_made_is_refused(tmp_path: Path) -> None:
+    save_model("qwen2", tmp_path)
+    model, foreign = load(tmp_path), cast(Any, Boxed(None))
+    weights = model.decoder.weights
+    layers = tuple(replace(layer, o=foreign) for layer in weights.layers)
+    for wrong in (
+        replace(weights, embedding=foreign),
+        replace(weights, head=foreign),
+        replace(weights, layers=layers),
+    ):
+        model.decoder.weights = wrong
+        with pytest.raises(TypeError, match="a Boxed was made by another backend"):
+            answer(model)
