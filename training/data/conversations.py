@@ -89,6 +89,7 @@ def read_turns(value: object, field: str, source: Source) -> Turns:
         text = read_content(turn.pop("value", ""), where, source)
         unread |= _unheard(mark, role, field) | dict.fromkeys(f"{field}[].{name}" for name in turn)
         if role == "assistant" and all(message["role"] == "system" for message in messages):
+            unread[f"{field}[] of the assistant before the user's first"] = None
             continue
         if speaker == "function_call":
             calls = [_function(call, where, source) for call in _calls(text, where, source)]

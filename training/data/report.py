@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 SOURCES_NAMED = 5
 """How many lines a sentence names."""
+FIELDS_NAMED = 20
+"""How many fields that weren't read a sentence names, those of most rows first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,10 @@ class FileReport:
         share = "" if self.share == 1 else f", share {self.share:g}: {_count(self.used, 'example')}"
         yield f"{self.path}: format {self.format}, {_count(self.rows, 'row')}{share}."
         if self.unread:
-            names = ", ".join(f"{name} ({_count(rows, 'row')})" for name, rows in self.unread.items())
-            yield f"{self.path}: fields that were not read: {names}."
+            often = sorted(self.unread.items(), key=lambda each: -each[1])
+            names = ", ".join(f"{name} ({_count(rows, 'row')})" for name, rows in often[:FIELDS_NAMED])
+            more = f", …; {FIELDS_NAMED} of {len(often):,} shown" if len(often) > FIELDS_NAMED else ""
+            yield f"{self.path}: fields that were not read: {names}{more}."
 
 
 @dataclass(slots=True)

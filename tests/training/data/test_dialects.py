@@ -148,6 +148,10 @@ def test_fields_that_were_not_read_are_in_the_report(tmp_path: Path) -> None:
     told = "fields that were not read: prompt (121 rows), id (120 rows), source (1 row)."
     assert f"{tmp_path / 'a.jsonl'}: {told}" in report.sentences()
     assert not load(tmp_path / "b.jsonl", [{"text": "Hello"}]).report.files[0].unread
+    many = load(tmp_path / "c.jsonl", [{"text": "Hello", **{f"n{at}": 1 for at in range(30)}}]).report
+    assert many.sentences()[1].endswith("n18 (1 row), n19 (1 row), …; 20 of 30 shown.")
+    left_out = {"conversations": turns("gpt: x", "human: a", "gpt: b")}
+    assert unread(left_out) == ("conversations[] of the assistant before the user's first",)
     assert unread({"conversations": [{**turns("human: a")[0], "ms": 5}, *turns("gpt: b")]}) == (
         "conversations[].ms",
     )
