@@ -12,7 +12,8 @@ from manylora.training.data.dataset import TrainingData
 from manylora.training.data.formats import format_named
 from manylora.training.data.render import IGNORED
 from manylora.training.errors import InvalidArgument, InvalidData
-from manylora.training.parsing import make_parser, parse_arguments
+from manylora.training.parser import make_parser
+from manylora.training.parsing import parse_arguments
 from manylora.training.preparation import check_files, holds_conversations, load_sets
 from tests.training.data.families import tokenizer_of
 
