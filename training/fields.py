@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import TrainingArguments, get_scheduler
 
 from manylora.training.errors import InvalidArgument
@@ -234,7 +235,7 @@ def _check_loader(training: TrainingArguments) -> None:
             "in_order",
         )
     }
-    _tried("--dataloader_…", lambda: torch.utils.data.DataLoader([0], **options))
+    _tried("--dataloader_…", lambda: DataLoader(TensorDataset(torch.zeros(1)), **options))
 
 
 def _tried(what: str, make: Callable[[], Any]) -> Any:

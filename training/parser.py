@@ -78,7 +78,7 @@ def _settle(action: argparse.Action, parser: Any) -> None:
     """Leave an option its name with underscores, and let it take what transformers' own type forgets."""
     for spare in action.option_strings[1:]:
         del parser._option_string_actions[spare]
-    del action.option_strings[1:]
+    action.option_strings = action.option_strings[:1]
     if action.type is string_to_bool and action.nargs is None:
         action.nargs, action.const = "?", True
     if action.dest == "include_num_input_tokens_seen":

@@ -6,7 +6,7 @@ PyYAML follows YAML 1.1, in which 1e-5 is text, `no` is false and 8:0 is 480; an
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -30,8 +30,6 @@ _CORE = (
 class _Loader(yaml.SafeLoader):
     """A SafeLoader of the core schema without the right to give a key twice."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
@@ -48,6 +46,7 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(text, base)
 
 
+_Loader.yaml_implicit_resolvers = {}
 for _name, _pattern, _first in _CORE:
     _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"^(?:{_pattern})$"), _first)
 _Loader.add_constructor(f"{_TAG}int", _integer)

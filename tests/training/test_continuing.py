@@ -28,10 +28,13 @@ CONFIG = (
 )
 
 
+def answers(conversations: object, adapter: object, max_new_tokens: int) -> list[str]:
+    raise AssertionError("no run here asks for answers")
+
+
 @contextmanager
 def nobody(_: Base) -> Iterator[Generate]:
-    raise AssertionError("no run here asks for answers")
-    yield
+    yield answers
 
 
 def run(place: Path, out: Path, more: str = "") -> list[str]:

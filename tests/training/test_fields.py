@@ -71,7 +71,7 @@ def moved(trainer: LoraTrainer) -> bool:
     trainer.train()
     after = weights(trainer)
     change = sum(float((after[name] - before[name]).square().sum()) for name in before) ** 0.5
-    return change > 1e-5
+    return bool(change > 1e-5)
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def loader(name: str) -> Callable[[LoraTrainer], Any]:
 
 def tokens_seen(trainer: LoraTrainer) -> bool:
     trainer.train()
-    return trainer.state.num_input_tokens_seen > 0
+    return bool(trainer.state.num_input_tokens_seen)
 
 
 SHORT = "--max_steps 2 --per_device_train_batch_size 2 --save_strategy no"

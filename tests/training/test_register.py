@@ -1,21 +1,18 @@
 """Handing adapters to a server: a real one takes them under a name, then as its next version."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from manylora.training.bases.types import Base
 from manylora.training.errors import InvalidArgument, TrainingError
-from manylora.training.evaluate.generate import Generate
 from manylora.training.parsing import parse_arguments
 from manylora.training.register import can_register, register
 from manylora.training.run import Surroundings, train
 from tests.serving import serving
+from tests.training.test_continuing import nobody
 
 SQL = Path(__file__).resolve().parents[2] / "demo" / "adapters" / "sql"
 
@@ -63,11 +60,6 @@ def test_no_server_is_one_sentence_and_the_adapter_stays(tmp_path: Path, url: st
 
 def test_a_server_that_is_not_there_ends_a_run_before_it_begins(tmp_path: Path) -> None:
     words = f"--data_path {tmp_path}/none.json --output_dir {tmp_path}/out --use_lora --register http://127.0.0.1:9"
-
-    @contextmanager
-    def nobody(_: Base) -> Iterator[Generate]:
-        raise AssertionError("no run here asks for answers")
-        yield
 
     with pytest.raises(TrainingError, match=r"127\.0\.0\.1:9: no manylora server"):
         train(parse_arguments(words.split()), Surroundings(lambda _: None, nobody))
