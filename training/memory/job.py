@@ -92,17 +92,12 @@ def fit_job(job: Job, prepare: Callable[[Arguments], Prepared], say: Callable[[s
 
     def attempt(wanted: RunShape) -> int:
         _change(job, run, wanted, prepare)
-        return train_peak(job, wanted) + outside_bytes(budget) + untried_bytes(job, model, wanted)
+        return train_peak(job) + outside_bytes(budget) + untried_bytes(job, model, wanted)
 
     def attempt_evaluation(wanted: RunShape) -> int:
         _change(job, run, wanted, prepare)
         states = plan(model, wanted).parts.get("optimizer", 0.0) * GIB
-        return (
-            evaluation_peak(job, wanted)
-            + outside_bytes(budget)
-            + untried_bytes(job, model, wanted)
-            + int(states)
-        )
+        return evaluation_peak(job) + outside_bytes(budget) + untried_bytes(job, model, wanted) + int(states)
 
     fit = auto_fit(model, run, room, attempt, job.arguments.run.auto_fit_cut or None)
     for sentence in fit.sentences:
@@ -123,16 +118,16 @@ def untried_bytes(job: Job, model: ModelShape, wanted: RunShape) -> int:
     return int((served + rollback + growth + buckets) * GIB)
 
 
-def train_peak(job: Job, wanted: RunShape) -> int:
+def train_peak(job: Job) -> int:
     """Return the peak of the longest batch to train on, of all processes. Raises when memory runs out in one."""
-    return _in_all_processes(lambda: try_longest(job.trainer(), job.prepared.train.lengths, wanted.seq))
+    return _in_all_processes(lambda: try_longest(job.trainer(), job.prepared.train.lengths))
 
 
-def evaluation_peak(job: Job, wanted: RunShape) -> int:
+def evaluation_peak(job: Job) -> int:
     """Return the peak of the longest batch to evaluate, of all processes. Raises when memory runs out in one."""
     held_out = job.prepared.held_out
     assert held_out is not None, "there is something held out"
-    return _in_all_processes(lambda: try_longest_evaluation(job.trainer(), held_out.lengths, wanted.eval_seq))
+    return _in_all_processes(lambda: try_longest_evaluation(job.trainer(), held_out.lengths))
 
 
 def _in_all_processes(attempt: Callable[[], int]) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from manylora.training.loop.loss import IGNORED, token_losses, trained_token_loss
+from manylora.training.loop.loss import token_losses, trained_token_loss
 from manylora.training.memory.meter import PeakMeter
 from manylora.training.random_states import RandomStates
 
@@ -60,17 +60,16 @@ def _put_back(model: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[Non
             torch.cuda.empty_cache()
 
 
-def try_longest(trainer: "LoraTrainer", lengths: Sequence[int], max_length: int) -> int:
+def try_longest(trainer: "LoraTrainer", lengths: Sequence[int]) -> int:
     """Try the longest micro-batch that the trainer could meet and return the peak in bytes (PeakMeter's).
 
-    ``lengths`` are those of the trainer's rows; when there are none (lazy data), a row of ``max_length`` trained tokens
-    stands in. Raises what a run would when memory runs out.
+    ``lengths`` are those of the trainer's rows. Raises what a run would when memory runs out.
     """
     args = trainer.args
     if args.activation_checkpointing:
         # transformers turns it on when training starts.
         trainer.model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
-    rows = longest_rows(trainer.train_dataset, lengths, args.per_device_train_batch_size, max_length)
+    rows = longest_rows(trainer.train_dataset, lengths, args.per_device_train_batch_size)
     batch = trainer._prepare_inputs(trainer.data_collator(rows))
     kind, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
     prepared = _AsPrepared(trainer.model, trainer.accelerator.autocast)
@@ -82,15 +81,13 @@ def try_longest(trainer: "LoraTrainer", lengths: Sequence[int], max_length: int)
     return try_batch(trainer.model, lambda trained: kind(trained, **options), batch, loss)
 
 
-def try_longest_evaluation(trainer: "LoraTrainer", lengths: Sequence[int], max_length: int) -> int:
+def try_longest_evaluation(trainer: "LoraTrainer", lengths: Sequence[int]) -> int:
     """Evaluate the longest batch that could be held out and return the peak in bytes (PeakMeter's).
 
     As try_longest; the batch is evaluated whole, and raises what it raises when it doesn't fit.
     """
     model, rows = trainer.model, trainer.args.per_device_eval_batch_size
-    batch = trainer._prepare_inputs(
-        trainer.data_collator(longest_rows(trainer.eval_dataset, lengths, rows, max_length))
-    )
+    batch = trainer._prepare_inputs(trainer.data_collator(longest_rows(trainer.eval_dataset, lengths, rows)))
     prepared = _AsPrepared(model, trainer.accelerator.autocast)
     with _put_back(model, ()), torch.no_grad(), PeakMeter(next(model.parameters()).device) as meter:
         model.eval()
@@ -98,16 +95,10 @@ def try_longest_evaluation(trainer: "LoraTrainer", lengths: Sequence[int], max_l
         return meter.peak_bytes
 
 
-def longest_rows(
-    dataset: Any, lengths: Sequence[int], count: int, max_length: int
-) -> list[Mapping[str, Any]]:
-    """Return the ``count`` longest rows; without lengths, rows of ``max_length`` tokens, all of them trained."""
-    if lengths:
-        longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:count]
-        return [dataset[index] for index in longest]
-    some = list(dataset[0]["input_ids"])
-    ids = (some * (max_length // len(some) + 1))[:max_length]
-    return [{"input_ids": ids, "labels": [IGNORED, *ids[1:]]}] * count
+def longest_rows(dataset: Any, lengths: Sequence[int], count: int) -> list[Mapping[str, Any]]:
+    """Return the ``count`` longest rows."""
+    longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:count]
+    return [dataset[index] for index in longest]
 
 
 class _AsPrepared(nn.Module):

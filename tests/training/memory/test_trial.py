@@ -31,10 +31,10 @@ def test_a_run_after_trials_is_the_run_without_any(tmp_path: Path, checkpointing
         )
         before = weights(trainer)
         if tried:
-            peak = try_longest(trainer, [len(each["input_ids"]) for each in data], 24)
+            peak = try_longest(trainer, [len(each["input_ids"]) for each in data])
             assert peak > 100 << 20  # a process with torch in it
             trainer.model.train()
-            assert try_longest_evaluation(trainer, [len(each["input_ids"]) for each in data[:6]], 24) > 0
+            assert try_longest_evaluation(trainer, [len(each["input_ids"]) for each in data[:6]]) > 0
             assert trainer.model.training
             after = weights(trainer)
             assert all(torch.equal(before[name], after[name]) for name in before)
@@ -58,7 +58,7 @@ def test_an_evaluation_is_tried_whole_on_the_longest_rows_without_gradients(tmp_
         seen.append((given["input_ids"].shape, module.training, torch.is_grad_enabled()))
 
     trainer.model.register_forward_pre_hook(look, with_kwargs=True)
-    try_longest_evaluation(trainer, lengths, 24)
+    try_longest_evaluation(trainer, lengths)
     assert seen == [(torch.Size((5, max(lengths))), False, False)]
 
 
@@ -94,12 +94,5 @@ def _numpy_state() -> str:
 
 def test_the_longest_rows_are_taken() -> None:
     data = [{"input_ids": [1] * n, "labels": [1] * n} for n in (3, 9, 5, 7)]
-    rows = longest_rows(data, [3, 9, 5, 7], 2, 16)
+    rows = longest_rows(data, [3, 9, 5, 7], 2)
     assert [len(row["input_ids"]) for row in rows] == [9, 7]
-
-
-def test_lazy_data_is_tried_at_the_length_that_it_may_have() -> None:
-    data = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}]
-    rows = longest_rows(data, [], 2, 8)
-    assert [row["input_ids"] for row in rows] == [[5, 6, 7, 5, 6, 7, 5, 6]] * 2
-    assert rows[0]["labels"] == [-100, 6, 7, 5, 6, 7, 5, 6]
