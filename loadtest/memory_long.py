@@ -45,14 +45,14 @@ LONG = (
     LongRun("demo, float32, --eval_answers", "demo", f"{GUIDE} {ANSWERS}", True),
     LongRun("demo, Q-LoRA, bf16, --eval_answers", "demo", f"--bf16 True --q_lora {GUIDE} {ANSWERS}", True),
     LongRun(
-        "h256/8L/32k lora r8, 4 rows of 16 to 512, bf16",
+        "h256/8L/32k lora r8, 2 rows of up to 512, bf16",
         "h256/8L/32k",
-        "--bf16 True --use_lora --lora_r 8 --per_device_train_batch_size 4 --model_max_length 512",
+        "--bf16 True --use_lora --lora_r 8 --per_device_train_batch_size 2 --model_max_length 512",
     ),
     LongRun(
-        "h512/6L/152k qlora r16, 2 rows of 16 to 256, bf16, evaluated by 8",
+        "h512/6L/152k Q-LoRA r16, a row of up to 128, bf16, evaluated by 8",
         "h512/6L/152k",
-        "--bf16 True --q_lora --lora_r 16 --per_device_train_batch_size 2 --model_max_length 256"
+        "--bf16 True --q_lora --lora_r 16 --per_device_train_batch_size 1 --model_max_length 128"
         " --gradient_checkpointing",
         True,
     ),
