@@ -10,8 +10,6 @@ from manylora import served_generation
 from manylora.base import load_base
 from manylora.loadtest.checkpoints import BaseShape, write_base
 from manylora.server.config import ServeSettings
-from manylora.server.model.arena import bytes_per_row
-from manylora.server.model.kv_cache import bytes_per_block
 from manylora.training.memory import served
 from manylora.training.memory.find import read_shape
 from manylora.training.memory.plan import GIB, plan
@@ -40,8 +38,10 @@ def test_weights_pools_and_adapter_are_the_servers(
         for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
             monkeypatch.setattr(torch.cpu, probe, lambda: False, raising=False)
     run = RunShape(method, rank=8, device="cpu", answer_tokens=100, answers=3, double_quant=double)
-    pools = 3 * (math.ceil(100 / 16) + 1) * bytes_per_block(base.config, 16, base.dtype)
-    adapter = 8 * (bytes_per_row(base.config, base.dtype) + bytes_per_row(base.config, torch.float32))
+    backend, shape = base.decoder.backend, base.config.shape
+    pools = 3 * (math.ceil(100 / 16) + 1) * backend.block_bytes(shape, 16)
+    in_arena = 8 * sum(backend.row_bytes(shape).values())
+    adapter = in_arena + in_arena * 4 / base.dtype.itemsize  # its host copy is in float32
     held = base.report.linear_bytes + base.report.other_bytes + pools + adapter
     planned = served.served_bytes(read_shape(str(directory)), run) - served.SERVER_LIBRARIES
     assert planned == pytest.approx(held, rel=0.01)
