@@ -1,6 +1,7 @@
 """What is on the disk when a call returns, through a power cut too: the one place that knows what to sync, and when."""
 
 import os
+import stat
 from pathlib import Path
 
 
@@ -25,3 +26,17 @@ def put_in_place(partial: Path, path: Path) -> None:
     sync(partial)
     partial.replace(path)
     sync(path.parent)
+
+
+def make_ordinary(path: Path) -> None:
+    """Give a file the mode that open() would have given it: safetensors and temporary files are their owner's alone.
+
+    What the mode is, umask and the directory's own rules say; a file made beside it shows it. Raises OSError.
+    """
+    shown = path.with_name(f".{path.name}.mode")
+    handle = os.open(shown, os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        path.chmod(stat.S_IMODE(os.fstat(handle).st_mode))
+    finally:
+        os.close(handle)
+        shown.unlink(missing_ok=True)

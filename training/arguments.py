@@ -189,6 +189,14 @@ class TrainingArguments(HfTrainingArguments):
     )
     use_lora: bool = field(default=False, metadata={"help": "Train an adapter. What this command is for."})
 
+    @property
+    def n_gpu(self) -> int:
+        """How many GPUs this process trains on: one at most.
+
+        Of several that it sees transformers would make DataParallel, whose replicas share no window of tokens.
+        """
+        return min(1, int(super().n_gpu))
+
 
 @dataclass(frozen=True, slots=True)
 class Arguments:

@@ -18,7 +18,7 @@ from manylora.training.arguments import (
     RunArguments,
     TrainingArguments,
 )
-from manylora.training.distributed import settle_configs
+from manylora.training.distributed import check_sharding, settle_configs, settle_processes
 from manylora.training.errors import InvalidArgument
 from manylora.training.evaluate.metrics import METRIC_NAMES
 from manylora.training.fields import check_fields
@@ -38,7 +38,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     flags, fallback = _settle_device(_settle_resume(flags))
     parsed = _parse(make_parser(), words_of_flags(flags))
     given = frozenset(flag.name for flag in flags if flag.name)
-    arguments = Arguments(*parsed, auto, given, (*notes, *more, *fallback), tuple(argv))
+    processes = settle_processes(parsed[-1])
+    arguments = Arguments(*parsed, auto, given, (*notes, *more, *fallback, *processes), tuple(argv))
     check(arguments)
     return arguments
 
@@ -190,6 +191,11 @@ def _check_pairs(arguments: Arguments) -> None:
             "--rank_schedule changes the trained parameters between steps, which --fsdp and --deepspeed have sharded by"
             " then: leave one of them out"
         )
+    check_sharding(
+        arguments.training,
+        searches=arguments.learning_rate_auto,
+        init=arguments.lora.init_lora_weights,
+    )
 
 
 def _check_evaluation(arguments: Arguments) -> None:

@@ -23,7 +23,7 @@ from manylora.training.data.columns import Columns, parse_columns
 from manylora.training.data.dataset import DataSettings, TrainingData, load_data, load_split
 from manylora.training.data.files import parse_data_path
 from manylora.training.data.formats import check_columns, recognise
-from manylora.training.distributed import is_first_process
+from manylora.training.distributed import is_first_process, wants_fsdp
 from manylora.training.errors import InvalidArgument, InvalidData
 from manylora.training.rank.budget import PREFIX as ADALORA
 from manylora.training.rank.make import make_policy
@@ -72,7 +72,7 @@ def base_settings(arguments: Arguments) -> BaseSettings:
         cache_dir=model.cache_dir,
         model_max_length=training.model_max_length,
         device=torch.device("cpu") if training.use_cpu else None,
-        fsdp=bool(training.fsdp),
+        fsdp=wants_fsdp(training),
     )
 
 

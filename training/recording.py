@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from manylora.training.arguments import Arguments
 from manylora.training.data.files import data_fingerprint, parse_data_path
+from manylora.training.loop.checkpoints import step_of
 from manylora.training.loop.trainer import LoraTrainer
 from manylora.training.preparation import Prepared
 from manylora.training.report.record import (
@@ -29,6 +31,28 @@ SECRETS = ("admin_key", "hub_token")
 def now() -> str:
     """Return the time, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedBest:
+    """The best checkpoint, where it is what a run publishes."""
+
+    step: int
+    sentence: str
+    """Which step of how many, and what was best about it."""
+
+
+def published_best(trainer: LoraTrainer) -> PublishedBest | None:
+    """Return the checkpoint that was loaded when training ended; None where the last step's adapter is published."""
+    state, args = trainer.state, trainer.args
+    if not args.load_best_model_at_end or not state.best_model_checkpoint:
+        return None
+    step = step_of(Path(state.best_model_checkpoint))
+    metric = str(args.metric_for_best_model).replace("_", " ")
+    value = "" if state.best_metric is None else f" ({state.best_metric:.4g})"
+    return PublishedBest(
+        step, f"the checkpoint of step {step} of {state.max_steps}, the best by {metric}{value}"
+    )
 
 
 def start_record(
@@ -79,7 +103,7 @@ def finish_record(
     """Return the record with what came out."""
     seconds = metrics.get("train_runtime")
     seen = trainer.state.num_input_tokens_seen
-    state = trainer.state
+    state, best = trainer.state, published_best(trainer)
     results = Results(
         train_loss=metrics.get("train_loss"),
         eval_loss=metrics.get("eval_loss"),
@@ -88,9 +112,15 @@ def finish_record(
         steps=state.global_step,
         tokens_per_second=seen / seconds if seconds and seen else None,
         peak_memory_gib=peak_gib,
-        trained_parameters=sum(each.numel() for each in trainer.model.parameters() if each.requires_grad),
+        # ZeRO-3 leaves a parameter without values, and its size beside it.
+        trained_parameters=sum(
+            getattr(each, "ds_numel", each.numel())
+            for each in trainer.model.parameters()
+            if each.requires_grad
+        ),
         final_rank=trainer.policy.rank,
         best_checkpoint=state.best_model_checkpoint,
+        published_step=None if best is None else best.step,
         adapter=str(Path(trainer.args.output_dir).resolve()),
     )
     memory = dataclasses.replace(record.memory, measured_peak_gib=peak_gib)

@@ -12,7 +12,7 @@ from manylora.training.bases.servable import serve_command
 from manylora.training.bases.types import Base
 from manylora.training.continuing import Kept, compare, facts_of, keep, settled_again
 from manylora.training.distributed import is_first_process
-from manylora.training.errors import Diverged, InvalidArgument, TrainingError
+from manylora.training.errors import Diverged, DoesNotFit, InvalidArgument, TrainingError
 from manylora.training.evaluate.evaluation import GenerationEvaluation, Scores
 from manylora.training.evaluate.generate import Generate
 from manylora.training.job import Job, total_steps
@@ -24,13 +24,19 @@ from manylora.training.memory.meter import PeakMeter
 from manylora.training.memory.native_caches import keep_native_caches_small
 from manylora.training.preparation import Prepared, Say, prepare
 from manylora.training.rate.find import Choice, apply, find_learning_rate, write_choice
-from manylora.training.recording import finish_record, start_record
+from manylora.training.recording import finish_record, published_best, start_record
 from manylora.training.register import can_register, register
 from manylora.training.report.page import write_report
 from manylora.training.report.record import EvaluationFacts, RunRecord
 from manylora.training.report.trackers import check_report_to
 from manylora.training.tasks.tasks import run_tasks
-from manylora.training.watching import answers_now, evaluation_settings, settle_best_checkpoint, watch
+from manylora.training.watching import (
+    answers_now,
+    evaluation_settings,
+    settle_best_checkpoint,
+    watch,
+    write_adapter,
+)
 
 OpenGenerate = Callable[[Base], AbstractContextManager[Generate]]
 
@@ -128,7 +134,9 @@ def _questions(job: Job, around: Surroundings) -> Iterator[GenerationEvaluation 
 def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     arguments = job.arguments
     directory = Path(arguments.training.output_dir)
-    settle_best_checkpoint(job)
+    overridden = settle_best_checkpoint(job)
+    if overridden is not None:
+        say(overridden)
     wants_rate = arguments.learning_rate_auto and not arguments.run.resume
     choice = choose_rate(job, directory, say) if wants_rate else None
     record = start_record(job.arguments, job.prepared, plan_job(job).parts, job.changes)
@@ -137,11 +145,11 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     before = None if questions is None else questions.score(None)
     trainer = job.trainer()
     trainer.run_state = keep(arguments, job.changes, job.prepared.base.fingerprint).state()
-    if questions is not None:
+    if evaluation_settings(arguments) is not None:
         trainer.more_metrics = answers_now(trainer, questions, directory)
     recorder = watch(trainer, arguments)
-    if choice is not None:
-        recorder.note("note", choice.reason, 0)
+    for sentence in filter(None, (overridden, choice and choice.reason)):
+        recorder.note("note", sentence, 0)
     with PeakMeter(trainer.args.device) as meter:
         try:
             metrics = _train(trainer, resume_point(arguments), directory, say)
@@ -152,9 +160,9 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
                 directory,
             )
             raise
-    if trainer.eval_dataset is not None:
-        metrics.update(trainer.evaluate())
     publish(trainer, directory)
+    if trainer.eval_dataset is not None:
+        metrics.update(_held_out(trainer))
     after = None if questions is None else questions.score(directory)
     peak = meter.peak_gib
     if is_first_process():
@@ -163,7 +171,7 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
             finish_record(record, trainer, recorder.history, metrics, found, peak, _outcome(trainer)),
             directory,
         )
-        hand_over(job, directory, say)
+        hand_over(job, trainer, directory, say)
 
 
 def _train(trainer: LoraTrainer, point: Path | None, directory: Path, say: Say) -> dict[str, float]:
@@ -187,9 +195,24 @@ def _train(trainer: LoraTrainer, point: Path | None, directory: Path, say: Say) 
     return metrics
 
 
+def _held_out(trainer: LoraTrainer) -> dict[str, float]:
+    """Return what the held-out rows say; nothing where they don't fit into memory, which is no reason to end there."""
+    try:
+        return trainer.evaluate()
+    except DoesNotFit as error:
+        if trainer.args.world_size > 1:
+            raise
+        trainer.events.say(
+            trainer.state.global_step, "split", f"{error}; the adapter is published all the same"
+        )
+        return {}
+
+
 def _outcome(trainer: LoraTrainer) -> str:
     step, steps = trainer.state.global_step, trainer.state.max_steps
-    return "finished" if step >= steps else f"stopped early at step {step} of {steps}"
+    ended = "finished" if step >= steps else f"stopped early at step {step} of {steps}"
+    best = published_best(trainer)
+    return ended if best is None else f"{ended}; published is {best.sentence}"
 
 
 def choose_rate(job: Job, directory: Path, say: Say) -> Choice:
@@ -210,10 +233,9 @@ def _interrupted(directory: Path) -> str:
 
 
 def publish(trainer: LoraTrainer, directory: Path) -> None:
-    """Write the finished adapter into the output directory, whole."""
+    """Write the finished adapter into the output directory, whole. All processes must call it."""
+    write_adapter(trainer, directory)
     if is_first_process():
-        staging = output.open_adapter(directory)
-        trainer.save_model(str(staging), _internal_call=True)
         output.publish_adapter(directory)
     trainer.accelerator.wait_for_everyone()
 
@@ -236,13 +258,18 @@ def adapter_name(arguments: Arguments) -> str:
     return arguments.run.adapter_name or Path(arguments.training.output_dir).resolve().name
 
 
-def hand_over(job: Job, directory: Path, say: Say) -> None:
-    """Say where the adapter is, and give it to a server if one was named."""
+def hand_over(job: Job, trainer: LoraTrainer, directory: Path, say: Say) -> None:
+    """Say where the adapter is and of which step, and give it to the Hub and to a server if they were named."""
     run, base = job.arguments.run, job.prepared.base
-    say(f"The adapter is in {directory}; its report is {directory / 'report.html'}.")
+    best = published_best(trainer)
+    which = "" if best is None else f" is {best.sentence}; it"
+    step = "" if best is None else f" (step {best.step} of {trainer.state.max_steps})"
+    say(f"The adapter{which} is in {directory}; its report is {directory / 'report.html'}.")
+    if job.arguments.training.push_to_hub:
+        say(f"{trainer.push_adapter(directory)} on the Hub has it.")
     name = adapter_name(job.arguments)
     if run.register is not None:
-        say(register(run.register, name, directory, run.admin_key))
+        say(f"{register(run.register, name, directory, run.admin_key)}{step}")
         return
     if job.prepared.servable.yes:
-        say(f"Serve it: {serve_command(base, {name: directory}, job.prepared.saved_rank)}")
+        say(f"Serve it{step}: {serve_command(base, {name: directory}, job.prepared.saved_rank)}")

@@ -16,6 +16,19 @@ from manylora.training.report.record import Event
 from manylora.training.report.recorder import RunRecorder
 
 
+def write_adapter(trainer: LoraTrainer, directory: Path) -> Path:
+    """Write the adapter as it is now beside its place in ``directory``. All processes must call it.
+
+    What is in shards is gathered from all of them. Returns where it is.
+    """
+    if is_first_process():
+        output.open_adapter(directory)
+    trainer.accelerator.wait_for_everyone()
+    staging = directory / output.STAGING
+    trainer.save_model(str(staging))
+    return staging
+
+
 def evaluation_settings(arguments: Arguments) -> EvaluationSettings | None:
     """Return how answers are judged, if they are. Raises InvalidArgument."""
     run = arguments.run
@@ -29,12 +42,15 @@ def evaluation_settings(arguments: Arguments) -> EvaluationSettings | None:
     )
 
 
-def settle_best_checkpoint(job: Job) -> None:
-    """Keep the best checkpoint where runs may stop early, and judge it by the answers if there are any."""
+def settle_best_checkpoint(job: Job) -> str | None:
+    """Keep the best checkpoint where runs may stop early, and judge it by the answers if there are any.
+
+    Returns a sentence where checkpoints were to be written at other times than evaluations.
+    """
     arguments = job.arguments
     training, settings = arguments.training, evaluation_settings(arguments)
     if not (arguments.run.early_stopping_patience or settings) or training.eval_strategy == "no":
-        return
+        return None
     changes: dict[str, Any] = {
         "load_best_model_at_end": True,
         "save_strategy": training.eval_strategy,
@@ -44,6 +60,32 @@ def settle_best_checkpoint(job: Job) -> None:
         changes["metric_for_best_model"] = "eval_loss" if settings is None else settings.metric
         changes["greater_is_better"] = settings is not None
     job.changes.update(changes)
+    return _overridden(arguments, changes)
+
+
+def _overridden(arguments: Arguments, changes: Mapping[str, Any]) -> str | None:
+    """Say which flags for checkpoints no longer hold."""
+    flags = [
+        f"--{name} {_plain(getattr(arguments.training, name))}"
+        for name in ("save_strategy", "save_steps")
+        if name in arguments.given
+        and _plain(getattr(arguments.training, name)) != _plain(changes[name])
+        and not (name == "save_steps" and _plain(changes["save_strategy"]) == "epoch")
+    ]
+    if not flags:
+        return None
+    strategy = _plain(changes["save_strategy"])
+    steps = float(changes["save_steps"] or 1)
+    every = f"every {steps:g} steps" if steps >= 1 else f"at every {steps:.3g} of the run"
+    when = "after every epoch" if strategy == "epoch" else every
+    return (
+        f"{' '.join(flags)} is not followed: checkpoints are written when the run is evaluated, {when}, so that"
+        " the best one can be kept"
+    )
+
+
+def _plain(value: Any) -> str:
+    return str(getattr(value, "value", value))
 
 
 def watch(trainer: LoraTrainer, arguments: Arguments) -> RunRecorder:
@@ -51,7 +93,12 @@ def watch(trainer: LoraTrainer, arguments: Arguments) -> RunRecorder:
     recorder = RunRecorder(lambda: trainer.policy.rank)
     trainer.add_callback(recorder)
     quiet = "disable_tqdm" in arguments.given and arguments.training.disable_tqdm
-    display = LiveProgress.install(trainer, live=arguments.run.live and not quiet)
+    display = LiveProgress.install(
+        trainer,
+        live=arguments.run.live and not quiet,
+        rank=lambda: trainer.policy.rank,
+        trained_tokens=lambda: trainer.trained_tokens,
+    )
 
     def hear(event: Event) -> None:
         recorder.note(event.kind, event.sentence, event.step)
@@ -65,13 +112,12 @@ def watch(trainer: LoraTrainer, arguments: Arguments) -> RunRecorder:
 
 
 def answers_now(
-    trainer: LoraTrainer, questions: GenerationEvaluation, directory: Path
+    trainer: LoraTrainer, questions: GenerationEvaluation | None, directory: Path
 ) -> Callable[[], Mapping[str, float]]:
-    """Return what scores the adapter as it is now, through the served base."""
+    """Return what scores the adapter as it is now, through the served base. All processes call it, one asks."""
 
     def score() -> Mapping[str, float]:
-        staging = output.open_adapter(directory)
-        trainer.policy.save(trainer.model, staging, resumable=False)
-        return questions.score(staging).metrics
+        staging = write_adapter(trainer, directory)
+        return {} if questions is None else questions.score(staging).metrics
 
     return score

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from manylora.adapters.durable import make_ordinary
 from manylora.adapters.export.base import DTYPES, BaseCheckpoint
 from manylora.adapters.export.change import PREFIX, TrainedAdapter
 from manylora.adapters.export.combine import Combination, Pair, difference, nearest, norm, side_by_side
@@ -77,6 +78,7 @@ def write_adapter(
             progress(number / len(names) / 2)
     check_space(directory, sum(half.nbytes for pair in made.values() for half in pair))
     save_file(_tensors(made), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    make_ordinary(directory / WEIGHTS_FILE)
     ranks = {path: len(a) for path, (a, _) in made.items()}
     _write_json(directory / CONFIG_FILE, _config(plan, ranks))
     _copy_texts([part.directory for part in plan.mixture.parts], directory)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from manylora.adapters.durable import make_ordinary
 from manylora.adapters.files import BASE_FILE
 from manylora.training.bases.initial import ADAPTER, Residual, lora_layers
 from manylora.training.bases.precision import DTYPES
@@ -25,13 +26,14 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _LISTED = 3
 
 
-def save_adapter(model: "PeftModel", directory: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors.
+def save_adapter(model: "PeftModel", directory: Path, gathered: Mapping[str, Tensor] | None = None) -> None:
+    """Write adapter_config.json and adapter_model.safetensors. ``gathered`` are a sharded model's trained parameters.
 
     Factors that started as part of the base (PiSSA, OLoRA) are written with their start, as a plain LoRA of the
     unchanged base. Raises TrainingError rather than save an adapter without tensors.
     """
-    model.save_pretrained(directory, save_embedding_layers=False)
+    whole = {} if gathered is None else {"state_dict": dict(gathered)}
+    model.save_pretrained(directory, save_embedding_layers=False, **whole)
     (directory / "README.md").unlink(missing_ok=True)  # peft's card is a form that nobody filled in
     make_plain(model, directory)
 
@@ -44,6 +46,7 @@ def make_plain(model: "PeftModel", directory: Path) -> None:
     if residuals:
         _fold_start(config, tensors, residuals, model)
         save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    make_ordinary(directory / WEIGHTS_FILE)
     if not tensors or any(tensor.numel() == 0 for tensor in tensors.values()):
         raise TrainingError(
             f"{directory / WEIGHTS_FILE} came out empty: nothing was trained that could be saved"
@@ -64,7 +67,7 @@ def describe_base(model: Any) -> dict[str, object]:
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             kind = module.packed_type.format
-        elif getattr(getattr(module, "weight", None), "quant_state", None) is not None:
+        elif _has_codes(module):
             kind = "nf4"
     if kind == "nf4":
         section = model.config.quantization_config
@@ -73,6 +76,12 @@ def describe_base(model: Any) -> dict[str, object]:
     dtype = next(name for name, each in DTYPES.items() if each == model.dtype)
     directory = str(Path(model.config._name_or_path).resolve())
     return {"kind": kind, "double_quant": double_quant, "dtype": dtype, "directory": directory}
+
+
+def _has_codes(module: Any) -> bool:
+    """Whether a module's weight is NF4 codes. FSDP's shards have left bitsandbytes' state with the module alone."""
+    holders = (getattr(module, "weight", None), module)
+    return any(getattr(each, "quant_state", None) is not None for each in holders)
 
 
 def _write_json(path: Path, value: object) -> None:

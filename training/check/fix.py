@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from manylora.adapters.durable import make_ordinary
 from manylora.training.check.kinds import BY_NAME, KINDS, Flag, Kind, flags_named
 from manylora.training.check.reading import DataFile
 from manylora.training.check.report import SHOWN, CheckReport
@@ -122,7 +123,7 @@ def _clean(report: CheckReport, index: int, file: DataFile, out: Path, notes: _N
                 target.write("\n]\n" if written else "[]\n")
             target.flush()
             os.fsync(target.fileno())
-        os.chmod(temporary, 0o644)
+        make_ordinary(Path(temporary))
         os.link(temporary, out)  # which fails where a file came to be meanwhile
     except FileExistsError:
         raise InvalidArgument(f"{out}: is there already; a cleaned file never replaces another") from None

@@ -5,6 +5,7 @@ import tempfile
 from html import escape
 from pathlib import Path
 
+from manylora.adapters.durable import make_ordinary
 from manylora.training.check.report import CheckReport, Finding, Mix, Place
 
 _STYLE = """
@@ -60,7 +61,7 @@ def write_page(report: CheckReport, path: Path) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
             file.write(page)
-        os.chmod(temporary, 0o644)
+        make_ordinary(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ What a killed run leaves half-written has a name that is never taken for a check
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from manylora.adapters.durable import sync
@@ -73,14 +73,12 @@ def publish(staged: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def rotate(output_dir: Path, keep: int | None, best: Path | None) -> None:
-    """Remove the oldest checkpoints beyond ``keep``, but never the newest or the best."""
+def rotate(output_dir: Path, keep: int | None, needed: Collection[Path]) -> None:
+    """Remove the oldest checkpoints beyond ``keep``, but never the newest or one that is ``needed``, as the best is."""
     if keep is None or keep < 1:
         return
     found = checkpoints(output_dir)
-    kept = {found[-1].name} if found else set()
-    if best is not None:
-        kept.add(best.name)
+    kept = {path.name for path in (*needed, *found[-1:])} & {path.name for path in found}
     spare = [path for path in found if path.name not in kept]
     for path in spare[: max(0, len(found) - max(keep, len(kept)))]:
         shutil.rmtree(path, ignore_errors=True)

@@ -4,23 +4,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from torch import nn
-from transformers import Trainer
 
-from manylora.training.bases.save import make_plain
-from manylora.training.errors import TrainingError
+from manylora.training.bases.save import save_adapter
+from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.loop.events import Events
 from manylora.training.loop.guard import Guard
+from manylora.training.loop.hub import HubPushing
+from manylora.training.loop.sharding import gather_trained
 from manylora.training.rank.policy import RankPolicy
 
 
-class CheckpointSaving(Trainer):
+class CheckpointSaving(HubPushing):
     """The part of LoraTrainer that touches the disk."""
 
     policy: RankPolicy
     events: Events
     micro_rows: int | None
+    eval_rows: int | None
     _guard: Guard | None
     _backoffs: int
     _staging: Path | None = None
@@ -35,6 +38,7 @@ class CheckpointSaving(Trainer):
         """Write a checkpoint, give it its name when it is whole, and go on without it when the disk is full."""
         output_dir = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
+        best = self.state.best_model_checkpoint
         try:
             if self.args.should_save:
                 checkpoints.open_staging(output_dir)
@@ -42,15 +46,21 @@ class CheckpointSaving(Trainer):
             self._staging = output_dir / checkpoints.STAGING
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            # In every process, and not as transformers saw it: under the name of the staging directory.
+            is_best = self.state.best_global_step == self.state.global_step
+            self.state.best_model_checkpoint = str(output_dir / name) if is_best else best
             if self.args.should_save:
                 self._finish(self._staging / name, output_dir / name)
         except (OSError, RuntimeError) as error:
+            self.state.best_model_checkpoint = best
             # torch.save tells of a full disk by a RuntimeError of its zip writer.
             if isinstance(error, RuntimeError) and "write" not in str(error):
                 raise
             if self.args.world_size > 1:
                 raise TrainingError(f"{name} can't be written: {error}") from None
             self._say_unsaved(name, error)
+        else:
+            self.push_checkpoint(output_dir / name)
         finally:
             self._staging = None
             if self.args.should_save:
@@ -58,13 +68,22 @@ class CheckpointSaving(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _finish(self, staged: Path, target: Path) -> None:
-        if self.state.best_global_step == self.state.global_step and self.state.best_metric is not None:
-            self.state.best_model_checkpoint = str(target)
         self.state.save_to_json(str(staged / "trainer_state.json"))
         checkpoints.write_state(staged, self.own_state())
         checkpoints.publish(staged, target)
         best = self.state.best_model_checkpoint
-        checkpoints.rotate(target.parent, self.args.save_total_limit, Path(best) if best else None)
+        needed = [*self.uploading, *([Path(best)] if best else [])]
+        checkpoints.rotate(target.parent, self.args.save_total_limit, needed)
+
+    def _finalize_training(self, *args: Any) -> Any:
+        """End the run. Where only one checkpoint is kept, transformers removes all but the best: not before its end."""
+        limit = self.args.save_total_limit
+        if self.state.global_step < self.state.max_steps:
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
 
     def _say_unsaved(self, name: str, error: Exception) -> None:
         older = checkpoints.checkpoints(Path(self.args.output_dir))
@@ -76,6 +95,13 @@ class CheckpointSaving(Trainer):
             f"{name} could not be written ({reason}): {last}; the run goes on, make room on the disk",
         )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter. All processes must call it: shards are gathered from all of them."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, gather_trained(self.model))
+        else:
+            super().save_model(output_dir, _internal_call=True)  # uploading is done elsewhere
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the adapter as the policy has it, and the tokenizer."""
         if not self.args.should_save:
@@ -83,16 +109,21 @@ class CheckpointSaving(Trainer):
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         if state_dict is not None:  # gathered from shards by DeepSpeed or FSDP
-            self.model.save_pretrained(str(directory), state_dict=state_dict)
-            make_plain(self.model, directory)
+            save_adapter(self.model, directory, state_dict)
         else:
             self.policy.save(self.model, directory, resumable=self._staging is not None)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(directory))
+        self._adapter_files = tuple(sorted(path.name for path in directory.iterdir() if path.is_file()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Bring back the adapter and the loop's state."""
         directory = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled != any(directory.glob(f"{FSDP_MODEL_NAME}*")):
+            raise InvalidArgument(
+                f"--resume: {directory} was written {'without' if self.is_fsdp_enabled else 'with'} FSDP: go on as it"
+                " began, or start a new run from its adapter with --from_adapter"
+            )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -112,11 +143,12 @@ class CheckpointSaving(Trainer):
             "guard": None if self._guard is None else self._guard.state(),
             "backoffs": self._backoffs,
             "micro_rows": self.micro_rows,
+            "eval_rows": self.eval_rows,
             "run": self.run_state,
         }
 
     def take_own_state(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self._backoffs = int(state["backoffs"])
-        self.micro_rows = state["micro_rows"]
+        self.micro_rows, self.eval_rows = state["micro_rows"], state.get("eval_rows")
         self._guard = None if state["guard"] is None else Guard.restore(state["guard"])

@@ -14,6 +14,11 @@ def rows_of(batch: Batch) -> int:
     return batch["input_ids"].shape[0]
 
 
+def in_parts(batch: Batch, rows: int | None) -> list[Batch]:
+    """Return ``batch`` as it is, or in pieces if only so many rows fit into memory at once."""
+    return [batch] if rows is None or rows_of(batch) <= rows else list(pieces(batch, rows))
+
+
 def pieces(batch: Batch, rows: int) -> Iterator[dict[str, Tensor]]:
     """Yield ``batch`` in pieces of at most ``rows`` rows, each cut to its own longest row.
 

@@ -23,8 +23,9 @@ from manylora.training.loop.guard import Guard, Trouble
 from manylora.training.loop.loss import trained_token_loss
 from manylora.training.loop.out_of_memory import is_out_of_memory
 from manylora.training.loop.saving import CheckpointSaving
+from manylora.training.loop.sharding import shard_on_cpu
 from manylora.training.loop.snapshot import Snapshot, slow_down
-from manylora.training.loop.split import pieces, rows_of
+from manylora.training.loop.split import in_parts, rows_of
 from manylora.training.rank.policy import Moment, RankPolicy
 
 if TYPE_CHECKING:
@@ -75,9 +76,13 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self.more_metrics: Callable[[], Mapping[str, float]] | None = None
-        """Called at each evaluation in the first process: what else is measured, by its names."""
+        """Called at each evaluation in all processes: what else the first one measures, by its names."""
         self.micro_rows: int | None = None
         """Rows that fit into memory at once; None until a micro-batch didn't."""
+        self.eval_rows: int | None = None
+        """The same of an evaluation."""
+        self.trained_tokens = 0
+        """That the loss was taken over since this process began."""
         self._window: list[Mapping[str, Tensor]] = []
         self.window_loss = 0.0
         """This process's share of the loss of the step under way, or of the one just taken."""
@@ -86,6 +91,12 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         self._snapshot: Snapshot | None = None
         self._backoffs = 0
         self.add_callback(_PolicyCallback(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, which shards on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self.accelerator, self.args)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
     # --- the model's optimiser and schedule
 
@@ -139,6 +150,7 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         samples: tuple[list[Mapping[str, Tensor]], Tensor | int | None] = super().get_batch_samples(
             epoch_iterator, num_batches, device
         )
+        self.trained_tokens += int(samples[1] or 0)
         return samples
 
     def training_step(
@@ -161,7 +173,7 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
 
     def _in_pieces(self, inputs: Mapping[str, Tensor], num_items: Tensor | int | None) -> Tensor:
         rows = self.micro_rows
-        parts = [inputs] if rows is None or rows_of(inputs) <= rows else list(pieces(inputs, rows))
+        parts = in_parts(inputs, rows)
         total = torch.zeros((), device=self.args.device)
         for index, part in enumerate(parts):
             last = index == len(parts) - 1 and self.accelerator.sync_gradients
@@ -206,20 +218,32 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return Σ cross-entropy / trained tokens of the window; DDP's mean over processes is undone."""
+        """Return Σ cross-entropy / trained tokens of the window.
+
+        Those of all processes, and DDP's mean over processes is undone; each process's own with
+        --average_tokens_across_devices False, and then that mean is what was asked for.
+        """
         if return_outputs:
             raise NotImplementedError("outputs are not kept: logits exist at trained positions alone")
         total, count = trained_token_loss(model, inputs, self.args.label_smoothing_factor)
         if num_items_in_batch is None:
             return total / max(count, 1)
-        processes: int = self.accelerator.num_processes
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         loss = total / num_items_in_batch * processes
         penalty = self.policy.penalty(self.model) if self._ends_window else None
         return loss if penalty is None else loss + penalty
 
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **named: Any) -> Any:
         """Evaluate by the mean over trained tokens, whatever the batches."""
-        found = evaluate_loss(self, dataloader, named.get("metric_key_prefix", "eval"))
+        try:
+            found = evaluate_loss(self, dataloader, named.get("metric_key_prefix", "eval"))
+        except DoesNotFit as error:
+            if self.is_in_train and self.args.world_size == 1:
+                self._save_checkpoint(self.model, None)
+                raise DoesNotFit(
+                    f"{error}; the run goes on from step {self.state.global_step} with --resume"
+                ) from None
+            raise
         found.metrics.update(self._more_metrics())
         return found
 
@@ -236,7 +260,7 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         """Look at the step before it is taken."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.settings.on_divergence != "ignore" and self._guard is not None:
-            loss = self._loss_of_all()
+            loss = self.loss_of_all()
             trouble = self._guard.observe(loss, None if norm is None else float(norm))
             if trouble is not None:
                 self._answer(trouble)
@@ -244,7 +268,8 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
                 self._take_snapshot()
         return norm
 
-    def _loss_of_all(self) -> float:
+    def loss_of_all(self) -> float:
+        """Return the loss of the step under way, or of the one just taken, over all processes, which all must ask."""
         if self.args.world_size == 1:
             return self.window_loss
         mine = torch.tensor(self.window_loss, device=self.args.device)

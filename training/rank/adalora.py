@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from manylora.adapters.durable import make_ordinary
 from manylora.training.bases.quantized import forbid_merging
 from manylora.training.bases.quiet import quiet_peft
 from manylora.training.bases.targets import choose_targets
@@ -132,6 +133,7 @@ class AdaLoraRank:
             for table in _TABLES:
                 values |= {f"{table}/{name}": tensor for name, tensor in getattr(allocator, table).items()}
             save_file({name: value.contiguous() for name, value in values.items()}, directory / VALUES_FILE)
+            make_ordinary(directory / VALUES_FILE)
             state = {"schedule": str(self.budget), "rank_pattern": _config(model).rank_pattern}
             (directory / PATTERN_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
 

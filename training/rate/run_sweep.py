@@ -8,6 +8,7 @@ from rich.table import Table
 
 from manylora.training import output
 from manylora.training.arguments import Arguments
+from manylora.training.distributed import check_sharding, is_first_process
 from manylora.training.job import Job, total_steps
 from manylora.training.memory.native_caches import keep_native_caches_small
 from manylora.training.preparation import prepare
@@ -19,9 +20,14 @@ def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str]
     keep_native_caches_small()
     check_sweep(arguments)
     directory = Path(arguments.training.output_dir)
-    output.claim(directory, resume=False, overwrite=arguments.run.overwrite_output_dir)
-    prepared = prepare(arguments, lambda rows: total_steps(arguments.training, rows), say)
-    found = sweep(Job(arguments, prepared), settings, say)
+    check_sharding(arguments.training, searches=True, init=arguments.lora.init_lora_weights)
+    if is_first_process():
+        output.claim(directory, resume=False, overwrite=arguments.run.overwrite_output_dir)
+    tell = say if is_first_process() else _silent
+    prepared = prepare(arguments, lambda rows: total_steps(arguments.training, rows), tell)
+    found = sweep(Job(arguments, prepared), settings, tell)
+    if not is_first_process():
+        return found
     write_sweep(found, directory)
     Console().print(table_of(found))
     best = found.best
@@ -30,6 +36,10 @@ def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str]
         f" --warmup_steps {best.warmup:g}; table and plot are in {directory}"
     )
     return found
+
+
+def _silent(_: str) -> None:
+    """Say nothing: one process of several speaks."""
 
 
 def table_of(found: Sweep) -> Table:

@@ -26,6 +26,7 @@ QUIET = {
     "logging_first_step": False,
     "disable_tqdm": True,
     "log_level": "error",
+    "push_to_hub": False,
 }
 """Training arguments of runs that leave nothing behind."""
 
@@ -59,7 +60,8 @@ class _Rising(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Keep the loss and end the test when it has blown up."""
-        self.losses.append(self.trainer.window_loss)
+        # Of all processes: each decides by it when the test ends.
+        self.losses.append(self.trainer.loss_of_all())
         if has_blown_up(self.losses[WARMUP:]):
             control.should_training_stop = True
 

@@ -45,6 +45,9 @@ class Marker:
 
     step: float
     label: str
+    """Shown where the line is pointed at."""
+    written: str = ""
+    """Shown beside it."""
 
 
 def line_chart(
@@ -186,7 +189,11 @@ def _legend(series: Sequence[Series]) -> Iterable[Markup]:
 def _marker(across: Axis, marker: Marker) -> Markup:
     x = across.place(marker.step)
     tip = Markup("<title>{}</title>").format(marker.label)
-    return _svg("line", tip, x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="marker")
+    drawn = _svg("line", tip, x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="marker")
+    if not marker.written:
+        return drawn
+    right = x > (across.start + across.end) / 2
+    return drawn + _text(x - 4 if right else x + 4, TOP + 10, marker.written, "end" if right else "start")
 
 
 def _line(series: Series, across: Axis, up: Axis, across_name: str = "step") -> Markup:

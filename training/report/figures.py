@@ -20,6 +20,8 @@ class Tile:
 def tiles(record: RunRecord) -> Iterable[Tile]:
     """Yield what was measured, the most important first."""
     results = record.results
+    if results.published_step is not None:
+        yield Tile("published", f"step {results.published_step}", f"the best of {results.steps or 0:,} steps")
     for name, after in record.evaluation.after.items():
         before = record.evaluation.before.get(name)
         note = "" if before is None else f"{percent(before)} before training"

@@ -73,6 +73,11 @@ def curves(record: RunRecord) -> list[Markup]:
     """Return the plots of what was logged, all over the same steps."""
     history = record.history
     markers = [Marker(event.step, event.sentence) for event in history.events]
+    best = record.results.published_step
+    if best is not None:
+        markers.append(
+            Marker(best, "the best checkpoint, which is published", written=f"published: step {best}")
+        )
     last = float(max([0, *(int(entry.get("step", 0)) for entry in history.log)]))
     loss = history.series("loss")
     noisy = len(loss) > FEW_POINTS

@@ -49,10 +49,17 @@ class LiveProgress(TrainerCallback):
     """Shows where a run is, how it does, what it uses and when it will be done. Writes to stderr."""
 
     def __init__(
-        self, console: Console | None = None, now: Callable[[], float] = time.monotonic, *, live: bool = True
+        self,
+        console: Console | None = None,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        live: bool = True,
+        rank: Callable[[], int] | None = None,
+        trained_tokens: Callable[[], int] | None = None,
     ) -> None:
+        """``rank`` and ``trained_tokens`` say what the adapter has now, and what it was trained on so far."""
         self._console = console or Console(stderr=True, highlight=False, width=_width(sys.stderr.isatty()))
-        self._now = now
+        self._now, self._rank, self._trained_tokens = now, rank, trained_tokens
         self._wants_panel = live and self._console.is_terminal
         self.meter = RunMeter(now)
         self.broken = False
@@ -61,12 +68,18 @@ class LiveProgress(TrainerCallback):
 
     @classmethod
     def install(
-        cls, trainer: Trainer, console: Console | None = None, *, live: bool = True
+        cls,
+        trainer: Trainer,
+        console: Console | None = None,
+        *,
+        live: bool = True,
+        rank: Callable[[], int] | None = None,
+        trained_tokens: Callable[[], int] | None = None,
     ) -> "LiveProgress":
         """Put a display in the place of transformers' progress bar or printer: lines alone unless ``live``."""
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        progress = cls(console, live=live)
+        progress = cls(console, live=live, rank=rank, trained_tokens=trained_tokens)
         trainer.add_callback(progress)
         # A run that ends with an error tells no callback, and what is said about it would be drawn over.
         trainer.train = progress.closed_after(trainer.train)
@@ -105,6 +118,10 @@ class LiveProgress(TrainerCallback):
     ) -> None:
         """Move the bar."""
         self.meter.step_ended(state.global_step, state.epoch, state.num_input_tokens_seen)
+        if self._rank is not None:
+            self.meter.rank = self._rank()
+        if self._trained_tokens is not None:
+            self.meter.logged({"trained_tokens": self._trained_tokens()})
 
     @_harmless
     def on_log(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from manylora.adapters.durable import make_ordinary
 from manylora.training.evaluate.evaluation import Sample
 from manylora.training.report.surroundings import Machine
 
@@ -144,6 +145,8 @@ class Results:
     trained_parameters: int | None = None
     final_rank: int | None = None
     best_checkpoint: str | None = None
+    published_step: int | None = None
+    """Of the best checkpoint, where that is the adapter; None: the last step's is."""
     adapter: str | None = None
     """The directory of the trained adapter."""
 
@@ -206,8 +209,7 @@ def write_whole(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
-        # mkstemp's files are their owner's alone; a report is as readable as its directory.
-        Path(temporary).chmod(0o644)
+        make_ordinary(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

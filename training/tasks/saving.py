@@ -50,10 +50,10 @@ class RunFiles:
             torch.cuda.set_rng_state_all(random["cuda"])
         return last
 
-    def round_done(self, run: SideBySide) -> None:
-        """Publish the adapters of tasks that are done, and write a checkpoint if it is time."""
+    def round_done(self, run: SideBySide, *, interrupted: bool = False) -> None:
+        """Publish the adapters of tasks that are done, and write a checkpoint if it is time or the run is to end."""
         self.publish_finished(run)
-        if self._checkpoint_is_due(run):
+        if interrupted or self._checkpoint_is_due(run):
             self._write_checkpoint(run)
 
     def publish_finished(self, run: SideBySide) -> None:
@@ -85,7 +85,7 @@ class RunFiles:
             staged = checkpoints.open_staging(self.directory) / name
             _write(run, staged, self._facts)
             checkpoints.publish(staged, self.directory / name)
-            checkpoints.rotate(self.directory, self._args.save_total_limit, best=None)
+            checkpoints.rotate(self.directory, self._args.save_total_limit, needed=())
         except (OSError, RuntimeError) as error:
             # torch.save tells of a full disk by a RuntimeError of its zip writer.
             if isinstance(error, RuntimeError) and "write" not in str(error):

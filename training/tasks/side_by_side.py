@@ -43,6 +43,8 @@ class SideBySide:
     """Of each task, that went through the base in training since this process began."""
     pieces: int = 1
     """Into how many a mixed batch is split, since a whole one didn't fit into memory."""
+    eval_pieces: int = 1
+    """The same of an evaluation's."""
 
     def __post_init__(self) -> None:
         self.tokens = [0] * len(self.members)
@@ -71,14 +73,32 @@ class SideBySide:
                 else []
                 for member, own in zip(chosen, batches, strict=True)
             ]
-            batch = mix(rows)
-            sums += self.base.evaluate(batch).double().cpu()
-            counts = [
-                count + end - start for count, (start, end) in zip(counts, batch.trained_spans, strict=True)
-            ]
+            more, trained = self._judge(rows)
+            sums += more
+            counts = [count + new for count, new in zip(counts, trained, strict=True)]
         for member, total, count in zip(chosen, sums.tolist(), counts, strict=True):
             if member is not None:
                 self._tell(member, _scores(total / max(count, 1), count))
+
+    def _judge(self, rows: Sequence[Sequence[Row]]) -> tuple[torch.Tensor, list[int]]:
+        """Return each task's summed loss, float64 [tasks], and trained tokens; in pieces once memory has run out."""
+        while True:
+            try:
+                sums, counts = torch.zeros(len(rows), dtype=torch.float64), [0] * len(rows)
+                for batch in _pieces(rows, self.eval_pieces):
+                    sums += self.base.evaluate(batch).double().cpu()
+                    counts = [count + _trained(batch, task) for task, count in enumerate(counts)]
+                return sums, counts
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except block, so that the error's frames, which hold tensors, are gone.
+            if self.eval_pieces >= sum(map(len, rows)):
+                raise DoesNotFit(
+                    "out of memory while evaluating one row at a time: add --q_lora, or evaluate on shorter rows"
+                )
+            self.eval_pieces *= 2
+            self._say_split(f"evaluated rows are split in {self.eval_pieces} from now on")
 
     def _round(self) -> None:
         active = [not member.finished for member in self.members]
@@ -131,8 +151,6 @@ class SideBySide:
     def _use_smaller_pieces(self, windows: Sequence[Window]) -> None:
         for member in self.members:
             member.optimizer.zero_grad()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         rows = max(sum(map(len, rows_by_task)) for rows_by_task in _micro_batches(windows))
         if self.pieces >= rows:
             raise DoesNotFit(
@@ -140,13 +158,15 @@ class SideBySide:
                 " --model_max_length; `manylora plan` says what each saves"
             )
         self.pieces *= 2
+        self._say_split(f"mixed batches are split in {self.pieces} from now on")
+
+    def _say_split(self, what: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         for member in self.members:
-            if not member.finished:
+            if not member.stopped:
                 member.events.say(
-                    member.step,
-                    "split",
-                    f"out of memory: mixed batches are split in {self.pieces} from now on; losses and steps stay what"
-                    " they are",
+                    member.step, "split", f"out of memory: {what}; losses and steps stay what they are"
                 )
 
     def _tell(self, member: Member, values: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ from manylora.training.bases.types import Base
 from manylora.training.continuing import facts_of
 from manylora.training.errors import Diverged, TrainingError
 from manylora.training.loop import checkpoints
+from manylora.training.loop.interrupt import Signals
 from manylora.training.register import can_register, register
 from manylora.training.tasks import saving
 from manylora.training.tasks.display import TasksDisplay
@@ -68,12 +69,13 @@ def run_tasks(arguments: Arguments) -> list[TaskResult]:
 
 @dataclass(frozen=True, slots=True)
 class _Watcher:
-    """Tells display, records, trackers and files what happens."""
+    """Tells display, records, trackers and files what happens, and ends a run that is interrupted."""
 
     display: TasksDisplay
     records: Records
     trackers: Trackers
     files: saving.RunFiles
+    signals: Signals
 
     def begin(self, run: SideBySide) -> None:
         self.records.begin(run.members)
@@ -88,8 +90,11 @@ class _Watcher:
         self.trackers.logged(member, values, run.rounds)
 
     def round_done(self, run: SideBySide) -> None:
-        self.files.round_done(run)
+        interrupted = self.signals.heard and any(not member.finished for member in run.members)
+        self.files.round_done(run, interrupted=interrupted)
         self.display.round_done(run)
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 def _train(plan: Plan, directory: Path, display: TasksDisplay) -> tuple[list[TaskResult], str | None]:
@@ -104,7 +109,8 @@ def _train(plan: Plan, directory: Path, display: TasksDisplay) -> tuple[list[Tas
     members = [_member(each) for each in tasks]
     facts = {name: {**each, "base": base.fingerprint} for name, each in facts.items()}
     files = saving.RunFiles(args, base.tokenizer, display.say, facts)
-    watcher = _Watcher(display, Records(tasks), Trackers(args, base.model), files)
+    signals = Signals()
+    watcher = _Watcher(display, Records(tasks), Trackers(args, base.model), files, signals)
     run = SideBySide(MixedBase(base, [member.model for member in members], args), members, watcher)
     if resume:
         display.say(f"going on from {files.resume(run)}")
@@ -113,11 +119,13 @@ def _train(plan: Plan, directory: Path, display: TasksDisplay) -> tuple[list[Tas
             member.make_optimizer()
     watcher.begin(run)
     began = time.perf_counter()
+    signals.take()
     try:
         run.run()
     except KeyboardInterrupt:
         raise TrainingError(_interrupted(directory)) from None
     finally:
+        signals.release()
         watcher.trackers.end()
     tokens = {member.name: seen for member, seen in zip(members, run.tokens, strict=True)}
     measured = Measured(time.perf_counter() - began, tokens, peak_gib())

@@ -192,6 +192,42 @@ def test_one_row_that_does_not_fit_ends_the_run_with_what_helps(
         _cramped(tiny_base(tmp_path), tmp_path).run()
 
 
+class _CrampedJudge(MixedBase):
+    """A base on a machine where training fits and evaluating more than so many rows at once doesn't."""
+
+    most = 2
+
+    def evaluate(self, batch: MixedBatch) -> Tensor:
+        if sum(grid.documents for grid in batch.grids) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().evaluate(batch)
+
+
+@pytest.mark.parametrize("most", [2, 0])
+def test_an_evaluation_out_of_memory_is_split_and_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    specs = [replace(spec, eval_rows=items(5, seed=9)) for spec in SPECS[:2]]
+    whole = team(tiny_base(tmp_path), tmp_path, specs)
+    whole.evaluate(whole.members)
+    base = tiny_base(tmp_path)
+    cramped = team(base, tmp_path, specs)
+    for module in base.model.modules():
+        module._forward_hooks.clear()
+    monkeypatch.setattr(_CrampedJudge, "most", most)
+    cramped.base = _CrampedJudge(base, [each.model for each in cramped.members], cramped.members[0].args)
+    if most == 0:
+        with pytest.raises(DoesNotFit, match="evaluating one row"):
+            cramped.evaluate(cramped.members)
+        return
+    cramped.evaluate(cramped.members)
+    for one, other in zip(whole.members, cramped.members, strict=True):
+        expected, found = one.state.log_history[-1], other.state.log_history[-1]
+        assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+        assert found["eval_tokens"] == expected["eval_tokens"]
+    assert cramped.members[0].events.all[-1].kind == "split"
+
+
 def test_held_out_rows_are_judged_when_due_and_at_the_end(tmp_path: Path) -> None:
     held_out = items(7, seed=9)
     observer = Silent()

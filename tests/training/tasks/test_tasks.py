@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import yaml
 
 from manylora.demo.task_data import write_tasks
 from manylora.loadtest.checkpoints import TINY, write_base
-from manylora.training.errors import Diverged, InvalidArgument
+from manylora.training.errors import Diverged, InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.parsing import parse_arguments
 from manylora.training.tasks import tasks
+from manylora.training.tasks.display import TasksDisplay
+from manylora.training.tasks.member import Member
+from manylora.training.tasks.side_by_side import SideBySide
 from manylora.training.tasks.tasks import TaskResult, run_tasks
 from tests.training.bases.serving import read_for
 from tests.training.loop.making import tiny_base
@@ -152,6 +156,48 @@ def test_a_tasks_file_that_is_cut_or_missing_is_named(tmp_path: Path, name: str)
 def weights_of_tasks(out: Path) -> dict[str, bytes]:
     names = ("sql", "json", "team/pirate")
     return {name: (out / name / "adapter_model.safetensors").read_bytes() for name in names}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_writes_a_checkpoint_and_goes_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    plan = write_plan(tmp_path, save_strategy="no")
+    run(plan)
+    whole = weights_of_tasks(tmp_path / "out")
+    real = TasksDisplay.round_done
+    before = signal.getsignal(number)
+
+    def interrupt(display: TasksDisplay, rounds: SideBySide) -> None:
+        real(display, rounds)
+        if rounds.rounds == 1:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(TasksDisplay, "round_done", interrupt)
+    with pytest.raises(
+        TrainingError, match=r"checkpoint-2 is whole: go on with the same command and --resume"
+    ):
+        run(plan, "--overwrite_output_dir", "True")
+    monkeypatch.undo()
+    assert signal.getsignal(number) is before
+    assert not (tmp_path / "out" / "sql" / "adapter_config.json").exists()
+    run(plan, "--resume", "True")
+    assert weights_of_tasks(tmp_path / "out") == whole
+
+
+def test_an_interruption_after_the_last_step_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(tmp_path, save_strategy="no")
+    real = SideBySide.evaluate
+
+    def interrupt(rounds: SideBySide, members: Sequence[Member]) -> None:
+        if all(member.finished for member in rounds.members):
+            signal.raise_signal(signal.SIGTERM)
+        real(rounds, members)
+
+    monkeypatch.setattr(SideBySide, "evaluate", interrupt)
+    assert all(result.adapter is not None for result in run(plan))
 
 
 def test_nothing_is_overwritten_unless_that_is_asked_for(tmp_path: Path) -> None:

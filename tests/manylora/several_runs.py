@@ -1,0 +1,42 @@
+"""Runs several commands one after the other in the processes that torchrun started: importing torch takes longest.
+
+Not a test. Takes a file with a JSON list of lists of words; says when each is done. An error in one of them ends all.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from manylora.training.bases.types import Base
+from manylora.training.evaluate.generate import Generate
+from manylora.training.parsing import parse_arguments
+from manylora.training.quiet import quiet_libraries
+from manylora.training.run import Surroundings, train
+
+
+def say(sentence: str) -> None:
+    """Write a line."""
+    sys.stderr.write(f"· {sentence}\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def no_server(_: Base) -> Iterator[Generate]:
+    """Refuse to answer."""
+    raise AssertionError("nobody asked for answers")
+    yield
+
+
+def main() -> None:
+    """Run what the file says."""
+    quiet_libraries()
+    for words in json.loads(Path(sys.argv[1]).read_text()):
+        train(parse_arguments(words), Surroundings(say, no_server))
+        say(f"process {os.environ['RANK']} is done: {' '.join(words)}")
+
+
+if __name__ == "__main__":
+    main()

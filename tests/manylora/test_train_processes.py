@@ -1,0 +1,191 @@
+"""Several processes, started by torchrun: with DDP and in shards they end, publish, resume and train as one does."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from manylora.demo.task_data import write_tasks
+from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.training.loop.checkpoints import checkpoints, last_checkpoint, read_state
+
+HERE = Path(__file__).resolve()
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[2])}
+COMMON = (
+    "--model_name_or_path tiny --data_path sql.json --eval_data_path sql-eval.json --data_check off --use_lora"
+    " --lora_r 4 --lora_dropout 0 --max_steps 6 --learning_rate 3e-2 --logging_steps 1 --live False"
+    " --gradient_accumulation_steps 2 --eval_strategy steps --eval_steps 2 --per_device_eval_batch_size 3"
+)
+BEST = " --early_stopping_patience 9 --save_total_limit 2"
+SHARDED = " --fsdp full_shard --save_strategy steps --save_steps 3"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("several")
+    write_tasks(directory, 24, 5)  # an odd number: one process of two evaluates a row that doesn't count
+    write_base(directory / "tiny", TINY)
+    return directory
+
+
+def launch(place: Path, name: str, *commands: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run commands one after the other in so many processes. They must end by themselves."""
+    batch = 4 // processes
+    words = [f"{each} --per_device_train_batch_size {batch}".split() for each in commands]
+    path = place / f"{name}.json"
+    path.write_text(json.dumps(words))
+    starter = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    return subprocess.run(
+        [sys.executable, *starter, str(HERE.parent / "several_runs.py"), str(path)],
+        cwd=place,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def logged(output: Path, key: str) -> list[float]:
+    record = json.loads((output / "run.json").read_text())
+    return [entry[key] for entry in record["history"]["log"] if key in entry]
+
+
+def adapter(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one(place: Path) -> Path:
+    """What one process makes of it."""
+    done = launch(
+        place,
+        "one",
+        f"{COMMON} --output_dir one/plain --save_strategy no",
+        f"{COMMON}{BEST} --output_dir one/best",
+        f"{COMMON} --output_dir one/auto --learning_rate auto --save_strategy no",
+        processes=1,
+    )
+    assert done.returncode == 0, done.stderr
+    return place / "one"
+
+
+@pytest.fixture(scope="module")
+def two(place: Path) -> Path:
+    """What two make of it: with DDP, then in shards, where a run is resumed from its third step too."""
+    cut = f"{COMMON}{SHARDED} --output_dir two/resumed"
+    done = launch(
+        place,
+        "two",
+        f"{COMMON}{BEST} --output_dir two/best",
+        f"{COMMON} --output_dir two/auto --learning_rate auto --save_strategy no",
+        f"{COMMON} --output_dir two/means --average_tokens_across_devices False --save_strategy no",
+        f"{COMMON}{SHARDED} --output_dir two/sharded",
+        f"{COMMON}{BEST} --fsdp full_shard --output_dir two/sharded-best",
+        f"{cut} --max_steps 3 --lr_scheduler_type constant",
+        f"{cut} --max_steps 6 --lr_scheduler_type constant --resume",
+        f"{COMMON}{SHARDED} --lr_scheduler_type constant --output_dir two/unbroken",
+        f"{COMMON}{SHARDED} --fsdp_config fsdp_qlora.json --q_lora --output_dir two/nf4",
+        processes=2,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"process [01] is done", done.stderr)) == 18
+    return place / "two"
+
+
+def same(found: Path, expected: Path) -> None:
+    assert logged(found, "loss") == pytest.approx(logged(expected, "loss"), abs=1e-5)
+    assert logged(found, "grad_norm") == pytest.approx(logged(expected, "grad_norm"), rel=1e-3)
+    assert logged(found, "eval_loss") == pytest.approx(logged(expected, "eval_loss"), abs=1e-5)
+    assert logged(found, "eval_tokens") == logged(expected, "eval_tokens")
+    ours, theirs = adapter(found), adapter(expected)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_shards_train_publish_and_evaluate_as_one_process_does(one: Path, two: Path) -> None:
+    same(two / "sharded", one / "plain")
+    config = json.loads((two / "sharded" / "adapter_config.json").read_text())
+    assert config["r"] == 4
+    # What was sharded is sharded: a full copy of the run in each process would have written optimizer.pt.
+    kept = {path.name for path in last_checkpoint(two / "sharded").iterdir()}
+    assert "pytorch_model_fsdp.bin" in kept
+    assert "optimizer.pt" not in kept
+
+
+@pytest.mark.parametrize("kind", ["best", "sharded-best"])
+def test_the_best_checkpoint_of_two_processes_is_found_under_its_own_name_and_published(
+    one: Path, two: Path, kind: str
+) -> None:
+    same(two / kind, one / "best")
+    results = json.loads((two / kind / "run.json").read_text())["results"]
+    best = two / kind / f"checkpoint-{results['published_step']}"
+    assert results["best_checkpoint"] == str(Path("two") / kind / best.name)
+    assert all(torch.equal(adapter(two / kind)[name], value) for name, value in adapter(best).items())
+    scores = logged(two / kind, "eval_loss")
+    assert 2 * (scores[:3].index(min(scores[:3])) + 1) == results["published_step"]
+
+
+def test_two_processes_agree_on_the_learning_rate(one: Path, two: Path) -> None:
+    assert logged(two / "auto", "learning_rate")[0] > 0
+    same(two / "auto", one / "auto")
+
+
+def test_each_process_dividing_by_its_own_tokens_does_not_double_the_gradient(one: Path, two: Path) -> None:
+    assert logged(two / "means", "loss")[0] == pytest.approx(logged(one / "plain", "loss")[0], rel=0.05)
+    assert logged(two / "means", "grad_norm")[0] == pytest.approx(
+        logged(one / "plain", "grad_norm")[0], rel=0.3
+    )
+
+
+def test_a_run_in_shards_that_is_resumed_ends_as_the_unbroken_one(two: Path) -> None:
+    same(two / "resumed", two / "unbroken")
+    assert [path.name for path in checkpoints(two / "resumed")] == ["checkpoint-3", "checkpoint-6"]
+    assert read_state(two / "resumed" / "checkpoint-6")["backoffs"] == 0
+
+
+def test_a_base_in_four_bits_is_trained_in_shards(two: Path) -> None:
+    held = json.loads((two / "nf4" / "manylora_base.json").read_text())
+    assert held["kind"] == "nf4"
+    assert logged(two / "nf4", "loss")[-1] < logged(two / "nf4", "loss")[0]
+
+
+def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(place: Path) -> None:
+    words = f"train {COMMON} --output_dir stopped --max_steps 2000 --eval_strategy no --per_device_train_batch_size 1"
+    starter = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "manylora"]
+    with subprocess.Popen(
+        [sys.executable, *starter, *words.split()],
+        cwd=place,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        # The first line about a step comes when the first step is done.
+        before = next(line for line in process.stderr if line.startswith("step "))
+        os.kill(second_of(process.pid), signal.SIGTERM)
+        said = before + process.stderr.read()
+    assert process.returncode != 0, said
+    assert "--resume" in said
+    assert "Traceback" not in said.split("torch.distributed.elastic")[0]
+    kept = last_checkpoint(place / "stopped")
+    assert {"optimizer.pt", "rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in kept.iterdir()}
+    assert not (place / "stopped" / "adapter_config.json").exists()
+
+
+def second_of(launcher: int) -> int:
+    """Return the process id of rank 1."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if b"RANK=1" in environment:
+            return int(child)
+    raise AssertionError(f"none of {children} is rank 1")
