@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+CHECKPOINTED = "_checkpoint_wrapped_module."
+"""What FSDP's activation checkpointing puts into the names of what it wraps."""
 _LISTED = 3
 
 
@@ -32,7 +34,7 @@ def save_adapter(model: "PeftModel", directory: Path, gathered: Mapping[str, Ten
     Factors that started as part of the base (PiSSA, OLoRA) are written with their start, as a plain LoRA of the
     unchanged base. Raises TrainingError rather than save an adapter without tensors.
     """
-    whole = {} if gathered is None else {"state_dict": dict(gathered)}
+    whole = {} if gathered is None else {"state_dict": _as_in_model(gathered, model)}
     model.save_pretrained(directory, save_embedding_layers=False, **whole)
     (directory / "README.md").unlink(missing_ok=True)  # peft's card is a form that nobody filled in
     make_plain(model, directory)
@@ -45,6 +47,9 @@ def make_plain(model: "PeftModel", directory: Path) -> None:
     residuals = _residuals(model)
     if residuals:
         _fold_start(config, tensors, residuals, model)
+    plain = {name.replace(CHECKPOINTED, ""): tensor for name, tensor in tensors.items()}
+    if residuals or plain.keys() != tensors.keys():
+        tensors = plain
         save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     make_ordinary(directory / WEIGHTS_FILE)
     if not tensors or any(tensor.numel() == 0 for tensor in tensors.values()):
@@ -56,6 +61,12 @@ def make_plain(model: "PeftModel", directory: Path) -> None:
         config["target_modules"] = sorted(config["target_modules"])
     _write_json(directory / CONFIG_FILE, config)
     _write_json(directory / BASE_FILE, describe_base(model))
+
+
+def _as_in_model(gathered: Mapping[str, Tensor], model: "PeftModel") -> dict[str, Tensor]:
+    """Return tensors by the names that the modules have now, by which peft finds its own among them."""
+    names = {name.replace(CHECKPOINTED, ""): name for name, _ in model.named_parameters()}
+    return {names.get(name, name): tensor for name, tensor in gathered.items()}
 
 
 def describe_base(model: Any) -> dict[str, object]:

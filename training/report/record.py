@@ -145,10 +145,10 @@ class Results:
     trained_parameters: int | None = None
     final_rank: int | None = None
     best_checkpoint: str | None = None
-    published_step: int | None = None
-    """Of the best checkpoint, where that is the adapter; None: the last step's is."""
     adapter: str | None = None
     """The directory of the trained adapter."""
+    published_step: int | None = None
+    """Of the best checkpoint, where that is the adapter; None: the last step's is."""
 
 
 @dataclass(frozen=True, slots=True)

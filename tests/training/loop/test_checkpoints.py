@@ -52,7 +52,7 @@ def test_rotation_keeps_the_newest_and_the_best(
     tmp_path: Path, keep: int | None, best: int | None, left: list[int]
 ) -> None:
     make(tmp_path, 1, 2, 3, 4)
-    checkpoints.rotate(tmp_path, keep, None if best is None else tmp_path / f"checkpoint-{best}")
+    checkpoints.rotate(tmp_path, keep, [] if best is None else [tmp_path / f"checkpoint-{best}"])
     assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path)] == left
 
 
