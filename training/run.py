@@ -134,9 +134,7 @@ def _questions(job: Job, around: Surroundings) -> Iterator[GenerationEvaluation 
 def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     arguments = job.arguments
     directory = Path(arguments.training.output_dir)
-    overridden = settle_best_checkpoint(job)
-    if overridden is not None:
-        say(overridden)
+    overridden = settle_best_checkpoint(job, say)
     wants_rate = arguments.learning_rate_auto and not arguments.run.resume
     choice = choose_rate(job, directory, say) if wants_rate else None
     record = start_record(job.arguments, job.prepared, plan_job(job).parts, job.changes)
@@ -161,8 +159,7 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
             )
             raise
     publish(trainer, directory)
-    if trainer.eval_dataset is not None:
-        metrics.update(_held_out(trainer))
+    metrics.update(_held_out(trainer))
     after = None if questions is None else questions.score(directory)
     peak = meter.peak_gib
     if is_first_process():
@@ -197,6 +194,8 @@ def _train(trainer: LoraTrainer, point: Path | None, directory: Path, say: Say) 
 
 def _held_out(trainer: LoraTrainer) -> dict[str, float]:
     """Return what the held-out rows say; nothing where they don't fit into memory, which is no reason to end there."""
+    if trainer.eval_dataset is None:
+        return {}
     try:
         return trainer.evaluate()
     except DoesNotFit as error:

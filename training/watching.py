@@ -42,10 +42,10 @@ def evaluation_settings(arguments: Arguments) -> EvaluationSettings | None:
     )
 
 
-def settle_best_checkpoint(job: Job) -> str | None:
+def settle_best_checkpoint(job: Job, say: Callable[[str], None]) -> str | None:
     """Keep the best checkpoint where runs may stop early, and judge it by the answers if there are any.
 
-    Returns a sentence where checkpoints were to be written at other times than evaluations.
+    Says and returns a sentence where checkpoints were to be written at other times than evaluations.
     """
     arguments = job.arguments
     training, settings = arguments.training, evaluation_settings(arguments)
@@ -60,7 +60,10 @@ def settle_best_checkpoint(job: Job) -> str | None:
         changes["metric_for_best_model"] = "eval_loss" if settings is None else settings.metric
         changes["greater_is_better"] = settings is not None
     job.changes.update(changes)
-    return _overridden(arguments, changes)
+    overridden = _overridden(arguments, changes)
+    if overridden is not None:
+        say(overridden)
+    return overridden
 
 
 def _overridden(arguments: Arguments, changes: Mapping[str, Any]) -> str | None:

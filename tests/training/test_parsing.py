@@ -144,7 +144,6 @@ def test_the_last_learning_rate_counts(words: str, auto: bool) -> None:
         (f"{LEAST} --warmup_ratio 1.5", "expected a share"),
         (f"{LEAST} --warmup_ratio much", "expected a number"),
         (f"{LEAST} --config a.yaml --config b.yaml", "given twice"),
-        (f"{LEAST} --rank_schedule 4:0,8:0.5 --fsdp full_shard", "leave one of them out"),
         (f"{LEAST} --early_stopping_patience 3", "--eval_data_path"),
         (f"{LEAST} --load_best_model_at_end True", "save and eval strategy"),
         ("--data_path d.json --output_dir out", "add --use_lora"),
