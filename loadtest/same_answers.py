@@ -32,6 +32,8 @@ TASK, LONGEST_ANSWER = "sql", 48
 ALIKE = 0.01
 """Share of the questions by which the right answers may differ."""
 AT_ONCE, GPTQ_GROUP = 16, 64
+START_SECONDS = 1800.0
+"""A machine that does other things too may take long to load a model."""
 RESUMED = {True: "to the bit", False: "otherwise", None: "–"}
 FIXED = ("--lora_r", "16", "--lora_alpha", "32")
 
@@ -140,12 +142,13 @@ def train_words(job: Job, method: Method, output: Path) -> list[str]:
 
 
 def train(job: Job, method: Method, output: Path) -> tuple[str, dict[str, Any]]:
-    """Train, and return what was said and run.json. DoRA's answers can't be asked of the served base."""
+    """Train, unless it is done, and return what was said and run.json. DoRA can't be asked of the served base."""
     asked = ["--eval_answers", "exact", "--eval_answers_limit", str(job.questions)]
     asked += ["--eval_answers_max_new_tokens", str(LONGEST_ANSWER)]
     words = train_words(job, method, output) + ([] if "--use_dora" in method.flags else asked)
-    said = run(words, output.with_suffix(".log"))
-    return said, json.loads((output / "run.json").read_text(encoding="utf-8"))
+    log, record = output.with_suffix(".log"), output / "run.json"
+    said = log.read_text(encoding="utf-8") if record.exists() else run(words, log)
+    return said, json.loads(record.read_text(encoding="utf-8"))
 
 
 def resumes(job: Job, method: Method, whole: Path, again: Path) -> bool:
@@ -165,7 +168,10 @@ def serve_words(said: str) -> list[str] | None:
 def ask(words: Sequence[str], model: str | None, questions: Sequence[str], place: Path) -> list[str]:
     """Serve as the words say and return the answers; ``model`` None asks for the base."""
     server = start_server(None, place, words)
-    with running(server), httpx.Client(base_url=server.url, timeout=600) as client:
+    with (
+        running(server, start_seconds=START_SECONDS),
+        httpx.Client(base_url=server.url, timeout=START_SECONDS) as client,
+    ):
         name = model or client.get("/v1/models").json()["data"][0]["id"]
 
         def answer(question: str) -> str:
@@ -213,6 +219,7 @@ def follow(job: Job, method: Method, place: Path, *, without_resume: bool) -> Ou
     said, record = train(job, method, output)
     words = serve_words(said)
     answers = None if words is None else ask(words, output.name, questions, place / "served")
+    shutil.rmtree(merged, ignore_errors=True)
     closing = run(["merge", "--adapter", str(output), "--output", str(merged)], place / "merge.log")
     of_merged = serve_words(closing)
     if of_merged is None:
@@ -251,12 +258,14 @@ def main() -> None:
     parser.add_argument(
         "--methods", help=f"names by semicolons, of {'; '.join(each.name for each in METHODS)}"
     )
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--without-resume", action="store_true", help="leave out the resumed run")
-    parser.add_argument("--keep", type=Path, help="leave everything in this directory")
+    parser.add_argument(
+        "--keep", type=Path, help="leave everything here; what was trained here before is taken"
+    )
     parser.add_argument("--json", type=Path, help="write the outcomes here")
     given = parser.parse_args()
     chosen = METHODS if given.methods is None else _chosen(given.methods)
@@ -268,7 +277,7 @@ def main() -> None:
         _prepare(job, chosen)
         for number, method in enumerate(chosen):
             home = place / str(number)
-            home.mkdir(parents=True)
+            home.mkdir(parents=True, exist_ok=True)
             outcomes.append(follow(job, method, home, without_resume=given.without_resume))
             print(json.dumps(asdict(outcomes[-1])), file=sys.stderr, flush=True)  # noqa: T201  # the result
             if given.json is not None:

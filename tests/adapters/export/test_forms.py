@@ -10,6 +10,7 @@ import torch
 
 from manylora.adapters.export.errors import ExportFailed
 from manylora.adapters.export.export import export
+from manylora.adapters.export.settings import ExportPart, ExportSettings
 from manylora.adapters.files import BASE_FILE
 from manylora.adapters.reader import read_adapter
 from manylora.adapters.types import ModuleShape
@@ -188,3 +189,19 @@ def _in_nf4(base: Path, directory: Path) -> Path:
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     load(base, quantization_config=four_bit).save_pretrained(directory)
     return directory
+
+
+@pytest.mark.parametrize(("second", "says"), [("nf4", True), ("dense", False), (None, False)])
+def test_one_adapter_of_several_says_what_all_of_them_say(
+    tmp_path: Path, base: Path, second: str | None, says: bool
+) -> None:
+    held = None if second is None else {"kind": second}
+    parts = (
+        ExportPart("one", adapter_of(tmp_path / "one", base, {"kind": "nf4"}, 1.0), 0.5),
+        ExportPart("two", adapter_of(tmp_path / "two", base, held, 0.9), 0.5),
+    )
+    export(ExportSettings(adapter=None, output=tmp_path / "out", parts=parts, format="peft"))
+    assert (tmp_path / "out" / BASE_FILE).exists() is says
+    report = export(ExportSettings(adapter=None, output=tmp_path / "model", base=base, parts=parts))
+    facts: Any = report.manifest["base"]
+    assert (facts["trained_as"] == "NF4") is says
