@@ -193,16 +193,29 @@ def by_transformers(directory: Path, questions: Sequence[str]) -> list[str]:
 
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer: Any = load_tokenizer(directory)
-    answers = []
-    for question in questions:
-        turns = [{"role": "user", "content": question}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        for question in questions
+    ]
+    answers: list[str] = []
+    for first in range(0, len(texts), AT_ONCE):
+        batch = tokenizer(
+            texts[first : first + AT_ONCE], add_special_tokens=False, padding=True, return_tensors="pt"
+        )
         with torch.no_grad():
             made = model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LONGEST_ANSWER
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                do_sample=False,
+                max_new_tokens=LONGEST_ANSWER,
             )
-        answers.append(str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)))
+        new = made[:, batch["input_ids"].shape[1] :]
+        answers += map(str, tokenizer.batch_decode(new, skip_special_tokens=True))
     return answers
 
 
