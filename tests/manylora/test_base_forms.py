@@ -50,7 +50,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def server_of(files: Path, data: Path, **settings: object) -> AsyncIterator[tuple[Server, str]]:
     """The server in this process, and what it says at start."""
     small = {"data_dir": data, "kv_cache_gib": 0.01, "arena_rows": 64, "dtype": "float32"}
-    given = ServeSettings(adapter_root=files / "adapters", **small, **settings)  # type: ignore[arg-type]  # checked there
+    given = ServeSettings(adapter_root=files / "adapters", **small, **settings)
     server = assemble(given, files / "base", "model", lambda done, total: None)
     server.engine.start()
     try:
@@ -137,7 +137,7 @@ def _form_of(words: list[str]) -> BaseForm:
     """What a server with these words holds, by the command's own parser and the loader's report."""
     given = dict(zip(words[1::2], words[2::2], strict=False)) if "--double-quant" not in words else {}
     settings = ServeSettings(
-        quantization=given.get("--quantization", "auto"),  # type: ignore[arg-type]  # checked there
+        quantization=given.get("--quantization", "auto"),
         double_quant="--double-quant" in words,
         dtype="float32",
     )

@@ -33,7 +33,7 @@ def a_cpu_that_is_fast_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loaded(directory: Path, **settings: str) -> tuple[str, torch.dtype, tuple[str, ...]]:
-    found = load_base(ServeSettings(device="cpu", **settings), directory, lambda done, total: None)  # type: ignore[arg-type]  # checked there
+    found = load_base(ServeSettings(device="cpu", **settings), directory, lambda done, total: None)
     return found.report.kind, found.dtype, found.report.notes
 
 
