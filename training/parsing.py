@@ -1,5 +1,6 @@
 """From words to Arguments: flags, a YAML file, old names, and what this machine can't do. Nothing is loaded here."""
 
+import dataclasses
 import difflib
 import json
 import math
@@ -41,7 +42,23 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     processes = settle_processes(parsed[-1])
     arguments = Arguments(*parsed, auto, given, (*notes, *more, *fallback, *processes), tuple(argv))
     check(arguments)
-    return arguments
+    return dataclasses.replace(arguments, notes=(*arguments.notes, *_unused(arguments)))
+
+
+def _unused(arguments: Arguments) -> list[str]:
+    """Return sentences on flags of ours that another one leaves without effect."""
+    run, data, lora, given = arguments.run, arguments.data, arguments.lora, arguments.given
+    pairs = {
+        "eval_share": (bool(data.eval_data_path), "--eval_data_path is held out, and no share of the data"),
+        "lora_r": (lora.rank_schedule is not None, "--rank_schedule says the ranks"),
+        "memory": (not run.auto_fit, "it is what --auto_fit makes the run fit into"),
+        "admin_key": (run.register is None, "it is for the server of --register"),
+    }
+    return [
+        f"--{name} is not used: {why}"
+        for name, (is_unused, why) in pairs.items()
+        if is_unused and name in given
+    ]
 
 
 def _parse(
@@ -205,6 +222,9 @@ def _check_evaluation(arguments: Arguments) -> None:
     wanted = evaluates or run.early_stopping_patience or run.eval_answers != "none"
     if run.tasks is None and wanted and not (data.eval_data_path or data.eval_share > 0):
         raise InvalidArgument("evaluation needs data: give --eval_data_path FILE, or --eval_share 0.05")
+    of_answers = sorted(name for name in arguments.given if name.startswith("eval_answers_"))
+    if of_answers and run.eval_answers == "none":
+        raise InvalidArgument(f"--{of_answers[0]} has no effect without --eval_answers")
     metric = training.metric_for_best_model
     judged = {kind: name for kind, name in METRIC_NAMES.items() if kind == run.eval_answers}
     names = ("loss", "perplexity", *judged.values())

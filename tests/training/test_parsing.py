@@ -142,6 +142,7 @@ def test_the_last_learning_rate_counts(words: str, auto: bool) -> None:
         (f"{LEAST} --group_by_length often", "expected true or false"),
         (f"{LEAST} --save_safetensors True more", "takes one value"),
         (f"{LEAST} --warmup_ratio 1.5", "expected a share"),
+        (f"{LEAST} --eval_answers_limit 5", "no effect without --eval_answers"),
         (f"{LEAST} --warmup_ratio much", "expected a number"),
         (f"{LEAST} --config a.yaml --config b.yaml", "given twice"),
         (f"{LEAST} --early_stopping_patience 3", "--eval_data_path"),
@@ -180,11 +181,12 @@ def test_an_old_flag_neither_swallows_nor_drops_the_next(old: str, following: st
 
 
 @pytest.mark.parametrize(
-    "words",
-    ["--gradient_checkpointing", "--gradient_checkpointing --packing", "--gradient_checkpointing=True"],
+    "name", ["gradient_checkpointing", "ddp_static_graph", "disable_tqdm", "hub_always_push", "bf16"]
 )
-def test_every_switch_is_on_without_a_value(words: str) -> None:
-    assert parse_arguments([*LEAST.split(), *words.split()]).training.activation_checkpointing is True
+@pytest.mark.parametrize("following", ["", " --packing"])
+def test_every_switch_is_on_without_a_value(name: str, following: str) -> None:
+    found = parse_arguments([*LEAST.split(), "--push_to_hub", *f"--{name}{following}".split()])
+    assert getattr(found.training, name) is True
 
 
 @pytest.mark.parametrize(
@@ -202,6 +204,20 @@ def test_a_share_of_warm_up_is_lost_to_steps_alone(words: str, steps: float, sai
     found = parse_arguments([*LEAST.split(), *words.split()])
     assert found.training.warmup_steps == steps
     assert any("--warmup_ratio" in note for note in found.notes) == said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--eval_share 0.1 --eval_data_path e.json",
+        "--lora_r 64 --rank_schedule 4:0,8:0.5",
+        "--memory 8GiB",
+        "--admin_key secret",
+    ],
+)
+def test_a_flag_that_another_leaves_without_effect_is_said(words: str) -> None:
+    notes = parse_arguments([*LEAST.split(), *words.split()]).notes
+    assert any(note.startswith(f"{words.split()[0]} is not used") for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +262,7 @@ def test_the_last_fp16_is_what_a_cpu_makes_bf16_of(
         ("seed: 010", "training", "seed", 10),
         ("run_name: 2024-01-01", "training", "run_name", "2024-01-01"),
         ("report_to: [tensorboard, wandb]", "training", "report_to", ["tensorboard", "wandb"]),
-        ("eval_answers_pattern: --x", "run", "eval_answers_pattern", "--x"),
+        ("run_name: --x", "training", "run_name", "--x"),
     ],
 )
 def test_yaml_means_what_is_written(tmp_path: Path, text: str, part: str, name: str, value: object) -> None:
