@@ -1,6 +1,6 @@
 """Runs several commands one after the other in the processes that torchrun started: importing torch takes longest.
 
-Not a test. Takes a file with a JSON list of lists of words; says when each is done. An error in one of them ends all.
+Not a test. Takes a file with a JSON list of lists of words; says how each ended. A traceback in one of them ends all.
 """
 
 import json
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from manylora.training.bases.types import Base
+from manylora.training.errors import TrainingError
 from manylora.training.evaluate.generate import Generate
 from manylora.training.parsing import parse_arguments
 from manylora.training.quiet import quiet_libraries
@@ -34,8 +35,12 @@ def main() -> None:
     """Run what the file says."""
     quiet_libraries()
     for words in json.loads(Path(sys.argv[1]).read_text()):
-        train(parse_arguments(words), Surroundings(say, no_server))
-        say(f"process {os.environ['RANK']} is done: {' '.join(words)}")
+        end = "is done"
+        try:
+            train(parse_arguments(words), Surroundings(say, no_server))
+        except TrainingError as error:
+            end = f"ended: {error}"
+        say(f"process {os.environ['RANK']} {end}: {' '.join(words)}")
 
 
 if __name__ == "__main__":
