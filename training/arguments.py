@@ -146,6 +146,13 @@ class RunArguments:
     memory: str | None = field(
         default=None, metadata={"help": "Memory that the run may use, as in 24GiB; all of the device."}
     )
+    guard: str = field(
+        default="on",
+        metadata={
+            "help": "Watch loss and gradients: on (a run that goes astray goes back or stops), warn (say it), off.",
+            "choices": ["off", "warn", "on"],
+        },
+    )
     on_divergence: str = field(
         default="backoff",
         metadata={

@@ -75,6 +75,7 @@ class Job:
         changes: Mapping[str, Any] | None = None,
         *,
         on_divergence: str | None = None,
+        guard: str | None = None,
     ) -> LoraTrainer:
         """Return a trainer over the job's model. ``policy`` is the run's own unless given.
 
@@ -91,7 +92,9 @@ class Job:
             args,
             policy or prepared.policy,
             LoopSettings(
-                on_divergence or self.arguments.run.on_divergence, self.arguments.lora.loraplus_lr_ratio
+                on_divergence or self.arguments.run.on_divergence,
+                self.arguments.lora.loraplus_lr_ratio,
+                guard or self.arguments.run.guard,
             ),
             train_dataset=rows,
             eval_dataset=eval_rows,

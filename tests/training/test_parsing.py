@@ -96,6 +96,25 @@ def test_a_dropped_flag_is_said_and_not_refused() -> None:
     assert "safetensors" in " ".join(parse_arguments([*LEAST.split(), "--save_safetensors", "True"]).notes)
 
 
+def test_what_yaml_takes_for_a_truth_value_is_the_word_that_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "data_path: d.json\noutput_dir: out\nuse_lora: true\nguard: off\ndata_check: off\nsave_strategy: no\n"
+    )
+    found = parse_arguments([str(path)])
+    assert (found.run.guard, found.data.data_check, found.training.use_lora) == ("off", "off", True)
+    assert found.training.save_strategy == "no"
+    path.write_text(path.read_text().replace("guard: off", "guard: on"))
+    assert parse_arguments([str(path)]).run.guard == "on"
+
+
+def test_the_guard_is_on_warn_or_off() -> None:
+    assert parse_arguments(LEAST.split()).run.guard == "on"
+    assert parse_arguments([*LEAST.split(), "--guard", "warn"]).run.guard == "warn"
+    with pytest.raises(InvalidArgument, match="--guard"):
+        parse_arguments([*LEAST.split(), "--guard", "maybe"])
+
+
 def test_a_yaml_file_has_the_same_keys_and_flags_win(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(

@@ -27,7 +27,7 @@ def evaluate_loss(trainer: "LoraTrainer", loader: DataLoader[object], prefix: st
     total, tokens, rows = torch.zeros((), dtype=torch.float64), 0, 0
     try:
         for batch in loader:
-            sums, counts = _row_losses(trainer, batch)
+            sums, counts = row_losses(trainer, batch)
             # Rows that were added to even out the last batches of several processes are dropped again here.
             sums, counts = trainer.accelerator.gather_for_metrics((sums, counts))
             total += sums.double().sum().cpu()
@@ -35,7 +35,8 @@ def evaluate_loss(trainer: "LoraTrainer", loader: DataLoader[object], prefix: st
             rows += len(counts)
     finally:
         model.train(was_training)
-    loss = float(total) / max(tokens, 1)
+    # Without a trained token nothing was judged, and 0 would be the best of all losses.
+    loss = float(total) / tokens if tokens else math.nan
     metrics = {
         f"{prefix}_loss": loss,
         f"{prefix}_perplexity": math.exp(min(loss, LARGEST_EXPONENT)) if loss == loss else math.nan,
@@ -44,7 +45,7 @@ def evaluate_loss(trainer: "LoraTrainer", loader: DataLoader[object], prefix: st
     return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=rows)
 
 
-def _row_losses(trainer: "LoraTrainer", batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def row_losses(trainer: "LoraTrainer", batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each row's summed loss, float32 [B], and its trained tokens, int64 [B]; in pieces once memory has run out.
 
     Raises DoesNotFit when one row is too much.

@@ -8,7 +8,7 @@ Listener = Callable[[Event], None]
 
 
 class Events:
-    """A list of events, and those who listen. Kinds: note, backoff, split, rank, flat, checkpoint."""
+    """A list of events, and those who listen. Kinds: note, backoff, warning, split, rank, flat, checkpoint."""
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []

@@ -11,9 +11,10 @@ from manylora.training.bases.save import save_adapter
 from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.loop.events import Events
-from manylora.training.loop.guard import Guard
 from manylora.training.loop.hub import HubPushing
+from manylora.training.loop.masked import MaskedRows
 from manylora.training.loop.sharding import gather_trained
+from manylora.training.loop.watch import Watch
 from manylora.training.rank.policy import RankPolicy
 
 
@@ -24,8 +25,8 @@ class CheckpointSaving(HubPushing):
     events: Events
     micro_rows: int | None
     eval_rows: int | None
-    _guard: Guard | None
-    _backoffs: int
+    watch: Watch
+    masked: MaskedRows
     _staging: Path | None = None
     run_state: Mapping[str, object] | None = None
     """What else a checkpoint says of its run (training/continuing.py)."""
@@ -140,8 +141,8 @@ class CheckpointSaving(HubPushing):
     def own_state(self) -> dict[str, object]:
         """Return what a resumed run needs of the loop, as JSON."""
         return {
-            "guard": None if self._guard is None else self._guard.state(),
-            "backoffs": self._backoffs,
+            "watch": self.watch.state(),
+            "masked": [self.masked.count, self.masked.drawn],
             "micro_rows": self.micro_rows,
             "eval_rows": self.eval_rows,
             "run": self.run_state,
@@ -149,6 +150,7 @@ class CheckpointSaving(HubPushing):
 
     def take_own_state(self, state: dict[str, Any]) -> None:
         """Take it back."""
-        self._backoffs = int(state["backoffs"])
         self.micro_rows, self.eval_rows = state["micro_rows"], state.get("eval_rows")
-        self._guard = None if state["guard"] is None else Guard.restore(state["guard"])
+        if "watch" in state:  # checkpoints of before there was one go on with a guard that has seen nothing
+            self.watch.restore(state["watch"])
+            self.masked.count, self.masked.drawn = state["masked"]

@@ -1,5 +1,7 @@
 """The last good state of what is trained, kept in memory: where a run that diverged goes back to."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +21,6 @@ class Snapshot:
     @classmethod
     def take(cls, step: int, model: nn.Module, optimizer: Optimizer) -> "Snapshot":
         """Copy the state at the border after ``step``."""
-        values = {name: _copy(each.detach()) for name, each in model.named_parameters() if each.requires_grad}
         states = {
             index: {
                 key: _copy(value) if isinstance(value, Tensor) else value
@@ -27,15 +28,23 @@ class Snapshot:
             }
             for index, each in enumerate(_parameters(optimizer))
         }
-        return cls(step, values, states)
+        return cls(step, _values(model), states)
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """Have the trained parameters be what they were, for a while; gradients stay."""
+        now = _values(model)
+        _set(model, self.values)
+        try:
+            yield
+        finally:
+            _set(model, now)
 
     def put_back(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Make the trained parameters and the optimiser's state what they were. Gradients are dropped."""
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(self.values[name])
-                    parameter.grad = None
+        _set(model, self.values)
+        for parameter in model.parameters():
+            parameter.grad = None
         for index, each in enumerate(_parameters(optimizer)):
             saved = self.states[index]
             if not saved:
@@ -55,6 +64,17 @@ def slow_down(optimizer: Optimizer, scheduler: object, factor: float) -> None:
     rates = getattr(scheduler, "base_lrs", None)
     if rates is not None:
         rates[:] = [rate * factor for rate in rates]
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: _copy(each) for name, each in model.named_parameters() if each.requires_grad}
+
+
+@torch.no_grad()
+def _set(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(values[name])
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

@@ -15,25 +15,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from manylora.training.errors import Diverged, DoesNotFit
+from manylora.training.errors import DoesNotFit
 from manylora.training.evaluate.best import BestCheckpoint
 from manylora.training.loop.evaluation import evaluate_loss
 from manylora.training.loop.events import Events
-from manylora.training.loop.guard import Guard, Trouble
-from manylora.training.loop.loss import trained_token_loss
+from manylora.training.loop.guarded import GuardedTrainer, WindowRows
+from manylora.training.loop.loss import token_losses
 from manylora.training.loop.out_of_memory import is_out_of_memory
 from manylora.training.loop.saving import CheckpointSaving
 from manylora.training.loop.sharding import shard_on_cpu
-from manylora.training.loop.snapshot import Snapshot, slow_down
 from manylora.training.loop.split import in_parts, rows_of
-from manylora.training.rank.policy import Moment, RankPolicy
+from manylora.training.loop.watch import GuardSettings
+from manylora.training.rank.policy import RankPolicy
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-SNAPSHOT_STEPS = 25
-MOST_BACKOFFS = 3
-SLOWER = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +39,11 @@ class LoopSettings:
     on_divergence: str = "backoff"
     """backoff, stop or ignore."""
     loraplus_lr_ratio: float | None = None
+    guard: str = "on"
+    """off, warn or on."""
 
 
-class LoraTrainer(CheckpointSaving, BestCheckpoint):
+class LoraTrainer(GuardedTrainer, CheckpointSaving, BestCheckpoint):
     """Trains an adapter. The loss of an optimiser step is the mean over the trained tokens of its whole window.
 
     ``model`` is what the policy attached. Raises Diverged or DoesNotFit where a run can't go on.
@@ -85,11 +83,8 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         """That the loss was taken over since this process began."""
         self._window: list[Mapping[str, Tensor]] = []
         self.window_loss = 0.0
-        """This process's share of the loss of the step under way, or of the one just taken."""
         self._ends_window = False
-        self._guard = None
-        self._snapshot: Snapshot | None = None
-        self._backoffs = 0
+        self.start_watching(GuardSettings(self.settings.guard, self.settings.on_divergence))
         self.add_callback(_PolicyCallback(self))
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -121,12 +116,6 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         self.policy.scheduler(scheduler)
         return scheduler
 
-    def moment(self) -> Moment:
-        """Return where the run is."""
-        assert self.optimizer is not None
-        inner: Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return Moment(self.state.global_step, self.state.max_steps, inner, self.lr_scheduler)
-
     def _run_epoch(self, **named: Any) -> None:
         """Take no step where a resumed run is already as far as it was to go; transformers would take one more."""
         if self.state.global_step >= self.state.max_steps:
@@ -140,13 +129,10 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Mapping[str, Tensor]], Tensor | int | None]:
         """Fetch a window of micro-batches. Called between two optimiser steps, so the rank may change here."""
-        self._window, self.window_loss = [], 0.0
+        self._window, self.window_loss, self._rows = [], 0.0, WindowRows()
         if self.policy.before_step(self.model, self.moment()):
             self._after_rank_change()
-        self._guard = self._guard or Guard()
-        self._guard.total_steps = self.state.max_steps
-        if self._snapshot is None and self._can_go_back():
-            self._take_snapshot()
+        self.watch.begin_step(self.state.max_steps)
         samples: tuple[list[Mapping[str, Tensor]], Tensor | int | None] = super().get_batch_samples(
             epoch_iterator, num_batches, device
         )
@@ -204,6 +190,7 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
 
     def _start_window_anew(self, num_items: Tensor | int | None) -> None:
         """Drop the window's gradients, which hold part of what failed, and redo its earlier micro-batches."""
+        self._rows = WindowRows()
         self.model_wrapped.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -225,11 +212,14 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
         """
         if return_outputs:
             raise NotImplementedError("outputs are not kept: logits exist at trained positions alone")
-        total, count = trained_token_loss(model, inputs, self.args.label_smoothing_factor)
+        losses, owner = token_losses(model, inputs, self.args.label_smoothing_factor)
+        total = losses.sum()
         if num_items_in_batch is None:
-            return total / max(count, 1)
+            return total / max(losses.numel(), 1)
+        self._rows.add(losses, owner, rows_of(inputs))
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        loss = total / num_items_in_batch * processes
+        # A window of rows without a trained token has the loss 0, not 0/0.
+        loss = total / torch.as_tensor(num_items_in_batch).clamp(min=1) * processes
         penalty = self.policy.penalty(self.model) if self._ends_window else None
         return loss if penalty is None else loss + penalty
 
@@ -254,62 +244,8 @@ class LoraTrainer(CheckpointSaving, BestCheckpoint):
             torch.distributed.broadcast_object_list(mine, src=0)
         return mine[0]
 
-    # --- when it goes wrong
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Look at the step before it is taken."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self.settings.on_divergence != "ignore" and self._guard is not None:
-            loss = self.loss_of_all()
-            trouble = self._guard.observe(loss, None if norm is None else float(norm))
-            if trouble is not None:
-                self._answer(trouble)
-            elif self._can_go_back() and self._guard.is_calm and self._snapshot_is_old():
-                self._take_snapshot()
-        return norm
-
-    def loss_of_all(self) -> float:
-        """Return the loss of the step under way, or of the one just taken, over all processes, which all must ask."""
-        if self.args.world_size == 1:
-            return self.window_loss
-        mine = torch.tensor(self.window_loss, device=self.args.device)
-        return float(self.accelerator.reduce(mine, reduction="mean"))
-
-    def _answer(self, trouble: Trouble) -> None:
-        step = self.state.global_step
-        if not trouble.is_fatal:
-            self.events.say(step, trouble.kind, trouble.sentence)
-            return
-        snapshot = self._snapshot
-        if self.settings.on_divergence == "stop" or snapshot is None or self._backoffs == MOST_BACKOFFS:
-            after = f" after {self._backoffs} steps back" if self._backoffs else ""
-            raise Diverged(f"stopped at step {step + 1}{after}: {trouble.sentence}")
-        self._backoffs += 1
-        at = self.moment()
-        snapshot.put_back(self.model, at.optimizer)
-        slow_down(at.optimizer, at.scheduler, SLOWER)
-        assert self._guard is not None
-        self._guard.forget_recent()
-        self.events.say(
-            step,
-            "backoff",
-            f"{trouble.sentence}. Back to the state of step {snapshot.step}, at half the rate",
-        )
-
-    def _can_go_back(self) -> bool:
-        """Whether parameters are whole in this process."""
-        return self.settings.on_divergence == "backoff" and not (
-            self.is_deepspeed_enabled or self.is_fsdp_enabled
-        )
-
-    def _snapshot_is_old(self) -> bool:
-        return self._snapshot is None or self.state.global_step - self._snapshot.step >= SNAPSHOT_STEPS
-
-    def _take_snapshot(self) -> None:
-        self._snapshot = Snapshot.take(self.state.global_step, self.model, self.moment().optimizer)
-
     def _after_rank_change(self) -> None:
-        self._snapshot = None
+        self.watch.rank_changed()
         if isinstance(self.model_wrapped, DistributedDataParallel):
             # DDP made its buckets of the parameters that there were. The old wrapper never runs again.
             self.model_wrapped = self._wrap_ddp_anew(self.model_wrapped)
@@ -330,5 +266,8 @@ class _PolicyCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Let the policy see the gradients of the whole window."""
+        """Let the policy see the gradients of the whole window; those that overflowed in fp16 are none."""
+        if self.trainer.step_is_skipped:
+            for parameter in self.trainer.model.parameters():
+                parameter.grad = None
         self.trainer.policy.after_backward(self.trainer.model, self.trainer.moment())

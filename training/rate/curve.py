@@ -41,7 +41,7 @@ class Curve:
     def candidates(self, count: int = CANDIDATES) -> tuple[float, ...]:
         """Return rates to try, rising: evenly spaced in their logarithm, up to somewhat below the edge."""
         top = self.edge / BELOW_EDGE if self.has_turned else self.edge
-        bottom = min(max(top / SPAN, self.rates[0]), top)
+        bottom = top / SPAN
         step = (top / bottom) ** (1 / max(count - 1, 1))
         return tuple(round_rate(bottom * step**index) for index in range(count))
 

@@ -1,6 +1,7 @@
 """Short runs of the job itself: at rising rates for the range test, at one rate for a trial."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from manylora.training.rate.curve import Curve, has_blown_up
 
 LOWEST, HIGHEST = 1e-6, 1e-1
 FINALISTS = 3
+PROBE_ROWS, PROBE_STEPS = 16, 2
+"""Held-out rows that make a point of the range test's curve, and steps from one point to the next."""
 WARMUP = 5
 """Steps at the lowest rate but two decades: B starts at zero, and A's gradient with it."""
 QUIET = {
@@ -42,10 +45,15 @@ class Trial:
 
 
 class _Rising(TrainerCallback):
-    """Sets a rate before every step, and notes the loss that the step saw."""
+    """Sets a rate before every step, and notes what some held-out rows cost after it.
+
+    The same rows each time: what a step's own cost says more about them than about the rate.
+    """
 
     def __init__(self, trainer: LoraTrainer, rates: list[float]) -> None:
         self.trainer, self.rates = trainer, rates
+        self.points: list[float] = []
+        """The rates after which the rows were asked."""
         self.losses: list[float] = []
 
     def on_pre_optimizer_step(
@@ -59,33 +67,42 @@ class _Rising(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Keep the loss and end the test when it has blown up."""
-        # Of all processes: each decides by it when the test ends.
-        self.losses.append(self.trainer.loss_of_all())
-        if has_blown_up(self.losses[WARMUP:]):
+        """Ask the rows now and then, and end the test when the loss has blown up."""
+        risen = state.global_step - WARMUP
+        if risen < 1 or risen % PROBE_STEPS:
+            return
+        self.points.append(self.rates[state.global_step - 1])
+        self.losses.append(statistics.fmean(self.trainer.held_out_losses(PROBE_ROWS) or [math.nan]))
+        if has_blown_up(self.losses):
             control.should_training_stop = True
 
 
 def range_test(job: Job, steps: int) -> Curve:
-    """Raise the rate from step to step, on the real data at the real batch size. The model is left trained."""
+    """Raise the rate from step to step, on the real data at the real batch size. The model is left trained.
+
+    The curve is that of held-out rows, the same at each point. Raises Diverged where it has no point.
+    """
     rising = [LOWEST * (HIGHEST / LOWEST) ** (step / max(steps - 1, 1)) for step in range(steps)]
     rates = [LOWEST * 100] * WARMUP + rising
     changes = {**QUIET, "max_steps": len(rates), "lr_scheduler_type": "constant", "warmup_steps": 0}
-    trainer = job.trainer(_fixed(job), changes, on_divergence="ignore")
+    trainer = job.trainer(_fixed(job), changes, guard="off")
     callback = _Rising(trainer, rates)
     trainer.add_callback(callback)
     without_display(trainer).train()
-    # The loss of a step was computed before its rate was applied: it belongs to the rate before.
     _unwrap(trainer)
-    losses = callback.losses[WARMUP + 1 :]
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    return Curve(tuple(rising[: len(finite)]), tuple(finite))
+    finite = [loss for loss in callback.losses if math.isfinite(loss)]
+    if not finite:
+        raise Diverged(
+            "--learning_rate auto: the held-out loss is not a number at any rate; run `manylora data check`, and try"
+            " --bf16 in place of --fp16"
+        )
+    return Curve(tuple(callback.points[: len(finite)]), tuple(finite))
 
 
 def trial(job: Job, rate: float, steps: int) -> Trial:
     """Train for ``steps`` at ``rate``, with the run's own schedule drawn together to that length, and evaluate."""
     changes = {**QUIET, "max_steps": steps, "learning_rate": rate}
-    trainer = job.trainer(_fixed(job), changes, on_divergence="stop")
+    trainer = job.trainer(_fixed(job), changes, on_divergence="stop", guard="on")
     trainer.more_metrics = None
     try:
         without_display(trainer).train()

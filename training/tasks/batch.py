@@ -56,6 +56,8 @@ class MixedBatch:
     """Each task's tokens; empty where it has no rows in this batch."""
     trained_spans: tuple[Span, ...]
     """Each task's part of ``predicting`` and ``targets``."""
+    row_tokens: tuple[tuple[int, ...], ...]
+    """How many of these each of a task's rows has."""
 
     def to(self, device: torch.device) -> "MixedBatch":
         """Return the batch on ``device``."""
@@ -76,9 +78,11 @@ def mix(rows_by_task: Sequence[Sequence[Row]]) -> MixedBatch:
     predicting: list[int] = []
     targets: list[int] = []
     borders, trained_borders = [0], [0]
+    row_tokens: list[tuple[int, ...]] = []
     for rows in rows_by_task:
+        counts: list[int] = []
         for row in rows:
-            first = len(tokens)
+            first, before = len(tokens), len(targets)
             tokens += row["input_ids"]
             for start, end in _documents(row):
                 documents.append((first + start, first + end))
@@ -86,6 +90,8 @@ def mix(rows_by_task: Sequence[Sequence[Row]]) -> MixedBatch:
                     if row["labels"][at] != IGNORED:
                         predicting.append(first + at - 1)
                         targets.append(row["labels"][at])
+            counts.append(len(targets) - before)
+        row_tokens.append(tuple(counts))
         borders.append(len(tokens))
         trained_borders.append(len(targets))
     positions = chain.from_iterable(range(end - start) for start, end in documents)
@@ -97,6 +103,7 @@ def mix(rows_by_task: Sequence[Sequence[Row]]) -> MixedBatch:
         targets=torch.tensor(targets, dtype=torch.int64),
         spans=tuple(pairwise(borders)),
         trained_spans=tuple(pairwise(trained_borders)),
+        row_tokens=tuple(row_tokens),
     )
 
 

@@ -6,7 +6,8 @@ guard, so that its adapter comes out the same.
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerState, get_scheduler
 
 from manylora.training.bases.lora import lora_parameter_groups
+from manylora.training.errors import Diverged
 from manylora.training.job import total_steps
 from manylora.training.loop.events import Events
-from manylora.training.loop.guard import Guard, Trouble
-from manylora.training.loop.snapshot import Snapshot, slow_down
-from manylora.training.loop.trainer import MOST_BACKOFFS, SLOWER, SNAPSHOT_STEPS
+from manylora.training.loop.guard import Rows
+from manylora.training.loop.guarded import HELD_OUT_ROWS
+from manylora.training.loop.last_rows import MOST_ROWS
+from manylora.training.loop.masked import MaskedRows
+from manylora.training.loop.watch import GuardSettings, Watch
 from manylora.training.rank.policy import Moment, RankPolicy
 from manylora.training.tasks.batch import Row
 from manylora.training.tasks.order import DataOrder
@@ -36,6 +40,18 @@ if TYPE_CHECKING:
 class _SinceLog:
     loss: float = 0.0
     steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WindowLoss:
+    """What a step's rows cost."""
+
+    loss: float
+    """The mean over their trained tokens; 0 where there is none."""
+    rows: Rows
+    """Of those with a trained token."""
+    drawn: int
+    """Rows, with and without one."""
 
 
 class Member:
@@ -58,10 +74,12 @@ class Member:
         self.stopped = ""
         """Why it ended early; empty where it didn't."""
         self.rate_ratio = task.arguments.lora.loraplus_lr_ratio
-        self.on_divergence = task.arguments.run.on_divergence
-        self.guard = Guard(self.total_steps)
-        self.backoffs = 0
-        self._snapshot: Snapshot | None = None
+        run = task.arguments.run
+        self.watch = Watch(self, GuardSettings(run.guard, run.on_divergence))
+        self.masked = MaskedRows()
+        self.losses_of: Callable[[Sequence[Row]], list[float]]
+        """Returns the losses of rows through the base that all tasks share; the run sets it."""
+        self._last_rows: deque[Row] = deque(maxlen=MOST_ROWS)
         self._since_log = _SinceLog()
         self._all_losses = 0.0
         self.optimizer: Optimizer
@@ -115,30 +133,33 @@ class Member:
 
     def open_window(self) -> list[list[Row]]:
         """Return the rows of each micro-batch of the next step; the rank may change here."""
-        if self.policy.before_step(self.model, self._moment()):
-            self._snapshot = None
-        if self._snapshot is None and self.on_divergence == "backoff":
-            self._take_snapshot()
-        return [[self.train_rows[number] for number in numbers] for numbers in self.order.window(self.step)]
+        if self.policy.before_step(self.model, self.moment()):
+            self.watch.rank_changed()
+        self.watch.begin_step(self.total_steps)
+        window = [[self.train_rows[number] for number in numbers] for numbers in self.order.window(self.step)]
+        for rows in window:
+            self._last_rows.extend(rows)
+        return window
 
-    def close_window(self, loss: float) -> dict[str, float] | None:
-        """Take the step that the window's gradients ask for; ``loss`` is the window's. Returns what is to be logged."""
+    def close_window(self, window: WindowLoss) -> dict[str, float] | None:
+        """Take the step that the window's gradients ask for. Returns what is to be logged."""
         limit = self.args.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.parameters, limit if limit and limit > 0 else math.inf))
-        if self.on_divergence != "ignore":
-            self._watch(loss, norm)
-            if self.stopped:
-                return None
+        self._look(window, norm)
+        if self.stopped:
+            return None
         rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
-        self.policy.after_backward(self.model, self._moment())
+        self.policy.after_backward(self.model, self.moment())
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.state.global_step += 1
         self.state.epoch = self.step / self.order.steps_per_epoch
-        self._all_losses += loss
-        self._since_log.loss += loss
+        self._all_losses += window.loss
+        self._since_log.loss += window.loss
         self._since_log.steps += 1
+        if self.finished:
+            self._tell_masked()
         return self._log(norm, rate) if self._log_is_due() else None
 
     def log(self, values: dict[str, float]) -> None:
@@ -162,8 +183,8 @@ class Member:
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "guard": self.guard.state(),
-            "backoffs": self.backoffs,
+            "watch": self.watch.state(),
+            "masked": (self.masked.count, self.masked.drawn),
             "stopped": self.stopped,
             "since_log": (self._since_log.loss, self._since_log.steps),
             "all_losses": self._all_losses,
@@ -178,44 +199,49 @@ class Member:
         state: dict[str, Any] = torch.load(directory / "task.pt", weights_only=True, map_location="cpu")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.guard = Guard.restore(state["guard"])
-        self.guard.total_steps = self.total_steps
-        self.backoffs, self.stopped = state["backoffs"], state["stopped"]
+        self.watch.restore(state["watch"])
+        self.masked.count, self.masked.drawn = state["masked"]
+        self.stopped = state["stopped"]
         self._since_log = _SinceLog(*state["since_log"])
         self._all_losses = state["all_losses"]
         self.state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
 
-    # --- when it goes wrong
+    # --- what its guard looks at
 
-    def _watch(self, loss: float, norm: float) -> None:
-        trouble = self.guard.observe(loss, norm)
-        if trouble is not None:
-            self._answer(trouble)
-        elif (
-            self._snapshot is not None
-            and self.guard.is_calm
-            and self.step - self._snapshot.step >= SNAPSHOT_STEPS
-        ):
-            self._take_snapshot()
+    @property
+    def trained(self) -> nn.Module:
+        """Its model."""
+        return self.model
 
-    def _answer(self, trouble: Trouble) -> None:
-        if not trouble.is_fatal:
-            self.events.say(self.step, trouble.kind, trouble.sentence)
+    def recent_losses(self) -> list[float]:
+        """Return the losses of the last rows."""
+        return self.losses_of(list(self._last_rows))
+
+    def held_out_losses(self) -> list[float]:
+        """Return the losses of the first held-out rows."""
+        return self.losses_of([self.eval_rows[at] for at in range(min(HELD_OUT_ROWS, len(self.eval_rows)))])
+
+    def _look(self, window: WindowLoss, norm: float) -> None:
+        """Let the guard look at the step before it is taken; a run that has to stop says why in ``stopped``."""
+        masked = window.drawn - round(window.rows.count)
+        self.masked.add(masked, window.drawn, self._note)
+        if not window.rows.count:
+            # Zeros would still move the weights by the optimiser's momentum and decay; what has no gradient stays.
+            self.optimizer.zero_grad()
             return
-        if self._snapshot is None or self.backoffs == MOST_BACKOFFS:
-            after = f" after {self.backoffs} steps back" if self.backoffs else ""
-            self.stopped = f"stopped at step {self.step + 1}{after}: {trouble.sentence}"
+        try:
+            self.watch.look(window.rows, norm, loss=window.loss)
+        except Diverged as error:
+            self.stopped = str(error)
             self.events.say(self.step, "stop", self.stopped)
-            return
-        self.backoffs += 1
-        self._snapshot.put_back(self.model, self.optimizer)
-        slow_down(self.optimizer, self.scheduler, SLOWER)
-        self.guard.forget_recent()
-        back = f"{trouble.sentence}. Back to the state of step {self._snapshot.step}, at half the rate"
-        self.events.say(self.step, "backoff", back)
 
-    def _take_snapshot(self) -> None:
-        self._snapshot = Snapshot.take(self.step, self.model, self.optimizer)
+    def _note(self, sentence: str) -> None:
+        self.events.say(self.step, "note", sentence)
+
+    def _tell_masked(self) -> None:
+        sentence = self.masked.sentence()
+        if sentence is not None:
+            self._note(sentence)
 
     # --- logging
 
@@ -240,5 +266,6 @@ class Member:
         self.log(values)
         return values
 
-    def _moment(self) -> Moment:
+    def moment(self) -> Moment:
+        """Return where the run is."""
         return Moment(self.step, self.total_steps, self.optimizer, self.scheduler)

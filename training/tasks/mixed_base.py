@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,28 @@ from manylora.training.tasks.lora import mix_adapters
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import TrainingArguments
+
+
+@dataclass(frozen=True, slots=True)
+class PassLosses:
+    """What a pass over a mixed batch gave."""
+
+    tokens: tuple[Tensor, ...]
+    """Each task's trained tokens' cross-entropies, float32, row by row."""
+    row_tokens: tuple[tuple[int, ...], ...]
+    """How many of them each of its rows has."""
+
+    @property
+    def sums(self) -> Tensor:
+        """Each task's summed loss, float32 [tasks]."""
+        return torch.stack([losses.sum() for losses in self.tokens])
+
+    def rows(self, task: int) -> list[float]:
+        """Return the loss per trained token of each of a task's rows; rows without a trained token are left out."""
+        parts = self.tokens[task].split(list(self.row_tokens[task]))
+        means = [part.mean() for part in parts if len(part)]
+        found: list[float] = torch.stack(means).tolist() if means else []
+        return found
 
 
 class MixedBase:
@@ -33,26 +56,26 @@ class MixedBase:
 
     def backward(
         self, batch: MixedBatch, weights: Sequence[float], seeds: Sequence[int], smoothing: Sequence[float]
-    ) -> Tensor:
-        """Run forward and backward on Σ weight · (the task's summed loss). Returns those sums, float32 [tasks].
+    ) -> PassLosses:
+        """Run forward and backward on Σ weight · (the task's summed loss).
 
         ``seeds`` are of each task's dropout; ``smoothing`` is of its labels.
         """
         self._model.train()
         with self._mixture.of(batch.spans, seeds):
-            sums = self._summed_losses(batch, smoothing)
-            total = torch.stack([loss * weight for loss, weight in zip(sums, weights, strict=True)]).sum()
+            losses = self._losses(batch, smoothing)
+            total = (losses.sums * losses.sums.new_tensor(weights)).sum()
             torch.autograd.backward(total)
-        return torch.stack(sums).detach()
+        return PassLosses(tuple(each.detach() for each in losses.tokens), losses.row_tokens)
 
     @torch.no_grad()
-    def evaluate(self, batch: MixedBatch) -> Tensor:
-        """Return each task's summed loss, float32 [tasks], without dropout and smoothing."""
+    def evaluate(self, batch: MixedBatch) -> PassLosses:
+        """Return the losses without dropout and smoothing."""
         self._model.eval()
         with self._mixture.of(batch.spans):
-            return torch.stack(self._summed_losses(batch, [0.0] * len(batch.spans)))
+            return self._losses(batch, [0.0] * len(batch.spans))
 
-    def _summed_losses(self, batch: MixedBatch, smoothing: Sequence[float]) -> list[Tensor]:
+    def _losses(self, batch: MixedBatch, smoothing: Sequence[float]) -> PassLosses:
         batch = batch.to(self.device)
         with self._precision():
             logits: Tensor = self._model(
@@ -62,15 +85,16 @@ class MixedBase:
                 logits_to_keep=batch.predicting,
                 grids=batch.grids,
             ).logits[0]
-            return [
+            losses = tuple(
                 F.cross_entropy(
                     logits[start:end].float(),
                     batch.targets[start:end],
-                    reduction="sum",
+                    reduction="none",
                     label_smoothing=smooth,
                 )
                 for (start, end), smooth in zip(batch.trained_spans, smoothing, strict=True)
-            ]
+            )
+        return PassLosses(losses, batch.row_tokens)
 
     def _precision(self) -> AbstractContextManager[object]:
         if self._autocast is None:

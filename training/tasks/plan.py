@@ -67,6 +67,7 @@ OF_A_TASK = frozenset(
         "logging_steps",
         "eval_strategy",
         "eval_steps",
+        "guard",
         "on_divergence",
     )
 )

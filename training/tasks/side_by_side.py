@@ -3,17 +3,20 @@
 A task with fewer steps is done earlier and leaves the batches; one that diverges is stopped, and the others go on.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from manylora.training.errors import DoesNotFit
 from manylora.training.loop.evaluation import LARGEST_EXPONENT
+from manylora.training.loop.guard import Rows
 from manylora.training.loop.out_of_memory import is_out_of_memory
 from manylora.training.tasks.batch import MixedBatch, Row, mix
-from manylora.training.tasks.member import Member
+from manylora.training.tasks.member import Member, WindowLoss
 from manylora.training.tasks.mixed_base import MixedBase
 
 Window = list[list[Row]]
@@ -48,6 +51,8 @@ class SideBySide:
 
     def __post_init__(self) -> None:
         self.tokens = [0] * len(self.members)
+        for task, member in enumerate(self.members):
+            member.losses_of = partial(self._losses_of, task)
 
     @property
     def total_rounds(self) -> int:
@@ -78,7 +83,7 @@ class SideBySide:
             counts = [count + new for count, new in zip(counts, trained, strict=True)]
         for member, total, count in zip(chosen, sums.tolist(), counts, strict=True):
             if member is not None:
-                self._tell(member, _scores(total / max(count, 1), count))
+                self._tell(member, _scores(total / count if count else math.nan, count))
 
     def _judge(self, rows: Sequence[Sequence[Row]]) -> tuple[torch.Tensor, list[int]]:
         """Return each task's summed loss, float64 [tasks], and trained tokens; in pieces once memory has run out."""
@@ -86,7 +91,7 @@ class SideBySide:
             try:
                 sums, counts = torch.zeros(len(rows), dtype=torch.float64), [0] * len(rows)
                 for batch in _pieces(rows, self.eval_pieces):
-                    sums += self.base.evaluate(batch).double().cpu()
+                    sums += self.base.evaluate(batch).sums.double().cpu()
                     counts = [count + _trained(batch, task) for task, count in enumerate(counts)]
                 return sums, counts
             except (RuntimeError, MemoryError) as error:
@@ -107,8 +112,8 @@ class SideBySide:
         ]
         losses = self._gradients(windows)
         self.rounds += 1
-        for member, on, loss in zip(self.members, active, losses, strict=True):
-            values = member.close_window(loss) if on else None
+        for member, on, losses_of_it in zip(self.members, active, losses, strict=True):
+            values = member.close_window(losses_of_it) if on else None
             if values is not None:
                 self.observer.logged(self, member, values)
         due = [
@@ -120,7 +125,17 @@ class SideBySide:
             self.evaluate(due)
         self.observer.round_done(self)
 
-    def _gradients(self, windows: Sequence[Window]) -> list[float]:
+    def _losses_of(self, task: int, rows: Sequence[Row]) -> list[float]:
+        """Return a task's losses on ``rows``, without dropout, in passes no larger than its micro-batches."""
+        size = max(1, self.members[task].args.train_batch_size // self.pieces)
+        found: list[float] = []
+        for at in range(0, len(rows), size):
+            batch = mix([rows[at : at + size] if other == task else [] for other in range(len(self.members))])
+            with torch.no_grad():
+                found += self.base.evaluate(batch).rows(task)
+        return found
+
+    def _gradients(self, windows: Sequence[Window]) -> list[WindowLoss]:
         """Leave each task's gradients in its parameters; return the losses. Starts anew, in pieces, out of memory."""
         while True:
             try:
@@ -131,7 +146,7 @@ class SideBySide:
             # Outside the except block, so that the error's frames, which hold tensors, are gone.
             self._use_smaller_pieces(windows)
 
-    def _accumulate(self, windows: Sequence[Window]) -> list[float]:
+    def _accumulate(self, windows: Sequence[Window]) -> list[WindowLoss]:
         batches = [
             batch for rows_by_task in _micro_batches(windows) for batch in _pieces(rows_by_task, self.pieces)
         ]
@@ -139,14 +154,21 @@ class SideBySide:
         weights = [1 / max(count, 1) for count in counts]
         smoothing = [member.args.label_smoothing_factor for member in self.members]
         sums = torch.zeros(len(windows), device=self.base.device)
+        rows: list[list[float]] = [[] for _ in windows]
         for number, batch in enumerate(batches):
             seeds = [member.dropout_seed(number) for member in self.members]
-            sums += self.base.backward(batch, weights, seeds, smoothing)
+            losses = self.base.backward(batch, weights, seeds, smoothing)
+            sums += losses.sums
+            for task, found in enumerate(rows):
+                found.extend(losses.rows(task))
         for batch in batches:
             self.tokens = [
                 seen + end - start for seen, (start, end) in zip(self.tokens, batch.spans, strict=True)
             ]
-        return [total * weight for total, weight in zip(sums.tolist(), weights, strict=True)]
+        return [
+            WindowLoss(total * weight, Rows.of(found), sum(map(len, window)))
+            for total, weight, found, window in zip(sums.tolist(), weights, rows, windows, strict=True)
+        ]
 
     def _use_smaller_pieces(self, windows: Sequence[Window]) -> None:
         for member in self.members:

@@ -35,7 +35,7 @@ def test_a_loss_that_never_turns_leaves_the_largest_rate_in() -> None:
 @given(st.lists(st.floats(0.01, 20), min_size=2, max_size=60))
 def test_candidates_are_rates_of_the_test_whatever_the_losses(losses: list[float]) -> None:
     found = Curve(RATES[: len(losses)], tuple(losses)).candidates()
-    assert len(found) == 5
+    assert len(set(found)) == 5
     assert all(0 < rate <= 2 * RATES[len(losses) - 1] for rate in found)
 
 

@@ -1,6 +1,7 @@
 """The search on a tiny base: it ends with a rate, and leaves no trace."""
 
 import io
+import json
 import math
 import random
 import re
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from manylora import demo
 from manylora.demo.task_data import write_tasks
 from manylora.loadtest.checkpoints import TINY, write_base
 from manylora.training.errors import Diverged, InvalidArgument
@@ -46,6 +48,8 @@ from manylora.training.report.page import search_chart
 from manylora.training.report.panel import clock
 from manylora.training.report.record import BaseFacts, Results, RunRecord
 from manylora.training.report.surroundings import this_machine
+
+DEMO = Path(demo.__file__).parent / "base"
 
 
 def make_job(place: Path, extra: str = "") -> Job:
@@ -108,6 +112,39 @@ def test_a_search_finds_a_rate_and_puts_everything_back(
     assert f"{1 + most / 40:.1f} times as long" in said[0]
     assert 12 + WARMUP < choice.steps <= most
     assert choice.seconds > 0
+
+
+def mixed_job(place: Path) -> Job:
+    """A job of one row a step, half of the rows known to the demo's base, half new to it."""
+    write_tasks(place, 40, 12)
+    for suffix in ("", "-eval"):
+        known, new = (json.loads((place / f"{form}{suffix}.json").read_text()) for form in ("plain", "sql"))
+        for row in new:
+            row["conversations"][0]["value"] += " Answer with the query."
+        rows = [row for pair in zip(known, new, strict=True) for row in pair]
+        (place / f"mixed{suffix}.json").write_text(json.dumps(rows))
+    arguments = parse_arguments(
+        f"--model_name_or_path {DEMO} --data_path {place / 'mixed.json'} --eval_data_path"
+        f" {place / 'mixed-eval.json'} --output_dir {place / 'out'} --use_lora --lora_r 4 --data_check off"
+        " --max_steps 40 --per_device_train_batch_size 1 --learning_rate auto".split()
+    )
+    return Job(
+        arguments, prepare(arguments, lambda rows: total_steps(arguments.training, rows), lambda _: None)
+    )
+
+
+def test_rows_that_the_base_knows_beside_new_ones_lead_to_a_rate_that_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manylora.training.rate.find.LEAST_TRIAL", 10)
+    choice = find_learning_rate(mixed_job(tmp_path), lambda _: None)
+    candidates = choice.curve.candidates()
+    assert len(set(candidates)) == 5
+    assert max(candidates) > 1e-4
+    losses = {each.rate: each.loss for each in choice.trials}
+    assert losses[choice.rate] < choice.curve.losses[0] - 0.1
+    # None was taken for a run that fell apart, at the rates that are no higher than the one that won.
+    assert all(math.isfinite(loss) for rate, loss in losses.items() if rate <= choice.rate)
 
 
 def test_without_evaluation_data_rows_are_held_out_of_the_trials(

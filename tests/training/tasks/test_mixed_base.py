@@ -46,26 +46,54 @@ def test_losses_and_gradients_are_those_of_each_adapter_alone(
     base = load(tmp_path, family, q_lora=q_lora, window=window)
     models = [attach(replace(base, model=skeleton(base.model)), each) for each in SETTINGS]
     expected = []
+    means: list[list[float]] = []
     for model, rows in zip(models, ROWS, strict=True):
         for _, layer in lora_layers(model):
             torch.nn.init.normal_(layer.lora_B[ADAPTER].weight, std=0.05)
-        alone = torch.stack([token_losses(model, _batch(row))[0].sum() for row in rows]).sum()
+        losses_of_rows = [token_losses(model, _batch(row))[0] for row in rows]
+        means.append([float(losses.detach().mean()) for losses in losses_of_rows])
+        alone = torch.stack([losses.sum() for losses in losses_of_rows]).sum()
         torch.autograd.backward(alone)
         expected.append((alone.detach(), [each.grad for each in model.parameters() if each.grad is not None]))
         model.zero_grad()
     mixed = MixedBase(base, models, TrainingArguments(str(tmp_path), use_cpu=True))
-    sums = mixed.backward(mix(ROWS), [1.0] * 4, [0] * 4, [0.0] * 4)
-    for found, model, (loss, gradients) in zip(sums, models, expected, strict=True):
+    losses = mixed.backward(mix(ROWS), [1.0] * 4, [0] * 4, [0.0] * 4)
+    for found, model, (loss, gradients) in zip(losses.sums, models, expected, strict=True):
         torch.testing.assert_close(found, loss)
         own = [each.grad for each in model.parameters() if each.grad is not None]
         for gradient, wanted in zip(own, gradients, strict=True):
             torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(mixed.evaluate(mix(ROWS)), sums)
+    again = mixed.evaluate(mix(ROWS))
+    torch.testing.assert_close(again.sums, losses.sums)
+    for task, mean in enumerate(means):
+        assert again.rows(task) == pytest.approx(mean, rel=1e-4)
 
 
 def _batch(row: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     ids = torch.tensor([row["input_ids"]])
     return {"input_ids": ids, "labels": torch.tensor([row["labels"]]), "attention_mask": torch.ones_like(ids)}
+
+
+def test_no_two_layers_draw_the_same_dropout(tmp_path: Path) -> None:
+    base = load(tmp_path, "llama", q_lora=False, window=None)
+    lora = LoraSettings(r=4, targets=("k_proj", "v_proj"), dropout=0.5)
+    model = attach(replace(base, model=skeleton(base.model)), lora)
+    for _, layer in lora_layers(model):
+        torch.nn.init.constant_(layer.lora_A[ADAPTER].weight, 0.1)
+        torch.nn.init.constant_(layer.lora_B[ADAPTER].weight, 0.1)
+    mixed = MixedBase(base, [model], TrainingArguments(str(tmp_path), use_cpu=True))
+    # Two layers that see the same input, and are the same but for what dropout leaves out of it.
+    attention = base.model.get_submodule("model.layers.0.self_attn")
+    keys, values = attention.get_submodule("k_proj"), attention.get_submodule("v_proj")
+    keys.load_state_dict(values.state_dict())
+    seen: list[torch.Tensor] = []
+    for each in (keys, values):
+        each.register_forward_hook(lambda _, inputs, output: seen.append(output.detach().clone()))
+    mixed.evaluate(mix([ROWS[0]]))
+    torch.testing.assert_close(seen[0], seen[1])
+    seen.clear()
+    mixed.backward(mix([ROWS[0]]), [1.0], [7], [0.0])
+    assert not torch.allclose(seen[0], seen[1])
 
 
 def test_skeletons_share_every_weight_and_change_nothing_of_the_base(tmp_path: Path) -> None:

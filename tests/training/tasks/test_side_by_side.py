@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from manylora.training.bases.load import Base
 from manylora.training.bases.lora import attach
@@ -18,11 +17,11 @@ from manylora.training.loop.trainer import LoopSettings, LoraTrainer
 from manylora.training.preparation import lora_settings
 from manylora.training.rank.make import make_policy
 from manylora.training.tasks.batch import MixedBatch
-from manylora.training.tasks.mixed_base import MixedBase
+from manylora.training.tasks.mixed_base import MixedBase, PassLosses
 from manylora.training.tasks.saving import RunFiles
 from manylora.training.tasks.side_by_side import SideBySide
 from manylora.training.tasks.skeleton import skeleton
-from tests.training.loop.making import items, tiny_base
+from tests.training.loop.making import Item, items, tiny_base
 from tests.training.tasks.making import Silent, Spec, losses, task, team, trained
 
 SPECS = (
@@ -67,7 +66,7 @@ def test_each_task_comes_out_as_it_does_alone(tmp_path: Path, q_lora: bool) -> N
         found = trained(each)
         assert found.keys() == expected.keys()
         for name, value in found.items():
-            torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(value, expected[name], atol=2e-5, rtol=1e-4)
         alone_losses = [entry["loss"] for entry in single.state.log_history if "loss" in entry]
         assert losses(each) == pytest.approx(alone_losses, rel=1e-4)
 
@@ -137,6 +136,8 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, at: i
     resumed.run()
     for one, other in zip(whole.members, resumed.members, strict=True):
         assert losses(one) == losses(other)
+        assert one.watch.state() == other.watch.state()
+        assert one.watch.guard.seen == one.total_steps
         expected = trained(one)
         for name, value in trained(other).items():
             assert torch.equal(value, expected[name]), name
@@ -152,14 +153,12 @@ class _Cramped(MixedBase):
 
     most = 3
 
-    def _summed_losses(self, batch: MixedBatch, smoothing: Sequence[float]) -> list[Tensor]:
-        sums = super()._summed_losses(batch, smoothing)
+    def _losses(self, batch: MixedBatch, smoothing: Sequence[float]) -> PassLosses:
+        losses = super()._losses(batch, smoothing)
         if sum(grid.documents for grid in batch.grids) > self.most:
-            torch.autograd.backward(
-                torch.stack(sums).sum(), retain_graph=True
-            )  # part is done when memory runs out
+            torch.autograd.backward(losses.sums.sum(), retain_graph=True)  # part is done when memory runs out
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return sums
+        return losses
 
 
 def _cramped(base: Base, directory: Path) -> SideBySide:
@@ -197,7 +196,7 @@ class _CrampedJudge(MixedBase):
 
     most = 2
 
-    def evaluate(self, batch: MixedBatch) -> Tensor:
+    def evaluate(self, batch: MixedBatch) -> PassLosses:
         if sum(grid.documents for grid in batch.grids) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return super().evaluate(batch)
@@ -244,3 +243,69 @@ def test_held_out_rows_are_judged_when_due_and_at_the_end(tmp_path: Path) -> Non
     expected = single.evaluate(eval_dataset=held_out)["eval_loss"]
     assert entries[1]["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert all("eval_loss" not in values for name, values in observer.told if name == "task1")
+
+
+def _without_labels(rows: Sequence[Item]) -> list[Item]:
+    return [{**row, "labels": [-100] * len(row["labels"])} for row in rows]
+
+
+ONE_BY_ONE: dict[str, Any] = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "train_sampling_strategy": "sequential",
+}
+
+
+def test_a_task_of_two_kinds_of_rows_is_let_alone_and_one_that_falls_apart_is_stopped(tmp_path: Path) -> None:
+    known, new = items(1, seed=9) * 40, items(40, seed=3)
+    flags = {**ONE_BY_ONE, "max_steps": 60, "on_divergence": "stop"}
+    wild_flags = {"learning_rate": 0.03, "warmup_steps": 40, "per_device_train_batch_size": 4}
+    run = team(
+        tiny_base(tmp_path),
+        tmp_path,
+        [
+            Spec([*known, *new], {**flags, "learning_rate": 1e-2}),
+            Spec(new, {**flags, **wild_flags}),
+            Spec(new, {**flags, **wild_flags, "guard": "off"}),
+        ],
+    )
+    run.run()
+    healthy, wild, unwatched = run.members
+    assert max(losses(healthy)[40:45]) > min(losses(healthy)[25:40]) + 3
+    assert healthy.events.all == []
+    assert (healthy.stopped, healthy.step) == ("", 60)
+    assert "learning rate" in wild.stopped
+    assert losses(unwatched)[-1] > min(losses(unwatched)) + 1
+    assert unwatched.events.all == []
+
+
+def test_rows_without_a_trained_token_cost_a_task_nothing_and_move_nothing(tmp_path: Path) -> None:
+    rows = [*items(2), *_without_labels(items(2, seed=7)), *items(2, seed=1)]
+    run = team(
+        tiny_base(tmp_path), tmp_path, [Spec(rows, ONE_BY_ONE), Spec(items(9, seed=2), {"max_steps": 2})]
+    )
+    seen = []
+    for _ in range(6):
+        run._round()
+        seen.append(trained(run.members[0]))
+    assert losses(run.members[0])[2:4] == [0.0, 0.0]
+    assert all(torch.equal(seen[1][name], value) for name, value in seen[3].items())
+    assert not all(torch.equal(seen[3][name], value) for name, value in seen[4].items())
+    events = run.members[0].events.all
+    assert [event.kind for event in events] == ["note", "note"]
+    assert events[1].sentence.startswith("2 of the 6 rows")
+    assert run.members[1].events.all == []
+
+
+def test_every_step_and_micro_batch_draws_its_dropout_anew(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {**ONE_BY_ONE, "max_steps": 4, "learning_rate": 1e-30}
+    specs = [Spec(items(1, longest=40), {**flags, "lora_dropout": dropout}) for dropout in (0.5, 0.0)]
+    run = team(tiny_base(tmp_path), tmp_path, specs)
+    for each in run.members:
+        for parameter in each.parameters:
+            torch.nn.init.normal_(parameter, std=0.2)
+    run.run()
+    # The same row and the same weights: what differs is what dropout left out.
+    assert len(set(losses(run.members[0]))) == 4
+    assert losses(run.members[1]) == pytest.approx([losses(run.members[1])[0]] * 4, rel=1e-6)
+    assert len({run.members[0].dropout_seed(number) for number in range(8)}) == 8
