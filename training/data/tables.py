@@ -1,7 +1,8 @@
 """Reads tables, CSV and Parquet, as rows."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -38,6 +39,7 @@ def read_csv(file: TextIO, delimiter: str, name: str) -> Iterator[Row]:
         if header is None:
             header = [name.strip() for name in fields]
             _check_separator(header, delimiter, name)
+            _check_names(header, name)
         elif len(fields) != len(header):
             yield Row(line, None, f"has {len(fields)} fields where the header has {len(header)}")
         else:
@@ -57,6 +59,15 @@ def _check_separator(header: list[str], delimiter: str, name: str) -> None:
             )
 
 
+def _check_names(names: Sequence[str], file: str) -> None:
+    """Refuse a table that has two columns of a name: one of them would be dropped unseen. Nameless ones may be many."""
+    twice = next((name for name, times in Counter(names).items() if name and times > 1), None)
+    if twice is not None:
+        raise InvalidData(
+            f"{file}: {names.count(twice)} columns are called {twice!r}: rename or remove all but one"
+        )
+
+
 def read_parquet(path: Path) -> Iterator[Row]:
     """Yield a Parquet file's rows, without the nulls by which it fills structs up to all their fields."""
     import pyarrow as pa
@@ -65,6 +76,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
     try:
         number = 0
         with pq.ParquetFile(path) as file:
+            _check_names(file.schema_arrow.names, str(path))
             unfill = _unfilled(pa.struct(file.schema_arrow))
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for row in batch.to_pylist(maps_as_pydicts="lossy"):

@@ -9,6 +9,7 @@ from manylora.training.errors import BaseRefused
 from manylora.training.memory.shape import ModelShape
 
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Where old GPTQ and AWQ checkpoints say how they are stored."""
 
@@ -16,7 +17,9 @@ _BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 def read_shape(name: str, revision: str | None = None, cache_dir: str | None = None) -> ModelShape:
     """Return a base's sizes. Raises BaseRefused when there is no such base or its config.json can't be planned for."""
     path = Path(os.path.expanduser(name))
-    path = path / CONFIG if path.is_dir() else path
+    if path.is_dir():
+        _check_directory(path)
+        path = path / CONFIG
     if not path.is_file():
         path = _from_hub(name, revision, cache_dir)
     config = _read(path)
@@ -25,6 +28,15 @@ def read_shape(name: str, revision: str | None = None, cache_dir: str | None = N
             section = {"quant_method": method, **_read(path.parent / beside)}
             config = {**config, "quantization_config": section}
     return ModelShape.from_config(config)
+
+
+def _check_directory(path: Path) -> None:
+    """Say what a directory without a config.json is, where it is there: "there is no such directory" is not true."""
+    if (path / CONFIG).is_file():
+        return
+    if (path / ADAPTER_CONFIG).is_file():
+        raise BaseRefused(f"{path} is an adapter; name the base that it belongs to.")
+    raise BaseRefused(f"there is no {CONFIG} in {path}: a model's directory has one.")
 
 
 def _read(path: Path) -> Mapping[str, object]:

@@ -10,6 +10,7 @@ Each of the first four counts as dearer than all before it together: 2 with 3 is
 and least: where nothing else gets the run in, at the greatest length that anything gets in.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import compress, product
@@ -20,8 +21,8 @@ from manylora.training.memory.shape import ModelShape
 
 SHORTEST = 64
 """Tokens below which a sequence isn't cut: no example would be whole."""
-COARSE, FINE = 64, 8
-"""Lengths that are tried are multiples of these: first of the one, then of the other."""
+STEP = 8
+"""Lengths that are tried are multiples of this many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +75,12 @@ def _longest_that_fits(
         variants = _extremes(model, _cut(run, length))
         return any(_gib(model, each, recipe) * GIB <= budget_bytes for each in variants)
 
-    longest = run.longest - 1
-    for multiple in range(longest // COARSE * COARSE, shortest - COARSE, -COARSE):
-        least = max(multiple, shortest)
-        if least <= longest and fits(least):
-            # Between this multiple and the next one, which was too long.
-            most = min(multiple + COARSE - 1, longest)
-            longer = range(most // FINE * FINE, least, -FINE)
-            return next((length for length in longer if fits(length)), least)
-    return None
+    # What fits does so with shorter examples too, so halving finds it: a run may be as long as anybody writes.
+    lengths = range(-(-shortest // STEP) * STEP, run.longest, STEP)
+    longer = bisect_left(lengths, True, key=lambda length: not fits(length))
+    if longer > 0:
+        return lengths[longer - 1]
+    return shortest if shortest < run.longest and fits(shortest) else None
 
 
 def _extremes(model: ModelShape, run: RunShape) -> Iterator[RunShape]:

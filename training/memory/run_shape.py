@@ -8,6 +8,8 @@ from manylora.training.errors import InvalidArgument
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of a value in the dtype that a run computes in."""
 METHODS = ("lora", "qlora")
+MOST_ROWS = 1_000_000
+"""Of a batch, and of its pieces. Above it a number is a slip, and all smaller batches are too many to try."""
 DEVICES = ("cuda", "cpu")
 
 
@@ -57,6 +59,11 @@ class RunShape:
             if getattr(self, name) < 1:
                 raise InvalidArgument(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}, expected a whole number above 0."
+                )
+        for name in ("batch", "accumulation", "eval_batch"):
+            if getattr(self, name) > MOST_ROWS:
+                raise InvalidArgument(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at most {MOST_ROWS:,}."
                 )
         for name in ("eval_seq", "answer_tokens"):
             if getattr(self, name) < 0:

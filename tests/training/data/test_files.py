@@ -133,6 +133,20 @@ def test_parquet(tmp_path: Path) -> None:
         list(read_rows(path))
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("prompt,prompt,completion\na,b,c\n")
+    with pytest.raises(InvalidData, match="2 columns are called 'prompt'"):
+        list(read_rows(table))
+    parquet = tmp_path / "table.parquet"
+    column = pa.array(["a"])
+    pq.write_table(pa.Table.from_arrays([column] * 3, names=["prompt", "prompt", "completion"]), parquet)
+    with pytest.raises(InvalidData, match="2 columns are called 'prompt'"):
+        list(read_rows(parquet))
+    table.write_text("prompt,completion,,\na,b,,\n")
+    assert len(list(read_rows(table))) == 1
+
+
 def test_text(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one \n\n  two\r\n")

@@ -29,3 +29,11 @@ def test_what_is_not_there_is_refused_without_a_look_at_the_hub(tmp_path: Path) 
     for name in (str(tmp_path / "no"), "./no", "no", "a/b/c", "a/b.json"):
         with pytest.raises(BaseRefused, match="expected a model's directory"):
             read_shape(name)
+
+
+def test_a_directory_that_is_no_models_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(BaseRefused, match=r"there is no config\.json in"):
+        read_shape(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(BaseRefused, match="is an adapter; name the base"):
+        read_shape(str(tmp_path))

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manylora.training.errors import InvalidArgument
 from manylora.training.memory.plan import GIB, plan
 from manylora.training.memory.remedies import Remedy, remedies, smallest
 from manylora.training.memory.run_shape import RunShape
@@ -174,6 +176,13 @@ def test_no_remedy_is_dominated_and_examples_are_cut_last_and_least(
                 assert all(plan(QWEN25_7B, each).total_gib > budget for each in uncut(longer))
 
 
+def test_a_length_that_nobody_has_is_cut_in_few_steps() -> None:
+    """Every 64th length of 10^12 tokens would take weeks."""
+    run = RunShape(seq=10**12, batch=1_000_000)
+    for each in remedies(QWEN25_7B, run, 16 * GIB):
+        assert each.total_gib <= 16 < plan(QWEN25_7B, replace(each.run, seq=each.run.seq + 8)).total_gib
+
+
 @given(seq=st.integers(64, 4096), batch=st.integers(1, 8), rank=st.sampled_from([8, 64]))
 def test_the_plan_grows_with_what_is_asked_for(seq: int, batch: int, rank: int) -> None:
     run = RunShape(seq=seq, batch=batch, rank=rank)
@@ -183,3 +192,10 @@ def test_the_plan_grows_with_what_is_asked_for(seq: int, batch: int, rank: int) 
     assert plan(MODEL, replace(run, rank=2 * rank)).total_gib > here
     assert plan(MODEL, replace(run, gradient_checkpointing=True)).total_gib <= here
     assert plan(MODEL, replace(run, method="qlora")).total_gib < here
+
+
+@pytest.mark.parametrize("name", ["batch", "accumulation", "eval_batch"])
+def test_a_number_of_rows_that_is_a_slip_is_refused(name: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(InvalidArgument, match=f"{flag} is 1000001, expected at most 1,000,000"):
+        RunShape(**{name: 1_000_001})  # type: ignore[arg-type]
