@@ -4,6 +4,8 @@ import io
 import math
 from typing import TYPE_CHECKING
 
+from manylora.training.report.axes import Axis, tick_text
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from manylora.training.rate.find import Choice
     from manylora.training.rate.sweep import Sweep
 
+TICKS = 6
 SIZE = (9.0, 3.6)
 """Inches."""
 
@@ -39,10 +42,11 @@ def plot_choice(choice: "Choice") -> str:
 
 def plain_numbers(axes: "Axes") -> None:
     """Write the losses as numbers, where powers of ten alone would leave an axis without any."""
-    from matplotlib.ticker import FormatStrFormatter
+    from matplotlib.ticker import NullLocator
 
-    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatter(FormatStrFormatter("%.3g"))
+    ticks = Axis(*axes.get_ylim(), 0.0, 1.0, log=True).ticks(TICKS)
+    axes.set_yticks(ticks, [tick_text(value) for value in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def plot_sweep(sweep: "Sweep") -> str:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 LOG_FROM_RATIO = 50.0
 """Greatest over least value from which an axis of positive values is logarithmic."""
 
+FEWEST_TICKS = 3
+"""Of a logarithmic axis at 1, 2 and 5; within less than a decade evenly spaced values say more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -25,8 +28,8 @@ class Axis:
 
     def ticks(self, about: int) -> list[float]:
         """Return round values inside the range, about so many."""
-        if self.log:
-            return _log_ticks(self.low, self.high, about)
+        if self.log and len(found := _log_ticks(self.low, self.high, about)) >= FEWEST_TICKS:
+            return found
         step = round_step((self.high - self.low) / max(1, about))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)

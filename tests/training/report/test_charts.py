@@ -29,6 +29,13 @@ def test_positive_values_of_many_sizes_get_a_logarithmic_axis() -> None:
     assert Axis(1, 100, 0, 10, log=True).place(10) == pytest.approx(5)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.8), (0.51, 0.74), (1e-4, 3.0), (2.1, 4.9)])
+def test_a_logarithmic_axis_has_ticks_however_short(low: float, high: float) -> None:
+    ticks = Axis(low, high, 0, 10, log=True).ticks(5)
+    assert 3 <= len(ticks) <= 8
+    assert all(low <= tick <= high for tick in ticks)
+
+
 def test_ticks_are_written_short() -> None:
     assert [tick_text(v) for v in (0, 0.25, 0.30000000000000004, 1500, 2e-4, 1.5e-5, 3e8)] == [
         "0", "0.25", "0.3", "1,500", "2e-04", "1.5e-05", "3e+08",
