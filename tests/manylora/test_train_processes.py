@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from manylora.demo.task_data import write_tasks
 from manylora.loadtest.checkpoints import TINY, write_base
 from manylora.training.loop.checkpoints import checkpoints, last_checkpoint, read_state
 from manylora.training.parsing import parse_arguments
@@ -25,7 +24,7 @@ HERE = Path(__file__).resolve()
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[2])}
 TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 COMMON = (
-    "--model_name_or_path tiny --data_path sql.json --eval_data_path sql-eval.json --data_check off --use_lora"
+    "--model_name_or_path tiny --data_path rows.json --eval_data_path held-out.json --data_check off --use_lora"
     " --lora_r 4 --lora_dropout 0 --max_steps 6 --learning_rate 3e-2 --lr_scheduler_type constant --logging_steps 1"
     " --gradient_accumulation_steps 2 --eval_strategy steps --eval_steps 2 --per_device_eval_batch_size 3 --live False"
 )
@@ -37,9 +36,25 @@ SHARDED = " --fsdp full_shard --save_strategy steps --save_steps 2"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("several")
-    write_tasks(directory, 24, 5)  # an odd number: one process of two evaluates a row that doesn't count
+    write_rows(directory / "rows.json", range(24))
+    # An odd number: one process of two evaluates a row that doesn't count.
+    write_rows(directory / "held-out.json", range(30, 35))
     write_base(directory / "tiny", TINY)
     return directory
+
+
+def write_rows(path: Path, numbers: range) -> None:
+    """Write short conversations of different lengths."""
+    rows = [
+        {
+            "conversations": [
+                {"from": "user", "value": "Count to " + "the number " * (n % 4) + f"{n}."},
+                {"from": "assistant", "value": " ".join(map(str, range(1 + n % 7)))},
+            ]
+        }
+        for n in numbers
+    ]
+    path.write_text(json.dumps(rows))
 
 
 def launch(place: Path, *commands: str) -> str:
