@@ -146,8 +146,9 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     if evaluation_settings(arguments) is not None:
         trainer.more_metrics = answers_now(trainer, questions, directory)
     recorder = watch(trainer, arguments)
-    for sentence in filter(None, (overridden, choice and choice.reason)):
-        recorder.note("note", sentence, 0)
+    for sentence in (overridden, None if choice is None else choice.reason):
+        if sentence is not None:
+            recorder.note("note", sentence, 0)
     with PeakMeter(trainer.args.device) as meter:
         try:
             metrics = _train(trainer, resume_point(arguments), directory, say)
@@ -197,7 +198,7 @@ def _held_out(trainer: LoraTrainer) -> dict[str, float]:
     if trainer.eval_dataset is None:
         return {}
     try:
-        return trainer.evaluate()
+        return dict(trainer.evaluate())
     except DoesNotFit as error:
         if trainer.args.world_size > 1:
             raise

@@ -82,7 +82,8 @@ def logged(output: Path, key: str) -> list[float]:
 
 
 def adapter(directory: Path) -> dict[str, torch.Tensor]:
-    return load_file(directory / "adapter_model.safetensors")
+    found: dict[str, torch.Tensor] = load_file(directory / "adapter_model.safetensors")
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ WITH_CHECKPOINTS = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 class HubPushing(Trainer):
     """The part of LoraTrainer that uploads."""
 
+    push_in_progress: PushInProgress | None
     _adapter_files: tuple[str, ...] = ()
     """Names of the files that the last saved adapter consists of."""
     _uploading: tuple[Path, ...] = ()
@@ -26,7 +27,7 @@ class HubPushing(Trainer):
     @property
     def uploading(self) -> tuple[Path, ...]:
         """The checkpoints that are being read for an upload, and must stay until it is done."""
-        if self._uploading and self.push_in_progress.is_done():
+        if self.push_in_progress is None or self.push_in_progress.is_done():
             self._uploading = ()
         return self._uploading
 
@@ -57,7 +58,7 @@ class HubPushing(Trainer):
             jobs.append(
                 hf_api().upload_folder(**shared, path_in_repo=place, commit_message=f"{message}, checkpoint")
             )
-        before = self.push_in_progress.jobs if self.uploading else []
+        before = self.push_in_progress.jobs if self.uploading and self.push_in_progress else []
         self.push_in_progress = PushInProgress([*before, *jobs])
         self._uploading = (*self.uploading, checkpoint)
 

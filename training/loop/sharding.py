@@ -27,5 +27,5 @@ def gather_trained(model: nn.Module) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    found: dict[str, Tensor] = get_model_state_dict(model, options=options)
-    return found
+    found = get_model_state_dict(model, options=options)
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}

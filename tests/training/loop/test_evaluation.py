@@ -65,7 +65,7 @@ def test_a_row_that_does_not_fit_ends_the_run_with_a_checkpoint_to_go_on_from(
 
 
 def test_a_resumed_run_remembers_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 3}
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
     trainer = make_trainer(tiny_base(tmp_path), tmp_path / "run", items(40), **options(), **saving)
     tried = holds(4, monkeypatch)
     trainer.train()

@@ -46,7 +46,7 @@ def test_a_checkpoint_is_uploaded_under_its_own_name_and_stays_until_it_is(
     trainer = trainer_of(tmp_path, "every_save", save_total_limit=1)
     trainer.push_in_progress = None
     # The upload of the first checkpoint ends only when the run waits for it at its end.
-    trainer._finish_current_push = lambda: finish(hub, trainer)  # type: ignore[method-assign]
+    trainer._finish_current_push = lambda: finish(hub, trainer)
     trainer.train()
     assert [upload.folder for upload in hub.uploads] == [tmp_path / "run" / "checkpoint-2"]
     assert set(hub.uploads[0].files) == ADAPTER
@@ -61,7 +61,7 @@ def test_a_checkpoint_is_uploaded_under_its_own_name_and_stays_until_it_is(
 
 def test_whole_checkpoints_are_uploaded_where_that_is_asked_for(tmp_path: Path, hub: FakeHub) -> None:
     trainer = trainer_of(tmp_path, "all_checkpoints", hub_always_push=True)
-    trainer._finish_current_push = lambda: finish(hub, trainer)  # type: ignore[method-assign]
+    trainer._finish_current_push = lambda: finish(hub, trainer)
     trainer.train()
     assert [upload.place for upload in hub.uploads] == [
         "",

@@ -49,7 +49,8 @@ def names(directory: Path) -> list[str]:
 
 
 def saved(directory: Path) -> dict[str, torch.Tensor]:
-    return load_file(directory / "adapter_model.safetensors")
+    found: dict[str, torch.Tensor] = load_file(directory / "adapter_model.safetensors")
+    return found
 
 
 def test_the_best_checkpoint_is_what_the_model_holds_at_the_end_and_not_the_last(
