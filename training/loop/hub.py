@@ -19,7 +19,7 @@ WITH_CHECKPOINTS = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 class HubPushing(Trainer):
     """The part of LoraTrainer that uploads."""
 
-    push_in_progress: PushInProgress | None
+    push_in_progress: PushInProgress | None = None
     _adapter_files: tuple[str, ...] = ()
     """Names of the files that the last saved adapter consists of."""
     _uploading: tuple[Path, ...] = ()
