@@ -46,7 +46,7 @@ def list_adapters(url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: A
         table.add_row(
             each["name"], str(each["version"]), *(_mixture if _is_mixture(each) else _adapter)(each)
         )
-    Console().print(table)
+    Console(emoji=False).print(table)
     for each in found["data"]:
         _say_note(each)
 
@@ -65,7 +65,7 @@ def show(name: str, url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json:
             table.add_row(key.replace("_", " "), escape(_in_words(value)))
     if _is_mixture(found):
         table.add_row("mixture", _spelled(found))
-    Console(soft_wrap=True, highlight=False).print(table)
+    Console(emoji=False, soft_wrap=True, highlight=False).print(table)
 
 
 def _in_words(value: object) -> str:
@@ -77,7 +77,9 @@ def _in_words(value: object) -> str:
 def _say_note(shown: dict[str, Any]) -> None:
     """Print what the owner of an adapter should know of it, if anything."""
     if shown.get("note"):
-        Console(soft_wrap=True, highlight=False).print(f"{escape(shown['name'])} was {escape(shown['note'])}")
+        Console(emoji=False, soft_wrap=True, highlight=False).print(
+            f"{escape(shown['name'])} was {escape(shown['note'])}"
+        )
 
 
 def _is_mixture(shown: dict[str, Any]) -> bool:
@@ -140,7 +142,9 @@ def mix(
         made = _call("PUT", url, _path(name), admin_key, {"mixture": mixture})
     else:
         made = _call("POST", url, "/adapters", admin_key, {"name": name, "mixture": mixture})
-    Console().print(f"serves {made['name']}, version {made['version']}: {_spelled(made)} (id {made['id']})")
+    Console(emoji=False).print(
+        f"serves {made['name']}, version {made['version']}: {_spelled(made)} (id {made['id']})"
+    )
 
 
 @app.command("replace")
@@ -164,10 +168,10 @@ def remove(
     """Refuse new requests, wait for running ones, give the memory back."""
     gone = _call("DELETE", url, f"{_path(name)}?abort={str(abort).lower()}", admin_key)
     if _is_mixture(gone):
-        Console().print(f"removed mixture {gone['name']}: {_spelled(gone)}; its adapters stay")
+        Console(emoji=False).print(f"removed mixture {gone['name']}: {_spelled(gone)}; its adapters stay")
         return
     freed = gone["freed"]
-    Console().print(
+    Console(emoji=False).print(
         f"removed {gone['name']}: {freed['arena_rows']} rank rows, {freed['device_bytes']:,} bytes on the device "
         f"and {freed['host_bytes']:,} on the host are free"
     )
@@ -196,11 +200,11 @@ def _call(
 
 
 def _say(record: dict[str, Any], verb: str) -> None:
-    Console().print(
+    Console(emoji=False).print(
         f"{verb} {record['name']}, version {record['version']}, rank {record['rank']} (id {record['id']})"
     )
     _say_note(record)
 
 
 def _print_json(value: object) -> None:
-    Console().print_json(json.dumps(value))
+    Console(emoji=False).print_json(json.dumps(value))

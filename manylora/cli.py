@@ -60,7 +60,7 @@ def doctor() -> None:
     """Say what this machine can do and what is missing."""
     from manylora.doctor import report
 
-    report(Console())
+    report(Console(emoji=False))
 
 
 @app.command("version")

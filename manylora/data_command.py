@@ -108,7 +108,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(report.as_json() | ({"fix": done} if done else {}), ensure_ascii=False))
     else:
-        show(report, done, Console())
+        show(report, done, Console(emoji=False))
     if strict and not report.ok:
         raise typer.Exit(FINDINGS_STATUS)
 

@@ -4,7 +4,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-_stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+_stderr = Console(emoji=False, stderr=True, soft_wrap=True, highlight=False)
 
 
 def fail(message: str) -> typer.Exit:

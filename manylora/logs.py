@@ -90,6 +90,7 @@ class Voice:
         """Whether a person reads it."""
         watched = sys.stderr.isatty()
         self.console = Console(
+            emoji=False,
             stderr=True,
             highlight=False,
             width=None if watched else WIDTH_OF_FILES,

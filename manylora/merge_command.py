@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from manylora.adapters.export.settings import ExportPart
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "B": 1}
-stderr = Console(stderr=True, highlight=False)
+stderr = Console(emoji=False, stderr=True, highlight=False)
 
 
 Positional = Annotated[
@@ -133,7 +133,7 @@ def merge(
         options |= _bases(source, base, base_16bit)
     manifest = _export(source, target, options)
     if as_json:
-        Console().print_json(data=manifest)
+        Console(emoji=False).print_json(data=manifest)
     else:
         say(target, manifest)
 

@@ -15,7 +15,7 @@ DEMO_NAME = "manylora/demo-base"
 
 def say(output: Path, manifest: Any) -> None:  # JSON, checked where it was made
     """Print what was made at ``output``."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(emoji=False, highlight=False, soft_wrap=True)
     if "combine" in manifest:
         _say_combined(console, output, manifest)
         return

@@ -151,7 +151,7 @@ def _print_table(
     found: tuple[Remedy, ...],
     least: MemoryPlan,
 ) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(emoji=False, soft_wrap=True, highlight=False)
     table = Table("part", "GiB", "what it is")
     table.columns[1].justify = "right"
     for name, size in planned.parts.items():

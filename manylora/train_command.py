@@ -57,7 +57,7 @@ def _help(words: list[str]) -> None:
 
 
 def _say(sentence: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[dim]·[/] {escape(sentence)}")
+    Console(emoji=False, stderr=True, highlight=False, soft_wrap=True).print(f"[dim]·[/] {escape(sentence)}")
 
 
 @contextmanager

@@ -166,6 +166,8 @@ def check(arguments: Arguments) -> None:
         raise InvalidArgument("--data_path is missing: the JSON, JSONL, CSV or Parquet file to train on")
     if run.tasks is None and "output_dir" not in arguments.given:
         raise InvalidArgument("--output_dir is missing: the directory for the adapter")
+    if "output_dir" in arguments.given and not training.output_dir:
+        raise InvalidArgument("--output_dir is empty: expected the directory for the adapter")
     if lora.lora_r < 1:
         raise InvalidArgument(f"--lora_r {lora.lora_r}: a rank is an integer from 1 up")
     for name, value in (("lora_dropout", lora.lora_dropout), ("eval_share", arguments.data.eval_share)):

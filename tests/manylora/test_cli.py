@@ -1,7 +1,9 @@
 """The command line's own words: its version, its commands, and words that it doesn't know."""
 
+import ast
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +62,34 @@ def test_unknown_words_end_in_one_line_and_status_2(
     assert printed.out == ""
     assert says in printed.err
     assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_the_hundredth_line_of_a_file_is_not_an_emoji(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """rich prints ``:100:`` as an emoji, and every finding has a file and a line before a colon."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n' * 99 + "no\n")
+    words = ["train", "--model_name_or_path", "demo/base", "--use_lora", "--data_check", "off"]
+    assert run(monkeypatch, *words, "--data_path", str(data), "--output_dir", str(tmp_path / "out")) == 2
+    assert "rows.jsonl:100: isn't JSON" in capsys.readouterr().err
+
+
+def test_no_console_of_a_command_makes_emojis_of_what_stands_between_colons() -> None:
+    root = Path(cli.__file__).resolve().parents[1]
+    for path in (
+        path
+        for room in ("manylora", "training", "adapters", "server")
+        for path in root.glob(f"{room}/**/*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console":
+                assert any(each.arg == "emoji" for each in node.keywords), f"{path}:{node.lineno}"
+
+
+def test_an_output_directory_without_a_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--model_name_or_path", "demo/base", "--use_lora", "--data_path", "a.jsonl"]
+    assert run(monkeypatch, *words, "--output_dir", "") == 2
+    assert "--output_dir is empty" in capsys.readouterr().err

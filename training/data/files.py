@@ -30,6 +30,8 @@ KINDS: Mapping[str, str] = {
     ".parquet": "parquet",
     ".txt": "text",
 }
+MOST_TIMES = 1000
+"""A file's rows are used. More is a slip of the pen that would fill the memory with row numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class DataPath:
 
 
 def parse_data_path(text: str) -> DataPath:
-    """Read ``file`` or ``file:share``. Raises InvalidData for a share that isn't a number above 0."""
+    """Read ``file`` or ``file:share``. Raises InvalidData for a share that isn't above 0 and at most ``MOST_TIMES``."""
     path, colon, share = text.rpartition(":")
     if not colon or Path(text).exists():
         return DataPath(text)
@@ -52,9 +54,10 @@ def parse_data_path(text: str) -> DataPath:
         if Path(path).exists():
             raise InvalidData(f"{text}: {share!r} is no share; write file:0.5 or file:2") from None
         return DataPath(text)
-    if not 0 < number < float("inf"):
+    if not 0 < number <= MOST_TIMES:
         raise InvalidData(
-            f"{text}: a share is a number above 0, such as 0.5 (half the rows) or 2 (each twice)"
+            f"{text}: a share is a number above 0, at most {MOST_TIMES:,}, such as 0.5 (half the rows)"
+            " or 2 (each twice)"
         )
     return DataPath(path, number)
 

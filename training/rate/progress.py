@@ -27,7 +27,7 @@ class SearchProgress(TrainerCallback):
         console: Console | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        console = console or Console(stderr=True)
+        console = console or Console(emoji=False, stderr=True)
         self.steps, self.done = steps, 0
         self._say, self._now = say, now
         self._began = self._last_line = now()

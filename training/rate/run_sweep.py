@@ -29,7 +29,7 @@ def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str]
     if not is_first_process():
         return found
     write_sweep(found, directory)
-    Console().print(table_of(found))
+    Console(emoji=False).print(table_of(found))
     best = found.best
     say(
         f"Best: --learning_rate {best.rate:.2g} --lora_r {best.rank} --lora_alpha {best.alpha:g}"

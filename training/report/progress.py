@@ -58,7 +58,9 @@ class LiveProgress(TrainerCallback):
         trained_tokens: Callable[[], int] | None = None,
     ) -> None:
         """``rank`` and ``trained_tokens`` say what the adapter has now, and what it was trained on so far."""
-        self._console = console or Console(stderr=True, highlight=False, width=_width(sys.stderr.isatty()))
+        self._console = console or Console(
+            emoji=False, stderr=True, highlight=False, width=_width(sys.stderr.isatty())
+        )
         self._now, self._rank, self._trained_tokens = now, rank, trained_tokens
         self._wants_panel = live and self._console.is_terminal
         self.meter = RunMeter(now)

@@ -28,7 +28,7 @@ class TasksDisplay:
 
     def __init__(self, *, live: bool, console: Console | None = None) -> None:
         width = None if sys.stderr.isatty() else 200  # where nobody watches there is no width to fold at
-        self._console = console or Console(stderr=True, highlight=False, width=width)
+        self._console = console or Console(emoji=False, stderr=True, highlight=False, width=width)
         self._wants_table = live and self._console.is_terminal
         self._live: Live | None = None
         self._run: SideBySide | None = None

@@ -14,6 +14,7 @@ from manylora.training.errors import InvalidArgument
 from manylora.training.fields import default_of
 from manylora.training.flags import read_flags, words_of_flags
 from manylora.training.job import LOG_SHARE
+from manylora.training.output import RUN_FILES
 from manylora.training.parsing import name_file, parse_arguments, words_of
 from manylora.training.yaml_file import read_keys
 
@@ -267,8 +268,13 @@ def _of_one_loop(arguments: Arguments) -> dict[str, bool]:
 
 
 def _check_folders(tasks: list[Task], path: Path) -> None:
-    """Refuse a task whose directory would lie in another's: a name may have slashes."""
+    """Refuse a task whose directory would lie in another's, as a name may have slashes, or be what a run writes."""
     for task in tasks:
+        first = task.name.split("/")[0]
+        if first in RUN_FILES or first.startswith((".", "checkpoint-")):
+            raise InvalidArgument(
+                f"--tasks {path}: a task can't be called {task.name}: the run writes {first} into its directory itself"
+            )
         if any(other is not task and other.directory in task.directory.parents for other in tasks):
             names = list_names(each.name for each in tasks)
             raise InvalidArgument(

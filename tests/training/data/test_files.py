@@ -189,7 +189,7 @@ def test_shares(tmp_path: Path) -> None:
     odd = tmp_path / "b:2"
     odd.touch()
     assert parse_data_path(str(odd)) == DataPath(str(odd), 1.0)
-    for share in ("0", "-1", "nan", "inf", "half"):
+    for share in ("0", "-1", "nan", "inf", "1e12", "half"):
         with pytest.raises(InvalidData, match="share"):
             parse_data_path(f"{path}:{share}")
 

@@ -55,6 +55,8 @@ def test_own_keys_win_over_flags_and_flags_over_shared_keys(tmp_path: Path) -> N
         ("sql: {data_path: a, data_path: b}", "'data_path' is given twice"),
         ("'s q l': {data_path: a}", "only letters, digits"),
         ("../sql: {data_path: a}", "no part between slashes"),
+        ("report.html: {data_path: a}", "the run writes report.html into its directory itself"),
+        ("checkpoint-5/sql: {data_path: a}", "the run writes checkpoint-5 into its directory itself"),
         ("sql: {data_path: a, lora_r: 0}", "task sql: .*lora_r 0"),
         ("sql: {data_path: a, lora_r: many}", "task sql: .*lora_r"),
         ("sql: {data_path: }", "data_path has no value"),
