@@ -128,6 +128,8 @@ def test_the_guides_lora_command_gives_an_adapter_that_is_served(place: Path) ->
     assert unread in (output / "report.html").read_text()
     assert record["results"]["steps"] == 9
     assert record["results"]["adapter"] == str(output.resolve())
+    memory = record["memory"]
+    assert sum(memory["planned"].values()) == pytest.approx(memory["measured_peak_gib"], rel=0.12)
     assert "<html" in (output / "report.html").read_text()
 
 

@@ -15,8 +15,9 @@ MOST_KV_BYTES = 1 << 30
 BLOCK = 16
 STEP_TOKENS = 512
 """Tokens of one step of the engine."""
-SERVER_LIBRARIES = 80 << 20
-"""On a CPU: what the server's modules take in a process that trains already. Measured."""
+SERVER_LIBRARIES = 140 << 20
+"""On a CPU: what the server's modules and threads take in a process that trains already. Measured, by
+loadtest/memory_long.py."""
 FUSED_NF4_BITS = 4 + 16 / 64
 """A code, and a bfloat16 scale for 64 of them: as bitsandbytes' fused kernel on a CPU has them."""
 STEP_BYTES = 10

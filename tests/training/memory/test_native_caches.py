@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from manylora.training.bases.types import Base
 from manylora.training.errors import TrainingError
+from manylora.training.evaluate.generate import Generate
 from manylora.training.memory.native_caches import CAPACITIES, MOST_OF_TASKS
 from manylora.training.parsing import parse_arguments
 from manylora.training.rate.run_sweep import run_sweep
@@ -77,5 +80,5 @@ def test_a_sweep_limits_them_and_a_setting_of_the_users_stays(
     assert int(os.environ[second]) < MOST_OF_TASKS
 
 
-def _nobody(_: object) -> None:  # type: ignore[misc]
-    pytest.fail("nobody is asked")
+def _nobody(_: Base) -> AbstractContextManager[Generate]:
+    raise AssertionError("nobody is asked")

@@ -17,7 +17,7 @@ from manylora.training.bases.types import Base, BaseSettings
 from manylora.training.loop.loss import trained_token_loss
 from manylora.training.loop.snapshot import Snapshot
 from manylora.training.memory.find import read_shape
-from manylora.training.memory.plan import GIB, LOGIT_BYTES, plan
+from manylora.training.memory.plan import GIB, LOGIT_BYTES, layer_bytes, plan
 from manylora.training.memory.run_shape import RunShape
 from manylora.training.memory.shape import ModelShape
 from manylora.training.memory.trial import _AsPrepared
@@ -180,3 +180,22 @@ def test_a_mask_is_for_rows_of_different_lengths() -> None:
         for packing in (False, True)
     )
     assert packed - alone == pytest.approx(4096 * 2 * 2 * (64 - 16))
+
+
+def test_what_is_no_tensor() -> None:
+    """Measured figures, pinned: loadtest/memory_table.py measures them again."""
+    on_a_gpu = plan(QWEN25_7B, RunShape()).parts
+    assert on_a_gpu["context"] == 0.9
+    assert not {"kernels", "allocator"} & set(on_a_gpu)
+    short = RunShape(seq=64, device="cpu")
+    parts = plan(QWEN25_7B, short).parts
+    assert (parts["context"], parts["kernels"]) == (0.55, 0.0625)
+    small = 0.4 * parts["activations"] + 1.2 * layer_bytes(QWEN25_7B, short) / GIB
+    assert parts["allocator"] == pytest.approx(small)
+    assert "kernels" not in plan(QWEN25_7B, replace(short, dtype="fp32")).parts
+    # Blocks of 32 MiB and above go back to the system: those of the MLP's width first.
+    longer = plan(QWEN25_7B, replace(short, seq=1024)).parts
+    share = 3584 / (3584 + 18944)
+    holes = 0.4 * longer["activations"] + 1.2 * layer_bytes(QWEN25_7B, replace(short, seq=1024)) / GIB
+    assert longer["allocator"] == pytest.approx(share * holes)
+    assert "allocator" not in plan(QWEN25_7B, replace(short, seq=4096)).parts

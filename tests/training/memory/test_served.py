@@ -70,7 +70,7 @@ def test_a_gpus_kv_cache_is_there_from_the_start() -> None:
 
 def test_it_stands_beside_the_run_and_answers_in_a_steps_place() -> None:
     run = RunShape(seq=512, rank=8)
-    asked = plan(QWEN25_7B, RunShape(seq=512, rank=8, answer_tokens=512)).parts
+    asked = dict(plan(QWEN25_7B, RunShape(seq=512, rank=8, answer_tokens=512)).parts)
     alone = plan(QWEN25_7B, run).parts
     assert asked.pop("served") * GIB == served.served_bytes(QWEN25_7B, RunShape(rank=8, answer_tokens=512))
     assert asked == alone
