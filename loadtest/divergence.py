@@ -188,6 +188,12 @@ def _word(holds: bool) -> str:
     return "holds" if holds else "FAILS"
 
 
+def _said(found: tuple[bool, list[str]]) -> tuple[bool, list[str]]:
+    """Write a run's row as soon as it is there, beside the table: all of them take minutes."""
+    sys.stderr.write(" | ".join(filter(None, found[1])) + "\n")
+    return found
+
+
 def main() -> None:
     """Run the command; exit status 1 when a healthy run was touched or a diverging one was not."""
     parser = argparse.ArgumentParser(
@@ -204,8 +210,10 @@ def main() -> None:
     steps = 40 if given.small else given.steps
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        found = [healthy(place, 1 + seed, steps) for seed in range(counts[0])]
-        found += [diverging(place, number, steps, proven=not given.small) for number in range(counts[1])]
+        found = [_said(healthy(place, 1 + seed, steps)) for seed in range(counts[0])]
+        found += [
+            _said(diverging(place, number, steps, proven=not given.small)) for number in range(counts[1])
+        ]
     sys.stdout.write(f"{headline()}\n{text_table(HEAD, [row for _, row in found])}\n")
     good = sum(holds for holds, _ in found)
     sys.stdout.write(f"{good} of {len(found)} as promised\n")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,7 +145,8 @@ def test_shards_train_resume_publish_and_evaluate_as_one_process_does_unbroken(o
         "checkpoint-4",
         "checkpoint-6",
     ]
-    assert read_state(two / "sharded" / "checkpoint-6")["backoffs"] == 0
+    watched: Any = read_state(two / "sharded" / "checkpoint-6")["watch"]
+    assert watched["backoffs"] == 0
     # What was sharded is sharded: a full copy of the run in each process would have written optimizer.pt.
     kept = {path.name for path in last_checkpoint(two / "sharded").iterdir()}
     assert "pytorch_model_fsdp.bin" in kept

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,7 @@ class GuardedTrainer(Trainer):
 
     def _losses_of(self, batches: Iterable[Mapping[str, Tensor]]) -> list[float]:
         """Return each row's loss per trained token, without dropout; rows without a trained token are left out."""
-        trainer: LoraTrainer = self  # type: ignore[assignment]  # what this is a part of
+        trainer = cast("LoraTrainer", self)  # what this is a part of
         was_training = self.model.training
         self.model.eval()
         found: list[float] = []

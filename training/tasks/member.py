@@ -211,7 +211,8 @@ class Member:
     @property
     def trained(self) -> nn.Module:
         """Its model."""
-        return self.model
+        model: nn.Module = self.model
+        return model
 
     def recent_losses(self) -> list[float]:
         """Return the losses of the last rows."""

@@ -35,7 +35,7 @@ class PassLosses:
 
     def rows(self, task: int) -> list[float]:
         """Return the loss per trained token of each of a task's rows; rows without a trained token are left out."""
-        parts = self.tokens[task].split(list(self.row_tokens[task]))
+        parts: tuple[Tensor, ...] = self.tokens[task].split_with_sizes(list(self.row_tokens[task]))
         means = [part.mean() for part in parts if len(part)]
         found: list[float] = torch.stack(means).tolist() if means else []
         return found
