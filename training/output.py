@@ -28,6 +28,8 @@ def claim(directory: Path, *, resume: bool, overwrite: bool, checkpoint: Path | 
     nearest = directory
     while not nearest.exists():
         nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InvalidArgument(f"--output_dir {directory} can't be made: {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InvalidArgument(f"--output_dir {directory} can't be written to: no permission in {nearest}")
 

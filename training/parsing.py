@@ -71,6 +71,9 @@ def _parse(
             *parsed, unknown = parser.parse_args_into_dataclasses(
                 words, return_remaining_strings=True, look_for_args_file=False
             )
+    except json.JSONDecodeError as error:
+        example = '{"min_lr": 1e-5}'
+        raise InvalidArgument(f"{error.doc!r} isn't JSON: {error.msg}; expected as in '{example}'") from None
     except (ValueError, ImportError, TypeError, OSError) as error:
         raise InvalidArgument(str(error).strip().splitlines()[0]) from None
     if unknown:
@@ -164,10 +167,7 @@ def check(arguments: Arguments) -> None:
         raise InvalidArgument("manylora trains adapters: add --use_lora, or --q_lora for a base in 4 bits")
     if run.tasks is None and not arguments.data.data_path:
         raise InvalidArgument("--data_path is missing: the JSON, JSONL, CSV or Parquet file to train on")
-    if run.tasks is None and "output_dir" not in arguments.given:
-        raise InvalidArgument("--output_dir is missing: the directory for the adapter")
-    if "output_dir" in arguments.given and not training.output_dir:
-        raise InvalidArgument("--output_dir is empty: expected the directory for the adapter")
+    _check_output(arguments)
     if lora.lora_r < 1:
         raise InvalidArgument(f"--lora_r {lora.lora_r}: a rank is an integer from 1 up")
     for name, value in (("lora_dropout", lora.lora_dropout), ("eval_share", arguments.data.eval_share)):
@@ -181,6 +181,20 @@ def check(arguments: Arguments) -> None:
         raise InvalidArgument(f"--model_max_length {training.model_max_length}: expected at least 2 tokens")
     _check_pairs(arguments)
     check_fields(training, arguments.given)
+
+
+def _check_output(arguments: Arguments) -> None:
+    directory = arguments.training.output_dir
+    if "output_dir" not in arguments.given:
+        if arguments.run.tasks is None:
+            raise InvalidArgument("--output_dir is missing: the directory for the adapter")
+        return
+    if not directory:
+        raise InvalidArgument("--output_dir is empty: expected the directory for the adapter")
+    base = Path(arguments.model.model_name_or_path or "")
+    if base.is_dir() and base.resolve() == Path(directory).resolve():
+        # The adapter's tokenizer and template would take the place of the base's.
+        raise InvalidArgument(f"--output_dir {directory} is the base's own directory: give another one")
 
 
 def _check_pairs(arguments: Arguments) -> None:

@@ -31,6 +31,8 @@ def test_a_file_in_its_place_and_nothing_to_resume_are_refused(tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(InvalidArgument, match="is a file"):
         output.claim(tmp_path / "file", resume=False, overwrite=False)
+    with pytest.raises(InvalidArgument, match=f"can't be made: {tmp_path / 'file'} is a file"):
+        output.claim(tmp_path / "file" / "out", resume=False, overwrite=False)
     with pytest.raises(InvalidArgument, match="no checkpoint"):
         output.claim(tmp_path / "new", resume=True, overwrite=False)
 

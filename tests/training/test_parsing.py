@@ -331,3 +331,18 @@ def test_the_whole_help_has_what_is_honoured_and_nothing_else() -> None:
     names = {each.name for part in ARGUMENT_CLASSES for each in fields(part)}
     assert set(shown) == names - REFUSED.keys()
     assert len(shown) == len(set(shown))
+
+
+def test_the_bases_own_directory_is_no_output(tmp_path: Path) -> None:
+    """The adapter's tokenizer and chat template would be written over the base's."""
+    (tmp_path / "other").mkdir()
+    words = f"--model_name_or_path {tmp_path} --data_path d.json --use_lora --output_dir".split()
+    with pytest.raises(InvalidArgument, match="is the base's own directory"):
+        parse_arguments([*words, f"{tmp_path}/other/.."])
+    assert parse_arguments([*words, f"{tmp_path}/other"])
+
+
+def test_options_that_are_not_json_are_named() -> None:
+    words = [*LEAST.split(), "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", "{min_lr"]
+    with pytest.raises(InvalidArgument, match="min_lr' isn't JSON"):
+        parse_arguments(words)
