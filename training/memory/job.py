@@ -96,8 +96,8 @@ def fit_job(job: Job, prepare: Callable[[Arguments], Prepared], say: Callable[[s
 
     def attempt_evaluation(wanted: RunShape) -> int:
         _change(job, run, wanted, prepare)
-        states = plan(model, wanted).parts.get("optimizer", 0.0) * GIB
-        return evaluation_peak(job) + outside_bytes(budget) + untried_bytes(job, model, wanted) + int(states)
+        unseen = untried_bytes(job, model, wanted) + state_bytes(model, wanted)
+        return evaluation_peak(job) + outside_bytes(budget) + unseen
 
     fit = auto_fit(model, run, room, attempt, job.arguments.run.auto_fit_cut or None)
     for sentence in fit.sentences:
@@ -116,6 +116,11 @@ def untried_bytes(job: Job, model: ModelShape, wanted: RunShape) -> int:
     growth = sum(parts.values()) - served - (sum(now.values()) - now.get("served", 0.0))
     buckets = parts["gradients"] if world_size() > 1 else 0.0
     return int((served + rollback + growth + buckets) * GIB)
+
+
+def state_bytes(model: ModelShape, wanted: RunShape) -> int:
+    """Return the optimiser's state, which a run holds while it is evaluated, and a trial of that alone doesn't."""
+    return int(plan(model, wanted).parts.get("optimizer", 0.0) * GIB)
 
 
 def train_peak(job: Job) -> int:

@@ -80,6 +80,19 @@ def test_an_attempt_to_train_that_fails_leaves_the_evaluation_as_it_is() -> None
     assert (fit.run.eval_seq, fit.run.eval_batch) == (4096, 8)
 
 
+def test_held_out_examples_are_cut_with_those_that_did_not_fit() -> None:
+    run = RunShape("qlora", seq=8192, gradient_checkpointing=True, eval_seq=6000, eval_batch=1)
+
+    def attempt(wanted: RunShape) -> int:
+        if wanted.seq > 4096:
+            raise MemoryError
+        return GIB
+
+    fit = auto_fit(MODEL, run, 80 * GIB, attempt, shortest=2048)
+    assert 2048 <= fit.run.seq <= 4096
+    assert fit.run.eval_seq == fit.run.seq
+
+
 @pytest.mark.parametrize("grows", [False, True])
 def test_an_evaluation_batch_is_halved_until_it_fits(grows: bool) -> None:
     run = RunShape(eval_seq=512, eval_batch=8)

@@ -13,7 +13,7 @@ from manylora.loadtest.checkpoints import TINY, BaseShape, write_base
 from manylora.training.arguments import Arguments
 from manylora.training.errors import DoesNotFit, InvalidArgument
 from manylora.training.job import Job, total_steps
-from manylora.training.memory.job import _change, fit_job, plan_job, shapes_of, untried_bytes
+from manylora.training.memory.job import _change, fit_job, plan_job, shapes_of, state_bytes, untried_bytes
 from manylora.training.memory.plan import GIB, plan
 from manylora.training.parsing import parse_arguments
 from manylora.training.preparation import Prepared, prepare
@@ -109,6 +109,12 @@ def test_what_a_trial_does_not_hold_is_added_to_its_peak(words: list[str]) -> No
     missing = (plan(model, run).total_gib - in_a_trial) * GIB
     assert untried_bytes(job, model, run) == pytest.approx(missing, rel=0.001)
     assert missing > plan(model, run).parts["served"] * GIB
+
+
+def test_the_optimisers_state_is_there_while_a_run_is_evaluated(words: list[str]) -> None:
+    model, run = shapes_of(job_of(words))
+    assert state_bytes(model, run) == pytest.approx(8 * (1 << 30) * plan(model, run).parts["gradients"] / 4)
+    assert state_bytes(model, replace(run, optim="sgd")) == 0
 
 
 def test_examples_are_cut_when_that_is_allowed_alone(words: list[str], tmp_path: Path) -> None:
