@@ -195,7 +195,7 @@ def _in_nf4(base: Path, directory: Path) -> Path:
 def test_one_adapter_of_several_says_what_all_of_them_say(
     tmp_path: Path, base: Path, second: str | None, says: bool
 ) -> None:
-    held = None if second is None else {"kind": second}
+    held: dict[str, object] | None = None if second is None else {"kind": second}
     parts = (
         ExportPart("one", adapter_of(tmp_path / "one", base, {"kind": "nf4"}, 1.0), 0.5),
         ExportPart("two", adapter_of(tmp_path / "two", base, held, 0.9), 0.5),
