@@ -54,8 +54,7 @@ class CheckpointSaving(HubPushing):
                 self._finish(self._staging / name, output_dir / name)
         except (OSError, RuntimeError) as error:
             self.state.best_model_checkpoint = best
-            # torch.save tells of a full disk by a RuntimeError of its zip writer.
-            if isinstance(error, RuntimeError) and "write" not in str(error):
+            if not checkpoints.tells_of_disk(error):
                 raise
             if self.args.world_size > 1:
                 raise TrainingError(f"{name} can't be written: {error}") from None

@@ -87,8 +87,7 @@ class RunFiles:
             checkpoints.publish(staged, self.directory / name)
             checkpoints.rotate(self.directory, self._args.save_total_limit, needed=())
         except (OSError, RuntimeError) as error:
-            # torch.save tells of a full disk by a RuntimeError of its zip writer.
-            if isinstance(error, RuntimeError) and "write" not in str(error):
+            if not checkpoints.tells_of_disk(error):
                 raise
             reason = getattr(error, "strerror", None) or error
             self._say(f"{name} could not be written ({reason}); the run goes on, make room on the disk")
