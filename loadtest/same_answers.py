@@ -27,7 +27,8 @@ from manylora.loadtest.server_process import command, environment_of_children, r
 from manylora.loadtest.text_table import text_table
 
 ADAPTER = "adapter_model.safetensors"
-SERVE = "Serve it: "
+SERVE, COMMAND = "Serve it", "manylora serve "
+"""The line may say of which step the adapter is before the command comes."""
 TASK, LONGEST_ANSWER = "sql", 48
 ALIKE = 0.01
 """Share of the questions by which the right answers may differ."""
@@ -161,8 +162,8 @@ def resumes(job: Job, method: Method, whole: Path, again: Path) -> bool:
 
 def serve_words(said: str) -> list[str] | None:
     """Return the words after ``manylora serve`` in the last line that says how; None if none does."""
-    lines = [line.partition(SERVE)[2] for line in said.splitlines() if SERVE in line]
-    return shlex.split(lines[-1])[2:] if lines else None
+    lines = [line.partition(COMMAND)[2] for line in said.splitlines() if SERVE in line and COMMAND in line]
+    return shlex.split(lines[-1]) if lines else None
 
 
 def ask(words: Sequence[str], model: str | None, questions: Sequence[str], place: Path) -> list[str]:

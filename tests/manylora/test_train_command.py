@@ -89,8 +89,8 @@ def by_transformers(adapter: Path, base: Path, conversations: list[list[dict[str
 
 def serve_line(said: str) -> list[str]:
     """The words after `manylora serve` in the run's last line."""
-    [line] = [line for line in said.splitlines() if "Serve it: " in line]
-    command = shlex.split(line.partition("Serve it: ")[2])
+    [line] = [line for line in said.splitlines() if "Serve it" in line]
+    command = shlex.split(line[line.index("manylora serve ") :])
     assert command[:2] == ["manylora", "serve"]
     return command[2:]
 
