@@ -27,6 +27,7 @@ from manylora.server.catalog import AdapterCatalog
 from manylora.server.config import ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
+from manylora.server.memory import keep_few_kernels
 from manylora.server.model.errors import ModelError
 from manylora.server.threads import engine_first
 
@@ -40,6 +41,7 @@ class StartError(Exception):
 def serve(settings: ServeSettings) -> None:
     """Run a server until it is told to stop. Raises StartError."""
     configure_logs(settings)
+    keep_few_kernels()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
