@@ -5,10 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from manylora.serve import StartError, serve
-from manylora.server.config import ServeSettings
 from manylora.server.memory import KERNELS
 
 CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
@@ -27,21 +23,33 @@ print((psutil.Process().memory_info().rss - before) >> 20)
 """
 
 
+BEFORE_IT_LOADS = """
+import os, sys
+from pathlib import Path
+from manylora.serve import StartError, serve
+from manylora.server.config import ServeSettings
+
+try:
+    serve(ServeSettings(base=sys.argv[1], data_dir=Path(sys.argv[1]), port=0))
+except StartError:
+    print(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"], os.environ["LRU_CACHE_CAPACITY"])
+"""
+
+
+def run(code: str, *arguments: str, **environment: str) -> str:
+    inherited = {name: value for name, value in os.environ.items() if name not in CAPACITIES}
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2]), **environment}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=inherited | own, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 def test_many_shapes_take_little_more_than_a_few() -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in CAPACITIES}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", MANY_ROWS], env=environment, capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) < 200, "MiB; several times that where every shape is kept"
+    assert int(run(MANY_ROWS)) < 200, "MiB; several times that where every shape is kept"
 
 
-def test_a_server_bounds_them_before_it_loads_anything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(CAPACITIES[0], "7")  # somebody's own
-    monkeypatch.setenv(CAPACITIES[1], "")
-    monkeypatch.delenv(CAPACITIES[1])
-    with pytest.raises(StartError):
-        serve(ServeSettings(base=str(tmp_path / "none"), data_dir=tmp_path, port=0))
-    assert [os.environ[name] for name in CAPACITIES] == ["7", str(KERNELS)]
+def test_a_server_bounds_them_before_it_loads_anything(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    assert run(BEFORE_IT_LOADS, missing) == f"{KERNELS} {KERNELS}\n"
+    # Somebody's own setting stays.
+    assert run(BEFORE_IT_LOADS, missing, ONEDNN_PRIMITIVE_CACHE_CAPACITY="7") == f"7 {KERNELS}\n"
