@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,12 +114,18 @@ def measure_long(run: LongRun, base: Path, directory: Path, steps: int = STEPS) 
         *("--max_steps", str(steps), "--data_check", "off", "--report_to", "none"),
         *run.flags.split(),
     ]
+    peak = peak_gib(run.name, words)
+    planned = json.loads((output / "run.json").read_text())["memory"]["planned"]
+    return peak, sum(planned.values())
+
+
+def peak_gib(name: str, words: Sequence[str]) -> float:
+    """Run a command to its end; return its peak resident memory in GiB. Raises RuntimeError with what it said."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(words, stdout=said, stderr=said, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
-            raise RuntimeError(f"{run.name}: {said.read().decode(errors='replace')[-2000:]}")
-    planned = json.loads((output / "run.json").read_text())["memory"]["planned"]
-    return usage.ru_maxrss * 1024 / GIB, sum(planned.values())
+            raise RuntimeError(f"{name}: {said.read().decode(errors='replace')[-2000:]}")
+    return usage.ru_maxrss * 1024 / GIB

@@ -7,7 +7,6 @@ its highest resident memory (wait4's ru_maxrss), libraries included: what the ma
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,10 @@ import torch
 
 from manylora.loadtest.checkpoints import BaseShape, write_base
 from manylora.loadtest.environment import headline
-from manylora.loadtest.memory_long import DEMO, LONG, measure_long
+from manylora.loadtest.memory_long import DEMO, LONG, measure_long, peak_gib
 from manylora.loadtest.memory_long import QUICK as QUICK_LONG
 from manylora.loadtest.memory_long import STEPS as STEPS_OF_LONG
-from manylora.loadtest.qwen_memory import GIB, print_qwen_table, summary
+from manylora.loadtest.qwen_memory import print_qwen_table, summary
 from manylora.loadtest.text_table import text_table
 
 STEPS = 2
@@ -122,14 +121,7 @@ def measure(cell: Cell, base: Path, directory: Path) -> float:
         *(["--q_lora"] if cell.method == "qlora" else []),
         *(["--gradient_checkpointing"] if cell.checkpointing else []),
     ]
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(words, stdout=said, stderr=said, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            raise RuntimeError(f"{cell.name}: {said.read().decode(errors='replace')[-2000:]}")
-    return usage.ru_maxrss * 1024 / GIB
+    return peak_gib(cell.name, words)
 
 
 def predict(cell: Cell, base: Path) -> dict[str, float]:
