@@ -22,16 +22,18 @@ from manylora.descriptors import connection_limits, raise_descriptor_limit
 from manylora.listening import bind, url_of, why
 from manylora.logs import Voice, configure_logs
 from manylora.quant.errors import QuantError
+from manylora.quant.native_caches import keep_few_kernels
 from manylora.server.api.connections import http_config
 from manylora.server.catalog import AdapterCatalog
 from manylora.server.config import ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
-from manylora.server.memory import keep_few_kernels
 from manylora.server.model.errors import ModelError
 from manylora.server.threads import engine_first
 
 DEMO_NAME = "demo"
+KERNELS = 128
+"""Compiled kernels that are kept: a step needs about ten, and others for each number of rows."""
 
 
 class StartError(Exception):
@@ -41,7 +43,7 @@ class StartError(Exception):
 def serve(settings: ServeSettings) -> None:
     """Run a server until it is told to stop. Raises StartError."""
     configure_logs(settings)
-    keep_few_kernels()
+    keep_few_kernels(KERNELS)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:

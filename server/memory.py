@@ -1,21 +1,9 @@
-"""Memory that libraries keep: what the C library holds of what was freed, and the kernels that oneDNN compiles."""
+"""Memory that was freed and that the C library keeps: given back to the system."""
 
 import ctypes
-import os
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 """glibc's; None with another C library."""
-KERNELS = 128
-"""Compiled kernels that are kept, of about 1 MiB each: a step needs about ten, and others for each number of rows."""
-
-
-def keep_few_kernels() -> None:
-    """Keep oneDNN, and PyTorch's layer over it, from holding 1,024 kernels: one for each shape of a bfloat16 product.
-
-    Call it before the process's first product; a setting in the environment stays.
-    """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(KERNELS))
 
 
 def give_back() -> None:

@@ -10,12 +10,11 @@ from manylora.adapters.tokenizer import import_libraries
 from manylora.server.memory import give_back
 from manylora.server.tokenizer.lane import LONG
 from manylora.server.tokenizer.tokenizer import Tokenizer, TooManyTokens
-from manylora.server.workers.answers import written, written_lists
+from manylora.server.workers.answers import failure, written, written_lists
 from manylora.server.workers.child import serve
 
 MEMORY_BYTES = 2 << 30
 """What a tokenizer may take; one of 256,000 tokens takes about 300 MB."""
-_ERROR_CHARACTERS = 300
 
 
 @lru_cache(maxsize=1)
@@ -44,11 +43,9 @@ def answer(question: bytes) -> bytes:
         return written(known, tokenizer.vocabulary.to_bytes())
     except TooManyTokens as error:
         return written({"count": error.count, "at_least": error.at_least})
-    except MemoryError:
-        return written({"error": f"it took more than {MEMORY_BYTES >> 20} MiB of memory"})
     # A file from outside may make the libraries raise anything, and tokenizers' own panics are no Exceptions.
     except BaseException as error:
-        return written({"error": (str(error) or type(error).__name__)[:_ERROR_CHARACTERS]})
+        return failure(error, MEMORY_BYTES)
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool, at_most: int) -> bytes:

@@ -5,6 +5,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+ERROR_CHARACTERS = 300
+
 
 def written(head: Mapping[str, object], rest: bytes = b"") -> bytes:
     """Return an answer, or a question, as bytes; ``read`` takes it apart."""
@@ -16,6 +18,13 @@ def read(answer: bytes) -> tuple[dict[str, Any], bytes]:
     line, _, rest = answer.partition(b"\n")
     head: dict[str, Any] = json.loads(line)
     return head, rest
+
+
+def failure(error: BaseException, memory_bytes: int) -> bytes:
+    """Return the answer that says why there is none; ``memory_bytes`` is what the worker may take."""
+    if isinstance(error, MemoryError):
+        return written({"error": f"it took more than {memory_bytes >> 20} MiB of memory"})
+    return written({"error": (str(error) or type(error).__name__)[:ERROR_CHARACTERS]})
 
 
 def written_lists(lists: Sequence[Sequence[int]]) -> bytes:

@@ -9,11 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from manylora.server.memory import give_back
-from manylora.server.workers.answers import written, written_lists
+from manylora.server.workers.answers import failure, written, written_lists
 from manylora.server.workers.child import serve
 
 MEMORY_BYTES = 2 << 30
-_ERROR_CHARACTERS = 300
 _held: dict[str, Any] = {}
 """The tokenizer by its key: one."""
 
@@ -29,11 +28,9 @@ def answer(question: bytes) -> bytes:
         if key not in _held:
             return written({"unknown": key})
         return _encoded(_held[key], asked)
-    except MemoryError:
-        return written({"error": f"it took more than {MEMORY_BYTES >> 20} MiB of memory"})
     # The library's own panics are no Exceptions.
     except BaseException as error:
-        return written({"error": (str(error) or type(error).__name__)[:_ERROR_CHARACTERS]})
+        return failure(error, MEMORY_BYTES)
     finally:
         give_back()
 

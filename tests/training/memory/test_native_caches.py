@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from manylora.quant.native_caches import CAPACITIES
 from manylora.training.bases.types import Base
 from manylora.training.errors import TrainingError
 from manylora.training.evaluate.generate import Generate
-from manylora.training.memory.native_caches import CAPACITIES, MOST_OF_TASKS
+from manylora.training.memory.native_caches import MOST_OF_TASKS
 from manylora.training.parsing import parse_arguments
 from manylora.training.rate.run_sweep import run_sweep
 from manylora.training.rate.sweep import SweepSettings

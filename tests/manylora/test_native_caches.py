@@ -5,14 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from manylora.server.memory import KERNELS
+from manylora.quant.native_caches import CAPACITIES
+from manylora.serve import KERNELS
 
-CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 MANY_ROWS = """
 import psutil, torch
-from manylora.server.memory import keep_few_kernels
+from manylora.quant.native_caches import keep_few_kernels
 
-keep_few_kernels()
+keep_few_kernels(128)
 torch.set_num_threads(1)
 weight = torch.randn(384, 128).bfloat16()
 torch.nn.functional.linear(torch.randn(900, 128).bfloat16(), weight)
