@@ -1,0 +1,105 @@
+// What Python and the kernels hand each other: plain C structures, mirrored by ctypes in server/kernels/cpu/abi.py.
+//
+// All matrices are row-major. f32 is float, bf16 and f16 are their bits in uint16_t. Pointers are borrowed.
+#pragma once
+#include <stdint.h>
+
+#define ML_ABI 1
+#define ML_BLOCK 32  // outputs of a packed block
+#define ML_MODULES 7 // q, k, v, o, gate, up, down: LORA_MODULES' order
+
+enum { ML_Q, ML_K, ML_V, ML_O, ML_GATE, ML_UP, ML_DOWN };
+enum { ML_TABLE4 = 0, ML_INT8 = 1, ML_BF16 = 2 };
+
+// A matrix [out, in] in blocks of 32 outputs; outputs and inputs are padded with weights that add nothing.
+//
+// w[o, i] = gain * scale[block][i / group][o % 32] * (value - zero), where value is table[code] or a signed byte and zero
+// is zeros[...] or 0. Within a block a "word" is 4 inputs of all 32 outputs:
+//   TABLE4  [blocks][padded_in / 4][64]: byte l of the 64 holds input 4w + l % 4 of output l / 4 in its low half, and of
+//           output 16 + l / 4 in its high half
+//   INT8    [blocks][padded_in / 4][128]: byte l holds input 4w + l % 4 of output l / 4
+//   BF16    [blocks][padded_in / 2][32][2] bf16; group, scales, sums and zeros are unused
+typedef struct {
+    int32_t kind, out, in;
+    int32_t blocks;    // ceil(out / 32)
+    int32_t padded_in; // a multiple of 64
+    int32_t group;     // 64 or 32 inputs to a scale
+    float gain;        // a power of two that keeps the scales within f16's normal range
+    int32_t reserved;
+    const int8_t *table;    // [16], TABLE4
+    const void *codes;      // 64-byte aligned
+    const uint16_t *scales; // f16 [blocks][padded_in / group][32]
+    const int16_t *sums;    // [blocks][padded_in / group][32]: the group's values added up
+    const int16_t *zeros;   // [blocks][padded_in / group][32] or null: subtracted from every value of the group
+    const int32_t *order;   // [padded_in] or null: input i of the packed matrix is order[i] of x; -1 is padding
+    const float *bias;      // [out] or null
+} ml_matrix;
+
+typedef struct {
+    const float *attn_norm; // [hidden]
+    const float *q_norm;    // [head_dim] or null, k_norm likewise
+    const float *k_norm;
+    const float *mlp_norm;
+    ml_matrix module[ML_MODULES];
+    int32_t window; // 0: full attention
+    int32_t reserved;
+} ml_layer;
+
+typedef struct {
+    int32_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, positions;
+    float eps;
+    int32_t reserved;
+    const float *cos; // [positions, head_dim], both halves alike
+    const float *sin;
+    const ml_layer *layer;
+    const ml_matrix *embedding; // INT8 (the head's own, where they are tied) or BF16: [vocab, hidden]
+    const float *final_norm;
+    const ml_matrix *head;
+} ml_model;
+
+// The KV cache: bf16 [layers][2][slots][kv_heads][head_dim], keys then values.
+typedef struct {
+    uint16_t *data;
+    int64_t slots;
+    int32_t block_size;
+    int32_t reserved;
+} ml_kv;
+
+// A module's adapters in one layer: A is bf16 [rows][in], B is bf16 [ceil(out / 32)][rows][32], scale folded in.
+typedef struct {
+    const uint16_t *a;
+    const uint16_t *b;
+} ml_pair;
+
+typedef struct {
+    int64_t rows;
+    const ml_pair *pair; // [layers][ML_MODULES]
+} ml_arena;
+
+// Tokens that use the same range of rank rows of a module. A token's jobs stand in the order in which they are added.
+typedef struct {
+    int32_t start, rank, count;
+    int32_t reserved;
+    const int32_t *tokens; // [count]
+    const float *weights;  // [count]
+    const int32_t *places; // [count]: where the token's rank products lie in the step's shrunk buffer
+} ml_job;
+
+typedef struct {
+    int32_t count;
+    int32_t width;    // f32 of the shrunk buffer that all jobs together use
+    const ml_job *job;
+} ml_jobs;
+
+typedef struct {
+    int32_t tokens, sequences, table_width;
+    int32_t reserved;
+    const int32_t *ids;          // [tokens]
+    const int32_t *positions;    // [tokens]
+    const int32_t *slots;        // [tokens]: where k and v go
+    const int32_t *query_start;  // [sequences + 1]
+    const int32_t *context_lens; // [sequences]: with this step's tokens
+    const int32_t *block_tables; // [sequences][table_width]
+    uint8_t *finite;             // [tokens]: set to 0 where keys or values are not finite
+    ml_jobs jobs[ML_MODULES];
+} ml_step;

@@ -1,0 +1,29 @@
+// The threads of a step. Every member runs the same program; take() deals out the pieces of a phase, barrier() ends it.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct ml_pool ml_pool;
+
+typedef struct {
+    ml_pool *pool;
+    int member, members;
+} ml_team;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+// Run `program` on every member; the caller is member 0. One program at a time: others wait their turn.
+void ml_run(ml_pool *pool, void (*program)(ml_team team, void *argument), void *argument);
+// The number of the next piece of this phase, from 0. Reset by barrier().
+int64_t ml_take(ml_team team);
+// Wait until all members are here. What was written before it is seen by all after it.
+void ml_barrier(ml_team team);
+// At least `bytes` of memory of the whole program, 64-byte aligned, the same for all members; call it as one member of
+// a phase of its own. It is kept for the next program. Null if there is none.
+void *ml_scratch(ml_pool *pool, size_t bytes);
+// The same for one member alone.
+void *ml_own_scratch(ml_team team, size_t bytes);
+#ifdef __cplusplus
+}
+#endif
