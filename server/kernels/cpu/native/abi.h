@@ -1,4 +1,5 @@
-// What Python and the kernels hand each other: plain C structures, mirrored by ctypes in server/kernels/cpu/abi.py.
+// What Python and the kernels hand each other: plain C structures, mirrored by ctypes in server/kernels/cpu/abi.py as
+// Matrix, Layer, Model, KV, Pair, Arena, Job, Jobs, Step and Call, whose pointers are c_void_p.
 //
 // All matrices are row-major. f32 is float, bf16 and f16 are their bits in uint16_t. Pointers are borrowed.
 #pragma once
@@ -103,3 +104,17 @@ typedef struct {
     uint8_t *finite;             // [tokens]: set to 0 where keys or values are not finite
     ml_jobs jobs[ML_MODULES];
 } ml_step;
+
+// What an op of a step works on. Intermediate results that the caller doesn't bring lie in the team's memory.
+typedef struct {
+    const ml_model *model;
+    const ml_kv *kv;
+    const ml_arena *arena;
+    const ml_step *step;
+    int32_t layer;
+    int32_t reserved;
+    float *x;   // [tokens, hidden]: read, and added to in place
+    float *qkv; // [tokens, (heads + 2 * kv_heads) * head_dim]; q is rotated in place
+    float *o;   // [tokens, heads * head_dim]
+    float *h;   // [tokens, intermediate]
+} ml_call;
