@@ -40,10 +40,14 @@ class AwqTensor:
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the [out, in] matrix: (q − zero) · scale in float32, rounded to ``dtype`` once."""
-        codes, zeros = _columns(self.qweight).float(), _columns(self.qzeros).float()
+        codes, zeros = _columns(self.qweight).float(), self.zero_points().float()
         size = codes.shape[0] // zeros.shape[0]
         weight = (codes.view(-1, size, codes.shape[1]) - zeros[:, None]).mul_(self.scales.float()[:, None])
         return weight.flatten(0, 1).T.to(dtype).contiguous()
+
+    def zero_points(self) -> Tensor:
+        """Return each group's zero points, uint8 [groups, out]."""
+        return _columns(self.qzeros)
 
     def to(self, device: torch.device) -> Self:
         """Return the same matrix on ``device``."""

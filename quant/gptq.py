@@ -42,11 +42,14 @@ class GptqTensor:
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the [out, in] matrix: (q − zero) · scale in float32, rounded to ``dtype`` once."""
         codes = unpack(self.qweight, self.bits, 0)
-        # Stored zero points wrap: 2**bits − 1 plus one is zero again.
-        zeros = (unpack(self.qzeros, self.bits, 1).int() + self.zero_offset) % (1 << self.bits)
         groups = self.g_idx.long()
-        weight = (codes.float() - zeros.float()[groups]).mul_(self.scales.float()[groups])
+        weight = (codes.float() - self.zero_points().float()[groups]).mul_(self.scales.float()[groups])
         return weight.T.to(dtype).contiguous()
+
+    def zero_points(self) -> Tensor:
+        """Return each group's zero points, int32 [groups, out]."""
+        # Stored zero points wrap: 2**bits − 1 plus one is zero again.
+        return (unpack(self.qzeros, self.bits, 1).int() + self.zero_offset) % (1 << self.bits)
 
     def to(self, device: torch.device) -> Self:
         """Return the same matrix on ``device``."""

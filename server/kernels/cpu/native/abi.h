@@ -36,6 +36,19 @@ typedef struct {
     const float *bias;      // [out] or null
 } ml_matrix;
 
+// A matrix as a checkpoint has it, to be packed. Of what it is made, see quant/.
+enum { ML_FROM_NF4, ML_FROM_GPTQ, ML_FROM_AWQ, ML_FROM_INT8, ML_FROM_BF16 };
+typedef struct {
+    int32_t form, out, in, bits; // bits: GPTQ's, 4 or 8
+    const void *codes;           // INT8: int8 [out][in]; BF16: bf16 [out][in]
+    const float *scales;         // of output o and group g: scales[o * of_output + g * of_group]
+    const int16_t *zeros;        // the same, or null; as ml_matrix's
+    const int32_t *groups;       // [padded_in / group]: the source's group of each packed one; -1: all padding
+    int64_t of_output, of_group;
+    float scaled; // what scales are multiplied by
+    int32_t reserved;
+} ml_source;
+
 typedef struct {
     const float *attn_norm; // [hidden]
     const float *q_norm;    // [head_dim] or null, k_norm likewise

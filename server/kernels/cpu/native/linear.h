@@ -1,0 +1,280 @@
+// Matrices times rows, a block of 32 outputs at a time: y = sum over groups of scales * integer dot, then * gain + bias.
+//
+// A row's sum has one order, whatever the tile: integers within a group, groups from first to last by fma. The matrix is
+// read once for up to ML_UNPACK rows; above that its block is unpacked once and read from a near cache.
+#pragma once
+#include "quantize.h"
+#include "team.h"
+
+#define ML_UNPACK 64 // rows from which on a block of TABLE4 is unpacked to bytes
+
+// A block: its part of each of the matrix's arrays.
+typedef struct {
+    const uint8_t *codes;
+    const uint16_t *scales;
+    const int16_t *sums, *zeros;
+    const float *bias; // [32]
+    vtable table;
+    float gain;
+    int32_t groups, words; // words of a group
+} ml_part;
+
+enum { NIBBLES, BYTES };
+
+template <int FORM> ML_INLINE void load_weights(const ml_part *p, int32_t word, int column, vw *low, vw *high) {
+    if (FORM == NIBBLES) {
+        load_table4(p->codes + (int64_t)word * 64 + column * 4, p->table, low, high);
+    } else {
+        const int8_t *bytes = (const int8_t *)p->codes + (int64_t)word * 128 + column * 4;
+        *low = load_bytes(bytes);
+        *high = load_bytes(bytes + 64);
+    }
+}
+
+// R rows of two vectors of outputs: column .. and 16 + column ...
+template <int R, int FORM, int ZEROS>
+ML_INLINE void tile_columns(const ml_part *p, const ml_quantized *q, int64_t row, int column, float *y, int64_t stride) {
+    const uint8_t *u = q->u + row * q->stride;
+    const float *scale = q->scale + row * q->groups;
+    const int32_t *fold = q->fold + row * q->groups;
+    vf total[R][2];
+    for (int r = 0; r < R; r++) total[r][0] = total[r][1] = vzero();
+    for (int32_t g = 0; g < p->groups; g++) {
+        const int16_t *sums = p->sums + g * 32 + column, *zeros = ZEROS ? p->zeros + g * 32 + column : nullptr;
+        vi pairs[2] = {ZEROS ? load_pairs(sums, zeros) : load_sums(sums),
+                       ZEROS ? load_pairs(sums + 16, zeros + 16) : load_sums(sums + 16)};
+        vi dots[R][2], second[2] = {vi_zero(), vi_zero()};
+        for (int r = 0; r < R; r++)
+            for (int half = 0; half < 2; half++) dots[r][half] = start(pairs[half], fold[r * q->groups + g]);
+#pragma GCC unroll 4
+        for (int32_t k = 0; k < p->words; k++) {
+            vw low, high;
+            load_weights<FORM>(p, g * p->words + k, column, &low, &high);
+            for (int r = 0; r < R; r++) {
+                vx x = load_word(u + (int64_t)r * q->stride + (g * p->words + k) * 4);
+                vi *sum = R == 1 && k % 2 ? second : dots[r]; // two short chains instead of a long one
+                sum[0] = dot(sum[0], x, low);
+                sum[1] = dot(sum[1], x, high);
+            }
+        }
+        if (R == 1)
+            for (int half = 0; half < 2; half++) dots[0][half] = vi_add(dots[0][half], second[half]);
+        vf weight[2] = {vf16(p->scales + g * 32 + column), vf16(p->scales + g * 32 + 16 + column)};
+        for (int r = 0; r < R; r++) {
+            vf of_row = vset(scale[r * q->groups + g]);
+            for (int half = 0; half < 2; half++)
+                total[r][half] = vfma(vi_float(dots[r][half]), vmul(weight[half], of_row), total[r][half]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) {
+            int at = half * 16 + column;
+            vstore(y + r * stride + at, vfma(total[r][half], vset(p->gain), vload(p->bias + at)));
+        }
+}
+
+template <int R, int FORM, int ZEROS>
+static void tile(const ml_part *p, const ml_quantized *q, int64_t row, float *y, int64_t stride) {
+    for (int column = 0; column < 16; column += VW) tile_columns<R, FORM, ZEROS>(p, q, row, column, y, stride);
+}
+
+// R rows times a block of BF16: even and odd inputs in a sum of their own, so that chains are half as long.
+template <int R> ML_INLINE void dense_columns(const ml_part *p, const float *x, int32_t in, int column, float *y,
+                                              int64_t stride) {
+    const uint16_t *weights = (const uint16_t *)(const void *)p->codes + column * 2;
+    vf even[R][2], odd[R][2];
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) even[r][half] = odd[r][half] = vzero();
+    for (int32_t i = 0; i < in; i += 2) {
+        vf of_even[2], of_odd[2];
+        load_bf16(weights + (int64_t)i * 32, &of_even[0], &of_odd[0]);
+        load_bf16(weights + (int64_t)i * 32 + 32, &of_even[1], &of_odd[1]);
+        for (int r = 0; r < R; r++) {
+            vf first = vset(x[(int64_t)r * in + i]);
+            for (int half = 0; half < 2; half++) even[r][half] = vfma(of_even[half], first, even[r][half]);
+            if (i + 1 == in) continue; // what lies behind is nobody's
+            vf second = vset(x[(int64_t)r * in + i + 1]);
+            for (int half = 0; half < 2; half++) odd[r][half] = vfma(of_odd[half], second, odd[r][half]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) {
+            int at = half * 16 + column;
+            vstore(y + r * stride + at, vadd(vadd(even[r][half], odd[r][half]), vload(p->bias + at)));
+        }
+}
+
+template <int R>
+static void dense_tile(const ml_part *p, const float *x, int32_t in, float *y, int64_t stride) {
+    for (int column = 0; column < 16; column += VW) dense_columns<R>(p, x, in, column, y, stride);
+}
+
+#define ML_DENSE_TILE (ML_TILE < 6 ? 2 : 6) // sums of a tile must fit the registers
+
+// Rows row .. row + count - 1 in one tile; count is at most ML_TILE, of BF16 ML_DENSE_TILE.
+template <int R, int FORM, int ZEROS>
+ML_INLINE void tile_of(int count, const ml_part *p, const ml_quantized *q, int64_t row, float *y, int64_t stride) {
+    if (count == R) tile<R, FORM, ZEROS>(p, q, row, y, stride);
+    else if constexpr (R > 1) tile_of<R - 1, FORM, ZEROS>(count, p, q, row, y, stride);
+}
+
+template <int R>
+ML_INLINE void dense_of(int count, const ml_part *p, const float *x, int32_t in, float *y, int64_t stride) {
+    if (count == R) dense_tile<R>(p, x, in, y, stride);
+    else if constexpr (R > 1) dense_of<R - 1>(count, p, x, in, y, stride);
+}
+
+ML_INLINE void some_rows(const ml_part *p, int form, const ml_quantized *q, int64_t row, int count, float *y,
+                         int64_t stride) {
+    if (form == NIBBLES && p->zeros) tile_of<ML_TILE, NIBBLES, 1>(count, p, q, row, y, stride);
+    else if (form == NIBBLES) tile_of<ML_TILE, NIBBLES, 0>(count, p, q, row, y, stride);
+    else if (p->zeros) tile_of<ML_TILE, BYTES, 1>(count, p, q, row, y, stride);
+    else tile_of<ML_TILE, BYTES, 0>(count, p, q, row, y, stride);
+}
+
+static void unpack_block(const ml_part *p, int8_t *bytes) {
+    for (int32_t word = 0; word < p->groups * p->words; word++)
+        for (int column = 0; column < 16; column += VW) {
+            vw low, high;
+            load_weights<NIBBLES>(p, word, column, &low, &high);
+            store_bytes(bytes + (int64_t)word * 128 + column * 4, low);
+            store_bytes(bytes + (int64_t)word * 128 + 64 + column * 4, high);
+        }
+}
+
+ML_INLINE ml_part part_of(const ml_matrix *m, int32_t block, float *bias) {
+    ml_part p;
+    memset(&p, 0, sizeof p);
+    int32_t left = m->out - block * 32;
+    for (int i = 0; i < 32; i++) bias[i] = m->bias && i < left ? m->bias[block * 32 + i] : 0.0f;
+    p.bias = bias;
+    p.gain = m->gain;
+    int64_t half_bytes = m->kind == ML_TABLE4 ? 1 : m->kind == ML_INT8 ? 2 : 4;
+    p.codes = (const uint8_t *)m->codes + (int64_t)block * m->padded_in * 16 * half_bytes;
+    if (m->kind == ML_BF16) return p;
+    p.words = m->group / 4;
+    p.groups = m->padded_in / m->group;
+    int64_t at = (int64_t)block * p.groups * 32;
+    p.scales = m->scales + at;
+    p.sums = m->sums + at;
+    p.zeros = m->zeros ? m->zeros + at : nullptr;
+    if (m->kind == ML_TABLE4) p.table = load_table(m->table);
+    return p;
+}
+
+// Bytes of memory of its own that a member needs for linear_block().
+static inline size_t linear_own_bytes(const ml_matrix *m) {
+    return m->kind == ML_TABLE4 ? (size_t)m->padded_in * 32 : 0;
+}
+
+// y[r][0 .. 31] = outputs 32 * block ... of rows 0 .. rows - 1, which lie in q, for a matrix of BF16 in x [rows, in]. y's
+// rows are `stride` floats apart; outputs that the matrix hasn't got are left alone. `own` has linear_own_bytes(),
+// 64-byte aligned.
+static void linear_block(const ml_matrix *m, const ml_quantized *q, const float *x, int64_t rows, int32_t block, float *y,
+                         int64_t stride, void *own) {
+    float bias[32];
+    ml_part p = part_of(m, block, bias);
+    int form = m->kind == ML_TABLE4 ? NIBBLES : BYTES;
+    if (form == NIBBLES && rows > ML_UNPACK) {
+        unpack_block(&p, (int8_t *)own);
+        p.codes = (const uint8_t *)own;
+        form = BYTES;
+    }
+    int most = m->kind == ML_BF16 ? ML_DENSE_TILE : ML_TILE;
+    int32_t left = m->out - block * 32;
+    int64_t tiles = (rows + most - 1) / most;
+    for (int64_t t = 0; t < tiles; t++) { // of nearly the same height: 8 rows are 4 and 4, not 6 and 2
+        int64_t row = rows * t / tiles;
+        int count = (int)(rows * (t + 1) / tiles - row);
+        float edge[ML_TILE * 32];
+        float *to = left < 32 ? edge : y + row * stride;
+        int64_t apart = left < 32 ? 32 : stride;
+        if (m->kind == ML_BF16) dense_of<ML_DENSE_TILE>(count, &p, x + row * m->in, m->in, to, apart);
+        else some_rows(&p, form, q, row, count, to, apart);
+        if (left < 32)
+            for (int r = 0; r < count; r++) memcpy(y + (row + r) * stride, edge + r * 32, (size_t)left * sizeof(float));
+    }
+}
+
+// x[i] = weight [output, i], dequantised: a row of an embedding.
+static void embedding_row(const ml_matrix *m, int32_t output, float *x) {
+    int32_t block = output / 32, lane = output % 32;
+    float bias[32];
+    ml_part p = part_of(m, block, bias);
+    const uint16_t *dense = (const uint16_t *)(const void *)p.codes;
+    for (int32_t i = 0; i < m->in; i++) {
+        if (m->kind == ML_BF16) {
+            x[i] = bf16_to_float(dense[(int64_t)(i / 2) * 64 + lane * 2 + i % 2]);
+            continue;
+        }
+        int64_t word = i / 4;
+        int32_t byte = lane % 16 * 4 + i % 4, value, at = i / m->group * 32 + lane;
+        if (m->kind == ML_TABLE4) value = m->table[p.codes[word * 64 + byte] >> (lane / 16 * 4) & 15];
+        else value = ((const int8_t *)p.codes)[word * 128 + lane / 16 * 64 + byte];
+        if (p.zeros) value -= p.zeros[at];
+        float scales[VW];
+        uint16_t bits[VW] = {p.scales[at]};
+        vstore(scales, vf16(bits));
+        x[m->order ? m->order[i] : i] = scales[0] * m->gain * (float)value;
+    }
+}
+
+typedef struct {
+    const ml_matrix *matrix;
+    const float *x;
+    float *y;
+    int64_t rows;
+    ml_quantized q;
+    int32_t failed;
+} ml_product;
+
+static void product_program(ml_team team, void *argument) {
+    ml_product *a = (ml_product *)argument;
+    const ml_matrix *m = a->matrix;
+    if (team.member == 0) {
+        void *memory = ml_scratch(team.pool, quantized_bytes(m, a->rows));
+        a->failed = !memory;
+        if (memory) place_quantized(&a->q, m, a->rows, memory);
+    }
+    void *own = ml_own_scratch(team, linear_own_bytes(m));
+    if (!own) __atomic_store_n(&a->failed, 1, __ATOMIC_RELAXED);
+    ml_barrier(team);
+    if (a->failed) return;
+    for (int64_t row; (row = ml_take(team)) < a->rows;) quantize_row(a->x + row * m->in, m, &a->q, row);
+    ml_barrier(team);
+    for (int64_t block; (block = ml_take(team)) < m->blocks;)
+        linear_block(m, &a->q, a->x, a->rows, (int32_t)block, a->y + block * 32, m->out, own);
+}
+
+// y [rows, out] = x [rows, in] times the matrix, plus its bias. Returns 0, or 1 if there was no memory.
+static int32_t linear(ml_pool *pool, const ml_matrix *matrix, const float *x, int64_t rows, float *y) {
+    ml_product a;
+    memset(&a, 0, sizeof a);
+    a.matrix = matrix;
+    a.x = x;
+    a.y = y;
+    a.rows = rows;
+    ml_run(pool, product_program, &a);
+    return a.failed;
+}
+
+typedef struct {
+    const ml_matrix *matrix;
+    const int32_t *ids;
+    float *x;
+    int64_t rows;
+} ml_lookup;
+
+static void lookup_program(ml_team team, void *argument) {
+    ml_lookup *a = (ml_lookup *)argument;
+    for (int64_t row; (row = ml_take(team)) < a->rows;)
+        embedding_row(a->matrix, a->ids[row], a->x + row * a->matrix->in);
+}
+
+// x [rows, in] = rows ids[...] of the matrix, dequantised.
+static void embedding(ml_pool *pool, const ml_matrix *matrix, const int32_t *ids, int64_t rows, float *x) {
+    ml_lookup a = {matrix, ids, x, rows};
+    ml_run(pool, lookup_program, &a);
+}
+
+#define ML_LINEAR_EXPORTS ML_EXPORT(linear), ML_EXPORT(embedding),
