@@ -90,7 +90,8 @@ typedef struct {
     const ml_pair *pair; // [layers][ML_MODULES]
 } ml_arena;
 
-// Tokens that use the same range of rank rows of a module. A token's jobs stand in the order in which they are added.
+// Tokens that use the same range of rank rows of a module, each once. A token's jobs stand in the order in which they
+// are added; ranges of rank 0 have none.
 typedef struct {
     int32_t start, rank, count;
     int32_t reserved;

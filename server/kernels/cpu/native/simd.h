@@ -30,6 +30,13 @@ ML_INLINE vf vf16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256
 ML_INLINE __m512i vint(vf x) { return _mm512_cvtps_epi32(x); }
 // 2^n of a whole n within -126 .. 127.
 ML_INLINE vf vpow2(vf n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(vint(n), _mm512_set1_epi32(127)), 23)); }
+// Where a mask holds `yes`, else `no`: nothing of the other reaches the result.
+typedef __mmask16 vm;
+ML_INLINE vm vless(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+ML_INLINE vm vboth(vm a, vm b) { return a & b; }
+ML_INLINE vf vpick(vm mask, vf yes, vf no) { return _mm512_mask_blend_ps(mask, no, yes); }
+// The largest lane. Where one is NaN: any lane, or NaN.
+ML_INLINE float vmost(vf x) { return _mm512_reduce_max_ps(x); }
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define VW 8
@@ -52,6 +59,15 @@ ML_INLINE vf vbf16(const uint16_t *p) {
 ML_INLINE vf vf16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 ML_INLINE __m256i vint(vf x) { return _mm256_cvtps_epi32(x); }
 ML_INLINE vf vpow2(vf n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(vint(n), _mm256_set1_epi32(127)), 23)); }
+typedef __m256 vm;
+ML_INLINE vm vless(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+ML_INLINE vm vboth(vm a, vm b) { return _mm256_and_ps(a, b); }
+ML_INLINE vf vpick(vm mask, vf yes, vf no) { return _mm256_blendv_ps(no, yes, mask); }
+ML_INLINE float vmost(vf x) {
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #define VW 4
@@ -72,6 +88,11 @@ ML_INLINE vf vbf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16
 ML_INLINE vf vf16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 ML_INLINE int32x4_t vint(vf x) { return vcvtnq_s32_f32(x); }
 ML_INLINE vf vpow2(vf n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vint(n), vdupq_n_s32(127)), 23)); }
+typedef uint32x4_t vm;
+ML_INLINE vm vless(vf a, vf b) { return vcltq_f32(a, b); }
+ML_INLINE vm vboth(vm a, vm b) { return vandq_u32(a, b); }
+ML_INLINE vf vpick(vm mask, vf yes, vf no) { return vbslq_f32(mask, yes, no); }
+ML_INLINE float vmost(vf x) { return vmaxvq_f32(x); }
 #else
 #error "no vectors for this instruction set"
 #endif
