@@ -11,8 +11,8 @@ from pathlib import Path
 from manylora.adapters.errors import InvalidAdapter
 from manylora.adapters.files import BASE_FILE, read_json_object
 
-DENSE, NF4 = "dense", "nf4"
-_NAMES = {DENSE: "unquantised (16 bits)", NF4: "NF4", "gptq": "GPTQ", "awq": "AWQ"}
+DENSE, NF4, INT8 = "dense", "nf4", "int8"
+_NAMES = {DENSE: "unquantised (16 bits)", NF4: "NF4", INT8: "8 bits", "gptq": "GPTQ", "awq": "AWQ"}
 _LONGEST = 40
 
 
@@ -21,7 +21,7 @@ class BaseForm:
     """How a base's linear layers are held."""
 
     kind: str
-    """dense, nf4, gptq or awq; another word if a later version wrote it."""
+    """dense, nf4, int8, gptq or awq; another word if a later version wrote it."""
     double_quant: bool = False
     """Of nf4: whether the scales are quantised too."""
     dtype: str | None = None
@@ -33,14 +33,18 @@ class BaseForm:
         return f"{name} with double quantisation" if self.double_quant else name
 
     def is_like(self, other: "BaseForm") -> bool:
-        """Whether an adapter answers on both alike."""
-        return (self.kind, self.double_quant) == (other.kind, other.double_quant)
+        """Whether an adapter answers on both alike. 8 bits are as good as 16."""
+        return (self._fineness, self.double_quant) == (other._fineness, other.double_quant)
 
     def serve_flags(self) -> tuple[str, ...]:
         """Return the flags of ``manylora serve`` that hold a 16-bit checkpoint in this form; () is the default's."""
-        if self.kind == DENSE:
-            return ("--quantization", "none")
+        if self.kind in (DENSE, INT8):
+            return ("--quantization", "none" if self.kind == DENSE else INT8)
         return ("--double-quant",) if self.double_quant else ()
+
+    @property
+    def _fineness(self) -> str:
+        return DENSE if self.kind == INT8 else self.kind
 
 
 def read_base_form(directory: Path) -> BaseForm | None:
@@ -66,7 +70,7 @@ def trained_otherwise(trained: BaseForm | None, served: BaseForm, *, from_16bit:
     if trained is None or trained.is_like(served):
         return None
     what = f"trained on the base in another form ({trained}) than this server holds ({served}), so its answers differ"
-    if not from_16bit or trained.kind not in (DENSE, NF4):
+    if not from_16bit or trained.kind not in (DENSE, INT8, NF4):
         return f"{what}: serve the base that it was trained on"
     flags = " ".join(trained.serve_flags())
     how = f"with {flags}" if flags else f"without {' '.join(served.serve_flags())}"

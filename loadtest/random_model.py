@@ -92,8 +92,8 @@ def random_weights(config: ModelConfig, backend: AnyBackend, *, nf4: bool) -> De
         for index in range(config.num_layers)
     )
     size = (config.vocab_size, config.hidden_size)
-    embedding = backend.prepare_embedding(_noise(backend, *size))
     tied = config.tied_head
+    embedding = backend.prepare_embedding(_noise(backend, *size), tied=tied)
     return DecoderWeights(
         config.shape,
         config.rms_norm_eps,
@@ -101,9 +101,7 @@ def random_weights(config: ModelConfig, backend: AnyBackend, *, nf4: bool) -> De
         embedding,
         layers,
         ones(config.hidden_size),
-        backend.prepare_head(embedding)
-        if tied
-        else backend.prepare([DenseTensor(_noise(backend, *size))], None),
+        backend.tie_head(embedding) if tied else backend.prepare_head(DenseTensor(_noise(backend, *size))),
     )
 
 

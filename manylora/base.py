@@ -19,7 +19,7 @@ from manylora.server.kernels.choose import choose_backend
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.errors import ModelMissing
-from manylora.server.model.loader import LoadReport, is_quantised_at_load, load_weights, read_config
+from manylora.server.model.loader import LoadReport, load_weights, quantised_at_load, read_config
 
 DEMO = Path(demo.__file__).resolve().parent
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -75,7 +75,7 @@ def what_is_lost(settings: ServeSettings, directory: Path) -> tuple[str, ...]:
     own = served_form(raw)
     if own is None:
         return ()
-    quantised = is_quantised_at_load(stored_format(directory, raw), own, settings.quantization)
+    quantised = quantised_at_load(stored_format(directory, raw), own, settings.quantization)
     return own.costs(_dtype(settings.dtype, _device(settings), directory), quantised=quantised)
 
 

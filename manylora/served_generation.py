@@ -51,7 +51,7 @@ class ServedBase:
     """Which base to serve, and how: the settings of `manylora serve` that change what it answers."""
 
     directory: Path
-    quantization: Literal["auto", "nf4", "none"] = "auto"
+    quantization: Literal["auto", "nf4", "int8", "none"] = "auto"
     double_quant: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

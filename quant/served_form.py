@@ -51,10 +51,15 @@ class ServedForm:
         # A CPU computes in float16 far slower than in float32.
         return torch.float32 if cpu or self.dtype == "float32" else torch.float16
 
-    def costs(self, dtype: torch.dtype, *, quantised: bool) -> tuple[str, ...]:
-        """Return a sentence for each thing that is lost when the model is held so; none if it is served as it says."""
-        if quantised:
-            return (f"this model says that it is to be served unquantised; in NF4 {self._moved()}",)
+    def costs(self, dtype: torch.dtype, *, quantised: str | None) -> tuple[str, ...]:
+        """Return a sentence for each thing that is lost when the model is held so; none if it is served as it says.
+
+        ``quantised``: nf4 or int8 if its linear layers are brought to that.
+        """
+        if quantised is not None:
+            lost = self._moved() if quantised == "nf4" else _PERHAPS
+            name = "NF4" if quantised == "nf4" else "8 bits"
+            return (f"this model says that it is to be served unquantised; in {name} {lost}",)
         if self._holds(dtype):
             return ()
         return (

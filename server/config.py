@@ -84,9 +84,9 @@ class ServeSettings(BaseModel):
         "auto",
         description="Type of activations and unquantised weights; auto: bfloat16 where it is fast and keeps them.",
     )
-    quantization: Literal["auto", "nf4", "none"] = Field(
+    quantization: Literal["auto", "nf4", "int8", "none"] = Field(
         "auto",
-        description="auto: 4-bit checkpoints and merged models as they are, 16-bit ones as NF4.",
+        description="auto: 4-bit checkpoints and merged models as they are, 16-bit ones as NF4; int8: those in 8 bits.",
     )
     double_quant: bool = Field(False, description="Quantise NF4's scales too when quantising at load.")
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0: one for each core.")

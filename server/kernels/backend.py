@@ -95,11 +95,13 @@ class RankArena(Protocol):
         ...
 
 
+ModelT = TypeVar("ModelT")
+"""A decoder's weights as the backend's kernels read them."""
 PlanT = TypeVar("PlanT")
 """A step that has begun: its batch, and what the backend derived from it for all layers."""
 
 
-class Backend(Protocol[PlanT]):
+class Backend(Protocol[ModelT, PlanT]):
     """Kernels for one device and one dtype. It keeps nothing of a step, so several decoders may share it.
 
     The five ops take a plan and the number of a layer. x is the residual stream, [n, hidden] with n ≥ T: rows from T
@@ -113,7 +115,8 @@ class Backend(Protocol[PlanT]):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which type activations are handed from op to op."""
+        """In which type weights that are not quantised are read. Activations are handed from op to op in it or in
+        float32."""
         ...
 
     @property
@@ -125,12 +128,20 @@ class Backend(Protocol[PlanT]):
         """Stack ``parts`` along out_features (q, k, v are one matmul) in the backend's layout, on its device."""
         ...
 
-    def prepare_embedding(self, matrix: Tensor) -> EmbeddingWeight:
-        """Return [vocab, hidden] in the backend's layout, on its device."""
+    def prepare_embedding(self, matrix: Tensor, *, tied: bool) -> EmbeddingWeight:
+        """Return [vocab, hidden] in the backend's layout, on its device. ``tied``: it will be the head too."""
         ...
 
-    def prepare_head(self, embedding: EmbeddingWeight) -> LinearWeight:
+    def prepare_head(self, matrix: WeightSource) -> LinearWeight:
+        """Return a head of the model's own in the backend's layout, on its device."""
+        ...
+
+    def tie_head(self, embedding: EmbeddingWeight) -> LinearWeight:
         """Return the head of a model that ties it to its embedding: the same storage."""
+        ...
+
+    def assemble(self, weights: DecoderWeights) -> ModelT:
+        """Return the whole model, all of whose weights this backend has prepared, as ``begin_step`` takes it."""
         ...
 
     def block_bytes(self, shape: DecoderShape, block_size: int) -> int:
@@ -149,7 +160,7 @@ class Backend(Protocol[PlanT]):
         """Return an arena with ``rows`` rank rows in each module, all zero."""
         ...
 
-    def begin_step(self, weights: DecoderWeights, batch: StepBatch, kv: KVCache, arena: RankArena) -> PlanT:
+    def begin_step(self, model: ModelT, batch: StepBatch, kv: KVCache, arena: RankArena) -> PlanT:
         """Derive what all layers of a step share. ``kv`` and ``arena`` are this backend's; the batch was checked."""
         ...
 
@@ -199,11 +210,11 @@ class Backend(Protocol[PlanT]):
         ...
 
 
-AnyBackend: TypeAlias = Backend[Any]
+AnyBackend: TypeAlias = Backend[Any, Any]
 """A backend, whatever its plans are."""
 
 
-def compose(backend: Backend[PlanT], plan: PlanT, num_layers: int) -> Tensor:
+def compose(backend: Backend[Any, PlanT], plan: PlanT, num_layers: int) -> Tensor:
     """Return what ``forward`` must: the ops one after the other."""
     x = backend.embed(plan)
     for layer in range(num_layers):

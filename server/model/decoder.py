@@ -17,6 +17,7 @@ class Decoder:
         self.config = config
         self.weights = weights
         self.backend = backend
+        self._model = backend.assemble(weights)
 
     def new_kv(self, num_blocks: int, block_size: int) -> KVCache:
         """Return an empty KV cache for this model."""
@@ -34,7 +35,7 @@ class Decoder:
         ValueError if the batch doesn't fit the model or the cache; values of tensors are not looked at.
         """
         self._check(batch, kv)
-        plan = self.backend.begin_step(self.weights, batch, kv, arena)
+        plan = self.backend.begin_step(self._model, batch, kv, arena)
         x = self.backend.forward(plan)
         hidden = self.backend.hidden(plan, x, batch.logits_rows)
         logits = self.backend.logits(plan, hidden, batch.logits_rows.shape[0])

@@ -19,6 +19,7 @@ from manylora.quant.config import stored_format
 from manylora.quant.dense import DenseTensor
 from manylora.quant.errors import CorruptCheckpoint
 from manylora.quant.format import QuantizedTensor, StoredFormat, read_dense
+from manylora.quant.int8 import quantize_int8
 from manylora.quant.nf4 import DOUBLE_QUANT, quantize_nf4
 from manylora.quant.served_form import ServedForm, served_form
 from manylora.server.kernels.backend import AnyBackend
@@ -28,7 +29,9 @@ from manylora.server.model.errors import ModelMissing, UnsupportedModel, Weights
 from manylora.server.model.families import model_config
 from manylora.server.model.rope import rope_tables
 
-Quantization = Literal["auto", "nf4", "none"]
+Quantization = Literal["auto", "nf4", "int8", "none"]
+LoadedForm = Literal["nf4", "int8"]
+"""What 16-bit weights are quantised to as they are loaded."""
 Progress = Callable[[int, int], None]
 """Called with the number of layers loaded and of all layers."""
 
@@ -44,7 +47,7 @@ class LoadReport:
     """What was loaded, for the banner."""
 
     format: str
-    """How linear layers are held: "nf4", "nf4 (double quantised)", "gptq", "awq", "bfloat16", …"""
+    """How linear layers are held: "nf4", "nf4 (double quantised)", "int8", "gptq", "awq", "bfloat16", …"""
     linear_bytes: int
     linear_weights: int
     other_bytes: int
@@ -53,7 +56,7 @@ class LoadReport:
     notes: tuple[str, ...] = ()
     """Sentences about files that look like its weights and were not read, and about what serving it so loses."""
     kind: str = "dense"
-    """How linear layers are held: dense, nf4, gptq or awq."""
+    """How linear layers are held: dense, nf4, int8, gptq or awq."""
     double_quant: bool = False
     """Of nf4: whether the scales are quantised too."""
     from_16bit: bool = True
@@ -93,8 +96,8 @@ def load_weights(
 ) -> tuple[ModelConfig, DecoderWeights, LoadReport]:
     """Load a model directory for ``backend``.
 
-    auto: as it is stored, but 16-bit weights in NF4, unless config.json says that they are served unquantised. Raises
-    ModelError or manylora.quant.errors.QuantError.
+    auto: as it is stored, but 16-bit weights in NF4, unless config.json says that they are served unquantised; nf4 and
+    int8 hold 16-bit weights so, none holds them as they are. Raises ModelError or manylora.quant.errors.QuantError.
     """
     started = time.monotonic()
     raw = read_config(directory)
@@ -102,7 +105,7 @@ def load_weights(
     _check_choice(stored, quantization)
     own = served_form(raw)
     quantizer = _Quantizer(
-        is_quantised_at_load(stored, own, quantization), double_quant, backend.dtype, backend.device
+        quantised_at_load(stored, own, quantization), double_quant, backend.dtype, backend.device
     )
     checkpoint = Checkpoint(directory)
     reader = _Reader(checkpoint, config, stored, backend, quantizer)
@@ -117,17 +120,21 @@ def load_weights(
         reader.linear_weights,
         reader.other_bytes,
         time.monotonic() - started,
-        checkpoint.notes + (() if own is None else own.costs(backend.dtype, quantised=quantizer.active)),
-        "nf4" if quantizer.active else stored.kind,
-        double_quant if quantizer.active else stored.double_quant,
+        checkpoint.notes + (() if own is None else own.costs(backend.dtype, quantised=quantizer.form)),
+        quantizer.form or stored.kind,
+        double_quant if quantizer.form == "nf4" else stored.double_quant,
         stored.kind == "dense",
     )
     return config, weights, report
 
 
-def is_quantised_at_load(stored: StoredFormat, own: ServedForm | None, quantization: Quantization) -> bool:
-    """Whether linear layers become NF4 on their way in; ``own`` is what config.json says about it."""
-    return stored.kind == "dense" and (quantization == "nf4" or (quantization == "auto" and own is None))
+def quantised_at_load(
+    stored: StoredFormat, own: ServedForm | None, quantization: Quantization
+) -> LoadedForm | None:
+    """Return in what form linear layers are brought on their way in; ``own`` is what config.json says about it."""
+    if stored.kind != "dense" or quantization == "none" or (quantization == "auto" and own is not None):
+        return None
+    return "int8" if quantization == "int8" else "nf4"
 
 
 def _check_choice(stored: StoredFormat, quantization: Quantization) -> None:
@@ -135,23 +142,25 @@ def _check_choice(stored: StoredFormat, quantization: Quantization) -> None:
         raise UnsupportedModel(
             f"--quantization none: the checkpoint is {stored.kind}; use auto to serve it as it is"
         )
-    if quantization == "nf4" and stored.kind in ("gptq", "awq"):
-        raise UnsupportedModel(f"--quantization nf4: the checkpoint is {stored.kind} already; use auto")
+    if quantization not in ("auto", "none", stored.kind) and stored.kind != "dense":
+        raise UnsupportedModel(
+            f"--quantization {quantization}: the checkpoint is {stored.kind} already; use auto"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Quantizer:
     """What happens to a 16-bit matrix on its way in."""
 
-    active: bool
+    form: LoadedForm | None
     double_quant: bool
     dtype: torch.dtype
     device: torch.device
 
     def name(self, stored: StoredFormat) -> str:
         """Return how linear layers are held, for the report."""
-        if self.active:
-            return "nf4 (double quantised)" if self.double_quant else "nf4"
+        if self.form is not None:
+            return "nf4 (double quantised)" if self.form == "nf4" and self.double_quant else self.form
         return str(self.dtype).removeprefix("torch.") if stored.kind == "dense" else stored.kind
 
     def __call__(self, matrix: QuantizedTensor) -> QuantizedTensor:
@@ -159,7 +168,11 @@ class _Quantizer:
             return matrix
         # transformers casts first and quantises then, on the device; so must we, to get the same codes.
         weight = matrix.weight.to(self.device, self.dtype)
-        return quantize_nf4(weight, double_quant=self.double_quant) if self.active else DenseTensor(weight)
+        if self.form is None:
+            return DenseTensor(weight)
+        if self.form == "int8":
+            return quantize_int8(weight)
+        return quantize_nf4(weight, double_quant=self.double_quant)
 
 
 @dataclass
@@ -195,41 +208,48 @@ class _Reader:
 
     def finish(self, layers: tuple[LayerWeights, ...]) -> DecoderWeights:
         config = self.config
-        matrix = self._embedding()
-        embedding = self.backend.prepare_embedding(matrix)
-        head = self._head(matrix, embedding)
+        embedding, head = self._embedding_and_head()
         norm = self.vector("model.norm.weight", (config.hidden_size,))
         self._check_all_taken()
         cos, sin = rope_tables(config.rope, config.head_dim, config.max_position, self.backend.device)
         return DecoderWeights(config.shape, config.rms_norm_eps, cos, sin, embedding, layers, norm, head)
 
+    def _embedding_and_head(self) -> tuple[EmbeddingWeight, LinearWeight]:
+        matrix = self._embedding()
+        own = self._head_that_differs(matrix) if self.config.tied_head else None
+        tied = self.config.tied_head and own is None
+        embedding = self.backend.prepare_embedding(matrix, tied=tied)
+        self.other_bytes += embedding.nbytes
+        if tied:
+            return embedding, self.backend.tie_head(embedding)
+        del matrix  # before the next is read
+        head = self.backend.prepare_head(self._own_head() if own is None else own)
+        self.other_bytes += head.nbytes
+        return embedding, head
+
     def _embedding(self) -> Tensor:
         shape = (self.config.vocab_size, self.config.hidden_size)
         names = self.checkpoint.names()
         if self.config.tied_head and EMBEDDING not in names and HEAD in names:
-            return self.vector(HEAD, shape)  # either name may hold a tied matrix
-        return self.vector(EMBEDDING, shape)
+            return self.read(HEAD, shape)  # either name may hold a tied matrix
+        return self.read(EMBEDDING, shape)
 
-    def _head(self, matrix: Tensor, embedding: EmbeddingWeight) -> LinearWeight:
-        """Read the head, or share the embedding. It may be quantised, where a GPTQ or AWQ checkpoint has it so."""
+    def _head_that_differs(self, embedding: Tensor) -> QuantizedTensor | None:
+        """Return the head that a checkpoint holds though its config ties it, if it is another; as transformers does."""
+        if HEAD not in self.checkpoint.names() - self.taken:
+            return None
+        own = self.read(HEAD, (self.config.vocab_size, self.config.hidden_size))
+        return None if torch.equal(own, embedding) else DenseTensor(own)
+
+    def _own_head(self) -> QuantizedTensor:
+        """Read the head. It may be quantised, where a GPTQ or AWQ checkpoint has it so."""
         shape = (self.config.vocab_size, self.config.hidden_size)
-        if self.config.tied_head:
-            if HEAD in self.checkpoint.names() - self.taken:
-                own = self.vector(HEAD, shape)
-                if not torch.equal(own, matrix):
-                    return self.backend.prepare(
-                        [DenseTensor(own)], None
-                    )  # transformers, too, doesn't tie what differs
-                self.other_bytes -= own.nbytes
-            return self.backend.prepare_head(embedding)
         if not self.stored.packs(self.checkpoint, "lm_head"):
-            return self.backend.prepare([DenseTensor(self.vector(HEAD, shape))], None)
+            return DenseTensor(self.read(HEAD, shape))
         stored, names = self.stored.read(self.checkpoint, "lm_head")
         self.taken |= names
         self._check(HEAD, stored.shape, shape)
-        prepared = self.backend.prepare([stored], None)
-        self.other_bytes += prepared.nbytes
-        return prepared
+        return stored
 
     def _check_all_taken(self) -> None:
         left = sorted(
@@ -243,13 +263,17 @@ class _Reader:
             )
 
     def vector(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Read a tensor that is never quantised."""
+        """Read a norm or bias."""
+        tensor = self.read(name, shape)
+        self.other_bytes += tensor.nbytes
+        return tensor
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Read a tensor that isn't quantised in the checkpoint."""
         tensor = read_dense(self.checkpoint, name)
         self.taken.add(name)
         self._check(name, tuple(tensor.shape), shape)
-        tensor = tensor.to(self.backend.device, self.backend.dtype)
-        self.other_bytes += tensor.nbytes
-        return tensor
+        return tensor.to(self.backend.device, self.backend.dtype)
 
     def linear(self, index: int, modules: tuple[str, ...], *, bias: bool) -> LinearWeight:
         """Read, quantise and pack the stack of a layer's ``modules``."""

@@ -32,13 +32,13 @@ def test_a_type_that_holds_the_weights_is_taken(
 
 
 def test_what_is_lost_is_told_and_nothing_else() -> None:
-    assert FORM.costs(torch.float16, quantised=False) == ()
-    assert FORM.costs(torch.float32, quantised=False) == ()
-    [narrow] = FORM.costs(torch.bfloat16, quantised=False)
+    assert FORM.costs(torch.float16, quantised=None) == ()
+    assert FORM.costs(torch.float32, quantised=None) == ()
+    [narrow] = FORM.costs(torch.bfloat16, quantised=None)
     assert "in bfloat16 78.0% of what was merged into it is left" in narrow
-    [four_bit] = FORM.costs(torch.float32, quantised=True)
+    [four_bit] = FORM.costs(torch.float32, quantised="nf4")
     assert "in NF4 its logits move by 0.41; what was merged into it had moved them by 0.45" in four_bit
-    for unmeasured in ServedForm("float32").costs(torch.bfloat16, quantised=False):
+    for unmeasured in ServedForm("float32").costs(torch.bfloat16, quantised=None):
         assert "may be lost" in unmeasured
 
 

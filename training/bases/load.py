@@ -74,7 +74,7 @@ def _own_form(name: str, config: Mapping[str, Any]) -> ServedForm | None:
 
 def _lost(own: ServedForm | None, kind: Kind, dtype: torch.dtype) -> tuple[str, ...]:
     """Return what is lost of a merged model that is held otherwise than it says."""
-    return () if own is None else own.costs(dtype, quantised=kind == "nf4")
+    return () if own is None else own.costs(dtype, quantised="nf4" if kind == "nf4" else None)
 
 
 def load_tokenizer(directory: Path, settings: BaseSettings) -> Any:

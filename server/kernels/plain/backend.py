@@ -88,13 +88,21 @@ class PlainBackend:
         matrices = [part.dequantize(self.dtype).to(self.device) for part in parts]
         return DenseLinear(matrices[0] if len(matrices) == 1 else torch.cat(matrices), bias)
 
-    def prepare_embedding(self, matrix: Tensor) -> Tensor:
+    def prepare_embedding(self, matrix: Tensor, *, tied: bool) -> Tensor:
         """See Backend."""
         return matrix.to(self.device, self.dtype)
 
-    def prepare_head(self, embedding: EmbeddingWeight) -> PlainLinear:
+    def prepare_head(self, matrix: WeightSource) -> PlainLinear:
+        """See Backend."""
+        return self.prepare([matrix], None)
+
+    def tie_head(self, embedding: EmbeddingWeight) -> PlainLinear:
         """See Backend."""
         return DenseLinear(_own(embedding, Tensor), None)
+
+    def assemble(self, weights: DecoderWeights) -> DecoderWeights:
+        """See Backend."""
+        return weights
 
     def block_bytes(self, shape: DecoderShape, block_size: int) -> int:
         """See Backend."""
@@ -112,22 +120,20 @@ class PlainBackend:
         """See Backend."""
         return PlainArena(shape, rows, self.dtype, self.device)
 
-    def begin_step(
-        self, weights: DecoderWeights, batch: StepBatch, kv: KVCache, arena: RankArena
-    ) -> PlainPlan:
+    def begin_step(self, model: DecoderWeights, batch: StepBatch, kv: KVCache, arena: RankArena) -> PlainPlan:
         """See Backend."""
         kv, attention = _own(kv, PlainKVCache), batch.attention
-        windows = {layer.window for layer in weights.layers}
+        windows = {layer.window for layer in model.layers}
         rows = max(batch.token_ids.shape[0], self._least_rows)
         return PlainPlan(
             batch,
-            weights,
+            model,
             kv,
             _own(arena, PlainArena),
             plan_attention(attention, kv.block_size, windows),
             build_lora_metadata(batch.spans, rows, self.device, self.dtype),
-            weights.cos[attention.positions][:, None],
-            weights.sin[attention.positions][:, None],
+            model.cos[attention.positions][:, None],
+            model.sin[attention.positions][:, None],
         )
 
     def embed(self, plan: PlainPlan) -> Tensor:

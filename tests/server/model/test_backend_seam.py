@@ -24,6 +24,7 @@ class Boxed:
     """Something that only the backend which made it can open."""
 
     inside: Any
+    nbytes: int = 0
 
 
 class BoxingBackend:
@@ -36,16 +37,18 @@ class BoxingBackend:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._plain, name)
 
-    def prepare_embedding(self, matrix: Tensor) -> Boxed:
-        return Boxed(self._plain.prepare_embedding(matrix))
+    def prepare_embedding(self, matrix: Tensor, *, tied: bool) -> Boxed:
+        return Boxed(self._plain.prepare_embedding(matrix, tied=tied))
 
-    def prepare_head(self, embedding: Boxed) -> Any:
-        return self._plain.prepare_head(embedding.inside)
+    def tie_head(self, embedding: Boxed) -> Any:
+        return self._plain.tie_head(embedding.inside)
 
-    def begin_step(self, weights: Any, batch: Any, kv: Any, arena: Any) -> Boxed:
+    def assemble(self, weights: Any) -> Boxed:
+        return Boxed(replace(weights, embedding=weights.embedding.inside))
+
+    def begin_step(self, model: Boxed, batch: Any, kv: Any, arena: Any) -> Boxed:
         self.calls.append("begin_step")
-        opened = replace(weights, embedding=weights.embedding.inside)
-        return Boxed(self._plain.begin_step(opened, batch, kv, arena))
+        return Boxed(self._plain.begin_step(model.inside, batch, kv, arena))
 
     def forward(self, plan: Boxed) -> Tensor:
         self.calls.append("forward")
@@ -93,6 +96,6 @@ def test_what_another_backend_made_is_refused(tmp_path: Path) -> None:
         replace(weights, head=foreign),
         replace(weights, layers=layers),
     ):
-        model.decoder.weights = wrong
+        decoder = Decoder(model.decoder.config, wrong, model.decoder.backend)
         with pytest.raises(TypeError, match="a Boxed was made by another backend"):
-            answer(model)
+            answer(ServedModel(decoder, model.kv, model.arena))
