@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #define ML_ABI 1
+#define ML_PUBLIC __attribute__((visibility("default")))
 #define ML_BLOCK 32  // outputs of a packed block
 #define ML_MODULES 7 // q, k, v, o, gate, up, down: LORA_MODULES' order
 

@@ -3,6 +3,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "abi.h"
+
 typedef struct ml_pool ml_pool;
 
 typedef struct {
@@ -13,7 +15,14 @@ typedef struct {
 #ifdef __cplusplus
 extern "C" {
 #endif
-// Run `program` on every member; the caller is member 0. One program at a time: others wait their turn.
+// A pool of `members` (at least 1). Its threads are started by its first program, and again by the first one in a child
+// of fork(). Member i > 0 is held on core cores[i]; null: where the system puts it. The caller, member 0, is never held.
+// Null if there is no memory.
+ML_PUBLIC ml_pool *ml_pool_create(int32_t members, const int32_t *cores);
+// Ends its threads and frees what it has. No program may be running.
+ML_PUBLIC void ml_pool_destroy(ml_pool *pool);
+// Run `program` on every member; the caller is member 0. One program at a time: others wait their turn,
+// and none may start one inside another. Where threads can't be started there are fewer members than the pool's.
 void ml_run(ml_pool *pool, void (*program)(ml_team team, void *argument), void *argument);
 // The number of the next piece of this phase, from 0. Reset by barrier().
 int64_t ml_take(ml_team team);

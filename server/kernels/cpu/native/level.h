@@ -1,0 +1,7 @@
+// What every level is made of, in this order. A level's file defines ML_LEVEL and includes this; the flags that it is
+// compiled with (build.py) choose between the forms in these headers.
+#pragma once
+#include "abi.h"
+#include "simd.h"
+#include "team.h"
+#include "table.h"

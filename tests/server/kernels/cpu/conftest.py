@@ -1,0 +1,44 @@
+"""The kernels as they are in the checkout, compiled anew where a compiler is and a source has changed."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from manylora.server.kernels.cpu.build import HERE, LIBRARY, CannotBuild, build, find_compiler
+from manylora.server.kernels.cpu.library import Kernels, Library, Unavailable, load_library, open_kernels
+
+ROOT = Path(__file__).resolve().parents[4]
+
+with suppress(CannotBuild):
+    # As `make test` has done before; here for whoever runs some tests alone. Build errors are told by test_build.py.
+    build(HERE / LIBRARY, ROOT / "build" / "kernels" / "plain")
+_found = load_library()
+RUNS = () if isinstance(_found, Unavailable) else _found.runs
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skip without a C++ compiler."""
+    try:
+        find_compiler()
+    except CannotBuild as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def library(compiler: None) -> Library:
+    """The library, which must be there where a compiler is."""
+    found = load_library()
+    assert isinstance(found, Library), found
+    return found
+
+
+@pytest.fixture(
+    scope="session", params=RUNS or [pytest.param("none", marks=pytest.mark.skip("no native kernels"))]
+)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    """Each level that this processor runs, on two threads."""
+    opened = open_kernels(request.param, threads=2)
+    assert isinstance(opened, Kernels), opened
+    return opened
