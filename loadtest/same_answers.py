@@ -3,8 +3,9 @@
 For every method, by the commands that a user gives and that the commands before print: train, and answer held-out
 questions before and after; train half of it, resume, and compare the adapter's bytes; serve base and adapter by the
 last line of the training; merge by the defaults; answer with the merged model in transformers; serve it by the last
-line of the merge. Prints how many answers were right each time and how many were the same. Exit status 1 if a method
-learnt nothing, resumed otherwise, or answers otherwise once merged: more than 1 % fewer or more right answers.
+line of the merge. Prints how many answers were right each time and how many were the same, a line for each method as
+soon as it is through. Exit status 1 if a method learnt nothing, resumed otherwise, or answers otherwise once merged:
+more than 1 % fewer or more right answers.
 """
 
 import argparse
@@ -14,27 +15,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from manylora.loadtest.gptq_copy import write_gptq_copy
-from manylora.loadtest.server_process import command, environment_of_children, running, start_server
-from manylora.loadtest.text_table import text_table
+from manylora.loadtest.model_answers import (
+    ask,
+    by_transformers,
+    longest,
+    on_other_form,
+    right,
+    serve_words,
+)
+from manylora.loadtest.server_process import command, environment_of_children
 
 ADAPTER = "adapter_model.safetensors"
-SERVE, COMMAND = "Serve it", "manylora serve "
-"""The line may say of which step the adapter is before the command comes."""
-TASK, LONGEST_ANSWER = "sql", 48
 ALIKE = 0.01
-"""Share of the questions by which the right answers may differ."""
-AT_ONCE, GPTQ_GROUP = 16, 64
-START_SECONDS = 1800.0
-"""A machine that does other things too may take long to load a model."""
+"""Share of the questions by which the right answers may differ; by one always."""
+GPTQ_GROUP = 64
+TASKS = ("sql", "json", "pirate")
+"""Of the demo. In sql nothing is looked up: the base learns it in fewer steps than tell the forms apart."""
 RESUMED = {True: "to the bit", False: "otherwise", None: "–"}
 FIXED = ("--lora_r", "16", "--lora_alpha", "32")
 
@@ -61,7 +63,8 @@ METHODS = (
         "AdaLoRA 12 to 8", ("--use_lora", "--rank_schedule", "adalora:12:8", "--lora_alpha", "24"), rate=10
     ),
     Method("rsLoRA", ("--use_lora", "--use_rslora", "--lora_r", "16", "--lora_alpha", "8")),
-    Method("PiSSA", ("--use_lora", "--init_lora_weights", "pissa", *FIXED)),
+    # Its factors are large from the start, and so is what a step of the same length does.
+    Method("PiSSA", ("--use_lora", "--init_lora_weights", "pissa", *FIXED), rate=0.3),
     Method("LoftQ", ("--q_lora", "--init_lora_weights", "loftq", *FIXED)),
     Method("DoRA", ("--use_lora", "--use_dora", *FIXED)),
 )
@@ -78,6 +81,21 @@ class Job:
     batch: int
     rate: float
     questions: int
+    task: str
+    """Form of the answers."""
+    resume: bool
+    other_form: bool
+    """Whether the adapter is asked on the other form of its base too."""
+
+    def rows(self) -> tuple[list[str], list[str]]:
+        """Return the held-out questions and the answers that are right."""
+        found = json.loads((self.data / f"{self.task}-eval.json").read_text(encoding="utf-8"))
+        turns = [[turn["value"] for turn in row["conversations"]] for row in found[: self.questions]]
+        return [each[0] for each in turns], [each[1] for each in turns]
+
+    def new_tokens(self) -> int:
+        """Return how many tokens an answer may have: what the longest right one needs, its end included."""
+        return longest(self.base, self.rows()[1]) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +116,20 @@ class Outcome:
     merged_served: int
     same: int | None
     """Answers of the merged model, served, that are those of base and adapter, served."""
+    other_form: int | None = None
+    """The adapter's on the other form of its base: NF4 if it was trained on 16 bits, 16 bits if on NF4."""
 
     def faults(self) -> list[str]:
         """Return what is not as it must be."""
-        room = ALIKE * self.questions
+        room = max(1, ALIKE * self.questions)
         found = ["resumed otherwise than unbroken"] if self.resumed is False else []
-        if self.trained is not None and not self.trained > (self.before or 0):
-            found.append("learnt nothing")
         steps = (("served", self.served), ("merged", self.merged), ("merged and served", self.merged_served))
         first = self.merged if self.trained is None else self.trained
-        for name, right in steps:
-            if right is not None and first is not None and abs(right - first) > room:
-                found.append(f"{name}: {right} right, not {first}")
+        if not first > (self.before or 0):
+            found.append("learnt nothing")
+        for name, count in steps:
+            if count is not None and abs(count - first) > room:
+                found.append(f"{name}: {count} right, not {first}")
         return found
 
 
@@ -119,11 +139,15 @@ class Failed(SystemExit):
 
 def run(words: Sequence[str], log: Path) -> str:
     """Run a command of manylora and return what it printed. Raises Failed."""
-    done = subprocess.run(
-        command(*words), env=environment_of_children(), capture_output=True, text=True, check=False
-    )
-    said = done.stdout + done.stderr
-    log.write_text(said, encoding="utf-8")
+    with log.open("wb") as output:
+        done = subprocess.run(
+            command(*words),
+            env=environment_of_children(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    said = log.read_text(encoding="utf-8", errors="replace")
     if done.returncode:
         raise Failed(f"manylora {shlex.join(words)} failed:\n{said}")
     return said
@@ -134,171 +158,160 @@ def train_words(job: Job, method: Method, output: Path) -> list[str]:
     base = job.gptq if method.on_gptq else job.base
     return [
         *("train", "--model_name_or_path", str(base), *method.flags, "--output_dir", str(output)),
-        *("--data_path", str(job.data / f"{TASK}.json"), "--data_check", "off", "--bf16", "True"),
-        *("--eval_data_path", str(job.data / f"{TASK}-eval.json"), "--report_to", "none"),
+        *("--data_path", str(job.data / f"{job.task}.json"), "--data_check", "off", "--bf16", "True"),
+        *("--eval_data_path", str(job.data / f"{job.task}-eval.json"), "--report_to", "none"),
         *("--max_steps", str(job.steps), "--per_device_train_batch_size", str(job.batch)),
         *("--learning_rate", str(job.rate * method.rate)),
         *("--save_strategy", "steps", "--save_steps", str(job.steps // 2), "--no_live"),
     ]
 
 
-def train(job: Job, method: Method, output: Path) -> tuple[str, dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """How commands are run and servers asked."""
+
+    run: Callable[[Sequence[str], Path], str] = run
+    ask: Callable[[Sequence[str], str | None, Sequence[str], int, Path], list[str]] = ask
+
+
+def train(job: Job, method: Method, output: Path, doors: Doors) -> tuple[str, dict[str, Any]]:
     """Train, unless it is done, and return what was said and run.json. DoRA can't be asked of the served base."""
     asked = ["--eval_answers", "exact", "--eval_answers_limit", str(job.questions)]
-    asked += ["--eval_answers_max_new_tokens", str(LONGEST_ANSWER)]
+    asked += ["--eval_answers_max_new_tokens", str(job.new_tokens())]
     words = train_words(job, method, output) + ([] if "--use_dora" in method.flags else asked)
     log, record = output.with_suffix(".log"), output / "run.json"
-    said = log.read_text(encoding="utf-8") if record.exists() else run(words, log)
+    said = log.read_text(encoding="utf-8") if record.exists() else doors.run(words, log)
     return said, json.loads(record.read_text(encoding="utf-8"))
 
 
-def resumes(job: Job, method: Method, whole: Path, again: Path) -> bool:
+def resumes(job: Job, method: Method, whole: Path, again: Path, doors: Doors) -> bool:
     """Go on from the checkpoint in the middle of ``whole``; return whether the adapter is the same, byte by byte."""
-    again.mkdir()
+    shutil.rmtree(again, ignore_errors=True)
     shutil.copytree(whole / f"checkpoint-{job.steps // 2}", again / f"checkpoint-{job.steps // 2}")
-    run([*train_words(job, method, again), "--resume"], again.with_suffix(".log"))
+    doors.run([*train_words(job, method, again), "--resume"], again.with_suffix(".log"))
     return (again / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
 
 
-def serve_words(said: str) -> list[str] | None:
-    """Return the words after ``manylora serve`` in the last line that says how; None if none does."""
-    lines = [line.partition(COMMAND)[2] for line in said.splitlines() if SERVE in line and COMMAND in line]
-    return shlex.split(lines[-1]) if lines else None
-
-
-def ask(words: Sequence[str], model: str | None, questions: Sequence[str], place: Path) -> list[str]:
-    """Serve as the words say and return the answers; ``model`` None asks for the base."""
-    server = start_server(None, place, words)
-    with (
-        running(server, start_seconds=START_SECONDS),
-        httpx.Client(base_url=server.url, timeout=START_SECONDS) as client,
-    ):
-        name = model or client.get("/v1/models").json()["data"][0]["id"]
-
-        def answer(question: str) -> str:
-            body = {"model": name, "messages": [{"role": "user", "content": question}], "temperature": 0}
-            found = client.post("/v1/chat/completions", json={**body, "max_tokens": LONGEST_ANSWER})
-            found.raise_for_status()
-            return str(found.json()["choices"][0]["message"]["content"])
-
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(answer, questions))
-
-
-def by_transformers(directory: Path, questions: Sequence[str]) -> list[str]:
-    """Return a merged model's answers without anything of this project but its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from manylora.adapters.tokenizer import load_tokenizer
-
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    tokenizer: Any = load_tokenizer(directory)
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-        for question in questions
-    ]
-    answers: list[str] = []
-    for first in range(0, len(texts), AT_ONCE):
-        batch = tokenizer(
-            texts[first : first + AT_ONCE], add_special_tokens=False, padding=True, return_tensors="pt"
-        )
-        with torch.no_grad():
-            made = model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                do_sample=False,
-                max_new_tokens=LONGEST_ANSWER,
-            )
-        new = made[:, batch["input_ids"].shape[1] :]
-        answers += map(str, tokenizer.batch_decode(new, skip_special_tokens=True))
-    return answers
-
-
-def right(answers: Sequence[str], expected: Sequence[str]) -> int:
-    """Return how many answers are what was expected."""
-    return sum(one.strip() == two.strip() for one, two in zip(answers, expected, strict=True))
-
-
-def follow(job: Job, method: Method, place: Path, *, without_resume: bool) -> Outcome:
+def follow(job: Job, method: Method, place: Path, doors: Doors) -> Outcome:
     """Take one method through all of it, in ``place``."""
-    rows = json.loads((job.data / f"{TASK}-eval.json").read_text(encoding="utf-8"))[: job.questions]
-    questions, expected = ([row["conversations"][turn]["value"] for row in rows] for turn in (0, 1))
+    questions, expected = job.rows()
     output, merged = place / "adapter", place / "merged"
-    said, record = train(job, method, output)
+    said, record = train(job, method, output, doors)
+
+    def answers(words: list[str] | None, model: str | None, where: str) -> list[str] | None:
+        return None if words is None else doors.ask(words, model, questions, job.new_tokens(), place / where)
+
     words = serve_words(said)
-    answers = None if words is None else ask(words, output.name, questions, place / "served")
+    served = answers(words, output.name, "served")
+    other = words is not None and job.other_form and not method.on_gptq
+    elsewhere = answers(on_other_form(words) if other else None, output.name, "other-form")
     shutil.rmtree(merged, ignore_errors=True)
-    closing = run(["merge", "--adapter", str(output), "--output", str(merged)], place / "merge.log")
-    of_merged = serve_words(closing)
-    if of_merged is None:
+    closing = doors.run(["merge", "--adapter", str(output), "--output", str(merged)], place / "merge.log")
+    again = answers(serve_words(closing), None, "merged-served")
+    if again is None:
         raise Failed(f"the merge doesn't say how to serve its result:\n{closing}")
-    again = ask(of_merged, None, questions, place / "merged-served")
     scores = [record["evaluation"][when].get("eval_exact_match") for when in ("before", "after")]
-    before, trained = (None if each is None else round(each * len(rows)) for each in scores)
+    before, trained = (None if each is None else round(each * len(questions)) for each in scores)
     return Outcome(
         method.name,
-        len(rows),
+        len(questions),
         before,
         trained,
-        None if without_resume else resumes(job, method, output, place / "again"),
-        None if answers is None else right(answers, expected),
-        right(by_transformers(merged, questions), expected),
+        resumes(job, method, output, place / "again", doors) if job.resume else None,
+        None if served is None else right(served, expected),
+        right(by_transformers(merged, questions, job.new_tokens()), expected),
         right(again, expected),
-        None if answers is None else sum(one == two for one, two in zip(answers, again, strict=True)),
+        None if served is None else sum(one == two for one, two in zip(served, again, strict=True)),
+        None if elsewhere is None else right(elsewhere, expected),
     )
 
 
-def report(outcomes: Sequence[Outcome]) -> str:
-    """Return the table, a line for each method."""
-    head = ("method", "before", "trained", "served", "merged", "merged, served", "same answers", "resumed")
-    lines = []
-    for each in outcomes:
-        counts = (each.before, each.trained, each.served, each.merged, each.merged_served, each.same)
-        cells = ["–" if count is None else str(count) for count in counts]
-        lines.append((each.method, *cells, RESUMED[each.resumed]))
-    return text_table(head, lines)
+HEAD = (
+    "method",
+    "before",
+    "trained",
+    "served",
+    "other form",
+    "merged",
+    "merged, served",
+    "same answers",
+    "resumed",
+)
+WIDTHS = [max(len(method.name) for method in METHODS), *map(len, HEAD[1:-1]), max(map(len, RESUMED.values()))]
+
+
+def line(cells: Sequence[str]) -> str:
+    """Return a line of the table, aligned with all others."""
+    placed = [cell.rjust(width) for cell, width in zip(cells[1:], WIDTHS[1:], strict=True)]
+    return "  ".join([cells[0].ljust(WIDTHS[0]), *placed])
+
+
+def report(outcome: Outcome) -> str:
+    """Return a method's line."""
+    counts = (outcome.before, outcome.trained, outcome.served, outcome.other_form, outcome.merged)
+    counts += (outcome.merged_served, outcome.same)
+    cells = ["–" if count is None else str(count) for count in counts]
+    return line((outcome.method, *cells, RESUMED[outcome.resumed]))
+
+
+def through(job: Job, method: Method, home: Path, doors: Doors = Doors()) -> Outcome:
+    """Take one method through all of it unless that was done in ``home`` before. Raises Failed."""
+    done, asked = home / "outcome.json", home / "job.json"
+    home.mkdir(parents=True, exist_ok=True)
+    wanted = {**{name: str(value) for name, value in asdict(job).items()}, "method": method.name}
+    if asked.exists() and (before := json.loads(asked.read_text(encoding="utf-8"))) != wanted:
+        other = [name for name in wanted if before.get(name) != wanted[name]]
+        raise Failed(f"{home} is of another run ({', '.join(other)}): give another directory to --keep")
+    asked.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    if done.exists():
+        return Outcome(**json.loads(done.read_text(encoding="utf-8")))
+    outcome = follow(job, method, home, doors)
+    done.write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")
+    return outcome
 
 
 def main() -> None:
     """Run the command."""
+    given = _parser().parse_args()
+    chosen = METHODS if given.methods is None else _chosen(given.methods)
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        place = given.keep or Path(scratch)
+        job = Job(
+            *(given.base, place / "gptq", place / "data", given.steps, given.batch, given.rate),
+            *(given.questions, given.task, not given.without_resume, given.other_form),
+        )
+        _prepare(job, chosen)
+        print(line(HEAD), flush=True)  # noqa: T201  # the result
+        for method in chosen:
+            outcomes.append(through(job, method, place / str(METHODS.index(method))))
+            print(report(outcomes[-1]), flush=True)  # noqa: T201  # the result
+            if given.json is not None:
+                given.json.write_text(json.dumps([asdict(each) for each in outcomes], indent=2) + "\n")
+    faults = [f"{each.method}: {fault}" for each in outcomes for fault in each.faults()]
+    sys.exit("\n".join(faults) or None)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.same_answers", description=__doc__)
     parser.add_argument("base", type=Path, help="a chat model's directory, 16 bits")
     parser.add_argument(
         "--methods", help=f"names by semicolons, of {'; '.join(each.name for each in METHODS)}"
     )
+    parser.add_argument("--task", choices=TASKS, default="json", help="form of the answers")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--without-resume", action="store_true", help="leave out the resumed run")
     parser.add_argument(
-        "--keep", type=Path, help="leave everything here; what was trained here before is taken"
+        "--other-form", action="store_true", help="ask the adapter on the other form of its base too"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="leave everything here; what was done here before is not done again"
     )
     parser.add_argument("--json", type=Path, help="write the outcomes here")
-    given = parser.parse_args()
-    chosen = METHODS if given.methods is None else _chosen(given.methods)
-    outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        place = given.keep or Path(scratch)
-        gptq, data = place / "gptq", place / "data"
-        job = Job(given.base, gptq, data, given.steps, given.batch, given.rate, given.questions)
-        _prepare(job, chosen)
-        for number, method in enumerate(chosen):
-            home = place / str(number)
-            home.mkdir(parents=True, exist_ok=True)
-            outcomes.append(follow(job, method, home, without_resume=given.without_resume))
-            print(json.dumps(asdict(outcomes[-1])), file=sys.stderr, flush=True)  # noqa: T201  # the result
-            if given.json is not None:
-                given.json.write_text(json.dumps([asdict(each) for each in outcomes], indent=2) + "\n")
-    print(report(outcomes))  # noqa: T201  # the result
-    faults = [f"{each.method}: {fault}" for each in outcomes for fault in each.faults()]
-    sys.exit("\n".join(faults) or None)
+    return parser
 
 
 def _chosen(names: str) -> tuple[Method, ...]:
