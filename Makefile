@@ -9,14 +9,17 @@ CONSTRAINTS := $(if $(HAS_GPU),,-c constraints-cpu.txt)
 LINKS   := build/links
 FOLDERS := adapters demo loadtest quant server training
 
-.PHONY: serve test lint format bench gpu-check links clean
+.PHONY: serve test kernels lint format bench gpu-check links clean
 .DEFAULT_GOAL := serve
 
-serve: $(VENV)/.serve  ## one 4-bit base and three adapters on port 8000
+serve: $(VENV)/.serve kernels  ## one 4-bit base and three adapters on port 8000
 	$(BIN)/manylora serve $(ARGS)
 
-test: $(VENV)/.dev  ## the whole suite on the CPU
+test: $(VENV)/.dev kernels  ## the whole suite on the CPU
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+kernels: $(VENV)/.torch  ## the native CPU kernels, where there is a C++ compiler and a source has changed
+	$(BIN)/python server/kernels/cpu/build.py --optional
 
 lint: $(VENV)/.dev links
 	$(BIN)/ruff check .
@@ -27,7 +30,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## manylora against transformers + peft, 8 streams with 8 adapters, one run
+bench: $(VENV)/.dev kernels  ## manylora against transformers + peft, 8 streams with 8 adapters, one run
 	$(BIN)/python -m manylora.loadtest.compare $(ARGS)
 
 gpu-check:  ## exactness and speed on a GPU; needs torch, transformers, peft, triton, numpy and safetensors only

@@ -5,6 +5,7 @@ a C interface and is loaded by ctypes, so one wheel is for every Python; without
 """
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -25,11 +26,13 @@ class BuildWithKernels(build_py):
         super().run()
         spec = importlib.util.spec_from_file_location("build_kernels", HERE / KERNELS / "build.py")
         kernels = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = kernels  # where dataclasses look for their module
         spec.loader.exec_module(kernels)
         folder = HERE / KERNELS if self.editable_mode else Path(self.build_lib, FRONT_DOOR, KERNELS)
         output = folder.resolve() / kernels.LIBRARY
         try:
-            names = kernels.build(output, HERE / "build" / "kernels" / "plain", say=self.warn)
+            objects = HERE / "build" / "kernels" / "plain"
+            names = kernels.Build(output, objects, say=self.warn).run()
             self.announce(f"native CPU kernels: {', '.join(names)}", level=3)
         except (kernels.CannotBuild, OSError) as error:
             output.unlink(missing_ok=True)  # of an earlier build

@@ -62,7 +62,7 @@ LEVELS = (
 
 
 class CannotBuild(Exception):
-    """There is no compiler, or it can't compile this. One line."""
+    """There is no compiler, or this is what it said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,12 @@ class Compiler:
     machine: str
     version: str
 
-    def run(self, arguments: Sequence[str]) -> None:
-        """Run it. Raises CannotBuild with what it printed."""
+    def run(self, arguments: Sequence[str]) -> str:
+        """Run it; return the warnings that it printed. Raises CannotBuild with the errors."""
         done = subprocess.run([*self.command, *arguments], capture_output=True, text=True, check=False)
         if done.returncode:
             raise CannotBuild(done.stderr.strip() or f"{self.command[0]} ended with {done.returncode}")
+        return done.stderr.strip()
 
     def knows(self, flags: Sequence[str]) -> bool:
         """Whether it takes these flags."""
@@ -86,14 +87,6 @@ class Compiler:
         except CannotBuild:
             return False
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A file to compile, with what is its own among the flags."""
-
-    source: Path
-    flags: tuple[str, ...]
 
 
 def find_compiler() -> Compiler:
@@ -123,52 +116,81 @@ def sources_digest(folder: Path = NATIVE) -> str:
     return digest.hexdigest()
 
 
-def build(
-    output: Path,
-    objects: Path,
-    *,
-    extra: Sequence[str] = (),
-    strict: bool = False,
-    say: Callable[[str], None] = print,
-) -> tuple[str, ...]:
-    """Compile and link ``output``; return its levels, the fastest first. Raises CannotBuild.
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What is compiled, from what, and how."""
 
-    ``objects`` keeps the object files; ``extra`` are flags for all. ``strict`` takes warnings for errors, and a level
-    that fails is one too instead of being left out.
-    """
-    compiler = find_compiler()
-    objects.mkdir(parents=True, exist_ok=True)
-    with _alone(objects):
-        return _build(compiler, output, objects, extra, strict, say)
+    output: Path
+    """The library."""
+    objects: Path
+    """Where object files are kept."""
+    native: Path = NATIVE
+    extra: tuple[str, ...] = ()
+    """Flags for all files."""
+    strict: bool = False
+    """Whether warnings are errors, and so is a level that can't be compiled, instead of being left out."""
+    say: Callable[[str], None] = print
 
+    def run(self) -> tuple[str, ...]:
+        """Compile and link; return the levels, the fastest first. Raises CannotBuild."""
+        compiler = find_compiler()
+        self.objects.mkdir(parents=True, exist_ok=True)
+        with _alone(self.objects):
+            names, made = self._levels(compiler)
+            macros = (
+                f"-DML_LEVELS={' '.join(f'X({name})' for name in names)}",
+                f'-DML_SOURCES="{sources_digest(self.native)}"',
+            )
+            made.append(self._object(compiler, "dispatch", macros))
+            made.append(self._object(compiler, "pool", ()))
+            self._link(compiler, made)
+        return names
 
-def _build(
-    compiler: Compiler,
-    output: Path,
-    objects: Path,
-    extra: Sequence[str],
-    strict: bool,
-    say: Callable[[str], None],
-) -> tuple[str, ...]:
-    common = (*COMMON, *extra, *(("-Werror",) if strict else ()))
-    fitting = [level for level in LEVELS if compiler.machine.startswith(level.machine)]
-    known = [level for level in fitting if compiler.knows(level.flags)]
-    for level in set(fitting) - set(known):
-        say(f"{compiler.command[0]} doesn't know {level.name}: left out")
-    units = [Unit(NATIVE / f"level_{level.name}.cpp", (*common, *level.flags)) for level in known]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        made = list(pool.map(lambda unit: _made(compiler, unit, objects, strict, say), units))
-        names = tuple(level.name for level, path in zip(known, made, strict=True) if path)
+    def _levels(self, compiler: Compiler) -> tuple[tuple[str, ...], list[Path]]:
+        """Compile what this compiler can for its target; return the names and the object files."""
+        fitting = [level for level in LEVELS if compiler.machine.startswith(level.machine)]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            made = list(pool.map(lambda level: self._level(compiler, level), fitting))
+        names = tuple(level.name for level, path in zip(fitting, made, strict=True) if path)
         if not names:
             raise CannotBuild(f"{compiler.command[0]} compiles no level for {compiler.machine}")
-        macros = (
-            f"-DML_LEVELS={' '.join(f'X({name})' for name in names)}",
-            f'-DML_SOURCES="{sources_digest()}"',
-        )
-        rest = [Unit(NATIVE / "dispatch.cpp", (*common, *macros)), Unit(NATIVE / "pool.cpp", common)]
-        made += pool.map(lambda unit: _object(compiler, unit, objects), rest)
-    _link(compiler, [path for path in made if path], output, extra)
-    return names
+        return names, [path for path in made if path]
+
+    def _level(self, compiler: Compiler, level: Level) -> Path | None:
+        if not compiler.knows(level.flags):
+            self.say(f"{compiler.command[0]} doesn't know {level.name}, which is left out")
+            return None
+        try:
+            return self._object(compiler, f"level_{level.name}", level.flags)
+        except CannotBuild as error:
+            if self.strict:
+                raise
+            self.say(f"{level.name} can't be compiled, and is left out: {error}")
+            return None
+
+    def _object(self, compiler: Compiler, name: str, own: Sequence[str]) -> Path:
+        """Compile a source unless nothing has changed since; its warnings are kept beside it."""
+        source, flags = self.native / f"{name}.cpp", [*COMMON, *self.extra, *own]
+        digest = hashlib.sha256(repr((compiler, flags)).encode())
+        for path in (source, *sorted(self.native.glob("*.h"))):
+            digest.update(path.read_bytes())
+        target, key = self.objects / f"{name}.o", self.objects / f"{name}.key"
+        kept, _, warnings = key.read_text().partition("\n") if key.exists() else ("", "", "")
+        if kept != digest.hexdigest() or not target.exists():
+            key.unlink(missing_ok=True)
+            warnings = compiler.run([*flags, "-c", str(source), "-o", str(target)])
+            key.write_text(f"{digest.hexdigest()}\n{warnings}")
+        if warnings and self.strict:
+            raise CannotBuild(warnings)
+        return target
+
+    def _link(self, compiler: Compiler, made: Sequence[Path]) -> None:
+        """Put the library in its place whole: a server may be running on the one that is there."""
+        with tempfile.TemporaryDirectory(dir=self.output.parent) as folder:
+            new = Path(folder) / self.output.name
+            compiler.run([*LINK, *self.extra, *map(str, made), "-o", str(new)])
+            if not self.output.exists() or self.output.read_bytes() != new.read_bytes():
+                new.replace(self.output)
 
 
 @contextmanager
@@ -182,44 +204,9 @@ def _alone(objects: Path) -> Iterator[None]:
         yield
 
 
-def _made(
-    compiler: Compiler, unit: Unit, objects: Path, strict: bool, say: Callable[[str], None]
-) -> Path | None:
-    """Return a level's object file, or None where it can't be compiled and needn't."""
-    try:
-        return _object(compiler, unit, objects)
-    except CannotBuild as error:
-        if strict:
-            raise
-        say(f"{unit.source.name} can't be compiled, and is left out: {error}")
-        return None
-
-
-def _object(compiler: Compiler, unit: Unit, objects: Path) -> Path:
-    digest = hashlib.sha256(repr((compiler, unit.flags)).encode())
-    for path in (unit.source, *sorted(NATIVE.glob("*.h"))):
-        digest.update(path.read_bytes())
-    target, kept = objects / f"{unit.source.stem}.o", objects / f"{unit.source.stem}.key"
-    if target.exists() and kept.exists() and kept.read_text() == digest.hexdigest():
-        return target
-    kept.unlink(missing_ok=True)
-    compiler.run([*unit.flags, "-c", str(unit.source), "-o", str(target)])
-    kept.write_text(digest.hexdigest())
-    return target
-
-
-def _link(compiler: Compiler, made: Sequence[Path], output: Path, extra: Sequence[str]) -> None:
-    """Put the library in its place whole: a server may be running on the one that is there."""
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        new = Path(folder) / output.name
-        compiler.run([*LINK, *extra, *map(str, made), "-o", str(new)])
-        if not output.exists() or output.read_bytes() != new.read_bytes():
-            new.replace(output)
-
-
 @contextmanager
-def _kept_objects() -> Iterator[Path]:
-    """Yield a folder for object files: the checkout's build/, or one that is thrown away."""
+def kept_objects() -> Iterator[Path]:
+    """Yield a folder for object files: the checkout's build/kernels, or one that is thrown away."""
     root = HERE.parents[2]
     if (root / "setup.py").exists():
         yield root / "build" / "kernels"
@@ -228,19 +215,27 @@ def _kept_objects() -> Iterator[Path]:
         yield Path(folder)
 
 
+def build_in_place(say: Callable[[str], None], *, strict: bool = False) -> tuple[str, ...]:
+    """Compile the library beside this file; return its levels, the fastest first. Raises CannotBuild."""
+    with kept_objects() as objects:
+        return Build(HERE / LIBRARY, objects / "plain", strict=strict, say=say).run()
+
+
 def main() -> int:
-    """Compile the library into its place beside this file; return the exit status."""
+    """Compile the library, by default into its place; return the exit status."""
     parser = argparse.ArgumentParser(description="Compile the native CPU kernels.")
     parser.add_argument("--strict", action="store_true", help="warnings are errors, and no level may fail")
-    parser.add_argument("--optional", action="store_true", help="no compiler is no error")
+    parser.add_argument(
+        "--optional", action="store_true", help="where there is no compiler, that is no error"
+    )
     parser.add_argument("--sanitize", help="address,undefined or thread: compile for that sanitizer")
     parser.add_argument("--output", type=Path, default=HERE / LIBRARY, help="the library")
     options = parser.parse_args()
     extra = (f"-fsanitize={options.sanitize}", "-fno-omit-frame-pointer", "-g") if options.sanitize else ()
     try:
-        with _kept_objects() as objects:
-            kind = options.sanitize or ("strict" if options.strict else "plain")
-            names = build(options.output, objects / kind, extra=extra, strict=options.strict, say=_say)
+        with kept_objects() as objects:
+            folder = objects / (options.sanitize or "plain")
+            names = Build(options.output.absolute(), folder, NATIVE, extra, options.strict, _say).run()
     except (CannotBuild, OSError) as error:
         _say(f"no native CPU kernels: {error}")
         return 0 if options.optional else 1

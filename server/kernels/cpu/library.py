@@ -80,12 +80,14 @@ class Kernels:
         return result or 0
 
 
-def open_kernels(level: str | None = None, threads: int | None = None) -> Kernels | Unavailable:
+def open_kernels(
+    level: str | None = None, threads: int | None = None, path: Path = HERE / LIBRARY
+) -> Kernels | Unavailable:
     """Open a level, by default the fastest that this processor has, with so many threads, by default one a core.
 
     Raises KernelsRefused when a level is named that can't be had.
     """
-    library = load_library()
+    library = load_library(path)
     if isinstance(library, Unavailable):
         if level:
             raise KernelsRefused(f"kernels {level}: {library.reason}")

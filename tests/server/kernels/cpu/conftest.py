@@ -1,18 +1,15 @@
 """The kernels as they are in the checkout, compiled anew where a compiler is and a source has changed."""
 
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-from manylora.server.kernels.cpu.build import HERE, LIBRARY, CannotBuild, build, find_compiler
+from manylora.server.kernels.cpu.build import CannotBuild, build_in_place, find_compiler
 from manylora.server.kernels.cpu.library import Kernels, Library, Unavailable, load_library, open_kernels
-
-ROOT = Path(__file__).resolve().parents[4]
 
 with suppress(CannotBuild):
     # As `make test` has done before; here for whoever runs some tests alone. Build errors are told by test_build.py.
-    build(HERE / LIBRARY, ROOT / "build" / "kernels" / "plain")
+    build_in_place(print)
 _found = load_library()
 RUNS = () if isinstance(_found, Unavailable) else _found.runs
 
