@@ -61,14 +61,27 @@ static const uint16_t NO_KEY[MOST_DIM + 32] = {0};
 // Where the tile's keys lie, in elements of the cache; -1 for those that the piece doesn't see: they are not read.
 static void places_of(const attention_cache *cache, const attention_task *task, int32_t first, key_range seen,
                       int64_t *place) {
+    for (int32_t j = 0; j < KEY_TILE; j++) place[j] = -1;
+    if (seen.low >= seen.high) return;
+    const int32_t *block = cache->table + (first + seen.low) / cache->block_size;
+    int32_t inside = (first + seen.low) % cache->block_size;
+    int64_t stride = (int64_t)cache->kv_heads * cache->head_dim, own = (int64_t)task->kv_head * cache->head_dim;
+    for (int32_t j = seen.low; j < seen.high; block++, inside = 0) {
+        int64_t start = (int64_t)*block * cache->block_size * stride + own;
+        for (; inside < cache->block_size && j < seen.high; j++, inside++) place[j] = start + inside * stride;
+    }
+}
+
+// Ask for what the tile from `first` on will need. (Inlined: GCC drops calls of functions that only prefetch.)
+ML_INLINE void warm(const attention_cache *cache, const attention_task *task, int32_t first) {
+    int64_t place[KEY_TILE];
+    places_of(cache, task, first, seen_by(task, 0, task->queries, first), place);
     for (int32_t j = 0; j < KEY_TILE; j++) {
-        int32_t key = first + j;
-        if (j < seen.low || j >= seen.high) {
-            place[j] = -1;
-            continue;
+        if (place[j] < 0) continue;
+        for (int32_t d = 0; d < cache->head_dim; d += 32) {
+            __builtin_prefetch(cache->keys + place[j] + d, 0, 2);
+            __builtin_prefetch(cache->values + place[j] + d, 0, 2);
         }
-        int64_t slot = (int64_t)cache->table[key / cache->block_size] * cache->block_size + key % cache->block_size;
-        place[j] = (slot * cache->kv_heads + task->kv_head) * cache->head_dim;
     }
 }
 
@@ -162,6 +175,7 @@ static void add_tile(const attention_cache *cache, const attention_task *task, i
     places_of(cache, task, first, seen, place);
     read_keys(cache, place, space->keys);
     int finite = read_values(cache, place, seen, space->values);
+    warm(cache, task, first + KEY_TILE);
     for (int32_t r = 0; r < task->rows; r += TILE_ROWS) {
         int32_t rows = task->rows - r < TILE_ROWS ? task->rows - r : TILE_ROWS;
         product_block(rows, KEY_TILE, cache->head_dim, space->q + r * cache->head_dim, cache->head_dim, space->keys,
