@@ -194,4 +194,9 @@ Signature: TypeAlias = (
 )
 SIGNATURES: dict[str, Signature] = {
     # What a level exports: what it returns, and what it takes after the pool. One line each, in the order of table.h.
+    "rms_norm_rows": (None, (c_void_p, c_void_p, c_float, c_int64, c_int32, c_void_p)),
+    "silu_mul_rows": (None, (c_void_p, c_void_p, c_int64, c_int32, c_void_p)),
+    "rope_rows": (None, (c_void_p,)),
+    "attention_rows": (None, (c_void_p,)),
+    "lora_rows": (None, (c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_int32, *[c_void_p] * 3)),
 }

@@ -131,7 +131,7 @@ static float most_of(const float *scores, key_range seen) {
         if (seen.low > 0 || seen.high < KEY_TILE) part = vpick(seen_lanes(seen, j), part, vset(-INFINITY));
         most = vmax(most, part);
     }
-    return vmost(most);
+    return vtop(most);
 }
 
 // Turn scores into weights e^(score − most), 0 for those not seen; returns them added up, lane by lane.

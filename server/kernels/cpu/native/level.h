@@ -4,4 +4,8 @@
 #include "abi.h"
 #include "simd.h"
 #include "team.h"
+#include "norm.h"
+#include "rope.h"
+#include "attention.h"
+#include "lora.h"
 #include "table.h"

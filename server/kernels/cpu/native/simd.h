@@ -5,10 +5,20 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+// GCC takes its own intrinsics' "undefined" registers for faults (its bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
 #define ML_INLINE static inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
-#include <immintrin.h>
 #define VW 16
 typedef __m512 vf;
 ML_INLINE vf vzero() { return _mm512_setzero_ps(); }
@@ -36,9 +46,8 @@ ML_INLINE vm vless(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 ML_INLINE vm vboth(vm a, vm b) { return a & b; }
 ML_INLINE vf vpick(vm mask, vf yes, vf no) { return _mm512_mask_blend_ps(mask, no, yes); }
 // The largest lane. Where one is NaN: any lane, or NaN.
-ML_INLINE float vmost(vf x) { return _mm512_reduce_max_ps(x); }
+ML_INLINE float vtop(vf x) { return _mm512_reduce_max_ps(x); }
 #elif defined(__AVX2__)
-#include <immintrin.h>
 #define VW 8
 typedef __m256 vf;
 ML_INLINE vf vzero() { return _mm256_setzero_ps(); }
@@ -63,7 +72,7 @@ typedef __m256 vm;
 ML_INLINE vm vless(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 ML_INLINE vm vboth(vm a, vm b) { return _mm256_and_ps(a, b); }
 ML_INLINE vf vpick(vm mask, vf yes, vf no) { return _mm256_blendv_ps(no, yes, mask); }
-ML_INLINE float vmost(vf x) {
+ML_INLINE float vtop(vf x) {
     __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     y = _mm_max_ps(y, _mm_movehl_ps(y, y));
     return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
@@ -92,7 +101,7 @@ typedef uint32x4_t vm;
 ML_INLINE vm vless(vf a, vf b) { return vcltq_f32(a, b); }
 ML_INLINE vm vboth(vm a, vm b) { return vandq_u32(a, b); }
 ML_INLINE vf vpick(vm mask, vf yes, vf no) { return vbslq_f32(mask, yes, no); }
-ML_INLINE float vmost(vf x) { return vmaxvq_f32(x); }
+ML_INLINE float vtop(vf x) { return vmaxvq_f32(x); }
 #else
 #error "no vectors for this instruction set"
 #endif
