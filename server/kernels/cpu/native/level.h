@@ -1,6 +1,10 @@
 // What every level is made of, in this order. A level's file defines ML_LEVEL and includes this; the flags that it is
 // compiled with (build.py) choose between the forms in these headers.
 #pragma once
+#if defined(__GNUC__) && !defined(__clang__)
+// gcc 12's own headers leave on purpose undefined what a full mask overwrites.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include "abi.h"
 #include "simd.h"
 #include "team.h"
