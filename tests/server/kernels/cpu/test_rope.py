@@ -1,0 +1,107 @@
+"""What native code does between the q, k, v projection and attention, against reference.py."""
+
+import ctypes
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.cpu.library import Kernels
+from manylora.server.kernels.reference import rms_norm, rope
+from tests.server.kernels.cpu.attention_case import Heads
+
+HEADS = (Heads(4, 2, 16), Heads(14, 2, 64), Heads(2, 1, 24), Heads(3, 3, 128))
+POSITIONS = torch.tensor([3, 0, 99, 5, 6], dtype=torch.int32)
+SLOTS = torch.tensor([5, 4, 30, 31, 7], dtype=torch.int32)
+EPS = 1e-6
+
+
+class Tokens:
+    """Five tokens of the second of two layers, and a cache of 40 slots."""
+
+    def __init__(self, heads: Heads, *, normed: bool) -> None:
+        torch.manual_seed(heads.dim)
+        self.heads = heads
+        self.qkv = torch.randn(5, (heads.q + 2 * heads.kv) * heads.dim)
+        angles = torch.rand(100, heads.dim // 2) * 6
+        self.cos, self.sin = (torch.cat([table, table], dim=1) for table in (angles.cos(), angles.sin()))
+        self.norms = torch.rand(2, heads.dim) + 0.5 if normed else None
+        self.kv = torch.full((2, 2, 40, heads.kv, heads.dim), 7.0, dtype=torch.bfloat16)
+
+    def run(self, kernels: Kernels) -> tuple[Tensor, Tensor]:
+        """Return q [5, H, D] and the tokens' flags; the cache is written."""
+        qkv, finite = self.qkv.clone(), torch.ones(5, dtype=torch.uint8)
+        layers = (abi.Layer * 2)()
+        if self.norms is not None:
+            layers[1].q_norm, layers[1].k_norm = self.norms[0].data_ptr(), self.norms[1].data_ptr()
+        model = abi.Model(
+            layers=2,
+            heads=self.heads.q,
+            kv_heads=self.heads.kv,
+            head_dim=self.heads.dim,
+            positions=100,
+            eps=EPS,
+            cos=self.cos.data_ptr(),
+            sin=self.sin.data_ptr(),
+            layer=ctypes.addressof(layers),
+        )
+        kv = abi.KV(data=self.kv.data_ptr(), slots=40, block_size=16)
+        step = abi.Step(
+            tokens=5, positions=POSITIONS.data_ptr(), slots=SLOTS.data_ptr(), finite=finite.data_ptr()
+        )
+        call = abi.Call(
+            model=ctypes.addressof(model),
+            kv=ctypes.addressof(kv),
+            step=ctypes.addressof(step),
+            layer=1,
+            qkv=qkv.data_ptr(),
+        )
+        kernels.call("rope_rows", ctypes.addressof(call))
+        q = qkv[:, : self.heads.q * self.heads.dim].view(5, self.heads.q, self.heads.dim)
+        return q, finite
+
+    def expected(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v [5, heads, D] in float32."""
+        heads = self.heads
+        q, k, v = self.qkv.view(5, -1, heads.dim).split([heads.q, heads.kv, heads.kv], dim=1)
+        if self.norms is not None:
+            q, k = rms_norm(q, self.norms[0], EPS), rms_norm(k, self.norms[1], EPS)
+        cos, sin = self.cos[POSITIONS.long()], self.sin[POSITIONS.long()]
+        return rope(q, cos, sin), rope(k, cos, sin), v
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("normed", [False, True])
+def test_q_and_k_are_rotated_and_k_and_v_written(kernels: Kernels, heads: Heads, normed: bool) -> None:
+    tokens = Tokens(heads, normed=normed)
+    found, finite = tokens.run(kernels)
+    q, k, v = tokens.expected()
+    torch.testing.assert_close(found, q, rtol=3e-6, atol=3e-6)
+    # Rounded once: half a unit of bfloat16's last place, and what float32 differs by.
+    written = tokens.kv[1, :, SLOTS.long()].float()
+    torch.testing.assert_close(written[0], k, rtol=2**-8, atol=3e-6)
+    assert torch.equal(written[1], v.bfloat16().float())
+    assert finite.tolist() == [1] * 5
+
+
+def test_only_the_tokens_own_slots_of_their_layer_are_written(kernels: Kernels) -> None:
+    tokens = Tokens(HEADS[1], normed=False)
+    tokens.run(kernels)
+    others = torch.ones(40, dtype=torch.bool)
+    others[SLOTS.long()] = False
+    assert (tokens.kv[0] == 7.0).all()
+    assert (tokens.kv[1, :, others] == 7.0).all()
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_token_is_flagged_whose_keys_or_values_are_not_finite(kernels: Kernels, heads: Heads) -> None:
+    tokens = Tokens(heads, normed=False)
+    keys, values = heads.q * heads.dim, (heads.q + heads.kv) * heads.dim
+    tokens.qkv[0, values + 1] = math.nan
+    tokens.qkv[2, keys + 3] = math.inf
+    tokens.qkv[3, 0] = math.nan  # a query: it is read by nobody else
+    tokens.qkv[4, -1] = 3.4e38  # finite as float32, infinite as bfloat16
+    _, finite = tokens.run(kernels)
+    assert finite.tolist() == [0, 1, 0, 1, 0]
