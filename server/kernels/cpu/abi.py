@@ -36,6 +36,25 @@ class Matrix(Structure):
     )
 
 
+class Source(Structure):
+    """ml_source."""
+
+    _fields_ = (
+        ("form", c_int32),
+        ("out", c_int32),
+        ("in", c_int32),
+        ("bits", c_int32),
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("zeros", c_void_p),
+        ("groups", c_void_p),
+        ("of_output", c_int64),
+        ("of_group", c_int64),
+        ("scaled", c_float),
+        ("reserved", c_int32),
+    )
+
+
 class Layer(Structure):
     """ml_layer."""
 
@@ -149,6 +168,7 @@ class Call(Structure):
 
 STRUCTURES: dict[str, type[Structure]] = {
     "ml_matrix": Matrix,
+    "ml_source": Source,
     "ml_layer": Layer,
     "ml_model": Model,
     "ml_kv": KV,
@@ -194,6 +214,9 @@ Signature: TypeAlias = (
 )
 SIGNATURES: dict[str, Signature] = {
     # What a level exports: what it returns, and what it takes after the pool. One line each, in the order of table.h.
+    "pack": (c_int32, (c_void_p, c_void_p)),
+    "linear": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p)),
+    "embedding": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
     "rms_norm_rows": (None, (c_void_p, c_void_p, c_float, c_int64, c_int32, c_void_p)),
     "silu_mul_rows": (None, (c_void_p, c_void_p, c_int64, c_int32, c_void_p)),
     "rope_rows": (None, (c_void_p,)),

@@ -21,15 +21,8 @@ ML_INLINE vtable load_table(const int8_t *table) {
 ML_INLINE void load_table4(const uint8_t *codes, vtable table, vw *low, vw *high) {
     __m512i half = _mm512_set1_epi8(15);
     __m512i both = _mm512_loadu_si512(codes);
-#if defined(__AVX512VBMI__)
-    // vpermb looks at six bits of an index; the table stands there four times, so the upper two don't matter.
-    *low = _mm512_permutexvar_epi8(both, table);
-    *high = _mm512_permutexvar_epi8(_mm512_srli_epi16(both, 4), table);
-    (void)half;
-#else
     *low = _mm512_shuffle_epi8(table, _mm512_and_si512(both, half));
     *high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(both, 4), half));
-#endif
 }
 ML_INLINE vw load_bytes(const int8_t *codes) { return _mm512_loadu_si512(codes); }
 ML_INLINE void store_bytes(int8_t *p, vw w) { _mm512_storeu_si512(p, w); }

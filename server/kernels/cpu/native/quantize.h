@@ -1,8 +1,9 @@
 // Rows of activations as a matrix of 4 or 8 bits wants them: unsigned bytes with a scale and a zero point per group.
 //
 // low = min(x, 0), high = max(x, 0), scale = (high - low) / 255, zero = round(-low / scale),
-// u = clamp(round(x / scale) + zero, 0, 255). Padding is u = zero. A group that holds a NaN or an infinity gets the
-// scale NaN, and with it every output of its row. A scale below float32's normal range is 0, and so is its group.
+// u = clamp(round(x / scale) + zero, 0, 255). Padding is u = zero. A group that holds a NaN or an infinity, or
+// whose range is one, gets the scale NaN, and with it every output of its row. A scale below float32's normal range is 0,
+// and so is its group.
 #pragma once
 #include <float.h>
 #include <math.h>
@@ -54,11 +55,11 @@ ML_INLINE void quantize_group(const float *x, int32_t group, uint8_t *u, float *
         high = vmax(v, high);
         strange = vadd(strange, vsub(v, v)); // 0, or NaN
     }
-    float least = vleast(low), most = vmost(high), nothing = vsum(strange);
+    float least = vleast(low), most = vtop(high), nothing = vsum(strange);
     float step = (most - least) / 255.0f;
-    if (nothing == 0 && !(step <= FLT_MAX)) step = most / 255.0f - least / 255.0f;
-    if (nothing != 0 || !(step >= FLT_MIN)) { // NaN != 0
-        *scale = nothing != 0 ? NAN : 0.0f;
+    int finite = nothing == 0 && step <= FLT_MAX; // NaN is no more than anything
+    if (!finite || step < FLT_MIN) {
+        *scale = finite ? 0.0f : NAN;
         *fold = fold_row(0, 0, group);
         memset(u, ML_FLIP, (size_t)group);
         return;
@@ -73,7 +74,7 @@ ML_INLINE void quantize_group(const float *x, int32_t group, uint8_t *u, float *
     if (ML_FLIP)
         for (int i = 0; i < group; i++) u[i] ^= ML_FLIP;
     *scale = step;
-    *fold = fold_row((int32_t)vmost(zero), (int32_t)vsum(sum), group); // sums of whole numbers are exact
+    *fold = fold_row((int32_t)vtop(zero), (int32_t)vsum(sum), group); // sums of whole numbers are exact
 }
 
 // Make row `row` of `q` of x [in].
