@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
 from manylora.loadtest.engines import BLOCK
 from manylora.server.kernels.choose import choose_backend
-from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, LoraSpan, RankRange, StepBatch
+from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.loader import Quantization, load_weights
 from manylora.server.model.served import ServedModel
@@ -51,15 +52,12 @@ def load(
 
 def step(model: ServedModel, work: Sequence[tuple[Row, int]]) -> None:
     """Compute the next so many tokens of each row in one step and keep all their logits."""
-    device = model.decoder.backend.device
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
-    spans: list[LoraSpan] = []
     starts = [0]
     for row, count in work:
         table = row.blocks()
-        spans.append(LoraSpan(len(ids), count, row.adapters))
         for position in range(row.computed, row.computed + count):
             ids.append(row.tokens[position])
             positions.append(position)
@@ -67,14 +65,20 @@ def step(model: ServedModel, work: Sequence[tuple[Row, int]]) -> None:
         row.computed += count
         starts.append(len(ids))
     attention = AttentionMetadata(
-        torch.tensor(positions, device=device),
-        torch.tensor(slots, device=device),
-        tuple(starts),
-        tuple(row.computed for row, _ in work),
-        torch.tensor([row.blocks() for row, _ in work], device=device),
+        *(
+            np.array(each, dtype=np.int32)
+            for each in (
+                positions,
+                slots,
+                starts,
+                [row.computed for row, _ in work],
+                [row.blocks() for row, _ in work],
+            )
+        )
     )
-    wanted = torch.arange(len(ids), device=device)
-    logits = model(StepBatch(torch.tensor(ids, device=device), attention, spans, wanted)).logits
+    adapters = StepAdapters.of_rows([row.adapters for row, _ in work])
+    wanted = np.arange(len(ids), dtype=np.int32)
+    logits = model(StepBatch(np.array(ids, dtype=np.int32), attention, adapters, wanted)).logits
     for (row, _), first, last in zip(work, starts, starts[1:], strict=False):
         row.logits.append(logits[first:last])
 

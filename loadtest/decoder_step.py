@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from manylora.loadtest.random_model import DTYPES, QUANTIZATIONS, ModelChoice, b
 from manylora.loadtest.text_table import text_table
 from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.plain.linear import PlainLinear
-from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, LoraSpan, RankRange, StepBatch
+from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.model.served import ServedModel
 
 OPS = (
@@ -81,16 +82,18 @@ def place_adapters(model: ServedModel, count: int, rank: int) -> list[AdapterRan
 
 def decode_step(model: ServedModel, rows: int, context: int, adapters: list[AdapterRanges]) -> StepBatch:
     """Return a step in which each of ``rows`` sequences computes its token number ``context``."""
-    device, blocks = model.decoder.backend.device, -(-context // BLOCK)
-    tables = torch.arange(1, rows * blocks + 1, device=device).view(rows, blocks)
-    positions = torch.full((rows,), context - 1, device=device)
+    blocks = -(-context // BLOCK)
+    tables = np.arange(1, rows * blocks + 1, dtype=np.int32).reshape(rows, blocks)
+    contexts = np.full(rows, context, dtype=np.int32)
     slots = tables[:, -1] * BLOCK + (context - 1) % BLOCK
     used = [((adapters[row % len(adapters)], 1.0),) if adapters else () for row in range(rows)]
+    each = np.arange(rows + 1, dtype=np.int32)
+    ids = np.random.default_rng(0).integers(0, model.decoder.config.vocab_size, rows, dtype=np.int32)
     return StepBatch(
-        torch.randint(0, model.decoder.config.vocab_size, (rows,), device=device),
-        AttentionMetadata(positions, slots, tuple(range(rows + 1)), (context,) * rows, tables),
-        tuple(LoraSpan(row, 1, pairs) for row, pairs in enumerate(used)),
-        torch.arange(rows, device=device),
+        ids,
+        AttentionMetadata(contexts - 1, slots, each, contexts, tables),
+        StepAdapters.of_rows(used),
+        each[:-1],
     )
 
 

@@ -5,6 +5,7 @@ A cached block is known by (entry of the block before it, its tokens); the first
 Entry numbers are never used again and tokens are compared, so a hit is never a mere equality of hashes.
 """
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class _Cached:
 
 @dataclass(slots=True)
 class _Table:
-    blocks: list[int]
+    blocks: "array[int]"
+    """int32: what a step copies as it is."""
     adapters: AdapterKey
     parent: _Parent
     """Entry of the last block that is in the cache, or the adapters if none is."""
@@ -72,7 +74,7 @@ class BlockManager:
         """Return how many blocks hold so many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def table(self, sequence: int) -> list[int]:
+    def table(self, sequence: int) -> "array[int]":
         """Return the sequence's blocks in order. Not to be changed."""
         return self._tables[sequence].blocks
 
@@ -102,7 +104,7 @@ class BlockManager:
                 del self._idle[block]
             self._refs[block] += 1
         parent: _Parent = self._cached[prefix[-1]].entry if prefix else adapters
-        self._tables[sequence] = _Table(list(prefix), adapters, parent, len(prefix))
+        self._tables[sequence] = _Table(array("i", prefix), adapters, parent, len(prefix))
         return len(prefix) * self.block_size
 
     def count_query(self, num_tokens: int, num_hit: int) -> None:

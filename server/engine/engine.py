@@ -91,7 +91,6 @@ class Engine:
             model,
             Sampler(settings.vocab_size, device),
             settings.block_size,
-            device,
             self.blocks.table,
             self._ranges,
         )

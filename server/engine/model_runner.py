@@ -1,6 +1,7 @@
 """From a step's rows to tensors, through the model and the sampler. Decides nothing and remembers nothing."""
 
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,15 @@ from manylora.server.engine.prompt_logprobs import LogprobRows
 from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, SamplingRow
 from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.sequence import Sequence
-from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, LoraSpan, StepBatch, StepOutput
+from manylora.server.kernels.step import (
+    NULL_BLOCK,
+    AdapterRanges,
+    AttentionMetadata,
+    StepAdapters,
+    StepBatch,
+    StepOutput,
+    WeightedAdapters,
+)
 
 
 class StepModel(Protocol):
@@ -47,14 +56,12 @@ class ModelRunner:
         model: StepModel,
         sampler: Sampler,
         block_size: int,
-        device: torch.device,
-        table: Callable[[int], list[int]],
+        table: Callable[[int], "array[int]"],
         ranges: Callable[[int], AdapterRanges],
     ) -> None:
         self._model = model
         self._sampler = sampler
         self._block_size = block_size
-        self._device = device
         self._table = table
         self._ranges = ranges
 
@@ -65,10 +72,10 @@ class ModelRunner:
         token_ids = [t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.length]]
         wanted, places = _logits_rows(rows)
         batch = StepBatch(
-            self._to_device(np.array(token_ids, dtype=np.int64)),
+            np.array(token_ids, dtype=np.int32),
             self._attention(rows),
-            self._spans(rows),
-            self._to_device(np.array(wanted, dtype=np.int64)),
+            StepAdapters.of_rows([self._adapters(row.sequence) for row in rows]),
+            np.array(wanted, dtype=np.int32),
         )
         output = self._model(batch)
         modelled = time.perf_counter()
@@ -85,39 +92,21 @@ class ModelRunner:
 
     def _attention(self, rows: tuple[ScheduledRow, ...]) -> AttentionMetadata:
         tables = [self._table(row.sequence.number) for row in rows]
-        grid = np.zeros((len(rows), max(map(len, tables))), dtype=np.int64)
-        for i, table in enumerate(tables):
-            grid[i, : len(table)] = table
-        lengths = np.array([row.length for row in rows])
-        starts = np.array([row.start for row in rows])
-        ends = np.cumsum(lengths)
+        grid = np.full((len(rows), max(map(len, tables))), NULL_BLOCK, dtype=np.int32)
+        for blocks, table in zip(grid, tables, strict=True):
+            blocks[: len(table)] = table
+        lengths = np.array([row.length for row in rows], dtype=np.int32)
+        starts = np.array([row.start for row in rows], dtype=np.int32)
+        ends = np.cumsum(lengths, dtype=np.int32)
         owners = np.repeat(np.arange(len(rows)), lengths)
-        positions = np.arange(ends[-1]) - np.repeat(ends - lengths - starts, lengths)
+        positions = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - lengths - starts, lengths)
         size = self._block_size
         slots = grid[owners, positions // size] * size + positions % size
-        return AttentionMetadata(
-            self._to_device(positions),
-            self._to_device(slots),
-            (0, *ends.tolist()),
-            tuple((starts + lengths).tolist()),
-            self._to_device(grid),
-        )
+        query_start = np.concatenate((np.zeros(1, dtype=np.int32), ends))
+        return AttentionMetadata(positions, slots, query_start, starts + lengths, grid)
 
-    def _spans(self, rows: tuple[ScheduledRow, ...]) -> list[LoraSpan]:
-        spans: list[LoraSpan] = []
-        key: object = None
-        start = 0
-        for row in rows:
-            adapters = row.sequence.adapters
-            if spans and adapters == key:
-                last = spans[-1]
-                spans[-1] = LoraSpan(last.start, last.length + row.length, last.adapters)
-            else:
-                found = tuple((self._ranges(adapter_id), weight) for adapter_id, weight in adapters)
-                spans.append(LoraSpan(start, row.length, found))
-            key = adapters
-            start += row.length
-        return spans
+    def _adapters(self, sequence: Sequence) -> WeightedAdapters:
+        return tuple((self._ranges(adapter_id), weight) for adapter_id, weight in sequence.adapters)
 
     def _sample(
         self, logits: Tensor, rows: tuple[ScheduledRow, ...], places: list[int]
@@ -153,9 +142,6 @@ class ModelRunner:
                 else:
                     reports[sequence.number] = found
         return reports
-
-    def _to_device(self, values: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> Tensor:
-        return torch.from_numpy(values).to(self._device)
 
 
 def _faults(rows: tuple[ScheduledRow, ...], finite: list[bool]) -> dict[int, SampleFault]:

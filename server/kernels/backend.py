@@ -14,7 +14,7 @@ from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
 from manylora.server.kernels.shape import DecoderShape
-from manylora.server.kernels.step import AdapterRanges, RankRange, StepBatch
+from manylora.server.kernels.step import AdapterRanges, Ints, RankRange, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LinearWeight
 
 
@@ -197,8 +197,8 @@ class Backend(Protocol[ModelT, PlanT]):
         """Return x after the last layer: ``embed`` and the five ops of each layer, or one native call for them all."""
         ...
 
-    def hidden(self, plan: PlanT, x: Tensor, rows: Tensor) -> Tensor:
-        """Return the last hidden states of the tokens at ``rows`` (int64 [k]), normalised: [m, hidden], m ≥ k."""
+    def hidden(self, plan: PlanT, x: Tensor, rows: Ints) -> Tensor:
+        """Return the last hidden states of the tokens at ``rows`` ([k]), normalised: [m, hidden], m ≥ k."""
         ...
 
     def logits(self, plan: PlanT, hidden: Tensor, count: int) -> Tensor:

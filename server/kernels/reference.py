@@ -72,12 +72,14 @@ def paged_attention(
     """
     out = torch.zeros_like(q, dtype=torch.float32)
     group = q.shape[1] // k_cache.shape[1]
-    for row, context in enumerate(metadata.context_lens):
+    tables = torch.from_numpy(metadata.block_tables).to(q.device)
+    starts = metadata.query_start.tolist()
+    for row, context in enumerate(metadata.context_lens.tolist()):
         index = torch.arange(context, device=q.device)
-        slots = metadata.block_tables[row][index // block_size] * block_size + index % block_size
+        slots = tables[row][index // block_size] * block_size + index % block_size
         keys = k_cache[slots].float().repeat_interleave(group, dim=1)
         values = v_cache[slots].float().repeat_interleave(group, dim=1)
-        for token in range(metadata.query_start[row], metadata.query_start[row + 1]):
+        for token in range(starts[row], starts[row + 1]):
             position = int(metadata.positions[token])
             seen = slice(max(0, position - window + 1) if window else 0, position + 1)
             scores = torch.einsum("hd,lhd->hl", q[token].float(), keys[seen]) * q.shape[-1] ** -0.5

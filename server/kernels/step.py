@@ -1,12 +1,19 @@
-"""A step as a backend is given it, and what comes out: its tokens, attention over paged KV, and each token's adapters.
+"""A step as a backend is given it: arrays that say its tokens, their places in the paged KV, and each row's adapters.
 
-Built by the model runner; nothing here is global, and nothing here decides anything.
+Built by the model runner, on the host; nothing here is global, and nothing here decides anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
+
+Ints: TypeAlias = npt.NDArray[np.int32]
+Floats: TypeAlias = npt.NDArray[np.float32]
 
 NULL_BLOCK = 0
 """The KV block that belongs to no sequence: what padding names and may write to. Nobody's keys lie there."""
@@ -21,16 +28,16 @@ class AttentionMetadata:
     sequence are contiguous, in order.
     """
 
-    positions: Tensor
-    """int64 [T]: position of each token in its own sequence, from 0."""
-    slots: Tensor
-    """int64 [T]: where the token's k and v go: block id × block size + offset in the block."""
-    query_start: tuple[int, ...]
-    """B + 1 prefix sums of Q_b: first 0, last T."""
-    context_lens: tuple[int, ...]
-    """B numbers: tokens of the sequence in the KV cache once this step's tokens are written."""
-    block_tables: Tensor
-    """int64 [B, max blocks]: the sequence's KV blocks in order; entries past its last block are NULL_BLOCK."""
+    positions: Ints
+    """[T]: position of each token in its own sequence, from 0."""
+    slots: Ints
+    """[T]: where the token's k and v go: block id × block size + offset in the block."""
+    query_start: Ints
+    """[B + 1]: prefix sums of Q_b: first 0, last T."""
+    context_lens: Ints
+    """[B]: tokens of the sequence in the KV cache once this step's tokens are written."""
+    block_tables: Ints
+    """[B, max blocks]: the sequence's KV blocks in order; entries past its last block are NULL_BLOCK."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,45 @@ class RankRange:
 
 AdapterRanges = Mapping[str, RankRange]
 """Module name (one of LORA_MODULES) to the range an adapter owns there. Modules it doesn't target are absent."""
+WeightedAdapters = tuple[tuple[AdapterRanges, float], ...]
+"""(ranges, weight) pairs: Δy = Σ weight · x Aᵀ Bᵀ, summed in this order; weights are float32's values. Empty means
+the base model alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepAdapters:
+    """Which adapters each row uses: those of row b are numbers ``start[b]`` to ``start[b + 1]``, in order."""
+
+    ranges: tuple[AdapterRanges, ...]
+    """Of the adapters of this step, each once."""
+    start: Ints
+    """[B + 1]"""
+    which: Ints
+    """[start[B]]: numbers in ``ranges``."""
+    weights: Floats
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[WeightedAdapters]) -> "StepAdapters":
+        """Number the adapters of a step's rows. Mappings are told apart by identity."""
+        numbers: dict[int, int] = {}
+        ranges: list[AdapterRanges] = []
+        which: list[int] = []
+        weights: list[float] = []
+        start = [0]
+        for row in rows:
+            for owned, weight in row:
+                number = numbers.setdefault(id(owned), len(ranges))
+                if number == len(ranges):
+                    ranges.append(owned)
+                which.append(number)
+                weights.append(weight)
+            start.append(len(which))
+        return cls(
+            tuple(ranges),
+            np.array(start, dtype=np.int32),
+            np.array(which, dtype=np.int32),
+            np.array(weights, dtype=np.float32),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +97,40 @@ class LoraSpan:
 
     start: int
     length: int
-    adapters: tuple[tuple[AdapterRanges, float], ...]
-    """(ranges, weight) pairs: Δy = Σ weight · x Aᵀ Bᵀ, summed in this order; weights are float32's values. Empty means
-    the base model alone."""
+    adapters: WeightedAdapters
 
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
     """The T tokens of one step, and of which of them logits are wanted."""
 
-    token_ids: Tensor
-    """int64 [T]"""
+    token_ids: Ints
+    """[T]"""
     attention: AttentionMetadata
-    spans: Sequence[LoraSpan]
-    """In the order of their tokens; those of no span use the base alone."""
-    logits_rows: Tensor
-    """int64 [n]: the tokens whose logits are wanted."""
+    adapters: StepAdapters
+    logits_rows: Ints
+    """[n]: the tokens whose logits are wanted."""
+
+
+def lora_spans(batch: StepBatch) -> list[LoraSpan]:
+    """Return the step's tokens as spans, in order; neighbours that use the same adapters share one."""
+    spans: list[LoraSpan] = []
+    starts = batch.attention.query_start.tolist()
+    for (first, last), adapters in zip(pairwise(starts), _by_row(batch.adapters), strict=True):
+        if spans and spans[-1].adapters == adapters:
+            spans[-1] = LoraSpan(spans[-1].start, spans[-1].length + last - first, adapters)
+        else:
+            spans.append(LoraSpan(first, last - first, adapters))
+    return spans
+
+
+def _by_row(adapters: StepAdapters) -> Iterator[WeightedAdapters]:
+    pairs = [
+        (adapters.ranges[number], weight)
+        for number, weight in zip(adapters.which.tolist(), adapters.weights.tolist(), strict=True)
+    ]
+    for first, last in pairwise(adapters.start.tolist()):
+        yield tuple(pairs[first:last])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """The decoder: one for all families and all backends. What differs between families, ModelConfig says."""
 
-from itertools import pairwise
-
+import numpy as np
 import torch
 
 from manylora.server.kernels.backend import AnyBackend, KVCache, RankArena
@@ -31,8 +30,8 @@ class Decoder:
     def forward(self, batch: StepBatch, kv: KVCache, arena: RankArena) -> StepOutput:
         """Return the logits that the batch asks for, and which tokens are finite.
 
-        Writes the keys and values of all T tokens into ``kv``; the batch's spans name rows of ``arena``. Raises
-        ValueError if the batch doesn't fit the model or the cache; values of tensors are not looked at.
+        Writes the keys and values of all T tokens into ``kv``; the batch's adapters name rows of ``arena``. Raises
+        ValueError if the batch doesn't fit the model or the cache; token ids, slots and blocks are not looked at.
         """
         self._check(batch, kv)
         plan = self.backend.begin_step(self._model, batch, kv, arena)
@@ -44,18 +43,20 @@ class Decoder:
     def _check(self, batch: StepBatch, kv: KVCache) -> None:
         count, attention = batch.token_ids.shape[0], batch.attention
         starts, contexts, tables = attention.query_start, attention.context_lens, attention.block_tables
+        lengths, longest = np.diff(starts), int(contexts.max(initial=0))
         if attention.positions.shape != (count,) or attention.slots.shape != (count,):
             raise ValueError(f"positions and slots are not {count} each, as the tokens are")
-        if starts[0] != 0 or starts[-1] != count or any(b < a for a, b in pairwise(starts)):
-            raise ValueError(f"query_start {starts} does not part {count} tokens")
-        if len(contexts) != len(starts) - 1 or tables.shape[0] != len(contexts):
+        if starts[0] != 0 or starts[-1] != count or (lengths < 0).any():
+            raise ValueError(f"query_start {starts.tolist()} does not part {count} tokens")
+        rows = len(starts) - 1
+        if len(contexts) != rows or tables.shape[0] != rows or len(batch.adapters.start) != rows + 1:
             raise ValueError(
-                f"{len(starts) - 1} rows, {len(contexts)} contexts, {tables.shape[0]} block tables"
+                f"{rows} rows, {len(contexts)} contexts, {tables.shape[0]} block tables, "
+                f"adapters of {len(batch.adapters.start) - 1}"
             )
-        longest = max(contexts, default=0)
         if longest > self.config.max_position:
             raise ValueError(f"a context of {longest} tokens, but the model has {self.config.max_position}")
         if longest > tables.shape[1] * kv.block_size:
             raise ValueError(f"a context of {longest} tokens, but its table has {tables.shape[1]} blocks")
-        if any(context < b - a for context, (a, b) in zip(contexts, pairwise(starts), strict=True)):
+        if (contexts < lengths).any():
             raise ValueError("a row has more tokens than its context")

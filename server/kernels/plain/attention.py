@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
-from manylora.server.kernels.step import AttentionMetadata
+from manylora.server.kernels.step import AttentionMetadata, Ints
 
 # Scores and sums are float32 in every dtype.
 _LIMITS = MATMUL_LIMITS[torch.float32]
@@ -69,36 +69,45 @@ class AttentionPlan:
 
 
 def plan_attention(
-    metadata: AttentionMetadata, block_size: int, windows: Collection[int | None]
+    metadata: AttentionMetadata, block_size: int, windows: Collection[int | None], device: torch.device
 ) -> AttentionPlan:
     """Turn a step's rows into index tensors for layers with the given sliding windows."""
     decodes: dict[int, list[int]] = defaultdict(list)
     chunks = []
-    starts = metadata.query_start
-    for row, context in enumerate(metadata.context_lens):
+    tables, starts = index_tensor(metadata.block_tables, device), metadata.query_start.tolist()
+    for row, context in enumerate(metadata.context_lens.tolist()):
         if starts[row + 1] - starts[row] == 1:
             # Rows within a factor of two share a group, so that padding at most doubles its keys.
             decodes[max(PADDING, context - 1).bit_length()].append(row)
         elif starts[row + 1] > starts[row]:
-            last = torch.full((1,), context - 1, device=metadata.positions.device)
-            slots = _slots(metadata.block_tables[row : row + 1], last, _padded(context), block_size)
+            last = torch.full((1,), context - 1, device=device)
+            slots = _slots(tables[row : row + 1], last, _padded(context), block_size)
             position = context - (starts[row + 1] - starts[row])
             chunks.append(Chunk(starts[row], starts[row + 1], slots, position))
-    groups = tuple(_group(metadata, rows, block_size, windows) for rows in decodes.values())
-    return AttentionPlan(metadata.slots, groups, tuple(chunks))
+    groups = tuple(_group(metadata, rows, tables, block_size, windows) for rows in decodes.values())
+    return AttentionPlan(index_tensor(metadata.slots, device), groups, tuple(chunks))
+
+
+def index_tensor(values: Ints, device: torch.device) -> Tensor:
+    """Return indices on ``device`` in the type that torch's ops want: int64."""
+    return torch.from_numpy(values).to(device, torch.int64)
 
 
 def _group(
-    metadata: AttentionMetadata, rows: Sequence[int], block_size: int, windows: Collection[int | None]
+    metadata: AttentionMetadata,
+    rows: Sequence[int],
+    tables: Tensor,
+    block_size: int,
+    windows: Collection[int | None],
 ) -> RowGroup:
-    device = metadata.positions.device
-    length = _padded(max(metadata.context_lens[row] for row in rows))
-    tokens = torch.tensor([metadata.query_start[row] for row in rows], device=device)
-    tables = metadata.block_tables[torch.tensor(rows, device=device)]
-    positions = metadata.positions[tokens]
+    device = tables.device
+    length = _padded(int(metadata.context_lens[rows].max()))
+    first = metadata.query_start[rows]
+    tokens, positions = (index_tensor(each, device) for each in (first, metadata.positions[first]))
     keys = torch.arange(length, device=device)
     hidden = {window: _hidden(positions[:, None, None], keys, window) for window in windows}
-    return RowGroup(tokens, _slots(tables, positions, length, block_size), length, hidden)
+    own = tables[torch.tensor(rows, device=device)]
+    return RowGroup(tokens, _slots(own, positions, length, block_size), length, hidden)
 
 
 def _padded(context: int) -> int:

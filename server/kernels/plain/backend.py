@@ -17,7 +17,7 @@ from torch import Tensor
 from manylora.quant.nf4 import Nf4Tensor
 from manylora.server.kernels.backend import KVCache, RankArena, WeightSource, compose
 from manylora.server.kernels.plain.arena import PlainArena, bytes_per_row
-from manylora.server.kernels.plain.attention import AttentionPlan, attend, plan_attention
+from manylora.server.kernels.plain.attention import AttentionPlan, attend, index_tensor, plan_attention
 from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
 from manylora.server.kernels.plain.kv_cache import PlainKVCache, bytes_per_block
 from manylora.server.kernels.plain.linear import (
@@ -30,7 +30,7 @@ from manylora.server.kernels.plain.linear import (
 )
 from manylora.server.kernels.plain.lora import LoraMetadata, build_lora_metadata
 from manylora.server.kernels.shape import DecoderShape
-from manylora.server.kernels.step import StepBatch
+from manylora.server.kernels.step import Ints, StepBatch, lora_spans
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LayerWeights, LinearWeight
 
 log = logging.getLogger(__name__)
@@ -124,24 +124,23 @@ class PlainBackend:
         """See Backend."""
         kv, attention = _own(kv, PlainKVCache), batch.attention
         windows = {layer.window for layer in model.layers}
-        rows = max(batch.token_ids.shape[0], self._least_rows)
+        rows = max(len(batch.token_ids), self._least_rows)
+        positions = index_tensor(attention.positions, self.device)
         return PlainPlan(
             batch,
             model,
             kv,
             _own(arena, PlainArena),
-            plan_attention(attention, kv.block_size, windows),
-            build_lora_metadata(batch.spans, rows, self.device, self.dtype),
-            model.cos[attention.positions][:, None],
-            model.sin[attention.positions][:, None],
+            plan_attention(attention, kv.block_size, windows, self.device),
+            build_lora_metadata(lora_spans(batch), rows, self.device, self.dtype),
+            model.cos[positions][:, None],
+            model.sin[positions][:, None],
         )
 
     def embed(self, plan: PlainPlan) -> Tensor:
         """See Backend. Rows past T are those that ``least_rows`` asks for."""
-        ids = plan.batch.token_ids
-        missing = self._least_rows - ids.shape[0]
-        padded = F.pad(ids, (0, missing)) if missing > 0 else ids
-        return F.embedding(padded, _own(plan.weights.embedding, Tensor))
+        ids = self._padded(plan.batch.token_ids)
+        return F.embedding(ids, _own(plan.weights.embedding, Tensor))
 
     def attn_in(self, plan: PlainPlan, layer: int, x: Tensor) -> Tensor:
         """See Backend."""
@@ -183,11 +182,9 @@ class PlainBackend:
         """See Backend."""
         return compose(self, plan, plan.weights.shape.num_layers)
 
-    def hidden(self, plan: PlainPlan, x: Tensor, rows: Tensor) -> Tensor:
+    def hidden(self, plan: PlainPlan, x: Tensor, rows: Ints) -> Tensor:
         """See Backend."""
-        missing = self._least_rows - rows.shape[0]
-        padded = F.pad(rows, (0, missing)) if missing > 0 else rows
-        return rms_norm(x[padded], plan.weights.final_norm, plan.weights.eps)
+        return rms_norm(x[self._padded(rows)], plan.weights.final_norm, plan.weights.eps)
 
     def logits(self, plan: PlainPlan, hidden: Tensor, count: int) -> Tensor:
         """See Backend."""
@@ -195,12 +192,17 @@ class PlainBackend:
 
     def finite(self, plan: PlainPlan, x: Tensor) -> Tensor:
         """See Backend. As in PlainKVCache.finite: what is not finite in between stays in the residual stream."""
-        states: Tensor = x[: plan.batch.token_ids.shape[0]].mul(0).sum(-1) == 0
-        return states & plan.kv.finite(plan.batch.attention.slots)
+        states: Tensor = x[: len(plan.batch.token_ids)].mul(0).sum(-1) == 0
+        return states & plan.kv.finite(plan.attention.slots)
+
+    def _padded(self, index: Ints) -> Tensor:
+        """Bring ``index`` to the device, with zeros up to ``least_rows``."""
+        missing = max(0, self._least_rows - len(index))
+        return F.pad(index_tensor(index, self.device), (0, missing))
 
     def _rotated(self, plan: PlainPlan, weights: LayerWeights, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k, v of the step's tokens, [T, heads, head dim], q and k normalised and rotated."""
-        shape, count = plan.weights.shape, plan.batch.token_ids.shape[0]
+        shape, count = plan.weights.shape, len(plan.batch.token_ids)
         heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
         q, k, v = torch.split(qkv[:count].view(count, -1, shape.head_dim), heads, dim=1)
         if weights.q_norm is not None and weights.k_norm is not None:

@@ -22,9 +22,11 @@ from manylora.server.kernels.step import (
     LORA_MODULES,
     AdapterRanges,
     AttentionMetadata,
+    Ints,
     RankRange,
     StepBatch,
     StepOutput,
+    lora_spans,
 )
 
 VOCAB = 64
@@ -78,8 +80,8 @@ def next_logits(context: Sequence[int]) -> "np.ndarray[tuple[int], np.dtype[np.f
 
 
 def mark_of(adapters: Sequence[tuple[int, float]]) -> int:
-    """What (value, weight) pairs add to a token's KV."""
-    return sum(int(1000 * value * weight) for value, weight in adapters)
+    """What (value, weight) pairs add to a token's KV. A weight is a float32's value, as a step has it."""
+    return sum(int(1000 * value * float(np.float32(weight))) for value, weight in adapters)
 
 
 def expected(prompt: Sequence[int], count: int, adapters: Sequence[tuple[int, float]] = ()) -> list[int]:
@@ -109,11 +111,11 @@ class FakeModel:
         self.widest = 0
 
     def __call__(self, batch: StepBatch) -> StepOutput:
-        tokens, attention, spans = batch.token_ids.numpy(), batch.attention, batch.spans
+        tokens, attention, spans = batch.token_ids, batch.attention, lora_spans(batch)
         assert sum(span.length for span in spans) == len(tokens)
         fault = self.fault(tokens.tolist())
         if fault is not None:
-            self.kv[attention.slots.numpy()] = -7
+            self.kv[attention.slots] = -7
             raise fault
         self.computed += len(tokens)
         self.widest = max(self.widest, len(attention.context_lens))
@@ -121,7 +123,7 @@ class FakeModel:
         for span in spans:
             pairs = [(self.arena.value(ranges), weight) for ranges, weight in span.adapters]
             marks[span.start : span.start + span.length] = mark_of(pairs)
-        self.kv[attention.slots.numpy()] = tokens + 64.0 * marks
+        self.kv[attention.slots] = tokens + 64.0 * marks
         finite = self._spoil(tokens.tolist(), marks.tolist(), attention)
         rows = [self._logits(int(i), int(tokens[i]), attention) for i in batch.logits_rows]
         logits = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, VOCAB)
@@ -138,14 +140,12 @@ class FakeModel:
                 self.kv[slots[place]] = np.nan
         return [not bool(each) for each in np.isnan(self.kv[slots])]
 
-    def _context(
-        self, place: int, attention: AttentionMetadata
-    ) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+    def _context(self, place: int, attention: AttentionMetadata) -> Ints:
         """Slots of the context of the token at ``place``, its own included."""
         positions = np.arange(int(attention.positions[place]) + 1)
-        owner = bisect_right(attention.query_start, place) - 1
-        table = attention.block_tables[owner].numpy()
-        found: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = table[positions // self.block_size]
+        owner = bisect_right(attention.query_start.tolist(), place) - 1
+        table = attention.block_tables[owner]
+        found: Ints = table[positions // self.block_size]
         return found * self.block_size + positions % self.block_size
 
     def _logits(

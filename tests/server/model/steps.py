@@ -4,12 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights, LoraPair
 from manylora.server.kernels.plain import PlainBackend
-from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, LoraSpan, RankRange, StepBatch
+from manylora.server.kernels.step import (
+    AdapterRanges,
+    AttentionMetadata,
+    Ints,
+    RankRange,
+    StepAdapters,
+    StepBatch,
+)
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.loader import Quantization, load_weights
@@ -59,9 +67,7 @@ def step(model: ServedModel, work: Sequence[tuple[Stream, int]]) -> None:
     positions: list[int] = []
     slots: list[int] = []
     starts = [0]
-    spans = []
     for stream, count in work:
-        spans.append(LoraSpan(len(ids), count, stream.adapters))
         for position in range(stream.computed, stream.computed + count):
             ids.append(stream.tokens[position])
             positions.append(position)
@@ -69,16 +75,21 @@ def step(model: ServedModel, work: Sequence[tuple[Stream, int]]) -> None:
         stream.computed += count
         starts.append(len(ids))
     metadata = AttentionMetadata(
-        torch.tensor(positions),
-        torch.tensor(slots),
-        tuple(starts),
-        tuple(stream.computed for stream, _ in work),
-        torch.tensor([stream.table for stream, _ in work]),
+        ints(positions),
+        ints(slots),
+        ints(starts),
+        ints([stream.computed for stream, _ in work]),
+        ints([stream.table for stream, _ in work]),
     )
-    output = model(StepBatch(torch.tensor(ids), metadata, spans, torch.arange(len(ids))))
+    adapters = StepAdapters.of_rows([stream.adapters for stream, _ in work])
+    output = model(StepBatch(ints(ids), metadata, adapters, ints(range(len(ids)))))
     for (stream, _), first, last in zip(work, starts, starts[1:], strict=False):
         stream.logits.append(output.logits[first:last])
         stream.finite += output.finite[first:last].tolist()
+
+
+def ints(values: Sequence[int] | Sequence[Sequence[int]]) -> Ints:
+    return np.array(values, dtype=np.int32)
 
 
 def all_logits(stream: Stream) -> Tensor:

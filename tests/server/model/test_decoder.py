@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
-from manylora.server.kernels.step import AttentionMetadata, StepBatch
+from manylora.server.kernels.step import AttentionMetadata, StepAdapters, StepBatch
 from manylora.server.model.loader import Quantization
 from manylora.server.model.served import ServedModel
 from tests.server.model.models import FAMILIES, save_model
 from tests.server.model.peft_models import adapted, nf4_model
-from tests.server.model.steps import Stream, all_logits, load, place, random_adapter, step
+from tests.server.model.steps import Stream, all_logits, ints, load, place, random_adapter, step
 
 TOLERANCE = 1e-4
 LENGTHS = (1, 2, 17, 64, 65, 100, 130)
@@ -91,22 +91,20 @@ def test_bfloat16_logits_are_near_those_of_transformers(family: str, tmp_path: P
 def test_metadata_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_model("qwen2", tmp_path)
     model = load(tmp_path)
-    ids = torch.zeros(3, dtype=torch.int64)
-    fits = AttentionMetadata(
-        torch.arange(3), torch.arange(3), (0, 3), (3,), torch.zeros(1, 1, dtype=torch.int64)
-    )
+    fits = AttentionMetadata(ints(range(3)), ints(range(3)), ints([0, 3]), ints([3]), ints([[0]]))
     wrong: dict[str, dict[str, object]] = {
-        "positions and slots": {"positions": torch.arange(2)},
-        "query_start": {"query_start": (0, 2)},
-        "contexts": {"context_lens": (3, 3)},
-        "block tables": {"block_tables": torch.zeros(2, 1, dtype=torch.int64)},
-        "its table has 1 blocks": {"context_lens": (17,)},
-        "the model has 512": {"context_lens": (513,)},
-        "more tokens than its context": {"context_lens": (2,)},
+        "positions and slots": {"positions": ints([0, 1])},
+        "query_start": {"query_start": ints([0, 2])},
+        "contexts": {"context_lens": ints([3, 3])},
+        "block tables": {"block_tables": ints([[0], [0]])},
+        "its table has 1 blocks": {"context_lens": ints([17])},
+        "the model has 512": {"context_lens": ints([513])},
+        "more tokens than its context": {"context_lens": ints([2])},
     }
     for named, fields in wrong.items():
+        attention = dataclasses.replace(fits, **fields)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=named):
-            model(StepBatch(ids, dataclasses.replace(fits, **fields), [], ids))  # type: ignore[arg-type]
+            model(StepBatch(ints([0] * 3), attention, StepAdapters.of_rows([()]), ints([0])))
 
 
 def mixed_and_alone(model: ServedModel, adapters: list[AdapterWeights]) -> tuple[list[Stream], list[Stream]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from manylora.server.kernels.plain import PlainBackend
-from manylora.server.kernels.step import AttentionMetadata, LoraSpan, StepBatch
+from manylora.server.kernels.step import AttentionMetadata, StepAdapters, StepBatch, WeightedAdapters
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.loader import Quantization, load_weights
 from manylora.server.model.served import ServedModel
@@ -21,7 +21,7 @@ from tests.quant.packers import awq_tensors, gptq_tensors, nearest_codes
 from tests.server.model.models import save_model
 from tests.server.model.peft_models import nf4_model
 from tests.server.model.quantized_models import save_quantized
-from tests.server.model.steps import BLOCK, CPU, place, random_adapter
+from tests.server.model.steps import BLOCK, CPU, ints, place, random_adapter
 
 META = torch.device("meta")
 NO_CUDA = "torch sees no CUDA device"
@@ -51,25 +51,21 @@ def load_on(
     return ServedModel(decoder, decoder.new_kv(20, BLOCK), decoder.new_arena(128))
 
 
-def mixed_step(model: ServedModel, device: torch.device, spans: Sequence[LoraSpan]) -> Tensor:
+def mixed_step(model: ServedModel, adapters: Sequence[WeightedAdapters]) -> Tensor:
     """A prompt of 40 tokens from its start and a decode of the 20th token, in blocks out of order."""
-    tables = torch.tensor([[4, 2, 3], [9, 6, 0]])
-    positions = torch.tensor([*range(40), 19])
-    rows = torch.tensor([0] * 40 + [1])
+    tables, positions, rows = ints([[4, 2, 3], [9, 6, 0]]), ints([*range(40), 19]), ints([0] * 40 + [1])
     slots = tables[rows, positions // BLOCK] * BLOCK + positions % BLOCK
-    metadata = AttentionMetadata(
-        positions.to(device), slots.to(device), (0, 40, 41), (40, 20), tables.to(device)
-    )
-    ids = torch.arange(41, device=device)
-    return model(StepBatch(ids, metadata, spans, torch.tensor([39, 40], device=device))).logits
+    metadata = AttentionMetadata(positions, slots, ints([0, 40, 41]), ints([40, 20]), tables)
+    batch = StepBatch(ints(range(41)), metadata, StepAdapters.of_rows(adapters), ints([39, 40]))
+    return model(batch).logits
 
 
-def spans_for(model: ServedModel) -> list[LoraSpan]:
+def adapters_for(model: ServedModel) -> list[WeightedAdapters]:
     config = model.decoder.config
     one, two = place(
         model, [random_adapter(config, 8, 1), random_adapter(config, 4, 2, ("q_proj", "o_proj"))]
     )
-    return [LoraSpan(0, 40, ((one, 1.0),)), LoraSpan(40, 1, ((one, 0.5), (two, 0.5)))]
+    return [((one, 1.0),), ((one, 0.5), (two, 0.5))]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -77,7 +73,7 @@ def spans_for(model: ServedModel) -> list[LoraSpan]:
 def test_a_step_makes_nothing_on_another_device(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     save(name, tmp_path)
     model = load_on(tmp_path, META, dtype, "none" if name == "dense" else "auto")
-    logits = mixed_step(model, META, spans_for(model))
+    logits = mixed_step(model, adapters_for(model))
     assert logits.device.type == "meta"
     assert logits.shape == (2, 320)
     assert logits.dtype == torch.float32
@@ -95,5 +91,5 @@ def test_cuda_gives_what_the_cpu_gives(name: str, quantization: Quantization, tm
     logits = []
     for device in (CPU, torch.device("cuda")):
         model = load_on(tmp_path, device, torch.float32, quantization)
-        logits.append(mixed_step(model, device, spans_for(model)).cpu())
+        logits.append(mixed_step(model, adapters_for(model)).cpu())
     assert float((logits[0] - logits[1]).abs().max()) <= 1e-3

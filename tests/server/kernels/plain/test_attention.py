@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from manylora.server.kernels.plain import attention
 from manylora.server.kernels.plain.attention import attend, plan_attention
 from manylora.server.kernels.reference import paged_attention
 from manylora.server.kernels.step import AttentionMetadata
+from tests.server.model.steps import ints
 
 # (context, queries) of each row: decodes and chunks, at and about the borders of blocks, padding and segments.
 MIXED = (
@@ -58,7 +60,7 @@ def make_case(
     needed = [-(-context // block_size) for context, _ in rows]
     order = (torch.randperm(sum(needed) + 3, generator=generator) + 1).tolist()
     slots = (len(order) + 1) * block_size
-    tables = torch.zeros(len(rows), max(needed) + 2, dtype=torch.int64)
+    tables = np.zeros((len(rows), max(needed) + 2), dtype=np.int32)
     k_cache, v_cache = (torch.full((slots, kv_heads, dim), torch.nan, dtype=dtype) for _ in range(2))
     positions: list[int] = []
     new_slots: list[int] = []
@@ -66,7 +68,7 @@ def make_case(
     for row, (context, queries) in enumerate(rows):
         for block in range(needed[row]):
             tables[row, block] = order.pop()
-        index = torch.arange(context)
+        index = np.arange(context)
         own = tables[row][index // block_size] * block_size + index % block_size
         for cache in (k_cache, v_cache):
             cache[own] = torch.randn(context, kv_heads, dim, generator=generator).to(dtype)
@@ -74,18 +76,14 @@ def make_case(
         new_slots += own[context - queries :].tolist()
         starts.append(starts[-1] + queries)
     metadata = AttentionMetadata(
-        torch.tensor(positions),
-        torch.tensor(new_slots),
-        tuple(starts),
-        tuple(context for context, _ in rows),
-        tables,
+        ints(positions), ints(new_slots), ints(starts), ints([context for context, _ in rows]), tables
     )
     q = torch.randn(starts[-1], query_heads, dim, generator=generator).to(dtype)
     return Case(q, k_cache, v_cache, metadata, block_size)
 
 
 def run(case: Case, window: int | None, padding: int = 0) -> Tensor:
-    plan = plan_attention(case.metadata, case.block_size, {window, None})
+    plan = plan_attention(case.metadata, case.block_size, {window, None}, case.q.device)
     out = case.q.new_full((case.q.shape[0] + padding, *case.q.shape[1:]), 7.0)
     attend(case.q, case.k_cache, case.v_cache, plan, window, out)
     return out
@@ -116,15 +114,15 @@ def test_the_reference_is_torchs_attention(window: int | None) -> None:
     case = make_case(MIXED, (6, 2, 24), 16, torch.float32)
     ours = paged_attention(case.q, case.k_cache, case.v_cache, case.metadata, 16, window)
     for row, (context, queries) in enumerate(MIXED):
-        index = torch.arange(context)
+        index = np.arange(context)
         slots = case.metadata.block_tables[row][index // 16] * 16 + index % 16
         k, v = (cache[slots].transpose(0, 1)[None] for cache in (case.k_cache, case.v_cache))
         first = case.metadata.query_start[row]
         q = case.q[first : first + queries].transpose(0, 1)[None]
         position = torch.arange(context - queries, context)[:, None]
-        seen = index <= position
+        seen = torch.arange(context) <= position
         if window is not None:
-            seen &= index > position - window
+            seen &= torch.arange(context) > position - window
         theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)[0].transpose(0, 1)
         torch.testing.assert_close(ours[first : first + queries], theirs, rtol=2e-6, atol=2e-6)
 
@@ -135,13 +133,13 @@ def test_a_row_alone_has_the_same_bits(window: int | None, dtype: torch.dtype) -
     case = make_case(MIXED, (6, 2, 24), 16, dtype)
     together = run(case, window)
     metadata = case.metadata
-    for row, context in enumerate(metadata.context_lens):
+    for row, context in enumerate(metadata.context_lens.tolist()):
         tokens = slice(metadata.query_start[row], metadata.query_start[row + 1])
         single = AttentionMetadata(
             metadata.positions[tokens],
             metadata.slots[tokens],
-            (0, tokens.stop - tokens.start),
-            (context,),
+            ints([0, tokens.stop - tokens.start]),
+            ints([context]),
             metadata.block_tables[row : row + 1, : -(-context // 16)],
         )
         alone = run(Case(case.q[tokens], case.k_cache, case.v_cache, single, 16), window)
@@ -155,8 +153,8 @@ def test_a_row_that_is_not_finite_is_felt_by_no_other(window: int | None, poison
     case = make_case(MIXED, (6, 2, 24), 16, torch.float32)
     sound = run(case, window)
     metadata = case.metadata
-    for row, context in enumerate(metadata.context_lens):
-        index = torch.arange(context)
+    for row, context in enumerate(metadata.context_lens.tolist()):
+        index = np.arange(context)
         own = metadata.block_tables[row][index // 16] * 16 + index % 16
         spoiled = Case(case.q.clone(), case.k_cache.clone(), case.v_cache.clone(), metadata, 16)
         tokens = slice(metadata.query_start[row], metadata.query_start[row + 1])
@@ -205,14 +203,14 @@ def test_long_contexts_of_a_large_model_are_gathered_in_parts(rows: int, queries
     cache = torch.empty(slots, heads, dim, dtype=torch.bfloat16, device=meta)
     q = torch.empty(rows * queries, heads, dim, dtype=torch.bfloat16, device=meta)
     metadata = AttentionMetadata(
-        torch.empty(rows * queries, dtype=torch.int64, device=meta),
-        torch.empty(rows * queries, dtype=torch.int64, device=meta),
-        tuple(range(0, rows * queries + 1, queries)),
-        (context,) * rows,
-        torch.empty(rows, context // block, dtype=torch.int64, device=meta),
+        np.zeros(rows * queries, dtype=np.int32),
+        np.zeros(rows * queries, dtype=np.int32),
+        ints(range(0, rows * queries + 1, queries)),
+        ints([context] * rows),
+        np.zeros((rows, context // block), dtype=np.int32),
     )
     with Largest() as made:  # type: ignore[no-untyped-call]
-        attend(q, cache, cache, plan_attention(metadata, block, {None}), None, torch.empty_like(q))
+        attend(q, cache, cache, plan_attention(metadata, block, {None}, meta), None, torch.empty_like(q))
     assert made.nbytes <= attention.SCRATCH_BYTES
 
 
@@ -224,8 +222,8 @@ def test_rows_past_the_steps_tokens_are_left_alone() -> None:
 
 
 def test_a_step_of_nothing() -> None:
-    empty = torch.zeros(0, dtype=torch.int64)
-    metadata = AttentionMetadata(empty, empty, (0,), (), torch.zeros(0, 4, dtype=torch.int64))
+    empty = ints([])
+    metadata = AttentionMetadata(empty, empty, ints([0]), empty, np.zeros((0, 4), dtype=np.int32))
     case = Case(torch.zeros(0, 4, 32), torch.zeros(16, 4, 32), torch.zeros(16, 4, 32), metadata, 16)
     assert run(case, None).shape == (0, 4, 32)
 
@@ -236,9 +234,9 @@ def test_a_row_without_tokens_is_passed_over() -> None:
     with_idle = AttentionMetadata(
         metadata.positions,
         metadata.slots,
-        (0, 5, 5, 6),
-        (20, 20, 30),
-        metadata.block_tables[torch.tensor([0, 0, 1])],
+        ints([0, 5, 5, 6]),
+        ints([20, 20, 30]),
+        metadata.block_tables[[0, 0, 1]],
     )
     idle = Case(case.q, case.k_cache, case.v_cache, with_idle, 16)
     assert torch.equal(run(idle, None), run(case, None))
