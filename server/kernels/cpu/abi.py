@@ -222,4 +222,6 @@ SIGNATURES: dict[str, Signature] = {
     "rope_rows": (None, (c_void_p,)),
     "attention_rows": (None, (c_void_p,)),
     "lora_rows": (None, (c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_int32, *[c_void_p] * 3)),
+    "step": (c_int32, (c_int32, c_void_p)),
+    "hidden": (None, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights, LoraPair
+from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.step import (
     AdapterRanges,
@@ -53,11 +54,13 @@ def load(
     streams: int = 10,
     rows: int = 512,
     double_quant: bool = False,
+    backend: AnyBackend | None = None,
 ) -> ServedModel:
+    backend = backend or PlainBackend(CPU, dtype)
     config, weights, _ = load_weights(
-        directory, PlainBackend(CPU, dtype), quantization=quantization, double_quant=double_quant
+        directory, backend, quantization=quantization, double_quant=double_quant
     )
-    decoder = Decoder(config, weights, PlainBackend(CPU, dtype))
+    decoder = Decoder(config, weights, backend)
     return ServedModel(decoder, decoder.new_kv(streams * BLOCKS_EACH, BLOCK), decoder.new_arena(rows))
 
 

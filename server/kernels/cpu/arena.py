@@ -1,0 +1,89 @@
+"""The native backend's rank arena: bfloat16, B in blocks of 32 outputs, so that a block of an adapter lies together."""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manylora.adapters.types import AdapterWeights
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.plain.memory import zeros
+from manylora.server.kernels.shape import DecoderShape
+from manylora.server.kernels.step import LORA_MODULES, AdapterRanges, RankRange
+
+CPU = torch.device("cpu")
+
+
+class CpuArena:
+    """See RankArena. For each layer and module A [rows, in] and B [⌈out / 32⌉, rows, 32], the scale folded into B."""
+
+    def __init__(self, shape: DecoderShape, rows: int) -> None:
+        self.rows = rows
+        self._paths = shape.paths
+        self._layers: tuple[dict[str, tuple[Tensor, Tensor]], ...] = tuple(
+            {
+                module: (
+                    zeros((rows, wide), torch.bfloat16, CPU),
+                    zeros((_blocks(out), rows, abi.BLOCK), torch.bfloat16, CPU),
+                )
+                for module, (out, wide) in shape.modules.items()
+            }
+            for _ in range(shape.num_layers)
+        )
+        self._pairs = (abi.Pair * (shape.num_layers * len(LORA_MODULES)))(
+            *(
+                abi.Pair(*(factor.data_ptr() for factor in layer[module]))
+                for layer in self._layers
+                for module in LORA_MODULES
+            )
+        )
+        self.structure = abi.Arena(rows=rows, pair=ctypes.addressof(self._pairs))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(a.nbytes + b.nbytes for layer in self._layers for a, b in layer.values())
+
+    @property
+    def address(self) -> int:
+        """Of the structure that kernels read."""
+        return ctypes.addressof(self.structure)
+
+    def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
+        """Copy an adapter's factors into its ranges; rows that a layer doesn't use become zero."""
+        for buffers, paths in zip(self._layers, self._paths, strict=True):
+            for module, owned in ranges.items():
+                a, b = buffers[module]
+                pair = weights.pairs.get(paths[module])
+                used = owned.start + (0 if pair is None else pair.a.shape[0])
+                if pair is not None:
+                    a[owned.start : used] = pair.a
+                    b[:, owned.start : used] = _in_blocks(pair.b)
+                a[used : owned.start + owned.rank] = 0
+                b[:, used : owned.start + owned.rank] = 0
+
+    def move(self, module: str, source: RankRange, target_start: int) -> None:
+        """Move a range to another start; the two may overlap."""
+        old = slice(source.start, source.start + source.rank)
+        new = slice(target_start, target_start + source.rank)
+        for buffers in self._layers:
+            a, b = buffers[module]
+            a[new] = a[old].clone()
+            b[:, new] = b[:, old].clone()
+
+
+def bytes_per_row(shape: DecoderShape) -> dict[str, int]:
+    """Return what one rank row of each module takes over all layers."""
+    each = shape.num_layers * torch.bfloat16.itemsize
+    return {module: each * (wide + _blocks(out) * abi.BLOCK) for module, (out, wide) in shape.modules.items()}
+
+
+def _blocks(out: int) -> int:
+    return -(-out // abi.BLOCK)
+
+
+def _in_blocks(b: Tensor) -> Tensor:
+    """Bring [rank, out] to [⌈out / 32⌉, rank, 32]."""
+    rank, out = b.shape
+    return F.pad(b, (0, _blocks(out) * abi.BLOCK - out)).view(rank, -1, abi.BLOCK).transpose(0, 1)

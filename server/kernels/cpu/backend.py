@@ -1,0 +1,179 @@
+"""The native CPU backend: 4- and 8-bit weights times 8-bit activations, a whole step in one call.
+
+Sums are integers within a group of weights and floats in one fixed order over groups, whatever the tile and whoever
+works on it: a row's bits don't depend on who shares its batch, at full speed. The residual stream is float32; keys,
+values and adapters are bfloat16.
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manylora.quant.dense import DenseTensor
+from manylora.quant.int8 import quantize_int8
+from manylora.server.kernels.backend import KVCache, RankArena, WeightSource
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.cpu.arena import CpuArena, bytes_per_row
+from manylora.server.kernels.cpu.kv_cache import CpuKVCache, bytes_per_block
+from manylora.server.kernels.cpu.library import Kernels
+from manylora.server.kernels.cpu.linear import CpuLinear
+from manylora.server.kernels.cpu.model import CpuModel
+from manylora.server.kernels.cpu.pack import pack
+from manylora.server.kernels.cpu.plan import CpuPlan, Op, plan_step
+from manylora.server.kernels.shape import DecoderShape
+from manylora.server.kernels.step import Ints, StepBatch
+from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight
+
+Own = TypeVar("Own")
+CPU = torch.device("cpu")
+
+
+class CpuBackend:
+    """Native kernels on the CPU; see Backend. 16-bit weights are rounded to ``dtype`` before they are packed."""
+
+    def __init__(self, kernels: Kernels, dtype: torch.dtype) -> None:
+        self.device = CPU
+        self.dtype = dtype
+        self._kernels = kernels
+
+    @property
+    def description(self) -> str:
+        """See Backend."""
+        return f"native {self._kernels.level}, {self._kernels.threads} threads"
+
+    def prepare(self, parts: Sequence[WeightSource], bias: Tensor | None) -> CpuLinear:
+        """See Backend."""
+        widths = [part.shape[0] for part in parts]
+        biases = [None] * len(parts) if bias is None else list(bias.float().split(widths))
+        packed = tuple(pack(part, own, self._kernels) for part, own in zip(parts, biases, strict=True))
+        return CpuLinear(packed)
+
+    def prepare_embedding(self, matrix: Tensor, *, tied: bool) -> CpuLinear:
+        """See Backend. Where it is the head too it is held in 8 bits with a scale per 64, else as it is."""
+        source = quantize_int8(matrix) if tied else DenseTensor(matrix)
+        return CpuLinear((pack(source, None, self._kernels),))
+
+    def prepare_head(self, matrix: WeightSource) -> CpuLinear:
+        """See Backend. It is held in 8 bits, unless it is in 8 or fewer already."""
+        return self.prepare(
+            [quantize_int8(matrix.weight) if isinstance(matrix, DenseTensor) else matrix], None
+        )
+
+    def tie_head(self, embedding: EmbeddingWeight) -> CpuLinear:
+        """See Backend."""
+        return _own(embedding, CpuLinear)
+
+    def assemble(self, weights: DecoderWeights) -> CpuModel:
+        """See Backend."""
+        return CpuModel(weights)
+
+    def block_bytes(self, shape: DecoderShape, block_size: int) -> int:
+        """See Backend."""
+        return bytes_per_block(shape, block_size)
+
+    def row_bytes(self, shape: DecoderShape) -> Mapping[str, int]:
+        """See Backend."""
+        return bytes_per_row(shape)
+
+    def new_kv(self, shape: DecoderShape, num_blocks: int, block_size: int) -> CpuKVCache:
+        """See Backend."""
+        return CpuKVCache(shape, num_blocks, block_size)
+
+    def new_arena(self, shape: DecoderShape, rows: int) -> CpuArena:
+        """See Backend."""
+        return CpuArena(shape, rows)
+
+    def begin_step(self, model: CpuModel, batch: StepBatch, kv: KVCache, arena: RankArena) -> CpuPlan:
+        """See Backend."""
+        return plan_step(model, batch, _own(kv, CpuKVCache), _own(arena, CpuArena))
+
+    def embed(self, plan: CpuPlan) -> Tensor:
+        """See Backend."""
+        x = self._new(plan, plan.model.structure.hidden)
+        self._run(plan, Op.EMBED, x=x)
+        return x
+
+    def attn_in(self, plan: CpuPlan, layer: int, x: Tensor) -> Tensor:
+        """See Backend."""
+        shape = plan.model.weights.shape
+        qkv = self._new(plan, (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim)
+        self._run(plan, Op.ATTN_IN, layer, x=x, qkv=qkv)
+        return qkv
+
+    def attend(self, plan: CpuPlan, layer: int, qkv: Tensor) -> Tensor:
+        """See Backend. Rotates the queries in qkv."""
+        shape = plan.model.weights.shape
+        o = self._new(plan, shape.num_heads * shape.head_dim)
+        self._run(plan, Op.ATTEND, layer, qkv=qkv, o=o)
+        return o
+
+    def attn_out(self, plan: CpuPlan, layer: int, o: Tensor, x: Tensor) -> Tensor:
+        """See Backend. Adds to x in place."""
+        self._run(plan, Op.ATTN_OUT, layer, x=x, o=o)
+        return x
+
+    def mlp_in(self, plan: CpuPlan, layer: int, x: Tensor) -> Tensor:
+        """See Backend."""
+        h = self._new(plan, plan.model.structure.intermediate)
+        self._run(plan, Op.MLP_IN, layer, x=x, h=h)
+        return h
+
+    def mlp_out(self, plan: CpuPlan, layer: int, h: Tensor, x: Tensor) -> Tensor:
+        """See Backend. Adds to x in place."""
+        self._run(plan, Op.MLP_OUT, layer, x=x, h=h)
+        return x
+
+    def forward(self, plan: CpuPlan) -> Tensor:
+        """See Backend: one call."""
+        x = self._new(plan, plan.model.structure.hidden)
+        self._run(plan, Op.FORWARD, x=x)
+        return x
+
+    def hidden(self, plan: CpuPlan, x: Tensor, rows: Ints) -> Tensor:
+        """See Backend."""
+        out = torch.empty(len(rows), x.shape[1])
+        index = np.ascontiguousarray(rows, dtype=np.int32)
+        self._kernels.call(
+            "hidden", plan.model.address, x.data_ptr(), index.ctypes.data, len(index), out.data_ptr()
+        )
+        return out
+
+    def logits(self, plan: CpuPlan, hidden: Tensor, count: int) -> Tensor:
+        """See Backend."""
+        out = torch.empty(count, plan.model.structure.vocab)
+        if self._kernels.call("linear", plan.model.head_address, hidden.data_ptr(), count, out.data_ptr()):
+            raise _no_memory(count)
+        return out
+
+    def finite(self, plan: CpuPlan, x: Tensor) -> Tensor:
+        """See Backend. What is not finite in between stays in the residual stream."""
+        return (x.mul(0).sum(-1) == 0) & torch.from_numpy(plan.finite).bool()
+
+    def _new(self, plan: CpuPlan, width: int) -> Tensor:
+        return torch.empty(plan.structure.tokens, width)
+
+    def _run(self, plan: CpuPlan, op: Op, layer: int = 0, **buffers: Tensor) -> None:
+        call = abi.Call(
+            model=plan.model.address,
+            kv=plan.kv.address,
+            arena=plan.arena.address,
+            step=plan.address,
+            layer=layer,
+            **{name: buffer.data_ptr() for name, buffer in buffers.items()},
+        )
+        if self._kernels.call("step", op, ctypes.addressof(call)):
+            raise _no_memory(plan.structure.tokens)
+
+
+def _no_memory(tokens: int) -> MemoryError:
+    return MemoryError(f"no memory for the intermediate results of {tokens} tokens")
+
+
+def _own(value: object, kind: type[Own]) -> Own:
+    if not isinstance(value, kind):
+        raise TypeError(f"a {type(value).__name__} was made by another backend")
+    return value

@@ -1,0 +1,83 @@
+"""A decoder's weights as the kernels read them: C structures that point into packed matrices."""
+
+import ctypes
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.cpu.linear import CpuLinear
+from manylora.server.kernels.cpu.pack import PackedMatrix
+from manylora.server.kernels.step import LORA_MODULES
+from manylora.server.kernels.weights import DecoderWeights, LayerWeights
+
+
+class CpuModel:
+    """The C side of a decoder, and what keeps its memory alive."""
+
+    def __init__(self, weights: DecoderWeights) -> None:
+        self.weights = weights
+        self.embedding = _parts(weights.embedding)[0]
+        self.head = _parts(weights.head)[0]
+        self._kept: list[Tensor] = []
+        self._layers = (abi.Layer * len(weights.layers))(*map(self._layer, weights.layers))
+        self._matrices = (abi.Matrix * 2)(self.embedding.structure(), self.head.structure())
+        shape = weights.shape
+        self.structure = abi.Model(
+            layers=shape.num_layers,
+            hidden=self.embedding.shape[1],
+            heads=shape.num_heads,
+            kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            intermediate=shape.modules["gate_proj"][0],
+            vocab=self.head.shape[0],
+            positions=weights.cos.shape[0],
+            eps=weights.eps,
+            cos=self._floats(weights.cos),
+            sin=self._floats(weights.sin),
+            layer=ctypes.addressof(self._layers),
+            embedding=ctypes.addressof(self._matrices),
+            final_norm=self._floats(weights.final_norm),
+            head=ctypes.addressof(self._matrices[1]),
+        )
+
+    @property
+    def address(self) -> int:
+        """Of the structure that kernels read."""
+        return ctypes.addressof(self.structure)
+
+    @property
+    def head_address(self) -> int:
+        """Of the head's matrix."""
+        return ctypes.addressof(self._matrices[1])
+
+    def _layer(self, layer: LayerWeights) -> abi.Layer:
+        modules = [part.structure() for part in _modules(layer)]
+        return abi.Layer(
+            attn_norm=self._floats(layer.attn_norm),
+            q_norm=self._floats(layer.q_norm),
+            k_norm=self._floats(layer.k_norm),
+            mlp_norm=self._floats(layer.mlp_norm),
+            module=(abi.Matrix * len(LORA_MODULES))(*modules),
+            window=layer.window or 0,
+        )
+
+    def _floats(self, values: Tensor | None) -> int | None:
+        """Keep values as float32; return their address."""
+        if values is None:
+            return None
+        self._kept.append(values.to(torch.float32).contiguous())
+        return self._kept[-1].data_ptr()
+
+
+def _modules(layer: LayerWeights) -> Iterator[PackedMatrix]:
+    """Yield the matrices in the order of LORA_MODULES."""
+    for fused in (layer.qkv, layer.o, layer.gate_up, layer.down):
+        yield from _parts(fused)
+
+
+def _parts(weight: object) -> tuple[PackedMatrix, ...]:
+    if not isinstance(weight, CpuLinear):
+        raise TypeError(f"a {type(weight).__name__} was made by another backend")
+    return weight.parts

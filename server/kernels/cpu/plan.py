@@ -1,0 +1,163 @@
+"""A step as the kernels read it: arrays of int32, and for each module its adapters with the tokens that use them."""
+
+import ctypes
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.cpu.arena import CpuArena
+from manylora.server.kernels.cpu.kv_cache import CpuKVCache
+from manylora.server.kernels.cpu.model import CpuModel
+from manylora.server.kernels.step import LORA_MODULES, AdapterRanges, Floats, Ints, StepBatch
+
+
+class Op(IntEnum):
+    """What the team runs: step.h's numbers."""
+
+    EMBED = 0
+    ATTN_IN = 1
+    ATTEND = 2
+    ATTN_OUT = 3
+    MLP_IN = 4
+    MLP_OUT = 5
+    FORWARD = 6
+
+
+JOB = np.dtype(
+    [
+        ("start", "i4"),
+        ("rank", "i4"),
+        ("count", "i4"),
+        ("reserved", "i4"),
+        ("tokens", "u8"),
+        ("weights", "u8"),
+        ("places", "u8"),
+    ]
+)
+"""abi.Job."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuPlan:
+    """A step that has begun, and the arrays that its structure points into."""
+
+    batch: StepBatch
+    model: CpuModel
+    kv: CpuKVCache
+    arena: CpuArena
+    finite: npt.NDArray[np.uint8]
+    """[T]: 0 where keys or values that were written are not finite."""
+    structure: abi.Step
+    kept: tuple[Any, ...]
+
+    @property
+    def address(self) -> int:
+        """Of the structure that kernels read."""
+        return ctypes.addressof(self.structure)
+
+
+def plan_step(model: CpuModel, batch: StepBatch, kv: CpuKVCache, arena: CpuArena) -> CpuPlan:
+    """Lay out a step."""
+    attention = batch.attention
+    arrays = [
+        np.ascontiguousarray(each, dtype=np.int32)
+        for each in (
+            batch.token_ids,
+            attention.positions,
+            attention.slots,
+            attention.query_start,
+            attention.context_lens,
+            attention.block_tables,
+        )
+    ]
+    finite = np.ones(len(arrays[0]), dtype=np.uint8)
+    structure = abi.Step(
+        tokens=len(arrays[0]),
+        sequences=len(attention.context_lens),
+        table_width=attention.block_tables.shape[1],
+        ids=arrays[0].ctypes.data,
+        positions=arrays[1].ctypes.data,
+        slots=arrays[2].ctypes.data,
+        query_start=arrays[3].ctypes.data,
+        context_lens=arrays[4].ctypes.data,
+        block_tables=arrays[5].ctypes.data,
+        finite=finite.ctypes.data,
+    )
+    uses = Uses.of(batch)
+    if uses is not None:
+        for index, jobs in enumerate(uses.jobs()):
+            structure.jobs[index] = jobs
+    return CpuPlan(batch, model, kv, arena, finite, structure, (arrays, uses))
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """Which tokens use which adapter. A token's adapters stand in the order in which it adds them."""
+
+    ranges: npt.NDArray[np.int32]
+    """[uses, modules, 2]: start and rank; rank 0 where an adapter doesn't target a module."""
+    counts: npt.NDArray[np.int64]
+    """[uses]: tokens of each."""
+    tokens: Ints
+    """Of one use after the other."""
+    weights: Floats
+    kept: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, batch: StepBatch) -> "Uses | None":
+        """Collect the tokens of each adapter; None if all are the base's.
+
+        A token's first adapter comes before any token's second: so its order is its own, whoever else is there.
+        """
+        adapters, starts = batch.adapters, batch.attention.query_start
+        counts = np.diff(adapters.start)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        places = np.arange(len(rows)) - adapters.start[rows]
+        lengths = np.diff(starts)[rows]
+        if not lengths.any():
+            return None
+        order = np.lexsort((rows, adapters.which, places))
+        keys = np.stack((places, adapters.which))[:, order]
+        first = np.concatenate(([True], (np.diff(keys) != 0).any(axis=0)))
+        lengths = lengths[order]
+        of_use = np.add.reduceat(lengths, first.nonzero()[0])
+        ends = np.cumsum(lengths)
+        tokens = np.arange(ends[-1]) + np.repeat(starts[rows[order]] - ends + lengths, lengths)
+        ranges = np.array([_ranges(owned) for owned in adapters.ranges], dtype=np.int32)
+        return cls(
+            ranges[adapters.which[order][first]],
+            of_use,
+            tokens.astype(np.int32),
+            np.repeat(adapters.weights[order], lengths),
+        )
+
+    def jobs(self) -> list[abi.Jobs]:
+        """Return the jobs of each module."""
+        return [self._of_module(index) for index in range(len(LORA_MODULES))]
+
+    def _of_module(self, index: int) -> abi.Jobs:
+        ranks = self.ranges[:, index, 1]
+        widths = np.repeat(ranks, self.counts)
+        ends = np.cumsum(widths, dtype=np.int32)
+        places = np.ascontiguousarray(ends - widths, dtype=np.int32)
+        firsts = np.cumsum(self.counts) - self.counts
+        used = ranks > 0
+        jobs = np.zeros(int(used.sum()), dtype=JOB)
+        jobs["start"], jobs["rank"], jobs["count"] = (
+            self.ranges[used, index, 0],
+            ranks[used],
+            self.counts[used],
+        )
+        for name, array in (("tokens", self.tokens), ("weights", self.weights), ("places", places)):
+            jobs[name] = array.ctypes.data + 4 * firsts[used]
+        self.kept.extend((places, jobs))
+        return abi.Jobs(count=len(jobs), width=int(ends[-1]), job=jobs.ctypes.data)
+
+
+def _ranges(ranges: AdapterRanges) -> list[tuple[int, int]]:
+    owned = (ranges.get(module) for module in LORA_MODULES)
+    return [(0, 0) if each is None else (each.start, each.rank) for each in owned]
