@@ -49,6 +49,7 @@ ML_INLINE void load_bf16(const uint16_t *p, vf *even, vf *odd) {
     *odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
 }
 ML_INLINE float vleast(vf x) { return _mm512_reduce_min_ps(x); }
+ML_INLINE float vmost(vf x) { return _mm512_reduce_max_ps(x); }
 // Whole numbers of 0 .. 255 as bytes.
 ML_INLINE void store_u8(uint8_t *p, vf x) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(vint(x))); }
 
@@ -106,6 +107,7 @@ ML_INLINE float vleast(vf x) {
     half = _mm_min_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_min_ss(half, _mm_movehdup_ps(half)));
 }
+ML_INLINE float vmost(vf x) { return -vleast(vsub(vzero(), x)); }
 ML_INLINE void store_u8(uint8_t *p, vf x) {
     __m256i whole = vint(x);
     __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
@@ -152,6 +154,7 @@ ML_INLINE void load_bf16(const uint16_t *p, vf *even, vf *odd) {
     *odd = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000)));
 }
 ML_INLINE float vleast(vf x) { return vminvq_f32(x); }
+ML_INLINE float vmost(vf x) { return vmaxvq_f32(x); }
 ML_INLINE void store_u8(uint8_t *p, vf x) {
     uint16x4_t halves = vmovn_u32(vreinterpretq_u32_s32(vint(x)));
     uint8x8_t bytes = vmovn_u16(vcombine_u16(halves, halves));
