@@ -12,6 +12,7 @@ from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.reference import paged_attention
 from manylora.server.kernels.step import AttentionMetadata
+from tests.server.model.steps import ints
 
 Row = tuple[int, int, int]
 """A sequence: the seed of its numbers, its context, how many of its last tokens are this step's."""
@@ -51,9 +52,9 @@ class Case:
 
     def expected(self, window: int | None) -> Tensor:
         """What reference.py makes of it."""
-        positions = torch.cat([torch.arange(context - n, context) for _, context, n in self.rows])
-        contexts = tuple(context for _, context, _ in self.rows)
-        metadata = AttentionMetadata(positions, positions, tuple(self.starts), contexts, self.tables.long())
+        positions = ints([each for _, context, n in self.rows for each in range(context - n, context)])
+        contexts = ints([context for _, context, _ in self.rows])
+        metadata = AttentionMetadata(positions, positions, ints(self.starts), contexts, self.tables.numpy())
         q = self.q.view(-1, self.heads.q, self.heads.dim)
         return paged_attention(q, *self.kv, metadata, self.block_size, window).flatten(1)
 
