@@ -14,10 +14,16 @@ RUN useradd --create-home --uid 1000 manylora && mkdir /data /adapters && chown 
 WORKDIR /app
 COPY pyproject.toml constraints-cpu.txt README.md LICENSE ./
 
+# The native CPU kernels are compiled where a compiler is; the images need none.
+FROM base AS kernels
+RUN apt-get update && apt-get install -y --no-install-recommends g++
+COPY . .
+RUN python -m pip wheel --no-deps --wheel-dir /wheels .
+
 FROM base AS cpu
 RUN python -m pip install torch -c constraints-cpu.txt
-COPY . .
-RUN python -m pip install '.[nf4]' -c constraints-cpu.txt
+RUN --mount=type=bind,from=kernels,source=/wheels,target=/wheels \
+    python -m pip install "$(echo /wheels/manylora-*.whl)[nf4]" -c constraints-cpu.txt
 USER manylora
 EXPOSE 8000
 VOLUME ["/data"]

@@ -57,4 +57,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml setup.py
 	touch $@ $(VENV)/.serve
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info server/kernels/cpu/_kernels.so

@@ -215,10 +215,10 @@ def kept_objects() -> Iterator[Path]:
         yield Path(folder)
 
 
-def build_in_place(say: Callable[[str], None], *, strict: bool = False) -> tuple[str, ...]:
+def build_in_place(say: Callable[[str], None]) -> tuple[str, ...]:
     """Compile the library beside this file; return its levels, the fastest first. Raises CannotBuild."""
     with kept_objects() as objects:
-        return Build(HERE / LIBRARY, objects / "plain", strict=strict, say=say).run()
+        return Build(HERE / LIBRARY, objects / "plain", say=say).run()
 
 
 def main() -> int:
@@ -231,7 +231,14 @@ def main() -> int:
     parser.add_argument("--sanitize", help="address,undefined or thread: compile for that sanitizer")
     parser.add_argument("--output", type=Path, default=HERE / LIBRARY, help="the library")
     options = parser.parse_args()
-    extra = (f"-fsanitize={options.sanitize}", "-fno-omit-frame-pointer", "-g") if options.sanitize else ()
+    extra: tuple[str, ...] = ()
+    if options.sanitize:
+        extra = (
+            f"-fsanitize={options.sanitize}",
+            "-fno-sanitize-recover=all",
+            "-fno-omit-frame-pointer",
+            "-g",
+        )
     try:
         with kept_objects() as objects:
             folder = objects / (options.sanitize or "plain")

@@ -90,7 +90,7 @@ def open_kernels(
     library = load_library(path)
     if isinstance(library, Unavailable):
         if level:
-            raise KernelsRefused(f"kernels {level}: {library.reason}")
+            raise KernelsRefused(f"{level}: {library.reason}")
         return library
     chosen = _chosen(library, level)
     if isinstance(chosen, Unavailable):
@@ -108,11 +108,11 @@ def _chosen(library: Library, wanted: str | None) -> Level | Unavailable:
         return found or Unavailable(f"this processor runs none of the levels that were compiled ({lacking})")
     by_name = {level.name: level for level in library.levels}
     if wanted not in by_name:
-        raise KernelsRefused(f"kernels {wanted}: not compiled here; there are {', '.join(by_name)} and plain")
+        raise KernelsRefused(f"{wanted}: not compiled here; there are {', '.join(by_name)} and plain")
     level = by_name[wanted]
     if level.lacks:
         runs = ", ".join((*library.runs, "plain"))
-        raise KernelsRefused(f"kernels {wanted}: this processor has no {level.lacks}; it runs {runs}")
+        raise KernelsRefused(f"{wanted}: this processor has no {level.lacks}; it runs {runs}")
     return level
 
 

@@ -166,6 +166,23 @@ static void hold(pthread_t thread, int core) {
 #endif
 }
 
+// A caller on the core of a member that can't leave it would wait for it and keep it out, for milliseconds. It is moved to
+// its own and let go at once: there it mostly stays.
+static void make_room(const ml_pool *pool) {
+#ifdef __linux__
+    if (!pool->cores || pool->members < 2) return;
+    int here = sched_getcpu();
+    bool taken = false;
+    for (int i = 1; i < pool->members; i++) taken |= pool->cores[i] == here;
+    cpu_set_t allowed;
+    if (!taken || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    hold(pthread_self(), pool->cores[0]);
+    sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+    (void)pool;
+#endif
+}
+
 // As many threads as can be had. Python's signals are none of theirs.
 static void start_threads(ml_pool *pool) {
     sigset_t all, before;
@@ -283,6 +300,7 @@ void ml_run(ml_pool *pool, void (*program)(ml_team team, void *argument), void *
     FloatMode before = float_mode();
     set_float_mode(PLAIN_FLOATS);
     if (!pool->members) start_threads(pool);
+    make_room(pool);
     pool->program = program;
     pool->argument = argument;
     pool->next = 0;

@@ -1,5 +1,6 @@
 """Which level is taken, what is refused, and what is said where there is nothing to take."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -76,16 +77,12 @@ def test_a_level_can_be_named(fake: Fake) -> None:
 
 
 def test_a_level_that_the_processor_lacks_is_refused_with_what_it_lacks(fake: Fake) -> None:
-    with pytest.raises(
-        KernelsRefused, match="kernels fast: this processor has no wings; it runs slow, plain"
-    ):
+    with pytest.raises(KernelsRefused, match="fast: this processor has no wings; it runs slow, plain"):
         open_kernels("fast", path=fake('"wings"', "nullptr"))
 
 
 def test_a_level_that_was_not_compiled_is_refused_with_those_that_were(fake: Fake) -> None:
-    with pytest.raises(
-        KernelsRefused, match="kernels neon: not compiled here; there are fast, slow and plain"
-    ):
+    with pytest.raises(KernelsRefused, match="neon: not compiled here; there are fast, slow and plain"):
         open_kernels("neon", path=fake())
 
 
@@ -99,7 +96,7 @@ def test_without_a_library_the_reason_says_how_to_have_one(tmp_path: Path) -> No
     found = open_kernels(path=tmp_path / LIBRARY)
     assert isinstance(found, Unavailable)
     assert "python -m manylora.server.kernels.cpu.build" in found.reason
-    with pytest.raises(KernelsRefused, match="kernels avx2: they weren't compiled"):
+    with pytest.raises(KernelsRefused, match="avx2: they weren't compiled"):
         open_kernels("avx2", path=tmp_path / LIBRARY)
 
 
@@ -153,6 +150,8 @@ def test_older_processors_run_what_they_have(library: Library, model: str) -> No
     emulator = shutil.which("qemu-x86_64")
     if emulator is None or not find_compiler().machine.startswith("x86_64"):
         pytest.skip("no qemu-user")
+    if "LD_PRELOAD" in os.environ:
+        pytest.skip("a sanitizer's runtime isn't for the emulator")
     command = [emulator, "-cpu", model, sys.executable, "-c", ASK]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert tuple(ended.stdout.split()) == PLAYED[model]

@@ -166,6 +166,11 @@ static void threads_are_held_and_the_caller_is_not() {
     int32_t core = 0;
     while (!CPU_ISSET(core, &before)) core++;
     const int32_t cores[] = {core, core};
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(core, &only);
+    sched_setaffinity(0, sizeof only, &only); // so that the caller is where a member must be
+    sched_setaffinity(0, sizeof before, &before);
     int held[2] = {-1, -1};
     ml_pool *pool = ml_pool_create(2, cores);
     ml_run(pool, look_where, held);
