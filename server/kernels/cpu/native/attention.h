@@ -28,8 +28,6 @@ static int32_t queries_of_piece(const ml_model *model) {
     return queries < 1 ? 1 : queries > MOST_QUERIES ? MOST_QUERIES : queries;
 }
 
-ML_INLINE int32_t padded(int32_t count, int32_t to) { return (count + to - 1) / to * to; }
-
 ML_INLINE float *lay(float *base, size_t floats, size_t *used) {
     float *here = base ? base + *used : base;
     *used += (floats + 15) / 16 * 16;
@@ -165,10 +163,10 @@ static void attention_piece(const ml_model *model, int32_t layer, const ml_kv *k
     attention_cache cache = {layer_keys(model, kv, layer), layer_values(model, kv, layer),
                              step->block_tables + (int64_t)task.sequence * step->table_width, kv->block_size,
                              model->head_dim, padded(model->head_dim, VW), model->kv_heads};
-    read_queries(model, &task, qkv, space.q);
-    clear_sums(&space.before, task.rows, cache.dim);
     int32_t end = task.position + task.queries, first = 0;
     if (task.window && task.position - task.window + 1 > 0) first = task.position - task.window + 1;
+    read_queries(model, &task, qkv, space.q);
+    clear_sums(&space.before, task.rows, cache.dim);
     while (first < end) {
         int32_t border = (first / SEGMENT + 1) * SEGMENT, last = border < end ? border : end;
         add_segment(&cache, &task, first, last, &space);

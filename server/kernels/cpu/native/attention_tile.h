@@ -41,6 +41,14 @@ typedef struct {
     int32_t low, high;
 } key_range;
 
+ML_INLINE int32_t padded(int32_t count, int32_t to) { return (count + to - 1) / to * to; }
+
+// The range in whole vectors.
+ML_INLINE key_range widen(key_range range) {
+    key_range wide = {range.low / VW * VW, padded(range.high, VW)};
+    return wide;
+}
+
 ML_INLINE key_range clip_range(int32_t low, int32_t high, int32_t first) {
     key_range range = {low - first < 0 ? 0 : low - first, high - first > KEY_TILE ? KEY_TILE : high - first};
     return range;
@@ -72,21 +80,8 @@ static void places_of(const attention_cache *cache, const attention_task *task, 
     }
 }
 
-// Ask for what the tile from `first` on will need. (Inlined: GCC drops calls of functions that only prefetch.)
-ML_INLINE void warm(const attention_cache *cache, const attention_task *task, int32_t first) {
-    int64_t place[KEY_TILE];
-    places_of(cache, task, first, seen_by(task, 0, task->queries, first), place);
-    for (int32_t j = 0; j < KEY_TILE; j++) {
-        if (place[j] < 0) continue;
-        for (int32_t d = 0; d < cache->head_dim; d += 32) {
-            __builtin_prefetch(cache->keys + place[j] + d, 0, 2);
-            __builtin_prefetch(cache->values + place[j] + d, 0, 2);
-        }
-    }
-}
-
-static void read_keys(const attention_cache *cache, const int64_t *place, float *out) {
-    for (int32_t j = 0; j < KEY_TILE; j += VW)
+static void read_keys(const attention_cache *cache, const int64_t *place, key_range seen, float *out) {
+    for (int32_t j = widen(seen).low; j < seen.high; j += VW)
         for (int32_t d = 0; d < cache->head_dim; d += 2 * VW) {
             const uint16_t *row[VW];
             for (int32_t i = 0; i < VW; i++) row[i] = (place[j + i] < 0 ? NO_KEY : cache->keys + place[j + i]) + d;
@@ -97,23 +92,23 @@ static void read_keys(const attention_cache *cache, const int64_t *place, float 
 
 // Read the values that are seen; whether they are all finite.
 static int read_values(const attention_cache *cache, const int64_t *place, key_range seen, float *out) {
-    vf check = vzero(); // 0 · x, added up, is NaN where an x isn't finite
+    vf check[4] = {vzero(), vzero(), vzero(), vzero()}; // 0 · x, added up, is NaN where an x isn't finite
     for (int32_t j = seen.low; j < seen.high; j++) {
         const uint16_t *value = cache->values + place[j];
         int32_t d = 0;
         for (; d + VW <= cache->head_dim; d += VW) {
             vf part = vbf16(value + d);
-            check = vfma(part, vzero(), check);
+            check[d / VW % 4] = vfma(part, vzero(), check[d / VW % 4]);
             vstore(out + j * cache->dim + d, part);
         }
         if (d < cache->head_dim) {
             float lane[VW] = {0};
             for (int32_t i = d; i < cache->head_dim; i++) lane[i - d] = bf16_to_float(value[i]);
-            check = vfma(vload(lane), vzero(), check);
+            check[0] = vfma(vload(lane), vzero(), check[0]);
             vstore(out + j * cache->dim + d, vload(lane));
         }
     }
-    return vsum(check) == 0.0f;
+    return vsum(vadd(vadd(check[0], check[1]), vadd(check[2], check[3]))) == 0.0f;
 }
 
 static const float LANE_NUMBER[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -125,21 +120,24 @@ ML_INLINE vm seen_lanes(key_range seen, int32_t j) {
 
 // The largest of a row's scores that it sees.
 static float most_of(const float *scores, key_range seen) {
+    key_range wide = widen(seen);
     vf most = vset(-INFINITY);
-    for (int32_t j = 0; j < KEY_TILE; j += VW) {
+    for (int32_t j = wide.low; j < wide.high; j += VW) {
         vf part = vload(scores + j);
-        if (seen.low > 0 || seen.high < KEY_TILE) part = vpick(seen_lanes(seen, j), part, vset(-INFINITY));
+        if (j < seen.low || j + VW > seen.high) part = vpick(seen_lanes(seen, j), part, vset(-INFINITY));
         most = vmax(most, part);
     }
     return vtop(most);
 }
 
-// Turn scores into weights e^(score − most), 0 for those not seen; returns them added up, lane by lane.
+// Turn scores into weights e^(score − most), 0 for those not seen; returns them added up, lane by lane: a vector of zeros
+// more or less doesn't show.
 static vf weigh(float *scores, key_range seen, float most) {
+    key_range wide = widen(seen);
     vf sum = vzero();
-    for (int32_t j = 0; j < KEY_TILE; j += VW) {
+    for (int32_t j = wide.low; j < wide.high; j += VW) {
         vf part = vexp(vsub(vload(scores + j), vset(most)));
-        if (seen.low > 0 || seen.high < KEY_TILE) part = vpick(seen_lanes(seen, j), part, vzero());
+        if (j < seen.low || j + VW > seen.high) part = vpick(seen_lanes(seen, j), part, vzero());
         vstore(scores + j, part);
         sum = vadd(sum, part);
     }
@@ -147,7 +145,7 @@ static vf weigh(float *scores, key_range seen, float most) {
 }
 
 // Scores to weights for all rows, and the factors by which the rows' sums so far shrink.
-static void soften(const attention_task *task, int32_t first, attention_space *space) {
+static void soften(const attention_task *task, int32_t first, key_range all, attention_space *space) {
     attention_sums *sums = &space->segment;
     for (int32_t r = 0; r < task->rows; r++) {
         key_range seen = seen_by_row(task, r, first);
@@ -162,8 +160,12 @@ static void soften(const attention_task *task, int32_t first, attention_space *s
     for (int32_t r = 0; r < task->rows; r++) {
         key_range seen = seen_by_row(task, r, first);
         float *scores = space->scores + r * KEY_TILE, *sum = sums->sum + r * VW;
-        if (seen.low >= seen.high) memset(scores, 0, KEY_TILE * sizeof(float));
-        else vstore(sum, vfma(vload(sum), vset(space->factor[r]), weigh(scores, seen, sums->most[r])));
+        if (seen.low >= seen.high) seen.low = seen.high = all.high;
+        // Rows that are multiplied with it may see more.
+        if (seen.low > all.low) memset(scores + all.low, 0, (size_t)(seen.low - all.low) * sizeof(float));
+        if (seen.high < all.high) memset(scores + seen.high, 0, (size_t)(all.high - seen.high) * sizeof(float));
+        if (seen.low < seen.high)
+            vstore(sum, vfma(vload(sum), vset(space->factor[r]), weigh(scores, seen, sums->most[r])));
     }
 }
 
@@ -173,15 +175,20 @@ static void add_tile(const attention_cache *cache, const attention_task *task, i
     key_range seen = seen_by(task, 0, task->queries, first);
     int64_t place[KEY_TILE];
     places_of(cache, task, first, seen, place);
-    read_keys(cache, place, space->keys);
+    read_keys(cache, place, seen, space->keys);
     int finite = read_values(cache, place, seen, space->values);
-    warm(cache, task, first + KEY_TILE);
+    int64_t next[KEY_TILE];
+    places_of(cache, task, first + KEY_TILE, seen_by(task, 0, task->queries, first + KEY_TILE), next);
+    row_queue keys = {cache->keys, next, KEY_TILE, cache->head_dim};
+    row_queue values = {cache->values, next, KEY_TILE, cache->head_dim};
+    key_range wide = widen(seen);
     for (int32_t r = 0; r < task->rows; r += TILE_ROWS) {
         int32_t rows = task->rows - r < TILE_ROWS ? task->rows - r : TILE_ROWS;
-        product_block(rows, KEY_TILE, cache->head_dim, space->q + r * cache->head_dim, cache->head_dim, space->keys,
-                      KEY_TILE, space->scores + r * KEY_TILE, KEY_TILE, 0);
+        product_block(rows, wide.high - wide.low, cache->head_dim, space->q + r * cache->head_dim, cache->head_dim,
+                      space->keys + wide.low, KEY_TILE, space->scores + r * KEY_TILE + wide.low, KEY_TILE, 0,
+                      r ? 0 : &keys);
     }
-    soften(task, first, space);
+    soften(task, first, wide, space);
     // Rows of one tile share the keys that any of them sees: weights of 0 add exact zeros, if the values are finite.
     int32_t step = finite ? TILE_ROWS : 1;
     for (int32_t r = 0; r < task->rows; r += step) {
@@ -190,6 +197,6 @@ static void add_tile(const attention_cache *cache, const attention_task *task, i
         if (own.low >= own.high) continue;
         product_block(rows, cache->dim, own.high - own.low, space->scores + r * KEY_TILE + own.low, KEY_TILE,
                       space->values + own.low * cache->dim, cache->dim, space->segment.out + r * cache->dim,
-                      cache->dim, space->factor + r);
+                      cache->dim, space->factor + r, r ? 0 : &values);
     }
 }

@@ -9,10 +9,23 @@
 #define TILE_VECTORS 4
 #endif
 
+// Rows of the cache that will be wanted soon: asked for a few at a time, while something else is computed.
+typedef struct {
+    const uint16_t *base;
+    const int64_t *place; // [count]: where rows begin; -1: there is none
+    int32_t count, size;  // size: elements of a row
+} row_queue;
+
+ML_INLINE void ask_for(const row_queue *queue, int32_t number) {
+    if (queue->place[number] < 0) return;
+    for (int32_t i = 0; i < queue->size; i += 32) __builtin_prefetch(queue->base + queue->place[number] + i, 0, 2);
+}
+
 // c[row] = factor[row] · c[row] + Σ_k a[row][k] b[k], over `vectors` vectors of columns; from 0 where factor is null.
 // rows and vectors are constants where this is called.
 ML_INLINE void product_tile(int rows, int vectors, int32_t depth, const float *a, int32_t a_stride, const float *b,
-                            int32_t b_stride, float *c, int32_t c_stride, const float *factor) {
+                            int32_t b_stride, float *c, int32_t c_stride, const float *factor,
+                            const row_queue *queue) {
     vf sum[TILE_ROWS][TILE_VECTORS];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
@@ -20,6 +33,8 @@ ML_INLINE void product_tile(int rows, int vectors, int32_t depth, const float *a
         for (int v = 0; v < vectors; v++)
             sum[r][v] = factor ? vmul(vload(c + r * c_stride + v * VW), vset(factor[r])) : vzero();
     for (int32_t k = 0; k < depth; k++) {
+        if (queue)
+            for (int32_t number = k; number < queue->count; number += depth) ask_for(queue, number);
         vf part[TILE_VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) part[v] = vload(b + (int64_t)k * b_stride + v * VW);
@@ -37,10 +52,12 @@ ML_INLINE void product_tile(int rows, int vectors, int32_t depth, const float *a
 }
 
 #define PRODUCT_ROWS(rows, vectors)                                                                                    \
-    product_tile(rows, vectors, depth, a, a_stride, b + column, b_stride, c + column, c_stride, factor)
+    product_tile(rows, vectors, depth, a, a_stride, b + column, b_stride, c + column, c_stride, factor, \
+                 column ? 0 : queue)
 
 ML_INLINE void product_columns(int rows, int32_t columns, int32_t depth, const float *a, int32_t a_stride,
-                               const float *b, int32_t b_stride, float *c, int32_t c_stride, const float *factor) {
+                               const float *b, int32_t b_stride, float *c, int32_t c_stride, const float *factor,
+                               const row_queue *queue) {
     int32_t column = 0;
     for (; column + TILE_VECTORS * VW <= columns; column += TILE_VECTORS * VW) PRODUCT_ROWS(rows, TILE_VECTORS);
     for (; column < columns; column += VW) PRODUCT_ROWS(rows, 1);
@@ -48,9 +65,10 @@ ML_INLINE void product_columns(int rows, int32_t columns, int32_t depth, const f
 
 // As product_tile, for up to TILE_ROWS rows and any number of columns, a multiple of VW.
 static void product_block(int32_t rows, int32_t columns, int32_t depth, const float *a, int32_t a_stride,
-                          const float *b, int32_t b_stride, float *c, int32_t c_stride, const float *factor) {
+                          const float *b, int32_t b_stride, float *c, int32_t c_stride, const float *factor,
+                          const row_queue *queue) {
 #define PRODUCT_CASE(rows)                                                                                             \
-    case rows: product_columns(rows, columns, depth, a, a_stride, b, b_stride, c, c_stride, factor); break;
+    case rows: product_columns(rows, columns, depth, a, a_stride, b, b_stride, c, c_stride, factor, queue); break;
     switch (rows) {
         PRODUCT_CASE(1)
         PRODUCT_CASE(2)
