@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from manylora.loadtest.quiet import advice_off
 from manylora.loadtest.server_process import running, start_server
 
 SERVE, COMMAND = "Serve it", "manylora serve "
@@ -60,7 +61,8 @@ def by_transformers(directory: Path, questions: Sequence[str], new_tokens: int) 
 
     from manylora.adapters.tokenizer import load_tokenizer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with advice_off():
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer: Any = load_tokenizer(directory)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
