@@ -66,7 +66,7 @@ class GuardedTrainer(Trainer):
     def start_watching(self, settings: GuardSettings) -> None:
         """Make the guard. Called when the trainer knows how its parameters are spread over processes."""
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        self.watch = Watch(self, settings, self._without_adapter if sharded else None)
+        self.watch = Watch(self, settings, self._without_adapter, keeps_copies=not sharded)
         self.masked = MaskedRows()
         self._rows, self._last_rows = WindowRows(), LastRows()
         self.add_callback(_TellMasked(self))

@@ -75,7 +75,8 @@ class Watch:
     """One run's guard, and its way back.
 
     ``without_adapter`` switches the adapter off. A run is held against that whose parameters are not whole in this
-    process, so that no copy can be kept.
+    process, so that no copy can be kept (``keeps_copies``), and one that goes on from a checkpoint, in which there is
+    none of what was before it.
     """
 
     def __init__(
@@ -83,10 +84,15 @@ class Watch:
         run: Guarded,
         settings: GuardSettings,
         without_adapter: Callable[[], AbstractContextManager[None]] | None = None,
+        *,
+        keeps_copies: bool = True,
     ) -> None:
         self.guard = Guard()
         self.backoffs = 0
         self._run, self._settings, self._without_adapter = run, settings, without_adapter
+        self._keeps_copies = keeps_copies
+        self._is_of_checkpoint = False
+        """Whether the state to come back to is the one that a run went on from: it may have been astray by then."""
         self._snapshot: Snapshot | None = None
         """The state to come back to: its weights were asked, or the steps after it were calm."""
         self._next: Snapshot | None = None
@@ -132,6 +138,7 @@ class Watch:
         """Take it back."""
         self.guard = Guard.restore(state["guard"])
         self.backoffs, self._looked = state["backoffs"], state["looked"]
+        self._is_of_checkpoint = True
 
     # --- looking
 
@@ -179,6 +186,10 @@ class Watch:
             other = compare(self._before(following, self._run.recent_losses), now)
             if other.before < verdict.before:
                 self._snapshot, verdict = following, other
+        if self._is_of_checkpoint and self._keeps_copies and self._without_adapter is not None:
+            alone = compare(self._before(None, self._run.recent_losses), now)
+            if alone.is_worse and alone.before < verdict.before:
+                self._snapshot, verdict = None, alone
         return verdict
 
     def _before(self, state: Snapshot | None, losses: Callable[[], list[float]]) -> list[float]:
@@ -228,11 +239,12 @@ class Watch:
 
     def _all_is_well(self) -> None:
         self._looked = self._step
+        self._is_of_checkpoint = False
         self._warned.clear()
 
     def _taken(self) -> Snapshot | None:
         """Return the state now, as one to come back to."""
-        if self._without_adapter is not None:
+        if not self._keeps_copies:
             return None
         at = self._run.moment()
         return Snapshot.take(at.step, self._run.trained, at.optimizer)

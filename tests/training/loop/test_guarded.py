@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from manylora.adapters.tokenizer import load_tokenizer
+from manylora.demo.task_data import conversations
+from manylora.training.bases.load import BaseSettings, load_base
 from manylora.training.errors import Diverged
 from manylora.training.loop import checkpoints
 from manylora.training.loop.trainer import LoopSettings, LoraTrainer
 from tests.training.loop.making import Item, items, losses, make_trainer, tiny_base, weights
+
+DEMO = Path(__file__).resolve().parents[3] / "demo" / "base"
 
 
 def known(count: int) -> list[Item]:
@@ -156,6 +161,36 @@ def test_a_resumed_run_remembers_its_steps_back_and_what_was_said(
     last = str(checkpoints.last_checkpoint(tmp_path / "run"))
     with pytest.raises(Diverged, match="after 3 steps back"):
         resumed.train(resume_from_checkpoint=last)
+
+
+def known_to_the_demo(count: int) -> list[Item]:
+    """Return conversations that the demo's base answers rightly."""
+    tokenizer: Any = load_tokenizer(DEMO)
+    found = []
+    for row in conversations("plain", count, seed=0):
+        question, answer = (turn["value"] for turn in row["conversations"])  # type: ignore[attr-defined]  # a list
+        turns = [{"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        prompt, ids = (tokenizer(each, add_special_tokens=False).input_ids for each in (text, answer))
+        found.append({"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids})
+    return found
+
+
+def test_a_run_that_was_astray_when_its_checkpoint_was_written_is_caught_by_the_one_that_goes_on(
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {"learning_rate": 0.3, "save_strategy": "steps", "save_steps": 4}
+    rows = known_to_the_demo(8)
+
+    def begun(steps: int) -> LoraTrainer:
+        base = load_base(BaseSettings(str(DEMO), dtype="fp32"))
+        return make_trainer(base, tmp_path / "run", rows, max_steps=steps, **options)
+
+    first = begun(4)
+    first.train()
+    assert kinds(first) == []
+    with pytest.raises(Diverged, match="with the base alone"):
+        begun(30).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
 
 
 def test_a_resumed_run_says_what_was_said_no_second_time(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A watched run: whatever rows come, in whatever order, it is let alone; weights that get worse are noticed."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ class Run:
         self.held_out_share = 1.0
         """Of what the weight is off by that held-out rows cost more."""
         self.step = 0
-        self.watch = Watch(self, GuardSettings(guard, on_divergence))
+        self.watch = Watch(self, GuardSettings(guard, on_divergence), self.base_alone)
         self.off = 0.0
 
     @property
@@ -38,6 +39,13 @@ class Run:
     @off.setter
     def off(self, value: float) -> None:
         nn.init.constant_(self.trained.weight, value)
+
+    @contextmanager
+    def base_alone(self) -> Iterator[None]:
+        """Have the weight be off by nothing, for a while."""
+        off, self.off = self.off, 0.0
+        yield
+        self.off = off
 
     def moment(self) -> Moment:
         return Moment(self.step, 1000, self.optimizer, None)
@@ -174,3 +182,34 @@ def test_a_restored_watch_has_counted_the_steps_back() -> None:
     again.watch.restore(run.watch.state())
     with pytest.raises(Diverged, match="after 3 steps back"):
         again.take([float("nan")])
+
+
+def resumed(run: Run) -> Run:
+    """Go on from a checkpoint that is written now."""
+    again = Run()
+    again.watch.restore(run.watch.state())
+    again.off, again.rows, again.step = run.off, run.rows, run.step
+    return again
+
+
+@pytest.mark.parametrize("healthy", [0, 3, 40])
+def test_a_checkpoint_of_a_run_that_was_astray_is_no_good_state(healthy: int) -> None:
+    run = Run()
+    for _ in range(healthy):
+        run.take([EASY, HARD])
+    run.off = 6.0
+    run.take([EASY, HARD])
+    again = resumed(run)
+    with pytest.raises(Diverged, match=r"where they cost 2\.05 with the base alone"):
+        again.go(40, [EASY, HARD], lambda _: 6.0)
+
+
+def test_a_run_that_goes_on_from_a_good_checkpoint_is_let_alone_and_taken_back_as_ever() -> None:
+    run = Run()
+    run.go(12, [EASY, HARD], lambda _: -0.05)
+    again = resumed(run)
+    again.go(60, [EASY, HARD], lambda _: -0.05)
+    assert again.events.all == []
+    again.go(40, [EASY, HARD], lambda _: again.off if again.kinds else 6.0)
+    assert again.kinds == ["backoff"]
+    assert again.off == pytest.approx(-0.05)
