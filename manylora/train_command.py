@@ -1,5 +1,6 @@
 """`manylora train`: the training module behind the flags of Qwen's finetune.py, and the served base it asks for."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,6 +11,9 @@ from rich.markup import escape
 
 from manylora.extras import need_training
 from manylora.failing import fail
+
+OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""What a disk says wherever a run writes: temporary files, plots, reports."""
 
 if TYPE_CHECKING:
     from manylora.served_generation import ServedBase
@@ -44,6 +48,13 @@ def train(words: list[str]) -> None:
         run(arguments, Surroundings(_say, _open_generate))
     except TrainingError as error:
         raise fail(" ".join(str(error).split())) from None
+    except OSError as error:
+        if error.errno not in OF_DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise fail(
+            f"{where}{error.strerror}: make room, or mend who may write there, and start again"
+        ) from None
 
 
 def _help(words: list[str]) -> None:

@@ -1,23 +1,27 @@
 """The output directory of a run: claimed before anything is computed, and given its adapter whole at the end."""
 
-import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from manylora.adapters.durable import sync
 from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
+from manylora.training.loop.disk import reason_of, tells_of_disk
 from manylora.training.loop.whole import check_whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STAGING = ".adapter-partial"
+PROBE_BYTES = 4096
 RUN_FILES = ("run.json", "report.html")
 
 
 def claim(directory: Path, *, resume: bool, overwrite: bool, checkpoint: Path | None = None) -> None:
     """Make sure that a run may write here. ``checkpoint`` is the one to go on from; the last one here if it is None.
 
-    Raises InvalidArgument; makes and removes nothing.
+    Raises InvalidArgument; what it makes to see that it can is gone when it returns, and it removes nothing else.
     """
     if directory.exists() and not directory.is_dir():
         raise InvalidArgument(f"--output_dir {directory} is a file")
@@ -30,8 +34,26 @@ def claim(directory: Path, *, resume: bool, overwrite: bool, checkpoint: Path | 
         nearest = nearest.parent
     if not nearest.is_dir():
         raise InvalidArgument(f"--output_dir {directory} can't be made: {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InvalidArgument(f"--output_dir {directory} can't be written to: no permission in {nearest}")
+    _try_to_write(directory)
+
+
+def _try_to_write(directory: Path) -> None:
+    """Write a small file there: permissions, read-only and full disks, quotas and odd systems all say no to that."""
+    made = [each for each in (directory, *directory.parents) if not each.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=".manylora-") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+    except OSError as error:
+        raise InvalidArgument(
+            f"--output_dir {directory} can't be written to ({error.strerror}): give another directory, or make it one"
+            " with room that this user may write to"
+        ) from None
+    finally:
+        for each in made:
+            if each.is_dir():
+                each.rmdir()
 
 
 def _refuse_older_run(directory: Path) -> None:
@@ -90,11 +112,32 @@ def publish_adapter(directory: Path) -> None:
     weights = staging / WEIGHTS
     if not weights.is_file() or weights.stat().st_size < 1024 or not (staging / CONFIG).is_file():
         raise TrainingError(f"{staging} holds no adapter: nothing was published")
-    (directory / CONFIG).unlink(missing_ok=True)
-    files = sorted(staging.iterdir(), key=lambda path: path.name == CONFIG)
+    files = sorted(filter(Path.is_file, staging.iterdir()), key=lambda path: path.name == CONFIG)
     for path in files:
-        if path.is_file():
-            sync(path)
-            path.replace(directory / path.name)
+        # What a full disk refuses it refuses here, with the older adapter still in its place.
+        sync(path)
+    (directory / CONFIG).unlink(missing_ok=True)
+    for path in files:
+        path.replace(directory / path.name)
     sync(directory)
     shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def said_of_disk(directory: Path, run: Path | None = None) -> Iterator[None]:
+    """Leave nothing half-written of an adapter that the disk refuses, and raise one sentence as TrainingError.
+
+    ``run`` is the directory of its checkpoints, if it is another one.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not tells_of_disk(error):
+            raise
+        shutil.rmtree(directory / STAGING, ignore_errors=True)
+        found = checkpoints.checkpoints(run or directory)
+        left = f"{found[-1]} is whole: make room" if found else "there is no checkpoint: make room"
+        how = "go on with the same command and --resume" if found else "start again"
+        raise TrainingError(
+            f"the adapter can't be written into {directory} ({reason_of(error)}); {left}, and {how}"
+        ) from None

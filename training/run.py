@@ -157,6 +157,7 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
             _write(
                 finish_record(record, trainer, recorder.history, {}, nothing, meter.peak_gib, str(error)),
                 directory,
+                say,
             )
             raise
     publish(trainer, directory)
@@ -168,6 +169,7 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
         _write(
             finish_record(record, trainer, recorder.history, metrics, found, peak, _outcome(trainer)),
             directory,
+            say,
         )
         hand_over(job, trainer, directory, say)
 
@@ -236,7 +238,8 @@ def publish(trainer: LoraTrainer, directory: Path) -> None:
     """Write the finished adapter into the output directory, whole. All processes must call it."""
     write_adapter(trainer, directory)
     if is_first_process():
-        output.publish_adapter(directory)
+        with output.said_of_disk(directory):
+            output.publish_adapter(directory)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -246,11 +249,15 @@ def _evaluation(arguments: Arguments, before: Scores | None, after: Scores | Non
     return EvaluationFacts(arguments.run.eval_answers, before.metrics, after.metrics, after.samples)
 
 
-def _write(record: RunRecord, directory: Path) -> None:
-    """Write run.json and report.html."""
-    if is_first_process():
+def _write(record: RunRecord, directory: Path, say: Say) -> None:
+    """Write run.json and report.html; a disk that refuses them is no reason not to hand over what was trained."""
+    if not is_first_process():
+        return
+    try:
         record.write(directory / "run.json")
         write_report(record, directory / "report.html")
+    except OSError as error:
+        say(f"run.json and report.html can't be written into {directory}: {error.strerror}")
 
 
 def adapter_name(arguments: Arguments) -> str:
@@ -264,7 +271,9 @@ def hand_over(job: Job, trainer: LoraTrainer, directory: Path, say: Say) -> None
     best = published_best(trainer)
     which = "" if best is None else f" is {best.sentence}; it"
     step = "" if best is None else f" (step {best.step} of {trainer.state.max_steps})"
-    say(f"The adapter{which} is in {directory}; its report is {directory / 'report.html'}.")
+    report = directory / "report.html"
+    where = f"; its report is {report}" if report.exists() else ""
+    say(f"The adapter{which} is in {directory}{where}.")
     if job.arguments.training.push_to_hub:
         say(f"{trainer.push_adapter(directory)} on the Hub has it.")
     name = adapter_name(job.arguments)

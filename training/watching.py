@@ -19,13 +19,14 @@ from manylora.training.report.recorder import RunRecorder
 def write_adapter(trainer: LoraTrainer, directory: Path) -> Path:
     """Write the adapter as it is now beside its place in ``directory``. All processes must call it.
 
-    What is in shards is gathered from all of them. Returns where it is.
+    What is in shards is gathered from all of them. Returns where it is. Raises TrainingError where the disk refuses.
     """
-    if is_first_process():
-        output.open_adapter(directory)
-    trainer.accelerator.wait_for_everyone()
-    staging = directory / output.STAGING
-    trainer.save_model(str(staging))
+    with output.said_of_disk(directory):
+        if is_first_process():
+            output.open_adapter(directory)
+        trainer.accelerator.wait_for_everyone()
+        staging = directory / output.STAGING
+        trainer.save_model(str(staging))
     return staging
 
 

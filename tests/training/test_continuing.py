@@ -248,3 +248,69 @@ def test_a_rate_that_was_found_is_gone_on_with(
 def rate_of(directory: Path) -> float:
     rate: float = json.loads((directory / "run.json").read_text())["arguments"]["learning_rate"]
     return rate
+
+
+def test_a_run_that_goes_further_than_it_was_to_goes_by_its_own_flags(place: Path, tmp_path: Path) -> None:
+    further = copied(place, tmp_path / "further", keep=4)
+    run(place, further, "--resume --max_steps 7 --save_steps 1 --logging_steps 2 --logging_first_step False")
+    record = json.loads((further / "run.json").read_text())
+    rates = {entry["step"]: entry["learning_rate"] for entry in record["history"]["log"] if "loss" in entry}
+    # The checkpoint's schedule has ended, at 0; the one of seven steps has not.
+    assert rates[6] == pytest.approx(1e-2 * 2 / 7)
+    assert 5 not in rates
+    assert [each.name for each in checkpoints.checkpoints(further)][-3:] == [
+        "checkpoint-5",
+        "checkpoint-6",
+        "checkpoint-7",
+    ]
+    first = json.loads((further / "checkpoint-5" / "trainer_state.json").read_text())
+    assert first["save_steps"] == 1
+    moments = torch.load(further / "checkpoint-5" / "scheduler.pt", weights_only=True)
+    assert moments["last_epoch"] == 5
+    assert weights(further / "checkpoint-5") != weights(further / "checkpoint-4"), "a step at rate 0"
+
+
+BEST = (
+    "--eval_data_path {place}/sql-eval.json --eval_strategy steps --eval_steps 2"
+    " --early_stopping_patience 9 --metric_for_best_model loss"
+)
+
+
+@pytest.fixture(scope="module")
+def judged(place: Path) -> Path:
+    """A run whose best checkpoint is that of step 2, as it was after step 4."""
+    out = place / "judged"
+    run(place, out, BEST.format(place=place))
+    for name in ("adapter_config.json", "adapter_model.safetensors", "run.json", "report.html"):
+        (out / name).unlink()
+    state = out / "checkpoint-4" / "trainer_state.json"
+    best = {
+        "best_global_step": 2,
+        "best_metric": 0.001,
+        "best_model_checkpoint": str(place / "moved-from" / "checkpoint-2"),
+    }
+    state.write_text(json.dumps(json.loads(state.read_text()) | best))
+    return out
+
+
+def test_the_best_checkpoint_is_found_where_the_run_was_moved_to(
+    place: Path, judged: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(judged, tmp_path / "moved")
+    said = run(place, moved, f"{BEST.format(place=place)} --resume --max_steps 6")
+    assert any("checkpoint of step 2 of 6" in each for each in said)
+    assert weights(moved) == weights(moved / "checkpoint-2")
+
+
+def test_a_best_checkpoint_that_is_gone_is_said_and_another_one_found(
+    place: Path, judged: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(judged, tmp_path / "moved")
+    shutil.rmtree(moved / "checkpoint-2")
+    said = run(place, moved, f"{BEST.format(place=place)} --resume --max_steps 6")
+    record = json.loads((moved / "run.json").read_text())
+    assert any(
+        "checkpoint-2, the best so far, is gone" in each["sentence"] for each in record["history"]["events"]
+    )
+    assert record["results"]["published_step"] == 6
+    assert any("checkpoint of step 6 of 6" in each for each in said)

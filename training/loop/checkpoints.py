@@ -99,9 +99,3 @@ def read_state(directory: Path) -> dict[str, object]:
             f"{directory} is no checkpoint of manylora ({error}); use --from_adapter to start from its adapter"
         ) from None
     return state
-
-
-def tells_of_disk(error: OSError | RuntimeError) -> bool:
-    """Return whether an error while saving is the disk's: torch.save's zip writer has RuntimeErrors for it."""
-    words = ("write", "inline_container", "unexpected pos")
-    return isinstance(error, OSError) or any(word in str(error) for word in words)

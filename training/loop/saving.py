@@ -10,6 +10,7 @@ from torch import nn
 from manylora.training.bases.save import save_adapter
 from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
+from manylora.training.loop.disk import reason_of, tells_of_disk
 from manylora.training.loop.events import Events
 from manylora.training.loop.hub import HubPushing
 from manylora.training.loop.masked import MaskedRows
@@ -28,6 +29,8 @@ class CheckpointSaving(HubPushing):
     watch: Watch
     masked: MaskedRows
     _staging: Path | None = None
+    resumed_from: Path | None = None
+    """The checkpoint that the run went on from."""
     run_state: Mapping[str, object] | None = None
     """What else a checkpoint says of its run (training/continuing.py)."""
 
@@ -52,12 +55,12 @@ class CheckpointSaving(HubPushing):
             self.state.best_model_checkpoint = str(output_dir / name) if is_best else best
             if self.args.should_save:
                 self._finish(self._staging / name, output_dir / name)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:
             self.state.best_model_checkpoint = best
-            if not checkpoints.tells_of_disk(error):
+            if not tells_of_disk(error):
                 raise
             if self.args.world_size > 1:
-                raise TrainingError(f"{name} can't be written: {error}") from None
+                raise TrainingError(f"{name} can't be written: {reason_of(error)}") from None
             self._say_unsaved(name, error)
         else:
             self.push_checkpoint(output_dir / name)
@@ -88,11 +91,10 @@ class CheckpointSaving(HubPushing):
     def _say_unsaved(self, name: str, error: Exception) -> None:
         older = checkpoints.checkpoints(Path(self.args.output_dir))
         last = f"the last whole one is {older[-1].name}" if older else "there is none before it"
-        reason = getattr(error, "strerror", None) or error
         self.events.say(
             self.state.global_step,
             "checkpoint",
-            f"{name} could not be written ({reason}): {last}; the run goes on, make room on the disk",
+            f"{name} could not be written ({reason_of(error)}): {last}; the run goes on, make room on the disk",
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -118,7 +120,7 @@ class CheckpointSaving(HubPushing):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Bring back the adapter and the loop's state."""
-        directory = Path(resume_from_checkpoint)
+        directory = self.resumed_from = Path(resume_from_checkpoint)
         if self.is_fsdp_enabled != any(directory.glob(f"{FSDP_MODEL_NAME}*")):
             raise InvalidArgument(
                 f"--resume: {directory} was written {'without' if self.is_fsdp_enabled else 'with'} FSDP: go on as it"

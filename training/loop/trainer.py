@@ -22,6 +22,7 @@ from manylora.training.loop.events import Events
 from manylora.training.loop.guarded import GuardedTrainer, WindowRows
 from manylora.training.loop.loss import token_losses
 from manylora.training.loop.out_of_memory import is_out_of_memory
+from manylora.training.loop.resuming import GoesOn
 from manylora.training.loop.saving import CheckpointSaving
 from manylora.training.loop.sharding import shard_on_cpu
 from manylora.training.loop.split import in_parts, rows_of
@@ -86,6 +87,7 @@ class LoraTrainer(GuardedTrainer, CheckpointSaving, BestCheckpoint):
         self._ends_window = False
         self.start_watching(GuardSettings(self.settings.guard, self.settings.on_divergence))
         self.add_callback(_PolicyCallback(self))
+        self.add_callback(GoesOn(self))
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator, which shards on CPUs too."""

@@ -28,14 +28,23 @@ def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str]
     found = sweep(Job(arguments, prepared), settings, tell)
     if not is_first_process():
         return found
-    write_sweep(found, directory)
     Console(emoji=False).print(table_of(found))
+    written = _written(found, directory)
     best = found.best
     say(
         f"Best: --learning_rate {best.rate:.2g} --lora_r {best.rank} --lora_alpha {best.alpha:g}"
-        f" --warmup_steps {best.warmup:g}; table and plot are in {directory}"
+        f" --warmup_steps {best.warmup:g}; {written}"
     )
     return found
+
+
+def _written(found: Sweep, directory: Path) -> str:
+    """Write table and plot; a disk that refuses them costs no more than the files."""
+    try:
+        write_sweep(found, directory)
+    except OSError as error:
+        return f"table and plot can't be written into {directory}: {error.strerror}"
+    return f"table and plot are in {directory}"
 
 
 def _silent(_: str) -> None:

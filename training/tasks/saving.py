@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from manylora.training import output
 from manylora.training.continuing import Kept, compare
-from manylora.training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
+from manylora.training.loop.disk import reason_of, tells_of_disk
 from manylora.training.loop.whole import ADAPTER, TRAINER_STATE, check_files
 from manylora.training.tasks.member import Member
 from manylora.training.tasks.side_by_side import SideBySide
@@ -36,6 +37,7 @@ class RunFiles:
         self._args, self._tokenizer, self._say = args, tokenizer, say
         self._facts = facts or {}
         self._published: set[str] = set()
+        self._has_told = False
 
     def resume(self, run: SideBySide) -> Path:
         """Bring all tasks back to the last checkpoint. Raises InvalidArgument where it is one of other tasks."""
@@ -52,22 +54,37 @@ class RunFiles:
 
     def round_done(self, run: SideBySide, *, interrupted: bool = False) -> None:
         """Publish the adapters of tasks that are done, and write a checkpoint if it is time or the run is to end."""
-        self.publish_finished(run)
+        try:
+            self.publish_finished(run)
+        except TrainingError as error:
+            if not self._has_told:
+                self._has_told = True
+                self._say(f"{error}; the tasks go on, and it is tried again")
         if interrupted or self._checkpoint_is_due(run):
             self._write_checkpoint(run)
 
     def publish_finished(self, run: SideBySide) -> None:
-        """Write the adapters of tasks that are done into their own directories, once."""
+        """Write the adapters of tasks that are done into their own directories, once.
+
+        Raises TrainingError, when all were tried, where the disk refuses.
+        """
+        refused: list[TrainingError] = []
         for member in run.members:
             if member.finished and not member.stopped and member.name not in self._published:
-                self._publish(member)
+                try:
+                    self._publish(member)
+                except TrainingError as error:
+                    refused.append(error)
+        if refused:
+            raise refused[0]
 
     def _publish(self, member: Member) -> None:
         directory = Path(str(member.args.output_dir))
-        staging = output.open_adapter(directory)
-        member.policy.save(member.model, staging, resumable=False)
-        self._tokenizer.save_pretrained(str(staging))
-        output.publish_adapter(directory)
+        with output.said_of_disk(directory, self.directory):
+            staging = output.open_adapter(directory)
+            member.policy.save(member.model, staging, resumable=False)
+            self._tokenizer.save_pretrained(str(staging))
+            output.publish_adapter(directory)
         self._published.add(member.name)
 
     def _checkpoint_is_due(self, run: SideBySide) -> bool:
@@ -86,11 +103,12 @@ class RunFiles:
             _write(run, staged, self._facts)
             checkpoints.publish(staged, self.directory / name)
             checkpoints.rotate(self.directory, self._args.save_total_limit, needed=())
-        except (OSError, RuntimeError) as error:
-            if not checkpoints.tells_of_disk(error):
+        except Exception as error:
+            if not tells_of_disk(error):
                 raise
-            reason = getattr(error, "strerror", None) or error
-            self._say(f"{name} could not be written ({reason}); the run goes on, make room on the disk")
+            self._say(
+                f"{name} could not be written ({reason_of(error)}); the run goes on, make room on the disk"
+            )
         finally:
             checkpoints.drop_staging(self.directory)
 

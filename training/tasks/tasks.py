@@ -135,9 +135,17 @@ def _train(plan: Plan, directory: Path, display: TasksDisplay) -> tuple[list[Tas
     display.say(
         f"trained in {measured.seconds:.1f} s, {rate:,.0f} tokens/s, peak memory {measured.peak_gib:.2f} GiB"
     )
-    display.say(f"report: {watcher.records.write(members, directory, measured)}")
+    display.say(_report(watcher.records, members, directory, measured))
     results = [_result(member) for member in members]
     return results, _serve_command(base, tasks, results)
+
+
+def _report(records: Records, members: list[Member], directory: Path, measured: Measured) -> str:
+    """Write it; a disk that refuses it is no reason not to hand over what was trained."""
+    try:
+        return f"report: {records.write(members, directory, measured)}"
+    except OSError as error:
+        return f"the report can't be written into {directory}: {error.strerror}"
 
 
 def _serve_command(base: Base, tasks: list[PreparedTask], results: list[TaskResult]) -> str | None:
