@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from manylora.adapters.errors import InvalidMixture
 from manylora.adapters.mixtures import MixturePart, is_mixture, parse_mixture
+from manylora.adapters.spec import CONFIG_FILE
 from manylora.failing import fail
 
 if TYPE_CHECKING:
@@ -68,7 +69,19 @@ def _directory(text: str) -> Path:
     directory = _expanded(text)
     if not directory.is_dir():
         raise fail(f"--adapter {text}: there is no such directory")
+    if not (directory / CONFIG_FILE).is_file():
+        raise fail(
+            f"--adapter {text} holds no adapter (there is no {CONFIG_FILE}){_checkpoint_in(directory)}"
+        )
     return directory
+
+
+def _checkpoint_in(directory: Path) -> str:
+    """Say where in a run's directory there is an adapter, of a run that didn't come to its end."""
+    found = sorted(
+        directory.glob(f"checkpoint-*/{CONFIG_FILE}"), key=lambda path: (len(path.parent.name), path)
+    )
+    return f"; its last checkpoint is one: {found[-1].parent}" if found else ""
 
 
 def _is_directory(text: str) -> bool:

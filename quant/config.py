@@ -58,7 +58,9 @@ def _section_beside(directory: Path) -> Section | None:
             try:
                 section = json.loads(path.read_text())
             except (ValueError, OSError) as error:
-                raise CorruptCheckpoint(f"{path} can't be read: {error}") from None
+                raise CorruptCheckpoint(
+                    f"{path} can't be read: {getattr(error, 'strerror', error)}"
+                ) from None
             if not isinstance(section, dict):
                 raise CorruptCheckpoint(f"{path} is not an object")
             return {"quant_method": method, **section}

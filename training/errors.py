@@ -1,6 +1,14 @@
 """The errors of training. Each message is one line that says what was wrong, what was expected, and what to do."""
 
 
+def reason_of(error: Exception) -> str:
+    """Return why something can't be read or written, in one line: without the number and the path that an OSError has,
+    which the sentence around it names."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class TrainingError(Exception):
     """What a run can't start with or go on from. The command prints it and ends with status 2."""
 

@@ -59,6 +59,12 @@ SAMPLERS = ("random", "sequential", "group_by_length")
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 
 
+def check_steps(name: str, value: float) -> None:
+    """Refuse what is neither steps nor a share of the run. Raises InvalidArgument."""
+    if not 0 < value < float("inf") or (value > 1 and value != int(value)):
+        raise InvalidArgument(f"--{name} {value:g}: expected steps from 1 up, or a share of the run below 1")
+
+
 def check_fields(training: TrainingArguments, given: frozenset[str]) -> None:
     """Refuse what was ``given`` and would have no effect, or would fail later. Raises InvalidArgument."""
     for name in sorted(given & REFUSED.keys()):
@@ -91,15 +97,14 @@ def _check_numbers(training: TrainingArguments, given: frozenset[str]) -> None:
         )
     if training.max_steps < 1 and not training.num_train_epochs > 0:
         raise InvalidArgument(f"--num_train_epochs {training.num_train_epochs:g}: expected a number above 0")
-    for name in ("logging_steps", "save_steps", "eval_steps"):
+    for name in ("max_grad_norm", "weight_decay", "adam_epsilon", "neftune_noise_alpha"):
         value = getattr(training, name)
-        if value is not None and not value > 0:
-            raise InvalidArgument(
-                f"--{name} {value:g}: expected steps from 1 up, or a share of the run below 1"
-            )
-    for name in ("max_grad_norm", "weight_decay", "adam_epsilon"):
-        if not 0 <= getattr(training, name) < float("inf"):
-            raise InvalidArgument(f"--{name} {getattr(training, name):g}: expected a number from 0 up")
+        if value is not None and not 0 <= value < float("inf"):
+            raise InvalidArgument(f"--{name} {value:g}: expected a number from 0 up")
+    if training.save_total_limit is not None and training.save_total_limit < 1:
+        raise InvalidArgument(
+            f"--save_total_limit {training.save_total_limit}: expected a number from 1 up; without it all are kept"
+        )
     if not 0 <= training.label_smoothing_factor < 1:
         raise InvalidArgument(
             f"--label_smoothing_factor {training.label_smoothing_factor:g}: expected a number from 0 up to, but not, 1"

@@ -20,7 +20,7 @@ from manylora.training.bases.quiet import quiet_peft
 from manylora.training.bases.save import CONFIG_FILE
 from manylora.training.bases.tokens import grow_embedding
 from manylora.training.bases.types import DtypeName
-from manylora.training.errors import BaseRefused
+from manylora.training.errors import BaseRefused, reason_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -140,7 +140,7 @@ def _read_json(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise BaseRefused(f"{path} can't be read: {error}") from None
+        raise BaseRefused(f"{path} can't be read: {reason_of(error)}") from None
     if not isinstance(value, dict):
         raise BaseRefused(f"{path} is not an object")
     return value

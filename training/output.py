@@ -9,7 +9,7 @@ from pathlib import Path
 from manylora.adapters.durable import sync
 from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
-from manylora.training.loop.disk import reason_of, tells_of_disk
+from manylora.training.loop.disk import tells_of_disk, why
 from manylora.training.loop.whole import check_whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -26,8 +26,10 @@ def claim(directory: Path, *, resume: bool, overwrite: bool, checkpoint: Path | 
     if directory.exists() and not directory.is_dir():
         raise InvalidArgument(f"--output_dir {directory} is a file")
     if resume:
-        check_whole(checkpoint or checkpoints.last_checkpoint(directory))
-    elif not overwrite:
+        checkpoint = checkpoint or checkpoints.last_checkpoint(directory)
+        check_whole(checkpoint)
+    goes_on_here = checkpoint is not None and checkpoint.resolve().parent == directory.resolve()
+    if not (goes_on_here or overwrite):
         _refuse_older_run(directory)
     nearest = directory
     while not nearest.exists():
@@ -139,5 +141,5 @@ def said_of_disk(directory: Path, run: Path | None = None) -> Iterator[None]:
         left = f"{found[-1]} is whole: make room" if found else "there is no checkpoint: make room"
         how = "go on with the same command and --resume" if found else "start again"
         raise TrainingError(
-            f"the adapter can't be written into {directory} ({reason_of(error)}); {left}, and {how}"
+            f"the adapter can't be written into {directory} ({why(error)}); {left}, and {how}"
         ) from None

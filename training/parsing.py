@@ -1,5 +1,6 @@
 """From words to Arguments: flags, a YAML file, old names, and what this machine can't do. Nothing is loaded here."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -22,7 +23,7 @@ from manylora.training.arguments import (
 from manylora.training.distributed import check_sharding, settle_configs, settle_processes
 from manylora.training.errors import InvalidArgument
 from manylora.training.evaluate.metrics import METRIC_NAMES
-from manylora.training.fields import check_fields
+from manylora.training.fields import check_fields, check_steps
 from manylora.training.flags import FALSE, TRUE, Flag, last_of, read_flags, words_of_flags
 from manylora.training.old_flags import modernise
 from manylora.training.parser import RunParser, make_parser
@@ -37,6 +38,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     flags, more = settle_configs(flags)
     flags, auto = _take_auto(flags)
     flags, fallback = _settle_device(_settle_resume(flags))
+    _check_steps(flags)
     parsed = _parse(make_parser(), words_of_flags(flags))
     given = frozenset(flag.name for flag in flags if flag.name)
     processes = settle_processes(parsed[-1])
@@ -75,11 +77,17 @@ def _parse(
         example = '{"min_lr": 1e-5}'
         raise InvalidArgument(f"{error.doc!r} isn't JSON: {error.msg}; expected as in '{example}'") from None
     except (ValueError, ImportError, TypeError, OSError) as error:
-        raise InvalidArgument(str(error).strip().splitlines()[0]) from None
+        raise InvalidArgument(_by_its_flag(" ".join(str(error).split()))) from None
     if unknown:
         raise InvalidArgument(_unknown(parser, unknown[0]))
     model, data, lora, run, training = parsed
     return model, data, lora, run, training
+
+
+def _by_its_flag(sentence: str) -> str:
+    """Return what transformers says of a value, by the flag that it was given by."""
+    value, kind, known = sentence.partition(" is not a valid OptimizerNames, please select one of ")
+    return f"--optim {value}: expected one of {known}" if kind else sentence
 
 
 def _unknown(parser: RunParser, word: str) -> str:
@@ -124,6 +132,15 @@ def flags_of(keys: Mapping[Any, Any]) -> list[Flag]:
 def words_of(keys: Mapping[Any, Any]) -> list[str]:
     """Return the keys and values of a YAML file as words of a command line."""
     return words_of_flags(flags_of(keys))
+
+
+def _check_steps(flags: Sequence[Flag]) -> None:
+    """Look at these before transformers does, which takes some for no flag at all and has a terse word for others."""
+    for name in ("logging_steps", "save_steps", "eval_steps"):
+        last = last_of(flags, name)
+        if last is not None and last.values:
+            with contextlib.suppress(ValueError):  # no number: the parser says so
+                check_steps(name, float(last.value()))
 
 
 def _take_auto(flags: Sequence[Flag]) -> tuple[list[Flag], bool]:
@@ -197,6 +214,12 @@ def _check_output(arguments: Arguments) -> None:
         raise InvalidArgument(f"--output_dir {directory} is the base's own directory: give another one")
 
 
+def resumes_elsewhere(arguments: Arguments) -> bool:
+    """Return whether the checkpoint to go on from is none of those in --output_dir."""
+    named, directory = arguments.training.resume_from_checkpoint, Path(str(arguments.training.output_dir))
+    return named is not None and Path(named).resolve().parent != directory.resolve()
+
+
 def _check_pairs(arguments: Arguments) -> None:
     run = arguments.run
     if arguments.lora.double_quant and not arguments.lora.q_lora:
@@ -214,8 +237,10 @@ def _check_pairs(arguments: Arguments) -> None:
             "--init_lora_weights says how a new adapter begins, and --from_adapter begins with one that is there: give"
             " one of them"
         )
-    if run.resume and run.overwrite_output_dir:
-        raise InvalidArgument("--resume needs what --overwrite_output_dir would remove: give one of them")
+    if run.resume and run.overwrite_output_dir and not resumes_elsewhere(arguments):
+        raise InvalidArgument(
+            "--resume goes on with the run in --output_dir, which --overwrite_output_dir would remove: give one of them"
+        )
     _check_evaluation(arguments)
     if run.tasks is None and run.early_stopping_patience and arguments.training.eval_strategy == "no":
         raise InvalidArgument("--early_stopping_patience needs --eval_strategy steps or epoch")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from manylora.training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument, reason_of
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = (
@@ -57,7 +57,7 @@ def read_keys(path: Path, flag: str) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(), _Loader)  # a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidArgument(f"{flag} {path} can't be read: {' '.join(str(error).split())}") from None
+        raise InvalidArgument(f"{flag} {path} can't be read: {reason_of(error)}") from None
     if not isinstance(content, dict):
         raise InvalidArgument(f"{flag} {path}: expected keys and values, as in `learning_rate: 3e-4`")
     return {str(key): value for key, value in content.items()}

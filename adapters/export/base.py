@@ -138,7 +138,9 @@ def read_config(directory: Path) -> Mapping[str, object]:
     try:
         config: object = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ExportRefused(f"{path} can't be read ({error}); a base is a directory with one") from None
+        raise ExportRefused(
+            f"{path} can't be read ({getattr(error, 'strerror', error)}); a base is a directory with one"
+        ) from None
     if not isinstance(config, dict):
         raise ExportRefused(f"{path} is not a JSON object")
     return config

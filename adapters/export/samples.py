@@ -88,7 +88,7 @@ def _values(path: Path) -> Sequence[tuple[int, object]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportRefused(f"{path} can't be read: {error}") from None
+        raise ExportRefused(f"{path} can't be read: {getattr(error, 'strerror', error)}") from None
     if path.suffix == ".txt":
         return [(n, {"text": line}) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     if text.lstrip().startswith("["):

@@ -103,7 +103,7 @@ def test_the_merged_model_is_served_and_answers_as_the_adapter(tmp_path: Path) -
         (["{sql}", "{tmp}/out", "--into", "8bit"], "no base to merge into"),
         (["{sql}", "{tmp}/out", "--dtype", "int8"], "no dtype"),
         (["{sql}", "{tmp}/out", "--shard-size", "large"], "no size"),
-        (["{sql}", "{tmp}/out", "--samples", "{tmp}/nothing"], "can't be read"),
+        (["{sql}", "{tmp}/out", "--samples", "{tmp}/nothing"], "nothing can't be read: No such file"),
         (["{sql}", "{tmp}/out.rar", "--format", "peft"], "archive's name"),
         (["{sql}", "{tmp}/out.tar.gz"], "--format peft"),
         (["{sql}", "{tmp}/out.zip", "--format", "merged-4bit"], "--format peft"),
@@ -117,6 +117,22 @@ def test_bad_input_ends_in_one_line_and_status_2(tmp_path: Path, arguments: list
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("more", [[], ["--base", "nowhere"], ["--format", "peft"]])
+def test_a_directory_without_an_adapter_is_said_to_be_one(tmp_path: Path, more: list[str]) -> None:
+    empty, broken_off, out = tmp_path / "empty", tmp_path / "broken-off", str(tmp_path / "out.zip")
+    empty.mkdir()
+    for step in (90, 100):
+        (broken_off / f"checkpoint-{step}").mkdir(parents=True)
+        (broken_off / f"checkpoint-{step}" / "adapter_config.json").write_text("{}")
+    said = runner.invoke(app, ["merge", "--adapter", str(empty), "--output", out, *more])
+    assert said.exit_code == 2
+    expected = f"manylora: --adapter {empty} holds no adapter (there is no adapter_config.json)"
+    assert " ".join(said.stderr.split()) == expected
+    said = runner.invoke(app, ["merge", "--adapter", f"{SQL}:0.5+{broken_off}:0.5", "--output", out, *more])
+    assert said.exit_code == 2
+    assert " ".join(said.stderr.split()).endswith(f"its last checkpoint is one: {broken_off}/checkpoint-100")
 
 
 def _samples(directory: Path) -> Path:

@@ -211,6 +211,7 @@ def test_a_resumed_run_ends_as_the_unbroken_one(place: Path) -> None:
     newest.rename(place / "checkpoint-4")
     again = run(f"{SMALL} {saving} --resume", place)
     assert again.returncode == 0, again.stderr
+    assert "[transformers]" not in whole.stderr + again.stderr
     assert (place / "whole" / "adapter_model.safetensors").read_bytes() == expected
     assert len(losses(place / "whole")) == 4
 
@@ -237,6 +238,7 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_that_is_gone_on_from(place: Path) -
     steps = step_of(kept) + 2
     again = run(f"{SMALL} --output_dir stopped --max_steps {steps} --resume", place)
     assert again.returncode == 0, again.stderr
+    assert "[transformers]" not in again.stderr, "it compares steps between logs that this run's flags say"
     assert len(losses(place / "stopped")) == steps
 
 

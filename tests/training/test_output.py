@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from manylora.training import output
 from manylora.training.errors import InvalidArgument, TrainingError
@@ -25,6 +27,28 @@ def test_an_older_run_is_refused_and_left_alone(tmp_path: Path, name: str) -> No
     output.claim(tmp_path, resume=False, overwrite=True)
     output.clear(tmp_path)
     assert not (tmp_path / name).exists()
+
+
+def test_a_run_that_goes_on_elsewhere_takes_no_older_runs_place(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for directory in (here, there):
+        make_checkpoint(directory / "checkpoint-3")
+    point = there / "checkpoint-3"
+    with pytest.raises(InvalidArgument, match=r"here holds checkpoints of a run.*--overwrite_output_dir"):
+        output.claim(here, resume=True, overwrite=False, checkpoint=point)
+    output.claim(here, resume=True, overwrite=True, checkpoint=point)
+    output.claim(there, resume=True, overwrite=False, checkpoint=point)
+    output.claim(tmp_path / "new", resume=True, overwrite=False, checkpoint=point)
+
+
+def make_checkpoint(directory: Path) -> None:
+    """Write what is looked at of one that is whole."""
+    directory.mkdir(parents=True)
+    for name in ("adapter_config.json", "trainer_state.json", "manylora_state.json"):
+        (directory / name).write_text("{}")
+    save_file({"x": torch.zeros(1)}, directory / "adapter_model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({}, directory / name)
 
 
 def test_a_file_in_its_place_and_nothing_to_resume_are_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from manylora.training.errors import InvalidArgument
 from manylora.training.fields import REFUSED
 from manylora.training.parser import make_parser
 from manylora.training.parsing import parse_arguments
+from manylora.training.tasks.plan import read_tasks
 
 FIRST = (
     "--model_name_or_path Qwen/Qwen-7B --data_path your_training_data.json --bf16 True --output_dir output_lora"
@@ -346,3 +347,31 @@ def test_options_that_are_not_json_are_named() -> None:
     words = [*LEAST.split(), "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", "{min_lr"]
     with pytest.raises(InvalidArgument, match="min_lr' isn't JSON"):
         parse_arguments(words)
+
+
+def test_going_on_from_elsewhere_may_replace_what_is_here(tmp_path: Path) -> None:
+    words = [
+        *LEAST.split(),
+        "--overwrite_output_dir",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--resume_from_checkpoint",
+    ]
+    elsewhere = str(tmp_path / "other" / "checkpoint-3")
+    assert parse_arguments([*words, elsewhere]).run.overwrite_output_dir
+    for here in (
+        "True",
+        str(tmp_path / "out" / "checkpoint-3"),
+        str(tmp_path / "out" / ".." / "out" / "checkpoint-3"),
+    ):
+        with pytest.raises(InvalidArgument, match="goes on with the run in --output_dir, which"):
+            parse_arguments([*words, here])
+
+
+@pytest.mark.parametrize("flag", ["--config", "--tasks"])
+def test_a_missing_file_of_keys_is_named_without_the_systems_number(tmp_path: Path, flag: str) -> None:
+    path = tmp_path / "none.yaml"
+    words = [flag, str(path), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(InvalidArgument) as told:
+        read_tasks(parse_arguments(words))
+    assert str(told.value) == f"{flag} {path} can't be read: No such file or directory"

@@ -10,7 +10,7 @@ from manylora.quant.config import stored_format
 from manylora.quant.errors import QuantError
 from manylora.quant.format import StoredFormat
 from manylora.quant.hub import find_checkpoint
-from manylora.training.errors import BaseRefused
+from manylora.training.errors import BaseRefused, reason_of
 
 FIRST_QWEN = "qwen"
 """model_type of the first Qwen, whose model is Python code in its repository."""
@@ -30,7 +30,9 @@ def read_config(name: str, directory: Path, *, trust_remote_code: bool) -> Mappi
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"
+        reason = (
+            "is missing" if isinstance(error, FileNotFoundError) else f"can't be read: {reason_of(error)}"
+        )
         raise BaseRefused(
             f"{path} {reason}; a base is a directory with config.json and safetensors"
         ) from None

@@ -16,7 +16,7 @@ from manylora.adapters.files import BASE_FILE
 from manylora.training.bases.initial import ADAPTER, Residual, lora_layers
 from manylora.training.bases.precision import DTYPES
 from manylora.training.bases.quantized import QuantizedLinear
-from manylora.training.errors import InvalidArgument, TrainingError
+from manylora.training.errors import InvalidArgument, TrainingError, reason_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -110,7 +110,9 @@ def load_adapter(model: "PeftModel", directory: Path) -> None:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InvalidArgument(f"{path} can't be read ({error}); give a checkpoint of this run") from None
+        raise InvalidArgument(
+            f"{path} can't be read ({reason_of(error)}); give a checkpoint of this run"
+        ) from None
     for name, layer in lora_layers(model):
         if isinstance(layer.base_layer, Residual):
             _take_start(tensors, name, layer.base_layer, float(layer.scaling[ADAPTER]), path)

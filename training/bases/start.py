@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from manylora.training.bases.save import CONFIG_FILE, WEIGHTS_FILE
 from manylora.training.bases.settings import LoraSettings
-from manylora.training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument, reason_of
 
 FLAGS = {
     "r": "lora_r",
@@ -93,7 +93,7 @@ def _read(path: Path) -> dict[str, Any]:
             if not isinstance(config[name], kind) or isinstance(config[name], bool):
                 raise ValueError(f"{name} is {config[name]!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidArgument(f"--from_adapter: {path} can't be read: {error}") from None
+        raise InvalidArgument(f"--from_adapter: {path} can't be read: {reason_of(error)}") from None
     return dict(config)
 
 
@@ -125,6 +125,6 @@ def _targets(config: Mapping[str, Any], directory: Path) -> tuple[str, ...]:
         with safe_open(path, framework="pt") as tensors:
             names = list(tensors.keys())
     except (OSError, SafetensorError) as error:
-        raise InvalidArgument(f"--from_adapter: {path} can't be read: {error}") from None
+        raise InvalidArgument(f"--from_adapter: {path} can't be read: {reason_of(error)}") from None
     paths = (name.partition(".lora_")[0].removeprefix(_PREFIX) for name in names if ".lora_" in name)
     return tuple(dict.fromkeys(paths))

@@ -1,12 +1,12 @@
 """Turns the messages of the chat formats into OpenAI's shape."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from manylora.training.data.example import Message, Source, Tool
 from manylora.training.data.fields import as_text, kind_of, present, read_list
+from manylora.training.data.json_keys import TwoValues, load_json
 from manylora.training.data.marks import take_mark
 from manylora.training.errors import InvalidData
 
@@ -151,7 +151,7 @@ def _read_calls(message: dict[str, Any], where: str, source: Source) -> None:
 
 def _calls(text: str, where: str, source: Source) -> list[object]:
     try:
-        value = json.loads(text)
+        value = load_json(text)
     except (ValueError, RecursionError) as error:
         said = getattr(error, "msg", str(error))
         raise InvalidData(f"{source}: {where} is a function call but isn't JSON: {said}") from error
@@ -166,7 +166,9 @@ def _function(value: object, where: str, source: Source) -> dict[str, Any]:
     if isinstance(arguments, str):
         # Chat templates write arguments out as JSON, so that a string would be quoted twice.
         try:
-            parsed = json.loads(arguments)
+            parsed = load_json(arguments)
+        except TwoValues as error:
+            raise InvalidData(f"{source}: {where} calls {function['name']}; its arguments: {error}") from None
         except (ValueError, RecursionError):
             parsed = None
         arguments = parsed if isinstance(parsed, dict) else arguments

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from manylora.training.data.example import Source
+from manylora.training.data.json_keys import load_json
 from manylora.training.errors import InvalidData
 
 
@@ -77,7 +78,7 @@ def read_list(value: object, field: str, source: Source) -> Sequence[Any]:
     """Return a list that may be written as JSON text, as tables have it. Raises InvalidData."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = load_json(value)
         except ValueError as error:
             said = getattr(error, "msg", "a number has too many digits")
             raise InvalidData(f"{source}: {field} is text that isn't JSON: {said}") from error

@@ -14,10 +14,11 @@ from typing import BinaryIO, TextIO, cast
 
 from manylora.training.data.columns import Columns
 from manylora.training.data.encoding import encoding_hint
+from manylora.training.data.json_keys import Keys
 from manylora.training.data.json_stream import read_json_values, too_much
 from manylora.training.data.row import Row
 from manylora.training.data.tables import MAX_LINE_BYTES, read_csv, read_parquet
-from manylora.training.errors import InvalidData
+from manylora.training.errors import InvalidData, reason_of
 
 __all__ = ["DataPath", "Row", "data_fingerprint", "parse_data_path", "read_rows"]
 
@@ -91,7 +92,7 @@ def _read(path: Path) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise InvalidData(f"{path}: isn't UTF-8{encoding_hint(error)}") from error
     except (OSError, EOFError) as error:
-        raise InvalidData(f"{path}: can't be read: {error}") from error
+        raise InvalidData(f"{path}: can't be read: {reason_of(error)}") from error
 
 
 def data_fingerprint(paths: Sequence[str]) -> dict[str, str]:
@@ -136,9 +137,12 @@ def _read_json(file: BinaryIO) -> Iterator[Row]:
 
 
 def _read_lines(file: BinaryIO) -> Iterator[Row]:
+    keys = Keys()
+    decoder = json.JSONDecoder(object_pairs_hook=keys)
     for number, line in _lines(file):
+        keys.twice = None
         try:
-            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            value = decoder.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
             yield Row(number, None, _not_utf8(error))
         except json.JSONDecodeError as error:
@@ -146,7 +150,8 @@ def _read_lines(file: BinaryIO) -> Iterator[Row]:
         except (RecursionError, ValueError) as error:
             yield Row(number, None, f"isn't JSON that can be read: {too_much(error)}")
         else:
-            yield Row.of(number, value)
+            twice = keys.error()
+            yield Row.of(number, value) if twice is None else Row(number, None, twice)
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
+from manylora.training.data.json_keys import Keys
 from manylora.training.data.row import Row
 
 CHUNK_CHARACTERS = 2**18
@@ -65,7 +66,8 @@ class _Cursor:
         self._text = ""
         self._at = 0
         self._ended = False
-        self._decoder = json.JSONDecoder()
+        self._keys = Keys()
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._keys)
         self._rows = 0
         self._last_line = 0
         """On which something stands before what is read next."""
@@ -104,6 +106,7 @@ class _Cursor:
 
     def _decoded(self, line: int, number: int | None) -> Row:
         while True:
+            self._keys.twice = None
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
@@ -116,7 +119,8 @@ class _Cursor:
                 self._pass_over()
                 return Row(line, None, f"isn't JSON that can be read: {too_much(error)}", number)
             self.advance(end - self._at)
-            return Row.of(line, value, number)
+            twice = self._keys.error()
+            return Row.of(line, value, number) if twice is None else Row(line, None, twice, number)
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:
         near_end = error.pos >= len(self._text) - _LONGEST_WORD

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from manylora.adapters.durable import sync
-from manylora.training.errors import InvalidArgument
+from manylora.training.errors import InvalidArgument, reason_of
 
 STAGING = ".checkpoint-partial"
 STATE_FILE = "manylora_state.json"
@@ -96,6 +96,7 @@ def read_state(directory: Path) -> dict[str, object]:
         state: dict[str, object] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InvalidArgument(
-            f"{directory} is no checkpoint of manylora ({error}); use --from_adapter to start from its adapter"
+            f"{directory} is no checkpoint of manylora ({reason_of(error)}); use --from_adapter to start from its"
+            " adapter"
         ) from None
     return state

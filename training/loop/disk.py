@@ -4,6 +4,8 @@ Python has OSError, torch's zip writer RuntimeErrors, and safetensors and tokeni
 theirs, with no class in common.
 """
 
+from manylora.training.errors import reason_of
+
 _OF_TORCH = ("inline_container", "unexpected pos", "file write failed", "PytorchStreamWriter")
 _OF_SYSTEM = "(os error "
 """How Rust tells the system's errors."""
@@ -15,14 +17,12 @@ def tells_of_disk(error: Exception) -> bool:
     return isinstance(error, OSError) or _OF_SYSTEM in text or _is_of_torch(error)
 
 
-def reason_of(error: Exception) -> str:
+def why(error: Exception) -> str:
     """Return why the disk refused, in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
     text = str(error)
     if _OF_SYSTEM in text:
         return text.partition(_OF_SYSTEM)[0].rpartition(": ")[2].strip()
-    return "it took only a part of a file, as a full one does" if _is_of_torch(error) else text
+    return "it took only a part of a file, as a full one does" if _is_of_torch(error) else reason_of(error)
 
 
 def _is_of_torch(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 from manylora.training.bases.save import save_adapter
 from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
-from manylora.training.loop.disk import reason_of, tells_of_disk
+from manylora.training.loop.disk import tells_of_disk, why
 from manylora.training.loop.events import Events
 from manylora.training.loop.hub import HubPushing
 from manylora.training.loop.masked import MaskedRows
@@ -60,7 +60,7 @@ class CheckpointSaving(HubPushing):
             if not tells_of_disk(error):
                 raise
             if self.args.world_size > 1:
-                raise TrainingError(f"{name} can't be written: {reason_of(error)}") from None
+                raise TrainingError(f"{name} can't be written: {why(error)}") from None
             self._say_unsaved(name, error)
         else:
             self.push_checkpoint(output_dir / name)
@@ -94,7 +94,7 @@ class CheckpointSaving(HubPushing):
         self.events.say(
             self.state.global_step,
             "checkpoint",
-            f"{name} could not be written ({reason_of(error)}): {last}; the run goes on, make room on the disk",
+            f"{name} could not be written ({why(error)}): {last}; the run goes on, make room on the disk",
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from manylora.training.errors import BaseRefused
+from manylora.training.errors import BaseRefused, reason_of
 from manylora.training.memory.shape import ModelShape
 
 CONFIG = "config.json"
@@ -43,7 +43,7 @@ def _read(path: Path) -> Mapping[str, object]:
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise BaseRefused(f"{path} can't be read: {error}.") from None
+        raise BaseRefused(f"{path} can't be read: {reason_of(error)}.") from None
     if not isinstance(config, dict):
         raise BaseRefused(f"{path} holds no JSON object; a model's config.json is one.")
     return config

@@ -130,9 +130,13 @@ def parse_sweep(argv: Sequence[str]) -> tuple[SweepSettings, list[str]]:
     parser = sweep_parser()
     found, rest = parser.parse_known_args(words_of_flags(read_flags(argv)))
     rates = found.sweep_rates
-    if found.sweep_trials < 1 or min(found.sweep_ranks) < 1 or min(rates) <= 0 or len(rates) != 2:
+    if found.sweep_trials < 1 or min(found.sweep_ranks) < 1 or found.sweep_steps < 0:
+        raise InvalidArgument("--sweep_trials, --sweep_ranks and --sweep_steps are whole numbers from 1 up")
+    if len(rates) != 2 or not all(0 < rate < math.inf for rate in rates):
+        raise InvalidArgument(f"--sweep_rates {_listed(rates)}: expected LOWEST,HIGHEST, two rates above 0")
+    if not all(0 <= share < 1 for share in found.sweep_warmups):
         raise InvalidArgument(
-            "--sweep_trials and --sweep_ranks are whole numbers from 1 up, --sweep_rates is LOWEST,HIGHEST"
+            f"--sweep_warmups {_listed(found.sweep_warmups)}: expected shares of the steps, from 0 up to, but not, 1"
         )
     return (
         SweepSettings(
@@ -145,6 +149,10 @@ def parse_sweep(argv: Sequence[str]) -> tuple[SweepSettings, list[str]]:
         ),
         rest,
     )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ",".join(f"{each:g}" for each in numbers)
 
 
 def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from manylora.training import output
 from manylora.training.continuing import Kept, compare
 from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
-from manylora.training.loop.disk import reason_of, tells_of_disk
+from manylora.training.loop.disk import tells_of_disk, why
 from manylora.training.loop.whole import ADAPTER, TRAINER_STATE, check_files
 from manylora.training.tasks.member import Member
 from manylora.training.tasks.side_by_side import SideBySide
@@ -106,9 +106,7 @@ class RunFiles:
         except Exception as error:
             if not tells_of_disk(error):
                 raise
-            self._say(
-                f"{name} could not be written ({reason_of(error)}); the run goes on, make room on the disk"
-            )
+            self._say(f"{name} could not be written ({why(error)}); the run goes on, make room on the disk")
         finally:
             checkpoints.drop_staging(self.directory)
 

@@ -338,3 +338,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         check_data(CheckSettings((str(tmp_path / "none.jsonl"),)))
     with pytest.raises(InvalidData, match="no row"):
         check_data(CheckSettings((write(tmp_path / "empty.jsonl", []),)))
+
+
+def test_a_key_with_two_values_is_a_finding_with_its_line(tmp_path: Path) -> None:
+    twice = good(2) if isinstance(good(2), str) else json.dumps(good(2))
+    path = write(tmp_path / "data.jsonl", (good(1), twice.replace("{", '{"messages": [], ', 1)))
+    report = check_data(CheckSettings((path,)))
+    assert kinds_by_line(report) == {2: {"broken"}}
+    assert "gives 'messages' two values" in report.findings[0].examples[0].excerpt

@@ -285,3 +285,10 @@ def test_a_whole_emoji_written_as_two_escapes_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "so \\ud83d\\ude00"}')
     assert load_data(DataSettings((str(path),), 60), tokenizer_of("chatml")).example(0).text == "so 😀"
+
+
+def test_arguments_that_give_a_key_two_values_are_refused_with_their_line(tmp_path: Path) -> None:
+    call = {"function": {"name": "weather", "arguments": '{"city": "Bern", "city": "Basel"}'}}
+    row = {"messages": [*messages("user: and?"), {"role": "assistant", "tool_calls": [call]}]}
+    with pytest.raises(InvalidData, match=r"a\.jsonl:1: .*weather.*gives 'city' two values"):
+        load(tmp_path / "a.jsonl", [row])

@@ -310,3 +310,18 @@ def test_columns_that_are_not_there_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidArgument, match=said):
             parse_columns(text)
+
+
+TWICE = '{"a": 1}\n{"a": 2, "b": {"c": [{"d": 1, "d": 2}]}}\n{"a": 3, "a": 3}\n{"a": 4}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.jsonl", TWICE), ("a.json", TWICE), ("b.json", f"[{TWICE.strip().replace(chr(10), ', ')}]")],
+)
+def test_a_key_with_two_values_is_a_broken_row(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    rows = list(read_rows(tmp_path / name))
+    assert [row.value and row.value["a"] for row in rows] == [1, None, 3, 4]
+    assert rows[1].error == "gives 'd' two values in one object; keep one of them"
+    assert (rows[1].number or rows[1].line) == 2

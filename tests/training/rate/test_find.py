@@ -302,7 +302,26 @@ def test_the_sweeps_help_has_its_flags() -> None:
     assert "manylora train --help" in text
 
 
-@pytest.mark.parametrize("words", ["--sweep_trials none", "--sweep_ranks 0", "--sweep_rates 1e-4"])
+@pytest.mark.parametrize("words", ["1e-4,1e-2", "1e-2,1e-4"])
+def test_the_rates_of_a_sweep_are_taken_in_either_order(words: str) -> None:
+    settings, _ = parse_sweep(["--sweep_rates", words])
+    assert (settings.lowest, settings.highest) == (1e-4, 1e-2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--sweep_trials none",
+        "--sweep_ranks 0",
+        "--sweep_rates 1e-4",
+        "--sweep_rates 0,1e-4",
+        "--sweep_rates 1e-4,inf",
+        "--sweep_rates nan,1e-4",
+        "--sweep_steps -5",
+        "--sweep_warmups -0.1",
+        "--sweep_warmups 0,10",
+    ],
+)
 def test_a_sweep_of_nothing_is_refused(words: str) -> None:
     with pytest.raises(InvalidArgument, match="sweep"):
         parse_sweep(words.split())
