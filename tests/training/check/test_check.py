@@ -341,7 +341,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_key_with_two_values_is_a_finding_with_its_line(tmp_path: Path) -> None:
-    twice = good(2) if isinstance(good(2), str) else json.dumps(good(2))
+    twice = json.dumps(good(2))
     path = write(tmp_path / "data.jsonl", (good(1), twice.replace("{", '{"messages": [], ', 1)))
     report = check_data(CheckSettings((path,)))
     assert kinds_by_line(report) == {2: {"broken"}}
