@@ -5,7 +5,7 @@ A run that went on with another alpha, base or data file would end as no run tha
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from manylora.training.arguments import Arguments
 from manylora.training.data.files import data_fingerprint, parse_data_path
 from manylora.training.distributed import world_size
 from manylora.training.errors import InvalidArgument
-from manylora.training.report.record import plain
+from manylora.training.report.record import SearchFacts, plain
 
 FREE = frozenset(
     (
@@ -69,27 +69,33 @@ class Kept:
     """By the names of flags; "data", "base" and "from_adapter" by content."""
     settled: Mapping[str, Any]
     """What the run found by itself (--learning_rate auto, --auto_fit)."""
+    search: SearchFacts = field(default_factory=SearchFacts)
+    """How it looked for a learning rate: for its report."""
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Kept":
         """Read the part of a checkpoint's state that is about this; empty for one that has none."""
         run = state.get("run")
         run = run if isinstance(run, dict) else {}
-        return cls(run.get("facts") or {}, run.get("settled") or {})
+        search = SearchFacts.of(run.get("search") or {})
+        return cls(run.get("facts") or {}, run.get("settled") or {}, search)
 
     def state(self) -> dict[str, Any]:
         """Return it as JSON."""
-        return {"facts": dict(self.facts), "settled": dict(self.settled)}
+        search = plain(dataclasses.asdict(self.search))
+        return {"facts": dict(self.facts), "settled": dict(self.settled), "search": search}
 
 
-def keep(arguments: Arguments, changes: Mapping[str, Any], base: str) -> Kept:
+def keep(
+    arguments: Arguments, changes: Mapping[str, Any], base: str, search: SearchFacts | None = None
+) -> Kept:
     """Return what a run's checkpoints say of it. ``base`` is the base's fingerprint, ``changes`` what was settled."""
     training = arguments.training
     values = {name: changes.get(name, getattr(training, name)) for name in SETTLED}
     settled: dict[str, Any] = {"learning_rate": changes.get("learning_rate", training.learning_rate)}
     if arguments.run.auto_fit:
         settled |= {**values, "q_lora": arguments.lora.q_lora}
-    return Kept({**facts_of(arguments, changes), "base": base}, plain(settled))
+    return Kept({**facts_of(arguments, changes), "base": base}, plain(settled), search or SearchFacts())
 
 
 def facts_of(arguments: Arguments, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from manylora.training.rate.find import Choice, apply, find_learning_rate, write
 from manylora.training.recording import finish_record, published_best, start_record
 from manylora.training.register import can_register, register
 from manylora.training.report.page import write_report
-from manylora.training.report.record import EvaluationFacts, RunRecord
+from manylora.training.report.record import EvaluationFacts, RunRecord, SearchFacts
 from manylora.training.report.trackers import check_report_to
 from manylora.training.tasks.tasks import run_tasks
 from manylora.training.watching import (
@@ -138,11 +138,11 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     wants_rate = arguments.learning_rate_auto and not arguments.run.resume
     choice = choose_rate(job, directory, say) if wants_rate else None
     record = start_record(job.arguments, job.prepared, plan_job(job).parts, job.changes)
-    if choice is not None:
-        record = dataclasses.replace(record, search=choice.facts())
+    search = _search(choice, resume_point(arguments))
+    record = dataclasses.replace(record, search=search)
     before = None if questions is None else questions.score(None)
     trainer = job.trainer()
-    trainer.run_state = keep(arguments, job.changes, job.prepared.base.fingerprint).state()
+    trainer.run_state = keep(arguments, job.changes, job.prepared.base.fingerprint, search).state()
     if evaluation_settings(arguments) is not None:
         trainer.more_metrics = answers_now(trainer, questions, directory)
     recorder = watch(trainer, arguments)
@@ -153,12 +153,9 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
         try:
             metrics = _train(trainer, resume_point(arguments), directory, say)
         except Diverged as error:
-            nothing = EvaluationFacts()
-            _write(
-                finish_record(record, trainer, recorder.history, {}, nothing, meter.peak_gib, str(error)),
-                directory,
-                say,
-            )
+            none, peak = EvaluationFacts(), meter.peak_gib
+            record = finish_record(record, trainer, recorder.history, {}, none, peak, str(error))
+            _write(record, directory, say)
             raise
     publish(trainer, directory)
     metrics.update(_held_out(trainer))
@@ -166,12 +163,17 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
     peak = meter.peak_gib
     if is_first_process():
         found = _evaluation(arguments, before, after)
-        _write(
-            finish_record(record, trainer, recorder.history, metrics, found, peak, _outcome(trainer)),
-            directory,
-            say,
-        )
+        outcome = _outcome(trainer)
+        record = finish_record(record, trainer, recorder.history, metrics, found, peak, outcome)
+        _write(record, directory, say)
         hand_over(job, trainer, directory, say)
+
+
+def _search(choice: Choice | None, point: Path | None) -> SearchFacts:
+    """Return what is known of a search for the rate: this run's, or that of the run that it goes on with."""
+    if choice is not None:
+        return choice.facts()
+    return SearchFacts() if point is None else Kept.of(checkpoints.read_state(point)).search
 
 
 def _train(trainer: LoraTrainer, point: Path | None, directory: Path, say: Say) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Going on with a run: only with what it began with, only from what is whole, and no step too far."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -228,7 +229,14 @@ def test_a_run_from_an_adapter_goes_on_by_the_same_command(place: Path, tmp_path
 def test_a_rate_that_was_found_is_gone_on_with(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choice = Choice(0.02, "because", Curve((1e-3, 1e-2), (2.0, 1.0)), (Trial(0.02, 1, 1.0),))
+    choice = Choice(
+        0.02,
+        "because",
+        Curve((1e-3, 1e-2), (2.0, 1.0)),
+        (Trial(0.02, 1, 1.0), Trial(0.5, 1, math.inf)),
+        30,
+        1.5,
+    )
     monkeypatch.setattr("manylora.training.run.find_learning_rate", lambda job, say: choice)
     monkeypatch.setattr("manylora.training.run.write_choice", lambda choice, directory: None)
     auto = "--learning_rate auto"  # the last one counts
@@ -236,13 +244,23 @@ def test_a_rate_that_was_found_is_gone_on_with(
     run(place, found, auto)
     expected = weights(found)
     assert rate_of(found) == 0.02
+    search = search_of(found)
+    assert (search["rate"], search["steps"], search["trials"]) == (0.02, 30, [[0.02, 1, 1.0], [0.5, 1, None]])
     shutil.rmtree(found / "checkpoint-4")
     (found / "adapter_model.safetensors").unlink()
     run(place, found, f"{auto} --resume")
     assert weights(found) == expected
     assert rate_of(found) == 0.02
+    # The report draws it as that of the first part did.
+    assert search_of(found) == search
+    assert "range test" in (found / "report.html").read_text()
     with pytest.raises(InvalidArgument, match=r"--learning_rate is 0\.5 now and was 0\.02"):
         run(place, found, "--learning_rate 0.5 --resume")
+
+
+def search_of(directory: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((directory / "run.json").read_text())["search"]
+    return found
 
 
 def rate_of(directory: Path) -> float:

@@ -120,6 +120,15 @@ class SearchFacts:
     trials: tuple[tuple[float, int, float], ...] = ()
     """(rate, steps, held-out loss)."""
 
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> "SearchFacts":
+        """Read them from JSON, where an infinite loss is None."""
+        rows = {
+            name: tuple(tuple(math.inf if one is None else one for one in row) for row in kept.get(name, ()))
+            for name in ("curve", "trials")
+        }
+        return cls(**{**kept, **rows})
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFacts:
