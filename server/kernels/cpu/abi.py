@@ -55,6 +55,21 @@ class Source(Structure):
     )
 
 
+class Encoding(Structure):
+    """ml_encoding."""
+
+    _fields_ = (
+        ("type", c_int32),
+        ("block", c_int32),
+        ("rows", c_int64),
+        ("in", c_int64),
+        ("weights", c_void_p),
+        ("between", c_void_p),
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+    )
+
+
 class Layer(Structure):
     """ml_layer."""
 
@@ -169,6 +184,7 @@ class Call(Structure):
 STRUCTURES: dict[str, type[Structure]] = {
     "ml_matrix": Matrix,
     "ml_source": Source,
+    "ml_encoding": Encoding,
     "ml_layer": Layer,
     "ml_model": Model,
     "ml_kv": KV,
@@ -215,6 +231,8 @@ Signature: TypeAlias = (
 SIGNATURES: dict[str, Signature] = {
     # What a level exports: what it returns, and what it takes after the pool. One line each, in the order of table.h.
     "pack": (c_int32, (c_void_p, c_void_p)),
+    "encode_nf4": (None, (c_void_p,)),
+    "encode_int8": (None, (c_void_p,)),
     "linear": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p)),
     "embedding": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
     "rms_norm_rows": (None, (c_void_p, c_void_p, c_float, c_int64, c_int32, c_void_p)),

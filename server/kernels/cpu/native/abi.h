@@ -50,6 +50,18 @@ typedef struct {
     int32_t reserved;
 } ml_source;
 
+// 16- or 32-bit weights that are brought to NF4 or int8, and where they go.
+enum { ML_WEIGHTS_F32, ML_WEIGHTS_F16, ML_WEIGHTS_BF16 };
+typedef struct {
+    int32_t type;         // of the weights
+    int32_t block;        // NF4: weights to a scale, a power of two of at most 4096. int8: 64; a row's last may be shorter
+    int64_t rows, in;     // NF4: one row of all weights
+    const void *weights;  // [rows][in]
+    const float *between; // NF4: the fifteen values between codes
+    uint8_t *codes;       // NF4: [ceil(in / 2)], the first of two in the high half; int8: [rows][in]
+    float *scales;        // [rows][ceil(in / block)]: NF4: largest magnitudes; int8: those over 127. NaN if one is not finite
+} ml_encoding;
+
 typedef struct {
     const float *attn_norm; // [hidden]
     const float *q_norm;    // [head_dim] or null, k_norm likewise

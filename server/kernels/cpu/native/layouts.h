@@ -6,6 +6,8 @@
     SIZE(ml_source), AT(ml_source, form), AT(ml_source, out), AT(ml_source, in), AT(ml_source, bits),
      AT(ml_source, codes), AT(ml_source, scales), AT(ml_source, zeros), AT(ml_source, groups),
      AT(ml_source, of_output), AT(ml_source, of_group), AT(ml_source, scaled), AT(ml_source, reserved),
+    SIZE(ml_encoding), AT(ml_encoding, type), AT(ml_encoding, block), AT(ml_encoding, rows), AT(ml_encoding, in),
+     AT(ml_encoding, weights), AT(ml_encoding, between), AT(ml_encoding, codes), AT(ml_encoding, scales),
     SIZE(ml_layer), AT(ml_layer, attn_norm), AT(ml_layer, q_norm), AT(ml_layer, k_norm), AT(ml_layer, mlp_norm),
      AT(ml_layer, module), AT(ml_layer, window), AT(ml_layer, reserved),
     SIZE(ml_model), AT(ml_model, layers), AT(ml_model, hidden), AT(ml_model, heads), AT(ml_model, kv_heads),

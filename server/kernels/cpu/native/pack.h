@@ -3,11 +3,12 @@
 // A block is first spread out as bytes, [32][padded_in] in the order of its inputs, then stored in words. Scales are
 // divided by the matrix's gain, a power of two, and rounded to f16: what is below f16's least then becomes 0.
 #pragma once
-#include <float.h>
-#include <math.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "abi.h"
-#include "quantize.h"
+#include "linear.h"
 #include "team.h"
 
 // Values that add nothing, per source: what padding is filled with.
@@ -27,128 +28,151 @@ ML_INLINE uint16_t float_to_f16(float x) {
 #endif
 }
 
-ML_INLINE float f16_to_float(uint16_t bits) {
-    uint16_t some[VW] = {bits};
-    float wide[VW];
-    vstore(wide, vf16(some));
-    return wide[0];
-}
+// A lane's codes lie `pitch` bytes behind those of the lane before: off a power of two, so that they share the cache.
+ML_INLINE int64_t pitch_of(const ml_matrix *m) { return m->padded_in + 64; }
 
 // [out][in] codes, two to a byte, the first in the high half.
-static void read_nf4(const ml_source *s, int32_t output, uint8_t *codes) {
+static void read_nf4(const ml_source *s, int32_t output, uint8_t *__restrict codes) {
     int64_t first = (int64_t)output * s->in;
     const uint8_t *pairs = (const uint8_t *)s->codes + first / 2;
-    int32_t i = 0;
-    if (first % 2) codes[i++] = *pairs++ & 15;
-    for (; i + 1 < s->in; i += 2, pairs++) {
-        codes[i] = *pairs >> 4;
-        codes[i + 1] = *pairs & 15;
+    int32_t odd = (int32_t)(first % 2), whole = (s->in - odd) / 2;
+    if (odd) *codes++ = *pairs++ & 15;
+    for (int32_t i = 0; i < whole; i++) {
+        codes[2 * i] = pairs[i] >> 4;
+        codes[2 * i + 1] = pairs[i] & 15;
     }
-    if (i < s->in) codes[i] = *pairs >> 4;
+    if ((s->in - odd) % 2) codes[2 * whole] = pairs[whole] >> 4;
+}
+
+// Eight codes of four bits, the lowest first, as bytes.
+ML_INLINE uint64_t spread(uint32_t word) {
+    uint64_t wide = word;
+    wide = (wide | wide << 16) & 0x0000ffff0000ffff;
+    wide = (wide | wide << 8) & 0x00ff00ff00ff00ff;
+    return (wide | wide << 4) & 0x0f0f0f0f0f0f0f0f;
 }
 
 // int32 [in * bits / 32][out]: codes packed along in, lowest bits first. Those of 8 bits are stored less 128.
-static void read_gptq(const ml_source *s, int32_t output, uint8_t *codes) {
-    const uint32_t *words = (const uint32_t *)s->codes + output;
+static void read_gptq(const ml_source *s, int32_t output, int32_t lanes, int64_t pitch, uint8_t *codes) {
     int32_t each = 32 / s->bits;
     for (int32_t i = 0; i < s->in; i += each) {
-        uint32_t word = words[(int64_t)(i / each) * s->out];
-        if (s->bits == 4) {
-            for (int32_t k = 0; k < 8; k++) codes[i + k] = word >> (4 * k) & 15;
-        } else {
-            word ^= 0x80808080;
-            memcpy(codes + i, &word, 4);
+        const uint32_t *words = (const uint32_t *)s->codes + (int64_t)(i / each) * s->out + output;
+        for (int32_t lane = 0; lane < lanes; lane++) {
+            uint64_t bytes = s->bits == 4 ? spread(words[lane]) : words[lane] ^ 0x80808080;
+            memcpy(codes + lane * pitch + i, &bytes, (size_t)each);
         }
     }
 }
 
-// int32 [in][out / 8]: eight columns a word, in the order 0 2 4 6 1 3 5 7 from the lowest bits.
-static void read_awq(const ml_source *s, int32_t output, uint8_t *codes) {
+// int32 [in][out / 8]: eight outputs a word, in the order 0 2 4 6 1 3 5 7 from the lowest bits. Four inputs at a time.
+static void read_awq(const ml_source *s, int32_t output, int32_t lanes, int64_t pitch, uint8_t *codes) {
     static const int8_t place[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-    const uint32_t *words = (const uint32_t *)s->codes + output / 8;
-    int32_t shift = 4 * place[output % 8];
-    for (int32_t i = 0; i < s->in; i++) codes[i] = words[(int64_t)i * (s->out / 8)] >> shift & 15;
-}
-
-// The codes of an output in the packed order, `row` [in] being memory for them in the source's.
-static void read_output(const ml_source *s, const ml_matrix *m, int32_t output, uint8_t *row, uint8_t *codes) {
-    uint8_t nothing = nothing_of(s, m);
-    uint8_t *to = m->order ? row : codes;
-    switch (s->form) {
-    case ML_FROM_NF4: read_nf4(s, output, to); break;
-    case ML_FROM_GPTQ: read_gptq(s, output, to); break;
-    case ML_FROM_AWQ: read_awq(s, output, to); break;
-    default: memcpy(to, (const uint8_t *)s->codes + (int64_t)output * s->in, (size_t)s->in); break;
-    }
-    if (m->order)
-        for (int32_t i = 0; i < m->padded_in; i++) codes[i] = m->order[i] < 0 ? nothing : row[m->order[i]];
-    else
-        memset(codes + m->in, nothing, (size_t)(m->padded_in - m->in));
-}
-
-// Words of a block: word w of lane l goes to byte 4l of 64, both halves of a byte or of 128 bytes being filled.
-static void store_nibbles(const uint8_t *codes, int32_t inputs, uint8_t *block) {
-    for (int32_t lane = 0; lane < 16; lane++) {
-        const uint8_t *low = codes + (int64_t)lane * inputs, *high = low + (int64_t)16 * inputs;
-        for (int32_t i = 0; i < inputs; i += 4) {
-            uint32_t a, b;
-            memcpy(&a, low + i, 4);
-            memcpy(&b, high + i, 4);
-            a |= b << 4;
-            memcpy(block + (int64_t)i * 16 + lane * 4, &a, 4);
+    for (int32_t i = 0; i < s->in; i += 4)
+        for (int32_t lane = 0; lane < lanes; lane += 8) {
+            uint8_t four[4][8];
+            for (int k = 0; k < 4; k++) {
+                uint64_t bytes = spread(((const uint32_t *)s->codes)[(int64_t)(i + k) * (s->out / 8) + (output + lane) / 8]);
+                memcpy(four[k], &bytes, 8);
+            }
+            for (int o = 0; o < 8; o++)
+                for (int k = 0; k < 4; k++) codes[(lane + o) * pitch + i + k] = four[k][place[o]];
         }
+}
+
+// Spread a block out, its inputs in the packed order; `row` [in] is memory for those of one output in the source's.
+static void read_block(const ml_source *s, const ml_matrix *m, int32_t block, uint8_t *row, uint8_t *codes) {
+    int64_t pitch = pitch_of(m);
+    int32_t first = block * 32, lanes = m->out - first < 32 ? m->out - first : 32;
+    uint8_t nothing = nothing_of(s, m);
+    if (s->form == ML_FROM_GPTQ) read_gptq(s, first, lanes, pitch, codes);
+    if (s->form == ML_FROM_AWQ) read_awq(s, first, lanes, pitch, codes);
+    for (int32_t lane = 0; lane < 32; lane++, codes += pitch) {
+        if (lane < lanes && s->form == ML_FROM_NF4) read_nf4(s, first + lane, codes);
+        if (lane < lanes && s->form == ML_FROM_INT8)
+            memcpy(codes, (const uint8_t *)s->codes + (int64_t)(first + lane) * s->in, (size_t)s->in);
+        int32_t filled = lane < lanes ? m->in : 0;
+        memset(codes + filled, nothing, (size_t)(m->padded_in - filled));
+        if (!m->order || !filled) continue;
+        memcpy(row, codes, (size_t)m->in);
+        for (int32_t i = 0; i < m->padded_in; i++) codes[i] = m->order[i] < 0 ? nothing : row[m->order[i]];
     }
 }
 
-static void store_words(const uint8_t *codes, int32_t inputs, uint8_t *block) {
-    for (int32_t lane = 0; lane < 32; lane++)
-        for (int32_t i = 0; i < inputs; i += 4)
-            memcpy(block + (int64_t)i * 32 + lane * 4, codes + (int64_t)lane * inputs + i, 4);
+// Words of a block: word w of lane l goes to byte 4l of 64, both halves of a byte or of 128 bytes being filled. By 64
+// inputs, which are written whole while they are near.
+static void store_codes(const ml_matrix *m, const uint8_t *codes, uint8_t *block) {
+    int64_t pitch = pitch_of(m);
+    for (int32_t first = 0; first < m->padded_in; first += 64)
+        for (int32_t lane = 0; lane < (m->kind == ML_TABLE4 ? 16 : 32); lane++)
+            for (int32_t i = first; i < first + 64; i += 4) {
+                uint32_t low, high;
+                memcpy(&low, codes + lane * pitch + i, 4);
+                if (m->kind == ML_TABLE4) {
+                    memcpy(&high, codes + (lane + 16) * pitch + i, 4);
+                    low |= high << 4;
+                }
+                memcpy(block + (int64_t)i * (m->kind == ML_TABLE4 ? 16 : 32) + lane * 4, &low, 4);
+            }
 }
 
-static int16_t sum_values(const ml_matrix *m, const uint8_t *codes) {
-    int32_t sum = 0;
-    for (int32_t i = 0; i < m->group; i++) sum += m->table ? m->table[codes[i]] : (int8_t)codes[i];
-    return (int16_t)sum;
+// The sums of a block's groups: its products with ones.
+static void store_sums(const ml_matrix *m, int32_t block) {
+    static const uint8_t ones[4] = {1, 1, 1, 1};
+    float bias[32];
+    ml_part p = part_of(m, block, bias);
+    for (int32_t g = 0; g < p.groups; g++)
+        for (int column = 0; column < 16; column += VW) {
+            vi sums[2] = {vi_zero(), vi_zero()};
+            for (int32_t word = g * p.words; word < (g + 1) * p.words; word++) {
+                vw low, high;
+                if (m->kind == ML_TABLE4) load_weights<NIBBLES>(&p, word, column, &low, &high);
+                else load_weights<BYTES>(&p, word, column, &low, &high);
+                sums[0] = dot(sums[0], load_word(ones), low);
+                sums[1] = dot(sums[1], load_word(ones), high);
+            }
+            for (int half = 0; half < 2; half++) {
+                int32_t wide[VW];
+                memcpy(wide, &sums[half], sizeof wide);
+                for (int i = 0; i < VW; i++) ((int16_t *)p.sums)[g * 32 + half * 16 + column + i] = (int16_t)wide[i];
+            }
+        }
 }
 
-// Scales, sums and zero points of one output, whose codes are given; of none (output < 0) all add nothing.
-static void store_groups(const ml_source *s, const ml_matrix *m, int32_t block, int32_t lane, const uint8_t *codes) {
-    int32_t groups = m->padded_in / m->group, output = block * 32 + lane;
-    for (int32_t g = 0; g < groups; g++) {
-        int64_t at = ((int64_t)block * groups + g) * 32 + lane;
-        int32_t from = output < m->out ? s->groups[g] : -1;
-        int64_t found = (int64_t)output * s->of_output + (int64_t)from * s->of_group;
-        float scale = from < 0 ? 0.0f : s->scales[found] * s->scaled / m->gain;
-        ((uint16_t *)m->scales)[at] = float_to_f16(scale);
-        ((int16_t *)m->sums)[at] = sum_values(m, codes + (int64_t)g * m->group);
-        if (m->zeros) ((int16_t *)m->zeros)[at] = from < 0 ? 0 : s->zeros[found];
-    }
+// Scales and zero points of a block; those of outputs and inputs that aren't there are 0.
+static void store_scales(const ml_source *s, const ml_matrix *m, int32_t block) {
+    int32_t groups = m->padded_in / m->group;
+    for (int32_t g = 0; g < groups; g++)
+        for (int32_t lane = 0; lane < 32; lane++) {
+            int64_t at = ((int64_t)block * groups + g) * 32 + lane;
+            int32_t output = block * 32 + lane, from = output < m->out ? s->groups[g] : -1;
+            int64_t found = (int64_t)output * s->of_output + (int64_t)from * s->of_group;
+            float scale = from < 0 ? 0.0f : s->scales[found] * s->scaled / m->gain;
+            ((uint16_t *)m->scales)[at] = float_to_f16(scale);
+            if (m->zeros) ((int16_t *)m->zeros)[at] = from < 0 ? 0 : s->zeros[found];
+        }
 }
 
 static void pack_codes(const ml_source *s, const ml_matrix *m, int32_t block, uint8_t *memory) {
-    uint8_t *row = memory + (int64_t)32 * m->padded_in;
-    for (int32_t lane = 0; lane < 32; lane++) {
-        uint8_t *codes = memory + (int64_t)lane * m->padded_in;
-        if (block * 32 + lane < m->out) read_output(s, m, block * 32 + lane, row, codes);
-        else memset(codes, nothing_of(s, m), (size_t)m->padded_in);
-        store_groups(s, m, block, lane, codes);
-    }
     int64_t bytes = (int64_t)m->padded_in * (m->kind == ML_TABLE4 ? 16 : 32);
-    uint8_t *to = (uint8_t *)m->codes + block * bytes;
-    if (m->kind == ML_TABLE4) store_nibbles(memory, m->padded_in, to);
-    else store_words(memory, m->padded_in, to);
+    read_block(s, m, block, memory + 32 * pitch_of(m), memory);
+    store_codes(m, memory, (uint8_t *)m->codes + block * bytes);
+    store_sums(m, block);
+    store_scales(s, m, block);
 }
 
-// bf16 [out][in] to pairs of inputs.
+// bf16 [out][in] to pairs of inputs, by 64 inputs.
 static void pack_dense(const ml_source *s, const ml_matrix *m, int32_t block) {
     uint16_t *to = (uint16_t *)m->codes + (int64_t)block * m->padded_in * 32;
-    memset(to, 0, (size_t)m->padded_in * 64);
-    for (int32_t lane = 0; lane < 32 && block * 32 + lane < m->out; lane++) {
-        const uint16_t *from = (const uint16_t *)s->codes + (int64_t)(block * 32 + lane) * m->in;
-        int32_t i = 0;
-        for (; i + 1 < m->in; i += 2) memcpy(to + (int64_t)i * 32 + lane * 2, from + i, 4);
-        if (i < m->in) to[(int64_t)i * 32 + lane * 2] = from[i];
+    int32_t first = block * 32, lanes = m->out - first < 32 ? m->out - first : 32;
+    for (int32_t tile = 0; tile < m->padded_in; tile += 64) {
+        int32_t end = tile + 64 < m->in ? tile + 64 : m->in;
+        if (lanes < 32 || end < tile + 64) memset(to + (int64_t)tile * 32, 0, 64 * 64);
+        for (int32_t lane = 0; lane < lanes; lane++) {
+            const uint16_t *from = (const uint16_t *)s->codes + (int64_t)(first + lane) * m->in;
+            int32_t i = tile;
+            for (; i + 1 < end; i += 2) memcpy(to + (int64_t)i * 32 + lane * 2, from + i, 4);
+            if (i < end) to[(int64_t)i * 32 + lane * 2] = from[i];
+        }
     }
 }
 
@@ -160,7 +184,7 @@ typedef struct {
 
 static void pack_program(ml_team team, void *argument) {
     ml_packing *a = (ml_packing *)argument;
-    size_t bytes = (size_t)a->matrix->padded_in * 33 + 64;
+    size_t bytes = (size_t)pitch_of(a->matrix) * 33;
     uint8_t *memory = (uint8_t *)ml_own_scratch(team, bytes);
     if (!memory) __atomic_store_n(&a->failed, 1, __ATOMIC_RELAXED);
     for (int64_t block; memory && (block = ml_take(team)) < a->matrix->blocks;) {
@@ -169,9 +193,22 @@ static void pack_program(ml_team team, void *argument) {
     }
 }
 
+// Ask for huge pages where whole ones lie within the codes: fewer faults now, and fewer addresses to look up later.
+static void use_huge_pages(const ml_matrix *m) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)2 << 20;
+    uintptr_t first = ((uintptr_t)m->codes + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)m->codes + (uintptr_t)m->blocks * m->padded_in * (16u << m->kind)) / page * page;
+    if (first < end) madvise((void *)first, end - first, MADV_HUGEPAGE);
+#else
+    (void)m;
+#endif
+}
+
 // Fill codes, scales, sums and zeros of `matrix`, all else of which is set. Returns 0, or 1 if there was no memory.
 static int32_t pack(ml_pool *pool, const ml_source *source, const ml_matrix *matrix) {
     ml_packing a = {source, matrix, 0};
+    use_huge_pages(matrix);
     ml_run(pool, pack_program, &a);
     return a.failed;
 }

@@ -15,6 +15,9 @@ static const ml_export ml_exports[] = {
 #ifdef ML_PACK_EXPORTS
     ML_PACK_EXPORTS
 #endif
+#ifdef ML_ENCODE_EXPORTS
+    ML_ENCODE_EXPORTS
+#endif
 #ifdef ML_LINEAR_EXPORTS
     ML_LINEAR_EXPORTS
 #endif

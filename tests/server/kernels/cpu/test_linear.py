@@ -22,6 +22,13 @@ def activations(wide: int, rows: int = ROWS) -> Tensor:
     return x
 
 
+def opened(level: str, threads: int) -> Kernels:
+    """Open a level that this processor runs."""
+    kernels = open_kernels(level, threads)
+    assert isinstance(kernels, Kernels)
+    return kernels
+
+
 def packed(name: str, kernels: Kernels) -> PackedMatrix:
     source = FORMATS[name]
     return pack(source, torch.randn(source.shape[0], generator=torch.Generator().manual_seed(5)), kernels)
@@ -52,16 +59,16 @@ def test_a_row_gets_the_same_bits_on_one_thread_and_on_many(name: str, kernels: 
     x = activations(matrix.shape[1])
     for threads in (1, 3):
         assert torch.equal(
-            product(open_kernels(kernels.level, threads), matrix, x), product(kernels, matrix, x)
+            product(opened(kernels.level, threads), matrix, x), product(kernels, matrix, x)
         )
 
 
 @pytest.mark.skipif(len(RUNS) < 2, reason="this processor runs one level or none")
 @pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("bf16")])
 def test_all_levels_give_the_same_bits(name: str) -> None:
-    opened = [open_kernels(level, 2) for level in RUNS]
-    matrix = packed(name, opened[0])
-    first, *others = (product(kernels, matrix, activations(matrix.shape[1])) for kernels in opened)
+    every = [opened(level, 2) for level in RUNS]
+    matrix = packed(name, every[0])
+    first, *others = (product(kernels, matrix, activations(matrix.shape[1])) for kernels in every)
     assert all(torch.equal(first, other) for other in others)
 
 
