@@ -12,6 +12,8 @@ from torch import Tensor
 
 GROUP = 64
 LARGEST = 127
+NOTHING = 1e-36
+"""A group of no larger magnitude is zero: what it would be multiplied by is none of float32's numbers."""
 # Rows quantised at a time: bounds the scratch memory.
 CHUNK_WEIGHTS = 1 << 22
 
@@ -63,7 +65,7 @@ def quantize_int8(weight: Tensor) -> Int8Tensor:
             raise ValueError("a weight is not finite, so it can't be quantised")
         scales[first : first + rows] = largest / LARGEST
         # A group of zeros has no scale to divide by, and needs none.
-        inverse = torch.where(largest > 0, LARGEST / largest, 0)
+        inverse = torch.where(largest > NOTHING, LARGEST / largest, 0)
         whole = (padded * inverse[..., None]).round_().clamp_(-LARGEST, LARGEST)
         codes[first : first + rows] = whole.view(len(part), -1)[:, :wide].to(torch.int8)
     return Int8Tensor(codes, scales)

@@ -131,7 +131,7 @@ def quantize_nf4(weight: Tensor, blocksize: int = BLOCKSIZE, double_quant: bool 
     scales = torch.cat(absmax)
     if not torch.isfinite(scales).all():
         raise ValueError("the weight holds NaN or infinite values")
-    nested = _nest(scales) if double_quant else scales
+    nested = nest_scales(scales) if double_quant else scales
     return Nf4Tensor(torch.cat(codes), nested, (weight.shape[0], weight.shape[1]), blocksize)
 
 
@@ -172,7 +172,8 @@ def _pair_table(device: torch.device) -> Tensor:
     return torch.stack((code[both >> 4], code[both & 15]), dim=1)
 
 
-def _nest(absmax: Tensor) -> NestedScales:
+def nest_scales(absmax: Tensor) -> NestedScales:
+    """Quantise absmax values, float32 [blocks], to 8 bits in blocks of NESTED_BLOCKSIZE."""
     offset = absmax.mean()
     codes, nested, code_map = quantize_dynamic(absmax - offset, NESTED_BLOCKSIZE)
     return NestedScales(codes, nested, code_map, offset)

@@ -48,6 +48,10 @@ ML_INLINE void load_bf16(const uint16_t *p, vf *even, vf *odd) {
     *even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     *odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
 }
+// 1 where x is above the edge, else 0.
+ML_INLINE vf vabove(vf x, vf edge) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, edge, _CMP_GT_OQ), _mm512_set1_ps(1.0f));
+}
 ML_INLINE float vleast(vf x) { return _mm512_reduce_min_ps(x); }
 ML_INLINE float vmost(vf x) { return _mm512_reduce_max_ps(x); }
 // Whole numbers of 0 .. 255 as bytes.
@@ -102,6 +106,7 @@ ML_INLINE void load_bf16(const uint16_t *p, vf *even, vf *odd) {
     *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
     *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
 }
+ML_INLINE vf vabove(vf x, vf edge) { return _mm256_and_ps(_mm256_cmp_ps(x, edge, _CMP_GT_OQ), _mm256_set1_ps(1.0f)); }
 ML_INLINE float vleast(vf x) {
     __m128 half = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_min_ps(half, _mm_movehl_ps(half, half));
@@ -152,6 +157,9 @@ ML_INLINE void load_bf16(const uint16_t *p, vf *even, vf *odd) {
     uint32x4_t both = vreinterpretq_u32_u16(vld1q_u16(p));
     *even = vreinterpretq_f32_u32(vshlq_n_u32(both, 16));
     *odd = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000)));
+}
+ML_INLINE vf vabove(vf x, vf edge) {
+    return vreinterpretq_f32_u32(vandq_u32(vcgtq_f32(x, edge), vreinterpretq_u32_f32(vdupq_n_f32(1))));
 }
 ML_INLINE float vleast(vf x) { return vminvq_f32(x); }
 ML_INLINE float vmost(vf x) { return vmaxvq_f32(x); }

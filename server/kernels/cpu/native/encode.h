@@ -35,29 +35,27 @@ ML_INLINE float largest_of(float *x, int32_t count) {
     return vsum(strange) == 0 ? vtop(most) : NAN;
 }
 
+// Four-bit codes of x [count], a number from -1 to 1 times `largest`: how many of the values between codes lie below.
 static void encode_nf4_block(const ml_encoding *e, float *x, int32_t count, float *scale, uint8_t *codes) {
-    float largest = largest_of(x, count), inverse = 1.0f / (largest < 1e-38f ? 1e-38f : largest);
-    int32_t code[ML_ENCODE_BLOCK + 1];
-    int whole = count == e->block;
-    if (!whole && largest < 1e-38f) largest = 1e-38f;
-    for (int32_t i = 0; i < count; i++) {
-        float v = whole ? x[i] * inverse : x[i] / largest; // as bitsandbytes
-        x[i] = v < -1.0f ? -1.0f : v > 1.0f ? 1.0f : v;
-        code[i] = 0;
+    const float least = 1e-38f;
+    float largest = largest_of(x, count);
+    int whole = count == e->block; // as bitsandbytes: one that isn't is divided, and has no scale of 0
+    if (!whole && largest < least) largest = least;
+    vf inverse = vset(1.0f / (largest < least ? least : largest));
+    uint8_t code[ML_ENCODE_BLOCK];
+    for (int32_t i = 0; i < count; i += VW) {
+        vf v = whole ? vmul(vload(x + i), inverse) : vdiv(vload(x + i), vset(largest)), below = vzero();
+        v = vmin(vmax(v, vset(-1.0f)), vset(1.0f));
+        for (int k = 0; k < 15; k++) below = vadd(below, vabove(v, vset(e->between[k])));
+        store_u8(code + i, below);
     }
-    for (int k = 0; k < 15; k++) {
-        float edge = e->between[k];
-        for (int32_t i = 0; i < count; i++) code[i] += x[i] > edge;
-    }
-    int32_t none = 0;
-    for (int k = 0; k < 15; k++) none += 0.0f > e->between[k]; // what an odd count is filled up with
-    code[count] = none;
-    for (int32_t i = 0; i < count; i += 2) codes[i / 2] = (uint8_t)(code[i] << 4 | code[i + 1]);
+    for (int32_t i = 0; i < count; i += 2) codes[i / 2] = (uint8_t)(code[i] << 4 | code[i + 1]); // of 0 behind the last
     *scale = largest;
 }
 
 static void encode_int8_block(float *x, int32_t count, float *scale, uint8_t *codes) {
-    float largest = largest_of(x, count), inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    float largest = largest_of(x, count);
+    float inverse = largest > 1e-36f ? 1.0f / largest * 127.0f : 0.0f; // as torch divides a number by a tensor
     int32_t whole[64];
     for (int32_t i = 0; i < count; i += VW) {
         vf v = vround(vmul(vload(x + i), vset(inverse)));
