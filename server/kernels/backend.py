@@ -124,6 +124,14 @@ class Backend(Protocol[ModelT, PlanT]):
         """What it is, and by what it multiplies 4-bit weights: for the banner."""
         ...
 
+    def quantize_nf4(self, matrix: Tensor, *, double_quant: bool) -> WeightSource:
+        """Return quant.nf4.quantize_nf4 of [out, in], which a backend may compute faster. Raises ValueError too."""
+        ...
+
+    def quantize_int8(self, matrix: Tensor) -> WeightSource:
+        """Return quant.int8.quantize_int8 of [out, in] in the same way."""
+        ...
+
     def prepare(self, parts: Sequence[WeightSource], bias: Tensor | None) -> LinearWeight:
         """Stack ``parts`` along out_features (q, k, v are one matmul) in the backend's layout, on its device."""
         ...

@@ -19,10 +19,9 @@ from manylora.quant.config import stored_format
 from manylora.quant.dense import DenseTensor
 from manylora.quant.errors import CorruptCheckpoint
 from manylora.quant.format import QuantizedTensor, StoredFormat, read_dense
-from manylora.quant.int8 import quantize_int8
-from manylora.quant.nf4 import DOUBLE_QUANT, quantize_nf4
+from manylora.quant.nf4 import DOUBLE_QUANT
 from manylora.quant.served_form import ServedForm, served_form
-from manylora.server.kernels.backend import AnyBackend
+from manylora.server.kernels.backend import AnyBackend, WeightSource
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LayerWeights, LinearWeight
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.errors import ModelMissing, UnsupportedModel, WeightsMismatch
@@ -104,9 +103,7 @@ def load_weights(
     config, stored = model_config(raw), stored_format(directory, raw)
     _check_choice(stored, quantization)
     own = served_form(raw)
-    quantizer = _Quantizer(
-        quantised_at_load(stored, own, quantization), double_quant, backend.dtype, backend.device
-    )
+    quantizer = _Quantizer(quantised_at_load(stored, own, quantization), double_quant, backend)
     checkpoint = Checkpoint(directory)
     reader = _Reader(checkpoint, config, stored, backend, quantizer)
     layers = []
@@ -154,25 +151,24 @@ class _Quantizer:
 
     form: LoadedForm | None
     double_quant: bool
-    dtype: torch.dtype
-    device: torch.device
+    backend: AnyBackend
 
     def name(self, stored: StoredFormat) -> str:
         """Return how linear layers are held, for the report."""
         if self.form is not None:
             return "nf4 (double quantised)" if self.form == "nf4" and self.double_quant else self.form
-        return str(self.dtype).removeprefix("torch.") if stored.kind == "dense" else stored.kind
+        return str(self.backend.dtype).removeprefix("torch.") if stored.kind == "dense" else stored.kind
 
-    def __call__(self, matrix: QuantizedTensor) -> QuantizedTensor:
+    def __call__(self, matrix: QuantizedTensor) -> WeightSource:
         if not isinstance(matrix, DenseTensor):
             return matrix
         # transformers casts first and quantises then, on the device; so must we, to get the same codes.
-        weight = matrix.weight.to(self.device, self.dtype)
+        weight = matrix.weight.to(self.backend.device, self.backend.dtype)
         if self.form is None:
             return DenseTensor(weight)
         if self.form == "int8":
-            return quantize_int8(weight)
-        return quantize_nf4(weight, double_quant=self.double_quant)
+            return self.backend.quantize_int8(weight)
+        return self.backend.quantize_nf4(weight, double_quant=self.double_quant)
 
 
 @dataclass

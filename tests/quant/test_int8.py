@@ -31,6 +31,11 @@ def test_a_group_of_zeros_stays_zero() -> None:
     assert torch.equal(quantize_int8(weight).dequantize(torch.float32), weight)
 
 
+def test_a_group_of_almost_nothing_becomes_zero() -> None:
+    weight = torch.full((1, GROUP), 1e-40)
+    assert torch.equal(quantize_int8(weight).codes, torch.zeros(1, GROUP, dtype=torch.int8))
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_refused(bad: float) -> None:
     weight = torch.ones(3, GROUP)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from manylora.quant.dense import DenseTensor
-from manylora.quant.int8 import quantize_int8
+from manylora.quant.int8 import Int8Tensor
+from manylora.quant.nf4 import Nf4Tensor
 from manylora.server.kernels.backend import KVCache, RankArena, WeightSource
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.arena import CpuArena, bytes_per_row
+from manylora.server.kernels.cpu.encode import encode_int8, encode_nf4
 from manylora.server.kernels.cpu.kv_cache import CpuKVCache, bytes_per_block
 from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.cpu.linear import CpuLinear
@@ -45,6 +47,14 @@ class CpuBackend:
         """See Backend."""
         return f"native {self._kernels.level}, {self._kernels.threads} threads"
 
+    def quantize_nf4(self, matrix: Tensor, *, double_quant: bool) -> Nf4Tensor:
+        """See Backend."""
+        return encode_nf4(matrix, self._kernels, double_quant=double_quant)
+
+    def quantize_int8(self, matrix: Tensor) -> Int8Tensor:
+        """See Backend."""
+        return encode_int8(matrix, self._kernels)
+
     def prepare(self, parts: Sequence[WeightSource], bias: Tensor | None) -> CpuLinear:
         """See Backend."""
         widths = [part.shape[0] for part in parts]
@@ -54,13 +64,13 @@ class CpuBackend:
 
     def prepare_embedding(self, matrix: Tensor, *, tied: bool) -> CpuLinear:
         """See Backend. Where it is the head too it is held in 8 bits with a scale per 64, else as it is."""
-        source = quantize_int8(matrix) if tied else DenseTensor(matrix)
+        source = self.quantize_int8(matrix) if tied else DenseTensor(matrix)
         return CpuLinear((pack(source, None, self._kernels),))
 
     def prepare_head(self, matrix: WeightSource) -> CpuLinear:
         """See Backend. It is held in 8 bits, unless it is in 8 or fewer already."""
         return self.prepare(
-            [quantize_int8(matrix.weight) if isinstance(matrix, DenseTensor) else matrix], None
+            [self.quantize_int8(matrix.weight) if isinstance(matrix, DenseTensor) else matrix], None
         )
 
     def tie_head(self, embedding: EmbeddingWeight) -> CpuLinear:

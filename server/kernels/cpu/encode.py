@@ -1,4 +1,4 @@
-"""16- and 32-bit weights brought to NF4 and int8 by the compiled kernels: the same codes as quant/'s, many times faster."""
+"""16- and 32-bit weights brought to NF4 and int8 by the compiled kernels: quant/'s codes, many times faster."""
 
 import ctypes
 

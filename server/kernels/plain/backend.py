@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.quant.nf4 import Nf4Tensor
+from manylora.quant.int8 import Int8Tensor, quantize_int8
+from manylora.quant.nf4 import Nf4Tensor, quantize_nf4
 from manylora.server.kernels.backend import KVCache, RankArena, WeightSource, compose
 from manylora.server.kernels.plain.arena import PlainArena, bytes_per_row
 from manylora.server.kernels.plain.attention import AttentionPlan, attend, index_tensor, plan_attention
@@ -77,6 +78,14 @@ class PlainBackend:
     def description(self) -> str:
         """See Backend."""
         return f"plain torch; NF4 by {self.nf4_kernel}"
+
+    def quantize_nf4(self, matrix: Tensor, *, double_quant: bool) -> Nf4Tensor:
+        """See Backend."""
+        return quantize_nf4(matrix, double_quant=double_quant)
+
+    def quantize_int8(self, matrix: Tensor) -> Int8Tensor:
+        """See Backend."""
+        return quantize_int8(matrix)
 
     def prepare(self, parts: Sequence[WeightSource], bias: Tensor | None) -> PlainLinear:
         """See Backend."""

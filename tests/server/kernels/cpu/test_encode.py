@@ -1,5 +1,7 @@
 """Weights quantised natively: the codes and scales of quant/, bit for bit."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -57,7 +59,9 @@ def test_int8_has_the_same_codes(shape: tuple[int, int], dtype: torch.dtype, ker
 
 @pytest.mark.parametrize("encode", [encode_nf4, encode_int8])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_is_refused(encode: type[object], value: float, kernels: Kernels) -> None:
+def test_what_is_not_finite_is_refused(
+    encode: Callable[[torch.Tensor, Kernels], object], value: float, kernels: Kernels
+) -> None:
     weight = normal(33, 100)
     weight[32, 99] = value
     with pytest.raises(ValueError, match="NaN or infinite"):

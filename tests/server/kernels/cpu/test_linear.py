@@ -58,9 +58,7 @@ def test_a_row_gets_the_same_bits_on_one_thread_and_on_many(name: str, kernels: 
     matrix = packed(name, kernels)
     x = activations(matrix.shape[1])
     for threads in (1, 3):
-        assert torch.equal(
-            product(opened(kernels.level, threads), matrix, x), product(kernels, matrix, x)
-        )
+        assert torch.equal(product(opened(kernels.level, threads), matrix, x), product(kernels, matrix, x))
 
 
 @pytest.mark.skipif(len(RUNS) < 2, reason="this processor runs one level or none")
