@@ -16,6 +16,7 @@ from manylora.quant.identity import config_fingerprint, weights_identity
 from manylora.quant.served_form import served_form
 from manylora.server.config import ServeSettings
 from manylora.server.kernels.choose import choose_backend
+from manylora.server.kernels.cpu.library import KernelsRefused
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.errors import ModelMissing
@@ -57,7 +58,10 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
     """Load the model in ``directory`` as the settings say."""
     device = _device(settings)
     dtype = _dtype(settings.dtype, device, directory)
-    backend = choose_backend(device, dtype)
+    try:
+        backend = choose_backend(device, dtype, settings.kernels, settings.threads)
+    except KernelsRefused as error:
+        raise ValueError(f"{settings.name_of('kernels')} {error}") from None
     config, weights, report = load_weights(
         directory,
         backend,

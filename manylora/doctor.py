@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from manylora.server.kernels.choose import COST
+from manylora.server.kernels.cpu.library import Unavailable, load_library, open_kernels
+
 Verdict = Literal["ok", "missing", "slow"]
 GIB = 2**30
 
@@ -29,7 +32,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at the interpreter, the processor, memory, the GPU and the optional packages."""
-    return [_python(), _processor(), _memory(), _disk(), _gpu(), _torch(), *_packages()]
+    return [_python(), _processor(), _kernels(), _memory(), _disk(), _gpu(), _torch(), *_packages()]
 
 
 def report(console: Console) -> None:
@@ -61,6 +64,19 @@ def _processor() -> Finding:
         return Finding("processor", "slow", f"{detail}: without AVX2, CPU serving is slow")
     bf16 = "yes" if cpu_has_bf16() else "no (float32 is used)"
     return Finding("processor", "ok", f"{detail}, bfloat16 instructions: {bf16}")
+
+
+def _kernels() -> Finding:
+    what = "native CPU kernels"
+    opened = open_kernels()
+    if isinstance(opened, Unavailable):
+        return Finding(what, "slow", f"{opened.reason}. {COST}")
+    library = load_library()
+    others = (
+        [] if isinstance(library, Unavailable) else [name for name in library.runs if name != opened.level]
+    )
+    also = f"; also {', '.join(others)} (--kernels)" if others else ""
+    return Finding(what, "ok", f"{opened.level}, threads: {opened.threads}{also}")
 
 
 def cpu_has_bf16() -> bool:

@@ -28,6 +28,7 @@ from manylora.server.catalog import AdapterCatalog
 from manylora.server.config import ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
+from manylora.server.kernels.choose import leave_cores_to
 from manylora.server.model.errors import ModelError
 from manylora.server.threads import engine_first
 
@@ -85,6 +86,7 @@ async def _load_and_run(
             server = assemble(
                 settings, directory, name, lambda done, total: bars.update(task, completed=done, total=total)
             )
+    leave_cores_to(server.base.decoder.backend)
     server.engine.start()
     try:
         await _restore(server, settings, voice)

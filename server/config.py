@@ -89,7 +89,13 @@ class ServeSettings(BaseModel):
         description="auto: 4-bit checkpoints and merged models as they are, 16-bit ones as NF4; int8: those in 8 bits.",
     )
     double_quant: bool = Field(False, description="Quantise NF4's scales too when quantising at load.")
-    threads: int = Field(0, ge=0, description="CPU threads of torch; 0: one for each core.")
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads that compute; 0: one for each core that may be used."
+    )
+    kernels: Literal["auto", "plain", "amx", "avx512_bf16", "avx512_vnni", "avx2", "neon"] = Field(
+        "auto",
+        description="Kernels of a CPU; auto: native ones, the fastest that it runs; plain: torch; or a level by name.",
+    )
 
     max_model_len: int = Field(0, ge=0, description="Context limit in tokens; 0: the model's own.")
     max_running: int = Field(256, ge=1, description="Sequences that decode at the same time.")

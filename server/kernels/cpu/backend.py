@@ -45,7 +45,7 @@ class CpuBackend:
     @property
     def description(self) -> str:
         """See Backend."""
-        return f"native {self._kernels.level}, {self._kernels.threads} threads"
+        return f"native {self._kernels.level}, threads: {self._kernels.threads}"
 
     def quantize_nf4(self, matrix: Tensor, *, double_quant: bool) -> Nf4Tensor:
         """See Backend."""

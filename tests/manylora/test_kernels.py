@@ -1,0 +1,50 @@
+"""Native CPU kernels as whoever starts the server sees them: chosen, refused, or missed."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from manylora import doctor
+from manylora.cli import app
+from manylora.server.kernels.cpu.build import LEVELS
+from manylora.server.kernels.cpu.library import Unavailable, load_library
+from tests.serving import serving
+
+_found = load_library()
+RUNS = () if isinstance(_found, Unavailable) else _found.runs
+
+
+@pytest.mark.parametrize("kernels", ["plain", *RUNS[-1:]])
+def test_the_banner_says_by_what_is_multiplied(tmp_path: Path, kernels: str) -> None:
+    with serving(tmp_path, "--kernels", kernels, "--threads", "2", "--kv-cache-gib", "0.05") as server:
+        said = server.log.read_text()
+    assert ("torch" if kernels == "plain" else f"native {kernels}, threads: 2") in said
+    assert "no native CPU kernels" not in said  # it was asked for
+
+
+def test_kernels_that_can_t_be_had_end_the_start_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = next(level.name for level in LEVELS if level.name not in RUNS)
+    for words, variable, where in (
+        (["--kernels", lacking], "", "--kernels"),
+        ([], lacking, "MANYLORA_KERNELS"),
+    ):
+        monkeypatch.setenv("MANYLORA_KERNELS", variable)
+        ended = CliRunner().invoke(app, ["serve", "--port", "0", "--data-dir", str(tmp_path), *words])
+        assert ended.exit_code == 2
+        assert f"{where} {lacking}: " in ended.output.replace("\n", " ")
+
+
+def test_the_doctor_names_the_level_or_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    if RUNS:
+        (finding,) = (found for found in doctor.examine() if found.what == "native CPU kernels")
+        assert finding.verdict == "ok"
+        assert finding.detail.startswith(RUNS[0])
+        assert all(level in finding.detail for level in RUNS)
+    monkeypatch.setattr(doctor, "open_kernels", lambda: Unavailable("they weren't compiled"))
+    (finding,) = (found for found in doctor.examine() if found.what == "native CPU kernels")
+    assert finding.verdict == "slow"
+    assert "weren't compiled" in finding.detail
+    assert doctor.COST in finding.detail
