@@ -7,7 +7,12 @@
 #include "norm.h"
 
 #define SHRINK_ROWS 16   // rank rows of a piece
-#define SHRINK_TOKENS 32 // tokens of a piece
+#define SHRINK_TOKENS 36 // tokens of a piece
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define SHRINK_TILE 2 // tokens that are multiplied with 4 rank rows at a time: 8 sums of the 16 registers
+#else
+#define SHRINK_TILE 6
+#endif
 
 // Modules that share x and a phase: q, k and v, or gate and up, or one.
 typedef struct {
@@ -44,8 +49,8 @@ ML_INLINE lora_walk lora_begin(const lora_group *group) {
 // x · A[row] for `tokens` × `rows`, both constants where this is called.
 ML_INLINE void shrink_tile(int tokens, int rows, const float *const *x, const uint16_t *a, int32_t in,
                            float *const *out, const float *weight) {
-    vf sum[4][4];
-#pragma GCC unroll 4
+    vf sum[SHRINK_TILE][4];
+#pragma GCC unroll 6
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) sum[t][r] = vzero();
@@ -54,7 +59,7 @@ ML_INLINE void shrink_tile(int tokens, int rows, const float *const *x, const ui
         vf part[4];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) part[r] = vbf16(a + (int64_t)r * in + i);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int t = 0; t < tokens; t++) {
             vf value = vload(x[t] + i);
 #pragma GCC unroll 4
@@ -70,39 +75,49 @@ ML_INLINE void shrink_tile(int tokens, int rows, const float *const *x, const ui
         }
 }
 
-static void shrink_tokens_4(int rows, const float *const *x, const uint16_t *a, int32_t in, float *const *out,
-                            const float *weight) {
-    if (rows == 4) shrink_tile(4, 4, x, a, in, out, weight);
-    else
-        for (int r = 0; r < rows; r++) {
-            float *own[4] = {out[0] + r, out[1] + r, out[2] + r, out[3] + r};
-            shrink_tile(4, 1, x, a + (int64_t)r * in, in, own, weight);
-        }
+ML_INLINE void shrink_rows(int tokens, int rows, const float *const *x, const uint16_t *a, int32_t in,
+                           float *const *out, const float *weight) {
+    if (rows == 4) {
+        shrink_tile(tokens, 4, x, a, in, out, weight);
+        return;
+    }
+    for (int r = 0; r < rows; r++) {
+        float *own[SHRINK_TILE];
+        for (int t = 0; t < tokens; t++) own[t] = out[t] + r;
+        shrink_tile(tokens, 1, x, a + (int64_t)r * in, in, own, weight);
+    }
 }
 
-static void shrink_tokens_1(int rows, const float *const *x, const uint16_t *a, int32_t in, float *const *out,
-                            const float *weight) {
-    if (rows == 4) shrink_tile(1, 4, x, a, in, out, weight);
-    else
-        for (int r = 0; r < rows; r++) {
-            float *own[1] = {out[0] + r};
-            shrink_tile(1, 1, x, a + (int64_t)r * in, in, own, weight);
-        }
+// For up to SHRINK_TILE tokens and up to 4 rows.
+static void shrink_some(int tokens, int rows, const float *const *x, const uint16_t *a, int32_t in, float *const *out,
+                        const float *weight) {
+#define SHRINK_CASE(tokens)                                                                                            \
+    case tokens: shrink_rows(tokens, rows, x, a, in, out, weight); break;
+    switch (tokens) {
+        SHRINK_CASE(1)
+        SHRINK_CASE(2)
+#if SHRINK_TILE > 2
+        SHRINK_CASE(3)
+        SHRINK_CASE(4)
+        SHRINK_CASE(5)
+        SHRINK_CASE(6)
+#endif
+    }
 }
 
 // shrunk[place + r] = weight · x · A[start + r] for some of a job's tokens and rank rows.
 static void shrink_part(const ml_pair *pair, const ml_job *job, const float *x, int32_t in, float *shrunk,
                         int32_t token, int32_t tokens, int32_t row, int32_t rows) {
     for (int32_t end = token + tokens; token < end;) {
-        int32_t group = end - token >= 4 ? 4 : 1;
-        const float *source[4];
-        float *place[4];
+        int32_t group = end - token < SHRINK_TILE ? end - token : SHRINK_TILE;
+        const float *source[SHRINK_TILE];
+        float *place[SHRINK_TILE];
         for (int32_t t = 0; t < group; t++) source[t] = x + (int64_t)job->tokens[token + t] * in;
         for (int32_t r = 0; r < rows; r += 4) {
             const uint16_t *a = pair->a + ((int64_t)job->start + row + r) * in;
             for (int32_t t = 0; t < group; t++) place[t] = shrunk + job->places[token + t] + row + r;
             int32_t count = rows - r < 4 ? rows - r : 4;
-            (group == 4 ? shrink_tokens_4 : shrink_tokens_1)(count, source, a, in, place, job->weights + token);
+            shrink_some(group, count, source, a, in, place, job->weights + token);
         }
         token += group;
     }
