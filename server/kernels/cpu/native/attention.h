@@ -3,7 +3,8 @@
 // A query's bits depend on its own position and window alone: keys come in tiles of 64 that begin at fixed positions,
 // tiles in segments of 1,024 that do too, each sum is one chain over them, and a segment is merged into those before by
 // the same operation wherever it was computed. A piece is a tile of queries of one sequence and KV head; a tile of keys
-// is converted once for all its rows (queries × heads of the group). Scratch is bounded whatever the context.
+// is converted once for all its rows (queries × heads of the group). Where that makes too few pieces for the team, each
+// segment of a decode is one, and a phase of its own merges them. Scratch is bounded whatever the context.
 //
 // Keys that a query doesn't see are picked out, never multiplied by 0: those of other sequences are not even read, and
 // its own later ones, or those before its window, may be NaN.
@@ -14,13 +15,16 @@
 #define SEGMENT 1024
 #define MOST_ROWS 96 // of a piece, unless the heads of one group are more
 #define MOST_QUERIES 64
+#define MOST_PARTS 4096 // segments of decodes that are pieces of their own
 
-// How a step is dealt out. Made once a step.
+// How a step is dealt out. Made once a step, the same by all members.
 typedef struct {
     int32_t decodes;      // sequences with one query that come first
     int32_t queries;      // of a piece
     int64_t chunk_pieces; // they come first, those of the last queries before others: the longest ones
+    int64_t parts;        // segments of decodes, if they are pieces; else 0
     int64_t pieces;
+    int64_t merges; // pieces of the second phase, which merges the parts; 0: there is none
 } attention_deal;
 
 static int32_t queries_of_piece(const ml_model *model) {
@@ -62,39 +66,75 @@ ML_INLINE int64_t tiles_of(const ml_step *step, int32_t sequence, int32_t querie
     return (step->query_start[sequence + 1] - step->query_start[sequence] + queries - 1) / queries;
 }
 
-static attention_deal attention_begin(const ml_model *model, const ml_step *step) {
-    attention_deal deal = {0, queries_of_piece(model), 0, 0};
+ML_INLINE int64_t segments_of(const ml_step *step, int32_t sequence) {
+    return (step->context_lens[sequence] + SEGMENT - 1) / SEGMENT;
+}
+
+static attention_deal attention_begin(const ml_model *model, const ml_step *step, int members) {
+    attention_deal deal = {0, queries_of_piece(model), 0, 0, 0, 0};
     while (deal.decodes < step->sequences && step->query_start[deal.decodes + 1] == deal.decodes + 1) deal.decodes++;
     for (int32_t s = deal.decodes; s < step->sequences; s++)
         deal.chunk_pieces += tiles_of(step, s, deal.queries) * model->kv_heads;
-    deal.pieces = deal.chunk_pieces + (int64_t)deal.decodes * model->kv_heads;
+    int64_t whole = (int64_t)deal.decodes * model->kv_heads, parts = 0;
+    deal.pieces = deal.chunk_pieces + whole;
+    if (members < 2 || deal.pieces >= 2 * members) return deal;
+    for (int32_t s = 0; s < deal.decodes; s++) parts += segments_of(step, s) * model->kv_heads;
+    if (parts == whole || parts > MOST_PARTS) return deal;
+    deal.parts = parts;
+    deal.pieces = deal.chunk_pieces + parts;
+    deal.merges = whole;
     return deal;
 }
 
-static attention_task task_of(const ml_model *model, int32_t layer, const ml_step *step, const attention_deal *deal,
-                              int64_t piece) {
+// Floats of a part's sums.
+ML_INLINE size_t part_floats(const ml_model *model) {
+    return (size_t)padded(model->heads / model->kv_heads * (padded(model->head_dim, VW) + VW + 1), 16);
+}
+
+// Bytes of the team's memory for the parts, 64-byte aligned.
+ML_INLINE size_t attention_part_bytes(const ml_model *model, const attention_deal *deal) {
+    return (size_t)deal->parts * part_floats(model) * sizeof(float);
+}
+
+ML_INLINE attention_sums part_sums(const ml_model *model, int64_t part, float *parts) {
+    size_t rows = model->heads / model->kv_heads, dim = padded(model->head_dim, VW);
+    float *base = parts + part * part_floats(model);
+    attention_sums sums = {base, base + rows * dim, base + rows * (dim + VW)};
+    return sums;
+}
+
+static attention_task task_of(const ml_model *model, int32_t layer, const ml_step *step, int32_t sequence,
+                              int32_t kv_head, int32_t first, int32_t queries) {
     attention_task task = {};
-    int64_t tile = 0;
-    if (piece >= deal->chunk_pieces) {
-        piece -= deal->chunk_pieces;
-        task.sequence = (int32_t)(piece / model->kv_heads);
-    } else {
-        int64_t own = 0;
-        for (task.sequence = deal->decodes;; task.sequence++, piece -= own) {
-            own = tiles_of(step, task.sequence, deal->queries) * model->kv_heads;
-            if (piece < own) break;
-        }
-        tile = own / model->kv_heads - 1 - piece / model->kv_heads;
-    }
-    int32_t start = step->query_start[task.sequence], stop = step->query_start[task.sequence + 1];
-    task.kv_head = (int32_t)(piece % model->kv_heads);
-    task.token = start + (int32_t)tile * deal->queries;
-    task.position = step->context_lens[task.sequence] - (stop - task.token);
-    task.queries = stop - task.token < deal->queries ? stop - task.token : deal->queries;
+    int32_t start = step->query_start[sequence], stop = step->query_start[sequence + 1];
+    task.sequence = sequence;
+    task.kv_head = kv_head;
+    task.token = start + first;
+    task.position = step->context_lens[sequence] - (stop - task.token);
+    task.queries = stop - task.token < queries ? stop - task.token : queries;
     task.group = model->heads / model->kv_heads;
     task.rows = task.queries * task.group;
     task.window = model->layer[layer].window;
     return task;
+}
+
+// The piece of a chunk: the last queries of a sequence come first.
+static attention_task chunk_task(const ml_model *model, int32_t layer, const ml_step *step, const attention_deal *deal,
+                                 int64_t piece) {
+    int32_t sequence = deal->decodes;
+    int64_t own;
+    for (;; sequence++, piece -= own) {
+        own = tiles_of(step, sequence, deal->queries) * model->kv_heads;
+        if (piece < own) break;
+    }
+    int64_t tile = own / model->kv_heads - 1 - piece / model->kv_heads;
+    return task_of(model, layer, step, sequence, (int32_t)(piece % model->kv_heads), (int32_t)tile * deal->queries,
+                   deal->queries);
+}
+
+ML_INLINE attention_task decode_task(const ml_model *model, int32_t layer, const ml_step *step, int64_t piece) {
+    int32_t sequence = (int32_t)(piece / model->kv_heads), kv_head = (int32_t)(piece % model->kv_heads);
+    return task_of(model, layer, step, sequence, kv_head, 0, 1);
 }
 
 static void clear_sums(attention_sums *sums, int32_t rows, int32_t dim) {
@@ -124,13 +164,12 @@ static void merge_row(const attention_sums *more, attention_sums *sums, int32_t 
     sums->most[row] = most;
 }
 
-// Add the keys from `first` to before `last`, within one segment, and merge them into what was seen before.
-static void add_segment(const attention_cache *cache, const attention_task *task, int32_t first, int32_t last,
+// Sum up the keys from `first` to before `last`, within one segment.
+static void sum_segment(const attention_cache *cache, const attention_task *task, int32_t first, int32_t last,
                         attention_space *space) {
     clear_sums(&space->segment, task->rows, cache->dim);
     for (int32_t tile = first / KEY_TILE * KEY_TILE; tile < last; tile += KEY_TILE)
         add_tile(cache, task, tile, space);
-    for (int32_t r = 0; r < task->rows; r++) merge_row(&space->segment, &space->before, r, cache->dim);
 }
 
 static void read_queries(const ml_model *model, const attention_task *task, const float *qkv, float *out) {
@@ -153,37 +192,121 @@ static void write_out(const ml_model *model, const attention_task *task, const a
     }
 }
 
-// o [T, heads · head_dim] at the queries of piece number `piece`; qkv [T, q + k + v] with q rotated, and k and v already
-// in the cache. `scratch` is the member's own: attention_scratch bytes, 64-byte aligned.
+// The first key that a task sees.
+ML_INLINE int32_t first_key(const attention_task *task) {
+    int32_t first = task->window ? task->position - task->window + 1 : 0;
+    return first < 0 ? 0 : first;
+}
+
+// All segments of a task, one after the other.
+static void whole_task(const attention_cache *cache, const attention_task *task, attention_space *space) {
+    clear_sums(&space->before, task->rows, cache->dim);
+    int32_t end = task->position + task->queries;
+    for (int32_t first = first_key(task); first < end;) {
+        int32_t border = (first / SEGMENT + 1) * SEGMENT, last = border < end ? border : end;
+        sum_segment(cache, task, first, last, space);
+        for (int32_t r = 0; r < task->rows; r++) merge_row(&space->segment, &space->before, r, cache->dim);
+        first = last;
+    }
+}
+
+// One segment of a decode into its part.
+static void part_task(const attention_cache *cache, const attention_task *task, int64_t segment,
+                      attention_space *space, attention_sums part) {
+    int32_t first = (int32_t)segment * SEGMENT, last = first + SEGMENT, end = task->position + task->queries;
+    if (first < first_key(task)) first = first_key(task);
+    space->segment = part;
+    sum_segment(cache, task, first, last < end ? last : end, space);
+}
+
+static attention_cache cache_of(const ml_model *model, int32_t layer, const ml_kv *kv, const ml_step *step,
+                                int32_t sequence) {
+    attention_cache cache = {layer_keys(model, kv, layer), layer_values(model, kv, layer),
+                             step->block_tables + (int64_t)sequence * step->table_width, kv->block_size,
+                             model->head_dim, padded(model->head_dim, VW), model->kv_heads};
+    return cache;
+}
+
+// Find a part's decode, as a piece of such, and segment.
+static int64_t decode_of_part(const ml_model *model, const ml_step *step, int64_t part, int64_t *segment) {
+    int32_t sequence = 0;
+    for (int64_t own; part >= (own = segments_of(step, sequence) * model->kv_heads); sequence++) part -= own;
+    *segment = part % segments_of(step, sequence);
+    return sequence * (int64_t)model->kv_heads + part / segments_of(step, sequence);
+}
+
+// o [T, heads · head_dim] at the queries of piece number `piece`, or a part; qkv [T, q + k + v] with q rotated, and k and
+// v already in the cache. `scratch` is the member's own, attention_scratch bytes; `parts` the team's,
+// attention_part_bytes.
 static void attention_piece(const ml_model *model, int32_t layer, const ml_kv *kv, const ml_step *step,
-                            const attention_deal *deal, int64_t piece, const float *qkv, float *o, void *scratch) {
-    attention_task task = task_of(model, layer, step, deal, piece);
+                            const attention_deal *deal, int64_t piece, const float *qkv, float *o, void *scratch,
+                            float *parts) {
+    int64_t part = piece - deal->chunk_pieces, segment = 0;
+    attention_task task = part < 0       ? chunk_task(model, layer, step, deal, piece)
+                          : !deal->parts ? decode_task(model, layer, step, part)
+                                         : decode_task(model, layer, step, decode_of_part(model, step, part, &segment));
+    attention_cache cache = cache_of(model, layer, kv, step, task.sequence);
     attention_space space;
     lay_out(model, (float *)scratch, &space);
-    attention_cache cache = {layer_keys(model, kv, layer), layer_values(model, kv, layer),
-                             step->block_tables + (int64_t)task.sequence * step->table_width, kv->block_size,
-                             model->head_dim, padded(model->head_dim, VW), model->kv_heads};
-    int32_t end = task.position + task.queries, first = 0;
-    if (task.window && task.position - task.window + 1 > 0) first = task.position - task.window + 1;
     read_queries(model, &task, qkv, space.q);
-    clear_sums(&space.before, task.rows, cache.dim);
-    while (first < end) {
-        int32_t border = (first / SEGMENT + 1) * SEGMENT, last = border < end ? border : end;
-        add_segment(&cache, &task, first, last, &space);
-        first = last;
+    if (deal->parts && part >= 0) {
+        part_task(&cache, &task, segment, &space, part_sums(model, part, parts));
+        return;
+    }
+    whole_task(&cache, &task, &space);
+    write_out(model, &task, &space.before, o);
+}
+
+// Piece `piece` of the second phase: o of a decode from its parts, merged in the order of whole_task.
+static void attention_merge(const ml_model *model, int32_t layer, const ml_step *step, int64_t piece, float *parts,
+                            float *o, void *scratch) {
+    attention_task task = decode_task(model, layer, step, piece);
+    int32_t dim = padded(model->head_dim, VW);
+    attention_space space;
+    lay_out(model, (float *)scratch, &space);
+    clear_sums(&space.before, task.rows, dim);
+    int64_t part = 0, segments = segments_of(step, task.sequence);
+    for (int32_t s = 0; s < task.sequence; s++) part += segments_of(step, s) * model->kv_heads;
+    part += task.kv_head * segments;
+    for (int64_t segment = 0; segment < segments; segment++, part++) {
+        attention_sums sums = part_sums(model, part, parts);
+        for (int32_t r = 0; r < task.rows; r++) merge_row(&sums, &space.before, r, dim);
     }
     write_out(model, &task, &space.before, o);
 }
 
+// Both phases, for one member of a team.
+static void attention_phases(ml_team team, const ml_call *call, const attention_deal *deal, void *scratch,
+                             float *parts) {
+    for (int64_t piece; (piece = ml_take(team)) < deal->pieces;)
+        attention_piece(call->model, call->layer, call->kv, call->step, deal, piece, call->qkv, call->o, scratch,
+                        parts);
+    ml_barrier(team);
+    if (!deal->merges) return;
+    for (int64_t piece; (piece = ml_take(team)) < deal->merges;)
+        attention_merge(call->model, call->layer, call->step, piece, parts, call->o, scratch);
+    ml_barrier(team);
+}
+
+typedef struct {
+    const ml_call *call;
+    float *parts;
+} attention_call;
+
 static void attention_program(ml_team team, void *argument) {
-    const ml_call *call = (const ml_call *)argument;
+    attention_call *own = (attention_call *)argument;
+    const ml_call *call = own->call;
+    attention_deal deal = attention_begin(call->model, call->step, team.members);
     void *scratch = ml_own_scratch(team, attention_scratch(call->model));
-    attention_deal deal = attention_begin(call->model, call->step);
-    for (int64_t piece; (piece = ml_take(team)) < deal.pieces;)
-        attention_piece(call->model, call->layer, call->kv, call->step, &deal, piece, call->qkv, call->o, scratch);
+    if (team.member == 0) own->parts = (float *)ml_scratch(team.pool, attention_part_bytes(call->model, &deal));
+    ml_barrier(team);
+    attention_phases(team, call, &deal, scratch, own->parts);
 }
 
 // Attention of a whole step after rope_rows: call->qkv to call->o.
-static void attention_rows(ml_pool *pool, ml_call *call) { ml_run(pool, attention_program, call); }
+static void attention_rows(ml_pool *pool, const ml_call *call) {
+    attention_call own = {call, 0};
+    ml_run(pool, attention_program, &own);
+}
 
 #define ML_ATTENTION_EXPORTS ML_EXPORT(attention_rows),

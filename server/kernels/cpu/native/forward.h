@@ -19,6 +19,7 @@ typedef struct {
     attention_deal deal;
     float *normed;         // [tokens, hidden]
     float *shrunk;         // x Aᵀ of all jobs of a projection
+    float *parts;          // of attention
     void *quantized[3];    // memory of the inputs of up to three matrices
     char *own;             // own_bytes()
 } ml_work;
@@ -162,10 +163,7 @@ static void attend_phases(ml_work *work) {
     for (int64_t row; (row = ml_take(work->team)) < call->step->tokens;)
         rope_row(call->model, call->layer, call->kv, call->step, (int32_t)row, call->qkv + row * width);
     ml_barrier(work->team);
-    for (int64_t piece; (piece = ml_take(work->team)) < work->deal.pieces;)
-        attention_piece(call->model, call->layer, call->kv, call->step, &work->deal, piece, call->qkv, call->o,
-                        work->own);
-    ml_barrier(work->team);
+    attention_phases(work->team, call, &work->deal, work->own, work->parts);
 }
 
 static void attn_out_phases(ml_work *work) {

@@ -67,6 +67,7 @@ static size_t lay_out_step(ml_work *work, const ml_call *call, char *base) {
     work->call.qkv = given_or_carved(call->qkv, base, &used, rows * qkv_width(model));
     work->call.o = given_or_carved(call->o, base, &used, rows * model->heads * model->head_dim);
     work->call.h = given_or_carved(call->h, base, &used, rows * model->intermediate);
+    work->parts = (float *)carve(base, &used, attention_part_bytes(model, &work->deal));
     work->shrunk = (float *)carve(base, &used, (size_t)shrunk_width(call->step) * sizeof(float));
     for (int place = 0; place < 3; place++)
         work->quantized[place] = carve(base, &used, most_of(model, place, quantized_bytes, rows));
@@ -78,13 +79,13 @@ static void step_program(ml_team team, void *argument) {
     ml_work work;
     memset(&work, 0, sizeof work);
     work.team = team;
+    work.deal = attention_begin(program->call->model, program->call->step, team.members);
     if (team.member == 0) program->scratch = (char *)ml_scratch(team.pool, lay_out_step(&work, program->call, 0));
     work.own = (char *)ml_own_scratch(team, own_bytes(program->call));
     if (!work.own || (team.member == 0 && !program->scratch)) __atomic_store_n(&program->failed, 1, __ATOMIC_RELAXED);
     ml_barrier(team);
     if (program->failed) return;
     lay_out_step(&work, program->call, program->scratch);
-    work.deal = attention_begin(work.call.model, work.call.step);
     static void (*const phases[])(ml_work *) = {embed_phase,     attn_in_phases, attend_phases, attn_out_phases,
                                                 mlp_in_phases,   mlp_out_phases, forward_phases};
     phases[program->op](&work);

@@ -86,6 +86,25 @@ def test_long_chunks_have_the_bits_of_long_decodes(kernels: Kernels) -> None:
         assert torch.equal(alone[0], chunk[context - LONG - 1])
 
 
+@pytest.mark.parametrize("window", [None, 1500])
+def test_a_long_decode_has_the_same_bits_alone_where_its_segments_are_pieces(
+    kernels: Kernels, window: int | None
+) -> None:
+    """Alone it makes too few pieces for two threads; in company, and on one thread, it is one piece a KV head."""
+    heads = Heads(4, 2, 32)
+    rows = [(seed, context, 1) for seed, context in enumerate((LONG, 1024, 1025, 2048, 3000))]
+    together = attend(kernels, make_case(rows, heads, 16), window)
+    alone = open_kernels(kernels.level, threads=1)
+    assert isinstance(alone, Kernels)
+    for row, expected_row in zip(rows, together, strict=True):
+        case = make_case([row], Heads(4, 2, 32), 16)
+        assert torch.equal(attend(kernels, case, window)[0], expected_row), row
+        assert torch.equal(attend(alone, case, window)[0], expected_row), row
+    two = make_case([rows[0], (9, 40, 40)], heads, 16)
+    assert torch.equal(attend(kernels, two, window)[0], together[0])
+    assert (together - expected(tuple(rows), heads, window)).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 0.0])
 @pytest.mark.parametrize("window", [None, 50])
 def test_what_a_row_does_not_own_is_not_felt(kernels: Kernels, garbage: float, window: int | None) -> None:
