@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
 from manylora.loadtest.engines import BLOCK
-from manylora.server.kernels.choose import choose_backend
+from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.loader import Quantization, load_weights
@@ -43,8 +43,8 @@ class Row:
 def load(
     directory: Path, device: torch.device, rows: int, dtype: torch.dtype, quantization: Quantization
 ) -> ServedModel:
-    """Load a checkpoint with room for ``rows`` rows and ARENA_ROWS rank rows."""
-    backend = choose_backend(device, dtype)
+    """Load a checkpoint with room for ``rows`` rows and ARENA_ROWS rank rows, to be computed exactly."""
+    backend = PlainBackend(device, dtype)
     config, weights, _ = load_weights(directory, backend, quantization=quantization)
     decoder = Decoder(config, weights, backend)
     return ServedModel(decoder, decoder.new_kv(rows * BLOCKS_EACH, BLOCK), decoder.new_arena(ARENA_ROWS))

@@ -1,10 +1,11 @@
-"""Times one decode step of the decoder on random weights, beside the bare matmuls of its base, and by op.
+"""Times one decode step of the decoder on random weights, beside its base's bare matmuls in plain torch, and by op.
 
 Run it with ``python -m manylora.loadtest.decoder_step``, pinned to as many cores as it has threads. It measures no
 engine, no sampling and no HTTP: `manylora bench engine` does.
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -22,6 +23,7 @@ from manylora.loadtest.environment import headline
 from manylora.loadtest.random_model import DTYPES, QUANTIZATIONS, ModelChoice, build_decoder, random_adapter
 from manylora.loadtest.text_table import text_table
 from manylora.server.kernels.backend import AnyBackend
+from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.plain.linear import PlainLinear
 from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.model.served import ServedModel
@@ -138,8 +140,9 @@ def time_choice(choice: ModelChoice, options: argparse.Namespace, clock: Clock |
     adapters = place_adapters(model, most, options.rank)
     if clock is not None:
         clock.wrap(model.decoder.backend)
+    plain = isinstance(model.decoder.backend, PlainBackend)
     for rows in options.rows:
-        floor = median_ms(partial(bare_matmuls, model, rows), options.repeats)
+        floor = median_ms(partial(bare_matmuls, model, rows), options.repeats) if plain else math.nan
         for count in (0, min(rows, options.adapters)):
             step = decode_step(model, rows, options.context, adapters[:count])
             if clock is not None:
@@ -161,6 +164,7 @@ def main() -> None:
     parser.add_argument("--quantization", nargs="+", default=QUANTIZATIONS, choices=QUANTIZATIONS)
     parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kernels", default="plain", help="plain, auto, or a level of the native ones")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
@@ -175,7 +179,7 @@ def main() -> None:
     clock = Clock() if options.profile else None
     rows = []
     for quantization in options.quantization:
-        choice = ModelChoice(options.model, quantization, options.dtype, options.device)
+        choice = ModelChoice(options.model, quantization, options.dtype, options.device, options.kernels)
         rows += time_choice(choice, options, clock)
     print(f"A decode step, median ms: context {options.context}, rank {options.rank}")  # noqa: T201  # the result
     print(headline(), end="\n\n")  # noqa: T201  # the result

@@ -16,7 +16,7 @@ from manylora.loadtest.checkpoints import SHAPES
 from manylora.quant.dense import DenseTensor
 from manylora.quant.nf4 import Nf4Tensor
 from manylora.server.kernels.backend import AnyBackend, WeightSource
-from manylora.server.kernels.choose import choose_backend
+from manylora.server.kernels.choose import AUTO, PLAIN, choose_backend
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights, LinearWeight
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
@@ -38,6 +38,8 @@ class ModelChoice:
     """nf4 or none; auto takes a checkpoint as the server would."""
     dtype: str = "bfloat16"
     device: str = "cpu"
+    kernels: str = AUTO
+    """Of a CPU: auto, plain, or a level of the native ones."""
 
     def __post_init__(self) -> None:
         """Refuse what isn't there."""
@@ -57,7 +59,9 @@ def named_config(name: str) -> ModelConfig:
 def build_decoder(choice: ModelChoice) -> Decoder:
     """Return the decoder that ``choice`` names: loaded, or made of noise."""
     device = torch.device(choice.device)
-    backend = choose_backend(device, DTYPES[choice.dtype])
+    # Native kernels have no finer weights than bfloat16.
+    kernels = PLAIN if choice.dtype == "float32" else choice.kernels
+    backend = choose_backend(device, DTYPES[choice.dtype], kernels)
     if choice.source not in SHAPES:
         config, weights, _ = load_weights(Path(choice.source), backend, quantization=choice.quantization)
         return Decoder(config, weights, backend)

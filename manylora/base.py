@@ -15,7 +15,7 @@ from manylora.quant.hub import find_checkpoint
 from manylora.quant.identity import config_fingerprint, weights_identity
 from manylora.quant.served_form import served_form
 from manylora.server.config import ServeSettings
-from manylora.server.kernels.choose import choose_backend
+from manylora.server.kernels.choose import AUTO, PLAIN, choose_backend
 from manylora.server.kernels.cpu.library import KernelsRefused
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
@@ -59,7 +59,7 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
     device = _device(settings)
     dtype = _dtype(settings.dtype, device, directory)
     try:
-        backend = choose_backend(device, dtype, settings.kernels, settings.threads)
+        backend = choose_backend(device, dtype, kernels_for(settings, dtype, directory), settings.threads)
     except KernelsRefused as error:
         raise ValueError(f"{settings.name_of('kernels')} {error}") from None
     config, weights, report = load_weights(
@@ -81,6 +81,23 @@ def what_is_lost(settings: ServeSettings, directory: Path) -> tuple[str, ...]:
         return ()
     quantised = quantised_at_load(stored_format(directory, raw), own, settings.quantization)
     return own.costs(_dtype(settings.dtype, _device(settings), directory), quantised=quantised)
+
+
+def kernels_for(settings: ServeSettings, dtype: torch.dtype, directory: Path) -> str:
+    """Return which kernels are to compute. Native ones hold 16-bit weights no finer than bfloat16 does.
+
+    So by themselves they don't take a model in which more was asked for: ``--exact``, another ``--dtype``, or one whose
+    own config says that it is served in that.
+    """
+    if settings.exact and settings.kernels not in (AUTO, PLAIN):
+        raise ValueError(f"{settings.name_of('exact')} computes in plain torch: leave out --kernels")
+    if settings.kernels != AUTO:
+        return settings.kernels
+    raw = read_config(directory)
+    stored = stored_format(directory, raw)
+    held = quantised_at_load(stored, served_form(raw), settings.quantization) or stored.kind
+    finer = settings.dtype not in ("auto", "bfloat16") or (held == "dense" and dtype != torch.bfloat16)
+    return PLAIN if settings.exact or finer else AUTO
 
 
 def _device(settings: ServeSettings) -> torch.device:

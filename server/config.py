@@ -96,6 +96,9 @@ class ServeSettings(BaseModel):
         "auto",
         description="Kernels of a CPU; auto: native ones, the fastest that it runs; plain: torch; or a level by name.",
     )
+    exact: bool = Field(
+        False, description="Compute in plain torch, as transformers does, and not with activations of 8 bits."
+    )
 
     max_model_len: int = Field(0, ge=0, description="Context limit in tokens; 0: the model's own.")
     max_running: int = Field(256, ge=1, description="Sequences that decode at the same time.")

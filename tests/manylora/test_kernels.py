@@ -1,12 +1,16 @@
 """Native CPU kernels as whoever starts the server sees them: chosen, refused, or missed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from manylora import doctor
+from manylora.base import DEMO, kernels_for
 from manylora.cli import app
+from manylora.server.config import ServeSettings
 from manylora.server.kernels.cpu.build import LEVELS
 from manylora.server.kernels.cpu.library import Unavailable, load_library
 from tests.serving import serving
@@ -35,6 +39,34 @@ def test_kernels_that_can_t_be_had_end_the_start_in_one_line(
         ended = CliRunner().invoke(app, ["serve", "--port", "0", "--data-dir", str(tmp_path), *words])
         assert ended.exit_code == 2
         assert f"{where} {lacking}: " in ended.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "chosen"),
+    [
+        ({}, torch.bfloat16, "auto"),
+        ({}, torch.float32, "auto"),
+        ({"quantization": "int8"}, torch.float32, "auto"),
+        ({"quantization": "none"}, torch.bfloat16, "auto"),
+        ({"dtype": "bfloat16"}, torch.bfloat16, "auto"),
+        # What follows is finer than the native kernels are.
+        ({"quantization": "none"}, torch.float32, "plain"),
+        ({"dtype": "float32"}, torch.float32, "plain"),
+        ({"dtype": "float16"}, torch.float16, "plain"),
+        ({"exact": True}, torch.bfloat16, "plain"),
+        ({"kernels": "avx2", "dtype": "float32"}, torch.float32, "avx2"),
+        ({"kernels": "plain", "exact": True}, torch.bfloat16, "plain"),
+    ],
+)
+def test_native_kernels_do_not_take_what_is_asked_for_finer(
+    settings: dict[str, Any], dtype: torch.dtype, chosen: str
+) -> None:
+    assert kernels_for(ServeSettings(**settings), dtype, DEMO / "base") == chosen
+
+
+def test_exact_native_kernels_are_a_contradiction() -> None:
+    with pytest.raises(ValueError, match="exact computes in plain torch: leave out --kernels"):
+        kernels_for(ServeSettings(exact=True, kernels="avx2"), torch.bfloat16, DEMO / "base")
 
 
 def test_the_doctor_names_the_level_or_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Promises that a command holds the product to: exit status 0 or 1."""
