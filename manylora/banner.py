@@ -6,7 +6,6 @@ from manylora.adapters.names import list_names
 from manylora.assemble import GIB, Server
 from manylora.server.catalog import CatalogEntry
 from manylora.server.config import ServeSettings
-from manylora.server.kernels.choose import what_is_missing
 
 MIB = 1 << 20
 
@@ -40,9 +39,8 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> dict
 def warnings_at_start(server: Server, settings: ServeSettings) -> Iterator[str]:
     """Yield what whoever started the server may not expect, one sentence each."""
     yield from server.base.report.notes
-    missing = what_is_missing(server.base.decoder.backend, settings.kernels)
-    if missing is not None:
-        yield missing
+    if server.base.why_plain is not None:
+        yield server.base.why_plain
     noted: dict[str, list[str]] = {}
     for entry in server.catalog.list():
         for sentence in entry.notes:

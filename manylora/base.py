@@ -15,8 +15,9 @@ from manylora.quant.hub import find_checkpoint
 from manylora.quant.identity import config_fingerprint, weights_identity
 from manylora.quant.served_form import served_form
 from manylora.server.config import ServeSettings
-from manylora.server.kernels.choose import AUTO, PLAIN, choose_backend
+from manylora.server.kernels.choose import AUTO, COST, PLAIN, choose_backend, what_is_missing
 from manylora.server.kernels.cpu.library import KernelsRefused
+from manylora.server.kernels.cpu.pack import CannotPack
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.errors import ModelMissing
@@ -39,6 +40,8 @@ class BaseModel:
     """Hash of config.json: what adapters were registered for before there was ``identity``."""
     identity: str
     """Of config.json and the weights: what its adapters are registered for."""
+    why_plain: str | None = None
+    """Why torch computes on a CPU although nobody asked for that, and what it costs."""
 
     @property
     def form(self) -> BaseForm:
@@ -58,19 +61,31 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
     """Load the model in ``directory`` as the settings say."""
     device = _device(settings)
     dtype = _dtype(settings.dtype, device, directory)
+    kernels, flag = kernels_for(settings, dtype, directory), settings.name_of("kernels")
+
+    def load(kernels: str) -> tuple[Decoder, LoadReport]:
+        backend = choose_backend(device, dtype, kernels, settings.threads)
+        config, weights, report = load_weights(
+            directory,
+            backend,
+            quantization=settings.quantization,
+            double_quant=settings.double_quant,
+            progress=progress,
+        )
+        return Decoder(config, weights, backend), report
+
     try:
-        backend = choose_backend(device, dtype, kernels_for(settings, dtype, directory), settings.threads)
+        decoder, report = load(kernels)
+        why_plain = what_is_missing(decoder.backend, kernels)
     except KernelsRefused as error:
-        raise ValueError(f"{settings.name_of('kernels')} {error}") from None
-    config, weights, report = load_weights(
-        directory,
-        backend,
-        quantization=settings.quantization,
-        double_quant=settings.double_quant,
-        progress=progress,
-    )
+        raise ValueError(f"{flag} {error}") from None
+    except CannotPack as error:
+        if kernels != AUTO:
+            raise ValueError(f"{flag} {kernels}: {error}; {flag} plain takes it") from None
+        decoder, report = load(PLAIN)
+        why_plain = f"the native CPU kernels don't take this base: {error}. {COST}"
     known_by = config_fingerprint(directory), weights_identity(directory)
-    return BaseModel(config, Decoder(config, weights, backend), report, device, dtype, *known_by)
+    return BaseModel(decoder.config, decoder, report, device, dtype, *known_by, why_plain)
 
 
 def what_is_lost(settings: ServeSettings, directory: Path) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from manylora.server.kernels.choose import COST
-from manylora.server.kernels.cpu.library import Unavailable, load_library, open_kernels
+from manylora.server.kernels.choose import COST, sound_kernels
+from manylora.server.kernels.cpu.library import Unavailable, load_library
 
 Verdict = Literal["ok", "missing", "slow"]
 GIB = 2**30
@@ -68,7 +68,7 @@ def _processor() -> Finding:
 
 def _kernels() -> Finding:
     what = "native CPU kernels"
-    opened = open_kernels()
+    opened = sound_kernels()
     if isinstance(opened, Unavailable):
         return Finding(what, "slow", f"{opened.reason}. {COST}")
     library = load_library()

@@ -1,15 +1,27 @@
 """The one place that chooses a backend."""
 
+import logging
+from functools import cache
+
 import torch
 
 from manylora.server.kernels.backend import AnyBackend
+from manylora.server.kernels.check import fault
 from manylora.server.kernels.cpu.backend import CpuBackend
 from manylora.server.kernels.cpu.cores import find_cores
-from manylora.server.kernels.cpu.library import KernelsRefused, Unavailable, open_kernels
+from manylora.server.kernels.cpu.library import (
+    Kernels,
+    KernelsRefused,
+    Unavailable,
+    load_library,
+    open_kernels,
+)
 from manylora.server.kernels.plain import PlainBackend
 
 AUTO, PLAIN = "auto", "plain"
 CPU = torch.device("cpu")
+COST = "torch computes instead, which takes several times as long a token"
+log = logging.getLogger(__name__)
 
 
 def choose_backend(
@@ -23,22 +35,49 @@ def choose_backend(
     if device.type != CPU.type and kernels not in (AUTO, PLAIN):
         raise KernelsRefused(f"{kernels}: these kernels are the CPU's, and the model runs on {device.type}")
     if device.type == CPU.type and kernels != PLAIN:
-        count = threads or min(torch.get_num_threads(), find_cores().threads)
-        opened = open_kernels(None if kernels == AUTO else kernels, count)
-        if not isinstance(opened, Unavailable):
+        opened = sound_kernels(kernels, threads or min(torch.get_num_threads(), find_cores().threads))
+        if isinstance(opened, Kernels):
             return CpuBackend(opened, dtype)
     return PlainBackend(device, dtype)
 
 
+def sound_kernels(kernels: str = AUTO, threads: int | None = None) -> Kernels | Unavailable:
+    """Open a level that computes what plain torch does: the one named, or the fastest that this processor runs.
+
+    Raises KernelsRefused when a level is named that can't be had, or computes something else.
+    """
+    if kernels != AUTO:
+        opened = open_kernels(kernels, threads)
+        wrong = _wrong(kernels)
+        if wrong is not None:
+            raise KernelsRefused(f"{kernels}: {wrong}")
+        return opened
+    library = load_library()
+    if isinstance(library, Unavailable) or not library.runs:
+        return open_kernels()  # the reason
+    faults = {}
+    for level in library.runs:
+        wrong = _wrong(level)
+        if wrong is None:
+            return open_kernels(level, threads)
+        log.warning("native CPU kernels %s are passed over: %s", level, wrong)
+        faults[level] = wrong
+    return Unavailable("; ".join(f"{level}: {wrong}" for level, wrong in faults.items()))
+
+
+@cache
+def _wrong(level: str) -> str | None:
+    """Return what a level computes wrongly, asked once in a process."""
+    opened = open_kernels(level, 2)
+    return None if isinstance(opened, Unavailable) else fault(CpuBackend(opened, torch.float32))
+
+
 def what_is_missing(backend: AnyBackend, kernels: str) -> str | None:
-    """Return why a CPU is served by torch although nobody asked for that, and what it costs; None where it isn't so."""
+    """Return why a CPU is served by torch although nobody asked for it, and what that costs; None if that isn't so."""
     if backend.device.type != CPU.type or isinstance(backend, CpuBackend) or kernels != AUTO:
         return None
-    opened = open_kernels()
+    opened = sound_kernels()
     return f"no native CPU kernels: {opened.reason}. {COST}" if isinstance(opened, Unavailable) else None
-
-
-COST = "torch computes instead, which takes several times as long a token"
 
 
 def leave_cores_to(backend: AnyBackend) -> None:

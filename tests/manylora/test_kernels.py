@@ -1,5 +1,6 @@
 """Native CPU kernels as whoever starts the server sees them: chosen, refused, or missed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import torch
 from typer.testing import CliRunner
 
 from manylora import doctor
-from manylora.base import DEMO, kernels_for
+from manylora.base import DEMO, kernels_for, load_base
 from manylora.cli import app
+from manylora.loadtest.checkpoints import TINY, write_base
 from manylora.server.config import ServeSettings
+from manylora.server.kernels.choose import COST
 from manylora.server.kernels.cpu.build import LEVELS
 from manylora.server.kernels.cpu.library import Unavailable, load_library
+from manylora.server.kernels.plain import PlainBackend
 from tests.serving import serving
 
 _found = load_library()
@@ -75,8 +79,22 @@ def test_the_doctor_names_the_level_or_the_reason(monkeypatch: pytest.MonkeyPatc
         assert finding.verdict == "ok"
         assert finding.detail.startswith(RUNS[0])
         assert all(level in finding.detail for level in RUNS)
-    monkeypatch.setattr(doctor, "open_kernels", lambda: Unavailable("they weren't compiled"))
+    monkeypatch.setattr(doctor, "sound_kernels", lambda: Unavailable("they weren't compiled"))
     (finding,) = (found for found in doctor.examine() if found.what == "native CPU kernels")
     assert finding.verdict == "slow"
     assert "weren't compiled" in finding.detail
-    assert doctor.COST in finding.detail
+    assert COST in finding.detail
+
+
+def test_a_base_that_they_do_not_take_is_served_by_torch_and_that_is_said(tmp_path: Path) -> None:
+    """NF4's blocks of 64 weights run over the ends of rows of 96."""
+    base = write_base(tmp_path / "base", replace(TINY, hidden_size=96))
+    odd = ServeSettings(base=str(base))
+    loaded = load_base(odd, base, lambda *_: None)
+    assert isinstance(loaded.decoder.backend, PlainBackend)
+    if not RUNS:
+        pytest.skip("no native kernels")
+    assert loaded.why_plain is not None
+    assert "don't take this base: blocks of 64 weights run over the ends of rows of 96" in loaded.why_plain
+    with pytest.raises(ValueError, match=f"--kernels {RUNS[0]}: blocks of .* --kernels plain takes it"):
+        load_base(odd.model_copy(update={"kernels": RUNS[0]}), base, lambda *_: None)

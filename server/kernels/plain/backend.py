@@ -72,7 +72,7 @@ class PlainBackend:
         self.nf4_kernel = (
             "bitsandbytes' fused kernel" if reason is None else f"dequantise + matmul ({reason})"
         )
-        log.info("NF4 matmul: %s", self.nf4_kernel)
+        log.debug("NF4 matmul: %s", self.nf4_kernel)
 
     @property
     def description(self) -> str:

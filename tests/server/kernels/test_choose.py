@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from manylora.server.kernels import choose
 from manylora.server.kernels.choose import choose_backend, leave_cores_to, what_is_missing
 from manylora.server.kernels.cpu.backend import CpuBackend
 from manylora.server.kernels.cpu.build import LEVELS
 from manylora.server.kernels.cpu.library import KernelsRefused, Unavailable, load_library
+from manylora.server.kernels.cpu.plan import CpuPlan
 from manylora.server.kernels.plain import PlainBackend
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -20,7 +22,9 @@ native = pytest.mark.skipif(not RUNS, reason="no native kernels")
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "open_kernels", lambda *_: Unavailable("they weren't compiled"))
+    none = Unavailable("they weren't compiled")
+    monkeypatch.setattr(choose, "load_library", lambda: none)
+    monkeypatch.setattr(choose, "open_kernels", lambda *_: none)
 
 
 @native
@@ -67,6 +71,28 @@ def test_a_level_that_this_machine_has_not_is_refused() -> None:
 def test_a_level_on_a_gpu_is_refused() -> None:
     with pytest.raises(KernelsRefused, match="avx2: these kernels are the CPU's, and the model runs on cuda"):
         choose_backend(torch.device("cuda"), FLOAT, "avx2")
+
+
+@native
+def test_a_level_that_computes_something_else_is_passed_over_or_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = CpuBackend.logits
+
+    def wrong(backend: CpuBackend, plan: CpuPlan, hidden: Tensor, count: int) -> Tensor:
+        logits = real(backend, plan, hidden, count)
+        return logits * 1.1 if RUNS[0] in backend.description else logits
+
+    monkeypatch.setattr(CpuBackend, "logits", wrong)
+    choose._wrong.cache_clear()
+    try:
+        chosen = choose_backend(CPU, FLOAT).description
+        assert f"native {RUNS[1]}" in chosen if len(RUNS) > 1 else "native" not in chosen
+        assert f"{RUNS[0]} are passed over: its logits are 0.1 off plain torch's" in caplog.text
+        with pytest.raises(KernelsRefused, match=f"{RUNS[0]}: its logits are"):
+            choose_backend(CPU, FLOAT, RUNS[0])
+    finally:
+        choose._wrong.cache_clear()
 
 
 @pytest.fixture

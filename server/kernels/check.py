@@ -1,0 +1,108 @@
+"""Holds a backend to the plain one on a decoder of noise: what a server asks of kernels before it trusts them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manylora.adapters.types import AdapterWeights, LoraPair
+from manylora.quant.nf4 import quantize_nf4
+from manylora.server.kernels.backend import AnyBackend
+from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.shape import DecoderShape
+from manylora.server.kernels.step import AttentionMetadata, Ints, RankRange, StepAdapters, StepBatch
+from manylora.server.kernels.weights import DecoderWeights, LayerWeights, LinearWeight
+
+NEAR = 0.05
+"""Of the logits, relative: an activation of 8 bits is off by up to 1/255 of its group's range, in every matrix."""
+HIDDEN, HEADS, HEAD_DIM, INTERMEDIATE, VOCAB, POSITIONS, RANK, BLOCK = 64, 2, 32, 128, 50, 32, 4, 4
+MODULES = {
+    "q_proj": (HEADS * HEAD_DIM, HIDDEN),
+    "k_proj": (HEAD_DIM, HIDDEN),
+    "v_proj": (HEAD_DIM, HIDDEN),
+    "o_proj": (HIDDEN, HEADS * HEAD_DIM),
+    "gate_proj": (INTERMEDIATE, HIDDEN),
+    "up_proj": (INTERMEDIATE, HIDDEN),
+    "down_proj": (HIDDEN, INTERMEDIATE),
+}
+SHAPE = DecoderShape(1, HEADS, 1, HEAD_DIM, MODULES, ({name: name for name in MODULES},))
+LENGTHS = (9, 1, 5)
+"""Tokens of the sequences of the one step; the first uses an adapter, the second and third are the base's."""
+
+
+def fault(backend: AnyBackend) -> str | None:
+    """Return what ``backend`` computes otherwise than plain torch does, or None: a step of a 4-bit decoder."""
+    with torch.inference_mode():
+        logits, finite = _answers(backend)
+        expected, _ = _answers(PlainBackend(torch.device("cpu"), torch.float32))
+    off = float((logits.cpu() - expected).norm() / expected.norm())
+    if not bool(finite.all()):
+        return "sound numbers are told to be none"
+    return None if off <= NEAR else f"its logits are {off:.2g} off plain torch's, of which {NEAR} are allowed"
+
+
+def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor]:
+    noise = torch.Generator().manual_seed(0)
+    model = backend.assemble(_weights(backend, noise))
+    kv, arena = backend.new_kv(SHAPE, len(LENGTHS) * 3, BLOCK), backend.new_arena(SHAPE, 2 * RANK)
+    owned = dict.fromkeys(MODULES, RankRange(RANK, RANK))
+    pairs = {
+        name: LoraPair(_noise(noise, RANK, wide), _noise(noise, RANK, out) * 0.3)
+        for name, (out, wide) in MODULES.items()
+    }
+    arena.write(owned, AdapterWeights(pairs))
+    batch = _batch(StepAdapters.of_rows([((owned, 0.5),), (), ()]))
+    plan = backend.begin_step(model, batch, kv, arena)
+    x = backend.forward(plan)
+    hidden = backend.hidden(plan, x, batch.logits_rows)
+    return backend.logits(plan, hidden, len(batch.logits_rows)), backend.finite(plan, x)
+
+
+def _weights(backend: AnyBackend, noise: torch.Generator) -> DecoderWeights:
+    def linear(*names: str) -> LinearWeight:
+        parts = [quantize_nf4(_noise(noise, *MODULES[name])) for name in names]
+        return backend.prepare(parts, None)
+
+    def norm(width: int) -> Tensor:
+        return torch.randn(width, generator=noise) * 0.1 + 1
+
+    angles = torch.arange(POSITIONS)[:, None] * 100.0 ** -(torch.arange(HEAD_DIM) % (HEAD_DIM // 2) / 16)
+    embedding = backend.prepare_embedding(torch.randn(VOCAB, HIDDEN, generator=noise), tied=True)
+    layer = LayerWeights(
+        attn_norm=norm(HIDDEN),
+        qkv=linear("q_proj", "k_proj", "v_proj"),
+        q_norm=norm(HEAD_DIM),
+        k_norm=norm(HEAD_DIM),
+        o=linear("o_proj"),
+        mlp_norm=norm(HIDDEN),
+        gate_up=linear("gate_proj", "up_proj"),
+        down=linear("down_proj"),
+        window=6,
+    )
+    head = backend.tie_head(embedding)
+    return DecoderWeights(SHAPE, 1e-6, angles.cos(), angles.sin(), embedding, (layer,), norm(HIDDEN), head)
+
+
+def _noise(noise: torch.Generator, rows: int, wide: int) -> Tensor:
+    return torch.randn(rows, wide, generator=noise) * wide**-0.5
+
+
+def _batch(adapters: StepAdapters) -> StepBatch:
+    """One step of prompts, with each sequence's blocks backwards."""
+    starts = np.cumsum((0, *LENGTHS))
+    tables = [[3 * row + 3, 3 * row + 2, 3 * row + 1] for row in range(len(LENGTHS))]
+    places = [(row, position) for row, length in enumerate(LENGTHS) for position in range(length)]
+    metadata = AttentionMetadata(
+        positions=_ints([position for _, position in places]),
+        slots=_ints([tables[row][position // BLOCK] * BLOCK + position % BLOCK for row, position in places]),
+        query_start=_ints(starts.tolist()),
+        context_lens=_ints(list(LENGTHS)),
+        block_tables=_ints(tables),
+    )
+    count = len(places)
+    return StepBatch(
+        _ints([7 * n % VOCAB for n in range(count)]), metadata, adapters, _ints(list(range(count)))
+    )
+
+
+def _ints(values: list[int] | list[list[int]]) -> Ints:
+    return np.array(values, dtype=np.int32)
