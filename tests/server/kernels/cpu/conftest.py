@@ -7,12 +7,12 @@ import pytest
 from manylora.server.kernels.cpu.build import CannotBuild, build_in_place, find_compiler
 from manylora.server.kernels.cpu.library import Kernels, Library, Unavailable, load_library, open_kernels
 
+# `make test` compiles before; here it is for whoever runs some tests alone. Before anything is loaded: a process that
+# has loaded a library gets the same one by its path again, and would skip all tests of what was compiled anew since.
+# test_build.py tells why it can't be.
+with suppress(CannotBuild):
+    build_in_place(print)
 _found = load_library()
-if isinstance(_found, Unavailable):
-    # `make test` compiles before; here it is for whoever runs some tests alone. test_build.py tells why it can't be.
-    with suppress(CannotBuild):
-        build_in_place(print)
-    _found = load_library()
 RUNS = () if isinstance(_found, Unavailable) else _found.runs
 
 
