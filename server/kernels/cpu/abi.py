@@ -235,6 +235,8 @@ SIGNATURES: dict[str, Signature] = {
     "encode_int8": (None, (c_void_p,)),
     "linear": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p)),
     "embedding": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
+    "read_words": (c_int64, (c_void_p, c_int64)),
+    "dot_words": (c_int64, (c_int64,)),
     "rms_norm_rows": (None, (c_void_p, c_void_p, c_float, c_int64, c_int32, c_void_p)),
     "silu_mul_rows": (None, (c_void_p, c_void_p, c_int64, c_int32, c_void_p)),
     "rope_rows": (None, (c_void_p,)),

@@ -14,6 +14,7 @@
 #include "linear.h"
 #include "pack.h"
 #include "encode.h"
+#include "limits.h"
 #include "norm.h"
 #include "rope.h"
 #include "attention.h"

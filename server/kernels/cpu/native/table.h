@@ -21,6 +21,9 @@ static const ml_export ml_exports[] = {
 #ifdef ML_LINEAR_EXPORTS
     ML_LINEAR_EXPORTS
 #endif
+#ifdef ML_LIMITS_EXPORTS
+    ML_LIMITS_EXPORTS
+#endif
 #ifdef ML_NORM_EXPORTS
     ML_NORM_EXPORTS
 #endif
