@@ -85,23 +85,21 @@ def _settings(directory: Path, base: str | None) -> BaseSettings:
         raise BaseRefused(f"{path}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     return replace(
         settings,
-        name=_where_it_is_now(name, held) if base is None else name,
+        name=_where_it_is_now(name, held, directory) if base is None else name,
         q_lora=held.get("kind") == "nf4",
         double_quant=bool(held.get("double_quant")),
         dtype=dtype,
     )
 
 
-def _where_it_is_now(name: str, held: Mapping[str, object]) -> str:
-    """Return the base's name, or where it was in training if the name was relative to another working directory."""
-    directory = held.get("directory")
-    if (
-        not Path(os.path.expanduser(name)).is_dir()
-        and isinstance(directory, str)
-        and Path(directory).is_dir()
-    ):
-        return directory
-    return name
+def _where_it_is_now(name: str, held: Mapping[str, object], adapter: Path) -> str:
+    """Return the base's name, or where it is seen from the adapter if the name was relative to another working
+    directory."""
+    way = held.get("directory")
+    if Path(os.path.expanduser(name)).is_dir() or not isinstance(way, str):
+        return name
+    found = Path(os.path.normpath(adapter.resolve() / way))
+    return str(found) if found.is_dir() else name
 
 
 def _with_adapter(model: "PreTrainedModel", tokens: int, directory: Path) -> "PeftModel":

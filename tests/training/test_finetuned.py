@@ -1,6 +1,7 @@
 """A trained model from its directory alone, in every way it can have been trained."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -74,9 +75,26 @@ def test_a_base_named_from_another_working_directory(
     bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(bases["dense"].parent)
-    save_adapter(attach(load(Path("dense")), LoraSettings(r=4)), tmp_path)
-    monkeypatch.chdir(tmp_path)
-    load_finetuned_model(".", device="cpu")
+    out = tmp_path / "out"
+    for staging in (out / ".adapter-partial", out / ".checkpoint-partial" / "checkpoint-3"):
+        staging.mkdir(parents=True)
+        save_adapter(attach(load(Path("dense")), LoraSettings(r=4)), staging)
+        published = out / staging.relative_to(out / staging.relative_to(out).parts[0])
+        # The file goes where adapters are published to: of this machine it tells the way between the two alone.
+        held = json.loads((staging / "manylora_base.json").read_text())
+        assert held["directory"] == os.path.relpath(bases["dense"].resolve(), published.resolve())
+        shutil.copytree(staging, published, dirs_exist_ok=True)
+        monkeypatch.chdir(tmp_path)
+        load_finetuned_model(published.relative_to(tmp_path), device="cpu")
+        monkeypatch.chdir(bases["dense"].parent)
+
+
+def test_what_goes_with_an_adapter_names_no_place_of_the_machine(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    save_adapter(attach(load(bases["dense"]), LoraSettings(r=4)), tmp_path)
+    held = json.loads((tmp_path / "manylora_base.json").read_text())
+    assert held == {"kind": "dense", "double_quant": False, "dtype": "fp32"}
 
 
 def test_a_model_without_adapter(bases: dict[str, Path]) -> None:

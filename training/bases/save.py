@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def make_plain(model: "PeftModel", directory: Path) -> None:
         # In peft it is a set, whose order is another in each run.
         config["target_modules"] = sorted(config["target_modules"])
     _write_json(directory / CONFIG_FILE, config)
-    _write_json(directory / BASE_FILE, describe_base(model))
+    _write_json(directory / BASE_FILE, describe_base(model, directory))
 
 
 def _as_in_model(gathered: Mapping[str, Tensor], model: "PeftModel") -> dict[str, Tensor]:
@@ -69,10 +70,11 @@ def _as_in_model(gathered: Mapping[str, Tensor], model: "PeftModel") -> dict[str
     return {names.get(name, name): tensor for name, tensor in gathered.items()}
 
 
-def describe_base(model: Any) -> dict[str, object]:
-    """Return how a model's base is held and where its files are: {kind, double_quant, dtype, directory}.
+def describe_base(model: Any, adapter: Path) -> dict[str, object]:
+    """Return how a model's base is held: {kind, double_quant, dtype}. dtype is "bf16", "fp16" or "fp32".
 
-    dtype is "bf16", "fp16" or "fp32".
+    Of a base that was named by a relative path, which says nothing elsewhere, "directory" says the way to it from
+    ``adapter``, the directory that this is written into. The file is published: it tells nothing else of the machine.
     """
     kind, double_quant = "dense", False
     for module in model.modules():
@@ -85,8 +87,19 @@ def describe_base(model: Any) -> dict[str, object]:
         fields = section if isinstance(section, dict) else section.to_dict()
         double_quant = bool(fields.get("bnb_4bit_use_double_quant"))
     dtype = next(name for name, each in DTYPES.items() if each == model.dtype)
-    directory = str(Path(model.config._name_or_path).resolve())
-    return {"kind": kind, "double_quant": double_quant, "dtype": dtype, "directory": directory}
+    held: dict[str, object] = {"kind": kind, "double_quant": double_quant, "dtype": dtype}
+    base = Path(model.config._name_or_path)
+    if not base.is_absolute():
+        held["directory"] = os.path.relpath(base.resolve(), _published(adapter.resolve()))
+    return held
+
+
+def _published(directory: Path) -> Path:
+    """Return where a directory will be that is written beside its place, inside one whose name begins with a dot."""
+    for part in (directory, directory.parent):
+        if part.name.startswith(".") and part.name.endswith("-partial"):
+            return part.parent / directory.relative_to(part)
+    return directory
 
 
 def _has_codes(module: Any) -> bool:

@@ -10,7 +10,15 @@ from typing import Any
 from manylora.training.data.columns import Columns
 from manylora.training.data.conversations import Turns, read_messages, read_tools, read_turns
 from manylora.training.data.example import Example, Message, Source
-from manylora.training.data.fields import Fields, as_text, check_characters, is_textual, present, read_list
+from manylora.training.data.fields import (
+    Fields,
+    as_text,
+    check_characters,
+    is_textual,
+    kind_of,
+    present,
+    read_list,
+)
 from manylora.training.data.files import read_rows
 from manylora.training.errors import InvalidArgument, InvalidData
 
@@ -40,8 +48,10 @@ class DataFormat:
     def example(self, value: Row, source: Source) -> Example:
         """Read a row. Raises InvalidData, which names the file and line."""
         if not (self._accepts or self._is_sign_of)(present(value)):
+            wrong = _wrong_field(present(value), self.fields)
             raise InvalidData(
-                f"{source}: isn't in the format {self.name}: found {_names(present(value))}; expected {self.fields}"
+                f"{source}: isn't in the format {self.name}: {wrong or f'found {_names(present(value))}'}; expected"
+                f" {self.fields}"
             )
         fields = Fields(value)
         example = self._read(fields, source)
@@ -100,6 +110,9 @@ def _format_of(value: Row, source: Source) -> DataFormat:
     for candidate in FORMATS:
         if candidate.matches(value):
             return candidate
+    wrong = _wrong_field(present(value))
+    if wrong is not None:
+        raise InvalidData(f"{source}: {wrong}")
     accepted = "; ".join(f"{one.name} ({one.fields})" for one in FORMATS)
     names = list(present(value))
     hint = ""
@@ -108,6 +121,22 @@ def _format_of(value: Row, source: Source) -> DataFormat:
     raise InvalidData(
         f"{source}: no known format has these fields: {_names(present(value))}; accepted are {accepted}{hint}"
     )
+
+
+def _wrong_field(fields: Row, of: str = "") -> str | None:
+    """Say which field has a format's name and not what belongs there; ``of``: of a format of these fields."""
+    for name in ("conversations", "messages", "prompt", "completion", "text"):
+        value = _listed(fields.get(name))
+        if value is None or (of and name not in of):
+            continue
+        if isinstance(value, list) and not value:
+            return f"{name} is an empty list"
+        if name in ("conversations", "messages"):
+            if not isinstance(value, list):
+                return f"{name} holds {kind_of(value)}, and a list of turns belongs there"
+        elif not (_is_text_or_messages(value) or isinstance(value, list)):
+            return f"{name} holds {kind_of(value)}, and text belongs there"
+    return None
 
 
 def _names(fields: Mapping[str, Any]) -> str:

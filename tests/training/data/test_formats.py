@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,33 @@ def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:
     path.write_text("nonsense")
     with pytest.raises(InvalidData, match=r"a\.json:1: isn't JSON"):
         recognise(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": {"day": 1}, "completion": "b"}, "prompt holds dict, and text belongs there"),
+        ({"prompt": "a", "completion": {"x": 1}}, "completion holds dict, and text belongs there"),
+        ({"prompt": "a", "completion": []}, "completion is an empty list"),
+        ({"text": {"a": 1}}, "text holds dict, and text belongs there"),
+        ({"conversations": []}, "conversations is an empty list"),
+        ({"conversations": "[]"}, "conversations is an empty list"),
+        ({"messages": {"role": "user"}}, "messages holds dict, and a list of turns belongs there"),
+    ],
+)
+def test_a_field_of_the_right_name_that_holds_something_else_is_named(
+    tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(InvalidData, match=rf"a\.jsonl:1: {said}$"):
+        recognise(path)
+    known = next(one for one in FORMATS if next(iter(row)) in one.fields)
+    with pytest.raises(InvalidData, match=f"isn't in the format {known.name}: {said}; expected"):
+        known.example(row, HERE)
+
+
+def test_a_date_where_text_belongs_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": [date(2020, 1, 1)], "completion": ["b"]}), tmp_path / "a.parquet")
+    with pytest.raises(InvalidData, match="prompt holds date, and text belongs there"):
+        recognise(tmp_path / "a.parquet")
