@@ -12,6 +12,8 @@ OF_NO_USE = (
     "Warning: The following arguments do not match the ones in the `trainer_state.json`",
     # It is looked for where the run's directory is now; what is gone is said (training/loop/resuming.py).
     "The best checkpoint ",
+    # --fsdp full_shard is what its users write, and is taken.
+    "Passing `fsdp` as a string is deprecated",
 )
 """How sentences of transformers begin that no user can act on."""
 
@@ -24,7 +26,7 @@ def quiet_libraries() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    for name in ("trainer", "trainer_utils"):
+    for name in ("trainer", "trainer_utils", "training_args"):
         logging.getLogger(f"transformers.{name}").addFilter(_is_of_use)
 
 

@@ -109,6 +109,34 @@ def begins_with_the_first_rows(trainer: LoraTrainer) -> bool:
     return all(ids[: len(row)].tolist() == list(row) for ids, row in zip(batch, rows, strict=True))
 
 
+def passes_of_a_layer(trainer: LoraTrainer) -> int:
+    """In two steps: two, and two more where activations are computed again."""
+    passes: list[int] = []
+    layer = trainer.model.base_model.model.model.layers[0]
+    handle = layer.register_forward_pre_hook(lambda *_: passes.append(1))
+    trainer.train()
+    handle.remove()
+    trainer.model.activation_checkpointing_disable()
+    return len(passes)
+
+
+def first_row(trainer: LoraTrainer) -> int:
+    """The number of the row that training begins with."""
+    ids = next(iter(trainer.get_train_dataloader()))["input_ids"][0].tolist()
+    rows = [list(each["input_ids"]) for each in trainer.train_dataset]
+    return next(number for number, row in enumerate(rows) if ids[: len(row)] == row)
+
+
+def drawn_first(seed: int) -> int:
+    return int(torch.randperm(ROWS, generator=torch.Generator().manual_seed(seed))[0])
+
+
+def is_deterministic(_: LoraTrainer) -> bool:
+    found = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    return found
+
+
 def loader(name: str) -> Callable[[LoraTrainer], Any]:
     return lambda trainer: getattr(trainer.get_train_dataloader(), name)
 
@@ -193,6 +221,17 @@ OBSERVED = {
         lambda trainer: trainer.train() and trainer.state.best_global_step,
         1,
     ),
+    "activation_checkpointing": Effect(f"{SHORT} --activation_checkpointing", passes_of_a_layer, 4),
+    "gradient_checkpointing": Effect(f"{SHORT} --gradient_checkpointing", passes_of_a_layer, 4),
+    "seed": Effect("--seed 7", first_row, drawn_first(7)),
+    "data_seed": Effect("--data_seed 7 --seed 3", first_row, drawn_first(7)),
+    "full_determinism": Effect("--full_determinism", is_deterministic, True),
+    "dataloader_pin_memory": Effect("--dataloader_pin_memory False", loader("pin_memory"), False),
+    "skip_memory_metrics": Effect(
+        f"{SHORT} --skip_memory_metrics False",
+        lambda trainer: "train_mem_cpu_alloc_delta" in trainer.train().metrics,
+        True,
+    ),
     "train_sampling_strategy": Effect(
         "--train_sampling_strategy sequential --per_device_train_batch_size 2",
         begins_with_the_first_rows,
@@ -218,12 +257,10 @@ OBSERVED = {
 """What this loop has a hand in: seen in a trainer, or in a run of a few steps."""
 
 PASSED = {
-    "activation_checkpointing": ("--activation_checkpointing", True),
     "activation_checkpointing_kwargs": (
         '--activation_checkpointing_kwargs {"use_reentrant":false}',
         {"use_reentrant": False},
     ),
-    "gradient_checkpointing": ("--gradient_checkpointing", True),
     "gradient_checkpointing_kwargs": (
         '--gradient_checkpointing_kwargs {"use_reentrant":false}',
         {"use_reentrant": False},
@@ -246,18 +283,13 @@ PASSED = {
     "hub_always_push": ("--push_to_hub --hub_always_push", True),
     "hub_revision": ("--push_to_hub --hub_revision main", "main"),
     "ignore_data_skip": ("--ignore_data_skip", True),
-    "full_determinism": ("--full_determinism", True),
-    "seed": ("--seed 7", 7),
-    "data_seed": ("--data_seed 7", 7),
     "use_cpu": ("--use_cpu", True),
-    "dataloader_pin_memory": ("--dataloader_pin_memory False", False),
     "remove_unused_columns": ("--remove_unused_columns False", False),
     "ddp_find_unused_parameters": ("--ddp_find_unused_parameters", True),
     "ddp_bucket_cap_mb": ("--ddp_bucket_cap_mb 10", 10),
     "ddp_broadcast_buffers": ("--ddp_broadcast_buffers", True),
     "ddp_static_graph": ("--ddp_static_graph", True),
     "ddp_timeout": ("--ddp_timeout 60", 60),
-    "skip_memory_metrics": ("--skip_memory_metrics False", False),
     "do_train": ("--do_train", True),
     "do_eval": ("--do_eval", True),
 }

@@ -74,6 +74,26 @@ def test_an_adapter_is_published_whole(tmp_path: Path) -> None:
     ]
 
 
+def test_a_kill_in_the_midst_of_publishing_leaves_no_adapter_rather_than_half_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = output.open_adapter(tmp_path)
+    (staging / "adapter_model.safetensors").write_bytes(bytes(2048))
+    for name in ("adapter_config.json", "tokenizer.json"):
+        (staging / name).write_text("{}")
+    real = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "tokenizer.json":
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        output.publish_adapter(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+
+
 def test_an_empty_adapter_is_not_published(tmp_path: Path) -> None:
     staging = output.open_adapter(tmp_path)
     (staging / "adapter_model.safetensors").write_bytes(b"{}")

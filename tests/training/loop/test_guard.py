@@ -100,3 +100,10 @@ def test_a_restored_guard_goes_on_as_the_one_it_was_taken_of(before: list[float]
     again.total_steps = 100
     assert observe(again, after) == observe(guard, after)
     assert again.state() == guard.state()
+
+
+def test_after_a_step_back_norms_are_those_of_other_weights() -> None:
+    guard = Guard()
+    assert observe(guard, [1.0] * 40, norm=1.0) == []
+    guard.forget_recent()
+    assert observe(guard, [1.0] * 10, norm=100.0) == []

@@ -322,3 +322,23 @@ def test_held_out_rows_without_a_trained_token_are_no_perfect_score(tmp_path: Pa
     metrics: Mapping[str, float] = trainer.evaluate()
     assert metrics["eval_loss"] != metrics["eval_loss"]
     assert metrics["eval_tokens"] == 0
+
+
+def test_the_rows_that_are_asked_again_are_the_last_ones_of_a_window_of_many_micro_batches(
+    tmp_path: Path,
+) -> None:
+    data = items(24, seed=4)
+    trainer = make_trainer(
+        tiny_base(tmp_path),
+        tmp_path / "run",
+        data,
+        eval_data=data[16:],
+        max_steps=2,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=12,
+        learning_rate=1e-2,
+        train_sampling_strategy="sequential",
+    )
+    trainer.train()
+    assert trainer.recent_losses() == pytest.approx(trainer.held_out_losses(), abs=1e-5)
+    assert len(trainer.recent_losses()) == 8

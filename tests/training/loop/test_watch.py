@@ -20,7 +20,9 @@ from manylora.training.rank.policy import Moment
 class Run:
     """A run whose rows cost what they are hard, and what its one weight is off by."""
 
-    def __init__(self, guard: str = "on", on_divergence: str = "backoff") -> None:
+    def __init__(
+        self, guard: str = "on", on_divergence: str = "backoff", *, keeps_copies: bool = True
+    ) -> None:
         self.events = Events()
         self.trained = nn.Linear(1, 1, bias=False)
         self.optimizer = torch.optim.SGD(self.trained.parameters(), lr=1.0)
@@ -29,7 +31,8 @@ class Run:
         self.held_out_share = 1.0
         """Of what the weight is off by that held-out rows cost more."""
         self.step = 0
-        self.watch = Watch(self, GuardSettings(guard, on_divergence), self.base_alone)
+        asked = GuardSettings(guard, on_divergence)
+        self.watch = Watch(self, asked, self.base_alone, keeps_copies=keeps_copies)
         self.off = 0.0
 
     @property
@@ -138,6 +141,17 @@ def test_a_run_whose_held_out_loss_falls_is_never_stopped() -> None:
     worse.held_out = [2.0] * 32
     worse.go(100, [EASY], lambda step: worse.off if worse.kinds else 0.0 if step < 50 else 6.0)
     assert worse.kinds == ["backoff"]
+
+
+def test_held_out_rows_have_their_veto_in_shards_too_where_the_base_alone_is_asked() -> None:
+    run = Run(keeps_copies=False)
+    run.held_out, run.held_out_share = [2.0] * 32, -0.1
+    run.go(100, [EASY], lambda step: 0.0 if step < 50 else 6.0)
+    assert run.events.all == []
+    worse = Run(keeps_copies=False)
+    worse.held_out = [2.0] * 32
+    with pytest.raises(Diverged, match=r"cost 6\.1 nats a token where they cost 0\.1 with the base alone"):
+        worse.go(100, [EASY], lambda step: 0.0 if step < 50 else 6.0)
 
 
 def test_a_norm_that_runs_away_is_trouble_only_where_the_rows_got_worse() -> None:
