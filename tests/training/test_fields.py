@@ -112,7 +112,7 @@ def begins_with_the_first_rows(trainer: LoraTrainer) -> bool:
 def passes_of_a_layer(trainer: LoraTrainer) -> int:
     """In two steps: two, and two more where activations are computed again."""
     passes: list[int] = []
-    layer = trainer.model.base_model.model.model.layers[0]
+    layer = trainer.model.base_model.model.model.layers[0].self_attn.q_proj
     handle = layer.register_forward_pre_hook(lambda *_: passes.append(1))
     trainer.train()
     handle.remove()

@@ -107,3 +107,22 @@ def test_after_a_step_back_norms_are_those_of_other_weights() -> None:
     assert observe(guard, [1.0] * 40, norm=1.0) == []
     guard.forget_recent()
     assert observe(guard, [1.0] * 10, norm=100.0) == []
+
+
+def test_a_level_that_was_found_to_be_well_is_the_one_that_the_next_is_held_against() -> None:
+    guard = Guard()
+    assert observe(guard, [1.0] * 30) == []
+    observe(guard, [3.0] * 8)
+    guard.settle()
+    assert observe(guard, [3.0] * 16) == []
+
+
+def test_a_rise_is_held_against_what_rows_differ_by_now_and_not_long_ago() -> None:
+    guard = Guard()
+    for _ in range(200):
+        guard.observe(Rows.of([0.1, 4.1, 0.1, 4.1]), 1.0)
+    observe(guard, [1.0] * 300)
+    guard.settle()
+    observe(guard, [1.0] * 8)
+    guard.settle(only_lower=True)
+    assert [trouble.kind for trouble in observe(guard, [1.5] * 8)][-1:] == ["exploding"]

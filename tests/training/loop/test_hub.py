@@ -61,8 +61,15 @@ def test_a_checkpoint_is_uploaded_under_its_own_name_and_stays_until_it_is(
 
 def test_whole_checkpoints_are_uploaded_where_that_is_asked_for(tmp_path: Path, hub: FakeHub) -> None:
     trainer = trainer_of(tmp_path, "all_checkpoints", hub_always_push=True)
-    trainer._finish_current_push = lambda: finish(hub, trainer)
+    waited_for: list[int] = []
+
+    def wait() -> None:
+        waited_for.append(len(trainer.push_in_progress.jobs))
+        finish(hub, trainer)
+
+    trainer._finish_current_push = wait
     trainer.train()
+    assert waited_for[0] == 6  # none of which had ended by then
     assert [upload.place for upload in hub.uploads] == [
         "",
         "checkpoint-2/",

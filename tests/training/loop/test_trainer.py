@@ -75,6 +75,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     small.train()
     assert small.micro_rows == 2
     assert [event.kind for event in small.events.all] == ["split", "split"]
+    assert small.masked.drawn == whole.masked.drawn == 48  # what failed is counted once, as the guard sees it
     assert losses(small) == pytest.approx(losses(whole), abs=1e-5)
 
 
@@ -188,3 +189,34 @@ def test_checkpoints_are_ordinary_adapters_and_the_best_is_kept(tmp_path: Path) 
     assert trainer.state.best_metric == min(
         entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry
     )
+
+
+class ForgetfulLater(LoraTrainer):
+    """A trainer whose memory runs out in the second micro-batch of its first window."""
+
+    passes = 0
+
+    def compute_loss(self, model: Any, inputs: Mapping[str, Tensor], *args: Any, **named: Any) -> Tensor:
+        loss = super().compute_loss(model, inputs, *args, **named)
+        self.passes += 1
+        if self.passes == 2:
+            torch.autograd.backward(loss, retain_graph=True)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss
+
+
+def test_what_a_window_had_done_when_memory_ran_out_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    }
+    norms = []
+    for kind in (LoraTrainer, ForgetfulLater):
+        monkeypatch.setattr("tests.training.loop.making.LoraTrainer", kind)
+        trainer = make_trainer(tiny_base(tmp_path), tmp_path / "run", items(8), **options)
+        trainer.train()
+        norms.append(next(entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
