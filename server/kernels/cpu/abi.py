@@ -244,4 +244,5 @@ SIGNATURES: dict[str, Signature] = {
     "lora_rows": (None, (c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_int32, *[c_void_p] * 3)),
     "step": (c_int32, (c_int32, c_void_p)),
     "hidden": (None, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
+    "sample": (None, (c_void_p, c_int32, c_int32, *[c_void_p] * 5, c_int32, c_void_p)),
 }

@@ -21,4 +21,5 @@
 #include "lora.h"
 #include "forward.h"
 #include "step.h"
+#include "sample.h"
 #include "table.h"

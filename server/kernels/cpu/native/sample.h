@@ -1,0 +1,251 @@
+// One token for each row of logits: greedy, or by temperature, top-k, top-p and min-p, without sorting the vocabulary.
+//
+// What is kept, how ties go and which token a uniform number draws is what server/engine/sampler.py says; rows are
+// independent, and a row's token is a function of its logits, its parameters and its numbers alone. Blocks of 128 entries
+// are summed as float32, and over blocks as double.
+#pragma once
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "norm.h"
+#include "team.h"
+
+#define SAMPLE_BLOCK 128
+
+enum { SAMPLE_NOT_FINITE = -1, SAMPLE_MORE_DRAWS = -2 };
+
+typedef struct {
+    const float *logits; // [rows, vocab]
+    int32_t rows, vocab;
+    const double *inverse_temperature; // [rows]; 0: greedy
+    const int32_t *top_k;              // [rows]; 0: all
+    const double *top_p;               // [rows]; 1 or more: all
+    const double *min_p;               // [rows]
+    const double *uniform;             // [rows, draws] in [0, 1)
+    int32_t draws;
+    int32_t *ids; // [rows]: the token, or what there is instead
+} sample_call;
+
+typedef struct {
+    float value;
+    int32_t id;
+} candidate;
+
+typedef struct {
+    float *probs;    // [vocab]
+    float *maxima;   // [blocks]
+    double *running; // [blocks]: sums of blocks, added up
+    candidate *best; // [vocab]
+    double *weights; // [vocab]
+} sample_space;
+
+ML_INLINE int32_t blocks_of(int32_t vocab) { return (vocab + SAMPLE_BLOCK - 1) / SAMPLE_BLOCK; }
+
+ML_INLINE int32_t block_end(int32_t block, int32_t vocab) {
+    int32_t end = (block + 1) * SAMPLE_BLOCK;
+    return end < vocab ? end : vocab;
+}
+
+static size_t sample_scratch(int32_t vocab) {
+    size_t blocks = blocks_of(vocab);
+    return (size_t)vocab * (sizeof(float) + sizeof(candidate) + sizeof(double)) +
+           blocks * (sizeof(float) + sizeof(double)) + 5 * 64;
+}
+
+static sample_space space_of(int32_t vocab, char *base) {
+    size_t size[] = {vocab * sizeof(float), blocks_of(vocab) * sizeof(float), blocks_of(vocab) * sizeof(double),
+                     vocab * sizeof(candidate)};
+    char *part[5] = {base};
+    for (int i = 0; i < 4; i++) part[i + 1] = part[i] + (size[i] + 63) / 64 * 64;
+    sample_space space = {(float *)(void *)part[0], (float *)(void *)part[1], (double *)(void *)part[2],
+                          (candidate *)(void *)part[3], (double *)(void *)part[4]};
+    return space;
+}
+
+// The largest of each block and of all; NaN if one is.
+static float find_maxima(const float *x, int32_t vocab, float *maxima) {
+    vf check = vzero();
+    float most = -INFINITY, rest = 0.0f;
+    for (int32_t block = 0; block < blocks_of(vocab); block++) {
+        int32_t i = block * SAMPLE_BLOCK, end = block_end(block, vocab);
+        vf top = vset(-INFINITY);
+        for (; i + VW <= end; i += VW) {
+            vf part = vload(x + i);
+            top = vmax(top, part);
+            // 0 · x of what is no NaN: x86's max and min return the second operand's NaN.
+            check = vfma(vmin(vset(FLT_MAX), vmax(vset(-FLT_MAX), part)), vzero(), check);
+        }
+        float found = vtop(top);
+        for (; i < end; i++) {
+            if (x[i] != x[i]) rest = NAN;
+            if (x[i] > found) found = x[i];
+        }
+        maxima[block] = found;
+        if (found > most) most = found;
+    }
+    return vsum(check) + rest == 0.0f ? most : NAN;
+}
+
+// The lowest id of the largest value.
+static int32_t first_of(const float *x, int32_t vocab, const float *maxima, float most) {
+    int32_t block = 0;
+    while (maxima[block] != most) block++;
+    int32_t id = block * SAMPLE_BLOCK;
+    while (id < vocab && x[id] != most) id++;
+    return id;
+}
+
+// Draw an index of non-negative weights whose running sums these are; `rest` becomes what is left of u inside it. -1 if
+// the total is no positive number.
+static int32_t invert(const double *running, int32_t count, double u, double *rest) {
+    double total = running[count - 1];
+    if (!(total > 0.0)) return -1;
+    double target = fmin(u * total, nextafter(total, 0.0));
+    int32_t low = 0, high = count - 1; // the first whose running sum exceeds the target
+    while (low < high) {
+        int32_t middle = (low + high) / 2;
+        if (running[middle] <= target) low = middle + 1;
+        else high = middle;
+    }
+    double before = low ? running[low - 1] : 0.0;
+    *rest = fmin(fmax((target - before) / (running[low] - before), 0.0), 1.0);
+    return low;
+}
+
+static int better(const void *a, const void *b) {
+    const candidate *x = (const candidate *)a, *y = (const candidate *)b;
+    if (x->value != y->value) return x->value > y->value ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+// The k best in order, equal values by lowest id. What is below the k-th largest of the blocks' maxima is none of them.
+static void find_best(const float *x, int32_t vocab, int32_t k, const sample_space *space) {
+    int32_t blocks = blocks_of(vocab), count = 0;
+    float least = -INFINITY;
+    if (k < blocks) {
+        for (int32_t block = 0; block < blocks; block++) space->best[block] = candidate{space->maxima[block], block};
+        qsort(space->best, (size_t)blocks, sizeof(candidate), better);
+        least = space->best[k - 1].value;
+    }
+    for (int32_t block = 0; block < blocks; block++) {
+        if (space->maxima[block] < least) continue;
+        for (int32_t i = block * SAMPLE_BLOCK; i < block_end(block, vocab); i++)
+            if (x[i] >= least) space->best[count++] = candidate{x[i], i};
+    }
+    qsort(space->best, (size_t)count, sizeof(candidate), better);
+}
+
+// Temperature, then top_p over the renormalised k, then min_p.
+static int32_t draw_best(const sample_space *space, int32_t k, double inverse, double top_p, double min_p, double u) {
+    const candidate *best = space->best;
+    double sum = 0.0, running = 0.0, kept = 0.0, above = 0.0, rest, *weights = space->weights;
+    for (int32_t i = 0; i < k; i++)
+        sum += weights[i] = exp(((double)best[i].value - (double)best[0].value) * inverse);
+    double first = weights[0] / sum;
+    for (int32_t i = 0; i < k; i++) {
+        double weight = weights[i] / sum;
+        running += weight;
+        if (!i || best[i].value != best[i - 1].value) above = running - weight; // equal values stay or go together
+        if (above < top_p && weight >= min_p * first) kept += weight;
+        weights[i] = kept;
+    }
+    int32_t rank = invert(weights, k, u, &rest);
+    return rank < 0 ? SAMPLE_NOT_FINITE : best[rank].id;
+}
+
+// probs = softmax(x · scale).
+static void soften_row(const float *x, int32_t vocab, float scale, float most, float *probs) {
+    vf top = vset(most * scale), sum = vzero();
+    float rest = 0.0f;
+    int32_t i = 0;
+    for (; i + VW <= vocab; i += VW) {
+        vf low = vsub(vmul(vload(x + i), vset(scale)), top);
+        vf part = vpick(vless(low, vset(-87.3f)), vzero(), vexp(low));
+        vstore(probs + i, part);
+        sum = vadd(sum, part);
+    }
+    for (; i < vocab; i++) rest += probs[i] = expf(x[i] * scale - most * scale);
+    vf total = vset(vsum(sum) + rest);
+    for (i = 0; i + VW <= vocab; i += VW) vstore(probs + i, vdiv(vload(probs + i), total));
+    for (; i < vocab; i++) probs[i] /= vsum(sum) + rest;
+}
+
+// Sums of the blocks' entries above the pivot, added up.
+static void add_above(const float *probs, int32_t vocab, float pivot, double *running) {
+    double total = 0.0;
+    for (int32_t block = 0; block < blocks_of(vocab); block++) {
+        int32_t i = block * SAMPLE_BLOCK, end = block_end(block, vocab);
+        vf sum = vzero();
+        for (; i + VW <= end; i += VW) {
+            vf part = vload(probs + i);
+            sum = vadd(sum, vpick(vless(vset(pivot), part), part, vzero()));
+        }
+        float rest = 0.0f;
+        for (; i < end; i++) rest += probs[i] > pivot ? probs[i] : 0.0f;
+        running[block] = total += (double)(vsum(sum) + rest);
+    }
+}
+
+// Draw an entry above the pivot: the block first, then the place inside it.
+static int32_t draw_above(const float *probs, int32_t vocab, float pivot, const double *running, double u) {
+    double inside[SAMPLE_BLOCK], total = 0.0, rest;
+    int32_t block = invert(running, blocks_of(vocab), u, &rest);
+    if (block < 0) return SAMPLE_NOT_FINITE;
+    int32_t first = block * SAMPLE_BLOCK, count = block_end(block, vocab) - first;
+    for (int32_t i = 0; i < count; i++) inside[i] = total += probs[first + i] > pivot ? (double)probs[first + i] : 0.0;
+    int32_t place = invert(inside, count, rest, &rest);
+    return place < 0 ? SAMPLE_NOT_FINITE : first + place;
+}
+
+// By rejection: what is drawn from above the pivot is kept if the mass above it is less than top_p; else it is the next
+// pivot, above which all that may be kept lies.
+static int32_t draw_all(const sample_call *call, int32_t row, const sample_space *space, float most) {
+    const float *x = call->logits + (int64_t)row * call->vocab;
+    float scale = (float)call->inverse_temperature[row], pivot = 0.0f;
+    soften_row(x, call->vocab, scale, most, space->probs);
+    if (call->min_p[row] > 0.0) {
+        float best = space->probs[first_of(x, call->vocab, space->maxima, most)];
+        pivot = nextafterf(best * (float)fmin(call->min_p[row], 1.0), 0.0f);
+    }
+    add_above(space->probs, call->vocab, pivot, space->running);
+    for (int32_t draw = 0; draw < call->draws; draw++) {
+        double u = call->uniform[(int64_t)row * call->draws + draw];
+        int32_t id = draw_above(space->probs, call->vocab, pivot, space->running, u);
+        if (id < 0 || call->top_p[row] >= 1.0) return id;
+        pivot = space->probs[id];
+        add_above(space->probs, call->vocab, pivot, space->running);
+        if (space->running[blocks_of(call->vocab) - 1] < fmax(call->top_p[row], 1e-300)) return id;
+    }
+    return SAMPLE_MORE_DRAWS;
+}
+
+static int32_t sample_row(const sample_call *call, int32_t row, const sample_space *space) {
+    const float *x = call->logits + (int64_t)row * call->vocab;
+    double inverse = call->inverse_temperature[row];
+    float most = find_maxima(x, call->vocab, space->maxima);
+    if (!isfinite(most)) return SAMPLE_NOT_FINITE;
+    if (inverse <= 0.0) return first_of(x, call->vocab, space->maxima, most);
+    int32_t k = call->top_k[row];
+    if (k <= 0 || k >= call->vocab) return draw_all(call, row, space, most);
+    find_best(x, call->vocab, k, space);
+    double top_p = call->top_p[row] < 1.0 ? fmax(call->top_p[row], 1e-300) : INFINITY;
+    return draw_best(space, k, inverse, top_p, call->min_p[row], call->uniform[(int64_t)row * call->draws]);
+}
+
+static void sample_program(ml_team team, void *argument) {
+    const sample_call *call = (const sample_call *)argument;
+    sample_space space = space_of(call->vocab, (char *)ml_own_scratch(team, sample_scratch(call->vocab)));
+    for (int64_t row; (row = ml_take(team)) < call->rows;)
+        call->ids[row] = space.probs ? sample_row(call, (int32_t)row, &space) : SAMPLE_MORE_DRAWS;
+}
+
+// ids [rows] of logits [rows, vocab]: see sample_call. SAMPLE_MORE_DRAWS where a row needs more numbers than it was given.
+static void sample(ml_pool *pool, const float *logits, int32_t rows, int32_t vocab, const double *inverse_temperature,
+                   const int32_t *top_k, const double *top_p, const double *min_p, const double *uniform,
+                   int32_t draws, int32_t *ids) {
+    sample_call call = {logits, rows, vocab, inverse_temperature, top_k, top_p, min_p, uniform, draws, ids};
+    ml_run(pool, sample_program, &call);
+}
+
+#define ML_SAMPLE_EXPORTS ML_EXPORT(sample),
