@@ -16,7 +16,7 @@ from manylora.server.model.decoder import Decoder
 from manylora.server.model.loader import Quantization, load_weights
 from manylora.server.model.served import ServedModel
 
-BLOCKS_EACH = 16
+BLOCKS_EACH = 32
 ARENA_ROWS = 256
 
 

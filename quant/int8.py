@@ -20,12 +20,13 @@ CHUNK_WEIGHTS = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Int8Tensor:
-    """A matrix in 8 bits: weight = code · scale of its group of GROUP inputs."""
+    """A matrix in 8 bits: weight = code · scale of its group of inputs."""
 
     codes: Tensor
     """int8 [out, in], within ±LARGEST."""
     scales: Tensor
-    """float32 [out, ⌈in / GROUP⌉]"""
+    """float32 [out, ⌈in / group⌉]"""
+    group: int = GROUP
 
     format: ClassVar[str] = "int8"
     is_quantized: ClassVar[bool] = True
@@ -42,24 +43,24 @@ class Int8Tensor:
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the [out, in] matrix: code × scale in float32, rounded to ``dtype`` once."""
-        scales = self.scales.repeat_interleave(GROUP, dim=1)[:, : self.codes.shape[1]]
+        scales = self.scales.repeat_interleave(self.group, dim=1)[:, : self.codes.shape[1]]
         return (self.codes * scales).to(dtype)
 
     def to(self, device: torch.device) -> "Int8Tensor":
         """Return the same matrix on ``device``."""
-        return Int8Tensor(self.codes.to(device), self.scales.to(device))
+        return Int8Tensor(self.codes.to(device), self.scales.to(device), self.group)
 
 
-def quantize_int8(weight: Tensor) -> Int8Tensor:
+def quantize_int8(weight: Tensor, group: int = GROUP) -> Int8Tensor:
     """Quantise a 16- or 32-bit matrix [out, in]. Raises ValueError if something in it is not finite."""
     out, wide = weight.shape
-    groups = -(-wide // GROUP)
+    groups = -(-wide // group)
     codes = torch.empty(out, wide, dtype=torch.int8, device=weight.device)
     scales = torch.empty(out, groups, dtype=torch.float32, device=weight.device)
     rows = max(1, CHUNK_WEIGHTS // wide)
     for first in range(0, out, rows):
         part = weight[first : first + rows].float()
-        padded = F.pad(part, (0, groups * GROUP - wide)).view(len(part), groups, GROUP)
+        padded = F.pad(part, (0, groups * group - wide)).view(len(part), groups, group)
         largest = padded.abs().amax(-1)
         if not bool(largest.isfinite().all()):
             raise ValueError("a weight is not finite, so it can't be quantised")
@@ -68,4 +69,4 @@ def quantize_int8(weight: Tensor) -> Int8Tensor:
         inverse = torch.where(largest > NOTHING, LARGEST / largest, 0)
         whole = (padded * inverse[..., None]).round_().clamp_(-LARGEST, LARGEST)
         codes[first : first + rows] = whole.view(len(part), -1)[:, :wide].to(torch.int8)
-    return Int8Tensor(codes, scales)
+    return Int8Tensor(codes, scales, group)

@@ -11,14 +11,17 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("wide", [GROUP, GROUP + 1, 3 * GROUP - 5, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_weight_is_off_by_at_most_half_a_step_of_its_own_group(wide: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("size", [GROUP, 32])
+def test_a_weight_is_off_by_at_most_half_a_step_of_its_own_group(
+    wide: int, dtype: torch.dtype, size: int
+) -> None:
     weight = torch.randn(33, wide, generator=torch.Generator().manual_seed(wide)).to(dtype)
     # Groups of very different size: none may take another's scale.
     weight[:, : wide // 2] *= 1000
-    held = quantize_int8(weight)
+    held = quantize_int8(weight, size)
     error = (held.dequantize(torch.float32) - weight.float()).abs()
-    for first in range(0, wide, GROUP):
-        group = slice(first, first + GROUP)
+    for first in range(0, wide, size):
+        group = slice(first, first + size)
         half = weight[:, group].float().abs().amax(1, keepdim=True) / LARGEST / 2
         assert (error[:, group] <= half * 1.001).all()
     assert held.shape == (33, wide)

@@ -24,12 +24,12 @@ def encode_nf4(weight: Tensor, packer: Packer, *, double_quant: bool = False) ->
     return Nf4Tensor(codes, absmax, (weight.shape[0], weight.shape[1]))
 
 
-def encode_int8(weight: Tensor, packer: Packer) -> Int8Tensor:
+def encode_int8(weight: Tensor, packer: Packer, group: int = GROUP) -> Int8Tensor:
     """Quantise a matrix [out, in] as quant.int8.quantize_int8 does; non-finite values raise ValueError."""
     codes = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(weight.shape[0], -(-weight.shape[1] // GROUP))
-    _encode("encode_int8", packer, weight, GROUP, codes, scales)
-    return Int8Tensor(codes, scales)
+    scales = torch.empty(weight.shape[0], -(-weight.shape[1] // group))
+    _encode("encode_int8", packer, weight, group, codes, scales)
+    return Int8Tensor(codes, scales, group)
 
 
 def _encode(

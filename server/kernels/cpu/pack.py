@@ -15,7 +15,6 @@ from torch import Tensor
 from manylora.quant.awq import AwqTensor
 from manylora.quant.dense import DenseTensor
 from manylora.quant.gptq import GptqTensor
-from manylora.quant.int8 import GROUP as INT8_GROUP
 from manylora.quant.int8 import Int8Tensor
 from manylora.quant.nf4 import Nf4Tensor
 from manylora.server.kernels.backend import WeightSource
@@ -198,7 +197,7 @@ def _recipe(source: WeightSource) -> _Recipe:
     if isinstance(source, AwqTensor):
         return _awq(source)
     if isinstance(source, Int8Tensor):
-        grouping = _even_groups(source.shape[1], INT8_GROUP)
+        grouping = _even_groups(source.shape[1], source.group)
         return _Recipe(FROM_INT8, INT8, source.codes, grouping, source.scales.float().contiguous())
     if isinstance(source, DenseTensor):
         grouping = _even_groups(source.shape[1], PADDING)

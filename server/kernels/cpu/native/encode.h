@@ -81,12 +81,12 @@ static void encode_nf4_program(ml_team team, void *argument) {
 
 static void encode_int8_program(ml_team team, void *argument) {
     const ml_encoding *e = (const ml_encoding *)argument;
-    int64_t groups = (e->in + 63) / 64;
-    float x[64];
+    int64_t groups = (e->in + e->block - 1) / e->block;
+    float x[64]; // the largest group
     for (int64_t row; (row = ml_take(team)) < e->rows;)
         for (int64_t g = 0; g < groups; g++) {
-            int64_t at = row * e->in + g * 64;
-            int32_t count = (int32_t)(e->in - g * 64 < 64 ? e->in - g * 64 : 64);
+            int64_t at = row * e->in + g * e->block, left = e->in - g * e->block;
+            int32_t count = (int32_t)(left < e->block ? left : e->block);
             read_weights(e, at, count, x);
             encode_int8_block(x, count, e->scales + row * groups + g, e->codes + at);
         }

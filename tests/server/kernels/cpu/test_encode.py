@@ -50,9 +50,13 @@ def test_nested_scales_are_the_same(kernels: Kernels) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_int8_has_the_same_codes(shape: tuple[int, int], dtype: torch.dtype, kernels: Kernels) -> None:
+@pytest.mark.parametrize("group", [64, 32])
+def test_int8_has_the_same_codes(
+    shape: tuple[int, int], dtype: torch.dtype, group: int, kernels: Kernels
+) -> None:
     weight = weights(shape, dtype)
-    want, got = quantize_int8(weight), encode_int8(weight, kernels)
+    want, got = quantize_int8(weight, group), encode_int8(weight, kernels, group)
+    assert got.group == want.group == group
     assert torch.equal(got.codes, want.codes)
     assert torch.equal(got.scales, want.scales)
 
