@@ -1,8 +1,9 @@
 """Plans held against measurements: Qwen's published table, and short and long runs of `manylora train` on this CPU.
 
 Run it with ``python -m manylora.loadtest.memory_table``; ``--only qwen``, ``--only cpu`` or ``--only long`` for one of
-the three, ``--quick`` for fewer cells. Every run is a process of its own, and what counts is the kernel's figure for
-its highest resident memory (wait4's ru_maxrss), libraries included: what the machine must have.
+the three, ``--rows TEXT`` for those whose name has the text, ``--quick`` for fewer cells. Every run is a process of its
+own, and what counts is the kernel's figure for its highest resident memory (wait4's ru_maxrss), libraries included:
+what the machine must have.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,8 @@ import torch
 
 from manylora.loadtest.checkpoints import BaseShape, write_base
 from manylora.loadtest.environment import headline
-from manylora.loadtest.memory_long import DEMO, LONG, measure_long, peak_gib
+from manylora.loadtest.gptq_copy import write_gptq_copy
+from manylora.loadtest.memory_long import DEMO, LONG, LongRun, measure_long, peak_gib
 from manylora.loadtest.memory_long import QUICK as QUICK_LONG
 from manylora.loadtest.memory_long import STEPS as STEPS_OF_LONG
 from manylora.loadtest.qwen_memory import print_qwen_table, summary
@@ -32,6 +35,7 @@ class Cell:
 
     base: str
     method: str
+    """lora, qlora, gptq (LoRA on a GPTQ copy), dora, or qdora (DoRA on NF4)."""
     seq: int
     batch: int
     rank: int
@@ -72,6 +76,11 @@ GRID = (
     Cell(HELD_OUT, "lora", 512, 2, 16, False),
     Cell(HELD_OUT, "lora", 1024, 4, 16, False),
     Cell(HELD_OUT, "qlora", 1024, 2, 16, True),
+    Cell("h1024/4L/32k untied", "gptq", 512, 2, 64, False),
+    Cell("h1024/4L/32k untied", "gptq", 512, 2, 64, True),
+    Cell("h1024/4L/32k untied", "dora", 512, 2, 8, False),
+    Cell("h1024/4L/32k untied", "qdora", 512, 2, 8, False),
+    Cell("h1024/4L/32k untied", "qdora", 512, 2, 8, True),
 )
 QUICK = GRID[::5]
 
@@ -118,7 +127,8 @@ def measure(cell: Cell, base: Path, directory: Path) -> float:
             "--report_to",
             "none",
         ),
-        *(["--q_lora"] if cell.method == "qlora" else []),
+        *(["--q_lora"] if cell.method in ("qlora", "qdora") else []),
+        *(["--use_dora"] if "dora" in cell.method else []),
         *(["--gradient_checkpointing"] if cell.checkpointing else []),
     ]
     return peak_gib(cell.name, words)
@@ -130,7 +140,7 @@ def predict(cell: Cell, base: Path) -> dict[str, float]:
         *(sys.executable, "-m", "manylora", "plan", str(base), "--json", "--cpu", "64GiB"),
         *(
             "--method",
-            cell.method,
+            "qlora" if cell.method in ("qlora", "qdora") else "lora",
             "--seq",
             str(cell.seq),
             "--batch",
@@ -139,21 +149,30 @@ def predict(cell: Cell, base: Path) -> dict[str, float]:
             str(cell.rank),
         ),
         *(["--gradient-checkpointing"] if cell.checkpointing else []),
+        *(["--use-dora"] if "dora" in cell.method else []),
     ]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
     return {**answer["parts"], "total": answer["total_gib"]}
 
 
-def print_cpu_table(directory: Path, quick: bool) -> bool:
+def base_of(cell: Cell, directory: Path) -> Path:
+    """Return the cell's base, written when it is asked for first."""
+    place = directory / str(list(BASES).index(cell.base))
+    if not place.is_dir():
+        write_base(place, BASES[cell.base], dtype=torch.bfloat16)
+    if cell.method != "gptq":
+        return place
+    packed = place.with_name(f"{place.name}-gptq")
+    return packed if packed.is_dir() else write_gptq_copy(place, packed)
+
+
+def print_cpu_table(directory: Path, cells: Sequence[Cell]) -> bool:
     """Print measured and planned of every run; return whether all are within 15 %."""
-    bases = {
-        name: write_base(directory / str(index), shape, dtype=torch.bfloat16)
-        for index, (name, shape) in enumerate(BASES.items())
-    }
     lines, errors, beyond = [], [], []
-    for cell in QUICK if quick else GRID:
-        measured, planned = measure(cell, bases[cell.base], directory), predict(cell, bases[cell.base])
+    for cell in cells:
+        base = base_of(cell, directory)
+        measured, planned = measure(cell, base, directory), predict(cell, base)
         errors.append(planned["total"] / measured - 1)
         fixed = planned["context"]
         beyond.append((planned["total"] - fixed) / max(measured - fixed, 0.01) - 1)
@@ -174,10 +193,10 @@ def print_cpu_table(directory: Path, quick: bool) -> bool:
     return max(map(abs, errors)) <= 0.15
 
 
-def print_long_table(directory: Path, quick: bool) -> bool:
+def print_long_table(directory: Path, runs: Sequence[LongRun]) -> bool:
     """Print measured and planned of every long run; return whether all are within 15 %."""
     lines, errors = [], []
-    for index, run in enumerate(QUICK_LONG if quick else LONG):
+    for index, run in enumerate(runs):
         base = DEMO
         if run.base != "demo":
             base = write_base(directory / f"long-{index}", BASES[run.base], dtype=torch.bfloat16)
@@ -194,17 +213,20 @@ def main() -> None:
     """Print the tables; end with status 1 when a cell is more than 15 % off."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", choices=("qwen", "cpu", "long"))
+    parser.add_argument("--rows", default="", help="those whose name has this in it")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    cells = [each for each in (QUICK if options.quick else GRID) if options.rows in each.name]
+    runs = [each for each in (QUICK_LONG if options.quick else LONG) if options.rows in each.name]
     print(headline())  # noqa: T201  # the result
     good = True
     with tempfile.TemporaryDirectory() as scratch:
         if options.only in (None, "qwen"):
             good &= print_qwen_table(Path(scratch))
-        if options.only in (None, "cpu"):
-            good &= print_cpu_table(Path(scratch), options.quick)
-        if options.only in (None, "long"):
-            good &= print_long_table(Path(scratch), options.quick)
+        if cells and options.only in (None, "cpu"):
+            good &= print_cpu_table(Path(scratch), cells)
+        if runs and options.only in (None, "long"):
+            good &= print_long_table(Path(scratch), runs)
     sys.exit(0 if good else 1)
 
 

@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from manylora.failing import fail
+from manylora.training.bases.settings import LoraSettings
 from manylora.training.errors import InvalidArgument, TrainingError
+from manylora.training.memory.adapted import unused_ranks
 from manylora.training.memory.budget import Budget, find_budget
 from manylora.training.memory.find import read_shape
 from manylora.training.memory.plan import PART_NAMES, MemoryPlan
@@ -22,10 +24,21 @@ from manylora.training.memory.shape import ModelShape
 Flag = typer.Option
 Base = Annotated[str, typer.Argument(help="A model's directory, its config.json, or OWNER/MODEL of the hub.")]
 Method = Annotated[str, Flag(help="lora, or qlora: the base in 4 bits.")]
+DoubleQuant = Annotated[
+    bool, Flag("--double-quant", help="With qlora: NF4's scales in 8 bits, as --double_quant trains.")
+]
 Seq = Annotated[int, Flag(help="Tokens of the longest example.")]
 Batch = Annotated[int, Flag(help="Rows of a micro-batch.")]
 Accumulation = Annotated[int, Flag(help="Micro-batches of an optimiser step.")]
 Rank = Annotated[int, Flag(help="LoRA's rank; of one that grows, the last.")]
+RankPattern = Annotated[
+    str,
+    Flag(help="Ranks of their own, as an adapter's rank_pattern has them: down_proj=128,q_proj=8."),
+]
+UseDora = Annotated[bool, Flag("--use-dora", help="DoRA, as --use_dora trains.")]
+Init = Annotated[
+    str, Flag(help="As --init_lora_weights: pissa and olora keep their start beside the factors.")
+]
 Targets = Annotated[
     str, Flag(help="Adapted modules, by commas or spaces; all of a layer when none are named.")
 ]
@@ -61,15 +74,19 @@ AsJson = Annotated[bool, Flag("--json", help="Print the plan as JSON.")]
 def plan(
     base: Base,
     method: Method = "lora",
+    double_quant: DoubleQuant = False,
     seq: Seq = 1024,
     batch: Batch = 1,
     accumulation: Accumulation = 1,
     rank: Rank = 64,
+    rank_pattern: RankPattern = "",
     targets: Targets = "",
     gradient_checkpointing: Checkpointing = False,
     dtype: Dtype = "bf16",
     optim: Optim = "adamw_torch",
     dropout: Dropout = 0.05,
+    use_dora: UseDora = False,
+    init_lora_weights: Init = "default",
     packing: Packing = False,
     train_embeddings: Embeddings = False,
     trained_share: Share = 1.0,
@@ -90,8 +107,11 @@ def plan(
         run = replace(run, packing=packing, train_embeddings=train_embeddings, dropout=dropout)
         run = replace(run, trained_share=trained_share, device=budget.device, eval_batch=eval_batch)
         run = replace(run, eval_seq=eval_seq, answer_tokens=answer_tokens, answers=answers)
+        run = replace(run, double_quant=double_quant, rank_pattern=_pattern(rank_pattern), use_dora=use_dora)
+        run = _with_start(run, init_lora_weights)
         _check_recipe(run, recipe)
         model = read_shape(base)
+        _check_pattern(model, run)
         planned = plan_run(model, run, recipe)
         found = remedies(model, run, budget.bytes, recipe)
         least = plan_run(model, smallest(model, run), recipe)
@@ -101,10 +121,56 @@ def plan(
     show(model, run, budget, planned, found, least)
 
 
+_NAMED_OTHERWISE = (
+    ("--use_dora", "--use-dora"),
+    ("--init_lora_weights", "--init-lora-weights"),
+    ("--lora_dropout", "--dropout"),
+)
+
+
+def _pattern(text: str) -> tuple[tuple[str, int], ...]:
+    """Read down_proj=128,q_proj=8. Raises InvalidArgument."""
+    pairs = []
+    for word in text.replace(",", " ").split():
+        key, _, rank = word.rpartition("=")
+        if not key or not rank.isdecimal():
+            raise InvalidArgument(f"--rank-pattern: {word!r} is no NAME=RANK, as in down_proj=128,q_proj=8.")
+        pairs.append((key, int(rank)))
+    return tuple(pairs)
+
+
+def _check_pattern(model: ModelShape, run: RunShape) -> None:
+    unused = unused_ranks(model, run)
+    if unused:
+        raise InvalidArgument(
+            f"--rank-pattern: no adapted matrix of this base is meant by {', '.join(unused)}, expected some of "
+            f"{', '.join(dict.fromkeys(name for name, _, _ in model.adapted(run.targets)))}."
+        )
+
+
+def _with_start(run: RunShape, init: str) -> RunShape:
+    """Return the run with what the factors start from. Raises InvalidArgument for what training refuses too."""
+    try:
+        lora = LoraSettings(run.rank, dropout=run.dropout, use_dora=run.use_dora, init=init)
+    except InvalidArgument as error:
+        words = str(error)
+        for trained, planned in _NAMED_OTHERWISE:
+            words = words.replace(trained, planned)
+        raise InvalidArgument(words) from None
+    if run.double_quant and run.method != "qlora":
+        raise InvalidArgument("--double-quant is about NF4's scales: add --method qlora, or leave it out.")
+    return replace(run, dropout=lora.used_dropout, starts_from_base=lora.starts_from_base)
+
+
 def _check_recipe(run: RunShape, recipe: str | None) -> None:
     if recipe is not None and (run.eval_seq or run.answer_tokens):
         raise InvalidArgument(
             f"--recipe {recipe} is planned without evaluation: leave --eval-seq and --answer-tokens out."
+        )
+    if recipe is not None and (run.double_quant or run.use_dora or run.starts_from_base):
+        raise InvalidArgument(
+            f"--recipe {recipe} is plain LoRA, and its Q-LoRA is GPTQ's: leave --double-quant, --use-dora and "
+            "--init-lora-weights out."
         )
 
 

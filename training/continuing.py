@@ -94,7 +94,8 @@ def keep(
     values = {name: changes.get(name, getattr(training, name)) for name in SETTLED}
     settled: dict[str, Any] = {"learning_rate": changes.get("learning_rate", training.learning_rate)}
     if arguments.run.auto_fit:
-        settled |= {**values, "q_lora": arguments.lora.q_lora}
+        lora = arguments.lora
+        settled |= {**values, "q_lora": lora.q_lora, "double_quant": lora.double_quant}
     return Kept({**facts_of(arguments, changes), "base": base}, plain(settled), search or SearchFacts())
 
 
@@ -130,6 +131,7 @@ def settled_again(arguments: Arguments, kept: Kept) -> tuple[Arguments, dict[str
     changes |= {name: kept.settled[name] for name in SETTLED if name in kept.settled}
     lora, training = dataclasses.replace(arguments.lora), arguments.training
     lora.q_lora = bool(kept.settled.get("q_lora", lora.q_lora))
+    lora.double_quant = bool(kept.settled.get("double_quant", lora.double_quant))
     training.model_max_length = changes.pop("model_max_length", training.model_max_length)
     return dataclasses.replace(arguments, lora=lora), changes
 

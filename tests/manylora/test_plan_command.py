@@ -1,15 +1,22 @@
 """`manylora plan` as a user runs it."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
+from manylora.loadtest.checkpoints import BaseShape, write_base
 from manylora.plan_command import plan
+from manylora.training.bases.load import load_base
+from manylora.training.bases.types import BaseSettings
+from manylora.training.memory.plan import GIB
 from tests.training.memory.test_shape import FIRST_QWEN_7B, QWEN25_7B_CONFIG
 
 app = typer.Typer()
@@ -54,11 +61,50 @@ def test_a_long_run_keeps_most_of_its_examples(tmp_path: Path) -> None:
     words = ("--seq", "4096", "--batch", "4", "--gpu", "16GiB")
     answer = json.loads(run(config, *words, "--json")[1])
     (only,) = answer["remedies"]
-    assert only["changes"] == ["batch", "checkpointing", "qlora", "seq"]
+    assert only["changes"] == ["batch", "checkpointing", "qlora", "double_quant", "seq"]
     assert only["run"]["seq"] >= 3584
     assert (
-        f"--gradient_checkpointing --q_lora --model_max_length {only['run']['seq']}" in run(config, *words)[1]
+        f"--gradient_checkpointing --q_lora --double_quant --model_max_length {only['run']['seq']}"
+        in run(config, *words)[1]
     )
+
+
+def test_quantised_scales_are_those_that_a_base_holds(tmp_path: Path) -> None:
+    directory = write_base(
+        tmp_path / "base", BaseShape("qwen2", 500, 256, 704, 6, 4, 2, 512), dtype=torch.bfloat16
+    )
+    for flags in ([], ["--double-quant"]):
+        loaded = load_base(BaseSettings(str(directory), q_lora=True, dtype="bf16", double_quant=bool(flags)))
+        layers = [each for path, each in loaded.model.named_modules() if path.endswith("_proj")]
+        states: list[Any] = [each.weight.quant_state for each in layers]
+        scales = sum(
+            each.absmax.nbytes + (each.state2.absmax.nbytes if each.nested else 0) for each in states
+        )
+        words = [str(directory), "--method", "qlora", *flags, "--gpu", "24GiB", "--json"]
+        weights = json.loads(run(*words)[1])["parts"]["weights"] * GIB
+        codes = sum(math.prod(each.shape) for each in states) / 2
+        # The JSON has GiB with four digits behind the point.
+        assert weights - codes == pytest.approx(scales, abs=GIB * 0.5e-4)
+
+
+def test_the_kind_of_adapter_is_planned(config: str) -> None:
+    """Each flag as training has it; the parts are held against tensors in tests/training/memory."""
+
+    def parts(*words: str) -> dict[str, float]:
+        found: dict[str, float] = json.loads(run(config, "--gpu", "80GiB", "--json", *words)[1])["parts"]
+        return found
+
+    plain, dora = parts(), parts("--use-dora")
+    assert dora["activations"] > plain["activations"] + plain["weights"], "a copy of each matrix is kept"
+    assert dora["gradients"] > plain["gradients"]
+    assert parts("--use-dora", "--dropout", "0")["activations"] < dora["activations"] - plain["weights"]
+    start = parts("--init-lora-weights", "pissa_niter_4")
+    assert start["adapters"] - plain["adapters"] == pytest.approx(plain["gradients"], abs=1e-3), (
+        "float32, frozen"
+    )
+    assert start["gradients"] == plain["gradients"]
+    doubled = parts("--rank-pattern", "w1=128,w2=128,c_proj=128,c_attn=128")
+    assert doubled["gradients"] == pytest.approx(2 * plain["gradients"], abs=1e-3)
 
 
 def test_an_evaluation_and_the_served_copy_are_planned(config: str) -> None:
@@ -106,6 +152,14 @@ def test_without_a_size_it_plans_for_this_machine(config: str) -> None:
         (["--eval-batch", "0"], "--eval-batch"),
         (["--answer-tokens", "-1"], "--answer-tokens"),
         (["--recipe", "qwen", "--eval-seq", "64"], "--eval-seq"),
+        (["--recipe", "qwen", "--use-dora"], "--use-dora"),
+        (["--double-quant"], "--method qlora"),
+        (["--use-dora", "--init-lora-weights", "pissa"], "--use-dora goes with --init-lora-weights default"),
+        (["--init-lora-weights", "pizza"], "pizza"),
+        (["--dropout", "1"], "--dropout"),
+        (["--rank-pattern", "w1"], "NAME=RANK"),
+        (["--rank-pattern", "w1=0"], "w1=0"),
+        (["--rank-pattern", "w3=8"], "expected some of c_attn"),
     ],
 )
 def test_bad_flags_end_in_one_line(config: str, words: list[str], named: str) -> None:

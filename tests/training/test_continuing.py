@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from manylora.demo.task_data import write_tasks
 from manylora.loadtest.checkpoints import TINY, write_base
 from manylora.training.bases.types import Base
+from manylora.training.continuing import Kept, keep, settled_again
 from manylora.training.errors import InvalidArgument
 from manylora.training.evaluate.generate import Generate
 from manylora.training.loop import checkpoints
@@ -332,3 +334,12 @@ def test_a_best_checkpoint_that_is_gone_is_said_and_another_one_found(
     )
     assert record["results"]["published_step"] == 6
     assert any("checkpoint of step 6 of 6" in each for each in said)
+
+
+def test_a_run_goes_on_in_the_bits_that_auto_fit_had_found(place: Path) -> None:
+    words = ["--model_name_or_path", str(place / "tiny"), "--data_path", str(place / "sql.json")]
+    words += ["--output_dir", str(place / "fitted"), "--use_lora", "--auto_fit"]
+    fitted = parse_arguments(words)
+    fitted = replace(fitted, lora=replace(fitted.lora, q_lora=True, double_quant=True))
+    again, _ = settled_again(parse_arguments(words), Kept.of({"run": keep(fitted, {}, "base").state()}))
+    assert (again.lora.q_lora, again.lora.double_quant) == (True, True)

@@ -5,6 +5,10 @@ autocast to the run's dtype), and held against measured tensors in tests/trainin
 matrices are frozen, so none of them saves its input; the factors beside them do.
 """
 
+from collections.abc import Sequence
+
+from manylora.training.memory import dora
+from manylora.training.memory.adapted import Adapted
 from manylora.training.memory.run_shape import DTYPES, RunShape
 from manylora.training.memory.shape import ModelShape
 
@@ -15,8 +19,8 @@ FORWARD_BYTES = {2: (12, 8), 4: (16, 16)}
 """By the width of the run's values: measured, for each value of the residual stream, and of the MLP's width."""
 
 
-def saved(model: ModelShape, run: RunShape) -> float:
-    """Return the bytes that a layer saves for a token.
+def saved(model: ModelShape, run: RunShape, layer: Sequence[Adapted]) -> float:
+    """Return the bytes that a layer with these adapted matrices saves for a token.
 
     In values: both norms their input in float32; each adapted matrix of n inputs its own dropped-out copy, the mask,
     and A's r outputs; attention q, k, v, its output and a float32 log-sum; SiLU its input, and the gate's product both
@@ -30,21 +34,22 @@ def saved(model: ModelShape, run: RunShape) -> float:
     kv = model.query_size if has_mask(run) else model.kv_size
     attention = value * (2 * model.query_size + 2 * kv) + 4 * model.num_heads
     mlp = 3 * value * model.intermediate_size
-    return norms + attention + mlp + _adapters(model, run)
+    return norms + attention + mlp + _adapters(model, run, layer)
 
 
-def _adapters(model: ModelShape, run: RunShape) -> float:
+def _adapters(model: ModelShape, run: RunShape, layer: Sequence[Adapted]) -> float:
     """Return what the LoRA branches of a layer save for a token."""
     value = DTYPES[run.dtype]
-    matrices = model.adapted(run.targets)
-    factors = float(value * run.rank * len(matrices))
+    factors = float(value * sum(each.rank for each in layer))
+    if run.use_dora:
+        factors += dora.saved(run, layer)
     if run.dropout == 0 and run.dtype == "fp32":
         # The branches of q, k and v, and of gate and up, keep the tensor that their matrix reads; o's is kept anyway.
-        names = {name for name, _, _ in matrices}
+        names = {each.name for each in layer}
         h, m = model.hidden_size, model.intermediate_size
         widths = ((_ATTENTION_IN, h), (_MLP_IN, h), (_MLP_OUT, m))
         return factors + value * sum(width for group, width in widths if names & group)
-    inputs = sum(inputs for _, inputs, _ in matrices)
+    inputs = sum(each.inputs for each in layer)
     # CUDA's fused dropout keeps a mask of bytes; the CPU's multiplies by float32 noise and keeps that.
     mask = 0 if run.dropout == 0 else 1 if run.device == "cuda" else 4
     return factors + (value + mask) * inputs

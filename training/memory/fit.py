@@ -58,7 +58,8 @@ def _what_would_do(model: ModelShape, run: RunShape, budget_bytes: int, shortest
     """Say what is left when nothing that is allowed gets a run in: cutting examples, or else nothing."""
     least = plan(model, smallest(model, run, shortest)).total_gib
     needed = (
-        f"{budget_bytes / GIB:.1f}, and {least:.1f} with a micro-batch of one, checkpointing, 4 bits"
+        f"{budget_bytes / GIB:.1f}, and {least:.1f} with a micro-batch of one, checkpointing, 4 bits, double "
+        f"quantisation"
         f"{'' if shortest is None else f' and examples cut at {shortest} tokens'}"
     )
     cutting = remedies(model, run, budget_bytes)

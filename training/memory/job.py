@@ -47,6 +47,9 @@ def shapes_of(job: Job) -> tuple[ModelShape, RunShape]:
         dropout=lora.used_dropout,
         device="cuda" if base.model.device.type == "cuda" else "cpu",
         double_quant=job.arguments.lora.double_quant,
+        rank_pattern=tuple(lora.rank_pattern.items()),
+        use_dora=lora.use_dora,
+        starts_from_base=lora.starts_from_base,
     )
     return model, _with_evaluation(job, run, training.per_device_eval_batch_size)
 
@@ -187,13 +190,16 @@ def _change(job: Job, first: RunShape, wanted: RunShape, prepare: Callable[[Argu
         job.changes["per_device_eval_batch_size"] = wanted.eval_batch
     arguments = job.arguments
     max_length = wanted.longest if wanted.longest < first.longest else arguments.training.model_max_length
-    is_4bit = job.prepared.base.kind != "dense"
-    if max_length == arguments.training.model_max_length and (is_4bit or wanted.method == "lora"):
+    base, lora = job.prepared.base, copy.copy(arguments.lora)
+    lora.q_lora = lora.q_lora or wanted.method == "qlora"
+    lora.double_quant = lora.double_quant or (lora.q_lora and wanted.double_quant)
+    is_held_so = (
+        base.kind != "dense" or not lora.q_lora
+    ) and lora.double_quant == arguments.lora.double_quant
+    if max_length == arguments.training.model_max_length and is_held_so:
         return
     training = copy.copy(arguments.training)
     training.model_max_length = max_length
-    lora = copy.copy(arguments.lora)
-    lora.q_lora = lora.q_lora or wanted.method == "qlora"
     job.arguments = replace(arguments, training=training, lora=lora)
     # The old base must be gone before the new one comes.
     del job.prepared

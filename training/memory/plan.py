@@ -11,10 +11,11 @@ The parts add up to the highest: ``logits`` is there in full, ``layer``, ``step`
 beyond it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from manylora.training.memory import activations
+from manylora.training.memory import activations, dora
+from manylora.training.memory.adapted import Adapted, adapted_layers, adapted_outputs, factor_values
 from manylora.training.memory.native_caches import KERNEL_BYTES, MOST_KERNELS
 from manylora.training.memory.quantised import bits_per_weight, scratch_bytes, stored_kind
 from manylora.training.memory.qwen_recipe import plan_qwen, recipe_is_qwen
@@ -90,22 +91,15 @@ def plan(model: ModelShape, run: RunShape, recipe: str | None = None) -> MemoryP
 
 def plan_ours(model: ModelShape, run: RunShape) -> dict[str, float]:
     """Return the bytes of each part of our own run."""
-    value = DTYPES[run.dtype]
-    adapted = run.rank * model.num_layers * sum(i + o for _, i, o in model.adapted(run.targets))
-    whole = model.embedding_parameters if run.train_embeddings else 0
-    trained = adapted + whole
-    state = optimizer_bytes(run.optim)
     logits = LOGIT_BYTES * run.trained_share * run.tokens * model.vocab_size
     kept = saved_bytes(model, run)
     layer = layer_bytes(model, run)
-    # For-each Adam on CUDA makes one list of float32 temporaries as long as all that is trained.
-    step = 4.0 * trained if run.device == "cuda" else 0.0
+    adapter = adapter_bytes(model, run)
+    # For-each Adam on CUDA makes one list of float32 temporaries as long as all that is trained: as the gradients.
+    step = adapter["gradients"] if run.device == "cuda" else 0.0
     parts = {
         **weight_bytes(model, run),
-        # float32, and autocast's copies in the run's dtype.
-        "adapters": (4.0 + (value if value < 4 else 0)) * trained,
-        "gradients": 4.0 * trained,
-        "optimizer": state * trained,
+        **adapter,
         "activations": kept,
         "logits": logits,
         "layer": max(0.0, layer - logits),
@@ -117,8 +111,23 @@ def plan_ours(model: ModelShape, run: RunShape) -> dict[str, float]:
     parts["served"] = served_bytes(model, run)
     if run.device == "cpu":
         # The last good state, which the loop goes back to when a loss runs away, is always on the host.
-        parts["rollback"] = parts["optimizer"] + 4.0 * trained
+        parts["rollback"] = parts["optimizer"] + parts["gradients"]
     return {**parts, **_outside(model, run, kept, layer)}
+
+
+def adapter_bytes(model: ModelShape, run: RunShape) -> dict[str, float]:
+    """Return the bytes of what is trained, its gradients and the optimiser's state."""
+    value = DTYPES[run.dtype]
+    factors = factor_values(model, run)
+    # Those of which autocast holds copies in the run's dtype. DoRA's lengths are in no product.
+    multiplied = factors + (model.embedding_parameters if run.train_embeddings else 0)
+    trained = multiplied + (adapted_outputs(model, run) if run.use_dora else 0)
+    start = factors if run.starts_from_base else 0
+    return {
+        "adapters": 4.0 * (trained + start) + (value if value < 4 else 0) * multiplied,
+        "gradients": 4.0 * trained,
+        "optimizer": optimizer_bytes(run.optim) * trained,
+    }
 
 
 def weight_bytes(model: ModelShape, run: RunShape) -> dict[str, float]:
@@ -134,20 +143,42 @@ def weight_bytes(model: ModelShape, run: RunShape) -> dict[str, float]:
 
 def saved_bytes(model: ModelShape, run: RunShape) -> float:
     """Return the bytes that all layers keep for the backward pass: with checkpointing, each its input alone."""
-    # A trained embedding is float32, and so is the residual stream that comes from it.
-    per_layer = (4.0 if run.train_embeddings else DTYPES[run.dtype]) * model.hidden_size
-    if not run.gradient_checkpointing:
-        per_layer = activations.saved(model, run)
     # The last norm saves its float32 input.
-    return run.tokens * (model.num_layers * per_layer + 4.0 * model.hidden_size)
+    last = 4.0 * model.hidden_size * run.tokens
+    if run.gradient_checkpointing:
+        # A trained embedding is float32, and so is the residual stream that comes from it.
+        stream = 4.0 if run.train_embeddings else DTYPES[run.dtype]
+        return last + run.tokens * model.num_layers * stream * model.hidden_size
+    return last + sum(
+        count * _saved_by(model, run, layer) for layer, count in adapted_layers(model, run).items()
+    )
 
 
 def layer_bytes(model: ModelShape, run: RunShape) -> float:
-    """Return the bytes that one layer's backward pass needs at a time, recomputed tensors included."""
+    """Return the bytes that one layer's backward pass needs at a time, recomputed tensors included: the most of all."""
     kind = stored_kind(model, run.method)
-    recomputed = activations.saved(model, run) if run.gradient_checkpointing else 0.0
     scratch = 0.0 if kind is None else scratch_bytes(model, kind, DTYPES[run.dtype])
-    return run.tokens * (recomputed + activations.working(model, run)) + scratch + _mask_bytes(run)
+    working = run.tokens * activations.working(model, run) + scratch + _mask_bytes(run)
+
+    def needed(layer: Sequence[Adapted]) -> float:
+        recomputed = _saved_by(model, run, layer) if run.gradient_checkpointing else 0.0
+        if not run.use_dora:
+            return recomputed + working
+        backward = working + dora.backward_bytes(model, run, layer)
+        return recomputed + max(backward, dora.norm_bytes(model, run, layer))
+
+    return max(map(needed, adapted_layers(model, run)))
+
+
+def _saved_by(model: ModelShape, run: RunShape, layer: Sequence[Adapted]) -> float:
+    """Return the bytes that a layer saves when it isn't checkpointed."""
+    saved = run.tokens * activations.saved(model, run, layer)
+    if run.use_dora:
+        saved += dora.kept_weights(model, run, layer)
+    if run.starts_from_base and DTYPES[run.dtype] < 4:
+        # Autocast's copies of factors that aren't trained are made anew at each pass.
+        saved += DTYPES[run.dtype] * sum(each.values for each in layer)
+    return saved
 
 
 def evaluation_bytes(model: ModelShape, run: RunShape) -> float:
@@ -158,6 +189,8 @@ def evaluation_bytes(model: ModelShape, run: RunShape) -> float:
     kind = stored_kind(model, run.method)
     scratch = 0.0 if kind is None else scratch_bytes(model, kind, DTYPES[run.dtype])
     layer = held_out.tokens * activations.forward(model, held_out) + scratch + _mask_bytes(held_out)
+    if run.use_dora:
+        layer += max(dora.forward_bytes(model, held_out, each) for each in adapted_layers(model, run))
     return max(layer, EVAL_LOGIT_BYTES * run.trained_share * held_out.tokens * model.vocab_size)
 
 

@@ -8,6 +8,7 @@ counted. Rows of 14B and 72B, and of 1.8B with embeddings, were kept out of the 
 """
 
 from manylora.training.errors import InvalidArgument
+from manylora.training.memory.adapted import factor_values
 from manylora.training.memory.quantised import bits_per_weight, stored_kind
 from manylora.training.memory.run_shape import RunShape
 from manylora.training.memory.shape import ModelShape
@@ -53,7 +54,7 @@ def plan_qwen(model: ModelShape, run: RunShape) -> dict[str, float]:
     else:
         weights = model.layer_parameters * bits_per_weight(model, "gptq" if kind == "nf4" else kind) / 8
         embeddings = 4.0 * not_quantised
-    adapted = model.num_layers * sum(run.rank * (i + o) for _, i, o in model.adapted(run.targets))
+    adapted = factor_values(model, run)
     # The script trains embedding and head of base models only, and never with --q_lora.
     whole = model.embedding_parameters if run.train_embeddings and kind is None else 0
     checkpoints = 2.0 * model.num_layers * run.tokens * model.hidden_size

@@ -4,15 +4,17 @@
     2. a smaller micro-batch with as much more accumulation: the same gradients, a little slower
     3. gradient checkpointing: the same gradients, about a third more time
     4. Q-LoRA: the base in 4 bits, slower, and a little off what it was
-    5. examples cut: data is lost
+    5. double quantisation: NF4's scales in 8 bits, a little further off
+    6. examples cut: data is lost
 
-Each of the first four counts as dearer than all before it together: 2 with 3 is tried before 4. Examples are cut last
+Each of the first five counts as dearer than all before it together: 2 with 3 is tried before 4. Examples are cut last
 and least: where nothing else gets the run in, at the greatest length that anything gets in.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import compress, product
 
 from manylora.training.memory.plan import GIB, plan
@@ -32,7 +34,7 @@ class Remedy:
     run: RunShape
     """The run as changed."""
     changes: tuple[str, ...]
-    """Their names: eval_batch, batch, checkpointing, qlora, seq."""
+    """Their names: eval_batch, batch, checkpointing, qlora, double_quant, seq."""
     total_gib: float
     flags: str
     """For `manylora train`."""
@@ -85,12 +87,13 @@ def _longest_that_fits(
 
 def _extremes(model: ModelShape, run: RunShape) -> Iterator[RunShape]:
     """Yield the run with each change either not made or made as far as it goes."""
-    is_16bit = run.method == "lora" and model.quantization is None
-    for batch, eval_batch, checkpointing, method in product(
+    stored = model.quantization is not None
+    for batch, eval_batch, checkpointing, method, double_quant in product(
         {run.batch, 1},
         {run.eval_batch, 1},
         {run.gradient_checkpointing, True},
-        (run.method, "qlora") if is_16bit else (run.method,),
+        {run.method} if stored else {run.method, "qlora"},
+        {run.double_quant} if stored else {run.double_quant, True},
     ):
         yield replace(
             run,
@@ -99,10 +102,11 @@ def _extremes(model: ModelShape, run: RunShape) -> Iterator[RunShape]:
             eval_batch=eval_batch,
             gradient_checkpointing=checkpointing,
             method=method,
+            double_quant=double_quant if method == "qlora" else run.double_quant,
         )
 
 
-_CHANGES = ("eval_batch", "batch", "checkpointing", "qlora")
+_CHANGES = ("eval_batch", "batch", "checkpointing", "qlora", "double_quant")
 
 
 def _at_this_length(
@@ -131,10 +135,13 @@ def _by_cost() -> Iterator[tuple[str, ...]]:
 
 
 def _variants(model: ModelShape, run: RunShape, names: tuple[str, ...]) -> Iterator[RunShape]:
-    """Yield the run with these changes, the mildest first; nothing when one of them is already made."""
+    """Yield the run with these changes, the mildest first; nothing when one of them is made or can't be made."""
+    stored = model.quantization is not None
+    scales = run.method == "qlora" or "qlora" in names
     done = {
         "checkpointing": run.gradient_checkpointing,
-        "qlora": run.method == "qlora" or model.quantization is not None,
+        "qlora": run.method == "qlora" or stored,
+        "double_quant": run.double_quant or stored or not scales,
     }
     if any(done.get(name, False) for name in names):
         return
@@ -142,14 +149,17 @@ def _variants(model: ModelShape, run: RunShape, names: tuple[str, ...]) -> Itera
         run = replace(run, gradient_checkpointing=True)
     if "qlora" in names:
         run = replace(run, method="qlora")
-    for batch in _smaller_batches(run) if "batch" in names else [run.batch]:
+    if "double_quant" in names:
+        run = replace(run, double_quant=True)
+    for batch in _smaller_batches(run.batch, run.global_batch) if "batch" in names else [run.batch]:
         for eval_batch in _smaller_evaluations(run) if "eval_batch" in names else [run.eval_batch]:
             yield replace(run, batch=batch, accumulation=run.global_batch // batch, eval_batch=eval_batch)
 
 
-def _smaller_batches(run: RunShape) -> list[int]:
-    """Return micro-batches, largest first, that leave the global batch whole."""
-    return [batch for batch in range(run.batch - 1, 0, -1) if run.global_batch % batch == 0]
+@lru_cache(maxsize=8)
+def _smaller_batches(batch: int, whole: int) -> tuple[int, ...]:
+    """Return micro-batches below ``batch``, largest first, that leave the global batch whole."""
+    return tuple(each for each in range(batch - 1, 0, -1) if whole % each == 0)
 
 
 def _smaller_evaluations(run: RunShape) -> list[int]:
@@ -186,6 +196,9 @@ def _in_words(before: RunShape, after: RunShape) -> tuple[str, str]:
     if after.method != before.method:
         flags.append("--q_lora")
         sentences.append("the base in 4 bits (Q-LoRA)")
+    if after.double_quant != before.double_quant:
+        flags.append("--double_quant")
+        sentences.append("NF4's scales quantised too (double quantisation)")
     if after.longest != before.longest:
         flags.append(f"--model_max_length {after.longest}")
         sentences.append(f"examples cut at {after.longest} tokens instead of {before.longest}")

@@ -1,5 +1,6 @@
 """What a run asks for, as far as memory goes. Sizes of the model are in shape.py, bytes in plan.py."""
 
+import re
 from dataclasses import dataclass
 
 from manylora.quant.nf4 import DOUBLE_QUANT
@@ -31,7 +32,7 @@ class RunShape:
     rank: int = 64
     """The rank at the end of training: with a growing rank, the last one."""
     targets: tuple[str, ...] = ()
-    """Names of adapted matrices; none means all of a layer."""
+    """Names of adapted matrices, or their paths; none means all of a layer."""
     gradient_checkpointing: bool = False
     dtype: str = "bf16"
     optim: str = "adamw_torch"
@@ -45,6 +46,11 @@ class RunShape:
     device: str = "cuda"
     double_quant: bool = DOUBLE_QUANT
     """Of NF4: whether the scales are quantised too."""
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """PEFT's: matrices whose path ends with a key, or matches it, and their ranks."""
+    use_dora: bool = False
+    starts_from_base: bool = False
+    """Whether the factors start as part of the weight (PiSSA, OLoRA), which stays frozen beside them."""
     eval_seq: int = 0
     """Tokens of the longest held-out example; 0: nothing is held out."""
     eval_batch: int = 8
@@ -78,6 +84,7 @@ class RunShape:
                 f"the trained share is {self.trained_share}, expected above 0 and at most 1."
             )
         optimizer_bytes(self.optim)
+        _check_pattern(self.rank_pattern)
 
     @property
     def tokens(self) -> int:
@@ -93,6 +100,16 @@ class RunShape:
     def global_batch(self) -> int:
         """Rows of an optimiser step on this device."""
         return self.batch * self.accumulation
+
+
+def _check_pattern(pattern: tuple[tuple[str, int], ...]) -> None:
+    for key, rank in pattern:
+        if rank < 1:
+            raise InvalidArgument(f"the rank pattern says {key}={rank}, expected a whole number above 0.")
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise InvalidArgument(f"the rank pattern's {key!r} is no regular expression: {error}.") from None
 
 
 _STATE_BYTES = {

@@ -6,6 +6,7 @@ else is in the dtype that the server computes in.
 
 import math
 
+from manylora.training.memory.adapted import factor_values
 from manylora.training.memory.quantised import bits_per_weight, stored_kind
 from manylora.training.memory.run_shape import RunShape
 from manylora.training.memory.shape import ModelShape
@@ -64,9 +65,12 @@ def _adapter_bytes(model: ModelShape, run: RunShape, value: int) -> float:
 
     On a CPU what is written to is resident, and the adapter's host copy lies beside it, in float32.
     """
+    # The start is served with what was trained on top of it, at twice the rank.
+    times = 2 if run.starts_from_base else 1
+    if run.device == "cpu":
+        return float(times * (value + 4) * factor_values(model, run))
     per_row = model.num_layers * sum(i + o for _, i, o in model.matrices())
-    adapted = model.num_layers * sum(i + o for _, i, o in model.adapted(run.targets))
-    return float(run.rank * ((value + 4) * adapted if run.device == "cpu" else value * per_row))
+    return float(times * max(run.rank, *(rank for _, rank in run.rank_pattern), 1) * value * per_row)
 
 
 def _kv_bytes(model: ModelShape, run: RunShape, value: int) -> float:

@@ -55,6 +55,8 @@ def prepared_of(case: Case, run: RunShape) -> _AsPrepared:
         LoraConfig(
             r=run.rank,
             lora_dropout=run.dropout,
+            rank_pattern=dict(run.rank_pattern),
+            use_dora=run.use_dora,
             target_modules=targets,
             task_type="CAUSAL_LM",
             **(whole if run.train_embeddings else {}),
@@ -100,6 +102,7 @@ def _batch(case: Case, run: RunShape) -> Mapping[str, Tensor]:
 
 
 RUN = RunShape(seq=128, batch=1, accumulation=2, rank=8, device="cpu")
+DORA = replace(RUN, use_dora=True, accumulation=1)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +120,13 @@ RUN = RunShape(seq=128, batch=1, accumulation=2, rank=8, device="cpu")
         (Case(kv_heads=1), replace(RUN, batch=2)),
         (Case(family="qwen3", width=1408), RUN),
         (Case(family="llama", hidden=512), replace(RUN, gradient_checkpointing=True)),
+        (Case(), replace(RUN, rank_pattern=(("down_proj", 128), (r"layers\.0\..*", 256)))),
+        (Case(vocabulary=200, width=2048, layers=1), replace(DORA, seq=8)),
+        (Case(vocabulary=200), replace(DORA, seq=512)),
+        (Case(vocabulary=200, hidden=512, width=768), replace(DORA, gradient_checkpointing=True)),
+        (Case(vocabulary=200), replace(DORA, dropout=0.0)),
+        (Case(vocabulary=200), replace(DORA, dtype="fp32")),
+        (Case(vocabulary=200), replace(DORA, targets=("q_proj", "v_proj"), batch=2)),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*requires_grad=True:UserWarning")
@@ -142,6 +152,9 @@ EVALUATION = RunShape(seq=64, eval_seq=192, eval_batch=4, rank=8, device="cpu")
         (Case(), replace(EVALUATION, eval_seq=768)),
         (Case(width=2816), replace(EVALUATION, rank=64)),
         (Case(family="llama", hidden=512), EVALUATION),
+        (Case(), replace(EVALUATION, use_dora=True)),
+        (Case(), replace(EVALUATION, use_dora=True, dtype="fp32")),
+        (Case(), replace(EVALUATION, use_dora=True, eval_seq=16)),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*requires_grad=True:UserWarning")

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from manylora.loadtest.checkpoints import TINY, BaseShape, write_base
 from manylora.training.arguments import Arguments
+from manylora.training.bases.load import load_base
+from manylora.training.bases.lora import LoraSettings, attach
+from manylora.training.bases.types import BaseForm, BaseSettings
 from manylora.training.errors import DoesNotFit, InvalidArgument
 from manylora.training.job import Job, total_steps
 from manylora.training.memory.job import _change, fit_job, plan_job, shapes_of, state_bytes, untried_bytes
@@ -81,6 +85,65 @@ def test_four_bits_and_another_length_prepare_anew(words: list[str]) -> None:
     assert changed == wanted
     assert job.prepared.base.kind == "nf4"
     assert job.arguments.lora.q_lora
+
+
+def test_double_quantisation_prepares_anew(words: list[str]) -> None:
+    """It is settled as --q_lora --double_quant would be, on a base that is in 4 bits already too."""
+    for flags in ([], ["--q_lora"]):
+        job = job_of([*words, *flags])
+        _, run = shapes_of(job)
+        wanted = replace(run, method="qlora", double_quant=True)
+        _change(job, run, wanted, prepare_again)
+        assert shapes_of(job)[1] == wanted
+        assert job.prepared.base.form == BaseForm("nf4", True)
+        states = [each.weight.quant_state for each in job.prepared.model.modules() if is_nf4(each)]
+        assert states
+        assert all(each.nested for each in states)
+
+
+def is_nf4(module: nn.Module) -> bool:
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--use_dora"], {"use_dora": True}),
+        (["--init_lora_weights", "olora"], {"starts_from_base": True, "dropout": 0.0}),
+        (["--q_lora", "--double_quant"], {"double_quant": True}),
+    ],
+)
+def test_what_is_asked_of_the_adapter_is_planned(
+    words: list[str], flags: list[str], said: dict[str, object]
+) -> None:
+    _, plain = shapes_of(job_of(words))
+    job = job_of([*words, *flags])
+    _, run = shapes_of(job)
+    assert {name: getattr(run, name) for name in said} == said
+    assert {name: getattr(plain, name) for name in said} != said
+    trained = sum(each.nbytes for each in job.prepared.model.parameters() if each.requires_grad)
+    assert plan(shapes_of(job)[0], replace(run, rank=4)).parts["gradients"] * GIB == trained, (
+        "at the first rank"
+    )
+
+
+def test_an_adapters_own_ranks_are_planned(words: list[str], tmp_path: Path) -> None:
+    """Trained values of a run that goes on from it; and where its targets are paths, too."""
+    without = [word for word in words if not word.startswith(("--rank_schedule", "4:0"))]
+    base = load_base(BaseSettings(str(tmp_path / "base"), dtype="fp32"))
+    targets = ("q_proj", "down_proj")
+    model = attach(base, LoraSettings(r=4, rank_pattern={"down_proj": 16}, targets=targets))
+    model.save_pretrained(tmp_path / "adapter")
+    for layers in (None, [0]):
+        path = tmp_path / "adapter" / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "layers_to_transform": layers}))
+        if layers:
+            kept = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+            kept = {name: each for name, each in kept.items() if ".layers.0." in name}
+            save_file(kept, tmp_path / "adapter" / "adapter_model.safetensors")
+        job = job_of([*without, "--from_adapter", str(tmp_path / "adapter")])
+        trained = sum(each.nbytes for each in job.prepared.model.parameters() if each.requires_grad)
+        assert plan(*shapes_of(job)).parts["gradients"] * GIB == trained > 0
 
 
 EVALUATED = ("--eval_share", "0.2", "--per_device_eval_batch_size", "6")

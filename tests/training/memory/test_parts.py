@@ -1,5 +1,6 @@
 """Each part of a plan against what it counts, so that none can be a fifth too low behind the others' backs."""
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -81,14 +82,43 @@ OPTIMISERS: Mapping[str, Callable[..., Optimizer]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ()])
-def test_what_is_held_for_each_trained_value(directory: Path, name: str, targets: tuple[str, ...]) -> None:
+ADAPTERS = {
+    "two targets": LoraSettings(r=16, targets=("q_proj", "v_proj")),
+    "all": LoraSettings(r=16),
+    "ranks of their own": LoraSettings(
+        r=16, rank_pattern={"down_proj": 40, r"layers\.1\..*_proj": 24, "model.layers.0.mlp.up_proj": 4}
+    ),
+    "paths": LoraSettings(
+        r=16, targets=("layers.1.mlp.up_proj", "model.layers.0.self_attn.k_proj", "o_proj")
+    ),
+    "DoRA": LoraSettings(r=16, use_dora=True),
+}
+
+
+def asked(lora: LoraSettings) -> RunShape:
+    """What a plan is told of an adapter."""
+    return RunShape(
+        seq=96,
+        rank=lora.r,
+        device="cpu",
+        targets=lora.targets,
+        dropout=lora.used_dropout,
+        rank_pattern=tuple(lora.rank_pattern.items()),
+        use_dora=lora.use_dora,
+        starts_from_base=lora.starts_from_base,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adamw_torch", kind) for kind in ADAPTERS] + [(each, "all") for each in OPTIMISERS][1:],
+)
+def test_what_is_held_for_each_trained_value(directory: Path, name: str, kind: str) -> None:
     """Adapters, gradients, the optimiser's state, and the last good state of them."""
-    run = RunShape(seq=96, rank=16, device="cpu", optim=name, targets=targets)
+    run = replace(asked(ADAPTERS[kind]), optim=name)
     parts = planned(directory, run)
     base = base_of(directory)
-    model = attach(base, LoraSettings(r=16, targets=targets or ("c_attn", "c_proj", "w1", "w2")))
+    model = attach(base, ADAPTERS[kind])
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = OPTIMISERS[name](trained, lr=1e-3)
     ids = torch.arange(96)[None]
@@ -97,7 +127,8 @@ def test_what_is_held_for_each_trained_value(directory: Path, name: str, targets
     optimizer.step()
     values = nbytes(trained)
     assert {each.dtype for each in trained} == {torch.float32}
-    assert parts["adapters"] == 1.5 * values, "and autocast's copies, half as wide"
+    factors = [each for path, each in model.named_parameters() if "lora_A" in path or "lora_B" in path]
+    assert parts["adapters"] == values + nbytes(factors) / 2, "and autocast's copies, half as wide"
     assert parts["gradients"] == nbytes(each.grad for each in trained if each.grad is not None)
     states = [each for state in optimizer.state.values() for each in state.values() if each.dim()]
     assert parts.get("optimizer", 0.0) == nbytes(states)
@@ -105,34 +136,62 @@ def test_what_is_held_for_each_trained_value(directory: Path, name: str, targets
     kept = [each for state in snapshot.states.values() for each in state.values() if isinstance(each, Tensor)]
     kept = [*snapshot.values.values(), *(each for each in kept if each.dim())]
     assert parts["rollback"] == nbytes(kept)
-    on_a_gpu = plan(read_shape(str(directory)), RunShape(seq=96, rank=16, optim=name, targets=targets))
+    on_a_gpu = plan(read_shape(str(directory)), replace(run, device="cuda"))
     assert "rollback" not in on_a_gpu.parts
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_layers_keep(directory: Path, checkpointing: bool) -> None:
-    base = base_of(directory)
-    model: Any = attach(base, LoraSettings(r=16, dropout=0.05, targets=("c_attn", "c_proj", "w1", "w2")))
+def test_a_start_from_the_base_stays_beside_the_factors(directory: Path) -> None:
+    base, lora = base_of(directory), LoraSettings(r=16, init="olora")
+    model = attach(base, lora)
+    factors = [each for each in model.parameters() if each.requires_grad]
+    start = [each for path, each in model.named_parameters() if ".start_" in path]
+    parts, plain = (
+        planned(directory, asked(lora)),
+        planned(directory, replace(asked(lora), starts_from_base=False)),
+    )
+    assert parts["adapters"] == 1.5 * nbytes(factors) + nbytes(start)
+    assert parts["adapters"] - plain["adapters"] == nbytes(start) > 0
+    assert (parts["gradients"], parts["optimizer"]) == (plain["gradients"], plain["optimizer"])
+
+
+@pytest.mark.parametrize(
+    ("lora", "checkpointing", "method"),
+    [
+        (LoraSettings(r=16), False, "lora"),
+        (LoraSettings(r=16), True, "lora"),
+        (LoraSettings(r=256, init="olora"), False, "lora"),
+        (LoraSettings(r=16, use_dora=True), False, "lora"),
+        (LoraSettings(r=16, use_dora=True), False, "qlora"),
+        (LoraSettings(r=16, use_dora=True, dropout=0.0), False, "lora"),
+        (LoraSettings(r=16, rank_pattern={"gate_proj": 256, "layers.1.mlp.down_proj": 512}), False, "lora"),
+    ],
+)
+def test_what_layers_keep(directory: Path, lora: LoraSettings, checkpointing: bool, method: str) -> None:
+    base = load_base(BaseSettings(str(directory), q_lora=method == "qlora", dtype="bf16"))
+    model: Any = attach(base, lora)
     if checkpointing:
         model.enable_input_require_grads()
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     weights = {each.untyped_storage()._cdata for each in (*model.parameters(), *model.buffers())}
-    kept: list[Tensor] = []
+    kept: list[weakref.ref[Tensor]] = []
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage()._cdata not in weights:
-            kept.append(tensor)
+            kept.append(weakref.ref(tensor))
         return tensor
 
     ids = torch.arange(384)[None]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         prepared = _AsPrepared(model.base_model.model.model, lambda: torch.autocast("cpu", torch.bfloat16))
-        prepared(input_ids=ids, use_cache=False)
-    # Autocast's copies of the factors are counted with the adapters.
+        out = prepared(input_ids=ids, use_cache=False)
+    saved = [each for each in (reference() for reference in kept) if each is not None]
+    assert out is not None, "the graph is there, and with it what it saved"
+    # Autocast's copies of the factors are counted with the adapters; those of a frozen start are made at each pass.
     factors = {tuple(each.shape) for each in model.parameters() if each.requires_grad}
-    activations = [each for each in kept if tuple(each.shape) not in factors | {x[::-1] for x in factors}]
-    run = RunShape(seq=384, rank=16, device="cpu", gradient_checkpointing=checkpointing)
+    factors |= {shape[::-1] for shape in factors}
+    activations = [each for each in saved if not (each.requires_grad and tuple(each.shape) in factors)]
+    run = replace(asked(lora), method=method, seq=384, gradient_checkpointing=checkpointing)
     assert planned(directory, run)["activations"] == pytest.approx(nbytes(activations), rel=0.1)
 
 

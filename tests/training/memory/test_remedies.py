@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from manylora.training.errors import InvalidArgument
 from manylora.training.memory.plan import GIB, plan
-from manylora.training.memory.remedies import Remedy, remedies, smallest
+from manylora.training.memory.remedies import remedies, smallest
 from manylora.training.memory.run_shape import RunShape
 from manylora.training.memory.shape import ModelShape
 from tests.training.memory.test_shape import FIRST_QWEN_7B, QWEN25_7B_CONFIG
@@ -44,8 +45,8 @@ def test_one_change_is_not_offered_again_with_another() -> None:
 
 
 def test_each_change_costs_more_than_all_cheaper_ones_together() -> None:
-    order = ("eval_batch", "batch", "checkpointing", "qlora")
-    for budget in (60, 46, 30, 20):
+    order = ("eval_batch", "batch", "checkpointing", "qlora", "double_quant")
+    for budget in (60, 46, 30, 20, 12):
         costs = [sum(1 << order.index(name) for name in each) for each in changes(budget)]
         assert costs == sorted(costs)
 
@@ -54,7 +55,7 @@ def test_examples_are_cut_only_where_nothing_else_is_enough_and_with_all_else_do
     """4,096 tokens by 4 into 16 GiB: at a micro-batch of one most of each example stays."""
     run = RunShape(seq=4096, batch=4)
     (only,) = remedies(QWEN25_7B, run, 16 * GIB)
-    assert only.changes == ("batch", "checkpointing", "qlora", "seq")
+    assert only.changes == ("batch", "checkpointing", "qlora", "double_quant", "seq")
     assert only.run.seq >= 3584
     assert (only.run.batch, only.run.global_batch, only.run.method) == (1, 4, "qlora")
     assert only.flags.endswith(f"--model_max_length {only.run.seq}")
@@ -80,7 +81,9 @@ def test_an_evaluation_batch_is_made_smaller_before_anything_else() -> None:
 
 
 def test_held_out_examples_are_cut_with_the_others() -> None:
-    run = RunShape(seq=2048, gradient_checkpointing=True, method="qlora", eval_seq=30000, eval_batch=1)
+    run = RunShape(
+        "qlora", 2048, double_quant=True, gradient_checkpointing=True, eval_seq=30000, eval_batch=1
+    )
     budget = int(plan(MODEL, replace(run, eval_seq=16384)).total_gib * GIB) + 1
     (only,) = remedies(MODEL, run, budget)
     assert only.changes == ("seq",)
@@ -88,8 +91,32 @@ def test_held_out_examples_are_cut_with_the_others() -> None:
     assert only.flags == "--model_max_length 16384"
 
 
+def test_scales_are_quantised_before_an_example_is_cut() -> None:
+    run = RunShape(seq=4096, gradient_checkpointing=True)
+    scales = plan(QWEN25_7B, replace(run, method="qlora", double_quant=True)).total_gib
+    four_bits = plan(QWEN25_7B, replace(run, method="qlora")).total_gib
+    values = QWEN25_7B.layer_parameters
+    assert (four_bits - scales) * GIB == pytest.approx(values * (32 / 64 - 8 / 64 - 32 / (64 * 256)) / 8)
+    (only,) = remedies(QWEN25_7B, run, int((scales + four_bits) / 2 * GIB))
+    assert only.changes == ("qlora", "double_quant")
+    assert only.flags == "--q_lora --double_quant"
+    assert only.total_gib == pytest.approx(scales)
+    (only,) = remedies(QWEN25_7B, replace(run, method="qlora"), int((scales + four_bits) / 2 * GIB))
+    assert only.changes == ("double_quant",)
+    (only,) = remedies(QWEN25_7B, run, int((four_bits + 0.01) * GIB))
+    assert only.changes == ("qlora",), "and not where 4 bits are enough"
+
+
+@pytest.mark.parametrize("stored", ["nf4", "gptq"])
+def test_what_a_base_is_stored_in_stays(stored: str) -> None:
+    base = replace(QWEN25_7B, quantization=stored)
+    found = remedies(base, RunShape(seq=4096, batch=4), 18 * GIB)
+    assert found
+    assert not {"qlora", "double_quant"} & {name for each in found for name in each.changes}
+
+
 def test_what_is_already_done_is_not_offered() -> None:
-    done = replace(RUN, gradient_checkpointing=True, method="qlora", batch=1)
+    done = replace(RUN, gradient_checkpointing=True, method="qlora", batch=1, double_quant=True)
     assert changes(plan(MODEL, done).total_gib - 0.5, done) == [("seq",)]
 
 
@@ -105,11 +132,13 @@ def test_nothing_is_offered_where_nothing_helps() -> None:
     accumulation=st.integers(1, 12),
     seq=st.integers(64, 8192),
     checkpointing=st.booleans(),
+    method=st.sampled_from(["lora", "qlora"]),
+    dora=st.booleans(),
 )
 def test_every_remedy_fits_and_only_changes_what_it_says(
-    budget: float, batch: int, accumulation: int, seq: int, checkpointing: bool
+    budget: float, batch: int, accumulation: int, seq: int, checkpointing: bool, method: str, dora: bool
 ) -> None:
-    run = RunShape(seq=seq, batch=batch, accumulation=accumulation, gradient_checkpointing=checkpointing)
+    run = RunShape(method, seq, batch, accumulation, gradient_checkpointing=checkpointing, use_dora=dora)
     for each in remedies(MODEL, run, int(budget * GIB)):
         assert plan(MODEL, each.run).total_gib == each.total_gib <= budget
         assert each.run.global_batch == run.global_batch
@@ -117,16 +146,31 @@ def test_every_remedy_fits_and_only_changes_what_it_says(
         assert ("eval_batch" in each.changes) == (each.run.eval_batch < run.eval_batch)
         assert ("seq" in each.changes) == (each.run.seq < run.seq)
         assert ("qlora" in each.changes) == (each.run.method != run.method)
+        assert ("double_quant" in each.changes) == (each.run.double_quant != run.double_quant)
         assert ("checkpointing" in each.changes) == (
             each.run.gradient_checkpointing != run.gradient_checkpointing
         )
+        same = (
+            "rank",
+            "use_dora",
+            "targets",
+            "optim",
+            "dtype",
+            "dropout",
+            "rank_pattern",
+            "starts_from_base",
+        )
+        assert all(getattr(each.run, name) == getattr(run, name) for name in same)
 
 
-def harm(run: RunShape, each: Remedy) -> tuple[int, bool, bool, int, int]:
-    """How far each change goes: tokens cut, 4 bits, checkpointing, and how much smaller the batches are."""
-    after = each.run
+Harm = tuple[int, bool, bool, bool, int, int]
+
+
+def harm(run: RunShape, after: RunShape) -> Harm:
+    """How far each change goes, the dearest first; of batches, by how much they are smaller."""
     return (
         run.longest - after.longest,
+        after.double_quant != run.double_quant,
         after.method != run.method,
         after.gradient_checkpointing != run.gradient_checkpointing,
         run.batch - after.batch,
@@ -134,11 +178,18 @@ def harm(run: RunShape, each: Remedy) -> tuple[int, bool, bool, int, int]:
     )
 
 
+def dominates(one: Harm, other: Harm) -> bool:
+    """Whether one changes nothing more than the other, and something less."""
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
 def uncut(run: RunShape) -> Iterator[RunShape]:
     """Yield the run with every combination of the changes that leave its examples alone."""
     divisors = [each for each in range(1, run.batch + 1) if run.global_batch % each == 0]
-    for batch, eval_batch, checkpointing, method in product(
-        divisors, range(1, run.eval_batch + 1), (run.gradient_checkpointing, True), (run.method, "qlora")
+    halves = [run.eval_batch >> times for times in range(run.eval_batch.bit_length())]
+    held = {(run.method, run.double_quant), ("qlora", run.double_quant), ("qlora", True)}
+    for batch, eval_batch, checkpointing, (method, double_quant) in product(
+        divisors, halves, {run.gradient_checkpointing, True}, held
     ):
         yield replace(
             run,
@@ -147,6 +198,7 @@ def uncut(run: RunShape) -> Iterator[RunShape]:
             eval_batch=eval_batch,
             gradient_checkpointing=checkpointing,
             method=method,
+            double_quant=double_quant,
         )
 
 
@@ -158,20 +210,36 @@ def uncut(run: RunShape) -> Iterator[RunShape]:
     seq=st.integers(64, 8192),
     eval_seq=st.sampled_from([0, 512, 8192]),
     eval_batch=st.integers(1, 4),
+    held=st.sampled_from([("lora", False), ("qlora", False), ("qlora", True)]),
+    kind=st.sampled_from(
+        [{}, {"use_dora": True}, {"starts_from_base": True}, {"rank_pattern": (("up_proj", 300),)}]
+    ),
 )
 def test_no_remedy_is_dominated_and_examples_are_cut_last_and_least(
-    budget: float, batch: int, accumulation: int, seq: int, eval_seq: int, eval_batch: int
+    budget: float,
+    batch: int,
+    accumulation: int,
+    seq: int,
+    eval_seq: int,
+    eval_batch: int,
+    held: tuple[str, bool],
+    kind: dict[str, Any],
 ) -> None:
-    run = RunShape(seq=seq, batch=batch, accumulation=accumulation, eval_seq=eval_seq, eval_batch=eval_batch)
+    """By another that is offered, or by any that would fit."""
+    method, double_quant = held
+    run = RunShape(method, seq, batch, accumulation, eval_seq=eval_seq, eval_batch=eval_batch, **kind)
+    run = replace(run, double_quant=double_quant)
     found = remedies(QWEN25_7B, run, int(budget * GIB))
-    harms = [harm(run, each) for each in found]
-    for mine, other in product(harms, harms):
-        assert mine == other or any(a < b for a, b in zip(mine, other, strict=True))
-    cuts = [each[0] for each in harms]
-    assert len(set(cuts)) <= 1, "all are cut alike, or none is"
-    if any(cuts):
-        longest = run.longest - cuts[0]
-        for length in (run.longest, (run.longest + longest) // 2, longest + 8):
+    harms = [harm(run, each.run) for each in found]
+    assert len(set(harms)) == len(harms)
+    cuts = {each[0] for each in harms}
+    assert len(cuts) <= 1, "all are cut alike, or none is"
+    for cut in cuts:
+        longest = run.longest - cut
+        here = replace(run, seq=min(seq, longest), eval_seq=min(eval_seq, longest))
+        fitting = [each for each in uncut(here) if plan(QWEN25_7B, each).total_gib <= budget]
+        assert not [mine for mine in harms if any(dominates(harm(run, each), mine) for each in fitting)]
+        for length in {run.longest, (run.longest + longest) // 2, longest + 8} if cut else ():
             if longest + 8 <= length:
                 longer = replace(run, seq=min(seq, length), eval_seq=min(eval_seq, length))
                 assert all(plan(QWEN25_7B, each).total_gib > budget for each in uncut(longer))
