@@ -5,7 +5,8 @@
 Every run is `manylora train` on the demo base, as a user would start it. Half of the rows are answered by the base
 itself, half are new to it (its questions, to be answered in SQL), shuffled or one half after the other, one or two rows
 a step. A healthy run has a usual rate: it must not be stopped nor taken back, and its held-out loss must fall. A
-diverging one has a rate that is far too high, at once or once the warm-up gets there: it must be stopped or taken back.
+diverging one has a rate that is far too high, at once or once the warm-up gets there: it must be stopped or taken back,
+and where it comes to its end with a loss above the one it began with, its last line and its report must say so.
 That it does diverge is shown by the same run with `--guard off`, whose held-out loss ends more than a nat above where
 it began.
 """
@@ -30,6 +31,10 @@ from manylora.loadtest.train_speed import BASE, ROOT
 ROWS, HELD_OUT = 160, 24
 SHIFT = 1.0
 """Nats per token that a held-out loss must have risen by for a run to have diverged."""
+WORSE = "worse than the base"
+"""What a run says of its adapter where it did harm."""
+HARM = 0.3
+"""Nats per token that a held-out loss may end above where it began without a word."""
 HEAD = (
     "run",
     "seed",
@@ -89,6 +94,8 @@ class Outcome:
     steps_back: int
     losses: tuple[float, ...]
     """Held-out, from before the first step on."""
+    says_worse: bool = False
+    """Whether its last line and its report say that the adapter is worse than the base."""
 
     @property
     def was_caught(self) -> bool:
@@ -101,10 +108,18 @@ class Outcome:
         return self.losses[-1] - self.losses[0] if len(self.losses) > 1 else math.inf
 
     @property
+    def is_told(self) -> bool:
+        """Whether a run that came to its end says that it did harm where it did, and not where it didn't."""
+        if self.stopped:
+            return True
+        return self.shift >= 0 if self.says_worse else self.shift <= HARM
+
+    @property
     def guard(self) -> str:
         """What the guard did, in words."""
         back = f"{self.steps_back} steps back" if self.steps_back else ""
-        return ", ".join(filter(None, (back, "stopped" if self.stopped else ""))) or "let it alone"
+        did = ", ".join(filter(None, (back, "stopped" if self.stopped else ""))) or "let it alone"
+        return f"{did}; said to be worse than the base" if self.says_worse else did
 
 
 def write_mixed(place: Path, seed: int) -> tuple[Path, Path]:
@@ -148,22 +163,24 @@ def run(place: Path, settings: Run, steps: int, guard: str) -> Outcome:
     stopped = "stopped at step" in done.stderr
     if done.returncode and not stopped:
         raise RuntimeError("\n".join(done.stderr.splitlines()[-5:]))
-    return outcome_of(json.loads((output / "run.json").read_text()), stopped=stopped)
+    last = (done.stdout + done.stderr).strip().rpartition("\n")[2]
+    return outcome_of(json.loads((output / "run.json").read_text()), last, stopped=stopped)
 
 
-def outcome_of(record: dict[str, Any], *, stopped: bool) -> Outcome:
-    """Read what became of a run from its run.json."""
+def outcome_of(record: dict[str, Any], last_line: str, *, stopped: bool) -> Outcome:
+    """Read what became of a run from its run.json and the last line that it printed."""
     history = record["history"]
     back = sum(event["kind"] == "backoff" for event in history["events"])
     found = [entry["eval_loss"] for entry in history["log"] if "eval_loss" in entry]
-    return Outcome(stopped, back, tuple(math.inf if loss is None else loss for loss in found))
+    worse = WORSE in last_line and WORSE in record["outcome"]
+    return Outcome(stopped, back, tuple(math.inf if loss is None else loss for loss in found), worse)
 
 
 def healthy(place: Path, seed: int, steps: int) -> tuple[bool, list[str]]:
     """Run one that must be let alone. Returns whether it was, and the table's row."""
     settings = Run(seed, RATES[seed % len(RATES)], 1 + seed // 2 % 2, sorted=seed % 2 == 1)
     found = run(place, settings, steps, "on")
-    holds = not found.was_caught and found.shift < 0
+    holds = not found.was_caught and found.shift < 0 and found.is_told
     return holds, ["healthy", *settings.cells(), _losses(found), "", found.guard, _word(holds)]
 
 
@@ -174,7 +191,7 @@ def diverging(place: Path, number: int, steps: int, *, proven: bool) -> tuple[bo
     found = run(place, settings, steps, "on")
     alone = run(place, settings, steps, "off") if proven else None
     diverged = alone is None or alone.shift > SHIFT or not math.isfinite(alone.shift)
-    holds = found.was_caught and diverged
+    holds = found.was_caught and diverged and found.is_told
     without = "" if alone is None else _losses(alone)
     verdict = _word(holds) if diverged else "did not diverge"
     return holds, ["diverging", *settings.cells(), _losses(found), without, found.guard, verdict]

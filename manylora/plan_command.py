@@ -108,17 +108,22 @@ def plan(
         run = replace(run, trained_share=trained_share, device=budget.device, eval_batch=eval_batch)
         run = replace(run, eval_seq=eval_seq, answer_tokens=answer_tokens, answers=answers)
         run = replace(run, double_quant=double_quant, rank_pattern=_pattern(rank_pattern), use_dora=use_dora)
-        run = _with_start(run, init_lora_weights)
-        _check_recipe(run, recipe)
-        model = read_shape(base)
-        _check_pattern(model, run)
-        planned = plan_run(model, run, recipe)
-        found = remedies(model, run, budget.bytes, recipe)
-        least = plan_run(model, smallest(model, run), recipe)
+        answer = _answer(base, _with_start(run, init_lora_weights), budget, recipe)
     except TrainingError as error:
         raise fail(str(error)) from None
-    show = _print_json if as_json else _print_table
-    show(model, run, budget, planned, found, least)
+    (_print_json if as_json else _print_table)(*answer)
+
+
+def _answer(
+    base: str, run: RunShape, budget: Budget, recipe: str | None
+) -> tuple[ModelShape, RunShape, Budget, MemoryPlan, tuple[Remedy, ...], MemoryPlan]:
+    """Return what is printed, in its order."""
+    _check_recipe(run, recipe)
+    model = read_shape(base)
+    _check_pattern(model, run)
+    planned = plan_run(model, run, recipe)
+    found = remedies(model, run, budget.bytes, recipe)
+    return model, run, budget, planned, found, plan_run(model, smallest(model, run), recipe)
 
 
 _NAMED_OTHERWISE = (

@@ -17,6 +17,7 @@ from manylora.training.evaluate.evaluation import GenerationEvaluation, Scores
 from manylora.training.evaluate.generate import Generate
 from manylora.training.job import Job, total_steps
 from manylora.training.loop import checkpoints
+from manylora.training.loop.against_base import worse_than_base
 from manylora.training.loop.interrupt import SaveWhenInterrupted
 from manylora.training.loop.trainer import LoraTrainer
 from manylora.training.memory.job import fit_job, plan_job
@@ -159,14 +160,17 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
             raise
     publish(trainer, directory)
     metrics.update(_held_out(trainer))
+    worse = _worse(trainer)
     after = None if questions is None else questions.score(directory)
     peak = meter.peak_gib
     if is_first_process():
         found = _evaluation(arguments, before, after)
-        outcome = _outcome(trainer)
+        outcome = _outcome(trainer, worse)
         record = finish_record(record, trainer, recorder.history, metrics, found, peak, outcome)
         _write(record, directory, say)
         hand_over(job, trainer, directory, say)
+        if worse is not None:
+            say(f"The adapter is {worse}.")
 
 
 def _search(choice: Choice | None, point: Path | None) -> SearchFacts:
@@ -212,11 +216,20 @@ def _held_out(trainer: LoraTrainer) -> dict[str, float]:
         return {}
 
 
-def _outcome(trainer: LoraTrainer) -> str:
+def _worse(trainer: LoraTrainer) -> str | None:
+    """Return how the run did harm, where it did, and say it."""
+    worse = worse_than_base(trainer, trainer.without_adapter)
+    if worse is not None:
+        trainer.events.say(trainer.state.global_step, "worse", f"The adapter is {worse}")
+    return worse
+
+
+def _outcome(trainer: LoraTrainer, worse: str | None) -> str:
     step, steps = trainer.state.global_step, trainer.state.max_steps
     ended = "finished" if step >= steps else f"stopped early at step {step} of {steps}"
     best = published_best(trainer)
-    return ended if best is None else f"{ended}; published is {best.sentence}"
+    published = "" if best is None else f"; published is {best.sentence}"
+    return f"{ended}{published}" + ("" if worse is None else f"; {worse}")
 
 
 def choose_rate(job: Job, directory: Path, say: Say) -> Choice:

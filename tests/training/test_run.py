@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import stat
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from manylora.demo.task_data import write_tasks
 from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.memory_long import DEMO
 from manylora.training import job
 from manylora.training.bases.types import Base
 from manylora.training.errors import TrainingError
@@ -107,11 +109,31 @@ def test_a_run_that_keeps_no_best_publishes_its_last_step_and_says_nothing_of_a_
     assert said[-2].startswith("The adapter is in ")
     assert said[-1].startswith("Serve it: ")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["outcome"] == "finished"
+    assert record["outcome"] == "finished", "it got better, and nothing is said of the base"
     assert record["results"]["published_step"] is None
     assert "published: step" not in (tmp_path / "out" / "report.html").read_text()
     last = (tmp_path / "out" / "checkpoint-6" / "adapter_model.safetensors").read_bytes()
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == last
+
+
+def test_a_run_that_ends_worse_than_the_base_says_so_last_and_in_its_reports_headline(
+    place: Path, tmp_path: Path
+) -> None:
+    alone = []
+    far_too_high = ("--model_name_or_path", str(DEMO), "--learning_rate", "10", "--guard", "off")
+    for init in ("default", "olora"):
+        out = tmp_path / init
+        said = run(place, out, *far_too_high, "--init_lora_weights", init)
+        assert said[-2].startswith("Serve it: ")
+        sentence = "worse than the base alone: its 4 held-out rows cost "
+        assert said[-1].startswith(f"The adapter is {sentence}")
+        record = json.loads((out / "run.json").read_text())
+        assert record["outcome"].startswith(f"finished; {sentence}")
+        assert [each["kind"] for each in record["history"]["events"]][-1] == "worse"
+        assert sentence in (out / "report.html").read_text().split("</header>")[0]
+        alone += re.findall(r"and (\S+) without it", said[-1])
+    assert len(alone) == 2
+    assert alone[0] == alone[1], "the base alone is without the start that is kept beside it, too"
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])

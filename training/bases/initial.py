@@ -44,10 +44,14 @@ class Residual(nn.Module):
         self.start_b = nn.Parameter(start_b, requires_grad=False)
         """B₀ float32 [out, r₀]"""
         self.scale = scale
+        self.is_off = False
+        """Whether the base layer alone is wanted."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product [..., out] in the base layer's type."""
         result: Tensor = self.base_layer(x)
+        if self.is_off:
+            return result
         start = nn.functional.linear(
             nn.functional.linear(x.to(self.start_a.dtype), self.start_a), self.start_b
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from manylora.training.bases.initial import Residual
 from manylora.training.loop.evaluation import row_losses
 from manylora.training.loop.events import Events
 from manylora.training.loop.guard import Rows
@@ -66,7 +67,7 @@ class GuardedTrainer(Trainer):
     def start_watching(self, settings: GuardSettings) -> None:
         """Make the guard. Called when the trainer knows how its parameters are spread over processes."""
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        self.watch = Watch(self, settings, self._without_adapter, keeps_copies=not sharded)
+        self.watch = Watch(self, settings, self.without_adapter, keeps_copies=not sharded)
         self.masked = MaskedRows()
         self._rows, self._last_rows = WindowRows(), LastRows()
         self.add_callback(_TellMasked(self))
@@ -162,7 +163,8 @@ class GuardedTrainer(Trainer):
         torch.distributed.all_gather_object(gathered, mine)
         return [each for of_one in gathered for each in of_one]
 
-    def _without_adapter(self) -> AbstractContextManager[None]:
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Have the base alone, for a while."""
         return adapter_off(self.model)
 
 
@@ -171,11 +173,16 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
     """Have the base alone, for a while. peft's own switch changes what requires gradients, which shards don't take."""
     layers: list[Any] = [each for each in model.modules() if hasattr(each, "_disable_adapters")]
     before = [each._disable_adapters for each in layers]
+    starts = [each for each in model.modules() if isinstance(each, Residual)]
     for each in layers:
         each._disable_adapters = True
+    for start in starts:
+        start.is_off = True
     try:
         yield
     finally:
+        for start in starts:
+            start.is_off = False
         for each, value in zip(layers, before, strict=True):
             each._disable_adapters = value
 

@@ -14,6 +14,9 @@ WORSE_BY, WORSE_SHARE = 0.5, 0.1
 """Worse: so many nats a token above the loss before, and this share of it more. A run at a lively rate may be half a
 nat off for a while and come back by itself."""
 
+HIGHER_BY = 0.05
+"""Nats a token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -32,6 +35,13 @@ class Verdict:
             return True
         rise = self.now - self.before
         return rise > WORSE_BY + WORSE_SHARE * self.before and rise > CLEAR * self.error
+
+    @property
+    def is_clearly_higher(self) -> bool:
+        """Whether the loss is higher now, beyond chance and beyond what is worth a word."""
+        if not self.has_rows or not math.isfinite(self.before):
+            return False
+        return not math.isfinite(self.now) or self.now - self.before > max(HIGHER_BY, CLEAR * self.error)
 
     @property
     def has_rows(self) -> bool:

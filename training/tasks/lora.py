@@ -82,7 +82,7 @@ class _MixedLayer:
         seeds = self.mixture.seeds
         for task, layer in self.adapted if self.mixture.spans else ():
             start, end = self.mixture.spans[task]
-            if start == end:
+            if start == end or layer.disable_adapters:
                 continue
             seed = zlib.crc32(self.index.to_bytes(4, "little"), seeds[task]) if seeds else 0
             dropout = float(getattr(layer.lora_dropout[ADAPTER], "p", 0.0)) if seeds else 0.0

@@ -21,9 +21,10 @@ from transformers import Trainer, TrainerState, get_scheduler
 from manylora.training.bases.lora import lora_parameter_groups
 from manylora.training.errors import Diverged
 from manylora.training.job import total_steps
+from manylora.training.loop.against_base import worse_than_base
 from manylora.training.loop.events import Events
 from manylora.training.loop.guard import Rows
-from manylora.training.loop.guarded import HELD_OUT_ROWS
+from manylora.training.loop.guarded import HELD_OUT_ROWS, adapter_off
 from manylora.training.loop.last_rows import MOST_ROWS
 from manylora.training.loop.masked import MaskedRows
 from manylora.training.loop.watch import GuardSettings, Watch
@@ -73,6 +74,8 @@ class Member:
         self.state = TrainerState(max_steps=self.total_steps, epoch=0.0)
         self.stopped = ""
         """Why it ended early; empty where it didn't."""
+        self.worse = ""
+        """How it ended worse than the base alone; empty where it didn't."""
         self.rate_ratio = task.arguments.lora.loraplus_lr_ratio
         run = task.arguments.run
         self.watch = Watch(self, GuardSettings(run.guard, run.on_divergence))
@@ -221,6 +224,13 @@ class Member:
     def held_out_losses(self) -> list[float]:
         """Return the losses of the first held-out rows."""
         return self.losses_of([self.eval_rows[at] for at in range(min(HELD_OUT_ROWS, len(self.eval_rows)))])
+
+    def hold_against_base(self) -> None:
+        """Say so where the task ended worse than it began: once, at its end."""
+        worse = None if self.stopped else worse_than_base(self, lambda: adapter_off(self.model))
+        if worse is not None:
+            self.worse = worse
+            self.events.say(self.step, "worse", f"The adapter is {worse}")
 
     def _look(self, window: WindowLoss, norm: float) -> None:
         """Let the guard look at the step before it is taken; a run that has to stop says why in ``stopped``."""

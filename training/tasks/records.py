@@ -81,6 +81,7 @@ class Records:
         record = self._started[member.name]
         memory = dataclasses.replace(record.memory, measured_peak_gib=measured.peak_gib)
         outcome = member.stopped or f"finished, side by side with {len(self._recorders) - 1} other tasks"
+        outcome += f"; {member.worse}" if member.worse else ""
         return dataclasses.replace(record, outcome=outcome, history=history, results=results, memory=memory)
 
 

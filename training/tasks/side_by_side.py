@@ -64,6 +64,8 @@ class SideBySide:
         while any(not member.finished for member in self.members):
             self._round()
         self.evaluate([member for member in self.members if not member.stopped])
+        for member in self.members:
+            member.hold_against_base()
 
     def evaluate(self, members: Sequence[Member]) -> None:
         """Judge the held-out rows of ``members``, mixed too, and log eval_loss and eval_perplexity."""

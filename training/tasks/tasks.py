@@ -34,6 +34,8 @@ class TaskResult:
     steps: int
     eval_loss: float | None
     stopped: str
+    worse: str = ""
+    """How it ended worse than the base alone."""
 
 
 def run_tasks(arguments: Arguments) -> list[TaskResult]:
@@ -178,7 +180,9 @@ def _member(each: PreparedTask) -> Member:
 def _result(member: Member) -> TaskResult:
     scores = [entry["eval_loss"] for entry in member.state.log_history if "eval_loss" in entry]
     adapter = None if member.stopped else Path(str(member.args.output_dir))
-    return TaskResult(member.name, adapter, member.step, scores[-1] if scores else None, member.stopped)
+    return TaskResult(
+        member.name, adapter, member.step, scores[-1] if scores else None, member.stopped, member.worse
+    )
 
 
 def _hand_over(plan: Plan, results: list[TaskResult], say: Callable[[str], None]) -> None:
@@ -193,6 +197,8 @@ def _hand_over(plan: Plan, results: list[TaskResult], say: Callable[[str], None]
             continue
         scores = "" if result.eval_loss is None else f", eval loss {result.eval_loss:.4g}"
         say(f"{result.name}: adapter in {result.adapter}, step {result.steps}{scores}")
+        if result.worse:
+            say(f"{result.name}: the adapter is {result.worse}.")
         if run.register is not None:
             name = task.arguments.run.adapter_name or result.name
             try:

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from manylora.adapters.base_form import BaseForm
 from manylora.loadtest.checkpoints import TINY, BaseShape, write_base
 from manylora.training.arguments import Arguments
 from manylora.training.bases.load import load_base
 from manylora.training.bases.lora import LoraSettings, attach
-from manylora.training.bases.types import BaseForm, BaseSettings
+from manylora.training.bases.types import BaseSettings
 from manylora.training.errors import DoesNotFit, InvalidArgument
 from manylora.training.job import Job, total_steps
 from manylora.training.memory.job import _change, fit_job, plan_job, shapes_of, state_bytes, untried_bytes

@@ -204,7 +204,7 @@ def uncut(run: RunShape) -> Iterator[RunShape]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    budget=st.floats(5, 80),
+    share=st.floats(-0.3, 1),
     batch=st.integers(1, 8),
     accumulation=st.integers(1, 4),
     seq=st.integers(64, 8192),
@@ -216,7 +216,7 @@ def uncut(run: RunShape) -> Iterator[RunShape]:
     ),
 )
 def test_no_remedy_is_dominated_and_examples_are_cut_last_and_least(
-    budget: float,
+    share: float,
     batch: int,
     accumulation: int,
     seq: int,
@@ -229,7 +229,10 @@ def test_no_remedy_is_dominated_and_examples_are_cut_last_and_least(
     method, double_quant = held
     run = RunShape(method, seq, batch, accumulation, eval_seq=eval_seq, eval_batch=eval_batch, **kind)
     run = replace(run, double_quant=double_quant)
-    found = remedies(QWEN25_7B, run, int(budget * GIB))
+    # Between what all changes leave and what the run takes; below that examples have to be cut.
+    sizes = [plan(QWEN25_7B, each).total_gib for each in uncut(run)]
+    budget = int((min(sizes) + share * (max(sizes) - min(sizes) if share > 0 else min(sizes))) * GIB)
+    found = remedies(QWEN25_7B, run, budget)
     harms = [harm(run, each.run) for each in found]
     assert len(set(harms)) == len(harms)
     cuts = {each[0] for each in harms}
@@ -237,12 +240,12 @@ def test_no_remedy_is_dominated_and_examples_are_cut_last_and_least(
     for cut in cuts:
         longest = run.longest - cut
         here = replace(run, seq=min(seq, longest), eval_seq=min(eval_seq, longest))
-        fitting = [each for each in uncut(here) if plan(QWEN25_7B, each).total_gib <= budget]
+        fitting = [each for each in uncut(here) if plan(QWEN25_7B, each).total_gib * GIB <= budget]
         assert not [mine for mine in harms if any(dominates(harm(run, each), mine) for each in fitting)]
         for length in {run.longest, (run.longest + longest) // 2, longest + 8} if cut else ():
             if longest + 8 <= length:
                 longer = replace(run, seq=min(seq, length), eval_seq=min(eval_seq, length))
-                assert all(plan(QWEN25_7B, each).total_gib > budget for each in uncut(longer))
+                assert all(plan(QWEN25_7B, each).total_gib * GIB > budget for each in uncut(longer))
 
 
 def test_a_length_that_nobody_has_is_cut_in_few_steps() -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from manylora.demo.task_data import write_tasks
 from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.memory_long import DEMO
 from manylora.training.errors import Diverged, InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.parsing import parse_arguments
@@ -232,6 +233,29 @@ def test_a_task_that_diverges_leaves_no_adapter_and_is_told_after_the_others_are
         run(plan)
     assert not (tmp_path / "out" / "json" / "adapter_config.json").exists()
     assert (tmp_path / "out" / "sql" / "adapter_config.json").exists()
+
+
+def test_a_task_that_ends_worse_than_the_base_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, guard="off", save_strategy="no")
+    content = yaml.safe_load(plan.read_text()) | {"model_name_or_path": str(DEMO)}
+    for name in ("sql", "json"):
+        content["tasks"][name] |= {"learning_rate": 10.0, "max_steps": 3}
+    content["tasks"]["json"]["init_lora_weights"] = "olora"
+    del content["tasks"]["json"]["rank_schedule"]
+    plan.write_text(yaml.safe_dump(content, sort_keys=False))
+    results = {each.name: each.worse for each in run(plan)}
+    assert results["sql"].startswith("worse than the base alone: its 4 held-out rows cost ")
+    assert results["json"].startswith("worse than the base alone: its 8 last rows cost ")
+    assert not results["team/pirate"]
+    said = capsys.readouterr().err
+    assert said.index("sql: adapter in ") < said.index(f"sql: the adapter is {results['sql']}.")
+    records = {name: json.loads((tmp_path / "out" / name / "run.json").read_text()) for name in results}
+    for name, worse in results.items():
+        outcome = records[name]["outcome"]
+        assert outcome.endswith(f"; {worse}") if worse else outcome.endswith("other tasks")
+    assert results["sql"] in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_finished_adapters_are_registered_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
