@@ -203,8 +203,8 @@ def follow(job: Job, method: Method, place: Path, doors: Doors) -> Outcome:
 
     words = serve_words(said)
     served = answers(words, output.name, "served")
-    other = words is not None and job.other_form and not method.on_gptq
-    elsewhere = answers(on_other_form(words) if other else None, output.name, "other-form")
+    other = words if job.other_form and not method.on_gptq else None
+    elsewhere = answers(None if other is None else on_other_form(other), output.name, "other-form")
     shutil.rmtree(merged, ignore_errors=True)
     closing = doors.run(["merge", "--adapter", str(output), "--output", str(merged)], place / "merge.log")
     again = answers(serve_words(closing), None, "merged-served")
@@ -248,8 +248,8 @@ def line(cells: Sequence[str]) -> str:
 
 def report(outcome: Outcome) -> str:
     """Return a method's line."""
-    counts = (outcome.before, outcome.trained, outcome.served, outcome.other_form, outcome.merged)
-    counts += (outcome.merged_served, outcome.same)
+    counts = [outcome.before, outcome.trained, outcome.served, outcome.other_form, outcome.merged]
+    counts += [outcome.merged_served, outcome.same]
     cells = ["–" if count is None else str(count) for count in counts]
     return line((outcome.method, *cells, RESUMED[outcome.resumed]))
 

@@ -83,7 +83,7 @@ def _weights(backend: AnyBackend, noise: torch.Generator) -> DecoderWeights:
 
 
 def _noise(noise: torch.Generator, rows: int, wide: int) -> Tensor:
-    return torch.randn(rows, wide, generator=noise) * wide**-0.5
+    return torch.randn(rows, wide, generator=noise).mul_(wide**-0.5)
 
 
 def _batch(adapters: StepAdapters) -> StepBatch:

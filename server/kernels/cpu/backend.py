@@ -61,7 +61,7 @@ class CpuBackend:
     def prepare(self, parts: Sequence[WeightSource], bias: Tensor | None) -> CpuLinear:
         """See Backend."""
         widths = [part.shape[0] for part in parts]
-        biases = [None] * len(parts) if bias is None else list(bias.float().split(widths))
+        biases = [None] * len(parts) if bias is None else torch.split(bias.float(), widths)
         packed = tuple(pack(part, own, self._kernels) for part, own in zip(parts, biases, strict=True))
         return CpuLinear(packed)
 

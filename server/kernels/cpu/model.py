@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,12 +13,17 @@ from manylora.server.kernels.cpu.pack import PackedMatrix
 from manylora.server.kernels.step import LORA_MODULES
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights
 
+if TYPE_CHECKING:
+    from manylora.server.kernels.cpu.plan import StepJobs
+
 
 class CpuModel:
     """The C side of a decoder, and what keeps its memory alive."""
 
     def __init__(self, weights: DecoderWeights) -> None:
         self.weights = weights
+        self.last_jobs: StepJobs | None = None
+        """Of the step before: see plan.step_jobs."""
         self.embedding = _parts(weights.embedding)[0]
         self.head = _parts(weights.head)[0]
         self._kept: list[Tensor] = []

@@ -1,6 +1,8 @@
 """A step as the kernels read it: arrays of int32, and for each module its adapters with the tokens that use them."""
 
 import ctypes
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -87,11 +89,35 @@ def plan_step(model: CpuModel, batch: StepBatch, kv: CpuKVCache, arena: CpuArena
         block_tables=arrays[5].ctypes.data,
         finite=finite.ctypes.data,
     )
+    jobs = step_jobs(model, batch)
+    structure.jobs = jobs.structures
+    return CpuPlan(batch, model, kv, arena, finite, structure, (arrays, jobs))
+
+
+@dataclass(frozen=True, slots=True)
+class StepJobs:
+    """The adapters' jobs of a step, by module, and of what they were made."""
+
+    ranges: tuple[AdapterRanges, ...]
+    """Kept, so that no other mapping can be taken for one of these."""
+    rows: tuple[bytes, ...]
+    uses: "Uses | None"
+    structures: "ctypes.Array[abi.Jobs]"
+
+
+def step_jobs(model: CpuModel, batch: StepBatch) -> StepJobs:
+    """Return a step's jobs: those of the one before, where the same rows use the same adapters, as streams do."""
+    adapters = batch.adapters
+    arrays = (adapters.start, adapters.which, adapters.weights, batch.attention.query_start)
+    rows = tuple(array.tobytes() for array in arrays)
+    last = model.last_jobs
+    # Mappings never change: an adapter that is moved gets another.
+    if last is not None and last.rows == rows and _same(last.ranges, adapters.ranges):
+        return last
     uses = Uses.of(batch)
-    if uses is not None:
-        for index, jobs in enumerate(uses.jobs()):
-            structure.jobs[index] = jobs
-    return CpuPlan(batch, model, kv, arena, finite, structure, (arrays, uses))
+    structures = (abi.Jobs * len(LORA_MODULES))(*(() if uses is None else uses.jobs()))
+    model.last_jobs = StepJobs(adapters.ranges, rows, uses, structures)
+    return model.last_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +182,10 @@ class Uses:
             jobs[name] = array.ctypes.data + 4 * firsts[used]
         self.kept.extend((places, jobs))
         return abi.Jobs(count=len(jobs), width=int(ends[-1]), job=jobs.ctypes.data)
+
+
+def _same(ones: Sequence[object], others: Sequence[object]) -> bool:
+    return len(ones) == len(others) and all(map(operator.is_, ones, others))
 
 
 def _ranges(ranges: AdapterRanges) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from manylora.server.kernels.backend import AnyBackend, compose
 from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.step import Ints
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.loader import load_weights
 from manylora.server.model.served import ServedModel
@@ -54,7 +55,7 @@ class BoxingBackend:
         self.calls.append("forward")
         return compose(self._plain, plan.inside, plan.inside.weights.shape.num_layers)
 
-    def hidden(self, plan: Boxed, x: Tensor, rows: Tensor) -> Tensor:
+    def hidden(self, plan: Boxed, x: Tensor, rows: Ints) -> Tensor:
         self.calls.append("hidden")
         return self._plain.hidden(plan.inside, x, rows)
 

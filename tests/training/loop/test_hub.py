@@ -64,6 +64,7 @@ def test_whole_checkpoints_are_uploaded_where_that_is_asked_for(tmp_path: Path, 
     waited_for: list[int] = []
 
     def wait() -> None:
+        assert trainer.push_in_progress is not None
         waited_for.append(len(trainer.push_in_progress.jobs))
         finish(hub, trainer)
 

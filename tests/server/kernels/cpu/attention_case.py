@@ -56,7 +56,7 @@ class Case:
         contexts = ints([context for _, context, _ in self.rows])
         metadata = AttentionMetadata(positions, positions, ints(self.starts), contexts, self.tables.numpy())
         q = self.q.view(-1, self.heads.q, self.heads.dim)
-        return paged_attention(q, *self.kv, metadata, self.block_size, window).flatten(1)
+        return paged_attention(q, self.kv[0], self.kv[1], metadata, self.block_size, window).flatten(1)
 
 
 @cache
@@ -81,7 +81,7 @@ def make_case(rows: Sequence[Row], heads: Heads, block_size: int, *, garbage: fl
         drawn = torch.randn(context, heads.q + 2 * heads.kv, heads.dim, generator=draw)
         q[case.starts[row] : case.starts[row + 1]] = drawn[context - queries :, : heads.q].flatten(1)
         kv[:, case.own_slots(row)] = (
-            drawn[:, heads.q :].unflatten(1, (2, heads.kv)).transpose(0, 1).bfloat16()
+            drawn[:, heads.q :].view(context, 2, heads.kv, heads.dim).transpose(0, 1).bfloat16()
         )
     return case
 

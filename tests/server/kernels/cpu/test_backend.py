@@ -11,12 +11,12 @@ from manylora.adapters.types import AdapterWeights, LoraPair
 from manylora.server.kernels.backend import compose
 from manylora.server.kernels.cpu.backend import CpuBackend
 from manylora.server.kernels.cpu.library import Kernels, open_kernels
-from manylora.server.kernels.step import AdapterRanges, RankRange, StepAdapters, StepBatch
+from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.model.loader import Quantization
 from manylora.server.model.served import ServedModel
 from tests.server.kernels.cpu.conftest import RUNS
 from tests.server.model.models import FAMILIES, save_model
-from tests.server.model.steps import Stream, all_logits, load, place, random_adapter, step
+from tests.server.model.steps import Stream, all_logits, ints, load, place, random_adapter, step
 from tests.server.model.test_devices import FORMATS, save
 
 IDS = list(range(3, 203))
@@ -202,7 +202,9 @@ def test_what_another_backend_made_is_refused(kernels: Kernels, tmp_path: Path) 
     with pytest.raises(TypeError, match="made by another backend"):
         backend.assemble(plain.decoder.weights)
     ours = native(tmp_path, kernels)
-    batch = StepBatch(*[torch.zeros(0).numpy()] * 2, StepAdapters.of_rows([]), torch.zeros(0).numpy())  # type: ignore[arg-type]
+    nothing = ints([])
+    attention = AttentionMetadata(nothing, nothing, ints([0]), nothing, nothing)
+    batch = StepBatch(nothing, attention, StepAdapters.of_rows([]), nothing)
     model = backend.assemble(ours.decoder.weights)
     for kv, arena in ((plain.kv, ours.arena), (ours.kv, plain.arena)):
         with pytest.raises(TypeError, match="made by another backend"):

@@ -65,7 +65,7 @@ class Tokens:
     def expected(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [5, heads, D] in float32."""
         heads = self.heads
-        q, k, v = self.qkv.view(5, -1, heads.dim).split([heads.q, heads.kv, heads.kv], dim=1)
+        q, k, v = torch.split(self.qkv.view(5, -1, heads.dim), [heads.q, heads.kv, heads.kv], dim=1)
         if self.norms is not None:
             q, k = rms_norm(q, self.norms[0], EPS), rms_norm(k, self.norms[1], EPS)
         cos, sin = self.cos[POSITIONS.long()], self.sin[POSITIONS.long()]
