@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.server.tokenizer.lane import Lane
-from manylora.server.tokenizer.tokenizer_process import FAILURES, TokenizerProcess, failed, said, tokens
+from manylora.server.tokenizer.tokenizer_process import (
+    FAILURES,
+    TokenizerProcess,
+    failed,
+    of_texts,
+    said,
+    tokens,
+)
 from manylora.server.tokenizer.vocabulary import Vocabulary
 from manylora.server.workers.process import WorkerDied
 
@@ -59,7 +66,7 @@ class AdapterTokenizer:
         self, lane: Lane, texts: Sequence[str], *, add_special_tokens: bool, at_most: int
     ) -> list[list[int]]:
         """Tokenise texts. Raises TooManyTokens for the first over ``at_most``, InvalidRequest and QueueFull."""
-        asked = {"texts": list(texts), "add_special_tokens": add_special_tokens, "at_most": at_most}
+        asked = of_texts(texts, add_special_tokens=add_special_tokens, at_most=at_most)
         try:
             return tokens(await asyncio.wrap_future(self._ask(asked)))
         except FAILURES as error:

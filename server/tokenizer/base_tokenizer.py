@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from manylora.server.tokenizer.lane import LONG, Lane
 from manylora.server.tokenizer.tokenizer import Tokenizer
-from manylora.server.tokenizer.tokenizer_process import FAILURES, TokenizerProcess, said, tokens
+from manylora.server.tokenizer.tokenizer_process import FAILURES, TokenizerProcess, of_texts, said, tokens
 
 MODULE = "manylora.server.workers.encoder"
 
@@ -34,7 +34,7 @@ class BaseTokenizer:
         def elsewhere() -> list[list[int]]:
             for text in texts:
                 self._tokenizer.check_length(text, at_most)
-            asked = {"texts": list(texts), "add_special_tokens": add_special_tokens, "at_most": at_most}
+            asked = of_texts(texts, add_special_tokens=add_special_tokens, at_most=at_most)
             try:
                 return tokens(self._ask(asked))
             except FAILURES as error:

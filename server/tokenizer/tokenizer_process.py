@@ -5,7 +5,7 @@ and a quarter of a second in which no answer goes on. And what comes from outsid
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -65,6 +65,11 @@ def said(answer: bytes) -> tuple[dict[str, Any], bytes]:
     if "error" in head:
         raise TokenizerFailed(head["error"])
     return head, rest
+
+
+def of_texts(texts: Sequence[str], *, add_special_tokens: bool, at_most: int) -> dict[str, object]:
+    """Return the question for the texts' tokens, whose answer ``tokens`` reads."""
+    return {"texts": list(texts), "add_special_tokens": add_special_tokens, "at_most": at_most}
 
 
 def tokens(answer: bytes) -> list[list[int]]:

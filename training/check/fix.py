@@ -101,12 +101,10 @@ class _Notes:
 def _directory(out: Path) -> Iterator[Path]:
     """A directory that gets its name when it is whole."""
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        yield Path(temporary)
-        whole = Path(f"{temporary}.whole")
-        os.rename(temporary, whole)
-        os.mkdir(temporary)  # for the context manager to remove
-        os.chmod(whole, 0o755)
-        os.rename(whole, out)
+        whole = Path(temporary) / out.name
+        whole.mkdir()  # whose mode is what umask gives; a temporary directory is its owner's alone
+        yield whole
+        whole.rename(out)
 
 
 def _clean(report: CheckReport, index: int, file: DataFile, out: Path, notes: _Notes) -> int:

@@ -1,6 +1,8 @@
 """The cleaned file: what is left out, what is repaired, and that nothing is ever overwritten."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,19 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         fix(report, tmp_path / "clean.csv")
     assert (tmp_path / "data.jsonl").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o027, 0o750), (0o077, 0o700)])
+def test_a_directory_of_cleaned_files_has_the_mode_that_umask_gives(
+    tmp_path: Path, mask: int, mode: int
+) -> None:
+    paths = tuple(write(tmp_path / name, [good(1)]) for name in ("a.jsonl", "b.jsonl"))
+    report = check_data(CheckSettings(paths))
+    before = os.umask(mask)
+    try:
+        fix(report, tmp_path / "clean")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "clean").stat().st_mode) == mode
+    assert sorted(path.name for path in (tmp_path / "clean").iterdir()) == ["a.jsonl", "b.jsonl"]
+    assert not list(tmp_path.glob(".*"))

@@ -1,5 +1,6 @@
 """What the class that saves leaves: the best checkpoint where scores are told, under its own name, through rotation."""
 
+import json
 import os
 import stat
 from collections.abc import Sequence
@@ -157,3 +158,12 @@ def test_every_file_of_a_checkpoint_has_the_mode_that_umask_gives(
     assert {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in files} == dict.fromkeys(
         (path.name for path in files), oct(mode)
     )
+
+
+def test_what_the_loop_has_found_out_goes_through_a_checkpoint(tmp_path: Path) -> None:
+    before, after = (make_trainer(tiny_base(tmp_path), tmp_path / "run", items(4)) for _ in range(2))
+    before.micro_rows, before.eval_rows = 3, 2
+    before.masked.count, before.masked.drawn = 2, 9
+    after.take_own_state(json.loads(json.dumps(before.own_state())))
+    assert (after.micro_rows, after.eval_rows) == (3, 2)
+    assert (after.masked.count, after.masked.drawn) == (2, 9)
