@@ -343,3 +343,18 @@ def test_a_run_goes_on_in_the_bits_that_auto_fit_had_found(place: Path) -> None:
     fitted = replace(fitted, lora=replace(fitted.lora, q_lora=True, double_quant=True))
     again, _ = settled_again(parse_arguments(words), Kept.of({"run": keep(fitted, {}, "base").state()}))
     assert (again.lora.q_lora, again.lora.double_quant) == (True, True)
+
+
+def test_what_auto_fit_had_settled_holds_for_the_run_that_goes_on() -> None:
+    words = "--data_path d.json --output_dir out --use_lora --auto_fit --auto_fit_cut 32 --resume"
+    settled = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 8,
+        "activation_checkpointing": True,
+        "model_max_length": 64,
+        "q_lora": True,
+    }
+    arguments, changes = settled_again(parse_arguments(words.split()), Kept({}, settled))
+    assert arguments.training.model_max_length == 64
+    assert arguments.lora.q_lora
+    assert changes == {name: settled[name] for name in list(settled)[:3]}
