@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from manylora.server.kernels.cpu.library import Kernels
 NOT_FINITE, MORE_DRAWS = -1, -2
 DRAWS = 40
 COLDEST = 1e-20
-KINDS = (
+KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 1.0},
     {"temperature": 0.7},
