@@ -81,3 +81,10 @@ def test_it_stands_beside_the_run_and_answers_in_a_steps_place() -> None:
     )
     answering = served.answering_bytes(QWEN25_7B, tiny) / GIB
     assert plan(QWEN25_7B, tiny).parts["evaluation"] == pytest.approx(answering - in_a_step)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_start_from_the_base_is_served_with_the_adapter_at_twice_its_rank(device: str) -> None:
+    started = RunShape(rank=8, starts_from_base=True, answer_tokens=16, device=device)
+    plain = RunShape(rank=16, answer_tokens=16, device=device)
+    assert served.served_bytes(QWEN25_7B, started) == served.served_bytes(QWEN25_7B, plain)
