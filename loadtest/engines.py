@@ -58,7 +58,9 @@ def build_engine(decoder: Decoder, sizes: EngineSizes, observer: EngineObserver 
     )
     model = FinishedModel(decoder, kv, arena)
     tokens = SyntheticTokens(config.vocab_size)
-    return Engine(model, arena, tokens, frozenset(), settings, backend.device, _never_loads, observer)
+    return Engine(
+        model, arena, tokens, frozenset(), settings, backend.device, _never_loads, observer, backend.draw
+    )
 
 
 def add_random_adapters(engine: Engine, decoder: Decoder, ranks: list[int]) -> list[int]:

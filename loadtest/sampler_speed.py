@@ -16,6 +16,7 @@ from manylora.loadtest.text_table import milliseconds, text_table
 from manylora.server.engine.detokenizer import Detokenizer
 from manylora.server.engine.request import SamplingParams
 from manylora.server.engine.sampler import SampledToken, Sampler, SamplerState, SamplingRow
+from manylora.server.kernels.choose import choose_backend
 
 FLAT, PEAKED = 0.6, 3.0
 """Standard deviations of the logits: at 0.6 a nucleus of 0.9 is two thirds of the vocabulary."""
@@ -97,9 +98,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--kernels", default="plain", help="plain (torch), auto, or a level of the native ones"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    sampler = Sampler(options.vocabulary, options.device)
+    kernels = choose_backend(torch.device(options.device), torch.float32, options.kernels)
+    sampler = Sampler(options.vocabulary, options.device, kernels.draw)
     sizes = (1, 8, 32)
     noise = torch.randn(max(sizes), options.vocabulary, generator=torch.Generator().manual_seed(0))
     noise = noise.to(options.device)

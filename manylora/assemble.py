@@ -218,7 +218,15 @@ def _engine(
     )
     model = ServedModel(decoder, kv, arena)
     return Engine(
-        model, arena, tokenizer.vocabulary, tokenizer.eos_ids, sizes_of_engine, base.device, load, observer
+        model,
+        arena,
+        tokenizer.vocabulary,
+        tokenizer.eos_ids,
+        sizes_of_engine,
+        base.device,
+        load,
+        observer,
+        decoder.backend.draw,
     )
 
 

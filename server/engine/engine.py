@@ -32,6 +32,7 @@ from manylora.server.errors import (
     ServerError,
     StepFailed,
 )
+from manylora.server.kernels.sampling import Draw
 from manylora.server.kernels.step import LORA_MODULES, AdapterRanges
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,9 @@ class Engine:
         device: torch.device,
         load: Load,
         observer: EngineObserver | None = None,
+        draw: Draw | None = None,
     ) -> None:
+        """``draw``: how the backend samples, if it does."""
         self.settings = settings
         self.blocks = BlockManager(settings.num_blocks, settings.block_size)
         rows = dict.fromkeys(LORA_MODULES, settings.arena_rows)
@@ -89,7 +92,7 @@ class Engine:
         self.preemptions = 0
         self._runner = ModelRunner(
             model,
-            Sampler(settings.vocab_size, device),
+            Sampler(settings.vocab_size, device, draw),
             settings.block_size,
             self.blocks.table,
             self._ranges,

@@ -16,12 +16,15 @@ from manylora.server.engine.draw import best, block_maxima, block_sums, draw_abo
 from manylora.server.engine.logits import SamplerState, SamplingRow, edit_logits
 from manylora.server.engine.prompt_logprobs import NO_ROWS, LogprobRows
 from manylora.server.engine.request import SamplingParams, TokenLogprobs
+from manylora.server.kernels.sampling import MORE_DRAWS, Draw, SamplingColumns
 
 __all__ = ["NOT_FINITE", "SampleFault", "SampledToken", "Sampler", "SamplerState", "SamplingRow"]
 
 _COLDEST = 1e-20
 """Temperatures below this are raised to it: 1/T must stay finite in float32."""
 
+_DRAWS = 3
+"""Numbers that a backend's own sampling is given for a row; the few that need more are drawn in torch."""
 _CACHED_ROWS = 8
 """Rows sampled at once on a CPU: 150,000 entries each in float32, twice over, are 10 MB."""
 
@@ -50,7 +53,9 @@ class Sampler:
     """Samples a step. Holds two scratch buffers of [rows of a part, V] float32; not
     thread-safe."""
 
-    def __init__(self, vocab_size: int, device: torch.device | str) -> None:
+    def __init__(self, vocab_size: int, device: torch.device | str, draw: Draw | None = None) -> None:
+        """``draw``: the backend's own way to choose tokens, if it has one."""
+        self._draw = draw
         self._vocab_size = vocab_size
         self._device = torch.device(device)
         self._probs = torch.empty(0, vocab_size, device=self._device)
@@ -101,11 +106,24 @@ class Sampler:
     def _choices(
         self, logits: Tensor, rows: Sequence[SamplingRow]
     ) -> list[tuple[list[int | None], list[int]]]:
-        """Choose by kind of row: (ids, rows) for the greedy, for each top_k, and for the rest."""
+        """Choose in parts: (ids, rows)."""
+        if self._draw is None:
+            return self._by_kind(logits, rows, range(len(rows)))
+        found: list[int] = self._draw(logits, _columns(rows, self._vocab_size)).tolist()
+        left = [i for i, token in enumerate(found) if token == MORE_DRAWS]
+        done = [i for i, token in enumerate(found) if token != MORE_DRAWS]
+        choices = [([found[i] if found[i] >= 0 else None for i in done], done)]
+        return choices + (self._by_kind(logits, rows, left) if left else [])
+
+    def _by_kind(
+        self, logits: Tensor, rows: Sequence[SamplingRow], members: Sequence[int]
+    ) -> list[tuple[list[int | None], list[int]]]:
+        """Choose for ``members`` in torch: in parts for the greedy, for each top_k, and for the rest."""
         greedy: list[int] = []
         wide: list[int] = []
         by_k: dict[int, list[int]] = {}
-        for i, row in enumerate(rows):
+        for i in members:
+            row = rows[i]
             if row.params.temperature <= 0:
                 greedy.append(i)
             elif 0 < row.params.top_k < self._vocab_size:
@@ -287,6 +305,21 @@ class Sampler:
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self._device, dtype=torch.float64)
+
+
+def _columns(rows: Sequence[SamplingRow], vocab_size: int) -> SamplingColumns:
+    params = [row.params for row in rows]
+    uniform = np.zeros((len(rows), _DRAWS))
+    for i, row in enumerate(rows):
+        if row.params.temperature > 0:
+            uniform[i] = [row.state.uniform(draw) for draw in range(_DRAWS)]
+    return SamplingColumns(
+        np.array([1.0 / max(p.temperature, _COLDEST) if p.temperature > 0 else 0.0 for p in params]),
+        np.array([min(p.top_k, vocab_size) for p in params], dtype=np.int32),
+        np.array([p.top_p for p in params], dtype=np.float64),
+        np.array([p.min_p for p in params], dtype=np.float64),
+        uniform,
+    )
 
 
 def _top_p(params: SamplingParams) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
+from manylora.server.kernels.sampling import Draw
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AdapterRanges, Ints, RankRange, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LinearWeight
@@ -211,6 +212,11 @@ class Backend(Protocol[ModelT, PlanT]):
 
     def logits(self, plan: PlanT, hidden: Tensor, count: int) -> Tensor:
         """Return the logits of the first ``count`` of ``hidden``: float32 [count, vocab]."""
+        ...
+
+    @property
+    def draw(self) -> Draw | None:
+        """How it samples; None: it leaves that to the engine, which does it in torch."""
         ...
 
     def finite(self, plan: PlanT, x: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from manylora.server.kernels.cpu.linear import CpuLinear
 from manylora.server.kernels.cpu.model import CpuModel
 from manylora.server.kernels.cpu.pack import pack
 from manylora.server.kernels.cpu.plan import CpuPlan, Op, plan_step
+from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import Ints, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight
@@ -161,6 +162,15 @@ class CpuBackend:
         if self._kernels.call("linear", plan.model.head_address, hidden.data_ptr(), count, out.data_ptr()):
             raise _no_memory(count)
         return out
+
+    def draw(self, logits: Tensor, columns: SamplingColumns) -> Ints:
+        """See Backend and sampling.Draw."""
+        ids = np.empty(len(logits), dtype=np.int32)
+        arrays = (columns.inverse_temperature, columns.top_k, columns.top_p, columns.min_p, columns.uniform)
+        pointers = [array.ctypes.data for array in arrays]
+        draws = columns.uniform.shape[1]
+        self._kernels.call("sample", logits.data_ptr(), *logits.shape, *pointers, draws, ids.ctypes.data)
+        return ids
 
     def finite(self, plan: CpuPlan, x: Tensor) -> Tensor:
         """See Backend. What is not finite in between stays in the residual stream."""

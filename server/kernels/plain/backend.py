@@ -63,6 +63,8 @@ class PlainPlan:
 class PlainBackend:
     """Plain torch on one device in one dtype; see Backend."""
 
+    draw = None
+
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype

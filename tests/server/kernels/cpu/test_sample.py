@@ -10,9 +10,10 @@ from torch import Tensor
 
 from manylora.server.engine.request import SamplingParams
 from manylora.server.engine.sampler import SampledToken, Sampler, SamplerState, SamplingRow
+from manylora.server.kernels.cpu.backend import CpuBackend
 from manylora.server.kernels.cpu.library import Kernels
+from manylora.server.kernels.sampling import MORE_DRAWS, NOT_FINITE
 
-NOT_FINITE, MORE_DRAWS = -1, -2
 DRAWS = 40
 COLDEST = 1e-20
 KINDS: tuple[dict[str, Any], ...] = (
@@ -113,6 +114,34 @@ def test_a_row_draws_the_same_alone(kernels: Kernels) -> None:
     together = native(kernels, logits, rows)
     alone = [native(kernels, logits[i : i + 1], rows[i : i + 1])[0] for i in range(len(rows))]
     assert not differing(alone, together)
+
+
+def test_a_sampler_with_native_draws_gives_what_one_without_does(kernels: Kernels) -> None:
+    """Edits, reports and faults included; some rows need more numbers than they are given at first."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"logit_bias": {7: 5.0, 9: -100.0}},
+        {"presence_penalty": 1.5, "frequency_penalty": 0.5},
+        {"repetition_penalty": 1.3, "logprobs": 3},
+        {"top_p": 0.02},
+        {"logprobs": 0},
+    ]
+    rows = []
+    for number in range(6 * len(KINDS)):
+        params = SamplingParams(**{**KINDS[number % len(KINDS)], **kinds[number % len(kinds)]}, seed=number)
+        state = SamplerState(params, (3, 5, 8))
+        for token in (7, 9, 9, 11):
+            state.append(token)
+        rows.append(SamplingRow(params, state))
+    logits = torch.randn(len(rows), 1000, generator=torch.Generator().manual_seed(0))
+    logits[::9, 4] = math.nan
+    backend = CpuBackend(kernels, torch.float32)
+    theirs = Sampler(1000, "cpu").sample(logits.clone(), rows)
+    given = logits.clone()
+    assert Sampler(1000, "cpu", backend.draw).sample(given, rows) == theirs
+    assert torch.equal(given.nan_to_num(9.0), logits.nan_to_num(9.0))
+    more = [row for row, kind in enumerate(kinds * len(KINDS)) if "top_p" in kind]
+    assert MORE_DRAWS in native(kernels, logits[more], [rows[i] for i in more], draws=1)
 
 
 def test_a_row_that_needs_more_numbers_says_so(kernels: Kernels) -> None:
