@@ -11,9 +11,11 @@ import importlib
 import inspect
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -78,11 +80,15 @@ def texts() -> list[str]:
     found: list[str] = []
     for name in MODULES:
         module = importlib.import_module(name)
-        for value in vars(module).values():
-            doc = getattr(value, "__doc__", None)
-            if isinstance(doc, str) and len(doc) > SHORTEST and inspect.getmodule(value) is module:
-                found.append(inspect.cleandoc(doc))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that are there for older programs
+            docs = [getattr(each, "__doc__", None) for each in _own(module)]
+        found += [inspect.cleandoc(doc) for doc in docs if isinstance(doc, str) and len(doc) > SHORTEST]
     return found
+
+
+def _own(module: ModuleType) -> Iterator[object]:
+    return (value for value in vars(module).values() if inspect.getmodule(value) is module)
 
 
 def load(directory: Path, backend: AnyBackend, quantization: Quantization) -> ServedModel:
