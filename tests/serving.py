@@ -33,9 +33,9 @@ def write_two_adapters(root: Path) -> Path:
 
 
 def answer(server: Served, model: str, prompt: str = "hello") -> str:
-    """Return a short greedy answer."""
-    body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}
+    """Return a short greedy answer and its log probabilities: noise's text is often no text at all."""
+    body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0, "logprobs": 0}
     response = httpx.post(f"{server.url}/v1/completions", json=body)
     response.raise_for_status()
-    text: str = response.json()["choices"][0]["text"]
-    return text
+    choice = response.json()["choices"][0]
+    return f"{choice['text']} {choice['logprobs']['token_logprobs']}"
