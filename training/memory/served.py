@@ -20,8 +20,8 @@ SERVER_LIBRARIES = 140 << 20
 """On a CPU: what the server's modules and threads take in a process that trains already. Measured, by
 loadtest/memory_long.py."""
 CPU_NF4_BITS = 4 + 32 / 64
-"""A code, and 16 bits each of a scale and a sum for 64 of them: as the server's native kernels on a CPU have them. Without
-those it is 4.25, but embedding and head, which they hold in 8 bits, are as wide as is planned."""
+"""A code, and 16 bits each of a scale and a sum for 64 of them: as the server's native kernels on a CPU have them.
+Without those it is 4.25, but embedding and head, which they hold in 8 bits, are as wide as is planned."""
 STEP_BYTES = 10
 """For each value of the residual stream and of the MLP's width, of every token of a step."""
 LOGIT_BYTES = 8
