@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
 from manylora.loadtest.engines import BLOCK
-from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.loader import Quantization, load_weights
@@ -40,11 +40,8 @@ class Row:
         return torch.cat(self.logits)
 
 
-def load(
-    directory: Path, device: torch.device, rows: int, dtype: torch.dtype, quantization: Quantization
-) -> ServedModel:
-    """Load a checkpoint with room for ``rows`` rows and ARENA_ROWS rank rows, to be computed exactly."""
-    backend = PlainBackend(device, dtype)
+def load(directory: Path, backend: AnyBackend, rows: int, quantization: Quantization) -> ServedModel:
+    """Load a checkpoint with room for ``rows`` rows and ARENA_ROWS rank rows."""
     config, weights, _ = load_weights(directory, backend, quantization=quantization)
     decoder = Decoder(config, weights, backend)
     return ServedModel(decoder, decoder.new_kv(rows * BLOCKS_EACH, BLOCK), decoder.new_arena(ARENA_ROWS))
@@ -52,35 +49,17 @@ def load(
 
 def step(model: ServedModel, work: Sequence[tuple[Row, int]]) -> None:
     """Compute the next so many tokens of each row in one step and keep all their logits."""
-    ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    starts = [0]
-    for row, count in work:
-        table = row.blocks()
-        for position in range(row.computed, row.computed + count):
-            ids.append(row.tokens[position])
-            positions.append(position)
-            slots.append(table[position // BLOCK] * BLOCK + position % BLOCK)
-        row.computed += count
-        starts.append(len(ids))
-    attention = AttentionMetadata(
-        *(
-            np.array(each, dtype=np.int32)
-            for each in (
-                positions,
-                slots,
-                starts,
-                [row.computed for row, _ in work],
-                [row.blocks() for row, _ in work],
-            )
-        )
+    counts = [count for _, count in work]
+    attention = AttentionMetadata.of_rows(
+        [row.computed for row, _ in work], counts, [row.blocks() for row, _ in work], BLOCK
     )
+    ids = [token for row, count in work for token in row.tokens[row.computed : row.computed + count]]
     adapters = StepAdapters.of_rows([row.adapters for row, _ in work])
     wanted = np.arange(len(ids), dtype=np.int32)
     logits = model(StepBatch(np.array(ids, dtype=np.int32), attention, adapters, wanted)).logits
-    for (row, _), first, last in zip(work, starts, starts[1:], strict=False):
-        row.logits.append(logits[first:last])
+    for (row, count), part in zip(work, torch.split(logits, counts), strict=True):
+        row.computed += count
+        row.logits.append(part)
 
 
 def place(model: ServedModel, adapters: Sequence[AdapterWeights]) -> list[AdapterRanges]:

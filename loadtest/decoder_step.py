@@ -86,16 +86,13 @@ def decode_step(model: ServedModel, rows: int, context: int, adapters: list[Adap
     """Return a step in which each of ``rows`` sequences computes its token number ``context``."""
     blocks = -(-context // BLOCK)
     tables = np.arange(1, rows * blocks + 1, dtype=np.int32).reshape(rows, blocks)
-    contexts = np.full(rows, context, dtype=np.int32)
-    slots = tables[:, -1] * BLOCK + (context - 1) % BLOCK
     used = [((adapters[row % len(adapters)], 1.0),) if adapters else () for row in range(rows)]
-    each = np.arange(rows + 1, dtype=np.int32)
     ids = np.random.default_rng(0).integers(0, model.decoder.config.vocab_size, rows, dtype=np.int32)
     return StepBatch(
         ids,
-        AttentionMetadata(contexts - 1, slots, each, contexts, tables),
+        AttentionMetadata.of_rows([context - 1] * rows, [1] * rows, tables.tolist(), BLOCK),
         StepAdapters.of_rows(used),
-        each[:-1],
+        np.arange(rows, dtype=np.int32),
     )
 
 

@@ -21,6 +21,7 @@ from manylora.loadtest.quiet import advice_off
 from manylora.loadtest.workload import token_prompt
 from manylora.quant.nf4 import NestedScales, quantize_nf4
 from manylora.server.engine.request import GenerationRequest, SamplingParams
+from manylora.server.kernels.plain import PlainBackend
 from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
 
@@ -62,7 +63,7 @@ def check_family(family: str, scratch: Path, device: torch.device) -> Iterator[O
     """Hold a family's logits against transformers, with adapters against peft, mixed against alone."""
     base = write_base(scratch / family, shape_of(family), seed=1)
     theirs = load_reference(base, device)
-    model = load(base, device, 1 + len(LENGTHS), torch.float32, "none")
+    model = load(base, PlainBackend(device, torch.float32), 1 + len(LENGTHS), "none")
     rows = [Row(number, prompt(length + 1)) for number, length in enumerate(LENGTHS)]
     step(model, [(row, len(row.tokens) - 1) for row in rows])
     step(model, [(row, 1) for row in rows])
@@ -114,7 +115,7 @@ def check_nf4(scratch: Path, device: torch.device) -> Iterator[Outcome]:
     base = write_base(scratch / "nf4", shape_of("qwen2"), seed=2)
     logits = []
     for where in (torch.device("cpu"), device):
-        model = load(base, where, 1, torch.float32, "nf4")
+        model = load(base, PlainBackend(where, torch.float32), 1, "nf4")
         row = Row(0, prompt(65))
         step(model, [(row, 65)])
         logits.append(row.all_logits().cpu())
@@ -125,7 +126,7 @@ def check_engine(scratch: Path, device: torch.device) -> Iterator[Outcome]:
     """Hold a mixed batch of the engine, arriving at different times, against each request alone, token for token."""
     base = write_base(scratch / "engine", shape_of("qwen2"), seed=4)
     paths = _adapters(scratch / "engine", base)
-    model = load(base, device, 1, torch.float32, "none")
+    model = load(base, PlainBackend(device, torch.float32), 1, "none")
     adapters = [read(path, model.decoder.config) for path in paths]
     for name, sampling in (
         ("greedy", SamplingParams(temperature=0, max_tokens=NEW_TOKENS)),

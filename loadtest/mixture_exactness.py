@@ -28,6 +28,7 @@ from manylora.loadtest.exactness import (
 )
 from manylora.loadtest.quiet import advice_off
 from manylora.server.engine.request import GenerationRequest, SamplingParams
+from manylora.server.kernels.plain import PlainBackend
 from manylora.server.model.decoder import Decoder
 
 TOLERANCE = 1e-5
@@ -92,7 +93,7 @@ def check_mixtures(scratch: Path, device: torch.device) -> Iterator[Outcome]:
         write_adapter(scratch / f"part{number}", base, shape) for number, shape in enumerate(adapter_shapes())
     ]
     asked = kinds()
-    model = load(base, device, len(asked), torch.float32, "none")
+    model = load(base, PlainBackend(device, torch.float32), len(asked), "none")
     adapters = [read(path, model.decoder.config) for path in paths]
     together = _answers(model.decoder, adapters, asked, together=True)
     alone = _answers(model.decoder, adapters, asked, together=False)

@@ -22,14 +22,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from manylora.loadtest.by_hand import BLOCKS_EACH, Row, step
+from manylora.loadtest.by_hand import BLOCKS_EACH, Row, load, step
 from manylora.loadtest.engines import BLOCK
 from manylora.loadtest.text_table import text_table
-from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.choose import choose_backend
 from manylora.server.kernels.plain import PlainBackend
-from manylora.server.model.decoder import Decoder
-from manylora.server.model.loader import Quantization, load_weights
 from manylora.server.model.served import ServedModel
 
 MODULES = (
@@ -91,13 +88,6 @@ def _own(module: ModuleType) -> Iterator[object]:
     return (value for value in vars(module).values() if inspect.getmodule(value) is module)
 
 
-def load(directory: Path, backend: AnyBackend, quantization: Quantization) -> ServedModel:
-    """Load a model with room for one text."""
-    config, weights, _ = load_weights(directory, backend, quantization=quantization)
-    decoder = Decoder(config, weights, backend)
-    return ServedModel(decoder, decoder.new_kv(BLOCKS_EACH, BLOCK), decoder.new_arena(1))
-
-
 def distributions(model: ServedModel, prompts: Sequence[list[int]]) -> Iterator[Tensor]:
     """Yield log probabilities float32 [tokens, vocab] of each prompt."""
     for ids in prompts:
@@ -150,8 +140,8 @@ def main() -> int:
         native = choose_backend(CPU, dtype)
         if isinstance(native, PlainBackend):
             sys.exit(native.description)
-        plain = load(options.base, PlainBackend(CPU, torch.float32), form)
-        found = measure(plain, load(options.base, native, form), prompts)
+        plain = load(options.base, PlainBackend(CPU, torch.float32), 1, form)
+        found = measure(plain, load(options.base, native, 1, form), prompts)
         held &= found.holds
         rows.append(
             [

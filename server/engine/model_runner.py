@@ -15,7 +15,6 @@ from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault
 from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.sequence import Sequence
 from manylora.server.kernels.step import (
-    NULL_BLOCK,
     AdapterRanges,
     AttentionMetadata,
     StepAdapters,
@@ -91,19 +90,12 @@ class ModelRunner:
         return StepResult(tokens, faults, reports, modelled - began, time.perf_counter() - modelled)
 
     def _attention(self, rows: tuple[ScheduledRow, ...]) -> AttentionMetadata:
-        tables = [self._table(row.sequence.number) for row in rows]
-        grid = np.full((len(rows), max(map(len, tables))), NULL_BLOCK, dtype=np.int32)
-        for blocks, table in zip(grid, tables, strict=True):
-            blocks[: len(table)] = table
-        lengths = np.array([row.length for row in rows], dtype=np.int32)
-        starts = np.array([row.start for row in rows], dtype=np.int32)
-        ends = np.cumsum(lengths, dtype=np.int32)
-        owners = np.repeat(np.arange(len(rows)), lengths)
-        positions = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - lengths - starts, lengths)
-        size = self._block_size
-        slots = grid[owners, positions // size] * size + positions % size
-        query_start = np.concatenate((np.zeros(1, dtype=np.int32), ends))
-        return AttentionMetadata(positions, slots, query_start, starts + lengths, grid)
+        return AttentionMetadata.of_rows(
+            [row.start for row in rows],
+            [row.length for row in rows],
+            [self._table(row.sequence.number) for row in rows],
+            self._block_size,
+        )
 
     def _adapters(self, sequence: Sequence) -> WeightedAdapters:
         return tuple((self._ranges(adapter_id), weight) for adapter_id, weight in sequence.adapters)

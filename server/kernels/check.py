@@ -9,7 +9,7 @@ from manylora.quant.nf4 import quantize_nf4
 from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.shape import DecoderShape
-from manylora.server.kernels.step import AttentionMetadata, Ints, RankRange, StepAdapters, StepBatch
+from manylora.server.kernels.step import AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights, LinearWeight
 
 NEAR = 0.05
@@ -88,21 +88,7 @@ def _noise(noise: torch.Generator, rows: int, wide: int) -> Tensor:
 
 def _batch(adapters: StepAdapters) -> StepBatch:
     """One step of prompts, with each sequence's blocks backwards."""
-    starts = np.cumsum((0, *LENGTHS))
     tables = [[3 * row + 3, 3 * row + 2, 3 * row + 1] for row in range(len(LENGTHS))]
-    places = [(row, position) for row, length in enumerate(LENGTHS) for position in range(length)]
-    metadata = AttentionMetadata(
-        positions=_ints([position for _, position in places]),
-        slots=_ints([tables[row][position // BLOCK] * BLOCK + position % BLOCK for row, position in places]),
-        query_start=_ints(starts.tolist()),
-        context_lens=_ints(list(LENGTHS)),
-        block_tables=_ints(tables),
-    )
-    count = len(places)
-    return StepBatch(
-        _ints([7 * n % VOCAB for n in range(count)]), metadata, adapters, _ints(list(range(count)))
-    )
-
-
-def _ints(values: list[int] | list[list[int]]) -> Ints:
-    return np.array(values, dtype=np.int32)
+    every = np.arange(sum(LENGTHS), dtype=np.int32)
+    attention = AttentionMetadata.of_rows([0] * len(LENGTHS), LENGTHS, tables, BLOCK)
+    return StepBatch(7 * every % VOCAB, attention, adapters, every)

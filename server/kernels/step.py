@@ -39,6 +39,25 @@ class AttentionMetadata:
     block_tables: Ints
     """[B, max blocks]: the sequence's KV blocks in order; entries past its last block are NULL_BLOCK."""
 
+    @classmethod
+    def of_rows(
+        cls,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        tables: Sequence[Sequence[int]],
+        block_size: int,
+    ) -> "AttentionMetadata":
+        """Lay out rows: how many tokens of each sequence are computed already, how many are now, and its blocks."""
+        grid = np.full((len(tables), max(map(len, tables), default=0)), NULL_BLOCK, dtype=np.int32)
+        for blocks, table in zip(grid, tables, strict=True):
+            blocks[: len(table)] = table
+        first, count = np.array(starts, dtype=np.int32), np.array(lengths, dtype=np.int32)
+        query_start = np.concatenate((np.zeros(1, dtype=np.int32), np.cumsum(count, dtype=np.int32)))
+        owners = np.repeat(np.arange(len(count)), count)
+        positions = np.arange(query_start[-1], dtype=np.int32) - np.repeat(query_start[:-1] - first, count)
+        slots = grid[owners, positions // block_size] * block_size + positions % block_size
+        return cls(positions, slots, query_start, first + count, grid)
+
 
 @dataclass(frozen=True, slots=True)
 class RankRange:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from manylora import demo
-from manylora.loadtest.checks.fidelity import Fidelity, load, measure, texts
+from manylora.loadtest.by_hand import load
+from manylora.loadtest.checks.fidelity import Fidelity, measure, texts
 from manylora.server.kernels.choose import choose_backend
 from manylora.server.kernels.plain import PlainBackend
 
@@ -19,15 +20,15 @@ def test_native_kernels_are_near_and_other_weights_are_not() -> None:
     native = choose_backend(CPU, torch.float32)
     if isinstance(native, PlainBackend):
         pytest.skip("no native kernels")
-    plain = load(BASE, PlainBackend(CPU, torch.float32), "nf4")
-    near = measure(plain, load(BASE, native, "nf4"), PROMPTS)
+    plain = load(BASE, PlainBackend(CPU, torch.float32), 1, "nf4")
+    near = measure(plain, load(BASE, native, 1, "nf4"), PROMPTS)
     assert near.positions == 120
     assert near.kl < 0.004
     assert near.same > 0.9
     itself = measure(plain, plain, PROMPTS)
     assert (itself.kl, itself.same, itself.native) == (0, 1, itself.plain)
     assert itself.holds
-    other = measure(plain, load(BASE, native, "none"), PROMPTS)
+    other = measure(plain, load(BASE, native, 1, "none"), PROMPTS)
     assert other.kl > 10 * near.kl
     assert not other.holds
 

@@ -7,7 +7,6 @@ values and adapters are bfloat16.
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,18 +19,19 @@ from manylora.server.kernels.backend import KVCache, RankArena, WeightSource
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.arena import CpuArena, bytes_per_row
 from manylora.server.kernels.cpu.encode import encode_int8, encode_nf4
-from manylora.server.kernels.cpu.kv_cache import CpuKVCache, bytes_per_block
+from manylora.server.kernels.cpu.kv_cache import CpuKVCache
 from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.cpu.linear import CpuLinear
 from manylora.server.kernels.cpu.model import CpuModel
 from manylora.server.kernels.cpu.pack import pack
 from manylora.server.kernels.cpu.plan import CpuPlan, Op, plan_step
+from manylora.server.kernels.owned import own
+from manylora.server.kernels.plain.kv_cache import bytes_per_block
 from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import Ints, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight
 
-Own = TypeVar("Own")
 HEAD_GROUP = 32
 """Inputs that share a scale in the head, of weights and activations: logits are more sensitive than layers are. By 64
 the head alone would be a third of what 8-bit activations cost."""
@@ -79,7 +79,7 @@ class CpuBackend:
 
     def tie_head(self, embedding: EmbeddingWeight) -> CpuLinear:
         """See Backend."""
-        return _own(embedding, CpuLinear)
+        return own(embedding, CpuLinear)
 
     def assemble(self, weights: DecoderWeights) -> CpuModel:
         """See Backend."""
@@ -87,7 +87,7 @@ class CpuBackend:
 
     def block_bytes(self, shape: DecoderShape, block_size: int) -> int:
         """See Backend."""
-        return bytes_per_block(shape, block_size)
+        return bytes_per_block(shape, block_size, torch.bfloat16)
 
     def row_bytes(self, shape: DecoderShape) -> Mapping[str, int]:
         """See Backend."""
@@ -103,7 +103,7 @@ class CpuBackend:
 
     def begin_step(self, model: CpuModel, batch: StepBatch, kv: KVCache, arena: RankArena) -> CpuPlan:
         """See Backend."""
-        return plan_step(model, batch, _own(kv, CpuKVCache), _own(arena, CpuArena))
+        return plan_step(model, batch, own(kv, CpuKVCache), own(arena, CpuArena))
 
     def embed(self, plan: CpuPlan) -> Tensor:
         """See Backend."""
@@ -194,9 +194,3 @@ class CpuBackend:
 
 def _no_memory(tokens: int) -> MemoryError:
     return MemoryError(f"no memory for the intermediate results of {tokens} tokens")
-
-
-def _own(value: object, kind: type[Own]) -> Own:
-    if not isinstance(value, kind):
-        raise TypeError(f"a {type(value).__name__} was made by another backend")
-    return value

@@ -29,8 +29,3 @@ class CpuKVCache:
     def address(self) -> int:
         """Of the structure that kernels read."""
         return ctypes.addressof(self.structure)
-
-
-def bytes_per_block(shape: DecoderShape, block_size: int) -> int:
-    """Return what one block takes in all layers."""
-    return 2 * shape.num_layers * block_size * shape.num_kv_heads * shape.head_dim * torch.bfloat16.itemsize

@@ -10,6 +10,7 @@ from torch import Tensor
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.linear import CpuLinear
 from manylora.server.kernels.cpu.pack import PackedMatrix
+from manylora.server.kernels.owned import own
 from manylora.server.kernels.step import LORA_MODULES
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights
 
@@ -84,6 +85,4 @@ def _modules(layer: LayerWeights) -> Iterator[PackedMatrix]:
 
 
 def _parts(weight: object) -> tuple[PackedMatrix, ...]:
-    if not isinstance(weight, CpuLinear):
-        raise TypeError(f"a {type(weight).__name__} was made by another backend")
-    return weight.parts
+    return own(weight, CpuLinear).parts

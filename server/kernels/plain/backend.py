@@ -8,7 +8,6 @@ invariance.py, and tests/server/kernels/plain/test_invariance.py holds it. So th
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor
 from manylora.quant.int8 import Int8Tensor, quantize_int8
 from manylora.quant.nf4 import Nf4Tensor, quantize_nf4
 from manylora.server.kernels.backend import KVCache, RankArena, WeightSource, compose
+from manylora.server.kernels.owned import foreign, own
 from manylora.server.kernels.plain.arena import PlainArena, bytes_per_row
 from manylora.server.kernels.plain.attention import AttentionPlan, attend, index_tensor, plan_attention
 from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
@@ -35,7 +35,6 @@ from manylora.server.kernels.step import Ints, StepBatch, lora_spans
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LayerWeights, LinearWeight
 
 log = logging.getLogger(__name__)
-Own = TypeVar("Own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ class PlainBackend:
 
     def tie_head(self, embedding: EmbeddingWeight) -> PlainLinear:
         """See Backend."""
-        return DenseLinear(_own(embedding, Tensor), None)
+        return DenseLinear(own(embedding, Tensor), None)
 
     def assemble(self, weights: DecoderWeights) -> DecoderWeights:
         """See Backend."""
@@ -133,7 +132,7 @@ class PlainBackend:
 
     def begin_step(self, model: DecoderWeights, batch: StepBatch, kv: KVCache, arena: RankArena) -> PlainPlan:
         """See Backend."""
-        kv, attention = _own(kv, PlainKVCache), batch.attention
+        kv, attention = own(kv, PlainKVCache), batch.attention
         windows = {layer.window for layer in model.layers}
         rows = max(len(batch.token_ids), self._least_rows)
         positions = index_tensor(attention.positions, self.device)
@@ -141,7 +140,7 @@ class PlainBackend:
             batch,
             model,
             kv,
-            _own(arena, PlainArena),
+            own(arena, PlainArena),
             plan_attention(attention, kv.block_size, windows, self.device),
             build_lora_metadata(lora_spans(batch), rows, self.device, self.dtype),
             model.cos[positions][:, None],
@@ -151,7 +150,7 @@ class PlainBackend:
     def embed(self, plan: PlainPlan) -> Tensor:
         """See Backend. Rows past T are those that ``least_rows`` asks for."""
         ids = self._padded(plan.batch.token_ids)
-        return F.embedding(ids, _own(plan.weights.embedding, Tensor))
+        return F.embedding(ids, own(plan.weights.embedding, Tensor))
 
     def attn_in(self, plan: PlainPlan, layer: int, x: Tensor) -> Tensor:
         """See Backend."""
@@ -255,15 +254,5 @@ def _add_slices(plan: PlainPlan, layer: int, modules: Sequence[str], x: Tensor, 
 
 def _multiply(weight: LinearWeight, x: Tensor) -> Tensor:
     if not isinstance(weight, PlainLinear):
-        raise _foreign(weight)
+        raise foreign(weight)
     return weight(x)
-
-
-def _own(value: object, kind: type[Own]) -> Own:
-    if not isinstance(value, kind):
-        raise _foreign(value)
-    return value
-
-
-def _foreign(value: object) -> TypeError:
-    return TypeError(f"a {type(value).__name__} was made by another backend")

@@ -9,9 +9,6 @@
 #define ML_LEVEL_TEXT(level) ML_TEXT(level)
 
 static const ml_export ml_exports[] = {
-#ifdef ML_QUANTIZE_EXPORTS
-    ML_QUANTIZE_EXPORTS
-#endif
 #ifdef ML_PACK_EXPORTS
     ML_PACK_EXPORTS
 #endif
