@@ -31,10 +31,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev kernels  ## manylora against transformers + peft, 8 streams with 8 adapters, one run
-	$(BIN)/python -m manylora.loadtest.compare $(ARGS)
+	$(BIN)/python -m manylora.loadtest.bench.beside_peft $(ARGS)
 
 gpu-check:  ## exactness and speed on a GPU; needs torch, transformers, peft, triton, numpy and safetensors only
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m manylora.loadtest.gpu_check $(ARGS)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m manylora.loadtest.checks.gpu_check $(ARGS)
 
 # The folders of the repository as they are once installed, for mypy, which can't see an installation.
 links:

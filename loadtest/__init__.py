@@ -1,1 +1,1 @@
-"""Load client and benchmarks."""
+"""Measures: bench/ is `manylora bench`, checks/ promises, lab/ experiments, material/ what these and tests use."""

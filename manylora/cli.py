@@ -87,7 +87,7 @@ def manylora(
 
 
 def _mount_bench() -> None:
-    from manylora.loadtest.cli import app as bench
+    from manylora.loadtest.bench.cli import app as bench
 
     app.add_typer(
         bench, name="bench", help="Measure a server, the engine, or transformers + peft beside them."

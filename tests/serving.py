@@ -6,8 +6,8 @@ from pathlib import Path
 
 import httpx
 
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
-from manylora.loadtest.server_process import ServerProcess, start_server
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter, write_base
+from manylora.loadtest.material.server_process import ServerProcess, start_server
 
 Served = ServerProcess
 START_SECONDS = 120.0

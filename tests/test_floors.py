@@ -53,13 +53,43 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "adapters": ("adapters", "quant"),
     "quant": ("quant",),
     "training": ("training", "adapters", "quant"),
-    "loadtest": (
-        "loadtest",
+    "loadtest": (),
+    "loadtest.material": (
+        "loadtest.material",
+        "server.engine",
+        "server.kernels",
+        "server.model",
+        "adapters",
+        "quant",
+    ),
+    "loadtest.bench": (
+        "loadtest.bench",
+        "loadtest.material",
+        "server.engine",
+        "server.kernels",
+        "server.model",
+        "adapters",
+        "quant",
+    ),
+    "loadtest.checks": (
+        "loadtest.checks",
+        "loadtest.bench",
+        "loadtest.material",
         "server.catalog",
         "server.engine",
         "server.errors",
         "server.model",
         "server.kernels",
+        "adapters",
+        "quant",
+    ),
+    "loadtest.lab": (
+        "loadtest.lab",
+        "loadtest.bench",
+        "loadtest.material",
+        "server.engine",
+        "server.kernels",
+        "server.model",
         "adapters",
         "quant",
     ),
@@ -151,6 +181,20 @@ def test_imports_go_down_the_house(path: Path) -> None:
             assert prefix_of_allowed or within(imported, parents), f"{module} may not import {imported}"
         if first in ONLY_IN:
             assert within(module, ONLY_IN[first]), f"{module} may not import {first}"
+
+
+def rooms_of_loadtest(path: Path) -> set[str]:
+    """Return the folders of loadtest/ that a file imports."""
+    names = [name.split(".") for name in imports(ast.parse(path.read_text()))]
+    return {parts[2] for parts in names if parts[:2] == [PACKAGE, "loadtest"] and len(parts) > 2}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=module_name)
+def test_tests_import_material_and_checks_but_no_experiment(path: Path) -> None:
+    """Benchmarks and experiments change as questions do: nothing but their own tests may hang on them."""
+    own = path.relative_to(ROOT / "tests").parts[:-1]
+    may = {"material", "checks"} | (set(own[1:2]) if own[:1] == ("loadtest",) else set())
+    assert rooms_of_loadtest(path) <= may
 
 
 def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

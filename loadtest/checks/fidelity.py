@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from manylora.loadtest.by_hand import BLOCKS_EACH, Row, load, step
-from manylora.loadtest.engines import BLOCK
-from manylora.loadtest.text_table import text_table
+from manylora.loadtest.material.by_hand import BLOCKS_EACH, Row, load, step
+from manylora.loadtest.material.engines import BLOCK
+from manylora.loadtest.material.text_table import text_table
 from manylora.server.kernels.choose import choose_backend
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.model.served import ServedModel

@@ -16,7 +16,7 @@ from manylora.assemble import Server, assemble
 from manylora.banner import banner, warnings_at_start
 from manylora.base import load_base as load_served
 from manylora.cli import app
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter, write_base
 from manylora.quant.nf4 import DOUBLE_QUANT
 from manylora.server.api.adapters import describe
 from manylora.server.config import ServeSettings

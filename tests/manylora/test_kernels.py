@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from manylora import doctor
 from manylora.base import DEMO, kernels_for, load_base
 from manylora.cli import app
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.server.config import ServeSettings
 from manylora.server.kernels.choose import COST
 from manylora.server.kernels.cpu.build import LEVELS

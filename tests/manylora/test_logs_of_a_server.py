@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from manylora.loadtest.checkpoints import write_base
-from manylora.loadtest.server_process import command, environment_of_children
+from manylora.loadtest.material.checkpoints import write_base
+from manylora.loadtest.material.server_process import command, environment_of_children
 from tests.serving import serving
 
 

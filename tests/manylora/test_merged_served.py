@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from manylora.base import load_base
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter, write_base
 from manylora.merge_report import serve_adapter, serve_model
 from manylora.quant.served_form import SECTION, ServedForm
 from manylora.server.config import ServeSettings

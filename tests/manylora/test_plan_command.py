@@ -12,7 +12,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from manylora.loadtest.checkpoints import BaseShape, write_base
+from manylora.loadtest.material.checkpoints import BaseShape, write_base
 from manylora.plan_command import plan
 from manylora.training.bases.load import load_base
 from manylora.training.bases.types import BaseSettings

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from manylora.loadtest.checkpoints import ALL_LINEAR, AdapterShape, write_adapter
+from manylora.loadtest.material.checkpoints import ALL_LINEAR, AdapterShape, write_adapter
 from manylora.quant.nf4 import quantize_nf4
 from manylora.served_generation import ServedBase, ServedGeneration
 from manylora.training.errors import BaseRefused, InvalidData, TrainingError

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from manylora.cli import app
 from manylora.demo.task_data import write_tasks
-from manylora.loadtest.checkpoints import TINY, write_base
-from manylora.loadtest.gptq_copy import write_gptq_copy
+from manylora.loadtest.material.checkpoints import TINY, write_base
+from manylora.loadtest.material.gptq_copy import write_gptq_copy
 from manylora.served_generation import ServedBase, ServedGeneration
 from manylora.training import load_finetuned_model
 from manylora.training.bases.load import BaseSettings, load_base

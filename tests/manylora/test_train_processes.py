@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.loop.checkpoints import checkpoints, last_checkpoint, read_state
 from manylora.training.parsing import parse_arguments
 from manylora.training.run import Surroundings, train

@@ -10,7 +10,7 @@ import pytest
 from manylora.assemble import Server, assemble
 from manylora.banner import banner, warnings_at_start
 from manylora.home import OWNER_FILE
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter, write_base
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter, write_base
 from manylora.server.api.adapters import describe
 from manylora.server.config import ServeSettings
 from manylora.server.errors import ModelNotFound

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from manylora.demo.task_data import write_tasks
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.bases.types import Base
 from manylora.training.continuing import Kept, keep, settled_again
 from manylora.training.errors import InvalidArgument

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from manylora.adapters.durable import sync
 from manylora.cli import app
 from manylora.demo.task_data import write_tasks
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training import output
 from manylora.training import run as running
 from manylora.training.bases.types import Base

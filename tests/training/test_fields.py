@@ -11,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from manylora.demo.task_data import write_tasks
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.errors import InvalidArgument
 from manylora.training.fields import NEEDS, REFUSED
 from manylora.training.job import Job, total_steps

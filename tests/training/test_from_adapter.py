@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manylora.demo.task_data import write_tasks
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.errors import InvalidArgument
 from manylora.training.job import total_steps
 from manylora.training.parsing import parse_arguments

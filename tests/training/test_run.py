@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from manylora import demo
 from manylora.demo.task_data import write_tasks
-from manylora.loadtest.checkpoints import TINY, write_base
-from manylora.loadtest.memory_long import DEMO
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training import job
 from manylora.training.bases.types import Base
 from manylora.training.errors import TrainingError
@@ -27,6 +27,7 @@ from manylora.training.report.progress import LiveProgress
 from manylora.training.run import Surroundings, publish, train
 from tests.training.loop.hub import FakeHub
 
+DEMO = Path(demo.__file__).parent / "base"
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 

@@ -38,7 +38,7 @@ MMAP_BYTES = 32 << 20
 M_MMAP_THRESHOLD), where holes between those in use go unused:"""
 KEPT_HOLES, LAYER_HOLES = 0.4, 1.2
 """their bytes for each byte of what layers keep and of one layer's working set. Measured on the first bases of
-loadtest/memory_table.py."""
+loadtest/checks/memory_table.py."""
 PART_NAMES = {
     "weights": "the layers' matrices, as the base is stored",
     "embeddings": "embedding, head and norms, which aren't quantised",

@@ -18,7 +18,7 @@ STEP_TOKENS = 512
 """Tokens of one step of the engine."""
 SERVER_LIBRARIES = 140 << 20
 """On a CPU: what the server's modules and threads take in a process that trains already. Measured, by
-loadtest/memory_long.py."""
+loadtest/checks/memory_long.py."""
 CPU_NF4_BITS = 4 + 32 / 64
 """A code, and 16 bits each of a scale and a sum for 64 of them: as the server's native kernels on a CPU have them.
 Without those it is 4.25, but embedding and head, which they hold in 8 bits, are as wide as is planned."""

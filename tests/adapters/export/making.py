@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from manylora.adapters.export.settings import ExportSettings
 from manylora.adapters.files import BASE_FILE
-from manylora.loadtest.checkpoints import ATTENTION, MLP, TINY, BaseShape, write_base
+from manylora.loadtest.material.checkpoints import ATTENTION, MLP, TINY, BaseShape, write_base
 
 FAMILIES: dict[str, BaseShape] = {
     "qwen2": replace(TINY, num_layers=2),

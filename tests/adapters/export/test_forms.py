@@ -14,7 +14,7 @@ from manylora.adapters.export.settings import ExportPart, ExportSettings
 from manylora.adapters.files import BASE_FILE
 from manylora.adapters.reader import read_adapter
 from manylora.adapters.types import ModuleShape
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter
 from manylora.quant.checkpoint import Checkpoint
 from manylora.quant.served_form import served_form
 from manylora.server.kernels.plain import PlainBackend

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manylora.loadtest.checkpoints import TINY, AdapterShape, BaseShape, write_adapter, write_base
+from manylora.loadtest.material.checkpoints import TINY, AdapterShape, BaseShape, write_adapter, write_base
 
 MB = 1 << 20
 LARGE = BaseShape("llama", 4096, 512, 1408, 16, 8, 8, 512, tied=False)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from manylora.adapters.export.export import export
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter
 from tests.adapters.export.making import make_base, settings
 
 WEIGHTS = "adapter_model.safetensors"

@@ -15,7 +15,7 @@ from manylora.adapters.export.archive import archived_files
 from manylora.adapters.export.errors import ExportFailed, ExportRefused
 from manylora.adapters.export.export import export
 from manylora.adapters.export.publish import PARTIAL, publishing, sweep, sweep_all
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter
 from tests.adapters.export.making import make_base, settings
 
 ROOT = Path(__file__).resolve().parents[3]

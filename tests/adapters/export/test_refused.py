@@ -15,7 +15,7 @@ from manylora.adapters.export.errors import ExportFailed, ExportRefused
 from manylora.adapters.export.export import WRITING, WRITING_SHARE, export
 from manylora.adapters.export.settings import ExportSettings
 from manylora.adapters.export.write import Survival, check_survival
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter
 from tests.adapters.export.making import make_base, settings
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -8,7 +8,7 @@ import pytest
 from manylora.adapters.export.errors import ExportRefused
 from manylora.adapters.export.export import export
 from manylora.adapters.export.samples import MOST_ROWS, MOST_TOKENS, PROMPTS, built_in_rows, sample_rows
-from manylora.loadtest.checkpoints import TINY, AdapterShape, write_adapter
+from manylora.loadtest.material.checkpoints import TINY, AdapterShape, write_adapter
 from tests.adapters.export.making import make_base, settings
 
 VOCAB = TINY.vocab_size

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 
 import httpx
 
-from manylora.loadtest.checkpoints import AdapterShape, BaseShape, write_adapter, write_base
-from manylora.loadtest.server_process import START_SECONDS, ServerProcess
+from manylora.loadtest.material.checkpoints import AdapterShape, BaseShape, write_adapter, write_base
+from manylora.loadtest.material.server_process import START_SECONDS, ServerProcess
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 from manylora.assemble import Server, assemble
 from manylora.descriptors import connection_limits
 from manylora.listening import bind
-from manylora.loadtest.checkpoints import TINY, AdapterShape, write_adapter, write_base
+from manylora.loadtest.material.checkpoints import TINY, AdapterShape, write_adapter, write_base
 from manylora.server.api.connections import http_config
 from manylora.server.config import ServeSettings
 

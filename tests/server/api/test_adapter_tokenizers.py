@@ -11,7 +11,13 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from manylora.loadtest.checkpoints import TINY, AdapterShape, write_adapter, write_base, write_tokenizer
+from manylora.loadtest.material.checkpoints import (
+    TINY,
+    AdapterShape,
+    write_adapter,
+    write_base,
+    write_tokenizer,
+)
 from manylora.server.catalog import ResolvedModel
 from manylora.server.tokenizer import ModelText
 from tests.server.api.running import BASE, SECONDS, Files, Running, running

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter
 from tests.server.api.running import BASE, TEMPLATE, Files, Running
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from tests.adapters.test_tokenizer import folder, pieces
 from tests.server.api.running import BASE, SECONDS, Files, running
 

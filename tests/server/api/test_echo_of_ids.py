@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from manylora.loadtest.checkpoints import TINY
+from manylora.loadtest.material.checkpoints import TINY
 from tests.server.api.running import BASE
 
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from manylora.loadtest.checkpoints import TINY
+from manylora.loadtest.material.checkpoints import TINY
 from tests.server.api.running import BASE, Files, Running, running
 
 # The longest is computed in chunks that sample nothing.

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter
 from tests.server.api.running import Files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

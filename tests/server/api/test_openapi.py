@@ -14,7 +14,7 @@ import schemathesis
 # CPython's parser counts the depth of both in one place, and fails now and then.
 import schemathesis.specs.openapi.schemas
 
-from manylora.loadtest.api_fuzz import CHECKS, Known, fuzz
+from manylora.loadtest.checks.api_fuzz import CHECKS, Known, fuzz
 from manylora.server.api.answers import ChatCompletionChunk, CompletionChunk, ErrorAnswer
 from manylora.server.api.documented import OPERATIONS
 from tests.server.api.running import BASE, Files, Running, running

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from manylora.loadtest.checkpoints import TINY
+from manylora.loadtest.material.checkpoints import TINY
 from tests.server.api.running import BASE, SECONDS, Files, Running, running
 
 CHUNK = 16

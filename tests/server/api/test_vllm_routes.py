@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from manylora.loadtest.checkpoints import AdapterShape, write_adapter
+from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter
 from tests.server.api.running import BASE, Files, Running
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manylora.loadtest.mixture_exactness import RANKS, TARGETS, check_mixtures, kinds
+from manylora.loadtest.checks.mixture_exactness import RANKS, TARGETS, check_mixtures, kinds
 from manylora.server.model.loader import Quantization
 from tests.server.model.models import save_model
 from tests.server.model.steps import Stream, all_logits, load, place, random_adapter, step

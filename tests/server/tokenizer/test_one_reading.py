@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from manylora.adapters.export.samples import PROMPTS, built_in_rows
-from manylora.loadtest.checkpoints import copy_tokenizer
-from manylora.loadtest.http_client import Target
-from manylora.loadtest.prompts import calibrate
+from manylora.loadtest.material.checkpoints import copy_tokenizer
+from manylora.loadtest.material.http_client import Target
+from manylora.loadtest.material.prompts import calibrate
 from manylora.server.tokenizer import Tokenizer
 from manylora.training.bases.tokenizer import load_tokenizer
 from manylora.training.check import lengths

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from manylora.loadtest.checkpoints import TINY, linear_shapes, write_base
+from manylora.loadtest.material.checkpoints import TINY, linear_shapes, write_base
 from manylora.training.bases.load import Base, BaseSettings, load_base
 from tests.quant.packers import Codes, awq_tensors, gptq_tensors, nearest_codes
 

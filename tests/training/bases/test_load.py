@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from manylora.loadtest.gptq_copy import write_gptq_copy
+from manylora.loadtest.material.gptq_copy import write_gptq_copy
 from manylora.server.tokenizer import Tokenizer
 from manylora.training.bases.load import BaseSettings, load_base, load_tokenizer
 from manylora.training.bases.precision import choose_dtype

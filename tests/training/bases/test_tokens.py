@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Bpe
 from transformers import PreTrainedTokenizerFast
 
 from manylora.adapters.errors import UnsupportedAdapter
-from manylora.loadtest.checkpoints import write_base
+from manylora.loadtest.material.checkpoints import write_base
 from manylora.training.bases.lora import LoraSettings, attach, servable
 from manylora.training.bases.save import load_adapter, save_adapter
 from manylora.training.bases.tokens import CHATML, END, prepare_chat

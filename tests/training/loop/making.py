@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.arguments import TrainingArguments
 from manylora.training.bases.load import Base, BaseSettings, load_base
 from manylora.training.bases.lora import LoraSettings, attach

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from manylora.adapters.base_form import BaseForm
-from manylora.loadtest.checkpoints import TINY, BaseShape, write_base
+from manylora.loadtest.material.checkpoints import TINY, BaseShape, write_base
 from manylora.training.arguments import Arguments
 from manylora.training.bases.load import load_base
 from manylora.training.bases.lora import LoraSettings, attach

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from manylora.loadtest.checkpoints import BaseShape, write_base
+from manylora.loadtest.material.checkpoints import BaseShape, write_base
 from manylora.training.bases.load import load_base
 from manylora.training.bases.lora import LoraSettings, attach
 from manylora.training.bases.types import Base, BaseSettings
@@ -242,7 +242,7 @@ def test_a_mask_is_for_rows_of_different_lengths() -> None:
 
 
 def test_what_is_no_tensor() -> None:
-    """Measured figures, pinned: loadtest/memory_table.py measures them again."""
+    """Measured figures, pinned: loadtest/checks/memory_table.py measures them again."""
     on_a_gpu = plan(QWEN25_7B, RunShape()).parts
     assert on_a_gpu["context"] == 0.9
     assert not {"kernels", "allocator"} & set(on_a_gpu)

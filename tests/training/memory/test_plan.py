@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from manylora.loadtest.qwen_memory import GB, LENGTHS, ROWS, SHAPES, Row
+from manylora.loadtest.checks.qwen_memory import GB, LENGTHS, ROWS, SHAPES, Row
 from manylora.training.errors import InvalidArgument
 from manylora.training.memory.plan import GIB, PART_NAMES, plan
 from manylora.training.memory.run_shape import RunShape, optimizer_bytes

@@ -8,7 +8,7 @@ import torch
 
 from manylora import served_generation
 from manylora.base import load_base
-from manylora.loadtest.checkpoints import BaseShape, write_base
+from manylora.loadtest.material.checkpoints import BaseShape, write_base
 from manylora.server.config import ServeSettings
 from manylora.training.memory import served
 from manylora.training.memory.find import read_shape

@@ -16,7 +16,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments, set_se
 
 from manylora import demo
 from manylora.demo.task_data import write_tasks
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.errors import Diverged, InvalidArgument
 from manylora.training.job import Job, total_steps
 from manylora.training.parsing import parse_arguments

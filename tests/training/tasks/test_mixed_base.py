@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manylora.loadtest.checkpoints import TINY, write_base
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.arguments import TrainingArguments
 from manylora.training.bases.initial import ADAPTER, lora_layers
 from manylora.training.bases.load import Base, BaseSettings, load_base

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
+from manylora import demo
 from manylora.demo.task_data import write_tasks
-from manylora.loadtest.checkpoints import TINY, write_base
-from manylora.loadtest.memory_long import DEMO
+from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.errors import Diverged, InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.parsing import parse_arguments
@@ -26,6 +26,7 @@ from manylora.training.tasks.tasks import TaskResult, run_tasks
 from tests.training.bases.serving import read_for
 from tests.training.loop.making import tiny_base
 
+DEMO = Path(demo.__file__).parent / "base"
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 

@@ -1,0 +1,165 @@
+"""`python -m manylora.loadtest.checks.api_fuzz`: requests made from /openapi.json, and every answer held against it.
+
+A server of the demo is started unless `--url` names one, which then gets new adapters and loses some. Half of the
+requests keep to the description and half break it. What is told: a 5xx, a status, a header or a content type that isn't
+described, an answer of another form, and an answer that doesn't come.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from rich.console import Console
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Err
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from manylora.loadtest.material.server_process import running, start_server
+
+ANSWER_SECONDS = 60.0
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+MOST_TOKENS = 16
+EXAMPLES, SEED = 500, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is there on the server, so that some requests meet it."""
+
+    models: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    """Directories of adapters, as ``src`` names them."""
+
+
+def fuzz(url: str, known: Known, examples: int, first: int) -> dict[str, list[str]]:
+    """Send ``examples`` requests of both kinds to each operation, from seed ``first``; return what was wrong with each.
+
+    The same arguments make the same requests.
+    """
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    found: dict[str, list[str]] = {}
+    for result in schema.get_all_operations():
+        if isinstance(result, Err):
+            raise result.err()
+        operation = result.ok()
+        wrong: list[str] = []
+        for mode in GenerationMode:
+            _try(operation, mode, known, examples, first, wrong)
+        found[operation.label] = wrong
+    return found
+
+
+def _try(
+    operation: Any, mode: GenerationMode, known: Known, examples: int, first: int, wrong: list[str]
+) -> None:
+    if mode is GenerationMode.NEGATIVE and not (
+        operation.body or operation.path_parameters or operation.query
+    ):
+        return
+
+    # Nothing is shrunk: the request is in the message.
+    @seed(first)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode), data=st.data())
+    def ask(case: Any, data: st.DataObject) -> None:
+        _meet(case, known, data)
+        try:
+            response = case.call(timeout=ANSWER_SECONDS)
+            case.validate_response(response, checks=CHECKS)
+        except (FailureGroup, AssertionError) as error:
+            wrong.append(str(error))
+        except requests.Timeout:
+            wrong.append(f"no answer within {ANSWER_SECONDS:g} s: {case.as_curl_command()}")
+
+    try:
+        ask()
+    except Unsatisfiable:
+        assert mode is GenerationMode.NEGATIVE  # an operation without parameters can't be asked wrongly
+
+
+def _meet(case: Any, known: Known, data: st.DataObject) -> None:
+    """Put names that exist into half of the places where a name is asked for, not of deletions; ask for few tokens."""
+    sometimes = st.booleans()
+    places = [("model", known.models), ("src", known.sources), ("lora_path", known.sources)]
+    if isinstance(case.body, dict):
+        for key, values in places:
+            if key in case.body and values and data.draw(sometimes):
+                case.body[key] = data.draw(st.sampled_from(values))
+        for key, part in (("adapters", "name"), ("mixture", "adapter")):
+            for each in case.body[key] if isinstance(case.body.get(key), list) else ():
+                if isinstance(each, dict) and part in each and data.draw(sometimes):
+                    each[part] = data.draw(st.sampled_from(known.models))
+        if {"messages", "prompt"} & case.body.keys() and "v1" in case.path:
+            _shorten(case.body)
+    parameters = case.path_parameters or {}
+    for key in ("model", "name"):
+        if key in parameters and case.method.upper() in ("GET", "POST") and data.draw(sometimes):
+            parameters[key] = data.draw(st.sampled_from(known.models))
+
+
+def _shorten(body: dict[str, Any]) -> None:
+    """A thousand tokens take their time, and what doesn't come is to be told from what is long."""
+    limits = [key for key in ("max_tokens", "max_completion_tokens") if body.get(key) is not None]
+    for key in limits:
+        if isinstance(body[key], int):
+            body[key] = min(body[key], MOST_TOKENS)
+    if not limits:
+        body["max_tokens"] = MOST_TOKENS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.checks.api_fuzz", description=__doc__)
+    parser.add_argument("--url", help="a server that is running; none: one of the demo is started")
+    parser.add_argument("--examples", type=int, default=EXAMPLES, help="for each operation and kind")
+    parser.add_argument("--seed", type=int, default=SEED)
+    options = parser.parse_args(arguments)
+    if options.url is not None:
+        return _report(options.url.rstrip("/"), options.examples, options.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        server = start_server(None, Path(scratch))
+        with running(server):
+            return _report(server.url, options.examples, options.seed)
+
+
+def _report(url: str, examples: int, first: int) -> int:
+    console = Console()
+    models = requests.get(f"{url}/v1/models", timeout=ANSWER_SECONDS).json()["data"]
+    found = fuzz(url, Known(tuple(model["id"] for model in models)), examples, first)
+    for label, wrong in found.items():
+        console.print(f"{label}: {len(wrong)} wrong" if wrong else f"{label}: as described")
+        for each in dict.fromkeys(wrong[:5]):
+            console.print(each, markup=False)
+    return 1 if any(found.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Bar 1: a mixed batch gives each request, token for token, what it gets alone and what transformers + peft give."""
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manylora.loadtest.checks.bars.client import Answer, Ask, Client
+from manylora.loadtest.checks.bars.material import Material, prompts
+from manylora.loadtest.checks.bars.reference import Reference, agrees
+from manylora.loadtest.checks.bars.report import Report
+from manylora.loadtest.material.server_process import running, start_server
+
+LONGEST_PROMPT = 300
+ADAPTERS = 8
+# Prompts are cut into chunks beside the decodes of others.
+FLAGS = ("--max-step-tokens", "128", "--kv-cache-gib", "0.2", "--arena-rows", "256")
+
+
+@dataclass(frozen=True, slots=True)
+class ExactSize:
+    """How much is asked."""
+
+    requests: int = 54
+    """Over the base and all adapters in turn."""
+    max_tokens: int = 48
+    spread_seconds: float = 2.0
+    """All requests arrive within this time."""
+
+
+SMALL = ExactSize(requests=27, max_tokens=12, spread_seconds=0.5)
+
+
+async def exact(directory: Path, size: ExactSize) -> Report:
+    """Run the bar in ``directory``."""
+    report = Report(f"1. Mixed batch is exact: {ADAPTERS} adapters of ranks 4 to 64 and the base")
+    material = Material.make(directory)
+    sources = {f"adapter{number}": source for number, source in enumerate(material.mixed(ADAPTERS))}
+    asks = make_asks([material.base.name, *sources], size)
+    for quantization in ("none", "nf4"):
+        alone, mixed, warm = await ask_both_ways(directory, material, sources, asks, size, quantization)
+        name = "float32" if quantization == "none" else "nf4"
+        for kind, answers in (("mixed", mixed), ("mixed again, prefixes cached", warm)):
+            wrong = [
+                describe(ask, one, other)
+                for ask, one, other in zip(asks, alone, answers, strict=True)
+                if not one.same_as(other)
+            ]
+            promise = (
+                f"{name}, {kind}: tokens and log probabilities are bit for bit those of the request alone"
+            )
+            report.share(promise, len(asks) - len(wrong), len(asks), wrong)
+        if quantization == "none":
+            _hold_against_peft(report, material, sources, asks, mixed)
+    lengths = [len(ask.prompt) for ask in asks]
+    report.note(
+        f"{len(asks)} requests within {size.spread_seconds:g} s, prompts of {min(lengths)} to {max(lengths)} tokens,"
+        f" {size.max_tokens} tokens each"
+    )
+    return report
+
+
+def make_asks(models: Sequence[str], size: ExactSize) -> list[Ask]:
+    """Return requests for all models in turn; the shortest and the longest prompt are among them."""
+    rng = random.Random(1)
+    lengths = [1, LONGEST_PROMPT, *(rng.randint(1, LONGEST_PROMPT) for _ in range(size.requests - 2))]
+    rng.shuffle(lengths)
+    made = prompts(lengths, seed=2)
+    return [Ask(models[i % len(models)], prompt, size.max_tokens) for i, prompt in enumerate(made)]
+
+
+def describe(ask: Ask, one: Answer, other: Answer) -> str:
+    """Say how two answers differ."""
+    for answer in (one, other):
+        if not answer.complete:
+            return f"{ask.model}: {answer.status} {answer.error}"
+    same = [a == b for a, b in zip(one.tokens, other.tokens, strict=False)]
+    where = same.index(False) if False in same else len(same)
+    return f"{ask.model}, prompt of {len(ask.prompt)}: token {where} of {len(one.tokens)} differs"
+
+
+async def ask_both_ways(
+    directory: Path,
+    material: Material,
+    sources: Mapping[str, str],
+    asks: Sequence[Ask],
+    size: ExactSize,
+    quantization: str,
+) -> tuple[list[Answer], list[Answer], list[Answer]]:
+    """Return the answers alone, mixed, and mixed once more. Two servers, so that no cache is shared."""
+    flags = material.arguments(*FLAGS, quantization=quantization)
+    first, second = (
+        start_server(material.base, directory / f"{quantization}-{kind}", flags)
+        for kind in ("alone", "mixed")
+    )
+    with running(first, second):
+        async with Client(first.url) as client, Client(second.url) as other:
+            for name, source in sources.items():
+                await client.register(name, source)
+                await other.register(name, source)
+            alone = [await client.complete(ask) for ask in asks]
+            mixed = await _all_at_once(other, asks, size, seed=3)
+            warm = await _all_at_once(other, asks, size, seed=4)
+    return alone, mixed, warm
+
+
+async def _all_at_once(client: Client, asks: Sequence[Ask], size: ExactSize, seed: int) -> list[Answer]:
+    rng = random.Random(seed)
+
+    async def later(ask: Ask, delay: float) -> Answer:
+        await asyncio.sleep(delay)
+        return await client.stream(ask)
+
+    delays = [rng.uniform(0, size.spread_seconds) for _ in asks]
+    return await asyncio.gather(*(later(ask, delay) for ask, delay in zip(asks, delays, strict=True)))
+
+
+def _hold_against_peft(
+    report: Report,
+    material: Material,
+    sources: Mapping[str, str],
+    asks: Sequence[Ask],
+    mixed: Sequence[Answer],
+) -> None:
+    reference = Reference(material.base, {name: material.adapters / src for name, src in sources.items()})
+    expected = [reference.answer(ask) for ask in asks]
+    wrong = [
+        describe(ask, one, other)
+        for ask, one, other in zip(asks, expected, mixed, strict=True)
+        if not agrees(other, one)
+    ]
+    report.share(
+        "float32, mixed: tokens are those of transformers + peft", len(asks) - len(wrong), len(asks), wrong
+    )
+    gaps = [
+        abs(a - b)
+        for one, other in zip(expected, mixed, strict=True)
+        for a, b in zip(one.logprobs, other.logprobs, strict=False)
+    ]
+    report.note(f"largest difference of a log probability to transformers + peft: {max(gaps):.1e}")

@@ -1,0 +1,1 @@
+"""Experiments, each of which backs a page of docs: it prints the page's figures. Nothing imports them."""

@@ -1,0 +1,83 @@
+"""Builds an Engine without a server around it: model, pools, adapters that are already on the device."""
+
+from dataclasses import dataclass
+
+import torch
+
+from manylora.adapters.types import AdapterWeights
+from manylora.loadtest.material.random_model import SyntheticTokens, random_adapter
+from manylora.server.engine.adapter_cache import HeldAdapter
+from manylora.server.engine.engine import Engine, EngineSettings
+from manylora.server.engine.observer import EngineObserver
+from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.kernels.step import StepBatch, StepOutput
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.served import ServedModel
+
+BLOCK = 16
+HOST_BYTES = 1 << 50
+"""Host copies are never dropped in a benchmark."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSizes:
+    """Room in an engine."""
+
+    streams: int
+    context: int
+    """Tokens of the longest sequence."""
+    arena_rows: int
+    max_step_tokens: int = 512
+    """As `manylora serve` has it."""
+
+
+class FinishedModel(ServedModel):
+    """A model whose calls return when the device is done, so that a step's parts are told apart on a GPU."""
+
+    def __call__(self, batch: StepBatch) -> StepOutput:
+        """Compute a step; see ServedModel."""
+        output = super().__call__(batch)
+        if output.logits.is_cuda:
+            torch.cuda.synchronize(output.logits.device)
+        return output
+
+
+def build_engine(decoder: Decoder, sizes: EngineSizes, observer: EngineObserver | None = None) -> Engine:
+    """Return an engine on ``decoder`` with no adapters, whose tokens never end a sequence."""
+    config, backend = decoder.config, decoder.backend
+    blocks = sizes.streams * -(-sizes.context // BLOCK)
+    kv, arena = decoder.new_kv(blocks, BLOCK), decoder.new_arena(max(1, sizes.arena_rows))
+    settings = EngineSettings(
+        vocab_size=config.vocab_size,
+        num_blocks=blocks,
+        block_size=BLOCK,
+        arena_rows=max(1, sizes.arena_rows),
+        host_bytes=HOST_BYTES,
+        row_bytes=backend.row_bytes(config.shape),
+        limits=SchedulerLimits(max_running=sizes.streams, max_step_tokens=sizes.max_step_tokens),
+    )
+    model = FinishedModel(decoder, kv, arena)
+    tokens = SyntheticTokens(config.vocab_size)
+    return Engine(
+        model, arena, tokens, frozenset(), settings, backend.device, _never_loads, observer, backend.draw
+    )
+
+
+def add_random_adapters(engine: Engine, decoder: Decoder, ranks: list[int]) -> list[int]:
+    """Put one adapter of each rank on the device; return their ids, from 1."""
+    ids = list(range(1, len(ranks) + 1))
+    for adapter_id, rank in zip(ids, ranks, strict=True):
+        backend = decoder.backend
+        weights = random_adapter(decoder.config, rank, backend.dtype, backend.device, adapter_id)
+        add_adapter(engine, adapter_id, weights)
+    return ids
+
+
+def add_adapter(engine: Engine, adapter_id: int, weights: AdapterWeights) -> None:
+    """Put an adapter on the device."""
+    held = HeldAdapter(adapter_id, weights.rank_by_module(), lambda: weights, True, weights)
+    engine.add_adapter(held, preload=True)
+
+
+def _never_loads(held: HeldAdapter) -> None:
+    raise AssertionError(f"adapter {held.adapter_id} is on the device and never read again")
