@@ -51,12 +51,18 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """Return a tensor in memory of its own. Raises CorruptCheckpoint if it isn't there or can't be read."""
+        return self.show(name).clone()
+
+    def show(self, name: str) -> Tensor:
+        """Return a tensor that shows the file, without a copy, to be read once and let go; raises what ``read`` does.
+
+        It changes with the file, and as long as it is held all of the file is mapped.
+        """
         entry = self._entry(name)
-        # The file is mapped, and a tensor shows the map: without a copy it would change with the file and keep all
-        # of it mapped. Opened anew for each tensor, since what was touched of a map counts as ours until it closes.
+        # Opened anew for each tensor, since what was touched of a map counts as ours until it closes.
         try:
             with safe_open(entry.shard, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name).clone()
+                tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CorruptCheckpoint(f"{entry.shard}: tensor {name!r} can't be read: {error}") from None
         return tensor

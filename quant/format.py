@@ -44,6 +44,11 @@ class StoredFormat:
 
         Raises CorruptCheckpoint or UnsupportedQuantization naming the tensor.
         """
+        matrix, names = self.show(checkpoint, path)
+        return DenseTensor(matrix.weight.clone()) if isinstance(matrix, DenseTensor) else matrix, names
+
+    def show(self, checkpoint: Checkpoint, path: str) -> tuple[QuantizedTensor, set[str]]:
+        """Return what ``read`` does; a layer that isn't quantised shows the file: see Checkpoint.show."""
         if self.packs(checkpoint, path):
             if self.kind == "nf4":
                 return read_nf4(checkpoint, path)
@@ -52,7 +57,7 @@ class StoredFormat:
             return read_gptq(checkpoint, path, self.bits, self.group_size, self.zero_offset, self.reordered)
         if f"{path}.weight" not in checkpoint.names():
             raise self._missing(checkpoint, path)
-        return DenseTensor(read_dense(checkpoint, f"{path}.weight")), {f"{path}.weight"}
+        return DenseTensor(show_dense(checkpoint, f"{path}.weight")), {f"{path}.weight"}
 
     def _missing(self, checkpoint: Checkpoint, path: str) -> CorruptCheckpoint:
         if self.kind in ("gptq", "awq"):
@@ -69,7 +74,12 @@ class StoredFormat:
 
 def read_dense(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """Read a tensor that isn't quantised. Raises UnsupportedQuantization if it isn't 16- or 32-bit floats."""
-    tensor = checkpoint.read(name)
+    return show_dense(checkpoint, name).clone()
+
+
+def show_dense(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """Return what ``read_dense`` does without a copy: see Checkpoint.show."""
+    tensor = checkpoint.show(name)
     if tensor.dtype not in DENSE_DTYPES:
         raise UnsupportedQuantization(
             f"{name} is {tensor.dtype}; a weight that is not quantised in a served way is float16, bfloat16 or float32"

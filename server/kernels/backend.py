@@ -134,7 +134,10 @@ class Backend(Protocol[ModelT, PlanT]):
         ...
 
     def prepare(self, parts: Sequence[WeightSource], bias: Tensor | None) -> LinearWeight:
-        """Stack ``parts`` along out_features (q, k, v are one matmul) in the backend's layout, on its device."""
+        """Stack ``parts`` along out_features (q, k, v are one matmul) in the backend's layout, on its device.
+
+        Of what isn't quantised nothing is kept, here and in the next two: it may be a file's own memory.
+        """
         ...
 
     def prepare_embedding(self, matrix: Tensor, *, tied: bool) -> EmbeddingWeight:

@@ -18,7 +18,7 @@ from manylora.quant.checkpoint import Checkpoint
 from manylora.quant.config import stored_format
 from manylora.quant.dense import DenseTensor
 from manylora.quant.errors import CorruptCheckpoint
-from manylora.quant.format import QuantizedTensor, StoredFormat, read_dense
+from manylora.quant.format import QuantizedTensor, StoredFormat, read_dense, show_dense
 from manylora.quant.nf4 import DOUBLE_QUANT
 from manylora.quant.served_form import ServedForm, served_form
 from manylora.server.kernels.backend import AnyBackend, WeightSource
@@ -227,21 +227,21 @@ class _Reader:
         shape = (self.config.vocab_size, self.config.hidden_size)
         names = self.checkpoint.names()
         if self.config.tied_head and EMBEDDING not in names and HEAD in names:
-            return self.read(HEAD, shape)  # either name may hold a tied matrix
-        return self.read(EMBEDDING, shape)
+            return self.show(HEAD, shape)  # either name may hold a tied matrix
+        return self.show(EMBEDDING, shape)
 
     def _head_that_differs(self, embedding: Tensor) -> QuantizedTensor | None:
         """Return the head that a checkpoint holds though its config ties it, if it is another; as transformers does."""
         if HEAD not in self.checkpoint.names() - self.taken:
             return None
-        own = self.read(HEAD, (self.config.vocab_size, self.config.hidden_size))
+        own = self.show(HEAD, (self.config.vocab_size, self.config.hidden_size))
         return None if torch.equal(own, embedding) else DenseTensor(own)
 
     def _own_head(self) -> QuantizedTensor:
         """Read the head. It may be quantised, where a GPTQ or AWQ checkpoint has it so."""
         shape = (self.config.vocab_size, self.config.hidden_size)
         if not self.stored.packs(self.checkpoint, "lm_head"):
-            return DenseTensor(self.read(HEAD, shape))
+            return DenseTensor(self.show(HEAD, shape))
         stored, names = self.stored.read(self.checkpoint, "lm_head")
         self.taken |= names
         self._check(HEAD, stored.shape, shape)
@@ -260,13 +260,15 @@ class _Reader:
 
     def vector(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Read a norm or bias."""
-        tensor = self.read(name, shape)
+        tensor = self._taken(name, read_dense(self.checkpoint, name), shape)
         self.other_bytes += tensor.nbytes
         return tensor
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Read a tensor that isn't quantised in the checkpoint."""
-        tensor = read_dense(self.checkpoint, name)
+    def show(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return a matrix that the checkpoint has unquantised, for the backend to read: see Checkpoint.show."""
+        return self._taken(name, show_dense(self.checkpoint, name), shape)
+
+    def _taken(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         self.taken.add(name)
         self._check(name, tuple(tensor.shape), shape)
         return tensor.to(self.backend.device, self.backend.dtype)
@@ -276,7 +278,7 @@ class _Reader:
         shapes, paths = self.config.module_shapes(), self.config.module_paths(index)
         parts, biases = [], []
         for module in modules:
-            matrix, names = self.stored.read(self.checkpoint, paths[module])
+            matrix, names = self.stored.show(self.checkpoint, paths[module])
             self.taken |= names
             self._check(f"{paths[module]}.weight", matrix.shape, shapes[module])
             try:

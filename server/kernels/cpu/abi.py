@@ -231,8 +231,8 @@ Signature: TypeAlias = (
 SIGNATURES: dict[str, Signature] = {
     # What a level exports: what it returns, and what it takes after the pool. One line each, in the order of table.h.
     "pack": (c_int32, (c_void_p, c_void_p)),
-    "encode_nf4": (None, (c_void_p,)),
-    "encode_int8": (None, (c_void_p,)),
+    "encode_nf4": (c_int32, (c_void_p,)),
+    "encode_int8": (c_int32, (c_void_p,)),
     "linear": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p)),
     "embedding": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
     "read_words": (c_int64, (c_void_p, c_int64)),

@@ -52,6 +52,5 @@ def _encode(
         scales=scales.data_ptr(),
         **{"in": source.shape[1]},
     )
-    packer.call(name, ctypes.addressof(encoding))
-    if not bool(scales.isfinite().all()):
+    if packer.call(name, ctypes.addressof(encoding)):
         raise ValueError("the weight holds NaN or infinite values")

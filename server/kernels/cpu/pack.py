@@ -261,7 +261,8 @@ def _grouping(of_input: Tensor) -> _Grouping:
 
 
 def _gain(scales: Tensor, factor: float) -> float:
-    largest = float(scales.abs().max()) * factor
+    least, most = (float(bound) for bound in scales.aminmax())
+    largest = max(-least, most) * factor
     if not math.isfinite(largest):
         raise ValueError("a scale of a quantised matrix is not finite")
     return 2.0 ** max(-126, math.frexp(largest)[1] - LARGEST_EXPONENT) if largest else 1.0

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manylora.quant.dense import DenseTensor
 from manylora.quant.int8 import Int8Tensor, quantize_int8
 from manylora.quant.nf4 import Nf4Tensor, quantize_nf4
 from manylora.server.kernels.backend import KVCache, RankArena, WeightSource, compose
@@ -94,17 +95,27 @@ class PlainBackend:
         if self._fuses_nf4 and can_fuse_nf4(parts):
             return fuse_nf4([part for part in parts if isinstance(part, Nf4Tensor)], bias)
         if any(part.is_quantized for part in parts):
-            return DequantizedLinear(tuple(part.to(self.device) for part in parts), bias, self.dtype)
-        matrices = [part.dequantize(self.dtype).to(self.device) for part in parts]
-        return DenseLinear(matrices[0] if len(matrices) == 1 else torch.cat(matrices), bias)
+            own = (part.to(self.device) if part.is_quantized else self._dense(part) for part in parts)
+            return DequantizedLinear(tuple(own), bias, self.dtype)
+        matrices = [part.dequantize(self.dtype) for part in parts]
+        return DenseLinear(
+            self._own(matrices[0]) if len(parts) == 1 else torch.cat(matrices).to(self.device), bias
+        )
 
     def prepare_embedding(self, matrix: Tensor, *, tied: bool) -> Tensor:
         """See Backend."""
-        return matrix.to(self.device, self.dtype)
+        return self._own(matrix)
 
     def prepare_head(self, matrix: WeightSource) -> PlainLinear:
         """See Backend."""
         return self.prepare([matrix], None)
+
+    def _dense(self, part: WeightSource) -> DenseTensor:
+        return DenseTensor(self._own(part.dequantize(self.dtype)))
+
+    def _own(self, matrix: Tensor) -> Tensor:
+        """Return a copy as the backend holds it."""
+        return matrix.to(self.device, self.dtype, copy=True)
 
     def tie_head(self, embedding: EmbeddingWeight) -> PlainLinear:
         """See Backend."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from manylora.quant.errors import CorruptCheckpoint, QuantError, UnsupportedQuantization
+from manylora.server.kernels.choose import choose_backend
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.plain.linear import DenseLinear
 from manylora.server.kernels.weights import DecoderWeights
@@ -89,6 +90,18 @@ def test_one_file_or_many_shards_are_the_same_model(tmp_path: Path) -> None:
     save_model("qwen3", tmp_path / "many")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     assert torch.equal(logits(tmp_path / "one"), logits(tmp_path / "many"))
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("family", ["qwen2", "llama2"])
+@pytest.mark.parametrize("kernels", ["plain", "auto"])
+def test_no_file_stays_mapped(family: str, quantization: Quantization, kernels: str, tmp_path: Path) -> None:
+    model: Any = random_model(family)
+    model.bfloat16().save_pretrained(tmp_path)
+    backend = choose_backend(CPU, torch.bfloat16, kernels)
+    held = load_weights(tmp_path, backend, quantization=quantization)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert held[1].layers
 
 
 def test_progress_counts_layers(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 // Loading: 16- and 32-bit weights brought to NF4 and to int8, bit for bit as quant/nf4.py and quant/int8.py do.
 #pragma once
+#include <float.h>
 #include <math.h>
 
 #include "abi.h"
@@ -8,6 +9,22 @@
 
 #define ML_ENCODE_PIECE 65536 // weights of a piece, a multiple of any block
 #define ML_ENCODE_BLOCK 4096  // the largest block
+#define ML_ENCODE_SPAN 64     // memory for a block is a multiple of it
+#define ML_ABREAST 4          // vectors that are counted beside each other: one alone waits for its own sums
+
+typedef struct {
+    const ml_encoding *encoding;
+    int32_t strange; // whether a weight is not finite
+} ml_encode_run;
+
+// `count` and one more in each lane in which x lies above `edge`.
+ML_INLINE vf vcount(vf count, vf x, vf edge) {
+#if defined(__AVX512F__)
+    return _mm512_mask_add_ps(count, _mm512_cmp_ps_mask(x, edge, _CMP_GT_OQ), count, vset(1.0f));
+#else
+    return vadd(count, vabove(x, edge));
+#endif
+}
 
 ML_INLINE void read_weights(const ml_encoding *e, int64_t first, int32_t count, float *x) {
     int32_t i = 0;
@@ -23,16 +40,43 @@ ML_INLINE void read_weights(const ml_encoding *e, int64_t first, int32_t count, 
     memcpy(x + i, wide, (size_t)(count - i) * sizeof(float));
 }
 
-// The largest magnitude of x [count], NaN if there is one that is not finite. x is filled with zeros to whole vectors.
+// The bits of magnitudes are ordered as the magnitudes are, infinity and then NaN last.
+#if defined(__AVX512F__)
+typedef __m512i ml_bits;
+ML_INLINE ml_bits no_bits() { return _mm512_setzero_si512(); }
+ML_INLINE ml_bits larger_bits(ml_bits most, vf x) {
+    return _mm512_max_epu32(most, _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)));
+}
+ML_INLINE uint32_t top_bits(ml_bits most) { return _mm512_reduce_max_epu32(most); }
+#elif defined(__AVX2__)
+typedef __m256i ml_bits;
+ML_INLINE ml_bits no_bits() { return _mm256_setzero_si256(); }
+ML_INLINE ml_bits larger_bits(ml_bits most, vf x) {
+    return _mm256_max_epu32(most, _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff)));
+}
+ML_INLINE uint32_t top_bits(ml_bits most) {
+    __m128i top = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    top = _mm_max_epu32(top, _mm_shuffle_epi32(top, 0x4e));
+    return (uint32_t)_mm_cvtsi128_si32(_mm_max_epu32(top, _mm_shuffle_epi32(top, 0xb1)));
+}
+#else
+typedef uint32x4_t ml_bits;
+ML_INLINE ml_bits no_bits() { return vdupq_n_u32(0); }
+ML_INLINE ml_bits larger_bits(ml_bits most, vf x) {
+    return vmaxq_u32(most, vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0x7fffffff)));
+}
+ML_INLINE uint32_t top_bits(ml_bits most) { return vmaxvq_u32(most); }
+#endif
+
+// The largest magnitude of x [count], NaN if there is one that is not finite. x is filled with zeros to whole spans.
 ML_INLINE float largest_of(float *x, int32_t count) {
-    vf most = vzero(), strange = vzero();
-    for (int32_t i = count; i % VW; i++) x[i] = 0.0f;
-    for (int32_t i = 0; i < count; i += VW) {
-        vf v = vload(x + i);
-        most = vmax(most, vmax(v, vsub(vzero(), v)));
-        strange = vadd(strange, vsub(v, v));
-    }
-    return vsum(strange) == 0 ? vtop(most) : NAN;
+    ml_bits most = no_bits();
+    for (int32_t i = count; i % ML_ENCODE_SPAN; i++) x[i] = 0.0f;
+    for (int32_t i = 0; i < count; i += VW) most = larger_bits(most, vload(x + i));
+    uint32_t bits = top_bits(most);
+    float largest;
+    memcpy(&largest, &bits, sizeof largest);
+    return bits < 0x7f800000 ? largest : NAN;
 }
 
 // Four-bit codes of x [count], a number from -1 to 1 times `largest`: how many of the values between codes lie below.
@@ -43,20 +87,30 @@ static void encode_nf4_block(const ml_encoding *e, float *x, int32_t count, floa
     if (!whole && largest < least) largest = least;
     vf inverse = vset(1.0f / (largest < least ? least : largest));
     uint8_t code[ML_ENCODE_BLOCK];
-    for (int32_t i = 0; i < count; i += VW) {
-        vf v = whole ? vmul(vload(x + i), inverse) : vdiv(vload(x + i), vset(largest)), below = vzero();
-        v = vmin(vmax(v, vset(-1.0f)), vset(1.0f));
-        for (int k = 0; k < 15; k++) below = vadd(below, vabove(v, vset(e->between[k])));
-        store_u8(code + i, below);
+    for (int32_t i = 0; i < count; i += ML_ABREAST * VW) { // counts of several vectors go on beside each other
+        vf v[ML_ABREAST], below[ML_ABREAST];
+        for (int j = 0; j < ML_ABREAST; j++) {
+            vf of_block = vload(x + i + j * VW);
+            v[j] = whole ? vmul(of_block, inverse) : vdiv(of_block, vset(largest));
+            v[j] = vmin(vmax(v[j], vset(-1.0f)), vset(1.0f));
+            below[j] = vzero();
+        }
+        for (int k = 0; k < 15; k++)
+            for (int j = 0; j < ML_ABREAST; j++) below[j] = vcount(below[j], v[j], vset(e->between[k]));
+        for (int j = 0; j < ML_ABREAST; j++) store_u8(code + i + j * VW, below[j]);
     }
-    for (int32_t i = 0; i < count; i += 2) codes[i / 2] = (uint8_t)(code[i] << 4 | code[i + 1]); // of 0 behind the last
+    for (int32_t i = 0; i < count; i += 2) { // of 0 behind the last
+        uint16_t two;
+        memcpy(&two, code + i, 2);
+        codes[i / 2] = (uint8_t)(two << 4 | two >> 8);
+    }
     *scale = largest;
 }
 
 static void encode_int8_block(float *x, int32_t count, float *scale, uint8_t *codes) {
     float largest = largest_of(x, count);
     float inverse = largest > 1e-36f ? 1.0f / largest * 127.0f : 0.0f; // as torch divides a number by a tensor
-    int32_t whole[64];
+    int32_t whole[ML_ENCODE_SPAN];
     for (int32_t i = 0; i < count; i += VW) {
         vf v = vround(vmul(vload(x + i), vset(inverse)));
         vi of_all = vint(vmin(vmax(v, vset(-127.0f)), vset(127.0f)));
@@ -66,38 +120,53 @@ static void encode_int8_block(float *x, int32_t count, float *scale, uint8_t *co
     *scale = largest / 127.0f;
 }
 
+static void mark(ml_encode_run *run, float scale) {
+    if (!(scale <= FLT_MAX)) __atomic_store_n(&run->strange, 1, __ATOMIC_RELAXED);
+}
+
 static void encode_nf4_program(ml_team team, void *argument) {
-    const ml_encoding *e = (const ml_encoding *)argument;
+    ml_encode_run *run = (ml_encode_run *)argument;
+    const ml_encoding *e = run->encoding;
     float x[ML_ENCODE_BLOCK];
     for (int64_t first; (first = ml_take(team) * ML_ENCODE_PIECE) < e->in;) {
         int64_t end = first + ML_ENCODE_PIECE < e->in ? first + ML_ENCODE_PIECE : e->in;
         for (int64_t at = first; at < end; at += e->block) {
             int32_t count = (int32_t)(end - at < e->block ? end - at : e->block);
+            float *scale = e->scales + at / e->block;
             read_weights(e, at, count, x);
-            encode_nf4_block(e, x, count, e->scales + at / e->block, e->codes + at / 2);
+            encode_nf4_block(e, x, count, scale, e->codes + at / 2);
+            mark(run, *scale);
         }
     }
 }
 
 static void encode_int8_program(ml_team team, void *argument) {
-    const ml_encoding *e = (const ml_encoding *)argument;
+    ml_encode_run *run = (ml_encode_run *)argument;
+    const ml_encoding *e = run->encoding;
     int64_t groups = (e->in + e->block - 1) / e->block;
-    float x[64]; // the largest group
+    float x[ML_ENCODE_SPAN]; // the largest group
     for (int64_t row; (row = ml_take(team)) < e->rows;)
         for (int64_t g = 0; g < groups; g++) {
             int64_t at = row * e->in + g * e->block, left = e->in - g * e->block;
             int32_t count = (int32_t)(left < e->block ? left : e->block);
+            float *scale = e->scales + row * groups + g;
             read_weights(e, at, count, x);
-            encode_int8_block(x, count, e->scales + row * groups + g, e->codes + at);
+            encode_int8_block(x, count, scale, e->codes + at);
+            mark(run, *scale);
         }
 }
 
-static void encode_nf4(ml_pool *pool, const ml_encoding *encoding) {
-    ml_run(pool, encode_nf4_program, (void *)encoding);
+// Both return 0, or 1 if a weight is not finite.
+static int32_t encode_nf4(ml_pool *pool, const ml_encoding *encoding) {
+    ml_encode_run run = {encoding, 0};
+    ml_run(pool, encode_nf4_program, &run);
+    return run.strange;
 }
 
-static void encode_int8(ml_pool *pool, const ml_encoding *encoding) {
-    ml_run(pool, encode_int8_program, (void *)encoding);
+static int32_t encode_int8(ml_pool *pool, const ml_encoding *encoding) {
+    ml_encode_run run = {encoding, 0};
+    ml_run(pool, encode_int8_program, &run);
+    return run.strange;
 }
 
 #define ML_ENCODE_EXPORTS ML_EXPORT(encode_nf4), ML_EXPORT(encode_int8),

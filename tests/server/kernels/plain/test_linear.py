@@ -81,6 +81,18 @@ def test_mixed_parts_are_multiplied_each_as_it_is() -> None:
     assert prepared.nbytes == sum(part.nbytes for part in parts)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_is_not_quantised_is_not_kept(mixed: bool) -> None:
+    weight, x = torch.randn(8, 64), torch.randn(2, 64)
+    parts: list[QuantizedTensor] = [DenseTensor(weight)]
+    if mixed:
+        parts.append(quantize_nf4(torch.randn(8, 64)))
+    prepared = PlainBackend(torch.device("cpu"), torch.float32).prepare(parts, None)
+    before = prepared(x).clone()
+    weight.zero_()
+    assert torch.equal(prepared(x), before)
+
+
 def test_the_result_is_the_callers_own() -> None:
     """Backends add adapters and residuals to it in place."""
     weight, x = matrix(32, 64), matrix(16, 64, 2)
