@@ -102,7 +102,6 @@ PACKAGE = "manylora"
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "fastapi": ("server.api",),
     "starlette": ("server.api",),
-    "sse_starlette": ("server.api",),
     "prometheus_client": ("server.api",),
     "sqlalchemy": ("adapters",),
     "alembic": ("adapters",),

@@ -22,7 +22,7 @@ from manylora.server.api.prompts import completion_prompts, echoed_texts
 from manylora.server.api.rendering import dumps, json_response
 from manylora.server.api.request_context import note
 from manylora.server.api.schemas import CompletionRequest
-from manylora.server.api.streaming import Events, event_stream
+from manylora.server.api.streaming import event, event_stream
 from manylora.server.catalog import ResolvedModel
 from manylora.server.engine.request import SequenceOutput
 from manylora.server.tokenizer import ModelText
@@ -54,9 +54,10 @@ async def completions(request: Request) -> Response:
     generation = await unless_gone(request, begin(deps, body, tokenise, sampling))
     answer = CompletionAnswer(body, generation, tuple(echoed), f"cmpl-{uuid4().hex}", int(time.time()))
     if body.stream:
-        events = answer.chunks(generation)
+        events = CompletionEvents(answer)
         return with_parts(
-            await event_stream(request, events, deps.settings.keep_alive_seconds), generation.model
+            await event_stream(request, generation, events, deps.settings.keep_alive_seconds),
+            generation.model,
         )
     choices = asyncio.ensure_future(generation.collect())
     await done_within(request, choices)
@@ -78,99 +79,73 @@ class CompletionAnswer:
     created: int
 
     @property
-    def _parts(self) -> dict[str, object]:
+    def parts(self) -> dict[str, object]:
         """What is told of a mixture's parts: by the answer, or by a stream's first chunk."""
         return told_parts(self.generation.model)
 
     @property
-    def _echo_only(self) -> bool:
+    def echo_only(self) -> bool:
+        """Whether the prompt alone is asked for."""
         return self.body.max_tokens == 0
 
     def whole(self, choices: list[Choice], *, at_once: bool) -> dict[str, object]:
         """Return the answer as one object; its choices are made ``at_once``, or as they are written."""
         made = (self._choice(index, choice) for index, choice in enumerate(choices))
         done = list(made) if at_once else made
-        usage = self._usage([choice.last for choice in choices])
-        return {**self._head(), **self._parts, "choices": done, "usage": usage}
+        usage = self.usage([choice.last for choice in choices])
+        return {**self.head(), **self.parts, "choices": done, "usage": usage}
 
-    async def chunks(self, generation: Generation) -> Events:
-        """Yield the answer as chunks; with echo, a choice's first begins with its prompt."""
-        count = self.body.n * len(self.generation.prompts)
-        parts = self._parts
-        last: list[SequenceOutput | None] = [None] * count
-        logprobs = [self._logprobs() for _ in range(count)]
-        try:
-            async for step in generation.steps():
-                for index, output in step:
-                    choice = Choice()
-                    choice.add(output)
-                    if last[index] is None and self.body.echo:
-                        # The prompt may be long.
-                        piece = await asyncio.to_thread(self._echoed, index, choice, logprobs[index])
-                    else:
-                        piece = self._piece(index, choice, logprobs[index])
-                    last[index] = output
-                    if piece["text"] or piece["logprobs"] or piece["finish_reason"]:
-                        yield self._event(parts, piece)
-                        parts = {}
-            if self.body.wants_usage:
-                yield dumps({**self._head(), "choices": [], "usage": self._usage(last)})
-        finally:
-            generation.abort()
-            generation.note_tokens(last)
-
-    def _event(self, parts: dict[str, object], choice: dict[str, object]) -> str:
-        chunk = {**self._head(), **parts, "choices": [choice]}
-        return dumps({**chunk, "usage": None} if self.body.wants_usage else chunk)
-
-    def _logprobs(self) -> CompletionLogprobs:
+    def logprobs(self) -> CompletionLogprobs:
+        """Return what writes the log probabilities of a choice."""
         return CompletionLogprobs(self.generation.text.vocabulary)
 
     def _choice(self, index: int, choice: Choice) -> dict[str, object]:
-        make = self._echoed if self.body.echo else self._piece
-        return make(index, choice, self._logprobs())
+        make = self.echoed_piece if self.body.echo else self.piece
+        return make(index, choice, self.logprobs())
 
-    def _echoed(self, index: int, choice: Choice, logprobs: CompletionLogprobs) -> dict[str, object]:
+    def echoed_piece(self, index: int, choice: Choice, logprobs: CompletionLogprobs) -> dict[str, object]:
         """Return a choice, whole or its beginning, with the prompt before it."""
         number = index // self.body.n
         text = self.echoed[number]
         if choice.prompt_logprobs is None:
-            return self._piece(index, choice, logprobs, text)
+            return self.piece(index, choice, logprobs, text)
         prompt = self.generation.prompts[number]
         # What the tokenizer puts around a text of its own accord is no part of the prompt as it was sent.
         added = isinstance(self.body.prompts()[number], str) and self.body.add_special_tokens
         of_prompt = logprobs.of_prompt(prompt, choice.prompt_logprobs, text, added=added)
-        piece = self._piece(index, choice, logprobs, text)
+        piece = self.piece(index, choice, logprobs, text)
         own = piece["logprobs"]
         whole = of_prompt if own is None else {name: part + own[name] for name, part in of_prompt.items()}
         return {**piece, "logprobs": whole}
 
     def _own_logprobs(self, choice: Choice, logprobs: CompletionLogprobs) -> dict[str, list[Any]] | None:
-        if self._echo_only or self.body.logprobs is None or not choice.token_ids:
+        if self.echo_only or self.body.logprobs is None or not choice.token_ids:
             return None
         return logprobs.of(choice.token_ids, choice.logprobs)
 
-    def _piece(
+    def piece(
         self, index: int, choice: Choice, logprobs: CompletionLogprobs, prompt_text: str = ""
     ) -> dict[str, Any]:
         """Return a choice, whole or what a step added to it."""
         finish = None if choice.finish_reason is None else choice.finish_reason.value
         return {
             "index": index,
-            "text": prompt_text + ("" if self._echo_only else "".join(choice.text)),
+            "text": prompt_text + ("" if self.echo_only else "".join(choice.text)),
             "logprobs": self._own_logprobs(choice, logprobs),
-            "finish_reason": "length" if self._echo_only and finish else finish,
-            "stop_reason": None if self._echo_only else choice.stop_reason,
+            "finish_reason": "length" if self.echo_only and finish else finish,
+            "stop_reason": None if self.echo_only else choice.stop_reason,
         }
 
-    def _usage(self, last: Sequence[SequenceOutput | None]) -> dict[str, object]:
+    def usage(self, last: Sequence[SequenceOutput | None]) -> dict[str, object]:
+        """Return the usage object; ``last`` are the choices' last outputs."""
         usage = usage_of(last, self.body.n).to_json()
-        if self._echo_only:
+        if self.echo_only:
             usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
             note(completion_tokens=0)
         return usage
 
-    def _head(self) -> dict[str, object]:
+    def head(self) -> dict[str, object]:
+        """Return what an answer and all of its chunks begin with."""
         return {
             "id": self.identity,
             "object": "text_completion",
@@ -178,3 +153,58 @@ class CompletionAnswer:
             "model": self.body.model,
             "system_fingerprint": None,
         }
+
+
+class CompletionEvents:
+    """The answer as chunks; with echo, a choice's first begins with its prompt. See streaming.Events.
+
+    What all chunks share is written once; of most of them the text alone is new.
+    """
+
+    def __init__(self, answer: CompletionAnswer) -> None:
+        self._answer = answer
+        count = answer.body.n * len(answer.generation.prompts)
+        self._parts = answer.parts
+        self._last: list[SequenceOutput | None] = [None] * count
+        self._logprobs = [answer.logprobs() for _ in range(count)]
+        self._head = answer.head()
+        self._ends = {"usage": None} if answer.body.wants_usage else {}
+        self._plain = answer.body.logprobs is None and not answer.body.echo and not answer.echo_only
+        self._begins = f'data: {dumps(self._head)[:-1]},"choices":[{{"index":'
+        rest = ',"usage":null}' if self._ends else "}"
+        self._goes_on = f',"logprobs":null,"finish_reason":null,"stop_reason":null}}]{rest}\n\n'
+
+    async def of(self, outputs: Sequence[tuple[int, SequenceOutput]]) -> bytes:
+        """See streaming.Events."""
+        texts: list[str] = []
+        for index, output in outputs:
+            if self._plain and output.finish_reason is None and not self._parts:
+                if output.text:
+                    texts.append(f'{self._begins}{index},"text":{dumps(output.text)}{self._goes_on}')
+            else:
+                texts.append(await self._whole(index, output))
+            self._last[index] = output
+        return "".join(texts).encode()
+
+    def last(self) -> bytes:
+        """See streaming.Events: the usage."""
+        if not self._answer.body.wants_usage:
+            return b""
+        return event(dumps({**self._head, "choices": [], "usage": self._answer.usage(self._last)}))
+
+    def note(self) -> None:
+        """See streaming.Events."""
+        self._answer.generation.note_tokens(self._last)
+
+    async def _whole(self, index: int, output: SequenceOutput) -> str:
+        choice = Choice()
+        choice.add(output)
+        if self._last[index] is None and self._answer.body.echo:
+            # The prompt may be long.
+            piece = await asyncio.to_thread(self._answer.echoed_piece, index, choice, self._logprobs[index])
+        else:
+            piece = self._answer.piece(index, choice, self._logprobs[index])
+        if not (piece["text"] or piece["logprobs"] or piece["finish_reason"]):
+            return ""
+        parts, self._parts = self._parts, {}
+        return f"data: {dumps({**self._head, **parts, 'choices': [piece], **self._ends})}\n\n"

@@ -1,6 +1,6 @@
 """What the HTTP API stands on: the engine, the catalog and the tokenizer behind it, and its own settings."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,10 +17,14 @@ from manylora.server.tokenizer import ModelTexts, Tokenizer
 
 
 class OutputStream(Protocol):
-    """A request's outputs, a list per step; ends after every choice has finished."""
+    """The outputs of a client's request, of all its prompts and their choices."""
 
-    def __aiter__(self) -> AsyncIterator[list[SequenceOutput]]:
-        """Iterate over steps."""
+    async def take(self) -> Sequence[tuple[int, SequenceOutput]] | None:
+        """Return what has come, with the numbers of the choices; nothing: all have ended. None: somebody nudged."""
+        ...
+
+    def nudge(self) -> None:
+        """Let ``take`` return although there may be nothing."""
         ...
 
     def abort(self) -> None:
@@ -46,7 +50,7 @@ class GenerationEngine(Protocol):
         """How fast steps follow each other; None: clients wait for none."""
         ...
 
-    def submit_together(self, requests: Sequence[GenerationRequest]) -> Sequence[OutputStream]:
+    def submit_together(self, requests: Sequence[GenerationRequest]) -> OutputStream:
         """Queue a client's prompts, all or none. Raises QueueFull, ShuttingDown or InvalidRequest at once."""
         ...
 

@@ -1,9 +1,8 @@
 """From checked requests to the engine and back: prompts to streams, streams to choices."""
 
-import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
@@ -77,35 +76,43 @@ class Choice:
 class Generation:
     """A client's request under way: one engine request per prompt, n choices each."""
 
-    streams: tuple[OutputStream, ...]
+    stream: OutputStream
     prompts: tuple[tuple[int, ...], ...]
     n: int
     model: ResolvedModel
     """What the request's model meant when it began."""
     text: ModelText
     """What the model's texts are made with."""
+    _failed: list[Exception] = field(default_factory=list)
+    """What ended it, once it is to be told."""
 
-    async def steps(self) -> AsyncIterator[list[tuple[int, SequenceOutput]]]:
-        """Yield what each step added as (choice index, output). Raises what ended a choice wrongly.
+    async def take(self) -> Sequence[tuple[int, SequenceOutput]] | None:
+        """Return what has come since the last call as (choice index, output); nothing: all is there.
 
-        Whatever ends the iteration, the engine keeps nothing of the request.
+        None: somebody nudged. Raises what ended a choice wrongly, once all before it has been returned. Whoever takes
+        calls ``abort`` at the end, however it ends.
         """
-        try:
-            async for prompt, outputs in _merge(self.streams):
-                for output in outputs:
-                    _raise_if_failed(output, self.model)
-                yield [(prompt * self.n + output.index, output) for output in outputs]
-        finally:
-            self.abort()
+        if self._failed:
+            raise self._failed[0]
+        outputs = await self.stream.take()
+        for place, (_, output) in enumerate(outputs or ()):
+            error = _error_of(output, self.model)
+            if error is not None and outputs and place:
+                self._failed.append(error)
+                return outputs[:place]
+            if error is not None:
+                raise error
+        return outputs
 
     async def collect(self) -> list[Choice]:
         """Return all choices when they are complete."""
-        choices = [Choice() for _ in range(self.n * len(self.streams))]
+        choices = [Choice() for _ in range(self.n * len(self.prompts))]
         try:
-            async for step in self.steps():
-                for index, output in step:
+            while (outputs := await self.take()) is None or outputs:
+                for index, output in outputs or ():
                     choices[index].add(output)
         finally:
+            self.abort()
             self.note_tokens([choice.last for choice in choices])
         return choices
 
@@ -116,8 +123,7 @@ class Generation:
 
     def abort(self) -> None:
         """Free what the engine still holds."""
-        for stream in self.streams:
-            stream.abort()
+        self.stream.abort()
 
 
 async def begin(
@@ -185,10 +191,10 @@ def start(
         )
         for index, prompt in enumerate(prompts)
     ]
-    streams = deps.engine.submit_together(requests)
+    stream = deps.engine.submit_together(requests)
     deps.metrics.by_adapter.count_parts([part.name for part in model.parts if part.weight], len(requests))
     asked = tuple(request.prompt_token_ids for request in requests)
-    return Generation(tuple(streams), asked, fields.n, model, text)
+    return Generation(stream, asked, fields.n, model, text)
 
 
 def _check_prompt_logprobs(
@@ -272,52 +278,18 @@ def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
     return by_id
 
 
-async def _merge(streams: Sequence[OutputStream]) -> AsyncIterator[tuple[int, list[SequenceOutput]]]:
-    """Yield (stream index, outputs) of several streams as they come."""
-    if len(streams) == 1:
-        async for outputs in streams[0]:
-            yield 0, outputs
-        return
-    queue: asyncio.Queue[tuple[int, list[SequenceOutput] | BaseException | None]] = asyncio.Queue()
-
-    async def drain(index: int, stream: OutputStream) -> None:
-        try:
-            async for outputs in stream:
-                queue.put_nowait((index, outputs))
-            queue.put_nowait((index, None))
-        except Exception as error:
-            queue.put_nowait((index, error))
-
-    tasks = [asyncio.create_task(drain(index, stream)) for index, stream in enumerate(streams)]
-    try:
-        left = len(streams)
-        while left:
-            index, item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield index, item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _raise_if_failed(output: SequenceOutput, model: ResolvedModel) -> None:
+def _error_of(output: SequenceOutput, model: ResolvedModel) -> Exception | None:
+    """Return what a choice that ended wrongly is answered with."""
     if output.finish_reason is FinishReason.FAILED:
         if isinstance(output.error, NotFinite) and any(abs(weight) > 1 for _, weight in model.adapters):
-            raise MixtureRefused(
+            return MixtureRefused(
                 "with these weights, what the model computes for this request is not finite: give smaller ones"
             )
-        raise output.error if output.error is not None else StepFailed("the request failed in the engine")
+        return output.error if output.error is not None else StepFailed("the request failed in the engine")
     if output.finish_reason is FinishReason.ABORTED:
-        raise (
-            output.error
-            if isinstance(output.error, ServerError)
-            else ShuttingDown("the request was ended by the server")
-        )
+        told = isinstance(output.error, ServerError)
+        return output.error if told else ShuttingDown("the request was ended by the server")
+    return None
 
 
 def usage_of(last: Sequence[SequenceOutput | None], n: int) -> Usage:

@@ -14,9 +14,12 @@ LEVELS = 5
 """How deep an answer is taken apart: choices, choice, logprobs, content, token."""
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def dumps(value: object) -> str:
     """Return compact JSON."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def dumps_in_parts(value: object, rests: Rests) -> str:

@@ -1,70 +1,179 @@
 """Server-sent events: one per step and choice, a usage event if asked, then [DONE].
 
-What fails before the response has begun is answered with its status. After that it is one event with the error's
-envelope, and the stream ends without [DONE]. The response begins with the first event, or when so much time has
+From the engine's outputs to the socket there is one coroutine: it takes what has come, has it rendered and sends it in
+one write. What fails before the response has begun is answered with its status. After that it is one event with the
+error's envelope, and the stream ends without [DONE]. The response begins with the first event, or when so much time has
 passed that the client must hear a keep-alive.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import Sequence
+from typing import Protocol
 
 from fastapi import Request
-from sse_starlette.event import ServerSentEvent
-from sse_starlette.sse import AppStatus, EventSourceResponse
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
 from structlog import get_logger
 
-from manylora.server.api.disconnect import done_within
+from manylora.server.api.disconnect import ClientGone, done_within
 from manylora.server.api.error_responses import envelope, shape_of
+from manylora.server.api.generation import Generation
 from manylora.server.api.rendering import dumps
 from manylora.server.api.request_context import note
+from manylora.server.engine.request import SequenceOutput
 
 log = get_logger(__name__)
-Events = AsyncGenerator[str, None]
-"""JSON texts. Closing it ends what makes them."""
-DONE = "[DONE]"
-
-# Streams drain at shutdown as every other request does; sse-starlette would cut them off at the first signal.
-AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # it ships none
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
-async def event_stream(request: Request, events: Events, keep_alive: float) -> EventSourceResponse:
-    """Return the response that sends ``events``, with a comment whenever ``keep_alive`` seconds were silent.
+class Events(Protocol):
+    """Writes an answer as events."""
+
+    async def of(self, outputs: Sequence[tuple[int, SequenceOutput]]) -> bytes:
+        """Return the events of what came, of none where nothing is to be told."""
+        ...
+
+    def last(self) -> bytes:
+        """Return what stands before [DONE]."""
+        ...
+
+    def note(self) -> None:
+        """Have the log line say what was made, however it ended."""
+        ...
+
+
+def event(data: str) -> bytes:
+    """Return the event that carries a JSON text."""
+    return f"data: {data}\n\n".encode()
+
+
+async def event_stream(
+    request: Request, generation: Generation, events: Events, keep_alive: float
+) -> Response:
+    """Return the response that sends an answer's events, with a comment whenever ``keep_alive`` seconds were silent.
 
     Raises what fails before the response begins, and ClientGone.
     """
-    head = asyncio.ensure_future(anext(events))
-    if await done_within(request, head, keep_alive):
-        head.result()  # raises what went wrong
-    return EventSourceResponse(
-        _sent(head, events),
-        ping=keep_alive,
-        ping_message_factory=_keep_alive,
-        sep="\n",
-        # Proxies must not hold events back.
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-    )
-
-
-async def _sent(head: "asyncio.Future[str]", events: Events) -> AsyncIterator[ServerSentEvent]:
+    feed = _Feed(generation, events, keep_alive)
+    head = asyncio.ensure_future(feed.next())
     try:
-        yield _event(await head)
-        async for event in events:
-            yield _event(event)
-        yield _event(DONE)
-    except (asyncio.CancelledError, GeneratorExit):
-        note(reason="the client hung up")
+        if await done_within(request, head, keep_alive):
+            head.result()  # raises what went wrong
+    except BaseException:
+        feed.close()
         raise
-    except Exception as error:
-        if shape_of(error).code == "internal_error":
-            log.error("unexpected error in a stream", exc_info=error)
-        yield _event(dumps(envelope(error)))
-    finally:
-        await events.aclose()
+    return _EventStream(head, feed)
 
 
-def _event(data: str) -> ServerSentEvent:
-    return ServerSentEvent(data=data, sep="\n")
+class _Feed:
+    """The bytes that are to be sent, as they come."""
+
+    def __init__(self, generation: Generation, events: Events, keep_alive: float) -> None:
+        self._generation = generation
+        self._events = events
+        self._keep_alive = keep_alive
+        self._gone = self._done = False
+        self._said = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def next(self) -> bytes:
+        """Return what is to be sent next; nothing: that was all. Raises ClientGone, and what ended the answer."""
+        while not self._done:
+            outputs = await self._generation.take()
+            if self._gone:
+                raise ClientGone
+            if outputs is None:
+                return KEEP_ALIVE
+            if not outputs:
+                self._done = True
+                return self._events.last() + DONE
+            data = await self._events.of(outputs)
+            if data:
+                return data
+        return b""
+
+    def begin(self) -> None:
+        """Say something whenever it has been silent, from now on."""
+        loop = asyncio.get_running_loop()
+        self._said = loop.time()
+        # The head may have waited for as long already.
+        self._timer = loop.call_later(self._keep_alive, self._look)
+
+    def said(self) -> None:
+        """Note that something was sent."""
+        self._said = asyncio.get_running_loop().time()
+
+    def client_left(self) -> None:
+        """Let ``next`` raise ClientGone."""
+        self._gone = True
+        self._generation.stream.nudge()
+
+    def close(self) -> None:
+        """Free what the engine still holds."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._generation.abort()
+        self._events.note()
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        silent = loop.time() - self._said
+        if silent >= self._keep_alive:
+            self._said, silent = loop.time(), 0.0
+            self._generation.stream.nudge()
+        self._timer = loop.call_later(self._keep_alive - silent, self._look)
 
 
-def _keep_alive() -> ServerSentEvent:
-    return ServerSentEvent(comment="keep-alive", sep="\n")
+class _EventStream(Response):
+    """A response whose body comes piece by piece, for as long as its client listens."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, head: "asyncio.Future[bytes]", feed: _Feed) -> None:
+        self.status_code = 200
+        self.background = None
+        self._head = head
+        self._feed = feed
+        # Proxies must not hold events back.
+        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        feed = self._feed
+        listening = asyncio.ensure_future(_until_gone(receive))
+        listening.add_done_callback(lambda _: feed.client_left())
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            feed.begin()
+            await self._send_events(send)
+        except (asyncio.CancelledError, ClientGone) as gone:
+            note(reason="the client hung up")
+            if isinstance(gone, asyncio.CancelledError):
+                raise
+        finally:
+            self._head.cancel()
+            listening.cancel()
+            feed.close()
+
+    async def _send_events(self, send: Send) -> None:
+        feed = self._feed
+        try:
+            data = await self._head
+            while data:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                feed.said()
+                data = await feed.next()
+        except ClientGone:
+            raise
+        except Exception as error:
+            if shape_of(error).code == "internal_error":
+                log.error("unexpected error in a stream", exc_info=error)
+            data = event(dumps(envelope(error)))
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -87,7 +87,7 @@ class AsyncEngine:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
         except TimeoutError:
-            for stream in list(self._streams.values()):
+            for stream in set(self._streams.values()):
                 stream.abort()
 
     async def stop(self) -> None:
@@ -120,10 +120,9 @@ class AsyncEngine:
 
     def submit(self, request: GenerationRequest) -> OutputStream:
         """Queue a client's request of one prompt; see ``submit_together``."""
-        [stream] = self.submit_together((request,))
-        return stream
+        return self.submit_together((request,))
 
-    def submit_together(self, requests: Sequence[GenerationRequest]) -> list[OutputStream]:
+    def submit_together(self, requests: Sequence[GenerationRequest]) -> OutputStream:
         """Queue the prompts of a client's request (one ``origin``), all or none. They count as one that waits.
 
         Raises at once QueueFull, ShuttingDown, StepFailed, ModelNotFound, ContextLengthExceeded, InvalidRequest.
@@ -142,12 +141,12 @@ class AsyncEngine:
             self._engine.check(request)
             if request.request_id in self._streams:
                 raise InvalidRequest(f"request id {request.request_id!r} is in use")
-        streams = [OutputStream(request, self.abort) for request in requests]
-        self._streams |= {stream.request_id: stream for stream in streams}
+        stream = OutputStream(requests, self.abort)
+        self._streams |= dict.fromkeys(stream.request_ids, stream)
         self._idle.clear()
         self._handed_in += 1
         self._inbox.put(lambda engine: self._take_in(engine, requests))
-        return streams
+        return stream
 
     def _take_in(self, engine: Engine, requests: Sequence[GenerationRequest]) -> None:
         for request in requests:
@@ -378,8 +377,7 @@ class AsyncEngine:
             stream = self._streams.get(output.request_id)
             if stream is None:
                 continue  # its client has gone
-            stream.feed(output)
-            if stream.ended:
+            if stream.feed(output):
                 del self._streams[output.request_id]
         self._note_idle()
 
@@ -388,7 +386,7 @@ class AsyncEngine:
             self._idle.set()
 
     def _fail_all(self, error: ServerError) -> None:
-        for stream in list(self._streams.values()):
+        for stream in set(self._streams.values()):
             stream.fail(error)
         for call in list(self._calls):
             if not call.done():

@@ -18,7 +18,6 @@ ABSENT = (
     "prometheus_client",
     "pydantic",
     "sqlalchemy",
-    "sse_starlette",
     "starlette",
     "structlog",
     "uvicorn",

@@ -151,7 +151,7 @@ def test_a_message_gives_templates_its_name_and_one_text() -> None:
 
 def generation(*prompts: tuple[int, ...]) -> Generation:
     text = ModelText(cast("Any", None), cast("Any", None), cast("Any", None), frozenset())
-    return Generation((), prompts, 1, ResolvedModel((), "a", "a"), text)
+    return Generation(cast("Any", None), prompts, 1, ResolvedModel((), "a", "a"), text)
 
 
 def output(index: int, prompt: int, completion: int, cached: int) -> SequenceOutput:

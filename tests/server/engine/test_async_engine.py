@@ -225,7 +225,7 @@ async def test_prompts_of_one_client_count_as_one_that_waits() -> None:
     async with running(max_waiting=2) as bench:
         await bench.hold()
         parts = [[ask(f"{name}{i}", PROMPT, 2, origin=name) for i in range(5)] for name in ("a", "b", "c")]
-        streams = bench.engine.submit_together(parts[0]) + bench.engine.submit_together(parts[1])
+        streams = [bench.engine.submit_together(parts[0]), bench.engine.submit_together(parts[1])]
         with pytest.raises(QueueFull):
             bench.engine.submit_together(parts[2])
         bench.gate.set()
