@@ -279,9 +279,9 @@ async def _check(measured: Measured, send: Ask, watcher: Watcher) -> None:
             measured.alone_errors += 1
             continue
         measured.checked += 1
-        expected = "".join(alone.text), alone.finish_reason
+        expected = alone.text, alone.finish_reason
         for answer in answers:
-            found = "".join(answer.text), answer.finish_reason
+            found = answer.text, answer.finish_reason
             if found != expected:
                 name = measured.models[planned.model]
                 measured.mismatches.append(Mismatch(name, planned.prompt, found[0], expected[0]))

@@ -1,18 +1,21 @@
-"""One streamed request to an OpenAI-compatible server: what was said, when each piece came, or how it failed.
+"""One request to an OpenAI-compatible server: what was said, when each piece came, or how it failed.
 
-Errors are results, not exceptions: a run counts them by kind.
+Errors of a streamed request are results, not exceptions: a run counts them by kind. manylora's own routes are
+manylora_client.py's, which asks through this.
 """
 
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 
 Endpoint = Literal["completions", "chat"]
 Json = Mapping[str, object]
+HUNG_UP = "hung up"
+"""The error of an answer that this side left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +38,60 @@ class Timeouts:
 class Answer:
     """What one request gave. Times are time.perf_counter() seconds."""
 
-    started: float
+    started: float = 0.0
     ended: float = 0.0
-    text: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     """When each piece of text came."""
+    tokens: list[str] = field(default_factory=list)
+    """As text, where log probabilities were asked for."""
+    logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
+    status: int = 200
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     """As the server's usage says; None if it says nothing."""
     error: str | None = None
-    """Its kind: "connect", "timeout (read)", "http 429 (queue_full)", "cut off", "in-stream (…)", "bad event"."""
+    """Its kind: "connect", "timeout (read)", "http 429 (queue_full)", "cut off", "in-stream (…)", "bad event",
+    "hung up"."""
     error_message: str = ""
+
+    @property
+    def text(self) -> str:
+        """All that was said."""
+        return "".join(self.pieces)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it ended as it should."""
+        return self.error is None and self.finish_reason is not None
+
+    def same_as(self, other: "Answer") -> bool:
+        """Whether both are complete and equal, token for token and bit for bit in their log probabilities."""
+        mine, its = ((one.text, one.tokens, one.logprobs) for one in (self, other))
+        return self.complete and other.complete and mine == its
+
+    def add(self, choice: Mapping[str, Any], now: float) -> None:
+        """Take in a choice of a completion, whole or a piece of one, that came at ``now``."""
+        text = choice.get("text") or (choice.get("delta") or {}).get("content")
+        if text:
+            self.pieces.append(text)
+            self.times.append(now)
+        logprobs = choice.get("logprobs") or {}
+        self.tokens += logprobs.get("tokens") or []
+        self.logprobs += logprobs.get("token_logprobs") or []
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+    def refused(self, response: httpx.Response) -> None:
+        """Take in an answer whose status isn't 200; its body must have been read."""
+        try:
+            body = response.json()
+        except ValueError:
+            body = {}
+        code = _code(body if isinstance(body, dict) else {})
+        self.status = response.status_code
+        self.error = f"http {response.status_code}" + (f" ({code})" if code else "")
+        self.error_message = response.text[:500]
 
     @property
     def output_tokens(self) -> int:
@@ -103,16 +148,21 @@ def new_client(target: Target, streams: int, timeouts: Timeouts) -> httpx.AsyncC
     return httpx.AsyncClient(headers=target.headers, timeout=timeouts.to_httpx(), limits=limits)
 
 
-async def ask(client: httpx.AsyncClient, target: Target, body: Json) -> Answer:
-    """Send a request with ``stream: true`` in ``body`` and read it to its end."""
+async def ask(
+    client: httpx.AsyncClient, target: Target, body: Json, *, hang_up_after: int | None = None
+) -> Answer:
+    """Send a request with ``stream: true`` in ``body`` and read it to its end.
+
+    With ``hang_up_after``, leave after so many events; the error is HUNG_UP then.
+    """
     answer = Answer(time.perf_counter())
     try:
         async with client.stream("POST", target.path, json=body) as response:
             if response.status_code != httpx.codes.OK:
                 await response.aread()
-                _note_status(answer, response)
+                answer.refused(response)
             else:
-                await _read(answer, response)
+                await _read(answer, response, hang_up_after)
     except httpx.ConnectError as error:
         answer.error, answer.error_message = "connect", str(error)
     except httpx.TimeoutException as error:
@@ -126,7 +176,8 @@ async def ask(client: httpx.AsyncClient, target: Target, body: Json) -> Answer:
     return answer
 
 
-async def _read(answer: Answer, response: httpx.Response) -> None:
+async def _read(answer: Answer, response: httpx.Response, hang_up_after: int | None) -> None:
+    events = 0
     async for line in response.aiter_lines():
         if not line.startswith("data:"):
             continue  # comments that keep the connection alive, event names, blank lines
@@ -144,6 +195,10 @@ async def _read(answer: Answer, response: httpx.Response) -> None:
             answer.error, answer.error_message = f"in-stream ({_code(chunk)})", data[:500]
             return
         _take(answer, chunk, now)
+        events += 1
+        if events == hang_up_after:
+            answer.error = HUNG_UP
+            return
     answer.error = "cut off"
     answer.error_message = "the stream ended without [DONE]"
 
@@ -155,21 +210,7 @@ def _take(answer: Answer, chunk: Json, now: float) -> None:
         answer.completion_tokens = usage.get("completion_tokens", answer.completion_tokens)
     choices = chunk.get("choices")
     for choice in choices if isinstance(choices, list) else ():
-        text = choice.get("text") or (choice.get("delta") or {}).get("content")
-        if text:
-            answer.text.append(text)
-            answer.times.append(now)
-        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
-
-
-def _note_status(answer: Answer, response: httpx.Response) -> None:
-    try:
-        body = response.json()
-    except ValueError:
-        body = {}
-    code = _code(body if isinstance(body, dict) else {})
-    answer.error = f"http {response.status_code}" + (f" ({code})" if code else "")
-    answer.error_message = response.text[:500]
+        answer.add(choice, now)
 
 
 def _code(body: Json) -> str:

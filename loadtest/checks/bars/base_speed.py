@@ -10,9 +10,9 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from manylora.loadtest.checks.bars.client import Ask, Client
 from manylora.loadtest.checks.bars.material import prompts
 from manylora.loadtest.checks.bars.report import Report
+from manylora.loadtest.material.manylora_client import Ask, Client
 
 TOLERANCE = 0.02
 MAX_ERROR = 0.01

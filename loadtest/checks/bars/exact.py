@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manylora.loadtest.checks.bars.client import Answer, Ask, Client
 from manylora.loadtest.checks.bars.material import Material, prompts
 from manylora.loadtest.checks.bars.reference import Reference, agrees
 from manylora.loadtest.checks.bars.report import Report
+from manylora.loadtest.material.http_client import Answer
+from manylora.loadtest.material.manylora_client import Ask, Client
 from manylora.loadtest.material.server_process import running, start_server
 
 LONGEST_PROMPT = 300
@@ -74,7 +75,7 @@ def describe(ask: Ask, one: Answer, other: Answer) -> str:
     """Say how two answers differ."""
     for answer in (one, other):
         if not answer.complete:
-            return f"{ask.model}: {answer.status} {answer.error}"
+            return f"{ask.model}: {answer.error} {answer.error_message}"
     same = [a == b for a, b in zip(one.tokens, other.tokens, strict=False)]
     where = same.index(False) if False in same else len(same)
     return f"{ask.model}, prompt of {len(ask.prompt)}: token {where} of {len(one.tokens)} differs"

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from manylora.adapters.mixtures import MixturePart, spell
-from manylora.loadtest.checks.bars.client import Answer, Ask
 from manylora.loadtest.checks.bars.exact import ADAPTERS, ExactSize, ask_both_ways, describe, make_asks
 from manylora.loadtest.checks.bars.material import Material
 from manylora.loadtest.checks.bars.mixture_walk import Diverged, Walk
@@ -17,6 +16,8 @@ from manylora.loadtest.checks.bars.reference import Reference, agrees
 from manylora.loadtest.checks.bars.report import Report
 from manylora.loadtest.checks.bars.walk_house import opened
 from manylora.loadtest.checks.mixture_exactness import MIXTURES, check_mixtures, draw_mixtures
+from manylora.loadtest.material.http_client import Answer
+from manylora.loadtest.material.manylora_client import Ask
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 
 from manylora.loadtest.checks.bars.base_speed import SpeedSize, base_speed
-from manylora.loadtest.checks.bars.client import Ask, Client
 from manylora.loadtest.checks.bars.material import RANKS, TARGETS, Material, prompts
 from manylora.loadtest.checks.bars.quiet import NOTHING, quiet, report_books
 from manylora.loadtest.checks.bars.report import Report
+from manylora.loadtest.material.manylora_client import Ask, Client
 from manylora.loadtest.material.server_process import ServerProcess, running, start_server
 
 # Few rows, so that the others' coming and going evicts and moves what is on the device.

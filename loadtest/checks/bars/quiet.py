@@ -3,9 +3,9 @@
 import asyncio
 import time
 
-from manylora.loadtest.checks.bars.client import Client, Held, held
 from manylora.loadtest.checks.bars.material import AUDIT_AFTER
 from manylora.loadtest.checks.bars.report import Report
+from manylora.loadtest.material.manylora_client import Client, Held, held
 
 NOTHING = Held(0, 0, 0, 0, 0)
 MIB = 1 << 20

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from manylora.adapters.tokenizer import load_tokenizer
-from manylora.loadtest.checks.bars.client import Answer, Ask
+from manylora.loadtest.material.http_client import Answer
+from manylora.loadtest.material.manylora_client import Ask
 
 TOLERANCE = 1e-3
 """Of log probabilities in float32; a wrong token or adapter is off by far more."""

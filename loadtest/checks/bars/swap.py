@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from manylora.loadtest.checks.bars.client import Answer, Ask, Client, Held
 from manylora.loadtest.checks.bars.material import RANKS, TARGETS, Material, prompts
 from manylora.loadtest.checks.bars.quiet import MIB, NOTHING, quiet, report_books
 from manylora.loadtest.checks.bars.report import Report
 from manylora.loadtest.checks.bars.timeline import ABSENT, Timeline
+from manylora.loadtest.material.http_client import Answer
+from manylora.loadtest.material.manylora_client import Ask, Client, Held
 from manylora.loadtest.material.server_process import ServerProcess, running, start_server
 
 NAMES = tuple(f"name{number}" for number in range(10))
@@ -75,7 +76,7 @@ class _Storm:
             return
         if not answer.complete:
             self.outcomes["failed"] += 1
-            self.failures.append(f"{ask.model}: {answer.status} {answer.error}")
+            self.failures.append(f"{ask.model}: {answer.error} {answer.error_message}")
             return
         given = [v for v in could if v is not ABSENT and answer.same_as(self.truth[v, ask.prompt])]
         self.outcomes["right" if len(given) == 1 else "mixed up"] += 1

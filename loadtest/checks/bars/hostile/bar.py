@@ -14,7 +14,6 @@ from urllib.parse import quote
 import httpx
 import psutil
 
-from manylora.loadtest.checks.bars.client import Client
 from manylora.loadtest.checks.bars.hostile import verdict
 from manylora.loadtest.checks.bars.hostile.exchange import call, perform
 from manylora.loadtest.checks.bars.hostile.material import BASE, GOOD, HostileMaterial, lanes
@@ -22,6 +21,7 @@ from manylora.loadtest.checks.bars.hostile.streams import Watch, address, ask, w
 from manylora.loadtest.checks.bars.hostile.verdict import Done, Limits, Usage
 from manylora.loadtest.checks.bars.quiet import NOTHING, quiet, report_books
 from manylora.loadtest.checks.bars.report import Report
+from manylora.loadtest.material.manylora_client import Client
 from manylora.loadtest.material.server_process import (
     START_SECONDS,
     ServerProcess,

@@ -1,50 +1,18 @@
-"""A small asynchronous client: completions whole or streamed, adapters in and out, metrics. Errors are results."""
+"""A client of manylora's own: completions whole or streamed, adapters in and out, metrics."""
 
 import json
 import re
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-HUNG_UP = "hung up"
+from manylora.loadtest.material.http_client import Answer, Target
+from manylora.loadtest.material.http_client import ask as send
+
 _SAMPLE = re.compile(r"(\w[\w:]*)(?:\{([^}]*)\})? (\S+)")
-
-
-@dataclass(slots=True)
-class Answer:
-    """What a completion gave: text, tokens as text, their log probabilities; or how it failed."""
-
-    text: str = ""
-    tokens: list[str] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: str | None = None
-    status: int = 200
-    error: str = ""
-
-    @property
-    def complete(self) -> bool:
-        """Whether it ended as it should."""
-        return not self.error and self.finish_reason is not None
-
-    def same_as(self, other: "Answer") -> bool:
-        """Whether both are complete and equal, token for token and bit for bit in their log probabilities."""
-        return (
-            self.complete
-            and other.complete
-            and (self.text, self.tokens, self.logprobs) == (other.text, other.tokens, other.logprobs)
-        )
-
-    def add(self, choice: dict[str, Any]) -> None:
-        """Take in a choice of a completion, whole or a piece."""
-        self.text += choice["text"]
-        if choice["logprobs"] is not None:
-            self.tokens += choice["logprobs"]["tokens"]
-            self.logprobs += choice["logprobs"]["token_logprobs"]
-        self.finish_reason = choice["finish_reason"] or self.finish_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +45,7 @@ class Client:
         # Shorter than any server's, so that no request meets a connection that is being closed.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
         timeout = httpx.Timeout(connect=30, read=300, write=30, pool=300)
+        self._target = Target(url)
         self._http = httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout)
 
     async def __aenter__(self) -> "Client":
@@ -97,41 +66,19 @@ class Client:
 
     async def choices(self, ask: Ask) -> list[Answer]:
         """Return all choices of a request; one Answer if it failed."""
+        started = time.perf_counter()
         response = await self._http.post("/v1/completions", json=ask.body(stream=False))
-        if response.status_code != 200:
-            return [Answer(status=response.status_code, error=_message(response.content))]
-        answers = [Answer() for _ in range(ask.n)]
+        answers = [Answer(started, time.perf_counter()) for _ in range(ask.n)]
+        if response.status_code != httpx.codes.OK:
+            answers[0].refused(response)
+            return answers[:1]
         for choice in response.json()["choices"]:
-            answers[choice["index"]].add(choice)
+            answers[choice["index"]].add(choice, time.perf_counter())
         return answers
 
     async def stream(self, ask: Ask, *, hang_up_after: int | None = None) -> Answer:
         """Return an answer put together from a stream; with ``hang_up_after``, leave after so many events."""
-        answer = Answer()
-        try:
-            await self._stream(ask, answer, hang_up_after)
-        except httpx.TransportError as error:
-            answer.error = repr(error)
-        return answer
-
-    async def _stream(self, ask: Ask, answer: Answer, hang_up_after: int | None) -> None:
-        events = 0
-        body = ask.body(stream=True)
-        async with self._http.stream("POST", "/v1/completions", json=body) as response:
-            if response.status_code != 200:
-                answer.status, answer.error = response.status_code, _message(await response.aread())
-                return
-            async with aclosing(_events(response)) as stream:
-                async for event in stream:
-                    if "error" in event:
-                        answer.error = str(event["error"]["message"])
-                        continue
-                    for choice in event["choices"]:
-                        answer.add(choice)
-                    events += 1
-                    if hang_up_after is not None and events >= hang_up_after:
-                        answer.error = HUNG_UP
-                        return
+        return await send(self._http, self._target, ask.body(stream=True), hang_up_after=hang_up_after)
 
     async def register(self, name: str, src: str, *, preload: bool = False) -> dict[str, Any]:
         """Register an adapter; return its record. Raises httpx.HTTPStatusError."""
@@ -203,12 +150,6 @@ async def held(client: Client) -> Held:
         int(metrics.total("manylora_adapters")),
         int(metrics.total("manylora_adapter_host_bytes")),
     )
-
-
-async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
-    async for line in response.aiter_lines():
-        if line.startswith("data: ") and line != "data: [DONE]":
-            yield json.loads(line[6:])
 
 
 def _record(response: httpx.Response) -> dict[str, Any]:
