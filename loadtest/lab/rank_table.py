@@ -26,20 +26,32 @@ KIB_PER_GIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to choose the rank, and its flags. Alpha is twice the first rank, so that every scale is 2."""
+    """A way to choose the rank."""
 
     name: str
-    flags: tuple[str, ...]
+    first_rank: int
+    schedule: str | None = None
+    """None: the rank stays."""
     rate: float = 1.0
     """Times the rate that was asked for."""
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Those of `manylora train`. Alpha is twice the first rank, so that every scale is 2."""
+        rank = (
+            ("--lora_r", str(self.first_rank))
+            if self.schedule is None
+            else ("--rank_schedule", self.schedule)
+        )
+        return (*rank, "--lora_alpha", str(2 * self.first_rank))
+
 
 METHODS = (
-    Method("fixed 8", ("--lora_r", "8", "--lora_alpha", "16")),
-    Method("fixed 64", ("--lora_r", "64", "--lora_alpha", "128")),
-    Method("growing 8, 16, 64", ("--rank_schedule", "8:0,16:0.3,64:0.6", "--lora_alpha", "16")),
+    Method("fixed 8", 8),
+    Method("fixed 64", 64),
+    Method("growing 8, 16, 64", 8, "8:0,16:0.3,64:0.6"),
     # Its factors start at 0, 0.02 and 0.02: at LoRA's rates it learns next to nothing in so few steps.
-    Method("AdaLoRA 12 to 8", ("--rank_schedule", "adalora:12:8", "--lora_alpha", "24"), rate=10),
+    Method("AdaLoRA 12 to 8", 12, "adalora:12:8", rate=10),
 )
 
 
@@ -146,7 +158,14 @@ def main() -> None:
     parser.add_argument("--eval-rows", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write settings and every run's figures here")
+    parser.add_argument(
+        "--of", type=Path, metavar="JSON", help="print the table of such a file, and train nothing"
+    )
     given = parser.parse_args()
+    if given.of is not None:
+        kept = json.loads(given.of.read_text(encoding="utf-8"))["outcomes"]
+        print(report([Outcome(**each) for each in kept]))  # noqa: T201  # the result
+        return
     job = Job(given.base, given.task, given.steps, given.batch, given.rows, given.eval_rows)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as scratch:
