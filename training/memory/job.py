@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from manylora.training.arguments import Arguments
 from manylora.training.distributed import world_size
@@ -43,7 +44,8 @@ def shapes_of(job: Job) -> tuple[ModelShape, RunShape]:
         dtype=dtype,
         optim=str(getattr(training.optim, "value", training.optim)),
         packing=job.arguments.data.packing,
-        train_embeddings=bool(lora.modules_to_save or (lora.new_tokens and base.kind == "dense")),
+        train_embeddings=_trains_embedding(prepared.model),
+        whole=_trained_beside_lora(prepared.model),
         dropout=lora.used_dropout,
         device="cuda" if base.model.device.type == "cuda" else "cpu",
         double_quant=job.arguments.lora.double_quant,
@@ -52,6 +54,19 @@ def shapes_of(job: Job) -> tuple[ModelShape, RunShape]:
         starts_from_base=lora.starts_from_base,
     )
     return model, _with_evaluation(job, run, training.per_device_eval_batch_size)
+
+
+def _trains_embedding(model: nn.Module) -> bool:
+    """Return whether the embedding is trained whole, so that what comes out of it is float32."""
+    embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]  # transformers' models have it
+    return any("modules_to_save" in name for name, _ in embedding.named_parameters())
+
+
+def _trained_beside_lora(model: nn.Module) -> int:
+    """Return the trained values that are no factors and no lengths of DoRA's."""
+    return sum(
+        each.numel() for name, each in model.named_parameters() if each.requires_grad and "lora_" not in name
+    )
 
 
 def _with_evaluation(job: Job, run: RunShape, batch: int) -> RunShape:

@@ -120,7 +120,8 @@ def adapter_bytes(model: ModelShape, run: RunShape) -> dict[str, float]:
     value = DTYPES[run.dtype]
     factors = factor_values(model, run)
     # Those of which autocast holds copies in the run's dtype. DoRA's lengths are in no product.
-    multiplied = factors + (model.embedding_parameters if run.train_embeddings else 0)
+    embeddings = model.embedding_parameters if run.train_embeddings else 0
+    multiplied = factors + (embeddings if run.whole is None else run.whole)
     trained = multiplied + (adapted_outputs(model, run) if run.use_dora else 0)
     start = factors if run.starts_from_base else 0
     return {

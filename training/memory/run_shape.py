@@ -39,7 +39,10 @@ class RunShape:
     packing: bool = False
     """Whether rows hold several examples, which takes a mask that says who may see whom."""
     train_embeddings: bool = False
-    """Whether the embedding and the head are trained whole (modules_to_save)."""
+    """Whether the embedding is trained whole (modules_to_save), and the head too unless ``whole`` says otherwise."""
+    whole: int | None = None
+    """Values that are trained beside LoRA's: of modules_to_save, biases and new tokens. None: as train_embeddings has
+    it."""
     dropout: float = 0.05
     trained_share: float = 1.0
     """Share of tokens with a loss. Logits are made for these only; 1.0 is the worst case."""

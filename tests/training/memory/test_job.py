@@ -128,6 +128,28 @@ def test_what_is_asked_of_the_adapter_is_planned(
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "embedding"),
+    [
+        ("--modules_to_save norm", False),
+        ("--modules_to_save lm_head", True),  # tied to the embedding
+        ("--modules_to_save embed_tokens", True),
+        ("--modules_to_save embed_tokens lm_head norm", True),
+        ("--lora_bias all", False),
+        ("--lora_bias lora_only --modules_to_save norm", False),
+    ],
+)
+def test_what_is_trained_beside_lora_is_planned_by_what_it_holds(
+    words: list[str], flags: str, embedding: bool
+) -> None:
+    job = job_of([*words, *flags.split()])
+    model, run = shapes_of(job)
+    trained = sum(each.nbytes for each in job.prepared.model.parameters() if each.requires_grad)
+    assert plan(model, replace(run, rank=4)).parts["gradients"] * GIB == trained
+    assert run.whole
+    assert run.train_embeddings == embedding
+
+
 def test_an_adapters_own_ranks_are_planned(words: list[str], tmp_path: Path) -> None:
     """Trained values of a run that goes on from it; and where its targets are paths, too."""
     without = [word for word in words if not word.startswith(("--rank_schedule", "4:0"))]
