@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from typing import TextIO
 
 import structlog
 from rich.console import Console
@@ -41,7 +42,7 @@ def configure_logs(settings: ServeSettings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(settings)],
@@ -54,6 +55,18 @@ def configure_logs(settings: ServeSettings) -> None:
     # The banner says what uvicorn's own lines would, and draining is told by the server.
     for chatty in ("alembic", "httpx", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is by then: one that a caller had put there for a while may be closed."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # the parent's would keep the stream
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # the parent's is a variable
+        """The stream of now."""
+        return sys.stderr
 
 
 def _rendering(settings: ServeSettings) -> tuple[structlog.typing.Processor, ...]:

@@ -64,6 +64,17 @@ def written(monkeypatch: pytest.MonkeyPatch, log_format: str, *, terminal: bool)
     return stderr.getvalue()
 
 
+def test_lines_go_to_what_stderr_is_when_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Stderr(terminal=False), Stderr(terminal=False)
+    monkeypatch.setattr(sys, "stderr", first)
+    configure_logs(ServeSettings.model_validate({"log_format": "json"}))
+    first.close()
+    monkeypatch.setattr(sys, "stderr", second)
+    structlog.get_logger("manylora.access").info("request", status=200)
+    [line] = second.getvalue().splitlines()
+    assert json.loads(line)["event"] == "request"
+
+
 @pytest.mark.parametrize(("log_format", "terminal"), [("auto", False), ("json", False), ("json", True)])
 def test_machines_get_one_json_object_a_line(
     monkeypatch: pytest.MonkeyPatch, log_format: str, terminal: bool
