@@ -32,6 +32,10 @@ COMMON = (
 BEST = " --early_stopping_patience 9 --save_total_limit 2"
 AUTO = " --learning_rate auto --max_steps 4 --gradient_accumulation_steps 1 --save_strategy no"
 SHARDED = " --fsdp full_shard --save_strategy steps --save_steps 2"
+TURNED = (
+    " --max_steps 30 --gradient_accumulation_steps 1 --eval_strategy no --save_strategy no --on_divergence stop"
+    " --from_adapter two/blue"
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(directory / "rows.json", range(24))
     # An odd number: one process of two evaluates a row that doesn't count.
     write_rows(directory / "held-out.json", range(30, 35))
+    blue = [
+        {
+            "conversations": [
+                {"from": "user", "value": f"Colour {n}?"},
+                {"from": "assistant", "value": "blue" * 6},
+            ]
+        }
+        for n in range(8)
+    ]
+    (directory / "blue.json").write_text(json.dumps(blue))
     write_base(directory / "tiny", TINY)
     return directory
 
@@ -77,6 +91,17 @@ def launch(place: Path, *commands: str) -> str:
     return "".join(said)
 
 
+def turned(shards: str, name: str) -> list[str]:
+    """The commands of two runs whose rows get dearer: held-out rows get cheaper in the first, and don't in the second.
+
+    With DDP before shards: transformers leaves word of those in the environment.
+    """
+    return [
+        f"turned {COMMON}{TURNED}{shards} --eval_data_path {held_out}.json --output_dir two/{name}turned-{held_out}"
+        for held_out in ("blue", "rows")
+    ]
+
+
 def logged(output: Path, key: str) -> list[float]:
     record = json.loads((output / "run.json").read_text())
     return [entry[key] for entry in record["history"]["log"] if key in entry]
@@ -111,17 +136,20 @@ def said(place: Path) -> str:
         f"{COMMON}{AUTO} --output_dir two/auto",
         f"{COMMON} --output_dir two/means --max_steps 1 --average_tokens_across_devices False --save_strategy no",
         f"{COMMON} --output_dir two/stopped --max_steps 2000 --eval_strategy no",
+        f"{COMMON} --data_path blue.json --output_dir two/blue --max_steps 40 --save_strategy no",
+        *turned("", ""),
         f"{COMMON}{SHARDED} --output_dir two/sharded --max_steps 4",
         f"{COMMON}{SHARDED} --output_dir two/sharded --resume",
         f"{COMMON}{BEST} --output_dir two/sharded-best --fsdp full_shard",
         f"{COMMON}{SHARDED} --output_dir two/nf4 --max_steps 2 --q_lora --fsdp_config fsdp_qlora.json",
+        *turned(" --fsdp full_shard", "sharded-"),
     )
 
 
 @pytest.fixture(scope="module")
 def two(place: Path, said: str) -> Path:
     """What two processes make of it."""
-    assert len(re.findall(r"process [01] is done", said)) == 16
+    assert len(re.findall(r"process [01] is done", said)) == 22
     return place / "two"
 
 
@@ -190,6 +218,26 @@ def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(two: Path,
     assert sorted(ended) == [(rank, f"two/stopped/{kept.name}") for rank in "01"]
     assert {"optimizer.pt", "rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in kept.iterdir()}
     assert not (two / "stopped" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "earlier"), [("", "the weights of step [0-9]+"), ("sharded-", "the base alone")]
+)
+def test_two_processes_go_by_one_veto_of_the_held_out_rows(
+    two: Path, said: str, name: str, earlier: str
+) -> None:
+    """The rows trained on got dearer: a run whose held-out rows got cheaper goes on, in both processes; one whose did
+    not is stopped, in both."""
+    record = json.loads((two / f"{name}turned-blue" / "run.json").read_text())
+    assert record["outcome"] == "finished"
+    assert record["results"]["steps"] == 30
+    losses = logged(two / f"{name}turned-blue", "loss")
+    assert losses[-1] > losses[11] + 1, "what the guard is to look into"
+    stopped = re.findall(
+        rf"process ([01]) ended: (stopped .* with {earlier}: .*): turned .*/{name}turned-rows\b", said
+    )
+    assert sorted(process for process, _ in stopped) == ["0", "1"]
+    assert len({sentence for _, sentence in stopped}) == 1
 
 
 def second_of(launcher: int) -> int:

@@ -10,12 +10,14 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from manylora.training.bases.initial import Residual
+from manylora.training.errors import DoesNotFit
 from manylora.training.loop.evaluation import row_losses
 from manylora.training.loop.events import Events
 from manylora.training.loop.guard import Rows
 from manylora.training.loop.last_rows import MOST_ROWS, LastRows
 from manylora.training.loop.masked import MaskedRows
 from manylora.training.loop.split import pieces, rows_of
+from manylora.training.loop.verdict import Verdict
 from manylora.training.loop.watch import GuardSettings, Watch
 from manylora.training.rank.policy import Moment
 
@@ -139,6 +141,22 @@ class GuardedTrainer(Trainer):
         return self._losses_of(
             self.data_collator([rows[at] for at in range(start, min(start + size, count))]) for start in first
         )
+
+    def agreed(self, verdict: Verdict) -> Verdict:
+        """Return the first process's verdict."""
+        if self.args.world_size == 1:
+            return verdict
+        found = [verdict]
+        torch.distributed.broadcast_object_list(found, src=0)
+        return found[0]
+
+    def look_before_saving(self) -> None:
+        """Let the guard look at what a checkpoint is to keep. Rows that don't fit into memory don't cost it."""
+        try:
+            self.watch.before_saving()
+        except DoesNotFit:
+            if self.args.world_size > 1:  # the others wait for this one's losses
+                raise
 
     def _losses_of(self, batches: Iterable[Mapping[str, Tensor]]) -> list[float]:
         """Return each row's loss per trained token, without dropout; rows without a trained token are left out."""

@@ -1,6 +1,6 @@
 """How the trainer saves and resumes: whole checkpoints or none, the policy's adapter, and the loop's own state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class CheckpointSaving(HubPushing):
     eval_rows: int | None
     watch: Watch
     masked: MaskedRows
+    look_before_saving: Callable[[], None]
     _staging: Path | None = None
     resumed_from: Path | None = None
     """The checkpoint that the run went on from."""
@@ -40,6 +41,7 @@ class CheckpointSaving(HubPushing):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, give it its name when it is whole, and go on without it when the disk is full."""
+        self.look_before_saving()
         output_dir = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         best = self.state.best_model_checkpoint

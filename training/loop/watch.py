@@ -70,6 +70,9 @@ class Guarded(Protocol):
     def held_out_losses(self) -> list[float]:
         """Return those of some held-out rows, always the same; none where nothing is held out."""
 
+    def agreed(self, verdict: Verdict) -> Verdict:
+        """Return the verdict that all processes go by: losses of the same rows differ in their last bits."""
+
 
 class Watch:
     """One run's guard, and its way back.
@@ -130,6 +133,22 @@ class Watch:
         else:
             self._look_into(trouble)
 
+    def before_saving(self) -> None:
+        """Ask the last rows before a checkpoint is written, as a run that goes on from it knows no better state.
+
+        May take the run back; raises Diverged where it has to stop. Where no copies are kept nothing is asked: the run
+        that goes on holds itself against the base, as this one does.
+        """
+        kept = self._snapshot
+        if not self._settings.acts or kept is None or kept.step == self._step:
+            return
+        verdict = self._judged()
+        if verdict.is_worse:
+            what = f"the checkpoint of step {self._step} would have kept weights that fell apart"
+            self._answer(self._proven(Trouble("exploding", what), verdict))
+        elif verdict.is_as_good:
+            self._snapshot, self._next = self._taken(), None
+
     def state(self) -> dict[str, object]:
         """Return what a resumed run needs, as JSON."""
         return {"guard": self.guard.state(), "backoffs": self.backoffs, "looked": self._looked}
@@ -161,13 +180,9 @@ class Watch:
         self._look_into(Trouble("exploding", "the loss rose"))
 
     def _look_into(self, trouble: Trouble) -> None:
-        """Ask the last rows, and before anything is done some held-out ones."""
+        """Settle a suspicion."""
         self._looked = self._step
-        verdict = self._asked()
-        if verdict.is_worse and self._settings.acts:
-            now = self._run.held_out_losses()
-            held_out = compare(self._before(self._snapshot, self._run.held_out_losses), now)
-            verdict = verdict if held_out.is_worse or not held_out.has_rows else held_out
+        verdict = self._judged()
         if verdict.is_worse:
             self._answer(self._proven(trouble, verdict))
             return
@@ -176,6 +191,15 @@ class Watch:
         if verdict.is_as_good:
             self._all_is_well()
             self._snapshot = self._taken()
+
+    def _judged(self) -> Verdict:
+        """Ask the last rows, and before anything is done some held-out ones."""
+        verdict = self._asked()
+        if not (verdict.is_worse and self._settings.acts):
+            return verdict
+        now = self._run.held_out_losses()
+        held_out = self._run.agreed(compare(self._before(self._snapshot, self._run.held_out_losses), now))
+        return verdict if held_out.is_worse or not held_out.has_rows else held_out
 
     def _asked(self) -> Verdict:
         """Hold the weights now against the better of the states kept, which becomes the one to come back to."""

@@ -27,6 +27,7 @@ from manylora.training.loop.guard import Rows
 from manylora.training.loop.guarded import HELD_OUT_ROWS, adapter_off
 from manylora.training.loop.last_rows import MOST_ROWS
 from manylora.training.loop.masked import MaskedRows
+from manylora.training.loop.verdict import Verdict
 from manylora.training.loop.watch import GuardSettings, Watch
 from manylora.training.rank.policy import Moment, RankPolicy
 from manylora.training.tasks.batch import Row
@@ -78,7 +79,8 @@ class Member:
         """How it ended worse than the base alone; empty where it didn't."""
         self.rate_ratio = task.arguments.lora.loraplus_lr_ratio
         run = task.arguments.run
-        self.watch = Watch(self, GuardSettings(run.guard, run.on_divergence))
+        settings = GuardSettings(run.guard, run.on_divergence)
+        self.watch = Watch(self, settings, lambda: adapter_off(self.model))
         self.masked = MaskedRows()
         self.losses_of: Callable[[Sequence[Row]], list[float]]
         """Returns the losses of rows through the base that all tasks share; the run sets it."""
@@ -181,7 +183,12 @@ class Member:
     # --- checkpoints
 
     def save(self, directory: Path) -> None:
-        """Write what ``restore`` needs into an empty directory; the adapter in it is an ordinary one."""
+        """Write what ``restore`` needs into an empty directory; the adapter in it is an ordinary one.
+
+        A task that is found astray then goes back before, or is stopped.
+        """
+        if not self.finished:
+            self._guarded(self.watch.before_saving)
         self.policy.save(self.model, directory, resumable=True)
         state = {
             "optimizer": self.optimizer.state_dict(),
@@ -225,6 +232,10 @@ class Member:
         """Return the losses of the first held-out rows."""
         return self.losses_of([self.eval_rows[at] for at in range(min(HELD_OUT_ROWS, len(self.eval_rows)))])
 
+    def agreed(self, verdict: Verdict) -> Verdict:
+        """Return the verdict: there is one process."""
+        return verdict
+
     def hold_against_base(self) -> None:
         """Say so where the task ended worse than it began: once, at its end."""
         worse = None if self.stopped else worse_than_base(self, lambda: adapter_off(self.model))
@@ -240,8 +251,11 @@ class Member:
             # Zeros would still move the weights by the optimiser's momentum and decay; what has no gradient stays.
             self.optimizer.zero_grad()
             return
+        self._guarded(lambda: self.watch.look(window.rows, norm, loss=window.loss))
+
+    def _guarded(self, look: Callable[[], None]) -> None:
         try:
-            self.watch.look(window.rows, norm, loss=window.loss)
+            look()
         except Diverged as error:
             self.stopped = str(error)
             self.events.say(self.step, "stop", self.stopped)

@@ -163,6 +163,36 @@ def test_a_resumed_run_remembers_its_steps_back_and_what_was_said(
         resumed.train(resume_from_checkpoint=last)
 
 
+class Faded(LoraTrainer):
+    """A trainer that loses most of what it has learnt after its twentieth step."""
+
+    def training_step(self, *args: Any, **named: Any) -> Tensor:
+        if self.state.global_step == 20:
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    if "lora_B" in name:
+                        parameter.mul_(0.1)
+        return super().training_step(*args, **named)
+
+
+def test_a_checkpoint_of_weights_that_fell_apart_holds_the_good_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 21}
+    monkeypatch.setattr("tests.training.loop.making.LoraTrainer", Faded)
+    first = make_trainer(tiny_base(tmp_path), tmp_path / "run", known(40), max_steps=21, **options)
+    first.train()
+    learnt, faded = losses(first)[-2:]
+    assert learnt < 1.0 < learnt + 2 < faded < losses(first)[0] - 0.5, "better than the base, and astray"
+    assert kinds(first) == ["backoff"]
+    assert "the checkpoint of step 21" in first.events.all[0].sentence
+    monkeypatch.undo()
+    resumed = make_trainer(tiny_base(tmp_path), tmp_path / "run", known(40), max_steps=24, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-21"))
+    assert losses(resumed)[21] < learnt + 0.5
+    assert kinds(resumed) == []
+
+
 def known_to_the_demo(count: int) -> list[Item]:
     """Return conversations that the demo's base answers rightly."""
     tokenizer: Any = load_tokenizer(DEMO)
@@ -182,15 +212,14 @@ def test_a_run_that_was_astray_when_its_checkpoint_was_written_is_caught_by_the_
     options: dict[str, Any] = {"learning_rate": 0.3, "save_strategy": "steps", "save_steps": 4}
     rows = known_to_the_demo(8)
 
-    def begun(steps: int) -> LoraTrainer:
+    def begun(steps: int, guard: str) -> LoraTrainer:
         base = load_base(BaseSettings(str(DEMO), dtype="fp32"))
-        return make_trainer(base, tmp_path / "run", rows, max_steps=steps, **options)
+        settings = LoopSettings(guard=guard)
+        return make_trainer(base, tmp_path / "run", rows, max_steps=steps, settings=settings, **options)
 
-    first = begun(4)
-    first.train()
-    assert kinds(first) == []
+    begun(4, "off").train()  # else none would have been written
     with pytest.raises(Diverged, match="with the base alone"):
-        begun(30).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+        begun(30, "on").train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
 
 
 def test_a_resumed_run_says_what_was_said_no_second_time(tmp_path: Path) -> None:

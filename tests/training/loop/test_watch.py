@@ -13,6 +13,7 @@ from torch import nn
 from manylora.training.errors import Diverged
 from manylora.training.loop.events import Events
 from manylora.training.loop.guard import Rows
+from manylora.training.loop.verdict import Verdict
 from manylora.training.loop.watch import GuardSettings, Watch
 from manylora.training.rank.policy import Moment
 
@@ -30,6 +31,8 @@ class Run:
         self.held_out: list[float] = []
         self.held_out_share = 1.0
         """Of what the weight is off by that held-out rows cost more."""
+        self.first_says: Verdict | None = None
+        """What the first of several processes makes of held-out rows."""
         self.step = 0
         asked = GuardSettings(guard, on_divergence)
         self.watch = Watch(self, asked, self.base_alone, keeps_copies=keeps_copies)
@@ -58,6 +61,9 @@ class Run:
 
     def held_out_losses(self) -> list[float]:
         return [hard + self.held_out_share * self.off for hard in self.held_out]
+
+    def agreed(self, verdict: Verdict) -> Verdict:
+        return self.first_says or verdict
 
     def take(self, hard: list[float], norm: float = 1.0) -> None:
         """Take a step with these rows."""
@@ -154,6 +160,17 @@ def test_held_out_rows_have_their_veto_in_shards_too_where_the_base_alone_is_ask
         worse.go(100, [EASY], lambda step: 0.0 if step < 50 else 6.0)
 
 
+def test_of_several_processes_the_first_one_has_the_veto() -> None:
+    for first, kinds in ((Verdict(2.0, 1.0, rows=32), []), (Verdict(2.0, 9.0, rows=32), ["backoff"])):
+        run = Run()
+        run.held_out, run.held_out_share = [2.0] * 32, 1.0 if kinds == [] else -0.1
+        run.first_says = first
+        for step in range(60):
+            run.off = 6.0 if step == 50 else run.off
+            run.take([EASY])
+        assert run.kinds == kinds
+
+
 def test_a_norm_that_runs_away_is_trouble_only_where_the_rows_got_worse() -> None:
     run = Run()
     for step in range(60):
@@ -216,6 +233,36 @@ def test_a_checkpoint_of_a_run_that_was_astray_is_no_good_state(healthy: int) ->
     again = resumed(run)
     with pytest.raises(Diverged, match=r"where they cost 2\.05 with the base alone"):
         again.go(40, [EASY, HARD], lambda _: 6.0)
+
+
+def test_no_checkpoint_keeps_weights_that_fell_apart_though_they_are_better_than_the_base() -> None:
+    run = Run()
+    run.go(40, [EASY, HARD], lambda _: -3.0)
+    run.off = -1.0
+    run.watch.before_saving()
+    assert (run.kinds, run.off) == (["backoff"], -3.0)
+    again = resumed(run)
+    again.go(60, [EASY, HARD], lambda _: again.off)
+    assert again.events.all == []
+
+
+def test_a_checkpoint_of_weights_that_are_as_good_is_what_the_run_comes_back_to() -> None:
+    run = Run()
+    run.go(12, [EASY, HARD], lambda _: -1.0)
+    run.off = -1.5
+    run.watch.before_saving()
+    run.go(20, [EASY, HARD], lambda _: run.off if run.kinds else 6.0)
+    assert (run.kinds, run.off) == (["backoff"], -1.5)
+
+
+@pytest.mark.parametrize(("guard", "held_out"), [("warn", 1.0), ("off", 1.0), ("on", -0.1)])
+def test_a_checkpoint_changes_nothing_where_the_guard_would_not(guard: str, held_out: float) -> None:
+    run = Run(guard=guard)
+    run.held_out, run.held_out_share = [9.0] * 32, held_out
+    run.go(40, [EASY, HARD], lambda _: -3.0)
+    run.off = 6.0
+    run.watch.before_saving()
+    assert (run.kinds, run.off) == ([], 6.0)
 
 
 def test_a_run_that_goes_on_from_a_good_checkpoint_is_let_alone_and_taken_back_as_ever() -> None:

@@ -1,5 +1,6 @@
 """Tasks side by side: each comes out as alone, whatever the others do; resumed runs equal unbroken ones."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -277,6 +278,51 @@ def test_a_task_of_two_kinds_of_rows_is_let_alone_and_one_that_falls_apart_is_st
     assert "learning rate" in wild.stopped
     assert losses(unwatched)[-1] > min(losses(unwatched)) + 1
     assert unwatched.events.all == []
+
+
+def test_a_checkpoint_holds_no_task_that_fell_apart(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"max_steps": 24, "learning_rate": 1e-2}
+    rows = items(1, seed=9) * 40
+    run = team(tiny_base(tmp_path), tmp_path, [Spec(rows, flags), Spec(rows, {**flags, "guard": "off"})])
+    for _ in range(20):
+        run._round()
+    with torch.no_grad():
+        for each in run.members:
+            for name, parameter in each.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(0.1)
+    faded = trained(run.members[1])
+    _files(tmp_path, 20).round_done(run)
+    again = team(tiny_base(tmp_path), tmp_path, [Spec(rows, flags), Spec(rows, flags)], start=False)
+    _files(tmp_path, 20).resume(again)
+    watched, unwatched = again.members
+    assert [event.kind for event in run.members[0].events.all] == ["backoff"]
+    assert run.members[1].events.all == []
+    assert all(torch.equal(value, faded[name]) for name, value in trained(unwatched).items())
+    learnt, lost = (statistics.fmean(each.losses_of(rows[:2])) for each in again.members)
+    assert learnt < 1.0 < learnt + 2 < lost < losses(watched)[0] - 0.5, "better than the base, and astray"
+
+
+def test_a_task_that_was_astray_in_its_checkpoint_is_stopped_when_the_run_goes_on(tmp_path: Path) -> None:
+    # What has learnt one row by heart costs more on others than the base does.
+    expert = team(
+        tiny_base(tmp_path), tmp_path, [Spec(items(1, seed=9) * 40, {"learning_rate": 3e-2, "max_steps": 40})]
+    )
+    expert.run()
+    specs = [Spec(items(40, seed=at), {"max_steps": 40, "learning_rate": 1e-9}) for at in (3, 4)]
+    first = team(tiny_base(tmp_path), tmp_path, specs, guard="off")
+    first._round()
+    with torch.no_grad():
+        for name, parameter in first.members[0].model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(trained(expert.members[0])[name])
+    _files(tmp_path, 1).round_done(first)
+    again = team(tiny_base(tmp_path), tmp_path, specs, start=False)
+    _files(tmp_path, 1).resume(again)
+    again.run()
+    astray, healthy = again.members
+    assert "with the base alone" in astray.stopped
+    assert (healthy.stopped, healthy.step, healthy.events.all) == ("", 40, [])
 
 
 def test_rows_without_a_trained_token_cost_a_task_nothing_and_move_nothing(tmp_path: Path) -> None:
