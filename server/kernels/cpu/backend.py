@@ -22,8 +22,9 @@ from manylora.server.kernels.cpu.encode import encode_int8, encode_nf4
 from manylora.server.kernels.cpu.kv_cache import CpuKVCache
 from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.cpu.linear import CpuLinear
+from manylora.server.kernels.cpu.memory import WeightMemory
 from manylora.server.kernels.cpu.model import CpuModel
-from manylora.server.kernels.cpu.pack import pack
+from manylora.server.kernels.cpu.pack import PackedMatrix, pack
 from manylora.server.kernels.cpu.plan import CpuPlan, Op, plan_step
 from manylora.server.kernels.owned import own
 from manylora.server.kernels.plain.kv_cache import bytes_per_block
@@ -45,6 +46,7 @@ class CpuBackend:
         self.device = CPU
         self.dtype = dtype
         self._kernels = kernels
+        self._memory = WeightMemory()
 
     @property
     def description(self) -> str:
@@ -63,13 +65,12 @@ class CpuBackend:
         """See Backend."""
         widths = [part.shape[0] for part in parts]
         biases = [None] * len(parts) if bias is None else torch.split(bias.float(), widths)
-        packed = tuple(pack(part, own, self._kernels) for part, own in zip(parts, biases, strict=True))
-        return CpuLinear(packed)
+        return CpuLinear(tuple(map(self._pack, parts, biases)))
 
     def prepare_embedding(self, matrix: Tensor, *, tied: bool) -> CpuLinear:
         """See Backend. Where it is the head too it is held in 8 bits, else as it is."""
         source = encode_int8(matrix, self._kernels, HEAD_GROUP) if tied else DenseTensor(matrix)
-        return CpuLinear((pack(source, None, self._kernels),))
+        return CpuLinear((self._pack(source, None),))
 
     def prepare_head(self, matrix: WeightSource) -> CpuLinear:
         """See Backend. It is held in 8 bits, unless it is in 8 or fewer already."""
@@ -175,6 +176,9 @@ class CpuBackend:
     def finite(self, plan: CpuPlan, x: Tensor) -> Tensor:
         """See Backend. What is not finite in between stays in the residual stream."""
         return (x.mul(0).sum(-1) == 0) & torch.from_numpy(plan.finite).bool()
+
+    def _pack(self, source: WeightSource, bias: Tensor | None) -> PackedMatrix:
+        return pack(source, bias, self._kernels, self._memory)
 
     def _new(self, plan: CpuPlan, width: int) -> Tensor:
         return torch.empty(plan.structure.tokens, width)

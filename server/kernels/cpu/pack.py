@@ -20,6 +20,7 @@ from manylora.quant.nf4 import Nf4Tensor
 from manylora.server.kernels.backend import WeightSource
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.abi import BF16, BLOCK, INT8, TABLE4
+from manylora.server.kernels.cpu.memory import WeightMemory
 
 FROM_NF4, FROM_GPTQ, FROM_AWQ, FROM_INT8, FROM_BF16 = range(5)
 PADDING = 64
@@ -140,8 +141,10 @@ def can_pack(source: WeightSource) -> str | None:
     return None
 
 
-def pack(source: WeightSource, bias: Tensor | None, packer: Packer) -> PackedMatrix:
-    """Lay a matrix out for the native kernels.
+def pack(
+    source: WeightSource, bias: Tensor | None, packer: Packer, memory: WeightMemory | None = None
+) -> PackedMatrix:
+    """Lay a matrix out for the native kernels, in ``memory`` if given.
 
     Raises CannotPack for one that they don't take, ValueError for one with scales that are not finite, MemoryError.
     """
@@ -151,15 +154,16 @@ def pack(source: WeightSource, bias: Tensor | None, packer: Packer) -> PackedMat
     group = recipe.grouping.group
     per_group = (blocks, padded // group, BLOCK)
     scaled = recipe.scales is not None
+    empty = (memory or WeightMemory()).empty
     matrix = PackedMatrix(
         kind=recipe.kind,
         shape=(out, wide),
         group=group,
         gain=1.0 if recipe.scales is None else _gain(recipe.scales, recipe.factor),
-        codes=torch.empty(blocks * padded * _half_bytes(recipe.kind) * 16, dtype=torch.uint8),
-        scales=torch.empty(per_group, dtype=torch.float16) if scaled else None,
-        sums=torch.empty(per_group, dtype=torch.int16) if scaled else None,
-        zeros=None if recipe.zeros is None else torch.empty(per_group, dtype=torch.int16),
+        codes=empty((blocks * padded * _half_bytes(recipe.kind) * 16,), torch.uint8),
+        scales=empty(per_group, torch.float16) if scaled else None,
+        sums=empty(per_group, torch.int16) if scaled else None,
+        zeros=None if recipe.zeros is None else empty(per_group, torch.int16),
         table=None if recipe.table is None else torch.tensor(recipe.table, dtype=torch.int8),
         order=recipe.grouping.order,
         bias=None if bias is None else bias.to(torch.float32).contiguous(),

@@ -97,9 +97,9 @@ static int32_t outputs_of(const ml_matrix *m, int64_t block) {
 
 // Outputs [32 · block, …) of matrix i for all tokens, deltas added: y [tokens][32]. `rest` is for linear_block.
 static void output_block(const ml_work *work, const ml_projection *p, int i, int32_t block, const float *x, float *y,
-                         void *rest) {
+                         void *rest, const uint8_t *next) {
     const ml_matrix *m = p->matrix[i];
-    linear_block(m, &p->quantized[i], x, work->call.step->tokens, block, y, ML_BLOCK, rest);
+    linear_block(m, &p->quantized[i], x, work->call.step->tokens, block, y, ML_BLOCK, rest, next);
     lora_expand_block(p->lora.pair[i], work->call.arena->rows, p->lora.jobs[i], p->lora.shrunk[i], block,
                       outputs_of(m, block), y, ML_BLOCK);
 }
@@ -113,12 +113,12 @@ static void output_phase(ml_work *work, const ml_projection *p, const float *x, 
     float *y = (float *)(void *)work->own;
     int64_t all = 0;
     for (int i = 0; i < p->count; i++) all += p->matrix[i]->blocks;
-    for (int64_t block; (block = ml_take(work->team)) < all;) {
+    for (int64_t block; (block = ml_take_near(work->team, all)) >= 0;) {
         int i = 0;
         float *to = out;
         for (; block >= p->matrix[i]->blocks; block -= p->matrix[i++]->blocks) to += p->matrix[i]->out;
         to += block * ML_BLOCK;
-        output_block(work, p, i, (int32_t)block, x, y, work->own + block_bytes(work->call.step));
+        output_block(work, p, i, (int32_t)block, x, y, work->own + block_bytes(work->call.step), nullptr);
         const int32_t n = outputs_of(p->matrix[i], block);
         for (int64_t row = 0; row < rows; row++)
             for (int32_t j = 0; j < n; j++)
@@ -133,9 +133,9 @@ static void gate_phase(ml_work *work, const ml_projection *p, const float *x) {
     const int64_t width = work->call.model->intermediate;
     float *gate = (float *)(void *)work->own, *up = gate + block_bytes(step) / sizeof(float);
     char *rest = work->own + 2 * block_bytes(step);
-    for (int64_t block; (block = ml_take(work->team)) < p->matrix[0]->blocks;) {
-        output_block(work, p, 0, (int32_t)block, x, gate, rest);
-        output_block(work, p, 1, (int32_t)block, x, up, rest);
+    for (int64_t block; (block = ml_take_near(work->team, p->matrix[0]->blocks)) >= 0;) {
+        output_block(work, p, 0, (int32_t)block, x, gate, rest, codes_of(p->matrix[1], block));
+        output_block(work, p, 1, (int32_t)block, x, up, rest, codes_of(p->matrix[0], block + 1));
         for (int64_t row = 0; row < step->tokens; row++)
             silu_mul(gate + row * ML_BLOCK, up + row * ML_BLOCK, outputs_of(p->matrix[0], block),
                      work->call.h + row * width + block * ML_BLOCK);

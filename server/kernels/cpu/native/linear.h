@@ -9,7 +9,7 @@
 #define ML_UNPACK 64 // rows from which on a block of TABLE4 is unpacked to bytes
 // Bytes that are asked for before they are wanted: the processor's own guesses come too late beside products of a few
 // rows. For INT8, whose rows of memory are twice as long, they don't; asking makes it slower.
-#define ML_AHEAD 4096
+#define ML_AHEAD 4096 // bytes of codes
 #define ML_AHEAD_BF16 8192
 
 // A block: its part of each of the matrix's arrays.
@@ -21,20 +21,27 @@ typedef struct {
     vtable table;
     float gain;
     int32_t groups, words; // words of a group
+    const uint8_t *next;   // codes that are read after these
 } ml_part;
 
 enum { NIBBLES, BYTES };
 
 template <int FORM> ML_INLINE void load_weights(const ml_part *p, int32_t word, int column, vw *low, vw *high) {
     if (FORM == NIBBLES) {
-        const uint8_t *codes = p->codes + (int64_t)word * 64 + column * 4;
-        __builtin_prefetch(codes + ML_AHEAD);
-        load_table4(codes, p->table, low, high);
+        load_table4(p->codes + (int64_t)word * 64 + column * 4, p->table, low, high);
     } else {
         const int8_t *bytes = (const int8_t *)p->codes + (int64_t)word * 128 + column * 4;
         *low = load_bytes(bytes);
         *high = load_bytes(bytes + 64);
     }
+}
+
+// Ask for what is read ML_AHEAD bytes of codes after group g: of this block, or of what comes next.
+ML_INLINE const uint8_t *ask_ahead(const ml_part *p, int32_t g) {
+    const int32_t bytes = p->words * 64, later = g + ML_AHEAD / bytes;
+    __builtin_prefetch(p->scales + later * 32); // those of the next block follow
+    __builtin_prefetch(p->sums + later * 32);
+    return later < p->groups ? p->codes + (int64_t)later * bytes : p->next + (int64_t)(later - p->groups) * bytes;
 }
 
 // R rows of two vectors of outputs: column .. and 16 + column ...
@@ -47,6 +54,7 @@ ML_INLINE void tile_columns(const ml_part *p, const ml_quantized *q, int64_t row
     for (int r = 0; r < R; r++) total[r][0] = total[r][1] = vzero();
     for (int32_t g = 0; g < p->groups; g++) {
         const int16_t *sums = p->sums + g * 32 + column, *zeros = ZEROS ? p->zeros + g * 32 + column : nullptr;
+        const uint8_t *soon = FORM == NIBBLES ? ask_ahead(p, g) : nullptr;
         vi pairs[2] = {ZEROS ? load_pairs(sums, zeros) : load_sums(sums),
                        ZEROS ? load_pairs(sums + 16, zeros + 16) : load_sums(sums + 16)};
         vi dots[R][2], second[2] = {vi_zero(), vi_zero()};
@@ -58,6 +66,7 @@ ML_INLINE void tile_columns(const ml_part *p, const ml_quantized *q, int64_t row
             for (int odd = 0; odd < 2; odd++) {
                 int32_t word = g * p->words + k + odd;
                 vw low, high;
+                if (FORM == NIBBLES) __builtin_prefetch(soon + (k + odd) * 64);
                 load_weights<FORM>(p, word, column, &low, &high);
                 for (int r = 0; r < R; r++) {
                     vx x = load_word(u + (int64_t)r * q->stride + word * 4);
@@ -147,10 +156,16 @@ static void unpack_block(const ml_part *p, int8_t *bytes) {
     for (int32_t word = 0; word < p->groups * p->words; word++)
         for (int column = 0; column < 16; column += VW) {
             vw low, high;
+            __builtin_prefetch(p->codes + (int64_t)word * 64 + ML_AHEAD);
             load_weights<NIBBLES>(p, word, column, &low, &high);
             store_bytes(bytes + (int64_t)word * 128 + column * 4, low);
             store_bytes(bytes + (int64_t)word * 128 + 64 + column * 4, high);
         }
+}
+
+static const uint8_t *codes_of(const ml_matrix *m, int64_t block) {
+    const int64_t half_bytes = m->kind == ML_TABLE4 ? 1 : m->kind == ML_INT8 ? 2 : 4;
+    return (const uint8_t *)m->codes + block * m->padded_in * 16 * half_bytes;
 }
 
 ML_INLINE ml_part part_of(const ml_matrix *m, int32_t block, float *bias) {
@@ -160,8 +175,8 @@ ML_INLINE ml_part part_of(const ml_matrix *m, int32_t block, float *bias) {
     for (int i = 0; i < 32; i++) bias[i] = m->bias && i < left ? m->bias[block * 32 + i] : 0.0f;
     p.bias = bias;
     p.gain = m->gain;
-    int64_t half_bytes = m->kind == ML_TABLE4 ? 1 : m->kind == ML_INT8 ? 2 : 4;
-    p.codes = (const uint8_t *)m->codes + (int64_t)block * m->padded_in * 16 * half_bytes;
+    p.codes = codes_of(m, block);
+    p.next = codes_of(m, block + 1);
     if (m->kind == ML_BF16) return p;
     p.words = m->group / 4;
     p.groups = m->padded_in / m->group;
@@ -180,11 +195,12 @@ static inline size_t linear_own_bytes(const ml_matrix *m) {
 
 // y[r][0 .. 31] = outputs 32 * block ... of rows 0 .. rows - 1, which lie in q, for a matrix of BF16 in x [rows, in]. y's
 // rows are `stride` floats apart; outputs that the matrix hasn't got are left alone. `own` has linear_own_bytes(),
-// 64-byte aligned.
+// 64-byte aligned. `next` are the codes that will be read after this block, if not the next block's.
 static void linear_block(const ml_matrix *m, const ml_quantized *q, const float *x, int64_t rows, int32_t block, float *y,
-                         int64_t stride, void *own) {
+                         int64_t stride, void *own, const uint8_t *next = nullptr) {
     float bias[32];
     ml_part p = part_of(m, block, bias);
+    if (next) p.next = next;
     int form = m->kind == ML_TABLE4 ? NIBBLES : BYTES;
     if (form == NIBBLES && rows > ML_UNPACK) {
         unpack_block(&p, (int8_t *)own);
@@ -253,7 +269,7 @@ static void product_program(ml_team team, void *argument) {
     if (a->failed) return;
     for (int64_t row; (row = ml_take(team)) < a->rows;) quantize_row(a->x + row * m->in, m, &a->q, row);
     ml_barrier(team);
-    for (int64_t block; (block = ml_take(team)) < m->blocks;)
+    for (int64_t block; (block = ml_take_near(team, m->blocks)) >= 0;)
         linear_block(m, &a->q, a->x, a->rows, (int32_t)block, a->y + block * 32, m->out, own);
 }
 

@@ -40,6 +40,7 @@ typedef struct {
     int number;
     uint32_t seen; // the program that it has done last
     Scratch scratch;
+    alignas(LINE) uint64_t dealt[2]; // of its share of an even and an odd phase: pieces from the front, and << 32 the end
 } Member;
 
 struct ml_pool {
@@ -189,8 +190,10 @@ static void start_threads(ml_pool *pool) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int members = 1;
+    pool->member[0].dealt[0] = pool->member[0].dealt[1] = 0;
     for (; members < pool->wanted; members++) {
         Member *member = pool->member + members;
+        member->dealt[0] = member->dealt[1] = 0;
         member->seen = look(&pool->started);
         if (pthread_create(&member->thread, nullptr, serve, member)) break;
         if (pool->cores) hold(member->thread, pool->cores[members]);
@@ -312,9 +315,25 @@ void ml_run(ml_pool *pool, void (*program)(ml_team team, void *argument), void *
 
 int64_t ml_take(ml_team team) { return __atomic_fetch_add(&team.pool->next, 1, __ATOMIC_RELAXED); }
 
+int64_t ml_take_near(ml_team team, int64_t count) {
+    ml_pool *pool = team.pool;
+    const uint32_t odd = look(&pool->passed) & 1;
+    for (int i = 0; i < team.members; i++) {
+        const int whose = (team.member + i) % team.members;
+        const int64_t first = count * whose / team.members, size = count * (whose + 1) / team.members - first;
+        uint64_t *dealt = &pool->member[whose].dealt[odd];
+        const uint64_t before = __atomic_fetch_add(dealt, i ? (uint64_t)1 << 32 : 1, __ATOMIC_RELAXED);
+        const int64_t front = (int64_t)(before & 0xffffffff), back = (int64_t)(before >> 32);
+        if (front + back < size) return first + (i ? size - 1 - back : front);
+    }
+    return -1;
+}
+
 void ml_barrier(ml_team team) {
     ml_pool *pool = team.pool;
     uint32_t before = look(&pool->passed);
+    // What is taken in the next phase. Nobody has been in the last one since this began.
+    __atomic_store_n(&pool->member[team.member].dealt[~before & 1], 0, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&pool->arrived, 1, __ATOMIC_ACQ_REL) < (uint32_t)team.members) {
         await(&pool->passed, before);
         return;

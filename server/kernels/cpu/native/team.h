@@ -26,6 +26,10 @@ ML_PUBLIC void ml_pool_destroy(ml_pool *pool);
 void ml_run(ml_pool *pool, void (*program)(ml_team team, void *argument), void *argument);
 // The number of the next piece of this phase, from 0. Reset by barrier().
 int64_t ml_take(ml_team team);
+// One of the `count` pieces of this phase that is left, or -1. A member gets neighbours one after the other while it
+// has any of its own share, and then from the end of another's: for pieces that are read from memory in a row. A phase's
+// pieces are dealt out by this or by ml_take(), not both.
+int64_t ml_take_near(ml_team team, int64_t count);
 // Wait until all members are here. What was written before it is seen by all after it.
 void ml_barrier(ml_team team);
 // At least `bytes` of memory of the whole program, 64-byte aligned, the same for all members; call it as one member of
