@@ -1,133 +1,40 @@
 """`manylora bench`: the options of each benchmark, and nothing else. Bad input is one line and exit status 2."""
 
-import asyncio
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from manylora.loadtest.bench.popularity import MIXTURE, NAMES, Popularity
-from manylora.loadtest.bench.workload import REQUESTS_PER_STREAM, Workload
-
-if TYPE_CHECKING:
-    from manylora.loadtest.bench.serve import ServeBench
+from manylora.loadtest.bench.compare_command import compare
+from manylora.loadtest.bench.options import (
+    Adapters,
+    Device,
+    Dtype,
+    Input,
+    Json,
+    Output,
+    PopularityName,
+    PromptCount,
+    Quantization,
+    Rank,
+    Requests,
+    Seed,
+    Source,
+    Streams,
+    Temperature,
+    Threads,
+    TopP,
+    fail,
+    stdout,
+    workload,
+    write_json,
+)
+from manylora.loadtest.bench.popularity import MIXTURE
+from manylora.loadtest.bench.serve_command import serve
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False)
-stdout = Console(soft_wrap=True, highlight=False)
-
-Streams = Annotated[int, typer.Option(min=1, help="Clients, each of which has one request under way.")]
-PopularityName = Annotated[
-    str,
-    typer.Option(
-        "--popularity", "--distribution", help=f"Which adapter a request names: {', '.join(NAMES)}."
-    ),
-]
-Input = Annotated[int, typer.Option("--input", min=1, help="Tokens of each prompt, about.")]
-Output = Annotated[int, typer.Option("--output", min=1, help="Tokens of each answer.")]
-Requests = Annotated[
-    int, typer.Option(min=0, help=f"Requests that count; 0: {REQUESTS_PER_STREAM} for each stream.")
-]
-PromptCount = Annotated[int, typer.Option(min=0, help="Different prompts; 0: one for each request.")]
-Seed = Annotated[int, typer.Option(help="Seed of popularity, prompts and sampling.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write settings, environment and figures here.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
-TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus, when the temperature isn't 0.")]
-Adapters = Annotated[int, typer.Option(min=0, help="Adapters on all linear layers; 0: the base alone.")]
-Rank = Annotated[int, typer.Option(min=1, help="Rank of each adapter.")]
-Source = Annotated[
-    str, typer.Option("--model", help="A shape of random weights, or a checkpoint's directory.")
-]
-Quantization = Annotated[Literal["nf4", "none"], typer.Option(help="How the linear layers are held.")]
-Dtype = Annotated[Literal["bfloat16", "float32"], typer.Option(help="Type of activations and other weights.")]
-Device = Annotated[str, typer.Option(help="cpu, or cuda.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads of torch; 0: as torch chooses.")]
-
-
-def fail(message: object) -> typer.Exit:
-    """Print one line and return the exit to raise."""
-    stderr.print(f"[bold red]manylora bench:[/] {escape(' '.join(str(message).split()))}")
-    return typer.Exit(2)
-
-
-def workload(
-    streams: int, popularity: str, sizes: tuple[int, int], requests: int, prompts: int, seed: int
-) -> Workload:
-    """Return the checked workload, or fail."""
-    try:
-        chosen = Popularity.parse(popularity)
-        return Workload(streams, chosen, *sizes, requests or REQUESTS_PER_STREAM * streams, prompts, seed)
-    except ValueError as error:
-        raise fail(error) from None
-
-
-def write_json(path: Path | None, report: dict[str, object]) -> None:
-    """Write a report where it was asked for."""
-    if path is not None:
-        try:
-            path.write_text(json.dumps(report, indent=2) + "\n")
-        except OSError as error:
-            raise fail(f"--json {path}: {error.strerror}") from None
-
-
-@app.command("serve")
-def serve(
-    url: Annotated[str, typer.Option(help="The server, with or without /v1.")] = "http://127.0.0.1:8000",
-    streams: Streams = 8,
-    popularity: PopularityName = "uniform",
-    adapters: Annotated[str, typer.Option(help="Model names, a,b,…; none: as the server lists.")] = "",
-    input_tokens: Input = 64,
-    output_tokens: Output = 64,
-    requests: Requests = 0,
-    duration: Annotated[float, typer.Option(min=0, help="Seconds to ask for, instead of --requests.")] = 0,
-    warmup: Annotated[int, typer.Option(min=-1, help="Requests before; -1: two for each stream.")] = -1,
-    prompts: PromptCount = 0,
-    seed: Seed = 0,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    api_key: Annotated[str | None, typer.Option(envvar="MANYLORA_BENCH_API_KEY", help="Bearer key.")] = None,
-    endpoint: Annotated[Literal["completions", "chat"], typer.Option(help="Which to ask.")] = "completions",
-    tokenizer: Annotated[Path | None, typer.Option(help="Directory that counts prompts' tokens.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds of silence that are too many.")] = 120.0,
-    check: Annotated[bool, typer.Option("--check", help="Compare with answers given alone.")] = False,
-    json_file: Json = None,
-) -> None:
-    """Load any OpenAI-compatible server with a closed loop of streams."""
-    from manylora.loadtest.bench.serve import ServeBench
-    from manylora.loadtest.material.http_client import Timeouts
-
-    if check and temperature > 0:
-        raise fail("--check compares greedy answers: leave --temperature at 0")
-    if duration and requests:
-        raise fail("--duration and --requests both say when to end: give one of them")
-    work = workload(streams, popularity, (input_tokens, output_tokens), requests, prompts, seed)
-    names = tuple(name.strip() for name in adapters.split(",") if name.strip())
-    times, warm = Timeouts(read=timeout), None if warmup < 0 else warmup
-    sampling = (temperature, top_p)
-    bench = ServeBench(
-        url, work, names, api_key, endpoint, duration or None, warm, *sampling, tokenizer, check, times
-    )
-    _run_serve(bench, json_file)
-
-
-def _run_serve(bench: "ServeBench", json_file: Path | None) -> None:
-    from manylora.loadtest.bench.live import watching
-    from manylora.loadtest.bench.serve import BenchError, run_serve
-    from manylora.loadtest.bench.serve_report import ServeReport
-
-    try:
-        with watching(stdout) as watcher:
-            measured = asyncio.run(run_serve(bench, watcher))
-    except (BenchError, ValueError, OSError) as error:
-        raise fail(error) from None
-    report = ServeReport.of(bench, measured)
-    stdout.print(report.text(), markup=False)
-    write_json(json_file, report.to_json())
-    if report.exit_status:
-        raise typer.Exit(report.exit_status)
+app.command("serve")(serve)
+app.command("compare")(compare)
 
 
 @app.command("engine")

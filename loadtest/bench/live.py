@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from manylora.loadtest.bench.serve import Silent, Watcher
-from manylora.loadtest.material.http_client import Answer
+from manylora.loadtest.material.answer import Answer
 from manylora.loadtest.material.summary import percentile
 from manylora.loadtest.material.text_table import milliseconds
 

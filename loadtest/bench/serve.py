@@ -1,4 +1,4 @@
-"""`manylora bench serve`: a closed loop of streams against any OpenAI-compatible server.
+"""`manylora bench serve`: a closed loop of streams, or an open one of arrivals, against a server.
 
 Finds out what the server takes, warms up, runs, and on request asks every distinct request again alone. What it
 measured is loadtest/bench/serve_report.py's to show.
@@ -11,24 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import httpx
-
+from manylora.loadtest.bench.goodput import ServiceLevel
 from manylora.loadtest.bench.load_meter import ClientLoad, LoadMeter
 from manylora.loadtest.bench.mixed_models import mixed_models
+from manylora.loadtest.bench.open_loop import send_when_due
 from manylora.loadtest.bench.popularity import MIXTURE
+from manylora.loadtest.bench.server_look import Accepted, BenchError, choose_models, extras, negotiate
 from manylora.loadtest.bench.workload import Planned, Workload, endless
-from manylora.loadtest.material.http_client import Answer, Endpoint, Json, Target, Timeouts, ask, new_client
-from manylora.loadtest.material.prompts import calibrate
+from manylora.loadtest.material.answer import Answer, Json
+from manylora.loadtest.material.dialects import Endpoint, dialect_of
+from manylora.loadtest.material.http_client import Target, Timeouts, ask, new_client
+from manylora.loadtest.material.prompts import Prompts, calibrate
 
 PAUSE = 0.2
 """Seconds that a stream waits after an error, so that a server that refuses is not hammered."""
-REFUSED = (400, 404, 422)
-CLOSED = (401, 403)
-KEY_HINT = "give the server's key with --api-key or in MANYLORA_BENCH_API_KEY"
-
-
-class BenchError(Exception):
-    """The server can't be measured. One line: why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +46,11 @@ class ServeBench:
     tokenizer: Path | None = None
     check: bool = False
     timeouts: Timeouts = field(default_factory=Timeouts)
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """What the server took when it was tried."""
-
-    ignore_eos: bool
-    usage: bool
+    server: str = "openai"
+    """Which of dialects.KINDS it is."""
+    most_models: int | None = None
+    """Ask the first so many models only; None: all."""
+    level: ServiceLevel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +82,8 @@ class Measured:
     finished: list[Finished]
     seconds: float
     client: ClientLoad
+    began: float = 0.0
+    """time.perf_counter() when the counted part began."""
     checked: int = 0
     """Distinct requests asked again alone."""
     mismatches: list[Mismatch] = field(default_factory=list)
@@ -124,20 +119,23 @@ Take = Callable[[Planned, Answer], None]
 
 async def run_serve(bench: ServeBench, watcher: Watcher) -> Measured:
     """Measure. Raises BenchError if the server does not answer at all, ValueError for a bad URL."""
-    target = Target.at(bench.url, bench.api_key, bench.endpoint)
-    async with new_client(target, bench.workload.streams, bench.timeouts) as client:
+    work = bench.workload
+    target = Target.at(bench.url, bench.api_key, bench.endpoint, dialect_of(bench.server))
+    # The streams that warm up, or in an open loop as many as are under way.
+    async with new_client(target, None if work.is_open else work.streams, bench.timeouts) as client:
         watcher.phase("looking at the server", None)
-        models, chosen_by = await choose_models(client, target, bench.adapters)
-        if bench.workload.popularity.name == MIXTURE:
-            models, chosen_by = mixed_models(models, bench.workload.streams), f"mixtures of two, {chosen_by}"
+        target, models, chosen_by = await choose_models(client, target, bench.adapters)
+        models = _first(models, bench.most_models)
+        if work.popularity.name == MIXTURE:
+            models, chosen_by = mixed_models(models, work.streams), f"mixtures of two, {chosen_by}"
         accepted = await negotiate(client, target, models[0])
-        work = bench.workload
-        prompts = await calibrate(client, target, models[0], work.input_tokens, work.seed, bench.tokenizer)
-        options = _options(bench, accepted)
+        prompts = await calibrate(client, target, models[0], work.seed, bench.tokenizer)
 
         async def send(planned: Planned) -> Answer:
-            body = target.body(models[planned.model], prompts[planned.prompt], options)
-            return await ask(client, target, body)
+            options = _options(bench, accepted, planned.output_tokens)
+            return await ask(
+                client, target, target.body(models[planned.model], _prompt(prompts, planned), options)
+            )
 
         await _warm_up(bench, len(models), send, watcher)
         measured = await _measure(bench, models, send, watcher)
@@ -148,60 +146,25 @@ async def run_serve(bench: ServeBench, watcher: Watcher) -> Measured:
         return measured
 
 
-async def choose_models(
-    client: httpx.AsyncClient, target: Target, named: tuple[str, ...]
-) -> tuple[list[str], str]:
-    """Return the models to ask, and who chose them. Raises BenchError if the server lists none."""
-    if named:
-        return list(named), "as given"
-    try:
-        response = await client.get(f"{target.root}/v1/models")
-        response.raise_for_status()
-        listed = response.json()["data"]
-        adapters = [str(model["id"]) for model in listed if model.get("parent")]
-        names = adapters or [str(listed[0]["id"])]
-    except httpx.HTTPStatusError as error:
-        status = error.response.status_code
-        how = KEY_HINT if status in CLOSED else "name --adapters"
-        raise BenchError(f"{error.request.url} answers {status}: {how}") from None
-    except httpx.HTTPError as error:
-        raise BenchError(f"nothing answers at {target.root}: {error or type(error).__name__}") from None
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise BenchError(f"{target.root}/v1/models lists no models: name --adapters") from None
-    return names, "the server's models with a parent" if adapters else "the server's first model: no adapters"
+def _first(models: list[str], most: int | None) -> list[str]:
+    if most is not None and len(models) < most:
+        raise BenchError(f"{most} adapters are to be asked, and there are {len(models)}")
+    return models[:most]
 
 
-async def negotiate(client: httpx.AsyncClient, target: Target, model: str) -> Accepted:
-    """Try which options the server takes. Raises BenchError if it takes a plain request no better."""
-    answer = Answer(0.0)
-    for ignore_eos, usage in ((True, True), (False, True), (True, False), (False, False)):
-        options: dict[str, object] = {"max_tokens": 2, "stream": True, "temperature": 0}
-        options |= _extras(Accepted(ignore_eos, usage))
-        answer = await ask(client, target, target.body(model, "Say yes.", options))
-        if answer.error is None:
-            return Accepted(ignore_eos, usage and answer.completion_tokens is not None)
-        if not answer.error.startswith(tuple(f"http {status}" for status in REFUSED)):
-            break
-    detail, kind = " ".join(answer.error_message.split()), answer.error or ""
-    hint = f" ({KEY_HINT})" if kind.startswith(tuple(f"http {status}" for status in CLOSED)) else ""
-    raise BenchError(f"{target.path} with model {model!r} gives: {kind}{hint}. {detail}")
+def _prompt(prompts: Prompts, planned: Planned) -> str:
+    return planned.text or prompts.of(planned.prompt, planned.input_tokens)
 
 
-def _extras(accepted: Accepted) -> dict[str, object]:
-    """Return the options that not every server knows."""
-    extras: dict[str, object] = {"ignore_eos": True} if accepted.ignore_eos else {}
-    return extras | ({"stream_options": {"include_usage": True}} if accepted.usage else {})
-
-
-def _options(bench: ServeBench, accepted: Accepted) -> Json:
+def _options(bench: ServeBench, accepted: Accepted, tokens: int) -> Json:
     options: dict[str, object] = {
-        "max_tokens": bench.workload.output_tokens,
+        "max_tokens": tokens,
         "temperature": bench.temperature,
         "stream": True,
     }
     if bench.temperature > 0:
         options |= {"top_p": bench.top_p, "seed": bench.workload.seed}
-    return options | _extras(accepted)
+    return options | extras(accepted)
 
 
 async def _warm_up(bench: ServeBench, models: int, send: Ask, watcher: Watcher) -> None:
@@ -231,16 +194,19 @@ async def _measure(bench: ServeBench, models: list[str], send: Ask, watcher: Wat
         watcher.answered(answer)
 
     began = time.perf_counter()
-    if bench.duration is None:
-        watcher.phase("measuring", len(plan))
-        coming: Iterator[Planned] = iter(plan)
-    else:
-        watcher.phase(f"measuring for {bench.duration:g} s", None)
-        coming = _until(began + bench.duration, endless(plan))
     async with LoadMeter() as meter:
-        await _loop(coming, bench.workload.streams, send, take)
+        if bench.workload.is_open:
+            watcher.phase("measuring", len(plan))
+            await send_when_due(plan, send, take)
+        elif bench.duration is None:
+            watcher.phase("measuring", len(plan))
+            await _loop(iter(plan), bench.workload.streams, send, take)
+        else:
+            watcher.phase(f"measuring for {bench.duration:g} s", None)
+            coming = _until(began + bench.duration, endless(plan))
+            await _loop(coming, bench.workload.streams, send, take)
     seconds = time.perf_counter() - began
-    return Measured(models, "", Accepted(False, False), "", finished, seconds, meter.result)
+    return Measured(models, "", Accepted(False, False), "", finished, seconds, meter.result, began)
 
 
 async def _loop(coming: Iterator[Planned], streams: int, send: Ask, take: Take) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 
-from manylora.loadtest.material.http_client import Answer, Target
+from manylora.loadtest.material.answer import Answer
+from manylora.loadtest.material.http_client import Target
 from manylora.loadtest.material.http_client import ask as send
 
 _SAMPLE = re.compile(r"(\w[\w:]*)(?:\{([^}]*)\})? (\S+)")

@@ -1,7 +1,7 @@
 """Prompts of about a given number of tokens, made of words, whatever the server's tokenizer is.
 
-Two samples are counted and a line is laid through them; then prompt k is so many words of a random stream seeded with
-k. Who counts: a tokenizer's directory, the server's /tokenize (vLLM's and our form, or llama.cpp's), or the
+Two samples are counted and a line is laid through them; then prompt k of n tokens is so many words of a random stream
+seeded with k. Who counts: a tokenizer's directory, the server's /tokenize (vLLM's and our form, or llama.cpp's), or the
 usage that the server reports for a request of one token.
 """
 
@@ -43,13 +43,16 @@ Count = Callable[[str], Awaitable[int | None]]
 class Prompts:
     """Makes prompts; ``counted_by`` says whose tokens they were measured in."""
 
-    words: int
     seed: int
     counted_by: str
+    each: float
+    """Tokens of a word."""
+    around: float = 0.0
+    """Tokens of a prompt without any."""
 
-    def __getitem__(self, number: int) -> str:
-        """Return prompt ``number``."""
-        return words_of(self.words, f"{self.seed}/{number}")
+    def of(self, number: int, tokens: int) -> str:
+        """Return prompt ``number``, of about so many tokens."""
+        return words_of(max(1, round((tokens - self.around) / self.each)), f"{self.seed}/{number}")
 
 
 def words_of(count: int, seed: str) -> str:
@@ -58,9 +61,9 @@ def words_of(count: int, seed: str) -> str:
 
 
 async def calibrate(
-    client: httpx.AsyncClient, target: Target, model: str, tokens: int, seed: int, tokenizer: Path | None
+    client: httpx.AsyncClient, target: Target, model: str, seed: int, tokenizer: Path | None
 ) -> Prompts:
-    """Return prompts of about ``tokens`` tokens each."""
+    """Count, and return what makes prompts of about as many tokens as are asked for."""
     counters: list[tuple[str, Count]]
     if tokenizer is not None:
         counters = [(f"the tokenizer in {tokenizer}", _local(tokenizer))]
@@ -76,9 +79,8 @@ async def calibrate(
         high = None if low is None else await count(words_of(many, f"{seed}/high"))
         if low is not None and high is not None and high > low:
             each = (high - low) / (many - few)
-            around = low - each * few
-            return Prompts(max(1, round((tokens - around) / each)), seed, name)
-    return Prompts(max(1, round(tokens / TOKENS_PER_WORD)), seed, f"nobody: {TOKENS_PER_WORD} a word assumed")
+            return Prompts(seed, name, each, low - each * few)
+    return Prompts(seed, f"nobody: {TOKENS_PER_WORD} a word assumed", TOKENS_PER_WORD)
 
 
 def _local(directory: Path) -> Count:

@@ -31,6 +31,8 @@ class FakeServer:
     closed_with: str | None = None
     """The key without which it answers 401."""
     stops_after: int = 1000
+    lora: tuple[str, ...] | None = None
+    """Paths of llama.cpp's --lora list; None: it is no llama.cpp."""
     url: str = ""
     bodies: list[dict[str, object]] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
@@ -43,6 +45,8 @@ class FakeServer:
                 Route("/v1/completions", self._complete, methods=["POST"]),
                 Route("/v1/chat/completions", self._complete, methods=["POST"]),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
+                Route("/lora-adapters", self._lora_adapters),
+                Route("/generate_stream", self._generate, methods=["POST"]),
             ]
         )
 
@@ -50,6 +54,28 @@ class FakeServer:
         if self._is_closed_to(request):
             return Response(status_code=401)
         return JSONResponse({"data": [{"id": name, "parent": parent} for name, parent in self.models]})
+
+    async def _lora_adapters(self, request: Request) -> Response:
+        if self.lora is None:
+            return Response(status_code=404)
+        listed = [{"id": number, "path": path, "scale": 0.0} for number, path in enumerate(self.lora)]
+        return JSONResponse(listed)
+
+    async def _generate(self, request: Request) -> Response:
+        """As LoRAX streams: an event for each token, no [DONE]; "cut" ends too early."""
+        body = await request.json()
+        self.bodies.append(body)
+        asked = body["parameters"]["max_new_tokens"]
+        cut = body["parameters"].get("adapter_id") == "cut" and asked > 2
+
+        async def events() -> AsyncIterator[str]:
+            for number in range(2 if cut else asked):
+                last = not cut and number + 1 == asked
+                details = {"finish_reason": "length", "generated_tokens": asked, "prompt_tokens": 41}
+                token = {"id": number, "text": f" word{number}", "special": False}
+                yield _event({"token": token, "generated_text": None, "details": details if last else None})
+
+        return StreamingResponse(events(), media_type="text/event-stream")
 
     async def _tokenize(self, request: Request) -> Response:
         if not self.tokenizes:

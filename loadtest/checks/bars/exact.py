@@ -9,7 +9,7 @@ from pathlib import Path
 from manylora.loadtest.checks.bars.material import Material, prompts
 from manylora.loadtest.checks.bars.reference import Reference, agrees
 from manylora.loadtest.checks.bars.report import Report
-from manylora.loadtest.material.http_client import Answer
+from manylora.loadtest.material.answer import Answer
 from manylora.loadtest.material.manylora_client import Ask, Client
 from manylora.loadtest.material.server_process import running, start_server
 

@@ -10,7 +10,7 @@ from manylora.loadtest.checks.bars.exact import describe
 from manylora.loadtest.checks.bars.material import Material, prompts
 from manylora.loadtest.checks.bars.quiet import NOTHING, quiet, report_books
 from manylora.loadtest.checks.bars.report import Report
-from manylora.loadtest.material.http_client import HUNG_UP, Answer
+from manylora.loadtest.material.answer import HUNG_UP, Answer
 from manylora.loadtest.material.manylora_client import Ask, Client, held
 from manylora.loadtest.material.server_process import running, start_server
 

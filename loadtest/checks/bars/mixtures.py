@@ -16,7 +16,7 @@ from manylora.loadtest.checks.bars.reference import Reference, agrees
 from manylora.loadtest.checks.bars.report import Report
 from manylora.loadtest.checks.bars.walk_house import opened
 from manylora.loadtest.checks.mixture_exactness import MIXTURES, check_mixtures, draw_mixtures
-from manylora.loadtest.material.http_client import Answer
+from manylora.loadtest.material.answer import Answer
 from manylora.loadtest.material.manylora_client import Ask
 
 

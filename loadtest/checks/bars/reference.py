@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from manylora.adapters.tokenizer import load_tokenizer
-from manylora.loadtest.material.http_client import Answer
+from manylora.loadtest.material.answer import Answer
 from manylora.loadtest.material.manylora_client import Ask
 
 TOLERANCE = 1e-3

@@ -13,7 +13,7 @@ from manylora.loadtest.checks.bars.material import RANKS, TARGETS, Material, pro
 from manylora.loadtest.checks.bars.quiet import MIB, NOTHING, quiet, report_books
 from manylora.loadtest.checks.bars.report import Report
 from manylora.loadtest.checks.bars.timeline import ABSENT, Timeline
-from manylora.loadtest.material.http_client import Answer
+from manylora.loadtest.material.answer import Answer
 from manylora.loadtest.material.manylora_client import Ask, Client, Held
 from manylora.loadtest.material.server_process import ServerProcess, running, start_server
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from manylora.loadtest.bench.cli import app, fail
+from manylora.loadtest.bench.cli import app
+from manylora.loadtest.bench.options import fail
 from tests.loadtest.fake_server import FakeServer, running
 
 runner = CliRunner()

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from manylora.loadtest.bench.live import LiveDisplay, watching
 from manylora.loadtest.bench.serve import Silent
-from manylora.loadtest.material.http_client import Answer
+from manylora.loadtest.material.answer import Answer
 
 
 def drawn(display: LiveDisplay) -> str:

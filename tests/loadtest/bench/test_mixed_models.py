@@ -5,7 +5,8 @@ import pytest
 from manylora.adapters.mixtures import parse_mixture
 from manylora.loadtest.bench.mixed_models import mixed_models
 from manylora.loadtest.bench.popularity import Popularity
-from manylora.loadtest.bench.serve import BenchError, ServeBench, Silent, run_serve
+from manylora.loadtest.bench.serve import ServeBench, Silent, run_serve
+from manylora.loadtest.bench.server_look import BenchError
 from manylora.loadtest.bench.workload import Workload
 from tests.loadtest.fake_server import FakeServer, running
 

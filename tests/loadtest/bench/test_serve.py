@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from manylora.loadtest.bench.popularity import Popularity
-from manylora.loadtest.bench.serve import BenchError, ServeBench, Silent, run_serve
+from manylora.loadtest.bench.serve import ServeBench, Silent, run_serve
 from manylora.loadtest.bench.serve_report import ServeReport
+from manylora.loadtest.bench.server_look import BenchError
 from manylora.loadtest.bench.workload import Workload
-from manylora.loadtest.material.http_client import Answer, Target, Timeouts
+from manylora.loadtest.material.answer import Answer
+from manylora.loadtest.material.http_client import Target, Timeouts
 from tests.loadtest.fake_server import FakeServer, running
 
 WORK = Workload(4, Popularity.parse("distinct"), 41, 6, 12, 0, 0)

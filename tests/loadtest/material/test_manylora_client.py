@@ -1,6 +1,6 @@
 """The client of manylora reads answers, metrics and failures as they are."""
 
-from manylora.loadtest.material.http_client import HUNG_UP, Answer
+from manylora.loadtest.material.answer import HUNG_UP, Answer
 from manylora.loadtest.material.manylora_client import Ask, Client, Metrics
 from tests.loadtest.fake_server import FakeServer, running
 

@@ -43,7 +43,7 @@ def test_load_tests(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Non
 
     async def made() -> str:
         async with httpx.AsyncClient() as client:
-            return (await calibrate(client, Target("http://nobody", "completions"), "m", 500, 0, base))[0]
+            return (await calibrate(client, Target("http://nobody", "completions"), "m", 0, base)).of(0, 500)
 
     # A word more or less is all that the line through two samples may be off by.
     assert abs(len(served.encode(asyncio.run(made()))) - 500) < 60
