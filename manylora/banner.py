@@ -16,7 +16,8 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> dict
     rows: dict[str, str] = {}
     linear = f"{report.format}, {report.bits_per_weight:.2f} bits a weight, {_size(report.linear_bytes)}"
     where = f"{base.device.type}, {str(base.dtype).removeprefix('torch.')}"
-    rows["base"] = f"{name}: {base.config.num_layers} layers, loaded in {report.seconds:.1f} s"
+    how = "mapped" if report.mapped else "loaded"
+    rows["base"] = f"{name}: {base.config.num_layers} layers, {how} in {report.seconds:.1f} s"
     rows["linear layers"] = linear
     rows["embedding, head"] = _size(report.other_bytes)
     rows["runs on"] = f"{where}; {base.decoder.backend.description}"

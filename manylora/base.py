@@ -22,8 +22,10 @@ from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.errors import ModelMissing
 from manylora.server.model.loader import LoadReport, load_weights, quantised_at_load, read_config
+from manylora.server.model.weight_cache import WEIGHTS, WeightCache
 
 DEMO = Path(demo.__file__).resolve().parent
+GIB = 1 << 30
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,6 +42,8 @@ class BaseModel:
     """Hash of config.json: what adapters were registered for before there was ``identity``."""
     identity: str
     """Of config.json and the weights: what its adapters are registered for."""
+    cache: WeightCache | None
+    """Where prepared weights are kept."""
     why_plain: str | None = None
     """Why torch computes on a CPU although nobody asked for that, and what it costs."""
 
@@ -63,6 +67,8 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
     dtype = _dtype(settings.dtype, device, directory)
     kernels, flag = kernels_for(settings, dtype, directory), settings.name_of("kernels")
 
+    cache = weight_cache(settings)
+
     def load(kernels: str) -> tuple[Decoder, LoadReport]:
         backend = choose_backend(device, dtype, kernels, settings.threads)
         config, weights, report = load_weights(
@@ -71,6 +77,7 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
             quantization=settings.quantization,
             double_quant=settings.double_quant,
             progress=progress,
+            cache=cache,
         )
         return Decoder(config, weights, backend), report
 
@@ -85,7 +92,13 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
         decoder, report = load(PLAIN)
         why_plain = f"the native CPU kernels don't take this base: {error}. {COST}"
     known_by = config_fingerprint(directory), weights_identity(directory)
-    return BaseModel(decoder.config, decoder, report, device, dtype, *known_by, why_plain)
+    return BaseModel(decoder.config, decoder, report, device, dtype, *known_by, cache, why_plain)
+
+
+def weight_cache(settings: ServeSettings) -> WeightCache | None:
+    """Return where prepared weights are kept; None: they aren't."""
+    most = int(settings.weight_cache_gib * GIB)
+    return WeightCache(settings.data_dir / WEIGHTS, most) if settings.weight_cache else None
 
 
 def what_is_lost(settings: ServeSettings, directory: Path) -> tuple[str, ...]:

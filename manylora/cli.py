@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from manylora.adapters_command import app as adapters
+from manylora.cache_command import app as cache
 from manylora.failing import fail
 from manylora.merge_command import merge
 from manylora.server.config import ServeSettings
@@ -40,6 +41,7 @@ def run_serve(flags: dict[str, Any], config: Path | None) -> None:
 
 app.command("serve")(command_from_settings(ServeSettings, "base", run_serve))
 app.add_typer(adapters, name="adapters")
+app.add_typer(cache, name="cache")
 app.command("merge")(merge)
 
 

@@ -102,6 +102,8 @@ class Voice:
         self.text = writes_text(settings)
         """Whether a person reads it."""
         watched = sys.stderr.isatty()
+        self.watched = self.text and watched
+        """Whether he looks on, so that what is written may be overwritten."""
         self.console = Console(
             emoji=False,
             stderr=True,

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,6 @@ from types import FrameType
 
 import torch
 import uvicorn
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.mixtures import parse_mixture, spell
@@ -20,6 +20,7 @@ from manylora.banner import banner, warnings_at_start
 from manylora.base import DEMO, find_base
 from manylora.descriptors import connection_limits, raise_descriptor_limit
 from manylora.listening import bind, url_of, why
+from manylora.loading import told
 from manylora.logs import Voice, configure_logs
 from manylora.quant.errors import QuantError
 from manylora.quant.native_caches import keep_few_kernels
@@ -30,7 +31,8 @@ from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
 from manylora.server.kernels.choose import leave_cores_to
 from manylora.server.model.errors import ModelError
-from manylora.server.threads import engine_first
+from manylora.server.model.weight_cache import WeightCache
+from manylora.server.threads import engine_first, step_back
 
 DEMO_NAME = "demo"
 KERNELS = 128
@@ -72,20 +74,9 @@ async def _load_and_run(
     settings: ServeSettings, directory: Path, name: str, sockets: list[socket.socket]
 ) -> None:
     voice = Voice(settings)
-    with Progress(
-        TextColumn("loading {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=voice.console,
-        transient=True,
-        disable=not voice.text,
-    ) as bars:
-        task = bars.add_task(name, total=None)
-        # The loop has nothing else to do yet.
-        with _ending_at_ctrl_c():
-            server = assemble(
-                settings, directory, name, lambda done, total: bars.update(task, completed=done, total=total)
-            )
+    # The loop has nothing else to do yet.
+    with told(name, voice) as hear, _ending_at_ctrl_c():
+        server = assemble(settings, directory, name, hear)
     leave_cores_to(server.base.decoder.backend)
     server.engine.start()
     try:
@@ -175,6 +166,7 @@ async def _run(
         voice.show("manylora", banner(server, settings, name, url), f"listening on {url}")
         for sentence in warnings_at_start(server, settings):
             voice.warn(sentence)
+        _keep_weights(server.base.cache)
 
     running = DrainingServer(config, server.engine, settings.drain_timeout, started, voice)
     try:
@@ -184,6 +176,17 @@ async def _run(
             raise
         # Another server was starting too, and listens first.
         raise StartError(why(settings, error)) from None
+
+
+def _keep_weights(cache: WeightCache | None) -> None:
+    """Write prepared weights down for the next start, behind everything else. An end of the server cuts that short."""
+
+    def write(cache: WeightCache) -> None:
+        step_back()
+        cache.write()
+
+    if cache is not None:
+        threading.Thread(target=write, args=(cache,), name="weight-cache", daemon=True).start()
 
 
 class DrainingServer(uvicorn.Server):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ class Checkpoint:
     def shards(self) -> tuple[Path, ...]:
         """The files of weights, in their names' order."""
         return tuple(self.directory / name for name in self._files.shards)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the files of weights."""
+        return sum(shard.stat().st_size for shard in self.shards)
 
     @property
     def notes(self) -> tuple[str, ...]:

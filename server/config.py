@@ -68,7 +68,14 @@ class ServeSettings(BaseModel):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     data_dir: Path = Field(
-        Path(".manylora"), description="Where the registry and the adapters' files are kept."
+        Path(".manylora"),
+        description="Where the registry, the adapters' files and prepared weights are kept.",
+    )
+    weight_cache: bool = Field(
+        True, description="Keep prepared weights below --data-dir, so that the next start maps them."
+    )
+    weight_cache_gib: float = Field(
+        20.0, gt=0, description="Disk that kept weights may take in GiB; the longest unused go first."
     )
     start_anew: bool = Field(
         False,

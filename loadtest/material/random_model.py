@@ -106,6 +106,7 @@ def random_weights(config: ModelConfig, backend: AnyBackend, *, nf4: bool) -> De
         layers,
         ones(config.hidden_size),
         backend.tie_head(embedding) if tied else backend.prepare_head(DenseTensor(_noise(backend, *size))),
+        tied,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
+from manylora.server.kernels.kept import Keeper
 from manylora.server.kernels.sampling import Draw
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AdapterRanges, Ints, RankRange, StepBatch
@@ -150,6 +151,11 @@ class Backend(Protocol[ModelT, PlanT]):
 
     def tie_head(self, embedding: EmbeddingWeight) -> LinearWeight:
         """Return the head of a model that ties it to its embedding: the same storage."""
+        ...
+
+    @property
+    def keeper(self) -> Keeper | None:
+        """How prepared weights are written down and read back; None: they aren't, and are prepared at each start."""
         ...
 
     def assemble(self, weights: DecoderWeights) -> ModelT:

@@ -79,7 +79,9 @@ def _weights(backend: AnyBackend, noise: torch.Generator) -> DecoderWeights:
         window=6,
     )
     head = backend.tie_head(embedding)
-    return DecoderWeights(SHAPE, 1e-6, angles.cos(), angles.sin(), embedding, (layer,), norm(HIDDEN), head)
+    return DecoderWeights(
+        SHAPE, 1e-6, angles.cos(), angles.sin(), embedding, (layer,), norm(HIDDEN), head, True
+    )
 
 
 def _noise(noise: torch.Generator, rows: int, wide: int) -> Tensor:

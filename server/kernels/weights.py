@@ -74,4 +74,6 @@ class DecoderWeights:
     final_norm: Tensor
     """[hidden]"""
     head: LinearWeight
-    """[vocab, hidden]; may share the embedding's storage."""
+    """[vocab, hidden]"""
+    tied: bool = False
+    """Whether the head shares the embedding's storage."""

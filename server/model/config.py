@@ -6,6 +6,13 @@ from typing import Literal
 
 from manylora.server.kernels.shape import DecoderShape
 
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+"""The matrices of a layer, and the modules that each is stacked of."""
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 
 

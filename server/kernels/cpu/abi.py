@@ -230,6 +230,7 @@ Signature: TypeAlias = (
 )
 SIGNATURES: dict[str, Signature] = {
     # What a level exports: what it returns, and what it takes after the pool. One line each, in the order of table.h.
+    "layout": (c_int32, ()),
     "pack": (c_int32, (c_void_p, c_void_p)),
     "encode_nf4": (c_int32, (c_void_p,)),
     "encode_int8": (c_int32, (c_void_p,)),

@@ -19,6 +19,7 @@ from manylora.server.kernels.backend import KVCache, RankArena, WeightSource
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.arena import CpuArena, bytes_per_row
 from manylora.server.kernels.cpu.encode import encode_int8, encode_nf4
+from manylora.server.kernels.cpu.keeper import CpuKeeper
 from manylora.server.kernels.cpu.kv_cache import CpuKVCache
 from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.cpu.linear import CpuLinear
@@ -47,6 +48,7 @@ class CpuBackend:
         self.dtype = dtype
         self._kernels = kernels
         self._memory = WeightMemory()
+        self.keeper = CpuKeeper(kernels, f"head in 8 bits by {HEAD_GROUP}, from {dtype}")
 
     @property
     def description(self) -> str:

@@ -160,7 +160,7 @@ def pack(
         shape=(out, wide),
         group=group,
         gain=1.0 if recipe.scales is None else _gain(recipe.scales, recipe.factor),
-        codes=empty((blocks * padded * _half_bytes(recipe.kind) * 16,), torch.uint8),
+        codes=empty((blocks * padded * half_bytes(recipe.kind) * 16,), torch.uint8),
         scales=empty(per_group, torch.float16) if scaled else None,
         sums=empty(per_group, torch.int16) if scaled else None,
         zeros=None if recipe.zeros is None else empty(per_group, torch.int16),
@@ -272,8 +272,8 @@ def _gain(scales: Tensor, factor: float) -> float:
     return 2.0 ** max(-126, math.frexp(largest)[1] - LARGEST_EXPONENT) if largest else 1.0
 
 
-def _half_bytes(kind: int) -> int:
-    """Return half bytes of a weight."""
+def half_bytes(kind: int) -> int:
+    """Return half bytes of a weight of ``kind``."""
     return 1 << kind
 
 

@@ -64,6 +64,7 @@ class PlainBackend:
     """Plain torch on one device in one dtype; see Backend."""
 
     draw = None
+    keeper = None
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device

@@ -104,13 +104,18 @@ def test_no_file_stays_mapped(family: str, quantization: Quantization, kernels: 
     assert held[1].layers
 
 
-def test_progress_counts_layers(tmp_path: Path) -> None:
+def test_progress_counts_bytes(tmp_path: Path) -> None:
     save_single("qwen2", tmp_path)
     seen: list[tuple[int, int]] = []
     load_weights(
         tmp_path, PlainBackend(CPU, torch.float32), progress=lambda done, total: seen.append((done, total))
     )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    done, totals = zip(*seen, strict=True)
+    assert set(totals) == {(tmp_path / SINGLE).stat().st_size}
+    assert list(done) == sorted(done)
+    assert len(done) > 3 * 7
+    header = totals[0] - sum(tensor.nbytes for tensor in load_file(tmp_path / SINGLE).values())
+    assert done[-2:] == (totals[0] - header, totals[0])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,11 @@
 #include "linear.h"
 #include "team.h"
 
+// Raised whenever matrices are laid out otherwise than before: what was kept of them in files isn't read then.
+#define ML_LAYOUT 1
+
+static int32_t layout(ml_pool *) { return ML_LAYOUT; }
+
 // Values that add nothing, per source: what padding is filled with.
 ML_INLINE uint8_t nothing_of(const ml_source *s, const ml_matrix *m) {
     if (s->form == ML_FROM_NF4) return 7;
@@ -213,4 +218,4 @@ static int32_t pack(ml_pool *pool, const ml_source *source, const ml_matrix *mat
     return a.failed;
 }
 
-#define ML_PACK_EXPORTS ML_EXPORT(pack),
+#define ML_PACK_EXPORTS ML_EXPORT(layout), ML_EXPORT(pack),
