@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from manylora.loadtest.bench.compare_command import compare
+from manylora.loadtest.bench.kernels_command import kernels
 from manylora.loadtest.bench.options import (
     Adapters,
     Device,
@@ -35,6 +36,7 @@ from manylora.loadtest.bench.serve_command import serve
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.command("serve")(serve)
 app.command("compare")(compare)
+app.command("kernels")(kernels)
 
 
 @app.command("engine")

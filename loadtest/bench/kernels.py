@@ -1,94 +1,126 @@
-"""Times the native kernels' linear layers, random weights streamed from memory, beside what the machine gives.
+"""`manylora bench kernels`: rates of the native kernels beside what the machine gives, by shape and number of rows.
 
-Run it with ``python -m manylora.loadtest.bench.kernels`` on a quiet machine. For each shape and number of rows: GOP/s
-(a multiply-add is two), GB/s of packed weights read, and the larger of their shares of two limits that are measured
-first: reading memory, and integer dot products of what lies in the nearest cache. Each product is timed by itself,
-the rounding of activations included, and a tenth of the times lies below the one that counts: what else runs on the
-machine is felt little.
+GOP/s (a multiply-add is two), GB/s of what must be read at least once, and the larger of their shares of limits that
+are measured first (limits.py). Products are timed by themselves, the rounding of activations included, with weights
+streamed from memory; a tenth of the times lies below the one that counts, so that what else runs is felt little.
+Attention and adapters are the backend's own ops over all layers of a decoder.
 """
 
-import argparse
 import ctypes
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
-from manylora.loadtest.material.environment import headline
+from manylora.loadtest.bench.limits import STREAMED, Limits, Work, measure_limits, timed
+from manylora.loadtest.bench.op_rates import LINEAR_OPS, op_seconds, op_work
+from manylora.loadtest.material.checkpoints import QWEN25_0_5B, BaseShape
+from manylora.loadtest.material.decode_steps import decode_step, place_adapters, served
+from manylora.loadtest.material.environment import environment, headline
+from manylora.loadtest.material.random_model import config_of, random_weights
 from manylora.loadtest.material.text_table import text_table
 from manylora.quant.dense import DenseTensor
 from manylora.quant.int8 import GROUP, Int8Tensor
 from manylora.quant.nf4 import BLOCKSIZE, Nf4Tensor
 from manylora.server.kernels.backend import WeightSource
+from manylora.server.kernels.cpu.backend import HEAD_GROUP, CpuBackend
 from manylora.server.kernels.cpu.library import Kernels, Unavailable, open_kernels
 from manylora.server.kernels.cpu.pack import PackedMatrix, pack
+from manylora.server.kernels.step import AdapterRanges
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.served import ServedModel
 
-SHAPES = ("128x896", "896x896", "4864x896", "896x4864", "151936x896")
-"""Those of Qwen2.5-0.5B: out x in."""
-ROWS = (1, 2, 4, 6, 8, 16, 32, 64, 128, 512)
+SHAPES = ("128x896", "896x896", "4864x896", "896x4864")
+"""Linear layers of Qwen2.5-0.5B: out x in."""
+ROWS = (1, 4, 8, 32, 128, 512)
 FORMS = ("nf4", "int8", "bf16")
-STREAMED = 120_000_000
-"""Bytes of weights that are gone through in turn: more than any cache keeps."""
+PARTS = ("linear", "head", "attention", "lora")
 FEW_ROWS = 64
 """Up to so many rows weights come from memory; with more, the time goes into products, and fewer matrices will do."""
-READ_BYTES = 1 << 22
-DOT_ROUNDS = 50_000
+MOST_KV_TOKENS = 1 << 16
+"""Tokens that attention is measured over in one step, at most."""
+SMALL_VOCABULARY = 512
+"""Of the decoder whose attention and adapters are measured: its head is not."""
+
+
+BODY = replace(QWEN25_0_5B, vocab_size=SMALL_VOCABULARY)
+
+
+class NoKernels(ValueError):
+    """There are no native kernels here. One line."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What the machine gives the same threads."""
+class KernelsBench:
+    """What to measure."""
 
-    bytes_a_second: float
-    multiply_adds_a_second: float
+    parts: tuple[str, ...] = PARTS
+    forms: tuple[str, ...] = FORMS
+    shapes: tuple[str, ...] = SHAPES
+    rows: tuple[int, ...] = ROWS
+    times: int = 7
+    """How often everything is gone through."""
+    level: str | None = None
+    threads: int | None = None
+    context: int = 1024
+    rank: int = 16
+    base: BaseShape = BODY
+    """Of the decoder whose attention and adapters are measured."""
+    head: tuple[int, int] = (151_936, 896)
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """One product's rate."""
+    """One operation's rate."""
 
-    shape: tuple[int, int]
+    name: str
     rows: int
-    nbytes: int
+    work: Work
     seconds: float
 
-    @property
-    def multiply_adds(self) -> float:
-        """Multiply-adds a second."""
-        return math.prod(self.shape) * self.rows / self.seconds
-
-    @property
-    def read(self) -> float:
-        """Bytes of weights a second, each read once."""
-        return self.nbytes / self.seconds
-
-    def share(self, limits: Limits) -> float:
-        """Return how near it comes to the nearer limit."""
-        return max(self.read / limits.bytes_a_second, self.multiply_adds / limits.multiply_adds_a_second)
-
-
-def timed(calls: Sequence[Callable[[], object]], times: int) -> float:
-    """Go through ``calls`` so many times; return the first decile of the seconds that one takes."""
-    taken = []
-    for _ in range(times):
-        for call in calls:
-            start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
-    return sorted(taken)[len(taken) // 10]
+    def cells(self, limits: Limits) -> list[str]:
+        """Return the table's row."""
+        memory, arithmetic = limits.bounds(self.work)
+        return [
+            self.name,
+            str(self.rows),
+            f"{1e6 * self.seconds:.0f}",
+            f"{2 * self.work.multiply_adds / self.seconds / 1e9:.0f}",
+            f"{self.work.nbytes / self.seconds / 1e9:.1f}",
+            f"{limits.share(self.work, self.seconds):.0%}",
+            "memory" if memory > arithmetic else "arithmetic",
+        ]
 
 
-def measure_limits(kernels: Kernels, times: int) -> Limits:
-    """Measure the machine."""
-    words = READ_BYTES // 8
-    data = torch.ones(STREAMED // READ_BYTES, words, dtype=torch.int64)
-    reads = [partial(kernels.call, "read_words", row.data_ptr(), words) for row in data]
-    a_round = kernels.call("dot_words", 1)
-    dots = timed([partial(kernels.call, "dot_words", DOT_ROUNDS)], 40 * times)
-    return Limits(READ_BYTES / timed(reads, times), kernels.threads * DOT_ROUNDS * a_round / dots)
+def open_native(bench: KernelsBench) -> Kernels:
+    """Open the kernels. Raises NoKernels."""
+    kernels = open_kernels(bench.level, bench.threads)
+    if isinstance(kernels, Unavailable):
+        raise NoKernels(kernels.reason)
+    return kernels
+
+
+def run_kernels(bench: KernelsBench, kernels: Kernels, limits: Limits) -> Iterator[Rate]:
+    """Yield one rate after the other. Raises ValueError for a shape that is none."""
+    shapes = [_shape(text) for text in bench.shapes]
+    if "linear" in bench.parts:
+        for form in bench.forms:
+            for shape in shapes:
+                yield from linear_rates(kernels, form, shape, bench)
+    if "head" in bench.parts:
+        yield from linear_rates(kernels, "head", bench.head, bench)
+    if "attention" in bench.parts or "lora" in bench.parts:
+        yield from op_rates(kernels, bench)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    try:
+        out, wide = map(int, text.split("x"))
+    except ValueError:
+        raise ValueError(f"{text!r} is no shape as 4864x896: out x in") from None
+    return out, wide
 
 
 def random_source(form: str, out: int, wide: int) -> WeightSource:
@@ -96,16 +128,14 @@ def random_source(form: str, out: int, wide: int) -> WeightSource:
     if form == "nf4":
         codes = torch.randint(0, 256, (out * wide // 2,), dtype=torch.uint8)
         return Nf4Tensor(codes, torch.rand(out * wide // BLOCKSIZE), (out, wide))
-    if form == "int8":
-        return Int8Tensor(
-            torch.randint(-127, 128, (out, wide), dtype=torch.int8), torch.rand(out, -(-wide // GROUP))
-        )
+    if form in ("int8", "head"):
+        group = HEAD_GROUP if form == "head" else GROUP
+        codes = torch.randint(-127, 128, (out, wide), dtype=torch.int8)
+        return Int8Tensor(codes, torch.rand(out, -(-wide // group)), group)
     return DenseTensor(torch.randn(out, wide, dtype=torch.bfloat16))
 
 
-def rates(
-    kernels: Kernels, form: str, shape: tuple[int, int], rows: tuple[int, ...], times: int
-) -> Iterator[Rate]:
+def linear_rates(kernels: Kernels, form: str, shape: tuple[int, int], bench: KernelsBench) -> Iterator[Rate]:
     """Yield the rates of a shape, over as many matrices as no cache keeps."""
     first = pack(random_source(form, *shape), None, kernels)
     more = max(0, math.ceil(STREAMED / first.nbytes) - 1)
@@ -115,50 +145,96 @@ def rates(
     ]
     structures = [matrix.structure() for matrix in matrices]
     addresses = [ctypes.addressof(structure) for structure in structures]
-    for count in rows:
+    for count in bench.rows:
         x, y = torch.randn(count, shape[1]), torch.empty(count, shape[0])
         some = addresses if count <= FEW_ROWS else addresses[: max(1, len(addresses) // 8)]
         calls = [partial(kernels.call, "linear", at, x.data_ptr(), count, y.data_ptr()) for at in some]
-        yield Rate(shape, count, first.nbytes, timed(calls, times))
+        products = math.prod(shape) * count
+        work = Work(first.nbytes, real=products) if form == "bf16" else Work(first.nbytes, products)
+        yield Rate(f"{form} {shape[0]}x{shape[1]}", count, work, timed(calls, bench.times))
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def op_rates(kernels: Kernels, bench: KernelsBench) -> Iterator[Rate]:
+    """Yield the rates of attention and adapters: rows that decode, each with an adapter of its own, and a prompt."""
+    most = max(rows for rows in (1, *bench.rows) if rows * bench.context <= MOST_KV_TOKENS)
+    model = _served(kernels, bench, most)
+    adapters = place_adapters(model, [bench.rank] * most) if "lora" in bench.parts else []
+    for rows in bench.rows:
+        if rows <= most:
+            yield from _decode_rates(model, bench, rows, adapters[:rows])
+    tokens = min(512, bench.context)
+    if "attention" in bench.parts:
+        step = decode_step(model, 1, bench.context, [], tokens)
+        work, seconds = op_work(model, step), op_seconds(model, step, bench.times)
+        yield Rate(f"attention, prompt to {bench.context}", tokens, work["attend"], seconds["attend"])
+
+
+def _served(kernels: Kernels, bench: KernelsBench, rows: int) -> ServedModel:
+    backend = CpuBackend(kernels, torch.bfloat16)
+    config = config_of(bench.base)
+    decoder = Decoder(config, random_weights(config, backend, nf4=True), backend)
+    return served(decoder, rows, bench.context, rows * bench.rank)
+
+
+def _decode_rates(
+    model: ServedModel, bench: KernelsBench, rows: int, adapters: Sequence[AdapterRanges]
+) -> Iterator[Rate]:
+    bare = decode_step(model, rows, bench.context, [])
+    work, seconds = op_work(model, bare), op_seconds(model, bare, bench.times)
+    if "attention" in bench.parts:
+        yield Rate(f"attention, context {bench.context}", rows, work["attend"], seconds["attend"])
+    if not adapters:
+        return
+    used = decode_step(model, rows, bench.context, adapters)
+    more, longer = op_work(model, used), op_seconds(model, used, bench.times)
+    added = sum(longer[op] - seconds[op] for op in LINEAR_OPS)
+    both = [sum((each[op] for op in LINEAR_OPS), Work(0)) for each in (work, more)]
+    extra = Work(both[1].nbytes - both[0].nbytes, 0, both[1].real - both[0].real)
+    yield Rate(f"adapters of rank {bench.rank}, each its own", rows, extra, max(added, 1e-9))
+
+
+def kernels_text(kernels: Kernels, limits: Limits, rates: list[Rate]) -> str:
+    """Return the report for people."""
+    head = ("", "rows", "µs", "GOP/s", "GB/s", "of the limit", "limit")
+    return (
+        f"{headline()}\n{kernels.level}, {kernels.threads} threads: {limits}\n\n"
+        f"{text_table(head, [rate.cells(limits) for rate in rates])}\n\n"
+        "attention and adapters: of all layers together; adapters: what they add to the linear layers"
     )
-    parser.add_argument("--level", help="instruction set; default: the best that this processor has")
-    parser.add_argument("--threads", type=int, help="default: one a core")
-    parser.add_argument("--form", choices=FORMS, default="nf4")
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="OUTxIN")
-    parser.add_argument("--rows", nargs="+", type=int, default=ROWS)
-    parser.add_argument("--times", type=int, default=7, help="how often each matrix is gone through")
-    options = parser.parse_args()
-    kernels = open_kernels(options.level, options.threads)
-    if isinstance(kernels, Unavailable):
-        parser.exit(2, f"kernel_rates: {kernels.reason}\n")
-    print(headline())  # noqa: T201  # the result
-    limits = measure_limits(kernels, options.times)
-    print(  # noqa: T201  # the result
-        f"{kernels.level}, {kernels.threads} threads: memory {limits.bytes_a_second / 1e9:.1f} GB/s,"
-        f" integer dots {2 * limits.multiply_adds_a_second / 1e9:.0f} GOP/s"
-    )
-    table = []
-    for text in options.shapes:
-        out, wide = map(int, text.split("x"))
-        for rate in rates(kernels, options.form, (out, wide), tuple(options.rows), options.times):
-            gops, read = 2 * rate.multiply_adds / 1e9, rate.read / 1e9
-            table.append(
-                (
-                    f"{options.form} {text}",
-                    str(rate.rows),
-                    f"{gops:.0f}",
-                    f"{read:.1f}",
-                    f"{rate.share(limits):.0%}",
-                )
-            )
-    print(text_table(("matrix", "rows", "GOP/s", "GB/s", "of the limit"), table))  # noqa: T201  # the result
 
 
-if __name__ == "__main__":
-    main()
+def kernels_json(
+    bench: KernelsBench, kernels: Kernels, limits: Limits, rates: list[Rate]
+) -> dict[str, object]:
+    """Return the report as JSON values."""
+    return {
+        "bench": "kernels",
+        "settings": {
+            "parts": bench.parts,
+            "context": bench.context,
+            "rank": bench.rank,
+            "times": bench.times,
+        },
+        "environment": environment(),
+        "level": kernels.level,
+        "threads": kernels.threads,
+        "limits": limits.to_json(),
+        "rates": [
+            {
+                "name": rate.name,
+                "rows": rate.rows,
+                "seconds": rate.seconds,
+                "bytes": rate.work.nbytes,
+                "multiply_adds": rate.work.multiply_adds,
+                "share": limits.share(rate.work, rate.seconds),
+            }
+            for rate in rates
+        ],
+    }
+
+
+def measure(bench: KernelsBench) -> tuple[Kernels, Limits, list[Rate]]:
+    """Measure everything. Raises NoKernels, ValueError."""
+    kernels = open_native(bench)
+    limits = measure_limits(kernels, bench.times)
+    return kernels, limits, list(run_kernels(bench, kernels, limits))

@@ -13,25 +13,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from manylora.loadtest.material.checkpoints import SHAPES
-from manylora.loadtest.material.engines import BLOCK
+from manylora.loadtest.material.decode_steps import decode_step, place_adapters, served
 from manylora.loadtest.material.environment import headline
 from manylora.loadtest.material.random_model import (
     DTYPES,
     QUANTIZATIONS,
     ModelChoice,
     build_decoder,
-    random_adapter,
 )
 from manylora.loadtest.material.text_table import text_table
 from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.plain.linear import PlainLinear
-from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, RankRange, StepAdapters, StepBatch
+from manylora.server.kernels.step import StepBatch
 from manylora.server.model.served import ServedModel
 
 OPS = (
@@ -68,38 +66,6 @@ class Clock:
             return result
 
         return call
-
-
-def served(choice: ModelChoice, rows: int, context: int, rank: int) -> ServedModel:
-    """Return a model with room for ``rows`` sequences and as many adapters."""
-    decoder = build_decoder(choice)
-    kv = decoder.new_kv(rows * -(-context // BLOCK), BLOCK)
-    return ServedModel(decoder, kv, decoder.new_arena(rows * rank))
-
-
-def place_adapters(model: ServedModel, count: int, rank: int) -> list[AdapterRanges]:
-    """Fill the arena with ``count`` adapters on all modules."""
-    placed: list[AdapterRanges] = []
-    config, backend = model.decoder.config, model.decoder.backend
-    for number in range(count):
-        ranges = {module: RankRange(number * rank, rank) for module in config.module_shapes()}
-        model.arena.write(ranges, random_adapter(config, rank, backend.dtype, backend.device, number))
-        placed.append(ranges)
-    return placed
-
-
-def decode_step(model: ServedModel, rows: int, context: int, adapters: list[AdapterRanges]) -> StepBatch:
-    """Return a step in which each of ``rows`` sequences computes its token number ``context``."""
-    blocks = -(-context // BLOCK)
-    tables = np.arange(1, rows * blocks + 1, dtype=np.int32).reshape(rows, blocks)
-    used = [((adapters[row % len(adapters)], 1.0),) if adapters else () for row in range(rows)]
-    ids = np.random.default_rng(0).integers(0, model.decoder.config.vocab_size, rows, dtype=np.int32)
-    return StepBatch(
-        ids,
-        AttentionMetadata.of_rows([context - 1] * rows, [1] * rows, tables.tolist(), BLOCK),
-        StepAdapters.of_rows(used),
-        np.arange(rows, dtype=np.int32),
-    )
 
 
 def run_step(model: ServedModel, step: StepBatch) -> None:
@@ -139,8 +105,8 @@ def median_ms(call: Callable[[], None], repeats: int) -> float:
 def time_choice(choice: ModelChoice, options: argparse.Namespace, clock: Clock | None) -> list[list[str]]:
     """Return the table's rows of one weight format."""
     most, table = max(options.rows), []
-    model = served(choice, most, options.context, options.rank)
-    adapters = place_adapters(model, most, options.rank)
+    model = served(build_decoder(choice), most, options.context, most * options.rank)
+    adapters = place_adapters(model, [options.rank] * most)
     if clock is not None:
         clock.wrap(model.decoder.backend)
     plain = isinstance(model.decoder.backend, PlainBackend)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights, LoraPair
-from manylora.loadtest.material.checkpoints import SHAPES
+from manylora.loadtest.material.checkpoints import SHAPES, BaseShape
 from manylora.quant.dense import DenseTensor
 from manylora.quant.nf4 import Nf4Tensor
 from manylora.server.kernels.backend import AnyBackend, WeightSource
@@ -51,7 +51,11 @@ class ModelChoice:
 
 def named_config(name: str) -> ModelConfig:
     """Return the decoder's config of one of checkpoints.SHAPES."""
-    shape = SHAPES[name]
+    return config_of(SHAPES[name])
+
+
+def config_of(shape: BaseShape) -> ModelConfig:
+    """Return the decoder's config of a shape."""
     raw = json.loads(shape.config(shape.vocab_size - 1).to_json_string())
     return model_config({**raw, "model_type": shape.family})
 
