@@ -9,6 +9,7 @@ import pytest
 from manylora.loadtest.checks.divergence import Outcome, outcome_of
 
 
+@pytest.mark.timeout(900)
 def test_one_healthy_and_one_diverging_run_end_as_promised() -> None:
     words = [sys.executable, "-m", "manylora.loadtest.checks.divergence", "--small"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
