@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from manylora.demo.task_data import write_tasks
 from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.bases.types import Base
-from manylora.training.continuing import Kept, keep, settled_again
+from manylora.training.continuing import Kept, compare, facts_of, keep, settled_again
 from manylora.training.errors import InvalidArgument
 from manylora.training.evaluate.generate import Generate
 from manylora.training.loop import checkpoints
@@ -122,6 +122,20 @@ def test_other_settings_are_refused_with_the_names_of_what_differs(
     assert "checkpoint-2 is of a run with other settings" in told
     assert all(part in told for part in CHANGED[words])
     assert told.count(" now and was ") + told.count("other data") == len(CHANGED[words])
+
+
+def test_the_rows_of_a_step_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = f"--data_path {__file__} --output_dir out {CONFIG}"
+
+    def facts(processes: int, more: str) -> Mapping[str, object]:
+        monkeypatch.setattr("manylora.training.continuing.world_size", lambda: processes)
+        return facts_of(parse_arguments([*words.split(), *more.split()]), {})
+
+    one = facts(1, "--per_device_train_batch_size 4")
+    kept = Kept(one, {})
+    compare(Path("there"), kept, facts(2, "--per_device_train_batch_size 2"))
+    with pytest.raises(InvalidArgument, match="accumulation_steps is 8 now and was 4"):
+        compare(Path("there"), kept, facts(2, "--per_device_train_batch_size 4"))
 
 
 def test_another_base_is_refused(place: Path, out: Path) -> None:

@@ -1,11 +1,13 @@
 """Runs: resumed equals unbroken, memory that runs out, losses that run away, disks that are full."""
 
 import os
+import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -47,6 +49,33 @@ def test_a_run_that_was_killed_and_resumed_equals_the_unbroken_one_bit_for_bit(
     expected = weights(whole)
     for name, value in weights(resumed).items():
         assert torch.equal(value, expected[name]), name
+
+
+class Drawing(LoraTrainer):
+    """A trainer that draws a number from each generator in every step."""
+
+    drawn: list[tuple[float, float, float]]
+
+    def training_step(self, *args: Any, **named: Any) -> Tensor:
+        self.drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))
+        return super().training_step(*args, **named)
+
+
+def test_a_resumed_run_goes_on_with_every_generator_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.training.loop.making.LoraTrainer", Drawing)
+    drawn = []
+    for checkpoint in (None, str(tmp_path / "run" / "checkpoint-3")):
+        trainer: Any = make_trainer(
+            tiny_base(tmp_path), tmp_path / "run", items(24), save_strategy="steps", save_steps=3
+        )
+        trainer.drawn = []
+        trainer.train(resume_from_checkpoint=checkpoint)
+        drawn.append(trainer.drawn)
+    whole, resumed = drawn
+    assert len(resumed) == 3
+    assert resumed == whole[3:]
 
 
 class Forgetful(LoraTrainer):

@@ -7,18 +7,21 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from manylora import demo
 from manylora.demo.task_data import write_tasks
 from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.errors import Diverged, InvalidArgument
 from manylora.training.job import Job, total_steps
+from manylora.training.loop.trainer import LoraTrainer
+from manylora.training.loop.watch import GuardSettings
 from manylora.training.parsing import parse_arguments
 from manylora.training.preparation import prepare
 from manylora.training.rate.curve import Curve
@@ -27,6 +30,7 @@ from manylora.training.rate.find import (
     _choose,
     apply,
     find_learning_rate,
+    for_search,
     halving_steps,
     write_choice,
 )
@@ -42,7 +46,7 @@ from manylora.training.rate.sweep import (
     sweep_parser,
     write_sweep,
 )
-from manylora.training.rate.trials import WARMUP, Trial, halving
+from manylora.training.rate.trials import WARMUP, Trial, halving, range_test, trial
 from manylora.training.report.figures import tiles
 from manylora.training.report.page import search_chart
 from manylora.training.report.panel import clock
@@ -224,6 +228,61 @@ def test_a_report_counts_the_search_and_draws_it_over_logarithmic_axes() -> None
     assert x2 - x1 == pytest.approx(x3 - x2, abs=0.2) != 0
     assert y2 - y1 == pytest.approx(y3 - y2, abs=0.2) != 0
     assert search_chart(tiny_record()) == ""
+
+
+class Rates(TrainerCallback):
+    """Keeps the rates of all groups after every step."""
+
+    def __init__(self) -> None:
+        self.of_steps: list[list[float]] = []
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
+    ) -> None:
+        self.of_steps.append([group["lr"] for group in named["optimizer"].param_groups])
+
+
+def test_a_range_test_keeps_the_ratio_of_lora_plus_and_is_let_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Noted(LoraTrainer):
+        def start_watching(self, settings: GuardSettings) -> None:
+            asked.append(settings.looks)
+            super().start_watching(settings)
+
+    monkeypatch.setattr("manylora.training.job.LoraTrainer", Noted)
+    job = for_search(make_job(tmp_path, "--loraplus_lr_ratio 16"))
+    rates = Rates()
+    job.watchers = (rates,)
+    range_test(job, 4)
+    assert {round(max(each) / min(each), 6) for each in rates.of_steps} == {16.0}
+    assert asked == [False]
+
+
+def test_a_trial_that_falls_apart_ends_there_whatever_the_run_does_then(tmp_path: Path) -> None:
+    job = for_search(make_job(tmp_path, "--guard off --on_divergence backoff"))
+    rates = Rates()
+    job.watchers = (rates,)
+    found = trial(job, 3.0, 40)
+    assert math.isinf(found.loss)
+    assert len(rates.of_steps) < 40
+
+
+def test_a_sweep_is_the_same_each_time_and_warms_up_over_its_share_of_the_steps(tmp_path: Path) -> None:
+    found = []
+    for seed in (1, 2):
+        job = make_job(tmp_path, f"--eval_data_path {tmp_path / 'sql-eval.json'} --lora_dropout 0.5")
+        torch.manual_seed(seed)
+        rates = Rates()
+        job.watchers = (rates,)
+        swept = sweep(job, SweepSettings(trials=2, ranks=(2, 4), warmups=(0.5,), steps=8), lambda _: None)
+        found.append((swept.results, rates.of_steps))
+    assert found[0] == found[1]
+    first = [rate for rate, *_ in found[0][1][:8]]
+    assert first[:4] == sorted(first[:4])
+    assert first[0] < first[3] / 2
 
 
 def test_the_files_plot_has_logarithmic_axes() -> None:

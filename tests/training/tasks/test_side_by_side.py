@@ -27,11 +27,22 @@ from tests.training.tasks.making import Silent, Spec, losses, task, team, traine
 
 SPECS = (
     Spec(items(20, seed=1), {"lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "seed": 3}),
-    Spec(items(9, seed=2), {"gradient_accumulation_steps": 2, "max_steps": 4, "lr_scheduler_type": "cosine"}),
+    Spec(
+        items(9, seed=2),
+        {
+            "gradient_accumulation_steps": 2,
+            "max_steps": 4,
+            "lr_scheduler_type": "cosine",
+            "label_smoothing_factor": 0.2,
+        },
+    ),
     Spec(
         items(30, seed=3, longest=60), {"use_rslora": True, "weight_decay": 0.1, "warmup_steps": 2, "seed": 5}
     ),
-    Spec(items(12, seed=4), {"rank_schedule": "4:0,8:0.5", "loraplus_lr_ratio": 4.0}),
+    Spec(
+        items(12, seed=4),
+        {"rank_schedule": "4:0,8:0.5", "loraplus_lr_ratio": 4.0},
+    ),
 )
 
 
@@ -70,6 +81,20 @@ def test_each_task_comes_out_as_it_does_alone(tmp_path: Path, q_lora: bool) -> N
             torch.testing.assert_close(value, expected[name], atol=2e-5, rtol=1e-4)
         alone_losses = [entry["loss"] for entry in single.state.log_history if "loss" in entry]
         assert losses(each) == pytest.approx(alone_losses, rel=1e-4)
+        assert each.train_loss == pytest.approx(statistics.fmean(alone_losses), rel=1e-4)
+
+
+def test_the_held_out_loss_of_a_task_is_the_mean_over_its_own_tokens(tmp_path: Path) -> None:
+    held_out = [items(7, seed=9), items(2, seed=8, longest=60)]
+    specs = [replace(spec, eval_rows=rows) for spec, rows in zip(SPECS, held_out, strict=False)]
+    run = team(tiny_base(tmp_path), tmp_path, specs)
+    run.evaluate(run.members)
+    for member, rows in zip(run.members, held_out, strict=True):
+        counts = [sum(label != -100 for label in row["labels"][1:]) for row in rows]
+        total = sum(loss * count for loss, count in zip(member.losses_of(rows), counts, strict=True))
+        [found] = member.state.log_history
+        assert found["eval_tokens"] == sum(counts)
+        assert found["eval_loss"] == pytest.approx(total / sum(counts), rel=1e-5)
 
 
 def test_a_task_does_not_depend_on_the_others_dropout_and_checkpointing_included(tmp_path: Path) -> None:
@@ -129,11 +154,13 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, at: i
     for _ in range(at):
         whole._round()
     files.round_done(whole)
+    generator = torch.get_rng_state()
     whole.run()
     resumed = team(tiny_base(tmp_path), tmp_path, SPECS, start=False, **flags)
     torch.manual_seed(999)
     _files(tmp_path, at).resume(resumed)
     assert resumed.rounds == at
+    assert torch.equal(torch.get_rng_state(), generator), "for a base with dropout of its own"
     resumed.run()
     for one, other in zip(whole.members, resumed.members, strict=True):
         assert losses(one) == losses(other)
