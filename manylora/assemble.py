@@ -226,7 +226,6 @@ def _engine(
         base.device,
         load,
         observer,
-        decoder.backend.draw,
     )
 
 

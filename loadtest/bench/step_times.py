@@ -8,6 +8,7 @@ from manylora.loadtest.material.summary import Spread
 from manylora.loadtest.material.text_table import milliseconds, text_table
 from manylora.server.engine.observer import SilentEngineObserver, StepTimings
 
+PARTS = ("schedule", "place", "batch", "model", "sample", "commit", "rest", "sse")
 KERNELS = ("model", "place")
 """Parts that are kernels or copies of weights; the others are the step's overhead."""
 
@@ -20,11 +21,12 @@ class StepShares:
     schedule: float
     place: float
     """Copying adapters into the arena."""
+    batch: float
+    """Building the step's arrays, handing them over, looking at what came back."""
     model: float
-    """Building the step's tensors, and the forward pass."""
     sample: float
     commit: float
-    """Detokenising, stop conditions, the books."""
+    """Stop conditions, the books."""
     rest: float
     """What the engine does between these."""
     sse: float
@@ -59,9 +61,7 @@ class StepShares:
 
     def _parts(self) -> dict[str, float]:
         values = asdict(self)
-        return {
-            name: values[name] for name in ("schedule", "place", "model", "sample", "commit", "rest", "sse")
-        }
+        return {name: values[name] for name in PARTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ def _shares(steps: Sequence[_Step]) -> StepShares:
         steps=len(steps),
         schedule=mean("schedule"),
         place=mean("place"),
+        batch=mean("batch"),
         model=mean("model"),
         sample=mean("sample"),
         commit=mean("commit"),

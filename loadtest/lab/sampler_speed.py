@@ -104,7 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     kernels = choose_backend(torch.device(options.device), torch.float32, options.kernels)
-    sampler = Sampler(options.vocabulary, options.device, kernels.draw)
+    sampler = Sampler(options.vocabulary, options.device, kernels.sampling)
     sizes = (1, 8, 32)
     noise = torch.randn(max(sizes), options.vocabulary, generator=torch.Generator().manual_seed(0))
     noise = noise.to(options.device)

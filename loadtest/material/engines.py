@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from manylora.adapters.types import AdapterWeights
 from manylora.loadtest.material.random_model import SyntheticTokens, random_adapter
 from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.engine import Engine, EngineSettings
 from manylora.server.engine.observer import EngineObserver
 from manylora.server.engine.scheduler import SchedulerLimits
-from manylora.server.kernels.step import StepBatch, StepOutput
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.served import ServedModel
 
@@ -31,17 +28,6 @@ class EngineSizes:
     """As `manylora serve` has it."""
 
 
-class FinishedModel(ServedModel):
-    """A model whose calls return when the device is done, so that a step's parts are told apart on a GPU."""
-
-    def __call__(self, batch: StepBatch) -> StepOutput:
-        """Compute a step; see ServedModel."""
-        output = super().__call__(batch)
-        if output.logits.is_cuda:
-            torch.cuda.synchronize(output.logits.device)
-        return output
-
-
 def build_engine(decoder: Decoder, sizes: EngineSizes, observer: EngineObserver | None = None) -> Engine:
     """Return an engine on ``decoder`` with no adapters, whose tokens never end a sequence."""
     config, backend = decoder.config, decoder.backend
@@ -56,11 +42,9 @@ def build_engine(decoder: Decoder, sizes: EngineSizes, observer: EngineObserver 
         row_bytes=backend.row_bytes(config.shape),
         limits=SchedulerLimits(max_running=sizes.streams, max_step_tokens=sizes.max_step_tokens),
     )
-    model = FinishedModel(decoder, kv, arena)
+    model = ServedModel(decoder, kv, arena)
     tokens = SyntheticTokens(config.vocab_size)
-    return Engine(
-        model, arena, tokens, frozenset(), settings, backend.device, _never_loads, observer, backend.draw
-    )
+    return Engine(model, arena, tokens, frozenset(), settings, backend.device, _never_loads, observer)
 
 
 def add_random_adapters(engine: Engine, decoder: Decoder, ranks: list[int]) -> list[int]:

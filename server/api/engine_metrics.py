@@ -20,11 +20,14 @@ class EngineMetrics:
 
     def step_finished(self, timings: StepTimings) -> None:
         """Count a step."""
-        self._metrics.times.step.observe(timings.total)
+        times = self._metrics.times
+        times.step.observe(timings.total)
+        for part, seconds in times.step_parts.items():
+            seconds.inc(getattr(timings, part))
 
-    def token_gap(self, seconds: float) -> None:
-        """Count the time between two tokens."""
-        self._metrics.times.between_tokens.observe(seconds)
+    def token_gaps(self, seconds: Sequence[float]) -> None:
+        """Count the times between tokens."""
+        self._metrics.times.between_tokens.observe_all(seconds)
 
     def request_ended(self, ended: EndedRequest) -> None:
         """Count a request and its tokens."""

@@ -8,14 +8,18 @@ import platform
 from collections.abc import Callable, Collection
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, generate_latest
 
 from manylora.server.api.adapter_metrics import AdapterCounters, AdapterOperations
 from manylora.server.api.gauges import Gauges, ScrapedGauges
 from manylora.server.api.http_metrics import HttpCounters
+from manylora.server.api.tally import Tally
 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 REQUEST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+STEP_PARTS = ("schedule", "place", "batch", "model", "sample", "commit")
+"""As StepTimings names them."""
 
 
 class RequestTimes:
@@ -26,10 +30,19 @@ class RequestTimes:
             return Histogram(f"manylora_{name}_seconds", meaning, buckets=buckets, registry=registry)
 
         self.first_token = seconds("time_to_first_token", "From arrival to the first token", REQUEST_SECONDS)
-        self.between_tokens = seconds("time_between_tokens", "Between tokens of a stream", TOKEN_SECONDS)
+        self.between_tokens = Tally(
+            "manylora_time_between_tokens_seconds", "Between tokens of a stream", TOKEN_SECONDS, registry
+        )
         self.end_to_end = seconds("request", "From arrival to the last token", REQUEST_SECONDS)
         self.queue = seconds("queue", "From arrival to the first step", REQUEST_SECONDS)
         self.step = seconds("step", "One engine step", TOKEN_SECONDS)
+        parts = Counter(
+            "manylora_step_part_seconds",
+            "What steps' parts took; model and sample are measured where they run",
+            ["part"],
+            registry=registry,
+        )
+        self.step_parts = {part: parts.labels(part) for part in STEP_PARTS}
 
 
 class Metrics(AdapterOperations):

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from manylora.adapters.types import AdapterWeights, FreedAdapter, Tier
 from manylora.server.engine.adapter_cache import HeldAdapter, LoadFrom
@@ -17,8 +18,9 @@ from manylora.server.engine.engine import Engine, Load
 from manylora.server.engine.observer import EngineObserver
 from manylora.server.engine.output_stream import OutputStream
 from manylora.server.engine.pace import Tempo
+from manylora.server.engine.pieces import Piece, output_of
 from manylora.server.engine.request import GenerationRequest, SequenceOutput
-from manylora.server.engine.stats import EngineStats
+from manylora.server.engine.stats import EngineStats, stats_of
 from manylora.server.errors import (
     ContextLengthExceeded,
     InvalidRequest,
@@ -33,7 +35,6 @@ from manylora.server.threads import step_back
 log = logging.getLogger(__name__)
 Command = Callable[[Engine], None]
 Done = Callable[[FreedAdapter | None], None]
-TIERS: tuple[Tier, ...] = ("device", "host", "disk")
 READERS = 2
 """Threads that read adapters from disk."""
 
@@ -237,25 +238,7 @@ class AsyncEngine:
 
     def snapshot(self) -> EngineStats:
         """Return what the engine holds now."""
-        engine, cache = self._engine, self._engine.cache
-        tiers = cache.tiers()
-        rows = cache.allocator.rows
-        return EngineStats(
-            running=len(engine.scheduler.running),
-            waiting=len(engine.scheduler.waiting) + engine.requests.num_unmade,
-            blocks=engine.settings.num_blocks,
-            free_blocks=engine.blocks.num_free,
-            cached_blocks=engine.blocks.num_cached,
-            arena_rows=rows,
-            free_arena_rows={module: cache.allocator.free_rows(module) for module in rows},
-            adapters={tier: list(tiers.values()).count(tier) for tier in TIERS},
-            host_bytes=cache.host_bytes,
-            resident=tuple(adapter_id for adapter_id, tier in tiers.items() if tier == "device"),
-            waited_for=tuple(engine.scheduler.wanted),
-            preemptions=engine.preemptions,
-            prefix_queried_tokens=engine.blocks.queried_tokens,
-            prefix_hit_tokens=engine.blocks.hit_tokens,
-        )
+        return stats_of(self._engine)
 
     async def check_integrity(self) -> None:
         """Raise AssertionError if the pools' books don't balance. Steps wait for it: with a million blocks a second."""
@@ -306,13 +289,14 @@ class AsyncEngine:
         busy = True
         try:
             while self._take_commands(busy):
-                busy = engine.step() and bool(len(engine.requests))
-                self._deliver(engine.requests.take_outputs())
+                busy = engine.step(self._deliver) and bool(len(engine.requests))
+                if not busy:
+                    self._deliver()
         except Exception as error:
             # A step's own faults are handled in it: this one leaves the books in doubt.
             log.error("the engine stopped", exc_info=error)
             self._broken = f"an internal check failed: {error}"
-        self._deliver(engine.requests.take_outputs())
+        self._deliver()
         if self._broken is not None:
             self._on_loop(lambda: self._fail_all(StepFailed(f"the engine can't go on: {self._broken}")))
 
@@ -361,9 +345,11 @@ class AsyncEngine:
 
         self._readers.submit(read)
 
-    def _deliver(self, outputs: list[SequenceOutput]) -> None:
-        if outputs:
-            self._on_loop(lambda: self._feed(outputs))
+    def _deliver(self) -> None:
+        """Hand over what the last step brought, while the next one computes: the loop wants the interpreter then."""
+        pieces = self._engine.requests.take_pieces()
+        if pieces:
+            self._on_loop(lambda: self._feed(pieces))
 
     def _on_loop(self, call: Callable[[], None]) -> None:
         assert self._loop is not None
@@ -372,8 +358,11 @@ class AsyncEngine:
         except RuntimeError:
             return  # the loop has closed: nobody listens any more
 
-    def _feed(self, outputs: list[SequenceOutput]) -> None:
-        for output in outputs:
+    def _feed(self, pieces: Sequence[Piece | SequenceOutput]) -> None:
+        for piece in pieces:
+            output, fault = output_of(piece)
+            if fault is not None:
+                self._inbox.put(partial(_fail_text, output, fault))
             stream = self._streams.get(output.request_id)
             if stream is None:
                 continue  # its client has gone
@@ -393,3 +382,7 @@ class AsyncEngine:
                 call.set_exception(error)
         self._streams.clear()
         self._note_idle()
+
+
+def _fail_text(told: SequenceOutput, fault: StepFailed, engine: Engine) -> None:
+    engine.requests.fail_text(told, fault)

@@ -17,8 +17,9 @@ from manylora.server.engine.arena_writer import Arena, ArenaWriter
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.detokenizer import TokenDecoder
 from manylora.server.engine.door import check_request
+from manylora.server.engine.faults import step_failed
 from manylora.server.engine.health import Health
-from manylora.server.engine.model_runner import ModelRunner, StepModel, StepResult
+from manylora.server.engine.model_runner import LaunchedStep, ModelRunner, StepModel, StepResult
 from manylora.server.engine.observer import EngineObserver, SilentEngineObserver, StepTimings
 from manylora.server.engine.request import FinishReason, GenerationRequest
 from manylora.server.engine.requests import LiveRequests
@@ -32,7 +33,6 @@ from manylora.server.errors import (
     ServerError,
     StepFailed,
 )
-from manylora.server.kernels.sampling import Draw
 from manylora.server.kernels.step import LORA_MODULES, AdapterRanges
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,7 @@ class Engine:
         device: torch.device,
         load: Load,
         observer: EngineObserver | None = None,
-        draw: Draw | None = None,
     ) -> None:
-        """``draw``: how the backend samples, if it does."""
         self.settings = settings
         self.blocks = BlockManager(settings.num_blocks, settings.block_size)
         rows = dict.fromkeys(LORA_MODULES, settings.arena_rows)
@@ -92,7 +90,7 @@ class Engine:
         self.preemptions = 0
         self._runner = ModelRunner(
             model,
-            Sampler(settings.vocab_size, device, draw),
+            Sampler(settings.vocab_size, device, model.sampling),
             settings.block_size,
             self.blocks.table,
             self._ranges,
@@ -219,8 +217,11 @@ class Engine:
 
     # Steps
 
-    def step(self) -> bool:
-        """Run one step; False if there was nothing that could be computed now."""
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> bool:
+        """Run one step; False if there was nothing that could be computed now.
+
+        ``meanwhile`` is called once the step has been launched: what it does costs no time where a device computes.
+        """
         began = time.perf_counter()
         probe = self.health.take_probe(time.monotonic())
         if probe is not None:
@@ -230,20 +231,32 @@ class Engine:
         self._expire(plan)
         self._start_loads(plan)
         scheduled = time.perf_counter()
-        self._change_arena(plan.changes)
-        rows = tuple(row for row in plan.rows if row.sequence.status is SequenceStatus.RUNNING)
-        if rows:
-            self._run(rows, scheduled - began, time.perf_counter() - scheduled)
+        if plan.changes:
+            meanwhile()  # nobody should wait for copies who has a token already
+            self._change_arena(plan.changes)
+        rows = tuple([row for row in plan.rows if row.sequence.status is SequenceStatus.RUNNING])
+        placed = time.perf_counter()
+        launched = self._launch(rows) if rows else None
+        meanwhile()
+        if launched is not None:
+            self._collect(launched, scheduled - began, placed - scheduled)
         self.requests.make_choices()
         self.cache.trim_host(self.scheduler.wanted)
         self._release_retired()
         self.blocks.sweep()
         return bool(plan.rows or plan.preempted or plan.expired or plan.changes)
 
-    def _run(self, rows: tuple[ScheduledRow, ...], schedule: float, place: float) -> None:
-        began = time.perf_counter()
+    def _launch(self, rows: tuple[ScheduledRow, ...]) -> LaunchedStep | None:
         try:
-            result = self._runner.run(rows)
+            return self._runner.launch(rows)
+        except Exception as error:
+            self._fail_step(rows, error)
+            return None
+
+    def _collect(self, launched: LaunchedStep, schedule: float, place: float) -> None:
+        rows = launched.rows
+        try:
+            result = self._runner.collect(launched)
         except Exception as error:
             self._fail_step(rows, error)
             return
@@ -251,14 +264,11 @@ class Engine:
         computed = time.perf_counter()
         self._commit(rows, result)
         commit = time.perf_counter() - computed
-        tokens = sum(row.length for row in rows)
-        decodes = sum(row.length == 1 for row in rows)
-        self.scheduler.pace.note(decodes, tokens - decodes, time.perf_counter() - began)
-        self._observer.step_finished(
-            StepTimings(
-                schedule, place, result.model_seconds, result.sample_seconds, commit, tokens, len(rows)
-            )
-        )
+        tokens = sum([row.length for row in rows])
+        decodes = sum([row.length == 1 for row in rows])
+        parts = (result.glue_seconds, result.model_seconds, result.sample_seconds, commit)
+        self.scheduler.pace.note(decodes, tokens - decodes, sum(parts))
+        self._observer.step_finished(StepTimings(schedule, place, *parts, tokens, len(rows)))
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a pool's books don't balance, or an idle engine still holds something."""
@@ -292,41 +302,45 @@ class Engine:
     def _change_arena(self, changes: tuple[ArenaChange, ...]) -> None:
         """Carry out moves and writes, and fail the requests that were using what a fault took off the device."""
         for adapter_ids, error in self._writer.carry_out(changes):
-            failed = _step_failed("copying an adapter to the device failed", error)
+            failed = step_failed("copying an adapter to the device failed", error)
             for live in self.requests:
                 if live.admitted is not None and live.adapter_ids & adapter_ids:
                     self.requests.end(live, FinishReason.FAILED, failed)
 
     def _commit(self, rows: tuple[ScheduledRow, ...], result: StepResult) -> None:
         now = time.monotonic()
-        # What is not finite, or led to it, must not be found in the prefix cache.
-        self.scheduler.commit(row for row in rows if row.sequence.number not in result.faults)
-        for row in rows:
-            if row.sequence.status is not SequenceStatus.RUNNING:
+        faults = result.faults
+        # What has ended meanwhile holds no blocks; what is not finite, or led to it, must not be found in the cache.
+        self.scheduler.commit(
+            [
+                row
+                for row in rows
+                if row.sequence.status is SequenceStatus.RUNNING and row.sequence.number not in faults
+            ]
+        )
+        for number, (row, token_id) in enumerate(zip(rows, result.token_ids, strict=True)):
+            sequence = row.sequence
+            if sequence.status is not SequenceStatus.RUNNING:
                 continue  # ended with another choice of its request
+            if sequence.number in faults:
+                error = NotFinite(faults[sequence.number].message)
+                self.requests.end(sequence.owner, FinishReason.FAILED, error)
+                continue
             try:
-                self._take(row, result, now)
+                if sequence.number in result.prompt_logprobs:
+                    found = result.prompt_logprobs[sequence.number]
+                    self.requests.take_prompt_logprobs(sequence, row.start, found)
+                if token_id is not None:
+                    self.requests.take_token(sequence, token_id, result.logprobs.get(number), now)
             except Exception as error:
-                failed = _step_failed("turning this request's tokens into text failed", error)
-                self.requests.end(row.sequence.owner, FinishReason.FAILED, failed)
-
-    def _take(self, row: ScheduledRow, result: StepResult, now: float) -> None:
-        sequence = row.sequence
-        fault = result.faults.get(sequence.number)
-        if fault is not None:
-            self.requests.end(sequence.owner, FinishReason.FAILED, NotFinite(fault.message))
-            return
-        if sequence.number in result.prompt_logprobs:
-            found = result.prompt_logprobs[sequence.number]
-            self.requests.take_prompt_logprobs(sequence, row.start, found)
-        sampled = result.tokens.get(sequence.number)
-        if sampled is not None:
-            self.requests.take_token(sequence, sampled, now)
+                failed = step_failed("turning this request's tokens into text failed", error)
+                self.requests.end(sequence.owner, FinishReason.FAILED, failed)
+        self.requests.step_ended()
 
     def _fail_step(self, rows: tuple[ScheduledRow, ...], error: Exception) -> None:
         """Fail the requests that the step computed. The others' KV and adapters are untouched by it."""
         self.health.step_ended(well=False)
-        failed = _step_failed("the step that computed this request failed", error)
+        failed = step_failed("the step that computed this request failed", error)
         for row in rows:
             if row.sequence.status is not SequenceStatus.FINISHED:
                 self.requests.end(row.sequence.owner, FinishReason.FAILED, failed)
@@ -345,13 +359,3 @@ class Engine:
             given_back = FreedAdapter(sum(owned.rank for owned in ranges.values()), device, host, aborted)
             for freed in listeners:
                 freed(given_back)
-
-
-def _step_failed(what: str, error: Exception) -> StepFailed:
-    """Log a fault and return what clients are told. The traceback goes: its frames hold the step's tensors."""
-    log.error("%s", what, exc_info=error)
-    memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    why = "out of memory" if memory else type(error).__name__
-    failed = StepFailed(f"{what} ({why}); the server goes on")
-    failed.__cause__ = error.with_traceback(None)
-    return failed

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from manylora.server.engine.request import SamplingParams
 
-_MASK_64 = (1 << 64) - 1
+MASK_64 = (1 << 64) - 1
+"""Seeds and counters are numbers modulo 2^64."""
 _FIRST_ROOM = 64
 
 
@@ -50,6 +51,7 @@ class SamplerState:
         self.counts_tokens = bool(
             params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
         )
+        self._edits = self.counts_tokens or bool(params.logit_bias)
         self._slots: dict[int, int] = {}
         self._ids = np.zeros(_FIRST_ROOM, dtype=np.int64)
         self._counts = np.zeros(_FIRST_ROOM, dtype=np.float32)
@@ -70,9 +72,14 @@ class SamplerState:
 
         53 bits of BLAKE2b over (seed, choice, position, draw): no generator that others could advance.
         """
-        counter = struct.pack("<QQQQ", self.seed & _MASK_64, self.choice_index, self.output_length, draw)
+        counter = struct.pack("<QQQQ", self.seed & MASK_64, self.choice_index, self.output_length, draw)
         digest = hashlib.blake2b(counter, digest_size=8).digest()
         return float((int.from_bytes(digest, "little") >> 11) * 2.0**-53)
+
+    @property
+    def edits(self) -> bool:
+        """Whether ``edit_logits`` may change the row before its next token is chosen."""
+        return self._edits or self.output_length < self._min_tokens
 
     @property
     def seen_ids(self) -> NDArray[np.int64]:

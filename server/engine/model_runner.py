@@ -1,50 +1,74 @@
-"""From a step's rows to tensors, through the model and the sampler. Decides nothing and remembers nothing."""
+"""From a step's rows to tensors, through the model and the sampler, in two halves. Decides nothing."""
 
 import time
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from manylora.server.engine.logits import SamplingRow
 from manylora.server.engine.prompt_logprobs import LogprobRows
-from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, SamplingRow
+from manylora.server.engine.request import TokenLogprobs
+from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, tokens_of
 from manylora.server.engine.scheduler import ScheduledRow
-from manylora.server.engine.sequence import Sequence
-from manylora.server.kernels.step import (
-    AdapterRanges,
-    AttentionMetadata,
-    StepAdapters,
-    StepBatch,
-    StepOutput,
-    WeightedAdapters,
-)
+from manylora.server.engine.step_rows import StepRows
+from manylora.server.kernels.output import StepOutput
+from manylora.server.kernels.sampling import NativeSampling, SamplingColumns
+from manylora.server.kernels.step import AdapterRanges, StepBatch
+
+Rows = tuple[ScheduledRow, ...]
 
 
 class StepModel(Protocol):
     """The model with its KV cache and arena behind it."""
 
-    def __call__(self, batch: StepBatch) -> StepOutput:
-        """Compute the batch's tokens."""
+    @property
+    def sampling(self) -> NativeSampling | None:
+        """How it samples; None: it doesn't, and is given no columns."""
+        ...
+
+    def launch(self, batch: StepBatch, columns: SamplingColumns | None) -> Any:
+        """Begin to compute the batch's tokens, and to sample; don't wait."""
+        ...
+
+    def collect(self, launched: Any) -> StepOutput:
+        """Wait for what was launched."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
-    """What came out of a step, by sequence number, and the seconds it took."""
+class LaunchedStep:
+    """A step under way."""
 
-    tokens: Mapping[int, SampledToken]
-    """Of the rows that sample and have no fault."""
+    rows: Rows
+    places: list[int]
+    """Of each row: its last token among those whose logits are wanted."""
+    launched: Any
+    build_seconds: float
+    """That the batch took to be built and handed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came out of a step, row by row or by sequence number, and the seconds it took."""
+
+    token_ids: list[int | None]
+    """Of each row; None: it doesn't sample. One with a fault may have one too."""
+    logprobs: Mapping[int, TokenLogprobs]
+    """Of the rows' tokens whose requests want them, by number of the row."""
     faults: Mapping[int, SampleFault]
-    """Of the rows in which something is not finite, whether they sample or not: a chunk's keys and values, a
+    """Of the sequences in which something is not finite, whether they sample or not: a chunk's keys and values, a
     token's last state, or logits."""
     prompt_logprobs: Mapping[int, LogprobRows]
-    """Of the prompt tokens that follow each token of the row."""
+    """Of the prompt tokens that follow each token of the row, by sequence."""
     model_seconds: float
+    """Layers and head, measured where they ran."""
     sample_seconds: float
+    glue_seconds: float
+    """What else the two halves took."""
 
 
 class ModelRunner:
@@ -60,68 +84,72 @@ class ModelRunner:
     ) -> None:
         self._model = model
         self._sampler = sampler
-        self._block_size = block_size
-        self._table = table
-        self._ranges = ranges
+        self._rows = StepRows(block_size, sampler.vocab_size, table, ranges)
 
     @torch.inference_mode()
-    def run(self, rows: tuple[ScheduledRow, ...]) -> StepResult:
-        """Compute the rows and sample those that end at their sequence's last token."""
+    def launch(self, rows: Rows) -> LaunchedStep:
+        """Begin to compute the rows, and to sample those that end at their sequence's last token."""
         began = time.perf_counter()
-        token_ids = [t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.length]]
         wanted, places = _logits_rows(rows)
-        batch = StepBatch(
-            np.array(token_ids, dtype=np.int32),
-            self._attention(rows),
-            StepAdapters.of_rows([self._adapters(row.sequence) for row in rows]),
-            np.array(wanted, dtype=np.int32),
-        )
-        output = self._model(batch)
+        batch = self._rows.batch(rows, wanted)
+        launched = self._model.launch(batch, self._columns(rows, places))
+        return LaunchedStep(rows, places, launched, time.perf_counter() - began)
+
+    @torch.inference_mode()
+    def collect(self, step: LaunchedStep) -> StepResult:
+        """Wait for a step, and sample what the model didn't."""
+        began = time.perf_counter()
+        output = self._model.collect(step.launched)
         modelled = time.perf_counter()
-        sampled = self._sample(output.logits, rows, places)
-        faults = _faults(rows, output.finite.tolist())
-        faults |= {number: found for number, found in sampled.items() if isinstance(found, SampleFault)}
-        tokens = {
-            number: token
-            for number, token in sampled.items()
-            if number not in faults and not isinstance(token, SampleFault)
-        }
-        reports = self._prompt_logprobs(output.logits, rows, places, faults)
-        return StepResult(tokens, faults, reports, modelled - began, time.perf_counter() - modelled)
+        faults = _faults(step.rows, output.finite)
+        sampled, own_seconds = self._sampled(step, output), output.sample_seconds
+        if output.sampled is None and sampled:
+            own_seconds = time.perf_counter() - modelled
+        tokens: list[int | None] = [None] * len(step.rows)
+        logprobs: dict[int, TokenLogprobs] = {}
+        for number, token in sampled:
+            if isinstance(token, SampleFault):
+                faults.setdefault(step.rows[number].sequence.number, token)
+                continue
+            tokens[number] = token.token_id
+            if token.logprobs is not None:
+                logprobs[number] = token.logprobs
+        reports = self._prompt_logprobs(output.logits, step, faults)
+        spent = time.perf_counter() - began + step.build_seconds
+        glue = max(0.0, spent - output.model_seconds - own_seconds)
+        return StepResult(tokens, logprobs, faults, reports, output.model_seconds, own_seconds, glue)
 
-    def _attention(self, rows: tuple[ScheduledRow, ...]) -> AttentionMetadata:
-        return AttentionMetadata.of_rows(
-            [row.start for row in rows],
-            [row.length for row in rows],
-            [self._table(row.sequence.number) for row in rows],
-            self._block_size,
-        )
+    def _columns(self, rows: Rows, places: list[int]) -> SamplingColumns | None:
+        """Return how the model is to sample; None: it can't, or edits of the logits come between."""
+        if self._model.sampling is None:
+            return None
+        chosen = [(row, place) for row, place in zip(rows, places, strict=True) if row.samples]
+        if not chosen or any(row.sequence.text.sampler.edits for row, _ in chosen):
+            return None
+        return self._rows.columns([row for row, _ in chosen], [place for _, place in chosen])
 
-    def _adapters(self, sequence: Sequence) -> WeightedAdapters:
-        return tuple((self._ranges(adapter_id), weight) for adapter_id, weight in sequence.adapters)
-
-    def _sample(
-        self, logits: Tensor, rows: tuple[ScheduledRow, ...], places: list[int]
-    ) -> dict[int, SampledToken | SampleFault]:
-        chosen = [(row.sequence, place) for row, place in zip(rows, places, strict=True) if row.samples]
+    def _sampled(
+        self, step: LaunchedStep, output: StepOutput
+    ) -> list[tuple[int, SampledToken | SampleFault]]:
+        """Return the tokens of the rows that sample, with the rows' numbers."""
+        chosen = [number for number, row in enumerate(step.rows) if row.samples]
         if not chosen:
-            return {}
-        part = logits
+            return []
+        if output.sampled is not None:
+            told = [step.rows[number].sequence.told for number in chosen]
+            return list(zip(chosen, tokens_of(output.sampled, told), strict=True))
+        logits = output.logits
         if len(chosen) != len(logits):
-            part = logits[torch.tensor([place for _, place in chosen], device=logits.device)]
-        found = self._sampler.sample(part, [_sampling_row(sequence) for sequence, _ in chosen])
-        return {sequence.number: token for (sequence, _), token in zip(chosen, found, strict=True)}
+            logits = logits[torch.tensor([step.places[number] for number in chosen], device=logits.device)]
+        rows = [_sampling_row(step.rows[number]) for number in chosen]
+        return list(zip(chosen, self._sampler.sample(logits, rows), strict=True))
 
     def _prompt_logprobs(
-        self,
-        logits: Tensor,
-        rows: tuple[ScheduledRow, ...],
-        places: list[int],
-        faults: dict[int, SampleFault],
+        self, logits: Tensor, step: LaunchedStep, faults: dict[int, SampleFault]
     ) -> dict[int, LogprobRows]:
         """Report rows that ask for it; one with logits that are not finite gets a fault instead."""
         reports: dict[int, LogprobRows] = {}
-        for row, place in zip(rows, places, strict=True):
+        for row, place in zip(step.rows, step.places, strict=True):
             sequence = row.sequence
             top = sequence.owner.request.sampling.prompt_logprobs
             if top is not None and sequence.wants_prompt_logprobs and sequence.number not in faults:
@@ -136,20 +164,20 @@ class ModelRunner:
         return reports
 
 
-def _faults(rows: tuple[ScheduledRow, ...], finite: list[bool]) -> dict[int, SampleFault]:
+def _faults(rows: Rows, finite: Tensor) -> dict[int, SampleFault]:
     """Return a fault for each row with a token that is not finite; ``finite`` is by token."""
     faults: dict[int, SampleFault] = {}
-    if all(finite):
+    if bool(finite.all()):
         return faults
-    start = 0
+    start, each = 0, finite.tolist()
     for row in rows:
-        if not all(finite[start : start + row.length]):
+        if not all(each[start : start + row.length]):
             faults[row.sequence.number] = NOT_FINITE
         start += row.length
     return faults
 
 
-def _logits_rows(rows: tuple[ScheduledRow, ...]) -> tuple[list[int], list[int]]:
+def _logits_rows(rows: Rows) -> tuple[list[int], list[int]]:
     """Return which tokens need logits, and for each row the place of its last one among them."""
     wanted: list[int] = []
     places: list[int] = []
@@ -164,5 +192,5 @@ def _logits_rows(rows: tuple[ScheduledRow, ...]) -> tuple[list[int], list[int]]:
     return wanted, places
 
 
-def _sampling_row(sequence: Sequence) -> SamplingRow:
-    return SamplingRow(sequence.owner.request.sampling, sequence.text.sampler)
+def _sampling_row(row: ScheduledRow) -> SamplingRow:
+    return SamplingRow(row.sequence.owner.request.sampling, row.sequence.text.sampler)

@@ -1,5 +1,6 @@
 """What the engine tells about its work, for metrics and benchmarks. Called on the engine's thread."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,17 +12,21 @@ class StepTimings:
     schedule: float
     place: float
     """Copying adapters into the arena."""
+    batch: float
+    """Building the step's arrays, handing them over and looking at what came back."""
     model: float
+    """Layers and head, measured where they ran."""
     sample: float
+    """Choosing tokens and log probabilities, likewise."""
     commit: float
-    """Detokenising, stop conditions and the books."""
+    """Stop conditions and the books."""
     tokens: int
     sequences: int
 
     @property
     def total(self) -> float:
         """Seconds of the whole step."""
-        return self.schedule + self.place + self.model + self.sample + self.commit
+        return self.schedule + self.place + self.batch + self.model + self.sample + self.commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,8 @@ class EngineObserver(Protocol):
         """A step that computed something."""
         ...
 
-    def token_gap(self, seconds: float) -> None:
-        """A sequence got a token so long after the one before."""
+    def token_gaps(self, seconds: Sequence[float]) -> None:
+        """In a step sequences got a token, each so long after the one before."""
         ...
 
     def request_ended(self, ended: EndedRequest) -> None:
@@ -69,7 +74,7 @@ class SilentEngineObserver:
     def step_finished(self, timings: StepTimings) -> None:
         """Do nothing."""
 
-    def token_gap(self, seconds: float) -> None:
+    def token_gaps(self, seconds: Sequence[float]) -> None:
         """Do nothing."""
 
     def request_ended(self, ended: EndedRequest) -> None:

@@ -8,9 +8,9 @@ from manylora.server.engine.detokenizer import Detokenizer, TokenDecoder
 from manylora.server.engine.health import Health
 from manylora.server.engine.logits import SamplerState
 from manylora.server.engine.observer import EndedRequest, EngineObserver
+from manylora.server.engine.pieces import Piece, output_of
 from manylora.server.engine.prompt_logprobs import LogprobRows, PromptLogprobs
-from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput
-from manylora.server.engine.sampler import SampledToken
+from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput, TokenLogprobs
 from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.sequence import LiveRequest, Sequence, SequenceStatus, TextState
 from manylora.server.engine.stop import StopChecker
@@ -44,7 +44,8 @@ class LiveRequests:
         self._growing: dict[str, LiveRequest] = {}
         """Requests whose prompt is computed and whose choices are not all made."""
         self._last_token: dict[int, float] = {}
-        self._outputs: list[SequenceOutput] = []
+        self._pieces: list[Piece | SequenceOutput] = []
+        self._gaps: list[float] = []
         self._born = 0
 
     def __len__(self) -> int:
@@ -57,10 +58,37 @@ class LiveRequests:
         """Return a request that has not ended."""
         return self._live.get(request_id)
 
+    def take_pieces(self) -> list[Piece | SequenceOutput]:
+        """Return what has come out since the last call; ``output_of`` makes outputs of pieces, on any thread."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
     def take_outputs(self) -> list[SequenceOutput]:
-        """Return what has come out since the last call."""
-        outputs, self._outputs = self._outputs, []
+        """Return the outputs since the last call."""
+        outputs: list[SequenceOutput] = []
+        while pieces := self.take_pieces():
+            for piece in pieces:
+                output, fault = output_of(piece)
+                outputs.append(output)
+                if fault is not None:
+                    self.fail_text(output, fault)
         return outputs
+
+    def fail_text(self, told: SequenceOutput, fault: StepFailed) -> None:
+        """End a request of which no text can be made; ``told`` is what the choice that it was found in was told."""
+        live = self._live.get(told.request_id)
+        if live is None:
+            return
+        before = len(self._pieces)
+        self.end(live, FinishReason.FAILED, fault)
+        others = [piece for piece in self._pieces[before:] if output_of(piece)[0].index != told.index]
+        self._pieces[before:] = others
+
+    def step_ended(self) -> None:
+        """Tell the observer how long streams waited for the step's tokens."""
+        if self._gaps:
+            gaps, self._gaps = self._gaps, []
+            self._observer.token_gaps(gaps)
 
     @property
     def num_unmade(self) -> int:
@@ -105,7 +133,7 @@ class LiveRequests:
     def refuse(self, request: GenerationRequest, error: Exception) -> None:
         """Fail a request that was never queued."""
         for index in range(request.n):
-            self._outputs.append(_last_output(request.request_id, index, FinishReason.FAILED, error))
+            self._pieces.append(_last_output(request.request_id, index, FinishReason.FAILED, error))
         if isinstance(error, StepFailed):
             self._health.request_failed(request, time.monotonic())
         if self._health.is_probe(request):
@@ -123,24 +151,42 @@ class LiveRequests:
             live.prompt_logprobs = PromptLogprobs()
         live.prompt_logprobs.add(found)
 
-    def take_token(self, sequence: Sequence, sampled: SampledToken, now: float) -> None:
-        """Append a sampled token, let out the text that it completes, and end the sequence if it is over."""
+    def take_token(
+        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, now: float
+    ) -> None:
+        """Append a sampled token, let it out, and end the sequence if it is over."""
         live, text = sequence.owner, sequence.text
         self._note_time(sequence, now)
-        sequence.token_ids.append(sampled.token_id)
-        text.sampler.append(sampled.token_id)
-        decision = text.stop.push(sampled.token_id, text.detokenizer.push(sampled.token_id))
-        finish, stop_reason, emitted = decision.finish_reason, decision.stop_reason, decision.text
-        if finish is not None:
-            rest = text.stop.flush(text.detokenizer.flush())
-            emitted += rest.text
-            if rest.finish_reason is not None:
-                finish, stop_reason = rest.finish_reason, rest.stop_reason
+        sequence.token_ids.append(token_id)
+        sequence.wants_prompt_logprobs = False
+        text.sampler.append(token_id)
+        if text.stop.reads_text:
+            emitted, finish, stop_reason = self._stopped(sequence, token_id)
+        else:
+            emitted = None
+            finish, stop_reason = text.stop.push_id(token_id)
         if live.num_unmade:
             self._growing[live.request.request_id] = live
-        self._emit(sequence, sampled, emitted, finish, stop_reason)
+        told = None
+        if not sequence.reported:
+            sequence.reported = True
+            if live.request.sampling.prompt_logprobs is not None:
+                told = live.prompt_logprobs
+        count = sequence.num_output_tokens
+        self._pieces.append(Piece(sequence, token_id, count, emitted, finish, stop_reason, logprobs, told))
         if finish is not None:
             self._end(sequence, finish)
+
+    @staticmethod
+    def _stopped(sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None, str | int | None]:
+        """Return the text that a token completes, and how it ends its sequence if it does, where text decides."""
+        text = sequence.text
+        decision = text.stop.push(token_id, text.detokenizer.push(token_id))
+        if decision.finish_reason is None:
+            return decision.text, None, None
+        rest = text.stop.flush(text.detokenizer.flush())
+        ends = decision if rest.finish_reason is None else rest
+        return decision.text + rest.text, ends.finish_reason, ends.stop_reason
 
     def end(self, live: LiveRequest, reason: FinishReason, error: Exception | None) -> None:
         """End every choice that has not ended, made or not; ``error`` is what its client is told."""
@@ -149,7 +195,7 @@ class LiveRequests:
         unmade = range(len(live.sequences), live.choices)
         live.choices = len(live.sequences)
         for index in [*(sequence.index for sequence in live.live), *unmade]:
-            self._outputs.append(_last_output(live.request.request_id, index, reason, error))
+            self._pieces.append(_last_output(live.request.request_id, index, reason, error))
         for sequence in live.live:
             self._end(sequence, reason)
         self._close(live, reason)
@@ -186,37 +232,8 @@ class LiveRequests:
             sequence.owner.first_token = now
         before = self._last_token.get(sequence.number)
         if before is not None:
-            self._observer.token_gap(now - before)
+            self._gaps.append(now - before)
         self._last_token[sequence.number] = now
-
-    def _emit(
-        self,
-        sequence: Sequence,
-        sampled: SampledToken,
-        text: str,
-        finish: FinishReason | None,
-        stop_reason: str | int | None,
-    ) -> None:
-        live = sequence.owner
-        first = not sequence.reported
-        sequence.reported = True
-        asked = live.request.sampling.prompt_logprobs is not None
-        self._outputs.append(
-            SequenceOutput(
-                live.request.request_id,
-                sequence.index,
-                text,
-                (sampled.token_id,),
-                () if sampled.logprobs is None else (sampled.logprobs,),
-                live.prompt_logprobs if first and asked else None,
-                finish,
-                stop_reason,
-                None,
-                sequence.num_prompt_tokens,
-                sequence.num_output_tokens,
-                sequence.num_cached_tokens,
-            )
-        )
 
 
 def _last_output(

@@ -6,25 +6,21 @@ row's choice is a function of its logits, its parameters and its state, whoever 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from manylora.server.engine.columns import COLDEST, columns_of
 from manylora.server.engine.draw import best, block_maxima, block_sums, draw_above, draw_top, sums_above, top
 from manylora.server.engine.logits import SamplerState, SamplingRow, edit_logits
 from manylora.server.engine.prompt_logprobs import NO_ROWS, LogprobRows
 from manylora.server.engine.request import SamplingParams, TokenLogprobs
-from manylora.server.kernels.sampling import MORE_DRAWS, Draw, SamplingColumns
+from manylora.server.kernels.sampling import UNTOLD, NativeSampling, Sampled
 
 __all__ = ["NOT_FINITE", "SampleFault", "SampledToken", "Sampler", "SamplerState", "SamplingRow"]
 
-_COLDEST = 1e-20
-"""Temperatures below this are raised to it: 1/T must stay finite in float32."""
-
-_DRAWS = 3
-"""Numbers that a backend's own sampling is given for a row; the few that need more are drawn in torch."""
 _CACHED_ROWS = 8
 """Rows sampled at once on a CPU: 150,000 entries each in float32, twice over, are 10 MB."""
 
@@ -53,10 +49,12 @@ class Sampler:
     """Samples a step. Holds two scratch buffers of [rows of a part, V] float32; not
     thread-safe."""
 
-    def __init__(self, vocab_size: int, device: torch.device | str, draw: Draw | None = None) -> None:
-        """``draw``: the backend's own way to choose tokens, if it has one."""
-        self._draw = draw
-        self._vocab_size = vocab_size
+    def __init__(
+        self, vocab_size: int, device: torch.device | str, native: NativeSampling | None = None
+    ) -> None:
+        """``native``: the backend's own sampling, if it has one."""
+        self._native = native
+        self.vocab_size = vocab_size
         self._device = torch.device(device)
         self._probs = torch.empty(0, vocab_size, device=self._device)
         self._scaled = torch.empty(0, vocab_size, device=self._device)
@@ -68,16 +66,22 @@ class Sampler:
 
         Does not append to the states. Logprobs are of the raw distribution: before penalties and temperature.
         """
-        if logits.shape != (len(rows), self._vocab_size) or logits.dtype != torch.float32:
+        if logits.shape != (len(rows), self.vocab_size) or logits.dtype != torch.float32:
             raise ValueError(
                 f"logits are {list(logits.shape)} {logits.dtype}, "
-                f"expected [{len(rows)}, {self._vocab_size}] torch.float32"
+                f"expected [{len(rows)}, {self.vocab_size}] torch.float32"
             )
         if not rows:
             return []
         edits = edit_logits(logits, rows)
+        if self._native is not None:
+            columns = columns_of(rows, self.vocab_size)
+            told, columns = columns.told, replace(columns, told=np.full_like(columns.told, UNTOLD))
+            sampled = self._native.draw(logits, columns)
+            edits.restore(logits)
+            return tokens_of(self._native.report(logits, columns.places, sampled.ids, told), told.tolist())
         chosen: list[int | None] = [None] * len(rows)
-        for ids, members in self._choices(logits, rows):
+        for ids, members in self._by_kind(logits, rows, range(len(rows))):
             for row, token_id in zip(members, ids, strict=True):
                 chosen[row] = token_id
         edits.restore(logits)
@@ -96,6 +100,8 @@ class Sampler:
         float32. A fault in one of the rows is the answer for all."""
         if not len(next_token_ids):
             return NO_ROWS
+        if self._native is not None:
+            return self._native_rows(self._native, logits, next_token_ids, top)
         if not bool(torch.isfinite(logits.amax(-1)).all()):
             return NOT_FINITE
         parts = self._parts(list(range(len(next_token_ids))))
@@ -103,17 +109,17 @@ class Sampler:
         columns = ("token_ids", "logprobs", "top_ids", "top_logprobs")
         return LogprobRows(*(np.concatenate([getattr(rows, name) for rows in found]) for name in columns))
 
-    def _choices(
-        self, logits: Tensor, rows: Sequence[SamplingRow]
-    ) -> list[tuple[list[int | None], list[int]]]:
-        """Choose in parts: (ids, rows)."""
-        if self._draw is None:
-            return self._by_kind(logits, rows, range(len(rows)))
-        found: list[int] = self._draw(logits, _columns(rows, self._vocab_size)).tolist()
-        left = [i for i, token in enumerate(found) if token == MORE_DRAWS]
-        done = [i for i, token in enumerate(found) if token != MORE_DRAWS]
-        choices = [([found[i] if found[i] >= 0 else None for i in done], done)]
-        return choices + (self._by_kind(logits, rows, left) if left else [])
+    def _native_rows(
+        self, native: NativeSampling, logits: Tensor, next_token_ids: Sequence[int], top: int
+    ) -> LogprobRows | SampleFault:
+        count = len(next_token_ids)
+        ids, told = np.array(next_token_ids, dtype=np.int32), np.full(count, top, dtype=np.int32)
+        found = native.report(logits, np.arange(count, dtype=np.int32), ids, told)
+        if (found.ids < 0).any():
+            return NOT_FINITE
+        return LogprobRows(
+            found.ids.astype(np.int64), found.logprobs, found.top_ids.astype(np.int64), found.top_logprobs
+        )
 
     def _by_kind(
         self, logits: Tensor, rows: Sequence[SamplingRow], members: Sequence[int]
@@ -126,7 +132,7 @@ class Sampler:
             row = rows[i]
             if row.params.temperature <= 0:
                 greedy.append(i)
-            elif 0 < row.params.top_k < self._vocab_size:
+            elif 0 < row.params.top_k < self.vocab_size:
                 by_k.setdefault(row.params.top_k, []).append(i)
             else:
                 wide.append(i)
@@ -162,7 +168,7 @@ class Sampler:
         params = [rows[i].params for i in members]
         ids = draw_top(
             found,
-            self._column([1.0 / max(p.temperature, _COLDEST) for p in params]),
+            self._column([1.0 / max(p.temperature, COLDEST) for p in params]),
             self._column([_top_p(p) for p in params]),
             self._column([p.min_p for p in params]),
             self._column([rows[i].state.uniform(0) for i in members]),
@@ -213,7 +219,7 @@ class Sampler:
         cold = [rows[i].params.temperature for i in members]
         source = self._take(logits, members)
         if any(temperature != 1.0 for temperature in cold):
-            scale = self._column([1.0 / max(temperature, _COLDEST) for temperature in cold])
+            scale = self._column([1.0 / max(temperature, COLDEST) for temperature in cold])
             buffer = self._buffer("_scaled", len(members))
             source = torch.mul(source, scale.float().unsqueeze(1), out=buffer)
         return torch.softmax(source, dim=-1, out=self._buffer("_probs", len(members)))
@@ -276,13 +282,13 @@ class Sampler:
         every = self._index(list(range(len(members))))
         probs = torch.softmax(source, dim=-1, out=self._buffer("_probs", len(members)))
         maxima = block_maxima(source)
-        found = top(source, every, maxima, min(max(count, 1), self._vocab_size))
+        found = top(source, every, maxima, min(max(count, 1), self.vocab_size))
         best_id = found.id_at(torch.zeros_like(every).unsqueeze(1))
         # log p(x) = x - max + log p(max): exact where p(x) itself would underflow.
         offset = probs.gather(1, best_id).double().log() - found.values[:, :1].double()
         own = source.gather(1, self._index(token_ids).unsqueeze(1)).double() + offset
         ranks = (
-            torch.arange(count, device=self._device).clamp(max=self._vocab_size - 1).expand(len(members), -1)
+            torch.arange(count, device=self._device).clamp(max=self.vocab_size - 1).expand(len(members), -1)
         )
         values = found.values[:, :count].double() + offset
         ids = (
@@ -296,7 +302,7 @@ class Sampler:
     def _buffer(self, name: str, count: int) -> Tensor:
         held: Tensor = getattr(self, name)
         if len(held) < count:
-            held = torch.empty(count, self._vocab_size, device=self._device)
+            held = torch.empty(count, self.vocab_size, device=self._device)
             setattr(self, name, held)
         return held[:count]
 
@@ -307,19 +313,20 @@ class Sampler:
         return torch.tensor(values, device=self._device, dtype=torch.float64)
 
 
-def _columns(rows: Sequence[SamplingRow], vocab_size: int) -> SamplingColumns:
-    params = [row.params for row in rows]
-    uniform = np.zeros((len(rows), _DRAWS))
-    for i, row in enumerate(rows):
-        if row.params.temperature > 0:
-            uniform[i] = [row.state.uniform(draw) for draw in range(_DRAWS)]
-    return SamplingColumns(
-        np.array([1.0 / max(p.temperature, _COLDEST) if p.temperature > 0 else 0.0 for p in params]),
-        np.array([min(p.top_k, vocab_size) for p in params], dtype=np.int32),
-        np.array([p.top_p for p in params], dtype=np.float64),
-        np.array([p.min_p for p in params], dtype=np.float64),
-        uniform,
-    )
+def tokens_of(sampled: Sampled, told: Sequence[int]) -> list[SampledToken | SampleFault]:
+    """Return a backend's tokens as objects; ``told``: how many alternatives each row wants to know, or UNTOLD."""
+    ids = sampled.ids.tolist()
+    reports = {
+        row: _report(sampled, row, ids[row], count) for row, count in enumerate(told) if count != UNTOLD
+    }
+    return [
+        NOT_FINITE if token < 0 else SampledToken(token, reports.get(row)) for row, token in enumerate(ids)
+    ]
+
+
+def _report(sampled: Sampled, row: int, token: int, count: int) -> TokenLogprobs:
+    best, values = sampled.top_ids[row, :count].tolist(), sampled.top_logprobs[row, :count].tolist()
+    return TokenLogprobs(token, float(sampled.logprobs[row]), tuple(zip(best, values, strict=True)))
 
 
 def _top_p(params: SamplingParams) -> float:

@@ -16,7 +16,7 @@ from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, Plac
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.pace import Pace
 from manylora.server.engine.request import FinishReason
-from manylora.server.engine.sequence import LiveRequest, Sequence, SequenceStatus
+from manylora.server.engine.sequence import AdapterKey, LiveRequest, Sequence, SequenceStatus
 from manylora.server.engine.waiting import WaitingQueue
 
 _READ_AHEAD = 4
@@ -132,7 +132,7 @@ class Scheduler:
             self._admit(draft, now)
         self.wanted = self._read_ahead()
         loads = frozenset(i for i in self.wanted if self._cache.tier(i) == "disk")
-        rows = sorted(draft.rows.values(), key=lambda row: row.sequence.adapters)
+        rows = sorted(draft.rows.values(), key=_place)
         return StepPlan(
             tuple(rows),
             tuple(draft.changes),
@@ -348,3 +348,8 @@ class Scheduler:
 def _cost(row: ScheduledRow) -> int:
     """Return how much of a step's budget a row takes."""
     return row.length * (_LOGPROB_COST if row.sequence.wants_prompt_logprobs else 1)
+
+
+def _place(row: ScheduledRow) -> tuple[bool, AdapterKey]:
+    """Return what rows are in order of: decodes first, and those of the same adapters together."""
+    return row.length > 1, row.sequence.adapters

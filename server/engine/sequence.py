@@ -11,6 +11,7 @@ from manylora.server.engine.logits import SamplerState
 from manylora.server.engine.prompt_logprobs import PromptLogprobs
 from manylora.server.engine.request import FinishReason, GenerationRequest
 from manylora.server.engine.stop import StopChecker
+from manylora.server.kernels.sampling import UNTOLD
 
 AdapterKey = tuple[tuple[int, float], ...]
 """What tells one adapted model from another: (adapter id, weight) pairs. Empty is the base."""
@@ -89,6 +90,8 @@ class Sequence:
         "status",
         "text",
         "token_ids",
+        "told",
+        "wants_prompt_logprobs",
     )
 
     def __init__(self, number: int, index: int, owner: LiveRequest, text: TextState) -> None:
@@ -108,6 +111,11 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.last_step = 0
         """The step that last computed something of it."""
+        asked = owner.request.sampling.logprobs
+        self.told = UNTOLD if asked is None else asked
+        """Alternatives that are told beside each token's own log probability."""
+        self.wants_prompt_logprobs = owner.request.sampling.prompt_logprobs is not None and index == 0
+        """Whether this pass must compute every prompt token: the first choice, until it has its first token."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -118,12 +126,6 @@ class Sequence:
     def num_to_compute(self) -> int:
         """Tokens that are not in the KV cache."""
         return len(self.token_ids) - self.num_computed_tokens
-
-    @property
-    def wants_prompt_logprobs(self) -> bool:
-        """Whether this pass must compute every prompt token: the first choice, once."""
-        asked = self.owner.request.sampling.prompt_logprobs is not None
-        return asked and self.index == 0 and self.num_output_tokens == 0
 
     def admit(self, cached_tokens: int) -> None:
         """Start computing, behind ``cached_tokens`` that the prefix cache has."""

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from manylora.adapters.types import Tier
+from manylora.server.engine.engine import Engine
+
+TIERS: tuple[Tier, ...] = ("device", "host", "disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +29,26 @@ class EngineStats:
     preemptions: int
     prefix_queried_tokens: int
     prefix_hit_tokens: int
+
+
+def stats_of(engine: Engine) -> EngineStats:
+    """Return what an engine holds now. Callable from any thread."""
+    cache = engine.cache
+    tiers = cache.tiers()
+    rows = cache.allocator.rows
+    return EngineStats(
+        running=len(engine.scheduler.running),
+        waiting=len(engine.scheduler.waiting) + engine.requests.num_unmade,
+        blocks=engine.settings.num_blocks,
+        free_blocks=engine.blocks.num_free,
+        cached_blocks=engine.blocks.num_cached,
+        arena_rows=rows,
+        free_arena_rows={module: cache.allocator.free_rows(module) for module in rows},
+        adapters={tier: list(tiers.values()).count(tier) for tier in TIERS},
+        host_bytes=cache.host_bytes,
+        resident=tuple(adapter_id for adapter_id, tier in tiers.items() if tier == "device"),
+        waited_for=tuple(engine.scheduler.wanted),
+        preemptions=engine.preemptions,
+        prefix_queried_tokens=engine.blocks.queried_tokens,
+        prefix_hit_tokens=engine.blocks.hit_tokens,
+    )

@@ -38,6 +38,24 @@ class StopChecker:
         self._finished = False
         self._stopped_by_text = False
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether text decides, so that ``push`` must be given it; else ``push_id`` does."""
+        return bool(self._stops)
+
+    def push_id(self, token_id: int) -> tuple[FinishReason | None, str | int | None]:
+        """Take the next token where no text decides; return how it ends the sequence, and by which stop id."""
+        assert not self._finished, "push after the end"
+        self._count += 1
+        if self._count > self._min_tokens and (token_id in self._eos_ids or token_id in self._stop_ids):
+            self._finished = True
+            own = None if token_id in self._eos_ids else token_id
+            return FinishReason.STOP, self._stop_names.get(token_id, own)
+        if self._count >= self._max_tokens:
+            self._finished = True
+            return FinishReason.LENGTH, None
+        return None, None
+
     def push(self, token_id: int, new_text: str) -> StopDecision:
         """Take the next token and the text that it completed.
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
 from manylora.server.kernels.kept import Keeper
-from manylora.server.kernels.sampling import Draw
+from manylora.server.kernels.output import StepOutput
+from manylora.server.kernels.sampling import NativeSampling, SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AdapterRanges, Ints, RankRange, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LinearWeight
@@ -224,8 +225,20 @@ class Backend(Protocol[ModelT, PlanT]):
         ...
 
     @property
-    def draw(self) -> Draw | None:
+    def sampling(self) -> NativeSampling | None:
         """How it samples; None: it leaves that to the engine, which does it in torch."""
+        ...
+
+    def launch(self, plan: PlanT, rows: Ints, columns: SamplingColumns | None) -> Any:
+        """Begin the step and don't wait: layers, logits of the tokens at ``rows`` [n], and with ``columns`` a token
+        of some of these. A backend whose ``sampling`` is None is given none. Returns what ``collect`` takes.
+
+        A second step may be launched once the first has been collected.
+        """
+        ...
+
+    def collect(self, launched: Any) -> StepOutput:
+        """Wait for a step that was launched; raises what went wrong in it."""
         ...
 
     def finite(self, plan: PlanT, x: Tensor) -> Tensor:

@@ -52,9 +52,8 @@ def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor]:
     arena.write(owned, AdapterWeights(pairs))
     batch = _batch(StepAdapters.of_rows([((owned, 0.5),), (), ()]))
     plan = backend.begin_step(model, batch, kv, arena)
-    x = backend.forward(plan)
-    hidden = backend.hidden(plan, x, batch.logits_rows)
-    return backend.logits(plan, hidden, len(batch.logits_rows)), backend.finite(plan, x)
+    output = backend.collect(backend.launch(plan, batch.logits_rows, None))
+    return output.logits, output.finite
 
 
 def _weights(backend: AnyBackend, noise: torch.Generator) -> DecoderWeights:

@@ -1,8 +1,7 @@
 """How a backend that samples itself is told of rows, and what it says of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +10,19 @@ from torch import Tensor
 from manylora.server.kernels.step import Ints
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
-NOT_FINITE, MORE_DRAWS = -1, -2
-"""Instead of a token: a logit is NaN or infinite; or the row needs more uniform numbers than it was given."""
+Counters: TypeAlias = npt.NDArray[np.uint64]
+NOT_FINITE = -1
+"""Instead of a token: a logit is NaN or infinite."""
+UNTOLD = -1
+"""Instead of a number of alternatives: nothing is told, not even of the token itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingColumns:
     """Parameters of n rows. What is kept and how ties go, server/engine/sampler.py says."""
 
+    places: Ints
+    """[n]: which row of the logits each is."""
     inverse_temperature: Doubles
     """[n]; 0: the best token."""
     top_k: Ints
@@ -27,9 +31,37 @@ class SamplingColumns:
     """[n]; 1 or more: all."""
     min_p: Doubles
     """[n]"""
-    uniform: Doubles
-    """[n, draws] in [0, 1): taken one after the other until one falls on a token that is kept."""
+    seed: Counters
+    """[n]: with the next two, of the numbers in [0, 1) that the row is drawn with: SamplerState.uniform."""
+    choice: Counters
+    """[n]"""
+    position: Counters
+    """[n]: tokens that were drawn before."""
+    told: Ints
+    """[n]: alternatives whose log probabilities are wanted beside the token's own; or UNTOLD."""
 
 
-Draw = Callable[[Tensor, SamplingColumns], Ints]
-"""Chooses a token for each row of logits, float32 [n, vocab], which are left alone; a row's is its own affair."""
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A token for each of n rows, and what is told of it: natural logs of the softmax of the row's logits."""
+
+    ids: Ints
+    """[n]; or NOT_FINITE."""
+    logprobs: Doubles
+    """[n]; of rows that want it."""
+    top_ids: Ints
+    """[n, k], best first: of a row as many as it wants."""
+    top_logprobs: Doubles
+    """[n, k]"""
+
+
+class NativeSampling(Protocol):
+    """Sampling of a backend's own. A row's token is its own affair, whoever else is there."""
+
+    def draw(self, logits: Tensor, columns: SamplingColumns) -> Sampled:
+        """Choose tokens by logits, float32 [any, vocab], which are left alone. Raises MemoryError."""
+        ...
+
+    def report(self, logits: Tensor, places: Ints, ids: Ints, told: Ints) -> Sampled:
+        """Tell of given tokens of some rows what ``told`` says, as SamplingColumns' does; all [n]."""
+        ...

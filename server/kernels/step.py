@@ -10,7 +10,6 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 Ints: TypeAlias = npt.NDArray[np.int32]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -51,7 +50,21 @@ class AttentionMetadata:
         grid = np.full((len(tables), max(map(len, tables), default=0)), NULL_BLOCK, dtype=np.int32)
         for blocks, table in zip(grid, tables, strict=True):
             blocks[: len(table)] = table
-        first, count = np.array(starts, dtype=np.int32), np.array(lengths, dtype=np.int32)
+        return cls.of_tables(
+            np.array(starts, dtype=np.int32), np.array(lengths, dtype=np.int32), grid, block_size
+        )
+
+    @classmethod
+    def of_decodes(
+        cls, starts: Ints, rows: Ints, query_start: Ints, grid: Ints, block_size: int
+    ) -> "AttentionMetadata":
+        """Lay out rows of one token each; ``rows`` are 0 … B − 1, ``query_start`` 0 … B."""
+        slots = grid[rows, starts // block_size] * block_size + starts % block_size
+        return cls(starts, slots, query_start, starts + np.int32(1), grid)
+
+    @classmethod
+    def of_tables(cls, first: Ints, count: Ints, grid: Ints, block_size: int) -> "AttentionMetadata":
+        """Lay out rows: see ``of_rows``; ``grid`` are the block tables, [B, max blocks]."""
         query_start = np.concatenate((np.zeros(1, dtype=np.int32), np.cumsum(count, dtype=np.int32)))
         owners = np.repeat(np.arange(len(count)), count)
         positions = np.arange(query_start[-1], dtype=np.int32) - np.repeat(query_start[:-1] - first, count)
@@ -150,14 +163,3 @@ def _by_row(adapters: StepAdapters) -> Iterator[WeightedAdapters]:
     ]
     for first, last in pairwise(adapters.start.tolist()):
         yield tuple(pairs[first:last])
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What comes out of the model, before anything is sampled."""
-
-    logits: Tensor
-    """float32 [n, vocab], of the tokens that were asked for."""
-    finite: Tensor
-    """bool [T]: whether what the token wrote to the KV cache, in each layer, and its last hidden state are finite.
-    What is not must be neither read again nor sampled from."""

@@ -1,10 +1,14 @@
 """The decoder: one for all families and all backends. What differs between families, ModelConfig says."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from manylora.server.kernels.backend import AnyBackend, KVCache, RankArena
-from manylora.server.kernels.step import StepBatch, StepOutput
+from manylora.server.kernels.output import StepOutput
+from manylora.server.kernels.sampling import SamplingColumns
+from manylora.server.kernels.step import StepBatch
 from manylora.server.kernels.weights import DecoderWeights
 from manylora.server.model.config import ModelConfig
 
@@ -27,18 +31,27 @@ class Decoder:
         return self.backend.new_arena(self.weights.shape, rows)
 
     @torch.inference_mode()
-    def forward(self, batch: StepBatch, kv: KVCache, arena: RankArena) -> StepOutput:
-        """Return the logits that the batch asks for, and which tokens are finite.
+    def launch(
+        self, batch: StepBatch, kv: KVCache, arena: RankArena, columns: SamplingColumns | None = None
+    ) -> Any:
+        """Begin a step and don't wait for it; ``collect`` takes what is returned.
 
-        Writes the keys and values of all T tokens into ``kv``; the batch's adapters name rows of ``arena``. Raises
+        Writes the keys and values of all T tokens into ``kv``; the batch's adapters name rows of ``arena``. With
+        ``columns``, which only a backend with a ``sampling`` of its own takes, tokens are sampled. Raises
         ValueError if the batch doesn't fit the model or the cache; token ids, slots and blocks are not looked at.
         """
         self._check(batch, kv)
         plan = self.backend.begin_step(self._model, batch, kv, arena)
-        x = self.backend.forward(plan)
-        hidden = self.backend.hidden(plan, x, batch.logits_rows)
-        logits = self.backend.logits(plan, hidden, batch.logits_rows.shape[0])
-        return StepOutput(logits, self.backend.finite(plan, x))
+        return self.backend.launch(plan, batch.logits_rows, columns)
+
+    @torch.inference_mode()
+    def collect(self, launched: Any) -> StepOutput:
+        """Return the logits that a step's batch asked for, which tokens are finite, and what was sampled."""
+        return self.backend.collect(launched)
+
+    def forward(self, batch: StepBatch, kv: KVCache, arena: RankArena) -> StepOutput:
+        """Compute a step, both halves."""
+        return self.collect(self.launch(batch, kv, arena))
 
     def _check(self, batch: StepBatch, kv: KVCache) -> None:
         count, attention = batch.token_ids.shape[0], batch.attention

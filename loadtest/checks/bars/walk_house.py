@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,9 +24,10 @@ from manylora.server.engine.engine import Engine, EngineSettings, Load
 from manylora.server.engine.observer import SilentEngineObserver
 from manylora.server.engine.request import GenerationRequest, SamplingParams
 from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.plain.arena import PlainArena
-from manylora.server.kernels.step import AdapterRanges, RankRange, StepBatch, StepOutput
+from manylora.server.kernels.step import AdapterRanges, RankRange
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.loader import load_weights
 from manylora.server.model.served import ServedModel
@@ -73,9 +75,9 @@ class FaultyModel(ServedModel):
 
     faults: Faults
 
-    def __call__(self, batch: StepBatch) -> StepOutput:
-        """Compute a step; see ServedModel."""
-        output = super().__call__(batch)
+    def collect(self, launched: Any) -> StepOutput:
+        """Wait for a step; see ServedModel."""
+        output = super().collect(launched)
         self.faults.take("step")
         return output
 

@@ -181,6 +181,45 @@ class Call(Structure):
     )
 
 
+class Sampling(Structure):
+    """ml_sampling."""
+
+    _fields_ = (
+        ("rows", c_int32),
+        ("vocab", c_int32),
+        ("top", c_int32),
+        ("reserved", c_int32),
+        ("logits", c_void_p),
+        ("places", c_void_p),
+        ("inverse_temperature", c_void_p),
+        ("top_k", c_void_p),
+        ("top_p", c_void_p),
+        ("min_p", c_void_p),
+        ("seed", c_void_p),
+        ("choice", c_void_p),
+        ("position", c_void_p),
+        ("told", c_void_p),
+        ("ids", c_void_p),
+        ("logprobs", c_void_p),
+        ("top_ids", c_void_p),
+        ("top_logprobs", c_void_p),
+    )
+
+
+class RunCall(Structure):
+    """ml_run_call."""
+
+    _fields_ = (
+        ("call", c_void_p),
+        ("rows", c_void_p),
+        ("count", c_int64),
+        ("hidden", c_void_p),
+        ("logits", c_void_p),
+        ("sampling", c_void_p),
+        ("seconds", c_void_p),
+    )
+
+
 STRUCTURES: dict[str, type[Structure]] = {
     "ml_matrix": Matrix,
     "ml_source": Source,
@@ -194,6 +233,8 @@ STRUCTURES: dict[str, type[Structure]] = {
     "ml_jobs": Jobs,
     "ml_step": Step,
     "ml_call": Call,
+    "ml_sampling": Sampling,
+    "ml_run_call": RunCall,
 }
 
 
@@ -245,5 +286,7 @@ SIGNATURES: dict[str, Signature] = {
     "lora_rows": (None, (c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_int32, *[c_void_p] * 3)),
     "step": (c_int32, (c_int32, c_void_p)),
     "hidden": (None, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
-    "sample": (None, (c_void_p, c_int32, c_int32, *[c_void_p] * 5, c_int32, c_void_p)),
+    "sample": (c_int32, (c_void_p,)),
+    "report": (c_int32, (c_void_p,)),
+    "run": (c_int32, (c_void_p,)),
 }

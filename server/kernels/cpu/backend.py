@@ -27,9 +27,11 @@ from manylora.server.kernels.cpu.memory import WeightMemory
 from manylora.server.kernels.cpu.model import CpuModel
 from manylora.server.kernels.cpu.pack import PackedMatrix, pack
 from manylora.server.kernels.cpu.plan import CpuPlan, Op, plan_step
+from manylora.server.kernels.cpu.run import CpuStep, SamplingCall
+from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.owned import own
 from manylora.server.kernels.plain.kv_cache import bytes_per_block
-from manylora.server.kernels.sampling import SamplingColumns
+from manylora.server.kernels.sampling import Sampled, SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import Ints, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight
@@ -166,14 +168,38 @@ class CpuBackend:
             raise _no_memory(count)
         return out
 
-    def draw(self, logits: Tensor, columns: SamplingColumns) -> Ints:
-        """See Backend and sampling.Draw."""
-        ids = np.empty(len(logits), dtype=np.int32)
-        arrays = (columns.inverse_temperature, columns.top_k, columns.top_p, columns.min_p, columns.uniform)
-        pointers = [array.ctypes.data for array in arrays]
-        draws = columns.uniform.shape[1]
-        self._kernels.call("sample", logits.data_ptr(), *logits.shape, *pointers, draws, ids.ctypes.data)
-        return ids
+    @property
+    def sampling(self) -> "CpuBackend":
+        """See Backend: it samples itself."""
+        return self
+
+    def draw(self, logits: Tensor, columns: SamplingColumns) -> Sampled:
+        """See NativeSampling."""
+        call = SamplingCall(logits, columns)
+        if self._kernels.call("sample", call.address):
+            raise _no_memory(len(columns.places))
+        return call.sampled
+
+    def report(self, logits: Tensor, places: Ints, ids: Ints, told: Ints) -> Sampled:
+        """See NativeSampling."""
+        call = SamplingCall.of_given(logits, places, ids, told)
+        if self._kernels.call("report", call.address):
+            raise _no_memory(len(places))
+        return call.sampled
+
+    def launch(self, plan: CpuPlan, rows: Ints, columns: SamplingColumns | None) -> CpuStep:
+        """See Backend. Lays the call out; ``collect`` makes it.
+
+        Every core computes: what Python did beside it would take one of them away, and with the next barrier all.
+        """
+        x = self._new(plan, plan.model.structure.hidden)
+        return CpuStep(plan, x, self._call(plan, 0, {"x": x}), rows, columns)
+
+    def collect(self, launched: CpuStep) -> StepOutput:
+        """See Backend: one call, and the interpreter's lock is given up once."""
+        if self._kernels.call("run", launched.address):
+            raise _no_memory(launched.plan.structure.tokens)
+        return launched.output()
 
     def finite(self, plan: CpuPlan, x: Tensor) -> Tensor:
         """See Backend. What is not finite in between stays in the residual stream."""
@@ -186,7 +212,13 @@ class CpuBackend:
         return torch.empty(plan.structure.tokens, width)
 
     def _run(self, plan: CpuPlan, op: Op, layer: int = 0, **buffers: Tensor) -> None:
-        call = abi.Call(
+        call = self._call(plan, layer, buffers)
+        if self._kernels.call("step", op, ctypes.addressof(call)):
+            raise _no_memory(plan.structure.tokens)
+
+    @staticmethod
+    def _call(plan: CpuPlan, layer: int, buffers: Mapping[str, Tensor]) -> abi.Call:
+        return abi.Call(
             model=plan.model.address,
             kv=plan.kv.address,
             arena=plan.arena.address,
@@ -194,8 +226,6 @@ class CpuBackend:
             layer=layer,
             **{name: buffer.data_ptr() for name, buffer in buffers.items()},
         )
-        if self._kernels.call("step", op, ctypes.addressof(call)):
-            raise _no_memory(plan.structure.tokens)
 
 
 def _no_memory(tokens: int) -> MemoryError:

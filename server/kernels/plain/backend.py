@@ -17,6 +17,8 @@ from manylora.quant.dense import DenseTensor
 from manylora.quant.int8 import Int8Tensor, quantize_int8
 from manylora.quant.nf4 import Nf4Tensor, quantize_nf4
 from manylora.server.kernels.backend import KVCache, RankArena, WeightSource, compose
+from manylora.server.kernels.composed import Composed, collect_composed, launch_composed
+from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.owned import foreign, own
 from manylora.server.kernels.plain.arena import PlainArena, bytes_per_row
 from manylora.server.kernels.plain.attention import AttentionPlan, attend, index_tensor, plan_attention
@@ -31,6 +33,7 @@ from manylora.server.kernels.plain.linear import (
     fused_nf4_reason,
 )
 from manylora.server.kernels.plain.lora import LoraMetadata, build_lora_metadata
+from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import Ints, StepBatch, lora_spans
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LayerWeights, LinearWeight
@@ -63,8 +66,8 @@ class PlainPlan:
 class PlainBackend:
     """Plain torch on one device in one dtype; see Backend."""
 
-    draw = None
     keeper = None
+    sampling = None
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
@@ -211,6 +214,14 @@ class PlainBackend:
     def logits(self, plan: PlainPlan, hidden: Tensor, count: int) -> Tensor:
         """See Backend."""
         return _multiply(plan.weights.head, hidden)[:count].float()
+
+    def launch(self, plan: PlainPlan, rows: Ints, columns: SamplingColumns | None) -> Composed:
+        """See Backend."""
+        return launch_composed(self, plan, rows)
+
+    def collect(self, launched: Composed) -> StepOutput:
+        """See Backend."""
+        return collect_composed(launched)
 
     def finite(self, plan: PlainPlan, x: Tensor) -> Tensor:
         """See Backend. As in PlainKVCache.finite: what is not finite in between stays in the residual stream."""

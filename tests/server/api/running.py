@@ -108,19 +108,19 @@ class Running:
     def held(self, error: Exception | None = None) -> Iterator[threading.Event]:
         """Hold the engine in its next step until the event is set or the block ends; then it fails or goes on."""
         go_on = threading.Event()
-        forward = self.server.base.decoder.forward
+        launch = self.server.base.decoder.launch
 
         def wait(*arguments: object) -> object:
             go_on.wait(SECONDS)
             if error is not None:
                 raise error
-            return forward(*arguments)  # type: ignore[arg-type]  # what the engine gave
+            return launch(*arguments)  # type: ignore[arg-type]  # what the engine gave
 
-        self.server.base.decoder.forward = wait  # type: ignore[method-assign,assignment]
+        self.server.base.decoder.launch = wait  # type: ignore[method-assign,assignment]
         try:
             yield go_on
         finally:
-            del self.server.base.decoder.forward
+            del self.server.base.decoder.launch
             go_on.set()
 
     @contextmanager
@@ -130,11 +130,11 @@ class Running:
         def fail(*arguments: object) -> object:
             raise error
 
-        self.server.base.decoder.forward = fail  # type: ignore[method-assign,assignment]
+        self.server.base.decoder.launch = fail  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
-            del self.server.base.decoder.forward
+            del self.server.base.decoder.launch
 
     @contextmanager
     def broken_tokenizer(self) -> Iterator[None]:

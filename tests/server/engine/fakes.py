@@ -18,6 +18,8 @@ from manylora.server.engine.engine import Engine, EngineSettings
 from manylora.server.engine.observer import EndedRequest, SilentEngineObserver, StepTimings
 from manylora.server.engine.request import FinishReason, GenerationRequest, SamplingParams, SequenceOutput
 from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.kernels.output import StepOutput
+from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.step import (
     LORA_MODULES,
     AdapterRanges,
@@ -25,7 +27,6 @@ from manylora.server.kernels.step import (
     Ints,
     RankRange,
     StepBatch,
-    StepOutput,
     lora_spans,
 )
 
@@ -109,6 +110,15 @@ class FakeModel:
         self.overflows: Callable[[int, int], bool] = lambda token, mark: False
         self.computed = 0
         self.widest = 0
+
+    sampling = None
+
+    def launch(self, batch: StepBatch, columns: SamplingColumns | None) -> StepBatch:
+        assert columns is None, "it can't sample"
+        return batch
+
+    def collect(self, launched: StepBatch) -> StepOutput:
+        return self(launched)
 
     def __call__(self, batch: StepBatch) -> StepOutput:
         tokens, attention, spans = batch.token_ids, batch.attention, lora_spans(batch)

@@ -1,17 +1,18 @@
 """Which backend is chosen, and what is said where it isn't the fastest."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from manylora.server.kernels import choose
 from manylora.server.kernels.choose import choose_backend, leave_cores_to, what_is_missing
 from manylora.server.kernels.cpu.backend import CpuBackend
 from manylora.server.kernels.cpu.build import LEVELS
 from manylora.server.kernels.cpu.library import KernelsRefused, Unavailable, load_library
-from manylora.server.kernels.cpu.plan import CpuPlan
+from manylora.server.kernels.cpu.run import CpuStep
+from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.plain import PlainBackend
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -77,13 +78,13 @@ def test_a_level_on_a_gpu_is_refused() -> None:
 def test_a_level_that_computes_something_else_is_passed_over_or_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = CpuBackend.logits
+    real = CpuBackend.collect
 
-    def wrong(backend: CpuBackend, plan: CpuPlan, hidden: Tensor, count: int) -> Tensor:
-        logits = real(backend, plan, hidden, count)
-        return logits * 1.1 if RUNS[0] in backend.description else logits
+    def wrong(backend: CpuBackend, launched: CpuStep) -> StepOutput:
+        output = real(backend, launched)
+        return replace(output, logits=output.logits * 1.1) if RUNS[0] in backend.description else output
 
-    monkeypatch.setattr(CpuBackend, "logits", wrong)
+    monkeypatch.setattr(CpuBackend, "collect", wrong)
     choose._wrong.cache_clear()
     try:
         chosen = choose_backend(CPU, FLOAT).description

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from manylora.server.kernels.backend import AnyBackend, compose
+from manylora.server.kernels.composed import collect_composed, launch_composed
+from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.step import Ints
 from manylora.server.model.decoder import Decoder
@@ -17,7 +19,7 @@ from manylora.server.model.served import ServedModel
 from tests.server.model.models import save_model
 from tests.server.model.steps import CPU, Stream, all_logits, load, place, random_adapter, step
 
-CALLS = ["begin_step", "forward", "hidden", "logits", "finite"]
+CALLS = ["begin_step", "launch", "forward", "hidden", "logits", "finite", "collect"]
 
 
 @dataclass
@@ -62,6 +64,14 @@ class BoxingBackend:
     def logits(self, plan: Boxed, hidden: Tensor, count: int) -> Tensor:
         self.calls.append("logits")
         return self._plain.logits(plan.inside, hidden, count)
+
+    def launch(self, plan: Boxed, rows: Ints, columns: None) -> Boxed:
+        self.calls.append("launch")
+        return Boxed(launch_composed(cast(Any, self), plan, rows))
+
+    def collect(self, launched: Boxed) -> StepOutput:
+        self.calls.append("collect")
+        return collect_composed(launched.inside)
 
     def finite(self, plan: Boxed, x: Tensor) -> Tensor:
         self.calls.append("finite")

@@ -145,3 +145,35 @@ typedef struct {
     float *o;   // [tokens, heads * head_dim]
     float *h;   // [tokens, intermediate]
 } ml_call;
+
+// How rows of logits become tokens, and what is told of them. Columns are [rows].
+typedef struct {
+    int32_t rows, vocab;
+    int32_t top; // alternatives that are told of a row, at most
+    int32_t reserved;
+    const float *logits;               // [any, vocab]
+    const int32_t *places;             // which row of the logits
+    const double *inverse_temperature; // 0: the best token
+    const int32_t *top_k;              // 0: all
+    const double *top_p;               // 1 or more: all
+    const double *min_p;
+    const uint64_t *seed; // of the numbers that it is drawn with: see uniform.h
+    const uint64_t *choice;
+    const uint64_t *position;
+    const int32_t *told;  // alternatives that are told; -1: nothing is, not even of the token itself
+    int32_t *ids;         // the token; -1: a logit is NaN or infinite
+    double *logprobs;     // natural log of the softmax of the logits at the token
+    int32_t *top_ids;     // [rows, top], best first
+    double *top_logprobs; // [rows, top]
+} ml_sampling;
+
+// A step from its tokens to the next ones.
+typedef struct {
+    const ml_call *call; // x is given
+    const int32_t *rows; // [count]: tokens whose logits are wanted
+    int64_t count;
+    float *hidden;               // [count, hidden]
+    float *logits;               // [count, vocab]
+    const ml_sampling *sampling; // null: nothing is sampled
+    double *seconds;             // [2]: what layers and head took, and what sampling did
+} ml_run_call;

@@ -21,5 +21,8 @@
 #include "lora.h"
 #include "forward.h"
 #include "step.h"
+#include "uniform.h"
 #include "sample.h"
+#include "report.h"
+#include "run.h"
 #include "table.h"

@@ -10,22 +10,11 @@
 
 #include "norm.h"
 #include "team.h"
+#include "uniform.h"
 
 #define SAMPLE_BLOCK 128
 
-enum { SAMPLE_NOT_FINITE = -1, SAMPLE_MORE_DRAWS = -2 };
-
-typedef struct {
-    const float *logits; // [rows, vocab]
-    int32_t rows, vocab;
-    const double *inverse_temperature; // [rows]; 0: greedy
-    const int32_t *top_k;              // [rows]; 0: all
-    const double *top_p;               // [rows]; 1 or more: all
-    const double *min_p;               // [rows]
-    const double *uniform;             // [rows, draws] in [0, 1)
-    int32_t draws;
-    int32_t *ids; // [rows]: the token, or what there is instead
-} sample_call;
+enum { SAMPLE_NOT_FINITE = -1 };
 
 typedef struct {
     float value;
@@ -198,10 +187,18 @@ static int32_t draw_above(const float *probs, int32_t vocab, float pivot, const 
     return place < 0 ? SAMPLE_NOT_FINITE : first + place;
 }
 
+ML_INLINE const float *row_of(const ml_sampling *call, int32_t row) {
+    return call->logits + (int64_t)call->places[row] * call->vocab;
+}
+
+static double number_of(const ml_sampling *call, int32_t row, uint64_t draw) {
+    return uniform_of(call->seed[row], call->choice[row], call->position[row], draw);
+}
+
 // By rejection: what is drawn from above the pivot is kept if the mass above it is less than top_p; else it is the next
 // pivot, above which all that may be kept lies.
-static int32_t draw_all(const sample_call *call, int32_t row, const sample_space *space, float most) {
-    const float *x = call->logits + (int64_t)row * call->vocab;
+static int32_t draw_all(const ml_sampling *call, int32_t row, const sample_space *space, float most) {
+    const float *x = row_of(call, row);
     float scale = (float)call->inverse_temperature[row], pivot = 0.0f;
     soften_row(x, call->vocab, scale, most, space->probs);
     if (call->min_p[row] > 0.0) {
@@ -209,19 +206,17 @@ static int32_t draw_all(const sample_call *call, int32_t row, const sample_space
         pivot = nextafterf(best * (float)fmin(call->min_p[row], 1.0), 0.0f);
     }
     add_above(space->probs, call->vocab, pivot, space->running);
-    for (int32_t draw = 0; draw < call->draws; draw++) {
-        double u = call->uniform[(int64_t)row * call->draws + draw];
-        int32_t id = draw_above(space->probs, call->vocab, pivot, space->running, u);
+    for (uint64_t draw = 0;; draw++) {
+        int32_t id = draw_above(space->probs, call->vocab, pivot, space->running, number_of(call, row, draw));
         if (id < 0 || call->top_p[row] >= 1.0) return id;
         pivot = space->probs[id];
         add_above(space->probs, call->vocab, pivot, space->running);
         if (space->running[blocks_of(call->vocab) - 1] < fmax(call->top_p[row], 1e-300)) return id;
     }
-    return SAMPLE_MORE_DRAWS;
 }
 
-static int32_t sample_row(const sample_call *call, int32_t row, const sample_space *space) {
-    const float *x = call->logits + (int64_t)row * call->vocab;
+static int32_t sample_row(const ml_sampling *call, int32_t row, const sample_space *space) {
+    const float *x = row_of(call, row);
     double inverse = call->inverse_temperature[row];
     float most = find_maxima(x, call->vocab, space->maxima);
     if (!isfinite(most)) return SAMPLE_NOT_FINITE;
@@ -230,22 +225,5 @@ static int32_t sample_row(const sample_call *call, int32_t row, const sample_spa
     if (k <= 0 || k >= call->vocab) return draw_all(call, row, space, most);
     find_best(x, call->vocab, k, space);
     double top_p = call->top_p[row] < 1.0 ? fmax(call->top_p[row], 1e-300) : INFINITY;
-    return draw_best(space, k, inverse, top_p, call->min_p[row], call->uniform[(int64_t)row * call->draws]);
+    return draw_best(space, k, inverse, top_p, call->min_p[row], number_of(call, row, 0));
 }
-
-static void sample_program(ml_team team, void *argument) {
-    const sample_call *call = (const sample_call *)argument;
-    sample_space space = space_of(call->vocab, (char *)ml_own_scratch(team, sample_scratch(call->vocab)));
-    for (int64_t row; (row = ml_take(team)) < call->rows;)
-        call->ids[row] = space.probs ? sample_row(call, (int32_t)row, &space) : SAMPLE_MORE_DRAWS;
-}
-
-// ids [rows] of logits [rows, vocab]: see sample_call. SAMPLE_MORE_DRAWS where a row needs more numbers than it was given.
-static void sample(ml_pool *pool, const float *logits, int32_t rows, int32_t vocab, const double *inverse_temperature,
-                   const int32_t *top_k, const double *top_p, const double *min_p, const double *uniform,
-                   int32_t draws, int32_t *ids) {
-    sample_call call = {logits, rows, vocab, inverse_temperature, top_k, top_p, min_p, uniform, draws, ids};
-    ml_run(pool, sample_program, &call);
-}
-
-#define ML_SAMPLE_EXPORTS ML_EXPORT(sample),

@@ -39,6 +39,9 @@ static const ml_export ml_exports[] = {
 #ifdef ML_SAMPLE_EXPORTS
     ML_SAMPLE_EXPORTS
 #endif
+#ifdef ML_RUN_EXPORTS
+    ML_RUN_EXPORTS
+#endif
     {nullptr, nullptr},
 };
 

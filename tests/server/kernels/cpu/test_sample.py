@@ -4,18 +4,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from manylora.server.engine.columns import columns_of
 from manylora.server.engine.request import SamplingParams
-from manylora.server.engine.sampler import SampledToken, Sampler, SamplerState, SamplingRow
+from manylora.server.engine.sampler import SampledToken, SampleFault, Sampler, SamplerState, SamplingRow
 from manylora.server.kernels.cpu.backend import CpuBackend
 from manylora.server.kernels.cpu.library import Kernels
-from manylora.server.kernels.sampling import MORE_DRAWS, NOT_FINITE
+from manylora.server.kernels.sampling import NOT_FINITE
 
-DRAWS = 40
-COLDEST = 1e-20
 KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 1.0},
@@ -34,22 +34,9 @@ KINDS: tuple[dict[str, Any], ...] = (
 )
 
 
-def native(kernels: Kernels, logits: Tensor, rows: Sequence[SamplingRow], draws: int = DRAWS) -> list[int]:
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    params = [row.params for row in rows]
-    ids = torch.full((len(rows),), -9, dtype=torch.int32)
-    columns = (
-        column([1.0 / max(p.temperature, COLDEST) if p.temperature > 0 else 0.0 for p in params]),
-        torch.tensor([p.top_k for p in params], dtype=torch.int32),
-        column([p.top_p for p in params]),
-        column([p.min_p for p in params]),
-        torch.tensor([[row.state.uniform(n) for n in range(draws)] for row in rows], dtype=torch.float64),
-    )
-    pointers = [each.data_ptr() for each in columns]
-    kernels.call("sample", logits.data_ptr(), *logits.shape, *pointers, draws, ids.data_ptr())
-    return [int(i) for i in ids]
+def native(kernels: Kernels, logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    drawn = CpuBackend(kernels, torch.float32).draw(logits, columns_of(rows, logits.shape[1]))
+    return [int(token) for token in drawn.ids]
 
 
 def make_rows(count: int, first_seed: int = 0) -> list[SamplingRow]:
@@ -117,7 +104,7 @@ def test_a_row_draws_the_same_alone(kernels: Kernels) -> None:
 
 
 def test_a_sampler_with_native_draws_gives_what_one_without_does(kernels: Kernels) -> None:
-    """Edits, reports and faults included; some rows need more numbers than they are given at first."""
+    """Edits, reports and faults included."""
     kinds: list[dict[str, Any]] = [
         {},
         {"logit_bias": {7: 5.0, 9: -100.0}},
@@ -138,17 +125,69 @@ def test_a_sampler_with_native_draws_gives_what_one_without_does(kernels: Kernel
     backend = CpuBackend(kernels, torch.float32)
     theirs = Sampler(1000, "cpu").sample(logits.clone(), rows)
     given = logits.clone()
-    assert Sampler(1000, "cpu", backend.draw).sample(given, rows) == theirs
+    ours = Sampler(1000, "cpu", backend).sample(given, rows)
+    for one, other in zip(ours, theirs, strict=True):
+        assert_alike(one, other)
     assert torch.equal(given.nan_to_num(9.0), logits.nan_to_num(9.0))
-    more = [row for row, kind in enumerate(kinds * len(KINDS)) if "top_p" in kind]
-    assert MORE_DRAWS in native(kernels, logits[more], [rows[i] for i in more], draws=1)
 
 
-def test_a_row_that_needs_more_numbers_says_so(kernels: Kernels) -> None:
-    params = [SamplingParams(temperature=1.0, top_p=0.01, seed=seed) for seed in range(20)]
-    rows = [SamplingRow(p, SamplerState(p, ())) for p in params]
-    logits = torch.randn(20, 1000)
-    few, enough = native(kernels, logits, rows, draws=1), native(kernels, logits, rows)
-    assert MORE_DRAWS in few
-    assert MORE_DRAWS not in enough
-    assert all(one in (MORE_DRAWS, all_) for one, all_ in zip(few, enough, strict=True))
+def assert_alike(one: SampledToken | SampleFault, other: SampledToken | SampleFault) -> None:
+    if not isinstance(one, SampledToken) or not isinstance(other, SampledToken):
+        assert one == other
+        return
+    assert one.token_id == other.token_id
+    assert (one.logprobs is None) == (other.logprobs is None)
+    if one.logprobs is not None and other.logprobs is not None:
+        assert one.logprobs.logprob == pytest.approx(other.logprobs.logprob, abs=2e-6)
+        assert [token for token, _ in one.logprobs.top] == [token for token, _ in other.logprobs.top]
+        values = [value for _, value in one.logprobs.top]
+        assert values == pytest.approx([value for _, value in other.logprobs.top], abs=2e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63, 2**64 - 1, 12345678901234567890])
+def test_numbers_are_drawn_from_the_seeds_of_the_states(kernels: Kernels, seed: int) -> None:
+    """Of n equal logits a uniform number chooses the one that it falls on: so each bit of 20 is seen."""
+    count = 1 << 20
+    rows = []
+    for choice in (0, 3):
+        params = SamplingParams(temperature=1.0, seed=seed)
+        state = SamplerState(params, (), choice)
+        for _ in range(5 + choice):
+            state.append(1)
+        rows.append(SamplingRow(params, state))
+    found = native(kernels, torch.zeros(2, count), rows)
+    assert found == pytest.approx([row.state.uniform(0) * count for row in rows], abs=1.5)
+
+
+def test_a_rows_log_probabilities_are_those_of_its_raw_logits_alone(kernels: Kernels) -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(40, 1234) * 4
+    logits[5] = 1.0
+    logits[6, 7:] = -math.inf
+    ids = logits.argsort(dim=1)[:, 600].int().numpy()
+    places, told = np.arange(40, dtype=np.int32), np.array([-1, 0, 1, 5, 20] * 8, dtype=np.int32)
+    backend = CpuBackend(kernels, torch.float32)
+    found = backend.report(logits, places, ids, told)
+    exact = logits.double().log_softmax(-1)
+    for row, count in enumerate(told.tolist()):
+        if count < 0:
+            assert not found.top_logprobs[row].any()
+            continue
+        assert found.logprobs[row] == pytest.approx(float(exact[row, int(ids[row])]), abs=1e-6)
+        best = sorted(range(1234), key=lambda i: (-float(logits[row, i]), i))[:count]
+        assert found.top_ids[row, :count].tolist() == best
+        assert found.top_logprobs[row, :count] == pytest.approx(exact[row, best].numpy(), abs=1e-6)
+        alone = backend.report(logits, places[row : row + 1], ids[row : row + 1], told[row : row + 1])
+        assert alone.logprobs[0] == found.logprobs[row]
+        assert np.array_equal(alone.top_logprobs[0, :count], found.top_logprobs[row, :count])
+
+
+def test_a_row_that_is_not_finite_is_told_of_by_no_number(kernels: Kernels) -> None:
+    logits = torch.randn(3, 300)
+    logits[1, 250] = math.nan
+    ids, told = np.array([1, 2, 3], dtype=np.int32), np.full(3, 2, dtype=np.int32)
+    found = CpuBackend(kernels, torch.float32).report(logits, np.arange(3, dtype=np.int32), ids, told)
+    assert found.ids.tolist() == [1, NOT_FINITE, 3]
+    sampler = Sampler(300, "cpu", CpuBackend(kernels, torch.float32))
+    assert isinstance(sampler.prompt_logprobs(logits, [1, 2, 3], 2), SampleFault)
+    assert not isinstance(sampler.prompt_logprobs(logits[:1], [1], 2), SampleFault)

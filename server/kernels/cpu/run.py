@@ -1,0 +1,100 @@
+"""Calls that take a step from its tokens to the next ones: what they point into, and what comes out."""
+
+import ctypes
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.cpu.plan import CpuPlan
+from manylora.server.kernels.output import StepOutput
+from manylora.server.kernels.sampling import UNTOLD, Sampled, SamplingColumns
+from manylora.server.kernels.step import Ints
+
+
+class SamplingCall:
+    """ml_sampling of some rows of logits."""
+
+    def __init__(self, logits: Tensor, columns: SamplingColumns) -> None:
+        """``columns`` are contiguous."""
+        drawn = {
+            name: getattr(columns, name).ctypes.data
+            for name in ("inverse_temperature", "top_k", "top_p", "min_p", "seed", "choice", "position")
+        }
+        ids = np.empty(len(columns.places), dtype=np.int32)
+        self._lay_out(logits, columns.places, ids, columns.told, drawn)
+        self._kept = columns
+
+    @classmethod
+    def of_given(cls, logits: Tensor, places: Ints, ids: Ints, told: Ints) -> "SamplingCall":
+        """Return the call that tells of tokens that are given."""
+        call = cls.__new__(cls)
+        call._lay_out(logits, places, ids.copy(), told, {})
+        return call
+
+    def _lay_out(self, logits: Tensor, places: Ints, ids: Ints, told: Ints, columns: dict[str, int]) -> None:
+        count, vocab = len(places), logits.shape[1]
+        top = max(0, min(int(told.max(initial=UNTOLD)), vocab))
+        self.sampled = Sampled(
+            ids, np.zeros(count), np.zeros((count, top), dtype=np.int32), np.zeros((count, top))
+        )
+        self._structure = abi.Sampling(
+            rows=count,
+            vocab=vocab,
+            top=top,
+            logits=logits.data_ptr(),
+            places=places.ctypes.data,
+            told=told.ctypes.data,
+            ids=ids.ctypes.data,
+            logprobs=self.sampled.logprobs.ctypes.data,
+            top_ids=self.sampled.top_ids.ctypes.data,
+            top_logprobs=self.sampled.top_logprobs.ctypes.data,
+            **columns,
+        )
+        self._given = (logits, places, told)
+
+    @property
+    def address(self) -> int:
+        """Of the structure that kernels read."""
+        return ctypes.addressof(self._structure)
+
+
+class CpuStep:
+    """A step that is ready to be run."""
+
+    def __init__(
+        self, plan: CpuPlan, x: Tensor, call: abi.Call, rows: Ints, columns: SamplingColumns | None
+    ) -> None:
+        self.plan = plan
+        index = np.ascontiguousarray(rows, dtype=np.int32)
+        hidden = torch.empty(len(rows), x.shape[1])
+        self._logits = torch.empty(len(rows), plan.model.structure.vocab)
+        self._sampling = None if columns is None else SamplingCall(self._logits, columns)
+        self._seconds = np.zeros(2)
+        self._structure = abi.RunCall(
+            call=ctypes.addressof(call),
+            rows=index.ctypes.data,
+            count=len(index),
+            hidden=hidden.data_ptr(),
+            logits=self._logits.data_ptr(),
+            sampling=None if self._sampling is None else self._sampling.address,
+            seconds=self._seconds.ctypes.data,
+        )
+        self._kept = (x, call, index, hidden)
+
+    @property
+    def address(self) -> int:
+        """Of the structure that kernels read."""
+        return ctypes.addressof(self._structure)
+
+    def output(self) -> StepOutput:
+        """Return what the call left."""
+        model_seconds, sample_seconds = self._seconds.tolist()
+        return StepOutput(
+            self._logits,
+            torch.from_numpy(self.plan.finite.view(np.bool_)),
+            None if self._sampling is None else self._sampling.sampled,
+            model_seconds,
+            sample_seconds,
+        )

@@ -1,0 +1,23 @@
+"""What a step gives back, once it is waited for."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from manylora.server.kernels.sampling import Sampled
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What comes out of the model."""
+
+    logits: Tensor
+    """float32 [n, vocab], of the tokens that were asked for."""
+    finite: Tensor
+    """bool [T]: whether what the token wrote to the KV cache, in each layer, and its last hidden state are finite.
+    What is not must be neither read again nor sampled from."""
+    sampled: Sampled | None = None
+    """What was sampled of them, if that was asked for and the backend does it."""
+    model_seconds: float = 0.0
+    """What layers and head took, measured where they ran."""
+    sample_seconds: float = 0.0
