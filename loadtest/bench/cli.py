@@ -30,6 +30,7 @@ from manylora.loadtest.bench.options import (
     workload,
     write_json,
 )
+from manylora.loadtest.bench.peers.command import peers
 from manylora.loadtest.bench.popularity import MIXTURE
 from manylora.loadtest.bench.serve_command import serve
 
@@ -37,6 +38,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.command("serve")(serve)
 app.command("compare")(compare)
 app.command("kernels")(kernels)
+app.command("peers")(peers)
 
 
 @app.command("engine")

@@ -1,4 +1,4 @@
-"""A `manylora serve` in a process of its own: started, watched from outside, ended."""
+"""A server in a process of its own, `manylora serve` or another: started, watched from outside, ended."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class ServerProcess:
     process: subprocess.Popen[bytes]
     log: Path
     data_dir: Path
+    ready_path: str = "/ready"
 
     def resident_bytes(self) -> int:
         """Return the memory that the process has now."""
@@ -41,11 +42,11 @@ class ServerProcess:
         return sum(path.is_file() for path in self.data_dir.glob("*/adapters/**/*"))
 
     def wait_until_ready(self, seconds: float = START_SECONDS) -> None:
-        """Return when /ready says so. Raises RuntimeError with the end of the log if it never does."""
+        """Return when ``ready_path`` answers 200. Raises RuntimeError with the end of the log if it never does."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
+                if httpx.get(self.url + self.ready_path, timeout=5).status_code == 200:
                     return
             time.sleep(0.02)
         raise RuntimeError(f"the server did not become ready:\n{self.log_tail()}")
@@ -86,15 +87,21 @@ def environment_of_children() -> dict[str, str]:
 def start_server(base: Path | None, directory: Path, arguments: Sequence[str] = ()) -> ServerProcess:
     """Start a server (None: of the demo) with its data and its log below ``directory``; don't wait for it."""
     directory.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
-    log, data = directory / f"server-{port}.log", directory / "data"
+    port, data = free_port(), directory / "data"
     model = () if base is None else (str(base),)
     line = command("serve", *model, *arguments, "--port", str(port), "--data-dir", str(data))
+    return start_line(line, environment_of_children(), port, directory, "/ready")
+
+
+def start_line(
+    line: Sequence[str], environment: Mapping[str, str], port: int, directory: Path, ready_path: str
+) -> ServerProcess:
+    """Start any server by its command line, which names ``port``; don't wait for it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    log = directory / f"server-{port}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            line, stdout=output, stderr=subprocess.STDOUT, env=environment_of_children()
-        )
-    return ServerProcess(f"http://127.0.0.1:{port}", process, log, data)
+        process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, env=dict(environment))
+    return ServerProcess(f"http://127.0.0.1:{port}", process, log, directory / "data", ready_path)
 
 
 @contextlib.contextmanager
@@ -111,7 +118,8 @@ def running(
             server.end(end_seconds)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port on which nobody listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

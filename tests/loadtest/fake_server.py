@@ -45,6 +45,7 @@ class FakeServer:
                 Route("/v1/completions", self._complete, methods=["POST"]),
                 Route("/v1/chat/completions", self._complete, methods=["POST"]),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
+                Route("/health", self._health),
                 Route("/lora-adapters", self._lora_adapters),
                 Route("/generate_stream", self._generate, methods=["POST"]),
             ]
@@ -54,6 +55,9 @@ class FakeServer:
         if self._is_closed_to(request):
             return Response(status_code=401)
         return JSONResponse({"data": [{"id": name, "parent": parent} for name, parent in self.models]})
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
 
     async def _lora_adapters(self, request: Request) -> Response:
         if self.lora is None:

@@ -1,0 +1,1 @@
+"""`manylora bench peers`: manylora beside what is installed of llama.cpp, vLLM and peft, in one run."""
