@@ -30,6 +30,7 @@ from manylora.server.config import ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
 from manylora.server.kernels.choose import leave_cores_to
+from manylora.server.memory import give_back
 from manylora.server.model.errors import ModelError
 from manylora.server.model.weight_cache import WeightCache
 from manylora.server.threads import engine_first, step_back
@@ -78,6 +79,7 @@ async def _load_and_run(
     with told(name, voice) as hear, _ending_at_ctrl_c():
         server = assemble(settings, directory, name, hear)
     leave_cores_to(server.base.decoder.backend)
+    give_back()  # reading a tokenizer takes several times what it is
     server.engine.start()
     try:
         await _restore(server, settings, voice)

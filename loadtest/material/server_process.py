@@ -28,6 +28,12 @@ class ServerProcess:
     data_dir: Path
     ready_path: str = "/ready"
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        url = httpx.URL(self.url)
+        return url.host, url.port or 80
+
     def resident_bytes(self) -> int:
         """Return the memory that the process has now."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
@@ -45,7 +51,9 @@ class ServerProcess:
         """Return when ``ready_path`` answers 200. Raises RuntimeError with the end of the log if it never does."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(httpx.TransportError):
+            # A client for each look would take a good part of a core from what starts.
+            with contextlib.suppress(OSError, httpx.TransportError):
+                socket.create_connection(self.address, timeout=5).close()
                 if httpx.get(self.url + self.ready_path, timeout=5).status_code == 200:
                     return
             time.sleep(0.02)

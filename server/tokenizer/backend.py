@@ -61,6 +61,10 @@ class Backend(Protocol):
         ...
 
 
+_NO_BYTE = 0xFFFF
+"""A character that Latin-1 hasn't."""
+
+
 def normalizer_shrinks_by(backend: Backend) -> int | None:
     """How many times shorter than a text its normalised form can be, in characters; None: unknown.
 
@@ -83,14 +87,14 @@ def pieces_of(backend: Backend) -> list[bytes]:
     if size > MOST_IDS:
         raise ValueError(f"its token ids go up to {size - 1:,}; at most {MOST_IDS:,} ids are read")
     kinds = "" if backend.decoder is None else backend.decoder.__getstate__().decode()
-    by_character = _byte_level_alphabet() if '"ByteLevel"' in kinds else None
+    alphabet = _byte_level_alphabet() if '"ByteLevel"' in kinds else None
     pieces = []
     for token_id in range(size):
         token = backend.id_to_token(token_id)
         if token is None:
             pieces.append(b"")
-        elif by_character is not None:
-            pieces.append(_byte_level(token, by_character))
+        elif alphabet is not None:
+            pieces.append(_byte_level(token, alphabet))
         elif token_id in added:
             pieces.append(token.encode())
         else:
@@ -98,18 +102,19 @@ def pieces_of(backend: Backend) -> list[bytes]:
     return pieces
 
 
-def _byte_level_alphabet() -> dict[str, int]:
-    """Map GPT-2's printable characters to the bytes they stand for: printable Latin-1 is itself, the rest
-    from U+0100."""
+def _byte_level_alphabet() -> dict[int, int]:
+    """Map the codes of GPT-2's printable characters to the bytes they stand for: printable Latin-1 is itself, the rest
+    from U+0100. Other characters under U+0100 stand for none."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    stand_for = {0x100 + i: byte for i, byte in enumerate(others)}
+    return {byte: byte for byte in printable} | dict.fromkeys(others, _NO_BYTE) | stand_for
 
 
-def _byte_level(token: str, by_character: dict[str, int]) -> bytes:
+def _byte_level(token: str, alphabet: dict[int, int]) -> bytes:
     try:
-        return bytes(by_character[character] for character in token)
-    except KeyError:  # an added token with characters outside the alphabet stands for itself
+        return token.translate(alphabet).encode("latin-1")
+    except UnicodeEncodeError:  # an added token with characters outside the alphabet stands for itself
         return token.encode()
 
 
