@@ -7,7 +7,7 @@ import ctypes
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any, TypeAlias
 
-VERSION = 1
+VERSION = 2
 """ML_ABI: a library with another one isn't loaded."""
 BLOCK = 32
 MODULES = 7
@@ -122,7 +122,7 @@ class Pair(Structure):
 class Arena(Structure):
     """ml_arena."""
 
-    _fields_ = (("rows", c_int64), ("pair", c_void_p))
+    _fields_ = (("pair", c_void_p),)
 
 
 class Job(Structure):
@@ -283,7 +283,7 @@ SIGNATURES: dict[str, Signature] = {
     "silu_mul_rows": (None, (c_void_p, c_void_p, c_int64, c_int32, c_void_p)),
     "rope_rows": (None, (c_void_p,)),
     "attention_rows": (None, (c_void_p,)),
-    "lora_rows": (None, (c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_int32, *[c_void_p] * 3)),
+    "lora_rows": (None, (c_int32, c_void_p, c_void_p, c_void_p, c_int32, *[c_void_p] * 3)),
     "step": (c_int32, (c_int32, c_void_p)),
     "hidden": (None, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
     "sample": (c_int32, (c_void_p,)),

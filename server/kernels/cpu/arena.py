@@ -1,4 +1,4 @@
-"""The native backend's rank arena: bfloat16, B in blocks of 32 outputs, so that a block of an adapter lies together."""
+"""The native backend's rank arena: bfloat16, all of an adapter's B in a row, as the outputs' blocks of 32 are read."""
 
 import ctypes
 
@@ -16,7 +16,10 @@ CPU = torch.device("cpu")
 
 
 class CpuArena:
-    """See RankArena. For each layer and module A [rows, in] and B [⌈out / 32⌉, rows, 32], the scale folded into B."""
+    """See RankArena. For each layer and module A [rows, in], and as many rows of B, the scale folded in.
+
+    An adapter's range of rows is its own share of B, laid out [⌈out / 32⌉, rank, 32].
+    """
 
     def __init__(self, shape: DecoderShape, rows: int) -> None:
         self.rows = rows
@@ -25,7 +28,7 @@ class CpuArena:
             {
                 module: (
                     zeros((rows, wide), torch.bfloat16, CPU),
-                    zeros((_blocks(out), rows, abi.BLOCK), torch.bfloat16, CPU),
+                    zeros((rows, _blocks(out) * abi.BLOCK), torch.bfloat16, CPU),
                 )
                 for module, (out, wide) in shape.modules.items()
             }
@@ -38,7 +41,7 @@ class CpuArena:
                 for module in LORA_MODULES
             )
         )
-        self.structure = abi.Arena(rows=rows, pair=ctypes.addressof(self._pairs))
+        self.structure = abi.Arena(pair=ctypes.addressof(self._pairs))
 
     @property
     def nbytes(self) -> int:
@@ -56,21 +59,22 @@ class CpuArena:
             for module, owned in ranges.items():
                 a, b = buffers[module]
                 pair = weights.pairs.get(paths[module])
-                used = owned.start + (0 if pair is None else pair.a.shape[0])
+                rows = slice(owned.start, owned.start + owned.rank)
+                own_a, own_b = a[rows], b[rows].view(-1, owned.rank, abi.BLOCK)
+                used = 0 if pair is None else pair.a.shape[0]
                 if pair is not None:
-                    a[owned.start : used] = pair.a
-                    b[:, owned.start : used] = _in_blocks(pair.b)
-                a[used : owned.start + owned.rank] = 0
-                b[:, used : owned.start + owned.rank] = 0
+                    own_a[:used] = pair.a
+                    own_b[:, :used] = _in_blocks(pair.b)
+                own_a[used:] = 0
+                own_b[:, used:] = 0
 
     def move(self, module: str, source: RankRange, target_start: int) -> None:
         """Move a range to another start; the two may overlap."""
         old = slice(source.start, source.start + source.rank)
         new = slice(target_start, target_start + source.rank)
         for buffers in self._layers:
-            a, b = buffers[module]
-            a[new] = a[old].clone()
-            b[:, new] = b[:, old].clone()
+            for factor in buffers[module]:
+                factor[new] = factor[old].clone()
 
 
 def bytes_per_row(shape: DecoderShape) -> dict[str, int]:

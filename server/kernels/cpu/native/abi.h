@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define ML_ABI 1
+#define ML_ABI 2
 #define ML_PUBLIC __attribute__((visibility("default")))
 #define ML_BLOCK 32  // outputs of a packed block
 #define ML_MODULES 7 // q, k, v, o, gate, up, down: LORA_MODULES' order
@@ -92,18 +92,18 @@ typedef struct {
     int32_t reserved;
 } ml_kv;
 
-// A module's adapters in one layer: A is bf16 [rows][in], B is bf16 [ceil(out / 32)][rows][32], scale folded in.
+// A module's adapters in one layer, bf16, the scale folded into B. An adapter owns a range of rank rows of A [rows][in], and
+// the same share of B: from element start * ceil(out / 32) * 32 on, its own [ceil(out / 32)][rank][32].
 typedef struct {
     const uint16_t *a;
     const uint16_t *b;
 } ml_pair;
 
 typedef struct {
-    int64_t rows;
     const ml_pair *pair; // [layers][ML_MODULES]
 } ml_arena;
 
-// Tokens that use the same range of rank rows of a module, each once. A token's jobs stand in the order in which they
+// Tokens that use an adapter's range of rank rows of a module, each once. A token's jobs stand in the order in which they
 // are added; ranges of rank 0 have none.
 typedef struct {
     int32_t start, rank, count;

@@ -164,12 +164,14 @@ static void merge_row(const attention_sums *more, attention_sums *sums, int32_t 
     sums->most[row] = most;
 }
 
-// Sum up the keys from `first` to before `last`, within one segment.
+// Sum up the keys from `first` to before `last`, within one segment. `after` is what is read then.
 static void sum_segment(const attention_cache *cache, const attention_task *task, int32_t first, int32_t last,
-                        attention_space *space) {
+                        const key_tile *after, attention_space *space) {
     clear_sums(&space->segment, task->rows, cache->dim);
-    for (int32_t tile = first / KEY_TILE * KEY_TILE; tile < last; tile += KEY_TILE)
-        add_tile(cache, task, tile, space);
+    for (int32_t tile = first / KEY_TILE * KEY_TILE; tile < last; tile += KEY_TILE) {
+        key_tile more = {cache->table, *task, tile + KEY_TILE};
+        add_tile(cache, task, tile, tile + KEY_TILE < last ? &more : after, space);
+    }
 }
 
 static void read_queries(const ml_model *model, const attention_task *task, const float *qkv, float *out) {
@@ -199,12 +201,14 @@ ML_INLINE int32_t first_key(const attention_task *task) {
 }
 
 // All segments of a task, one after the other.
-static void whole_task(const attention_cache *cache, const attention_task *task, attention_space *space) {
+static void whole_task(const attention_cache *cache, const attention_task *task, const key_tile *after,
+                       attention_space *space) {
     clear_sums(&space->before, task->rows, cache->dim);
     int32_t end = task->position + task->queries;
     for (int32_t first = first_key(task); first < end;) {
         int32_t border = (first / SEGMENT + 1) * SEGMENT, last = border < end ? border : end;
-        sum_segment(cache, task, first, last, space);
+        key_tile more = {cache->table, *task, last};
+        sum_segment(cache, task, first, last, last < end ? &more : after, space);
         for (int32_t r = 0; r < task->rows; r++) merge_row(&space->segment, &space->before, r, cache->dim);
         first = last;
     }
@@ -212,17 +216,17 @@ static void whole_task(const attention_cache *cache, const attention_task *task,
 
 // One segment of a decode into its part.
 static void part_task(const attention_cache *cache, const attention_task *task, int64_t segment,
-                      attention_space *space, attention_sums part) {
+                      const key_tile *after, attention_space *space, attention_sums part) {
     int32_t first = (int32_t)segment * SEGMENT, last = first + SEGMENT, end = task->position + task->queries;
     if (first < first_key(task)) first = first_key(task);
     space->segment = part;
-    sum_segment(cache, task, first, last < end ? last : end, space);
+    sum_segment(cache, task, first, last < end ? last : end, after, space);
 }
 
 static attention_cache cache_of(const ml_model *model, int32_t layer, const ml_kv *kv, const ml_step *step,
-                                int32_t sequence) {
+                                const attention_task *task) {
     attention_cache cache = {layer_keys(model, kv, layer), layer_values(model, kv, layer),
-                             step->block_tables + (int64_t)sequence * step->table_width, kv->block_size,
+                             step->block_tables + (int64_t)task->sequence * step->table_width, kv->block_size,
                              model->head_dim, padded(model->head_dim, VW), model->kv_heads};
     return cache;
 }
@@ -235,26 +239,55 @@ static int64_t decode_of_part(const ml_model *model, const ml_step *step, int64_
     return sequence * (int64_t)model->kv_heads + part / segments_of(step, sequence);
 }
 
+// A piece's task, and for a part its segment.
+static attention_task task_of_piece(const ml_model *model, int32_t layer, const ml_step *step,
+                                    const attention_deal *deal, int64_t piece, int64_t *segment) {
+    const int64_t part = piece - deal->chunk_pieces;
+    if (part < 0) return chunk_task(model, layer, step, deal, piece);
+    return decode_task(model, layer, step, deal->parts ? decode_of_part(model, step, part, segment) : part);
+}
+
+// The first tile that a piece reads, if there is such a piece.
+static key_tile first_tile(const ml_model *model, int32_t layer, const ml_step *step, const attention_deal *deal,
+                           int64_t piece) {
+    key_tile tile = {};
+    tile.first = -1;
+    if (piece >= deal->pieces) return tile;
+    int64_t segment = 0;
+    tile.task = task_of_piece(model, layer, step, deal, piece, &segment);
+    tile.table = step->block_tables + (int64_t)tile.task.sequence * step->table_width;
+    const int32_t first = first_key(&tile.task), begins = (int32_t)segment * SEGMENT;
+    tile.first = (first < begins ? begins : first) / KEY_TILE * KEY_TILE;
+    return tile;
+}
+
+// Ask for what a member reads first, should it get piece number `piece`.
+static void attention_ask(const ml_call *call, const attention_deal *deal, int64_t piece) {
+    const key_tile tile = first_tile(call->model, call->layer, call->step, deal, piece);
+    if (tile.first < 0) return;
+    const attention_cache cache = cache_of(call->model, call->layer, call->kv, call->step, &tile.task);
+    ask_for_tile(&cache, &tile);
+}
+
 // o [T, heads · head_dim] at the queries of piece number `piece`, or a part; qkv [T, q + k + v] with q rotated, and k and
 // v already in the cache. `scratch` is the member's own, attention_scratch bytes; `parts` the team's,
 // attention_part_bytes.
-static void attention_piece(const ml_model *model, int32_t layer, const ml_kv *kv, const ml_step *step,
-                            const attention_deal *deal, int64_t piece, const float *qkv, float *o, void *scratch,
+static void attention_piece(const ml_call *call, const attention_deal *deal, int64_t piece, void *scratch,
                             float *parts) {
-    int64_t part = piece - deal->chunk_pieces, segment = 0;
-    attention_task task = part < 0       ? chunk_task(model, layer, step, deal, piece)
-                          : !deal->parts ? decode_task(model, layer, step, part)
-                                         : decode_task(model, layer, step, decode_of_part(model, step, part, &segment));
-    attention_cache cache = cache_of(model, layer, kv, step, task.sequence);
+    const ml_model *model = call->model;
+    int64_t segment = 0;
+    const attention_task task = task_of_piece(model, call->layer, call->step, deal, piece, &segment);
+    const attention_cache cache = cache_of(model, call->layer, call->kv, call->step, &task);
+    const key_tile after = first_tile(model, call->layer, call->step, deal, piece + 1);
     attention_space space;
     lay_out(model, (float *)scratch, &space);
-    read_queries(model, &task, qkv, space.q);
-    if (deal->parts && part >= 0) {
-        part_task(&cache, &task, segment, &space, part_sums(model, part, parts));
+    read_queries(model, &task, call->qkv, space.q);
+    if (deal->parts && piece >= deal->chunk_pieces) {
+        part_task(&cache, &task, segment, &after, &space, part_sums(model, piece - deal->chunk_pieces, parts));
         return;
     }
-    whole_task(&cache, &task, &space);
-    write_out(model, &task, &space.before, o);
+    whole_task(&cache, &task, &after, &space);
+    write_out(model, &task, &space.before, call->o);
 }
 
 // Piece `piece` of the second phase: o of a decode from its parts, merged in the order of whole_task.
@@ -275,12 +308,11 @@ static void attention_merge(const ml_model *model, int32_t layer, const ml_step 
     write_out(model, &task, &space.before, o);
 }
 
-// Both phases, for one member of a team.
+// Both phases, for one member of a team. While it reads a piece's last keys it asks for the next piece's first ones.
 static void attention_phases(ml_team team, const ml_call *call, const attention_deal *deal, void *scratch,
                              float *parts) {
-    for (int64_t piece; (piece = ml_take(team)) < deal->pieces;)
-        attention_piece(call->model, call->layer, call->kv, call->step, deal, piece, call->qkv, call->o, scratch,
-                        parts);
+    for (int64_t piece; (piece = ml_take_near(team, deal->pieces)) >= 0;)
+        attention_piece(call, deal, piece, scratch, parts);
     ml_barrier(team);
     if (!deal->merges) return;
     for (int64_t piece; (piece = ml_take(team)) < deal->merges;)

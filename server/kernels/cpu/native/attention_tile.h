@@ -36,6 +36,13 @@ typedef struct {
     int32_t block_size, head_dim, dim, kv_heads;
 } attention_cache;
 
+// A tile of keys of a task, from position `first` on.
+typedef struct {
+    const int32_t *table; // the sequence's
+    attention_task task;
+    int32_t first; // negative: there is no such tile
+} key_tile;
+
 // Keys of a tile [first, first + KEY_TILE) that a row sees, as places in the tile; empty where low >= high.
 typedef struct {
     int32_t low, high;
@@ -67,11 +74,11 @@ ML_INLINE key_range seen_by_row(const attention_task *task, int32_t row, int32_t
 static const uint16_t NO_KEY[MOST_DIM + 32] = {0};
 
 // Where the tile's keys lie, in elements of the cache; -1 for those that the piece doesn't see: they are not read.
-static void places_of(const attention_cache *cache, const attention_task *task, int32_t first, key_range seen,
-                      int64_t *place) {
+static void places_of(const attention_cache *cache, const int32_t *table, const attention_task *task, int32_t first,
+                      key_range seen, int64_t *place) {
     for (int32_t j = 0; j < KEY_TILE; j++) place[j] = -1;
     if (seen.low >= seen.high) return;
-    const int32_t *block = cache->table + (first + seen.low) / cache->block_size;
+    const int32_t *block = table + (first + seen.low) / cache->block_size;
     int32_t inside = (first + seen.low) % cache->block_size;
     int64_t stride = (int64_t)cache->kv_heads * cache->head_dim, own = (int64_t)task->kv_head * cache->head_dim;
     for (int32_t j = seen.low; j < seen.high; block++, inside = 0) {
@@ -169,30 +176,51 @@ static void soften(const attention_task *task, int32_t first, key_range all, att
     }
 }
 
-// Add one tile of keys, from position `first` on, to the rows' sums of the segment.
-static void add_tile(const attention_cache *cache, const attention_task *task, int32_t first,
+static void places_of_tile(const attention_cache *cache, const key_tile *tile, int64_t *place) {
+    const key_range none = {0, 0};
+    const attention_task *task = &tile->task;
+    places_of(cache, tile->table, task, tile->first, tile->first < 0 ? none : seen_by(task, 0, task->queries, tile->first),
+              place);
+}
+
+// Ask for a whole tile of keys and values at once.
+static void ask_for_tile(const attention_cache *cache, const key_tile *tile) {
+    int64_t place[KEY_TILE];
+    places_of_tile(cache, tile, place);
+    row_queue keys = {cache->keys, place, KEY_TILE, cache->head_dim};
+    row_queue values = {cache->values, place, KEY_TILE, cache->head_dim};
+    for (int32_t j = 0; j < KEY_TILE; j++) {
+        ask_for(&keys, j);
+        ask_for(&values, j);
+    }
+}
+
+// Tiles of nearly the same height: 7 rows are 4 and 3, not 6 and 1.
+ML_INLINE int32_t tiles_of_rows(int32_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+
+// Add one tile of keys, from position `first` on, to the rows' sums of the segment, and ask for the tile `after` it.
+static void add_tile(const attention_cache *cache, const attention_task *task, int32_t first, const key_tile *after,
                      attention_space *space) {
     key_range seen = seen_by(task, 0, task->queries, first);
     int64_t place[KEY_TILE];
-    places_of(cache, task, first, seen, place);
+    places_of(cache, cache->table, task, first, seen, place);
     read_keys(cache, place, seen, space->keys);
     int finite = read_values(cache, place, seen, space->values);
     int64_t next[KEY_TILE];
-    places_of(cache, task, first + KEY_TILE, seen_by(task, 0, task->queries, first + KEY_TILE), next);
+    places_of_tile(cache, after, next);
     row_queue keys = {cache->keys, next, KEY_TILE, cache->head_dim};
     row_queue values = {cache->values, next, KEY_TILE, cache->head_dim};
     key_range wide = widen(seen);
-    for (int32_t r = 0; r < task->rows; r += TILE_ROWS) {
-        int32_t rows = task->rows - r < TILE_ROWS ? task->rows - r : TILE_ROWS;
+    for (int32_t t = 0, tiles = tiles_of_rows(task->rows); t < tiles; t++) {
+        int32_t r = task->rows * t / tiles, rows = task->rows * (t + 1) / tiles - r;
         product_block(rows, wide.high - wide.low, cache->head_dim, space->q + r * cache->head_dim, cache->head_dim,
                       space->keys + wide.low, KEY_TILE, space->scores + r * KEY_TILE + wide.low, KEY_TILE, 0,
                       r ? 0 : &keys);
     }
     soften(task, first, wide, space);
     // Rows of one tile share the keys that any of them sees: weights of 0 add exact zeros, if the values are finite.
-    int32_t step = finite ? TILE_ROWS : 1;
-    for (int32_t r = 0; r < task->rows; r += step) {
-        int32_t rows = task->rows - r < step ? task->rows - r : step, query = r / task->group;
+    for (int32_t t = 0, tiles = finite ? tiles_of_rows(task->rows) : task->rows; t < tiles; t++) {
+        int32_t r = task->rows * t / tiles, rows = task->rows * (t + 1) / tiles - r, query = r / task->group;
         key_range own = seen_by(task, query, (r + rows - 1) / task->group - query + 1, first);
         if (own.low >= own.high) continue;
         product_block(rows, cache->dim, own.high - own.low, space->scores + r * KEY_TILE + own.low, KEY_TILE,

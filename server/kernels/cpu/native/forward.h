@@ -99,9 +99,10 @@ static int32_t outputs_of(const ml_matrix *m, int64_t block) {
 static void output_block(const ml_work *work, const ml_projection *p, int i, int32_t block, const float *x, float *y,
                          void *rest, const uint8_t *next) {
     const ml_matrix *m = p->matrix[i];
+    lora_ask(p->lora.pair[i], p->lora.jobs[i], m->blocks, block);
     linear_block(m, &p->quantized[i], x, work->call.step->tokens, block, y, ML_BLOCK, rest, next);
-    lora_expand_block(p->lora.pair[i], work->call.arena->rows, p->lora.jobs[i], p->lora.shrunk[i], block,
-                      outputs_of(m, block), y, ML_BLOCK);
+    lora_expand_block(p->lora.pair[i], p->lora.jobs[i], p->lora.shrunk[i], m->blocks, block, outputs_of(m, block), y,
+                      ML_BLOCK);
 }
 
 // Bytes of [tokens][32] f32.
@@ -162,6 +163,7 @@ static void attend_phases(ml_work *work) {
     const int64_t width = qkv_width(call->model);
     for (int64_t row; (row = ml_take(work->team)) < call->step->tokens;)
         rope_row(call->model, call->layer, call->kv, call->step, (int32_t)row, call->qkv + row * width);
+    attention_ask(call, &work->deal, work->deal.pieces * work->team.member / work->team.members);
     ml_barrier(work->team);
     attention_phases(work->team, call, &work->deal, work->own, work->parts);
 }

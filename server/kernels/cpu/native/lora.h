@@ -7,6 +7,7 @@
 #include "norm.h"
 
 #define SHRINK_ROWS 16   // rank rows of a piece
+#define SHRINK_FEW 4     // of one with so few tokens that reading A is all its work
 #define SHRINK_TOKENS 36 // tokens of a piece
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #define SHRINK_TILE 2 // tokens that are multiplied with 4 rank rows at a time: 8 sums of the 16 registers
@@ -29,8 +30,10 @@ typedef struct {
     int64_t first; // piece that the job begins with
 } lora_walk;
 
+ML_INLINE int32_t shrink_rows_of(const ml_job *job) { return job->count <= SHRINK_TILE ? SHRINK_FEW : SHRINK_ROWS; }
+
 ML_INLINE int64_t shrink_pieces_of(const ml_job *job) {
-    int64_t rows = (job->rank + SHRINK_ROWS - 1) / SHRINK_ROWS;
+    int64_t rows = (job->rank + shrink_rows_of(job) - 1) / shrink_rows_of(job);
     return rows * ((job->count + SHRINK_TOKENS - 1) / SHRINK_TOKENS);
 }
 
@@ -139,9 +142,9 @@ static void lora_shrink_piece(lora_walk *walk, int64_t piece, const float *x, in
         walk->job++;
     }
     const ml_job *job = &group->jobs[walk->module]->job[walk->job];
-    int32_t across = (job->rank + SHRINK_ROWS - 1) / SHRINK_ROWS, nth = (int32_t)(piece - walk->first);
-    int32_t row = nth % across * SHRINK_ROWS, token = nth / across * SHRINK_TOKENS;
-    int32_t rows = job->rank - row < SHRINK_ROWS ? job->rank - row : SHRINK_ROWS;
+    int32_t most = shrink_rows_of(job), across = (job->rank + most - 1) / most, nth = (int32_t)(piece - walk->first);
+    int32_t row = nth % across * most, token = nth / across * SHRINK_TOKENS;
+    int32_t rows = job->rank - row < most ? job->rank - row : most;
     int32_t tokens = job->count - token < SHRINK_TOKENS ? job->count - token : SHRINK_TOKENS;
     shrink_part(group->pair[walk->module], job, x, in, group->shrunk[walk->module], token, tokens, row, rows);
 }
@@ -186,13 +189,26 @@ static void expand_short(int32_t outputs, float *y, const float *shrunk, const u
     memcpy(y, whole, (size_t)outputs * sizeof(float));
 }
 
-// Add a block of 32 outputs (its first `outputs` exist) of all tokens that have jobs. y + token · stride is a token's
-// part of the block; arena_rows are the rank rows of the pair's B.
-static void lora_expand_block(const ml_pair *pair, int64_t arena_rows, const ml_jobs *jobs, const float *shrunk,
-                              int32_t block, int32_t outputs, float *y, int64_t stride) {
-    const uint16_t *b = pair->b + block * arena_rows * ML_BLOCK;
+// A block of an adapter's B, of a module with so many blocks.
+ML_INLINE const uint16_t *block_of(const ml_pair *pair, const ml_job *job, int64_t blocks, int64_t block) {
+    return pair->b + (job->start * blocks + block * job->rank) * ML_BLOCK;
+}
+
+// Ask for what lora_expand_block() reads after `block`: of each adapter too little for the processor to guess the rest.
+static void lora_ask(const ml_pair *pair, const ml_jobs *jobs, int64_t blocks, int64_t block) {
+    if (block + 1 >= blocks) return;
     for (const ml_job *job = jobs->job; job < jobs->job + jobs->count; job++) {
-        const uint16_t *own = b + (int64_t)job->start * ML_BLOCK;
+        const uint16_t *next = block_of(pair, job, blocks, block + 1);
+        for (int32_t r = 0; r < job->rank; r++) __builtin_prefetch(next + r * ML_BLOCK);
+    }
+}
+
+// Add a block of 32 outputs (its first `outputs` exist) of all tokens that have jobs. y + token · stride is a token's
+// part of the block; the module has `blocks`.
+static void lora_expand_block(const ml_pair *pair, const ml_jobs *jobs, const float *shrunk, int32_t blocks,
+                              int32_t block, int32_t outputs, float *y, int64_t stride) {
+    for (const ml_job *job = jobs->job; job < jobs->job + jobs->count; job++) {
+        const uint16_t *own = block_of(pair, job, blocks, block);
         for (int32_t token = 0; token < job->count;) {
             int32_t group = outputs == ML_BLOCK && job->count - token >= EXPAND_TOKENS ? EXPAND_TOKENS : 1;
             float *target[EXPAND_TOKENS];
@@ -211,7 +227,6 @@ static void lora_expand_block(const ml_pair *pair, int64_t arena_rows, const ml_
 
 typedef struct {
     const lora_group *group;
-    int64_t arena_rows;
     const float *x;
     int32_t in;
     const int32_t *outputs;
@@ -229,7 +244,7 @@ static void lora_program(ml_team team, void *argument) {
         int32_t outputs = call->outputs[m], blocks = (outputs + ML_BLOCK - 1) / ML_BLOCK;
         while ((piece = ml_take(team)) < blocks) {
             int32_t first = (int32_t)piece * ML_BLOCK, own = outputs - first < ML_BLOCK ? outputs - first : ML_BLOCK;
-            lora_expand_block(group->pair[m], call->arena_rows, group->jobs[m], group->shrunk[m], (int32_t)piece, own,
+            lora_expand_block(group->pair[m], group->jobs[m], group->shrunk[m], blocks, (int32_t)piece, own,
                               call->y[m] + first, outputs);
         }
     }
@@ -237,15 +252,15 @@ static void lora_program(ml_team team, void *argument) {
 
 // y[m] [T, outputs[m]] += the adapters' part of each of `modules` ≤ 3 modules that share x [T, in]. shrunk[m] is f32
 // [jobs[m].width].
-static void lora_rows(ml_pool *pool, int32_t modules, const ml_pair *pair, int64_t arena_rows, const ml_jobs *jobs,
-                      const float *x, int32_t in, float *const *shrunk, const int32_t *outputs, float *const *y) {
+static void lora_rows(ml_pool *pool, int32_t modules, const ml_pair *pair, const ml_jobs *jobs, const float *x,
+                      int32_t in, float *const *shrunk, const int32_t *outputs, float *const *y) {
     lora_group group = {modules, {0}, {0}, {0}};
     for (int32_t m = 0; m < modules; m++) {
         group.pair[m] = pair + m;
         group.jobs[m] = jobs + m;
         group.shrunk[m] = shrunk[m];
     }
-    lora_call call = {&group, arena_rows, x, in, outputs, y};
+    lora_call call = {&group, x, in, outputs, y};
     ml_run(pool, lora_program, &call);
 }
 

@@ -26,22 +26,26 @@ class Module:
     a: Tensor
     """bfloat16 [ARENA, in]"""
     b: Tensor
-    """bfloat16 [blocks, ARENA, 32]"""
+    """bfloat16 [ARENA, blocks * 32]: a range's rows are its [blocks, rank, 32]"""
     outputs: int
 
     def wide(self) -> Tensor:
         """B as [ARENA, out]."""
-        return self.b.transpose(0, 1).flatten(1)[:, : self.outputs]
+        wide = self.b.clone()
+        for start, rank in RANGES:
+            own = self.b[start : start + rank].view(-1, rank, 32)
+            wide[start : start + rank] = own.transpose(0, 1).flatten(1)
+        return wide[:, : self.outputs]
 
 
 def make_module(inputs: int, outputs: int, seed: int) -> Module:
     draw = torch.Generator().manual_seed(seed)
     blocks = -(-outputs // 32)
     a = torch.full((ARENA, inputs), math.nan, dtype=torch.bfloat16)
-    b = torch.full((blocks, ARENA, 32), math.nan, dtype=torch.bfloat16)
+    b = torch.full((ARENA, blocks * 32), math.nan, dtype=torch.bfloat16)
     for start, rank in RANGES:
         a[start : start + rank] = (torch.randn(rank, inputs, generator=draw) / inputs**0.5).bfloat16()
-        b[:, start : start + rank] = torch.randn(blocks, rank, 32, generator=draw).bfloat16()
+        b[start : start + rank] = torch.randn(rank, blocks * 32, generator=draw).bfloat16()
     return Module(a, b, outputs)
 
 
@@ -92,7 +96,7 @@ def add(
     shrunk_at, y_at = ((ctypes.c_void_p * count)(*[t.data_ptr() for t in each]) for each in (shrunk, y))
     arrays = [ctypes.addressof(each) for each in (pairs, jobs, shrunk_at, y_at)]
     kernels.call(
-        "lora_rows", count, arrays[0], ARENA, arrays[1], x.data_ptr(), x.shape[1], arrays[2],
+        "lora_rows", count, arrays[0], arrays[1], x.data_ptr(), x.shape[1], arrays[2],
         outputs.data_ptr(), arrays[3],
     )  # fmt: skip
     return y
@@ -168,7 +172,7 @@ def test_anothers_fault_is_not_felt(kernels: Kernels) -> None:
     assert clean.isfinite().all()
     users = torch.tensor([any(number == 1 for number, _ in use) for use in uses])
     start, rank = RANGES[1]
-    for matrix in (module.a, module.b.transpose(0, 1)):
+    for matrix in (module.a, module.b):
         kept = matrix[start : start + rank].clone()
         matrix[start : start + rank] = math.inf
         [found] = add(kernels, x, [module], [uses])
