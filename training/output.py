@@ -1,9 +1,10 @@
 """The output directory of a run: claimed before anything is computed, and given its adapter whole at the end."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from manylora.adapters.durable import sync
@@ -11,6 +12,11 @@ from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.loop.disk import tells_of_disk, why
 from manylora.training.loop.whole import check_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there nobody is kept out
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STAGING = ".adapter-partial"
@@ -37,6 +43,47 @@ def claim(directory: Path, *, resume: bool, overwrite: bool, checkpoint: Path | 
     if not nearest.is_dir():
         raise InvalidArgument(f"--output_dir {directory} can't be made: {nearest} is a file")
     _try_to_write(directory)
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keep other runs out of a directory until this one has ended, however it ends; what stays empty is gone then.
+
+    Two would put their files into each other's checkpoints. Raises InvalidArgument if a run is at work there.
+    """
+    made = [each for each in (directory, *directory.parents) if not each.exists()]
+    handle = None
+    try:
+        handle = _locked(directory)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+
+
+def _locked(directory: Path) -> int | None:
+    """Return a lock on the directory, which is made; None where it can't be made, of which ``claim`` says more."""
+    if fcntl is None:
+        return None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InvalidArgument(
+            f"--output_dir {directory}: another run is at work there; wait until it has ended, or give another"
+            " directory"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return handle
 
 
 def _try_to_write(directory: Path) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +62,13 @@ def train(arguments: Arguments, around: Surroundings) -> None:
     if arguments.run.tasks is not None:
         run_tasks(arguments)
         return
-    say = around.say if is_first_process() else _silent
     directory = Path(arguments.training.output_dir)
+    with output.alone(directory) if is_first_process() else nullcontext():
+        _train_one(arguments, directory, around)
+
+
+def _train_one(arguments: Arguments, directory: Path, around: Surroundings) -> None:
+    say = around.say if is_first_process() else _silent
     point = resume_point(arguments)
     if is_first_process():
         output.claim(

@@ -56,6 +56,8 @@ def read_keys(path: Path, flag: str) -> dict[str, Any]:
     """Return the keys and values of a YAML file that ``flag`` names. Raises InvalidArgument."""
     try:
         content = yaml.load(path.read_text(), _Loader)  # a SafeLoader
+    except RecursionError:
+        raise InvalidArgument(f"{flag} {path} can't be read: it is nested too deeply") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidArgument(f"{flag} {path} can't be read: {reason_of(error)}") from None
     if not isinstance(content, dict):

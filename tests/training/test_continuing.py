@@ -19,6 +19,7 @@ from manylora.training.continuing import Kept, compare, facts_of, keep, settled_
 from manylora.training.errors import InvalidArgument
 from manylora.training.evaluate.generate import Generate
 from manylora.training.loop import checkpoints
+from manylora.training.output import alone
 from manylora.training.parsing import parse_arguments
 from manylora.training.rate.curve import Curve
 from manylora.training.rate.find import Choice
@@ -136,6 +137,15 @@ def test_the_rows_of_a_step_are_those_of_all_processes(monkeypatch: pytest.Monke
     compare(Path("there"), kept, facts(2, "--per_device_train_batch_size 2"))
     with pytest.raises(InvalidArgument, match="accumulation_steps is 8 now and was 4"):
         compare(Path("there"), kept, facts(2, "--per_device_train_batch_size 4"))
+
+
+@pytest.mark.parametrize("flags", ["--resume", "--overwrite_output_dir"])
+def test_a_directory_that_a_run_is_at_work_in_is_left_to_it(place: Path, out: Path, flags: str) -> None:
+    before = sorted(path.name for path in out.iterdir())
+    (out / ".checkpoint-partial").mkdir()
+    with alone(out), pytest.raises(InvalidArgument, match="another run is at work there"):
+        run(place, out, flags)
+    assert sorted(path.name for path in out.iterdir()) == [".checkpoint-partial", *before]
 
 
 def test_another_base_is_refused(place: Path, out: Path) -> None:

@@ -29,6 +29,19 @@ def test_an_older_run_is_refused_and_left_alone(tmp_path: Path, name: str) -> No
     assert not (tmp_path / name).exists()
 
 
+def test_one_run_at_a_time_is_at_work_in_a_directory(tmp_path: Path) -> None:
+    run = tmp_path / "new" / "run"
+    with output.alone(run), output.alone(tmp_path / "new" / "other"):
+        output.claim(run, resume=False, overwrite=False)
+        with pytest.raises(InvalidArgument, match="another run is at work there"), output.alone(run):
+            pass
+    assert not (tmp_path / "new").exists()
+    with output.alone(run):
+        (run / "file").touch()
+    with output.alone(run):
+        assert (run / "file").exists()
+
+
 def test_a_run_that_goes_on_elsewhere_takes_no_older_runs_place(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for directory in (here, there):

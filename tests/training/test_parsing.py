@@ -369,6 +369,14 @@ def test_going_on_from_elsewhere_may_replace_what_is_here(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("flag", ["--config", "--tasks"])
+def test_a_file_of_keys_that_is_nested_without_end_is_refused(tmp_path: Path, flag: str) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text("lora_r: " + "[" * 5000)
+    with pytest.raises(InvalidArgument, match="nested too deeply"):
+        read_tasks(parse_arguments([flag, str(path), "--output_dir", str(tmp_path / "out")]))
+
+
+@pytest.mark.parametrize("flag", ["--config", "--tasks"])
 def test_a_missing_file_of_keys_is_named_without_the_systems_number(tmp_path: Path, flag: str) -> None:
     path = tmp_path / "none.yaml"
     words = [flag, str(path), "--output_dir", str(tmp_path / "out")]

@@ -1,6 +1,7 @@
 """Runs `manylora train sweep`: prepares the job, sweeps, shows a table and writes it beside a plot."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,13 @@ def run_sweep(arguments: Arguments, settings: SweepSettings, say: Callable[[str]
     keep_native_caches_small()
     check_sweep(arguments)
     directory = Path(arguments.training.output_dir)
+    with output.alone(directory) if is_first_process() else nullcontext():
+        return _sweep_alone(arguments, settings, directory, say)
+
+
+def _sweep_alone(
+    arguments: Arguments, settings: SweepSettings, directory: Path, say: Callable[[str], None]
+) -> Sweep:
     check_sharding(arguments.training, searches=True, init=arguments.lora.init_lora_weights)
     if is_first_process():
         output.claim(directory, resume=False, overwrite=arguments.run.overwrite_output_dir)

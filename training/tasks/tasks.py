@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from manylora.training import output
 from manylora.training.arguments import Arguments
 from manylora.training.bases.servable import serve_command
 from manylora.training.bases.types import Base
@@ -44,8 +45,13 @@ def run_tasks(arguments: Arguments) -> list[TaskResult]:
     Raises TrainingError; Diverged after the others are done, when a task had to be stopped.
     """
     plan = read_tasks(arguments)
-    run = plan.arguments.run
     directory = Path(str(plan.arguments.training.output_dir))
+    with output.alone(directory):
+        return _run_plan(plan, directory)
+
+
+def _run_plan(plan: Plan, directory: Path) -> list[TaskResult]:
+    run = plan.arguments.run
     folders = [task.directory for task in plan.tasks]
     saving.claim(directory, folders, resume=run.resume, overwrite=run.overwrite_output_dir)
     display = TasksDisplay(live=run.live)

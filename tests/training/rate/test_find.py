@@ -231,12 +231,12 @@ def test_a_report_counts_the_search_and_draws_it_over_logarithmic_axes() -> None
 
 
 class Rates(TrainerCallback):
-    """Keeps the rates of all groups after every step."""
+    """Keeps the rates that all groups took every step at."""
 
     def __init__(self) -> None:
         self.of_steps: list[list[float]] = []
 
-    def on_step_end(
+    def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
     ) -> None:
         self.of_steps.append([group["lr"] for group in named["optimizer"].param_groups])
