@@ -1,5 +1,6 @@
 """The output directory of a run: claimed before anything is computed, and given its adapter whole at the end."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -12,11 +13,6 @@ from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.loop.disk import tells_of_disk, why
 from manylora.training.loop.whole import check_whole
-
-try:
-    import fcntl
-except ImportError:  # Windows has none: there nobody is kept out
-    fcntl = None  # type: ignore[assignment]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STAGING = ".adapter-partial"
@@ -66,8 +62,6 @@ def alone(directory: Path) -> Iterator[None]:
 
 def _locked(directory: Path) -> int | None:
     """Return a lock on the directory, which is made; None where it can't be made, of which ``claim`` says more."""
-    if fcntl is None:
-        return None
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory, os.O_RDONLY)

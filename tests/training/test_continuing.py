@@ -208,7 +208,8 @@ FILES = (
 @pytest.mark.parametrize("name", FILES)
 def test_a_checkpoint_without_a_file_is_refused(place: Path, out: Path, name: str) -> None:
     (out / "checkpoint-2" / name).unlink()
-    with pytest.raises(InvalidArgument, match=rf"has no {name}.*--from_adapter"):
+    helps = "start again" if name.startswith("adapter_") else "--from_adapter"
+    with pytest.raises(InvalidArgument, match=rf"has no {name}.*{helps}"):
         run(place, out, "--resume")
 
 
@@ -221,6 +222,27 @@ def test_a_file_that_is_cut_is_named(place: Path, out: Path, name: str, share: f
     with pytest.raises(InvalidArgument, match=name) as refused:
         run(place, out, "--resume")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["manylora_state.json", "trainer_state.json"])
+@pytest.mark.parametrize("content", ["{}", "[1]", "null"])
+def test_a_file_that_holds_something_else_is_named(place: Path, out: Path, name: str, content: str) -> None:
+    (out / "checkpoint-2" / name).write_text(content)
+    with pytest.raises(InvalidArgument, match=name):
+        run(place, out, "--resume")
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("content", [{}, [1], {"state": {}, "param_groups": []}])
+def test_states_of_something_else_are_refused_by_the_name_of_their_file(
+    place: Path, out: Path, name: str, content: object
+) -> None:
+    torch.save(content, out / "checkpoint-2" / name)
+    with pytest.raises(
+        InvalidArgument, match=rf"{name} .*of .*checkpoint-2 can't be read .*--from_adapter"
+    ) as said:
+        run(place, out, "--resume")
+    assert "\n" not in str(said.value)
 
 
 def test_of_several_checkpoints_another_one_is_offered(place: Path, tmp_path: Path) -> None:

@@ -57,8 +57,9 @@ def test_a_run_that_goes_on_elsewhere_takes_no_older_runs_place(tmp_path: Path) 
 def make_checkpoint(directory: Path) -> None:
     """Write what is looked at of one that is whole."""
     directory.mkdir(parents=True)
-    for name in ("adapter_config.json", "trainer_state.json", "manylora_state.json"):
-        (directory / name).write_text("{}")
+    (directory / "adapter_config.json").write_text("{}")
+    (directory / "trainer_state.json").write_text('{"global_step": 3, "max_steps": 6, "log_history": []}')
+    (directory / "manylora_state.json").write_text('{"micro_rows": null}')
     save_file({"x": torch.zeros(1)}, directory / "adapter_model.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({}, directory / name)

@@ -89,14 +89,19 @@ def write_state(directory: Path, state: Mapping[str, object]) -> None:
     (directory / STATE_FILE).write_text(json.dumps(state, indent=1))
 
 
-def read_state(directory: Path) -> dict[str, object]:
+def read_state(
+    directory: Path, instead: str = "use --from_adapter to start from its adapter"
+) -> dict[str, object]:
     """Read it back. Raises InvalidArgument for a checkpoint that another program wrote."""
     path = directory / STATE_FILE
     try:
-        state: dict[str, object] = json.loads(path.read_text())
+        state: object = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InvalidArgument(
-            f"{directory} is no checkpoint of manylora ({reason_of(error)}); use --from_adapter to start from its"
-            " adapter"
+            f"{directory} is no checkpoint of manylora ({reason_of(error)}); {instead}"
         ) from None
+    if not isinstance(state, dict):
+        raise InvalidArgument(
+            f"{directory} is no checkpoint of manylora ({STATE_FILE} is another's); {instead}"
+        )
     return state

@@ -16,6 +16,7 @@ from manylora.training.loop.hub import HubPushing
 from manylora.training.loop.masked import MaskedRows
 from manylora.training.loop.sharding import gather_trained
 from manylora.training.loop.watch import Watch
+from manylora.training.loop.whole import as_it_was_written
 from manylora.training.rank.policy import RankPolicy
 
 
@@ -132,7 +133,16 @@ class CheckpointSaving(HubPushing):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.policy.restore(self.model, directory)
-        self.take_own_state(checkpoints.read_state(directory))
+        with as_it_was_written(directory, checkpoints.STATE_FILE):
+            self.take_own_state(checkpoints.read_state(directory))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with as_it_was_written(Path(str(checkpoint)), "optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with as_it_was_written(Path(str(checkpoint)), "rng_state.pth"):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         """Bring back the best checkpoint's adapter, whose rank may be another than the last one's."""

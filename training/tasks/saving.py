@@ -12,7 +12,7 @@ from manylora.training.continuing import Kept, compare
 from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.loop.disk import tells_of_disk, why
-from manylora.training.loop.whole import ADAPTER, TRAINER_STATE, check_files
+from manylora.training.loop.whole import ADAPTER, TRAINER_STATE, as_it_was_written, check_files
 from manylora.training.tasks.member import Member
 from manylora.training.tasks.side_by_side import SideBySide
 
@@ -44,12 +44,14 @@ class RunFiles:
         last = checkpoints.last_checkpoint(self.directory)
         state = compare_tasks(last, [member.name for member in run.members], self._facts)
         for member in run.members:
-            member.restore(last / member.name)
-        run.rounds, run.pieces = int(str(state["rounds"])), int(str(state["pieces"]))
-        random = torch.load(last / RANDOM_FILE, weights_only=True)
-        torch.set_rng_state(random["cpu"])
-        if torch.cuda.is_available() and random["cuda"]:
-            torch.cuda.set_rng_state_all(random["cuda"])
+            with as_it_was_written(last, f"{member.name}/task.pt", _instead(last)):
+                member.restore(last / member.name)
+        with as_it_was_written(last, f"{checkpoints.STATE_FILE} or {RANDOM_FILE}", _instead(last)):
+            run.rounds, run.pieces = int(str(state["rounds"])), int(str(state["pieces"]))
+            random = torch.load(last / RANDOM_FILE, weights_only=True)
+            torch.set_rng_state(random["cpu"])
+            if torch.cuda.is_available() and random["cuda"]:
+                torch.cuda.set_rng_state_all(random["cuda"])
         return last
 
     def round_done(self, run: SideBySide, *, interrupted: bool = False) -> None:
@@ -131,7 +133,7 @@ def compare_tasks(
     checkpoint: Path, names: list[str], facts: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, object]:
     """Return a checkpoint's state. Raises InvalidArgument for a broken one, and for one of other tasks or settings."""
-    state = checkpoints.read_state(checkpoint)
+    state = checkpoints.read_state(checkpoint, _instead(checkpoint))
     if state.get("tasks") != names:
         raise InvalidArgument(
             f"--resume: {checkpoint} is of the tasks {state.get('tasks')}, the file has {names}: go on with the same"
@@ -141,15 +143,19 @@ def compare_tasks(
         f"{name}/{file}" for name in names for file in OF_TASK if not (checkpoint / name / file).is_file()
     ]
     if missing:
-        raise InvalidArgument(
-            f"--resume: {checkpoint} has no {', '.join(missing)}: remove it to go on from the one before it"
-        )
-    check_files(checkpoint)
+        raise InvalidArgument(f"--resume: {checkpoint} has no {', '.join(missing)}; {_instead(checkpoint)}")
+    check_files(checkpoint, _instead(checkpoint))
     kept = state.get("facts")
     for name, now in facts.items():
         of_task = kept.get(name) if isinstance(kept, dict) else None
         compare(checkpoint / name, Kept(of_task or {}, {}), now)
     return state
+
+
+def _instead(checkpoint: Path) -> str:
+    if checkpoints.checkpoints(checkpoint.parent)[0] == checkpoint:
+        return "it is the only one: start again with --overwrite_output_dir"
+    return "remove it to go on from the one before it"
 
 
 def claim(directory: Path, tasks: Sequence[Path], *, resume: bool, overwrite: bool) -> None:

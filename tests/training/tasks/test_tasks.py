@@ -148,10 +148,26 @@ def test_a_tasks_file_that_is_cut_or_missing_is_named(tmp_path: Path, name: str)
     run(plan)
     path = tmp_path / "out" / "checkpoint-4" / "team" / "pirate" / name
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InvalidArgument, match=f"{name} is cut or broken"):
+    older = "remove it to go on from the one before it"
+    with pytest.raises(InvalidArgument, match=f"{name} is cut or broken; {older}"):
         run(plan, "--resume")
     path.unlink()
-    with pytest.raises(InvalidArgument, match=f"has no team/pirate/{name}"):
+    with pytest.raises(InvalidArgument, match=f"has no team/pirate/{name}; {older}"):
+        run(plan, "--resume")
+
+
+@pytest.mark.parametrize("name", ["team/pirate/task.pt", "random.pt"])
+def test_states_of_something_else_are_named(tmp_path: Path, name: str) -> None:
+    plan = write_plan(tmp_path)
+    run(plan)
+    kept = checkpoints.checkpoints(tmp_path / "out")
+    for each in kept[:-1]:
+        shutil.rmtree(each)
+    torch.save({}, kept[-1] / name)
+    with pytest.raises(InvalidArgument, match=rf"{name} of .* can't be read .*the only one: start again"):
+        run(plan, "--resume")
+    (kept[-1] / "manylora_state.json").write_text("[]")
+    with pytest.raises(InvalidArgument, match=r"is no checkpoint of manylora .*the only one: start again"):
         run(plan, "--resume")
 
 
