@@ -116,11 +116,12 @@ class BlockManager:
         """Say whether the sequence's table can be made to hold ``num_tokens``."""
         return self.blocks_for(num_tokens) - len(self._tables[sequence].blocks) <= self.num_free
 
-    def grow(self, sequence: int, num_tokens: int) -> None:
-        """Make the table hold ``num_tokens``. Ask ``can_grow`` first."""
+    def grow(self, sequence: int, num_tokens: int) -> int:
+        """Make the table hold ``num_tokens``; return how many it holds. Ask ``can_grow`` first."""
         blocks = self._tables[sequence].blocks
         for _ in range(self.blocks_for(num_tokens) - len(blocks)):
             blocks.append(self._take())
+        return len(blocks) * self.block_size
 
     def commit(self, sequence: int, token_ids: Sequence[int], num_computed: int) -> None:
         """Offer the blocks that are full now to the prefix cache."""

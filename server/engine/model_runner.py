@@ -2,7 +2,7 @@
 
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault
 from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.step_rows import StepRows
 from manylora.server.kernels.output import StepOutput
-from manylora.server.kernels.sampling import NativeSampling, SamplingColumns
+from manylora.server.kernels.sampling import UNTOLD, NativeSampling, SamplingColumns
 from manylora.server.kernels.step import AdapterRanges, StepBatch
 
 Rows = tuple[ScheduledRow, ...]
@@ -102,18 +102,21 @@ class ModelRunner:
         output = self._model.collect(step.launched)
         modelled = time.perf_counter()
         faults = _faults(step.rows, output.finite)
-        sampled, own_seconds = self._sampled(step, output), output.sample_seconds
-        if output.sampled is None and sampled:
-            own_seconds = time.perf_counter() - modelled
+        chosen = [number for number, row in enumerate(step.rows) if row.samples]
         tokens: list[int | None] = [None] * len(step.rows)
         logprobs: dict[int, TokenLogprobs] = {}
-        for number, token in sampled:
-            if isinstance(token, SampleFault):
+        for number, token in zip(chosen, self._sampled(step, output, chosen), strict=True):
+            if isinstance(token, int):
+                tokens[number] = token
+            elif isinstance(token, SampleFault):
                 faults.setdefault(step.rows[number].sequence.number, token)
-                continue
-            tokens[number] = token.token_id
-            if token.logprobs is not None:
-                logprobs[number] = token.logprobs
+            else:
+                tokens[number] = token.token_id
+                if token.logprobs is not None:
+                    logprobs[number] = token.logprobs
+        own_seconds = output.sample_seconds
+        if output.sampled is None and chosen:
+            own_seconds = time.perf_counter() - modelled
         reports = self._prompt_logprobs(output.logits, step, faults)
         spent = time.perf_counter() - began + step.build_seconds
         glue = max(0.0, spent - output.model_seconds - own_seconds)
@@ -129,20 +132,20 @@ class ModelRunner:
         return self._rows.columns([row for row, _ in chosen], [place for _, place in chosen])
 
     def _sampled(
-        self, step: LaunchedStep, output: StepOutput
-    ) -> list[tuple[int, SampledToken | SampleFault]]:
-        """Return the tokens of the rows that sample, with the rows' numbers."""
-        chosen = [number for number, row in enumerate(step.rows) if row.samples]
+        self, step: LaunchedStep, output: StepOutput, chosen: list[int]
+    ) -> Sequence[SampledToken | SampleFault | int]:
+        """Return the tokens of the rows of these numbers, as objects where there is more to say than their ids."""
         if not chosen:
             return []
         if output.sampled is not None:
             told = [step.rows[number].sequence.told for number in chosen]
-            return list(zip(chosen, tokens_of(output.sampled, told), strict=True))
+            ids: list[int] = output.sampled.ids.tolist()
+            plain = max(told) == UNTOLD and min(ids) >= 0
+            return ids if plain else tokens_of(output.sampled, told)
         logits = output.logits
         if len(chosen) != len(logits):
             logits = logits[torch.tensor([step.places[number] for number in chosen], device=logits.device)]
-        rows = [_sampling_row(step.rows[number]) for number in chosen]
-        return list(zip(chosen, self._sampler.sample(logits, rows), strict=True))
+        return self._sampler.sample(logits, [_sampling_row(step.rows[number]) for number in chosen])
 
     def _prompt_logprobs(
         self, logits: Tensor, step: LaunchedStep, faults: dict[int, SampleFault]

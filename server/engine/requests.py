@@ -43,7 +43,6 @@ class LiveRequests:
         self._health = health
         self._growing: dict[str, LiveRequest] = {}
         """Requests whose prompt is computed and whose choices are not all made."""
-        self._last_token: dict[int, float] = {}
         self._pieces: list[Piece | SequenceOutput] = []
         self._gaps: list[float] = []
         self._born = 0
@@ -202,7 +201,6 @@ class LiveRequests:
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         self._scheduler.end(sequence, reason)
-        self._last_token.pop(sequence.number, None)
         if not sequence.owner.num_unmade and not sequence.owner.live:
             self._close(sequence.owner, reason)
 
@@ -230,10 +228,9 @@ class LiveRequests:
     def _note_time(self, sequence: Sequence, now: float) -> None:
         if sequence.owner.first_token is None:
             sequence.owner.first_token = now
-        before = self._last_token.get(sequence.number)
-        if before is not None:
-            self._gaps.append(now - before)
-        self._last_token[sequence.number] = now
+        if sequence.last_token is not None:
+            self._gaps.append(now - sequence.last_token)
+        sequence.last_token = now
 
 
 def _last_output(

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
+from typing import NamedTuple
 
 from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, Placement
 from manylora.server.engine.block_manager import BlockManager
@@ -28,6 +30,7 @@ _LOGPROB_CHUNK = 256
 _LOGPROB_COST = 3
 """Prompt tokens that one of these takes the time of."""
 
+_AGE = attrgetter("number")
 _ALONE = 4
 """How many times as far it goes for a request that runs alone: a newcomer waits for one such step."""
 
@@ -47,8 +50,7 @@ class SchedulerLimits:
     as far as this goes."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
+class ScheduledRow(NamedTuple):
     """Tokens [start, start + length) of a sequence; ``samples`` when its next token comes out of them."""
 
     sequence: Sequence
@@ -163,7 +165,8 @@ class Scheduler:
         self._advance(decodes, draft)
         if draft.rows:
             # Streams wait for the prompts that come in beside them.
-            draft.budget = min(draft.budget, self.pace.beside_decodes())
+            beside = self.pace.beside_decodes(len(draft.rows), len(self.running))
+            draft.budget = min(draft.budget, beside)
         self._advance(prompts, draft)
 
     def _advance(self, sequences: list[Sequence], draft: _Draft) -> None:
@@ -175,12 +178,17 @@ class Scheduler:
 
     def _in_turn(self) -> tuple[list[Sequence], list[Sequence]]:
         """Return the running sequences that have a part in this step, decodes and prompts, older ones first."""
-        decodes = [s for s in self.running if s.num_to_compute == 1]
-        prompts = [s for s in self.running if s.num_to_compute > 1]
+        decodes: list[Sequence] = []
+        prompts: list[Sequence] = []
+        for sequence in self.running:
+            left = len(sequence.token_ids) - sequence.num_computed_tokens
+            (decodes if left == 1 else prompts).append(sequence)
         origins = len({s.owner.origin for s in self.running})
         if origins < len(self.running):
             decodes = self._share(decodes, self.limits.max_step_context * (1 if origins > 1 else _ALONE))
-        return sorted(decodes, key=lambda s: s.number), sorted(prompts, key=lambda s: s.number)
+        decodes.sort(key=_AGE)
+        prompts.sort(key=_AGE)
+        return decodes, prompts
 
     def _share(self, decodes: list[Sequence], most: int) -> list[Sequence]:
         """Return one decode of each client's request, and further ones until ``most`` tokens are attended to.
@@ -204,12 +212,14 @@ class Scheduler:
 
     def _secure(self, sequence: Sequence, draft: _Draft) -> bool:
         """Get blocks for all tokens so far, from another if need be; False if that was ``sequence``."""
+        if len(sequence.token_ids) <= sequence.room:
+            return True
         while not self._blocks.can_grow(sequence.number, len(sequence.token_ids)):
             victim, _ = self._victim()
             self._preempt(victim, draft)
             if victim is sequence:
                 return False
-        self._blocks.grow(sequence.number, len(sequence.token_ids))
+        sequence.room = self._blocks.grow(sequence.number, len(sequence.token_ids))
         return True
 
     def _victim(self) -> tuple[Sequence, int]:
@@ -332,7 +342,7 @@ class Scheduler:
         self._cache.touch(sequence.adapter_ids)
         in_use |= sequence.adapter_ids
         cached = self._blocks.allocate(sequence.number, sequence.adapters, prefix)
-        self._blocks.grow(sequence.number, len(sequence.token_ids))
+        sequence.room = self._blocks.grow(sequence.number, len(sequence.token_ids))
         if sequence.status is SequenceStatus.WAITING:
             self._blocks.count_query(sequence.num_prompt_tokens, cached)
         sequence.admit(cached)

@@ -81,12 +81,14 @@ class Sequence:
         "finish_reason",
         "index",
         "last_step",
+        "last_token",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
         "number",
         "owner",
         "reported",
+        "room",
         "status",
         "text",
         "token_ids",
@@ -109,6 +111,10 @@ class Sequence:
         self.reported = False
         self.finish_reason: FinishReason | None = None
         self.status = SequenceStatus.WAITING
+        self.room = 0
+        """Tokens that its blocks hold."""
+        self.last_token: float | None = None
+        """When it got its last one (time.monotonic())."""
         self.last_step = 0
         """The step that last computed something of it."""
         asked = owner.request.sampling.logprobs
@@ -138,7 +144,7 @@ class Sequence:
     def preempt(self) -> None:
         """Go back to the queue; everything is computed again."""
         assert self.status is SequenceStatus.RUNNING
-        self.num_computed_tokens = 0
+        self.num_computed_tokens = self.room = 0
         self.status = SequenceStatus.PREEMPTED
 
     def finish(self, reason: FinishReason) -> None:

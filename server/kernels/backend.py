@@ -238,7 +238,10 @@ class Backend(Protocol[ModelT, PlanT]):
         ...
 
     def collect(self, launched: Any) -> StepOutput:
-        """Wait for a step that was launched; raises what went wrong in it."""
+        """Wait for a step that was launched; raises what went wrong in it.
+
+        What it returns lasts until the next step of the same model is launched.
+        """
         ...
 
     def finite(self, plan: PlanT, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The decoder: one for all families and all backends. What differs between families, ModelConfig says."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,9 @@ class Decoder:
         return self.backend.collect(launched)
 
     def forward(self, batch: StepBatch, kv: KVCache, arena: RankArena) -> StepOutput:
-        """Compute a step, both halves."""
-        return self.collect(self.launch(batch, kv, arena))
+        """Compute a step, both halves; what is returned is the caller's."""
+        output = self.collect(self.launch(batch, kv, arena))
+        return replace(output, logits=output.logits.clone())
 
     def _check(self, batch: StepBatch, kv: KVCache) -> None:
         count, attention = batch.token_ids.shape[0], batch.attention

@@ -31,5 +31,5 @@ class ServedModel:
         return self.decoder.collect(launched)
 
     def __call__(self, batch: StepBatch) -> StepOutput:
-        """Compute a step, both halves."""
-        return self.collect(self.launch(batch, None))
+        """Compute a step, both halves; see Decoder.forward."""
+        return self.decoder.forward(batch, self.kv, self.arena)

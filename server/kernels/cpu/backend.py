@@ -192,7 +192,7 @@ class CpuBackend:
 
         Every core computes: what Python did beside it would take one of them away, and with the next barrier all.
         """
-        x = self._new(plan, plan.model.structure.hidden)
+        x = plan.model.buffer("x", plan.structure.tokens, plan.model.structure.hidden)
         return CpuStep(plan, x, self._call(plan, 0, {"x": x}), rows, columns)
 
     def collect(self, launched: CpuStep) -> StepOutput:

@@ -17,6 +17,9 @@ from manylora.server.kernels.weights import DecoderWeights, LayerWeights
 if TYPE_CHECKING:
     from manylora.server.kernels.cpu.plan import StepJobs
 
+MOST_KEPT = 256 << 20
+"""Bytes of a buffer that is kept from step to step. Larger ones are of prompts whose log probabilities are told."""
+
 
 class CpuModel:
     """The C side of a decoder, and what keeps its memory alive."""
@@ -28,6 +31,7 @@ class CpuModel:
         self.embedding = _parts(weights.embedding)[0]
         self.head = _parts(weights.head)[0]
         self._kept: list[Tensor] = []
+        self._buffers: dict[str, Tensor] = {}
         self._layers = (abi.Layer * len(weights.layers))(*map(self._layer, weights.layers))
         self._matrices = (abi.Matrix * 2)(self.embedding.structure(), self.head.structure())
         shape = weights.shape
@@ -48,6 +52,18 @@ class CpuModel:
             final_norm=self._floats(weights.final_norm),
             head=ctypes.addressof(self._matrices[1]),
         )
+
+    def buffer(self, name: str, rows: int, width: int) -> Tensor:
+        """Return float32 [rows, width] that lasts until this is called for ``name`` again.
+
+        The system gives new memory in pages that it fills with zeros first: for 32 rows of logits that takes 2 ms.
+        """
+        if rows * width * 4 > MOST_KEPT:
+            return torch.empty(rows, width)
+        kept = self._buffers.get(name)
+        if kept is None or kept.numel() < rows * width:
+            kept = self._buffers[name] = torch.empty(rows * width)
+        return kept[: rows * width].view(rows, width)
 
     @property
     def address(self) -> int:

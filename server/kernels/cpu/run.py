@@ -61,15 +61,15 @@ class SamplingCall:
 
 
 class CpuStep:
-    """A step that is ready to be run."""
+    """A step that is ready to be run. Its results last until the model's next one is laid out."""
 
     def __init__(
         self, plan: CpuPlan, x: Tensor, call: abi.Call, rows: Ints, columns: SamplingColumns | None
     ) -> None:
         self.plan = plan
         index = np.ascontiguousarray(rows, dtype=np.int32)
-        hidden = torch.empty(len(rows), x.shape[1])
-        self._logits = torch.empty(len(rows), plan.model.structure.vocab)
+        hidden = plan.model.buffer("hidden", len(rows), x.shape[1])
+        self._logits = plan.model.buffer("logits", len(rows), plan.model.structure.vocab)
         self._sampling = None if columns is None else SamplingCall(self._logits, columns)
         self._seconds = np.zeros(2)
         self._structure = abi.RunCall(

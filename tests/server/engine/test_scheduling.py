@@ -223,7 +223,7 @@ def test_a_prompt_counts_once_in_the_statistics_of_the_cache() -> None:
 def test_streams_wait_for_a_prompt_no_longer_than_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the pace lets through is what a prompt gets beside a decode; alone it has the whole step."""
     harness = Harness(Pools(blocks=200, max_step_tokens=600))
-    monkeypatch.setattr(harness.engine.scheduler.pace, "beside_decodes", lambda: 40)
+    monkeypatch.setattr(harness.engine.scheduler.pace, "beside_decodes", lambda decodes, streams: 40)
     harness.engine.add_request(ask("stream", PROMPT, 30))
     harness.step()
     harness.engine.add_request(ask("long", [1] * 300, 1))
@@ -231,7 +231,7 @@ def test_streams_wait_for_a_prompt_no_longer_than_was_measured(monkeypatch: pyte
         harness.step()
     assert [step.tokens for step in harness.observer.steps][1:] == [41, 41, 41]
     alone = Harness(Pools(blocks=200, max_step_tokens=600))
-    monkeypatch.setattr(alone.engine.scheduler.pace, "beside_decodes", lambda: 40)
+    monkeypatch.setattr(alone.engine.scheduler.pace, "beside_decodes", lambda decodes, streams: 40)
     alone.engine.add_request(ask("long", [1] * 300, 1))
     alone.step()
     assert [step.tokens for step in alone.observer.steps] == [300]
