@@ -11,13 +11,14 @@ back. Exit status 1 if not.
 
 import argparse
 import asyncio
+import json
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
@@ -110,7 +111,15 @@ def look(server: ServerProcess, began: float) -> Sample:
 class Load:
     """Clients that ask for everything until a moment, and count what they asked and what went wrong."""
 
-    def __init__(self, client: Client, url: str, material: Material, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        url: str,
+        material: Material,
+        names: Sequence[str],
+        kinds: Sequence[str] = KINDS,
+    ) -> None:
+        self.kinds = kinds
         self.asked: Counter[str] = Counter()
         self.wrong: Counter[str] = Counter()
         self._client = client
@@ -123,7 +132,7 @@ class Load:
         rng = random.Random(number)
         async with httpx.AsyncClient(base_url=self._url, timeout=60) as http:
             while time.monotonic() < until:
-                kind = rng.choice(KINDS)
+                kind = rng.choice(self.kinds)
                 said = await self._ask(kind, number, rng, http)
                 self.asked[kind] += 1
                 if said:
@@ -173,8 +182,10 @@ def _unless(expected: int, status: int) -> str | None:
     return None if status == expected else f"status {status}, not {expected}"
 
 
-async def leak(scratch: Path, seconds: float, every: float, bounds: Bounds) -> Report:
-    """Run the check. Raises RuntimeError if the server doesn't start."""
+async def leak(
+    scratch: Path, seconds: float, every: float, bounds: Bounds, kinds: Sequence[str] = KINDS
+) -> tuple[Report, list[Sample]]:
+    """Run the check; return what it found, and what was seen. Raises RuntimeError if the server doesn't start."""
     material = Material.make(scratch)
     sources = material.mixed(3)
     server = start_server(material.base, scratch / "server", material.arguments())
@@ -184,14 +195,14 @@ async def leak(scratch: Path, seconds: float, every: float, bounds: Bounds) -> R
             names = [f"stays{number}" for number in range(len(sources))]
             for name, source in zip(names, sources, strict=True):
                 await client.register(name, source)
-            load = Load(client, server.url, material, [material.base.name, *names])
+            load = Load(client, server.url, material, [material.base.name, *names], kinds)
             samples = await _under_load(server, load, seconds, every)
             judge(report, samples, bounds)
             failed = sum(load.wrong.values())
             examples = [f"{count} × {what}" for what, count in load.wrong.most_common(3)]
             total = sum(load.asked.values())
             report.share("every request ends as it should", total - failed, total, examples)
-            missing = [kind for kind in KINDS if not load.asked[kind]]
+            missing = [kind for kind in kinds if not load.asked[kind]]
             report.check("every kind was asked", ", ".join(missing) or "all", not missing)
             for name in names:
                 await client.delete(name)
@@ -199,7 +210,7 @@ async def leak(scratch: Path, seconds: float, every: float, bounds: Bounds) -> R
             report.check("afterwards nothing is held", str(held), held == NOTHING)
             await report_books(report, client)
             report.note(", ".join(f"{count} × {kind}" for kind, count in load.asked.most_common()))
-    return report
+    return report, samples
 
 
 async def _under_load(server: ServerProcess, load: Load, seconds: float, every: float) -> list[Sample]:
@@ -220,10 +231,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
     parser.add_argument("--mib", type=float, default=Bounds().mib, help="that memory may gain")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="to find out what it is")
+    parser.add_argument("--json", type=Path, help="write what was seen, moment by moment")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="manylora-leak-") as scratch:
         bounds = Bounds(options.mib)
-        report = asyncio.run(leak(Path(scratch), 60 * options.minutes, options.every, bounds))
+        seconds = 60 * options.minutes
+        report, seen = asyncio.run(leak(Path(scratch), seconds, options.every, bounds, options.only))
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(sample) for sample in seen]) + "\n")
     report.print(Console())
     sys.exit(0 if report.passed else 1)
 

@@ -44,5 +44,7 @@ def test_the_warm_up_is_not_judged_and_what_goes_on_growing_is() -> None:
 
 async def test_the_small_form(tmp_path: Path) -> None:
     """In so short a time memory still settles: the bound is wide, the books are not."""
-    report = await leak(tmp_path, 8.0, 0.25, Bounds(mib=96, descriptors=30, threads=8))
+    report, seen = await leak(tmp_path, 8.0, 0.25, Bounds(mib=96, descriptors=30, threads=8))
     assert report.passed, report.checks
+    assert len(seen) > 10
+    assert all(sample.resident > 50 * MIB and sample.threads > 1 for sample in seen)
