@@ -1,9 +1,9 @@
 """`manylora bench kernels`: rates of the native kernels beside what the machine gives, by shape and number of rows.
 
 GOP/s (a multiply-add is two), GB/s of what must be read at least once, and the larger of their shares of limits that
-are measured first (limits.py). Products are timed by themselves, the rounding of activations included, with weights
-streamed from memory; a tenth of the times lies below the one that counts, so that what else runs is felt little.
-Attention and adapters are the backend's own ops over all layers of a decoder.
+are measured before and after (limits.py). Products are timed by themselves, the rounding of activations included,
+with weights streamed from memory; a tenth of the times lies below the one that counts, so that what else runs is felt
+little. Attention and adapters are the backend's own ops over all layers of a decoder.
 """
 
 import ctypes
@@ -102,7 +102,7 @@ def open_native(bench: KernelsBench) -> Kernels:
     return kernels
 
 
-def run_kernels(bench: KernelsBench, kernels: Kernels, limits: Limits) -> Iterator[Rate]:
+def run_kernels(bench: KernelsBench, kernels: Kernels) -> Iterator[Rate]:
     """Yield one rate after the other. Raises ValueError for a shape that is none."""
     shapes = [_shape(text) for text in bench.shapes]
     if "linear" in bench.parts:
@@ -236,5 +236,6 @@ def kernels_json(
 def measure(bench: KernelsBench) -> tuple[Kernels, Limits, list[Rate]]:
     """Measure everything. Raises NoKernels, ValueError."""
     kernels = open_native(bench)
-    limits = measure_limits(kernels, bench.times)
-    return kernels, limits, list(run_kernels(bench, kernels, limits))
+    before = measure_limits(kernels, bench.times)
+    rates = list(run_kernels(bench, kernels))
+    return kernels, before.best(measure_limits(kernels, bench.times)), rates

@@ -105,12 +105,13 @@ def main() -> None:
         parser.exit(2, f"roofline: {error}\n")
     torch.manual_seed(0)
     model = build(kernels, options.model, max(options.rows), options.context)
-    limits = measure_limits(kernels, 7)
+    limits, table = measure_limits(kernels, 7), []
+    for name, step in steps(model, options.rows, options.context):
+        table += lines(model, name, step, options.repeats)
+        limits = limits.best(measure_limits(kernels, 3))
     print(headline())  # noqa: T201  # the result
     print(f"{kernels.level}, {kernels.threads} threads: {limits}\n\n{HEAD}")  # noqa: T201  # the result
-    for name, step in steps(model, options.rows, options.context):
-        for line in lines(model, name, step, options.repeats):
-            print(line.markdown(limits), flush=True)  # noqa: T201  # the result
+    print(*(line.markdown(limits) for line in table), sep="\n")  # noqa: T201  # the result
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 #include "team.h"
 
 #define ML_LIMIT_PIECE ((int64_t)1 << 13) // words
+#define ML_LIMIT_AHEAD 512                 // words: 4 KiB
 
 typedef struct {
     const uint64_t *data;
@@ -14,11 +15,17 @@ typedef struct {
 
 static void read_program(ml_team team, void *argument) {
     ml_limit *a = (ml_limit *)argument;
-    uint64_t sum = 0;
+    uint64_t sums[8] = {0}, sum = 0;
     for (int64_t first; (first = ml_take(team) * ML_LIMIT_PIECE) < a->words;) {
         int64_t end = first + ML_LIMIT_PIECE < a->words ? first + ML_LIMIT_PIECE : a->words;
-        for (int64_t i = first; i < end; i++) sum += a->data[i];
+        int64_t i = first;
+        for (; i + 8 <= end; i += 8) {
+            __builtin_prefetch(a->data + i + ML_LIMIT_AHEAD); // as the products do
+            for (int64_t j = 0; j < 8; j++) sums[j] += a->data[i + j];
+        }
+        for (; i < end; i++) sums[0] += a->data[i];
     }
+    for (int64_t j = 0; j < 8; j++) sum += sums[j];
     __atomic_fetch_add(&a->sum, sum, __ATOMIC_RELAXED);
 }
 
