@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from manylora.server.kernels.choose import choose_backend
 from manylora.server.kernels.cpu.backend import CpuBackend
 from manylora.server.model.decoder import Decoder
+from manylora.server.model.kept_model import put_together, take_apart
 from manylora.server.model.loader import LoadReport, Quantization, load_weights
 from manylora.server.model.reader import Reader
 from manylora.server.model.served import ServedModel
@@ -186,7 +188,27 @@ def test_the_key_does_not_depend_on_where_a_checkpoint_lies(
     assert mapped(tmp_path / "elsewhere", backend, cache)
 
 
-def test_kept_weights_of_another_shape_are_thrown_away(
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"vocab_size": 96},
+        {"hidden_size": 192},
+        {"intermediate_size": 64},
+        {"num_layers": 9},
+        {"num_heads": 8},
+    ],
+)
+def test_only_a_model_of_the_same_shape_is_put_together(
+    other: dict[str, int], backend: CpuBackend, tmp_path: Path
+) -> None:
+    config, weights, _ = load_weights(save("qwen2", tmp_path / "model"), backend)
+    kept = take_apart(weights, backend.keeper)
+    assert put_together(kept, config, backend, backend.keeper).shape == config.shape
+    with pytest.raises(ValueError, match="is"):
+        put_together(kept, replace(config, **other), backend, backend.keeper)
+
+
+def test_kept_weights_under_anothers_name_are_thrown_away(
     backend: CpuBackend, cache: WeightCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As a fault of ours would leave them."""

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ import torch
 from manylora.server.model import weight_cache
 from manylora.server.model.kept_model import KeptModel
 from manylora.server.model.weight_cache import Entry, WeightCache
-from manylora.server.model.weight_file import BrokenFile
+from manylora.server.model.weight_file import BrokenFile, write_file
 
 KIB = 1 << 10
 ONE, TWO, THREE = ("0123456789abcdef" * 2, "1" * 32, "2" * 32)
@@ -89,7 +89,7 @@ def test_a_broken_file_is_thrown_away_and_told(
     def refuse(kept: KeptModel) -> KeptModel:
         raise ValueError("codes are missing")
 
-    assert cache.find(key, refuse) is None
+    assert cache.find(key, refuse if spoil == "not a model" else lambda kept: kept) is None
     assert "thrown away and made anew" in caplog.text
     assert not list(directory.iterdir())
     keep(cache, key)
@@ -105,6 +105,21 @@ def test_the_longest_unused_make_room(directory: Path) -> None:
     keep(cache, THREE)
     assert [entry.key for entry in cache.entries()] == [THREE, ONE]
     assert sum(entry.nbytes for entry in cache.entries()) <= 180 * KIB
+
+
+def test_room_is_made_before_anything_is_written(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = WeightCache(directory, 100 * KIB)
+    keep(cache, ONE)
+    seen: list[list[Entry]] = []
+
+    def look(file: BinaryIO, *more: Any) -> None:
+        seen.append(cache.entries())
+        write_file(file, *more)
+
+    monkeypatch.setattr(weight_cache, "write_file", look)
+    keep(cache, TWO)
+    assert seen == [[]]
+    assert [entry.key for entry in cache.entries()] == [TWO]
 
 
 def test_a_lower_bound_is_held_at_the_next_start(directory: Path) -> None:
@@ -145,6 +160,8 @@ def test_a_disk_that_fills_up_is_told_and_left_as_it_was(
     def fill(file: Any, *ignored: object) -> None:
         file.write(b"some")
         file.flush()
+        assert len(list(directory.iterdir())) == 1
+        WeightCache(directory, 1 << 20).sweep()  # another process's
         assert len(list(directory.iterdir())) == 1
         raise OSError(errno.ENOSPC, "No space left on device")
 
