@@ -56,9 +56,14 @@ def has_tokenizer(directory: Path) -> bool:
 
 
 def _class_for(directory: Path) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    # AutoTokenizer looks through the files of all families, the better part of a second.
+    if (directory / TOKENIZER_JSON).is_file():
+        from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast if (directory / TOKENIZER_JSON).is_file() else AutoTokenizer
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _explained(directory: Path, reason: str) -> str:

@@ -36,10 +36,6 @@ class Backend(Protocol):
         """Turn ids into text."""
         ...
 
-    def id_to_token(self, id: int) -> str | None:
-        """Return how the vocabulary spells a token."""
-        ...
-
     def get_vocab(self, *, with_added_tokens: bool) -> dict[str, int]:
         """Return every token's id."""
         ...
@@ -83,22 +79,27 @@ def pieces_of(backend: Backend) -> list[bytes]:
     """
     added = backend.get_added_tokens_decoder()
     # With holes in the vocabulary ids go further than their number.
-    size = 1 + max([*backend.get_vocab(with_added_tokens=True).values(), *added], default=-1)
+    ids = backend.get_vocab(with_added_tokens=True)
+    size = 1 + max([*ids.values(), *added], default=-1)
     if size > MOST_IDS:
         raise ValueError(f"its token ids go up to {size - 1:,}; at most {MOST_IDS:,} ids are read")
     kinds = "" if backend.decoder is None else backend.decoder.__getstate__().decode()
     alphabet = _byte_level_alphabet() if '"ByteLevel"' in kinds else None
+    names: list[str | None] = [None] * size
+    for name, token_id in ids.items():
+        names[token_id] = name
+    for token_id, token in added.items():  # goes before another token of its id
+        names[token_id] = str(token.content)
     pieces = []
-    for token_id in range(size):
-        token = backend.id_to_token(token_id)
-        if token is None:
+    for token_id, spelled in enumerate(names):
+        if spelled is None:
             pieces.append(b"")
         elif alphabet is not None:
-            pieces.append(_byte_level(token, alphabet))
+            pieces.append(_byte_level(spelled, alphabet))
         elif token_id in added:
-            pieces.append(token.encode())
+            pieces.append(spelled.encode())
         else:
-            pieces.append(_sentencepiece(token))
+            pieces.append(_sentencepiece(spelled))
     return pieces
 
 

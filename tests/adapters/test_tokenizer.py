@@ -1,12 +1,15 @@
 """One way to read a folder's tokenizer: tokenizer.json gives the ids, whatever class the other files name."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from manylora import demo
 from manylora.adapters.tokenizer import TokenizerRefused, load_tokenizer
 
 TEXTS = (
@@ -156,3 +159,13 @@ def test_an_empty_folder_is_told_which_files_are_missing(tmp_path: Path) -> None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     with pytest.raises(TokenizerRefused, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+def test_tokenizer_json_is_read_without_a_look_at_all_families() -> None:
+    """transformers' AutoTokenizer reads some 1,700 of its own files, which is the better part of a second."""
+    base = Path(demo.__file__).parent / "base"
+    program = (
+        "import sys; from manylora.adapters.tokenizer import load_tokenizer;"
+        f" load_tokenizer({str(base)!r}); sys.exit('transformers.models.auto' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
