@@ -59,11 +59,17 @@ HELP = {
 WIDTH, FLAG_WIDTH = 110, 38
 
 
+LONGEST_ERROR = 400
+"""Characters."""
+
+
 class RunParser(HfArgumentParser):
     """A parser whose errors are exceptions, with one name for a flag and switches that need no value."""
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage and leaving."""
+        if len(message) > LONGEST_ERROR:  # it has the value in it, which may be a whole file
+            message = f"{message[:LONGEST_ERROR]} …"
         raise InvalidArgument(message.replace("argument --", "--", 1))
 
     @staticmethod

@@ -27,6 +27,8 @@ from manylora.training.fields import check_fields, check_steps
 from manylora.training.flags import FALSE, TRUE, Flag, last_of, read_flags, words_of_flags
 from manylora.training.old_flags import modernise
 from manylora.training.parser import RunParser, make_parser
+from manylora.training.rank.budget import PREFIX, AdaLoraBudget
+from manylora.training.rank.schedule import RankSchedule
 from manylora.training.yaml_file import read_keys
 
 AUTO = "auto"
@@ -242,6 +244,8 @@ def _check_pairs(arguments: Arguments) -> None:
             "--resume goes on with the run in --output_dir, which --overwrite_output_dir would remove: give one of them"
         )
     _check_evaluation(arguments)
+    if schedule := arguments.lora.rank_schedule:
+        (AdaLoraBudget if schedule.startswith(PREFIX) else RankSchedule).parse(schedule)
     if run.tasks is None and run.early_stopping_patience and arguments.training.eval_strategy == "no":
         raise InvalidArgument("--early_stopping_patience needs --eval_strategy steps or epoch")
     if arguments.lora.rank_schedule and (arguments.training.fsdp or arguments.training.deepspeed):
