@@ -16,6 +16,7 @@ from manylora.adapters.types import AdapterWeights, FreedAdapter, Tier
 from manylora.server.engine.adapter_cache import HeldAdapter, LoadFrom
 from manylora.server.engine.engine import Engine, Load
 from manylora.server.engine.observer import EngineObserver
+from manylora.server.engine.outbox import Outbox
 from manylora.server.engine.output_stream import OutputStream
 from manylora.server.engine.pace import Tempo
 from manylora.server.engine.pieces import Piece, output_of
@@ -54,6 +55,7 @@ class AsyncEngine:
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, "adapter-reader", step_back)
         self._engine = make(self._read)
+        self._outbox = Outbox(self._engine.requests.take_pieces, self._feed)
         self._max_waiting = max_waiting
         self._context = context_length
         self._observer = observer
@@ -79,6 +81,7 @@ class AsyncEngine:
     def start(self) -> None:
         """Start the thread; call on the event loop that will read the outputs."""
         self._loop = asyncio.get_running_loop()
+        self._outbox.open(self._loop)
         self._thread.start()
 
     async def drain(self, seconds: float) -> None:
@@ -97,6 +100,7 @@ class AsyncEngine:
         if self._thread.is_alive():
             self._inbox.put(None)
             await asyncio.to_thread(self._thread.join)
+        self._outbox.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._fail_all(ShuttingDown("the server has stopped"))
 
@@ -289,7 +293,7 @@ class AsyncEngine:
         busy = True
         try:
             while self._take_commands(busy):
-                busy = engine.step(self._deliver) and bool(len(engine.requests))
+                busy = engine.step(self._outbox.put) and bool(len(engine.requests))
                 if not busy:
                     self._deliver()
         except Exception as error:
@@ -346,10 +350,9 @@ class AsyncEngine:
         self._readers.submit(read)
 
     def _deliver(self) -> None:
-        """Hand over what the last step brought, while the next one computes: the loop wants the interpreter then."""
-        pieces = self._engine.requests.take_pieces()
-        if pieces:
-            self._on_loop(lambda: self._feed(pieces))
+        """Hand over what the last step brought, now; else it is handed over once the next one computes."""
+        self._outbox.put()
+        self._on_loop(self._outbox.empty)
 
     def _on_loop(self, call: Callable[[], None]) -> None:
         assert self._loop is not None

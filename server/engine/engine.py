@@ -21,6 +21,7 @@ from manylora.server.engine.faults import step_failed
 from manylora.server.engine.health import Health
 from manylora.server.engine.model_runner import LaunchedStep, ModelRunner, StepModel, StepResult
 from manylora.server.engine.observer import EngineObserver, SilentEngineObserver, StepTimings
+from manylora.server.engine.outbox import wake
 from manylora.server.engine.request import FinishReason, GenerationRequest
 from manylora.server.engine.requests import LiveRequests
 from manylora.server.engine.sampler import Sampler
@@ -217,10 +218,11 @@ class Engine:
 
     # Steps
 
-    def step(self, meanwhile: Callable[[], None] = lambda: None) -> bool:
+    def step(self, meanwhile: Callable[[], int] = lambda: -1) -> bool:
         """Run one step; False if there was nothing that could be computed now.
 
-        ``meanwhile`` is called once the step has been launched: what it does costs no time where a device computes.
+        ``meanwhile`` is called once the step has been launched: what it does costs no time where a device computes. It
+        returns a file descriptor that gets a byte as soon as this thread needs the interpreter no more, or -1.
         """
         began = time.perf_counter()
         probe = self.health.take_probe(time.monotonic())
@@ -232,14 +234,16 @@ class Engine:
         self._start_loads(plan)
         scheduled = time.perf_counter()
         if plan.changes:
-            meanwhile()  # nobody should wait for copies who has a token already
+            wake(meanwhile())  # nobody should wait for copies who has a token already
             self._change_arena(plan.changes)
         rows = tuple([row for row in plan.rows if row.sequence.status is SequenceStatus.RUNNING])
         placed = time.perf_counter()
         launched = self._launch(rows) if rows else None
-        meanwhile()
-        if launched is not None:
-            self._collect(launched, scheduled - began, placed - scheduled)
+        listener = meanwhile()
+        if launched is None:
+            wake(listener)
+        else:
+            self._collect(launched, listener, scheduled - began, placed - scheduled)
         self.requests.make_choices()
         self.cache.trim_host(self.scheduler.wanted)
         self._release_retired()
@@ -253,10 +257,10 @@ class Engine:
             self._fail_step(rows, error)
             return None
 
-    def _collect(self, launched: LaunchedStep, schedule: float, place: float) -> None:
+    def _collect(self, launched: LaunchedStep, listener: int, schedule: float, place: float) -> None:
         rows = launched.rows
         try:
-            result = self._runner.collect(launched)
+            result = self._runner.collect(launched, listener)
         except Exception as error:
             self._fail_step(rows, error)
             return

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from manylora.server.engine.logits import SamplingRow
+from manylora.server.engine.outbox import wake
 from manylora.server.engine.prompt_logprobs import LogprobRows
 from manylora.server.engine.request import TokenLogprobs
 from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, tokens_of
@@ -34,7 +35,12 @@ class StepModel(Protocol):
         """Begin to compute the batch's tokens, and to sample; don't wait."""
         ...
 
-    def collect(self, launched: Any) -> StepOutput:
+    @property
+    def wakes(self) -> bool:
+        """Whether ``collect`` wakes somebody; see Backend."""
+        ...
+
+    def collect(self, launched: Any, wake: int = -1) -> StepOutput:
         """Wait for what was launched."""
         ...
 
@@ -96,10 +102,12 @@ class ModelRunner:
         return LaunchedStep(rows, places, launched, time.perf_counter() - began)
 
     @torch.inference_mode()
-    def collect(self, step: LaunchedStep) -> StepResult:
-        """Wait for a step, and sample what the model didn't."""
+    def collect(self, step: LaunchedStep, listener: int = -1) -> StepResult:
+        """Wait for a step, and sample what the model didn't; ``listener``: what Backend.collect may wake."""
+        if not self._model.wakes:
+            wake(listener)
         began = time.perf_counter()
-        output = self._model.collect(step.launched)
+        output = self._model.collect(step.launched, listener)
         modelled = time.perf_counter()
         faults = _faults(step.rows, output.finite)
         chosen = [number for number, row in enumerate(step.rows) if row.samples]

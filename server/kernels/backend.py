@@ -237,8 +237,16 @@ class Backend(Protocol[ModelT, PlanT]):
         """
         ...
 
-    def collect(self, launched: Any) -> StepOutput:
+    @property
+    def wakes(self) -> bool:
+        """Whether ``collect`` wakes somebody."""
+        ...
+
+    def collect(self, launched: Any, wake: int = -1) -> StepOutput:
         """Wait for a step that was launched; raises what went wrong in it.
+
+        ``wake``, if it isn't negative, is a file descriptor that a backend which ``wakes`` writes a byte to once it
+        has given the interpreter's lock up: whoever waits for that byte has the interpreter to itself.
 
         What it returns lasts until the next step of the same model is launched.
         """

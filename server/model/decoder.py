@@ -46,9 +46,12 @@ class Decoder:
         return self.backend.launch(plan, batch.logits_rows, columns)
 
     @torch.inference_mode()
-    def collect(self, launched: Any) -> StepOutput:
-        """Return the logits that a step's batch asked for, which tokens are finite, and what was sampled."""
-        return self.backend.collect(launched)
+    def collect(self, launched: Any, wake: int = -1) -> StepOutput:
+        """Return the logits that a step's batch asked for, which tokens are finite, and what was sampled.
+
+        ``wake``: see Backend.collect.
+        """
+        return self.backend.collect(launched, wake)
 
     def forward(self, batch: StepBatch, kv: KVCache, arena: RankArena) -> StepOutput:
         """Compute a step, both halves; what is returned is the caller's."""

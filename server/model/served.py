@@ -26,9 +26,14 @@ class ServedModel:
         """Begin a step; see Decoder.launch."""
         return self.decoder.launch(batch, self.kv, self.arena, columns)
 
-    def collect(self, launched: Any) -> StepOutput:
+    @property
+    def wakes(self) -> bool:
+        """See Backend.wakes."""
+        return self.decoder.backend.wakes
+
+    def collect(self, launched: Any, wake: int = -1) -> StepOutput:
         """Wait for a step; see Decoder.collect."""
-        return self.decoder.collect(launched)
+        return self.decoder.collect(launched, wake)
 
     def __call__(self, batch: StepBatch) -> StepOutput:
         """Compute a step, both halves; see Decoder.forward."""

@@ -75,9 +75,9 @@ class FaultyModel(ServedModel):
 
     faults: Faults
 
-    def collect(self, launched: Any) -> StepOutput:
+    def collect(self, launched: Any, wake: int = -1) -> StepOutput:
         """Wait for a step; see ServedModel."""
-        output = super().collect(launched)
+        output = super().collect(launched, wake)
         self.faults.take("step")
         return output
 

@@ -217,6 +217,8 @@ class RunCall(Structure):
         ("logits", c_void_p),
         ("sampling", c_void_p),
         ("seconds", c_void_p),
+        ("wake", c_int32),
+        ("reserved", c_int32),
     )
 
 

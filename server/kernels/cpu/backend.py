@@ -168,6 +168,8 @@ class CpuBackend:
             raise _no_memory(count)
         return out
 
+    wakes = True
+
     @property
     def sampling(self) -> "CpuBackend":
         """See Backend: it samples itself."""
@@ -195,9 +197,9 @@ class CpuBackend:
         x = plan.model.buffer("x", plan.structure.tokens, plan.model.structure.hidden)
         return CpuStep(plan, x, self._call(plan, 0, {"x": x}), rows, columns)
 
-    def collect(self, launched: CpuStep) -> StepOutput:
+    def collect(self, launched: CpuStep, wake: int = -1) -> StepOutput:
         """See Backend: one call, and the interpreter's lock is given up once."""
-        if self._kernels.call("run", launched.address):
+        if self._kernels.call("run", launched.address(wake)):
             raise _no_memory(launched.plan.structure.tokens)
         return launched.output()
 

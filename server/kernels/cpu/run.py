@@ -83,9 +83,9 @@ class CpuStep:
         )
         self._kept = (x, call, index, hidden)
 
-    @property
-    def address(self) -> int:
-        """Of the structure that kernels read."""
+    def address(self, wake: int) -> int:
+        """Return that of the structure that kernels read; ``wake``: see Backend.collect."""
+        self._structure.wake = wake
         return ctypes.addressof(self._structure)
 
     def output(self) -> StepOutput:

@@ -68,6 +68,7 @@ class PlainBackend:
 
     keeper = None
     sampling = None
+    wakes = False
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
@@ -219,7 +220,7 @@ class PlainBackend:
         """See Backend."""
         return launch_composed(self, plan, rows)
 
-    def collect(self, launched: Composed) -> StepOutput:
+    def collect(self, launched: Composed, wake: int = -1) -> StepOutput:
         """See Backend."""
         return collect_composed(launched)
 

@@ -112,12 +112,13 @@ class FakeModel:
         self.widest = 0
 
     sampling = None
+    wakes = False
 
     def launch(self, batch: StepBatch, columns: SamplingColumns | None) -> StepBatch:
         assert columns is None, "it can't sample"
         return batch
 
-    def collect(self, launched: StepBatch) -> StepOutput:
+    def collect(self, launched: StepBatch, wake: int = -1) -> StepOutput:
         return self(launched)
 
     def __call__(self, batch: StepBatch) -> StepOutput:

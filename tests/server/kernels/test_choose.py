@@ -80,8 +80,8 @@ def test_a_level_that_computes_something_else_is_passed_over_or_refused(
 ) -> None:
     real = CpuBackend.collect
 
-    def wrong(backend: CpuBackend, launched: CpuStep) -> StepOutput:
-        output = real(backend, launched)
+    def wrong(backend: CpuBackend, launched: CpuStep, wake: int = -1) -> StepOutput:
+        output = real(backend, launched, wake)
         return replace(output, logits=output.logits * 1.1) if RUNS[0] in backend.description else output
 
     monkeypatch.setattr(CpuBackend, "collect", wrong)

@@ -1,23 +1,28 @@
 """The decoder runs on whatever is a Backend: it looks into nothing that one makes."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from manylora.server.kernels.backend import AnyBackend, compose
+from manylora.server.kernels.choose import sound_kernels
 from manylora.server.kernels.composed import collect_composed, launch_composed
+from manylora.server.kernels.cpu.backend import CpuBackend
+from manylora.server.kernels.cpu.library import Unavailable
 from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.plain import PlainBackend
-from manylora.server.kernels.step import Ints
+from manylora.server.kernels.step import AttentionMetadata, Ints, StepAdapters, StepBatch
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.loader import load_weights
 from manylora.server.model.served import ServedModel
 from tests.server.model.models import save_model
-from tests.server.model.steps import CPU, Stream, all_logits, load, place, random_adapter, step
+from tests.server.model.steps import BLOCK, CPU, Stream, all_logits, load, place, random_adapter, step
 
 CALLS = ["begin_step", "launch", "forward", "hidden", "logits", "finite", "collect"]
 
@@ -69,7 +74,7 @@ class BoxingBackend:
         self.calls.append("launch")
         return Boxed(launch_composed(cast(Any, self), plan, rows))
 
-    def collect(self, launched: Boxed) -> StepOutput:
+    def collect(self, launched: Boxed, wake: int = -1) -> StepOutput:
         self.calls.append("collect")
         return collect_composed(launched.inside)
 
@@ -110,3 +115,25 @@ def test_what_another_backend_made_is_refused(tmp_path: Path) -> None:
         decoder = Decoder(model.decoder.config, wrong, model.decoder.backend)
         with pytest.raises(TypeError, match="a Boxed was made by another backend"):
             answer(ServedModel(decoder, model.kv, model.arena))
+
+
+def test_a_native_step_wakes_a_listener_once_it_needs_the_interpreter_no_more(tmp_path: Path) -> None:
+    kernels = sound_kernels()
+    if isinstance(kernels, Unavailable):
+        pytest.skip(kernels.reason)
+    save_model("qwen2", tmp_path)
+    model = load(tmp_path, backend=CpuBackend(kernels, torch.float32))
+    attention = AttentionMetadata.of_rows([0], [3], [[1]], BLOCK)
+    ids = np.array([1, 2, 3], dtype=np.int32)
+    batch = StepBatch(ids, attention, StepAdapters.of_rows([()]), ids[:1])
+    ends = os.pipe()
+    try:
+        os.set_blocking(ends[0], False)
+        model.collect(model.launch(batch, None))
+        with pytest.raises(BlockingIOError):
+            os.read(ends[0], 9)
+        model.collect(model.launch(batch, None), ends[1])
+        assert len(os.read(ends[0], 9)) == 1
+    finally:
+        for end in ends:
+            os.close(end)

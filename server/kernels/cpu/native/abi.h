@@ -176,4 +176,6 @@ typedef struct {
     float *logits;               // [count, vocab]
     const ml_sampling *sampling; // null: nothing is sampled
     double *seconds;             // [2]: what layers and head took, and what sampling did
+    int32_t wake;                // a file descriptor that gets a byte before anything is computed; -1: none
+    int32_t reserved;
 } ml_run_call;
