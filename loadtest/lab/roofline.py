@@ -105,7 +105,8 @@ def main() -> None:
         parser.exit(2, f"roofline: {error}\n")
     torch.manual_seed(0)
     model = build(kernels, options.model, max(options.rows), options.context)
-    limits, table = measure_limits(kernels, 7), []
+    limits = measure_limits(kernels, 7)
+    table: list[Line] = []
     for name, step in steps(model, options.rows, options.context):
         table += lines(model, name, step, options.repeats)
         limits = limits.best(measure_limits(kernels, 3))
