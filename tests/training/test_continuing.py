@@ -232,8 +232,15 @@ def test_a_file_that_holds_something_else_is_named(place: Path, out: Path, name:
         run(place, out, "--resume")
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-@pytest.mark.parametrize("content", [{}, [1], {"state": {}, "param_groups": []}])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("optimizer.pt", [1]),
+        ("optimizer.pt", {"state": {}, "param_groups": []}),
+        ("scheduler.pt", {}),
+        ("rng_state.pth", {}),
+    ],
+)
 def test_states_of_something_else_are_refused_by_the_name_of_their_file(
     place: Path, out: Path, name: str, content: object
 ) -> None:
