@@ -15,8 +15,7 @@ def peers_text(setting: Peers, ran: Ran) -> str:
     if PEFT in peers:
         versions.append(f"{PEFT}: {peft_version()}")
     parts = [headline() + "\n" + "\n".join(versions), figures_table(ran.results, peers, setting.scenes)]
-    if len(peers) > 1:
-        parts.append(bars_table(ran.results))
+    parts.append(bars_table(ran.results))
     parts += [f"{name} was not measured to the end: {why}" for name, why in ran.failed.items()]
     failed = [
         f"{measured.errors} requests of {peer} failed in {scene}"

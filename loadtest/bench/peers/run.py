@@ -39,12 +39,9 @@ def run_peers(peers: Peers, tell: Callable[[str], None]) -> Ran:
     for peer in peers.servers:
         try:
             ran.versions[peer.name] = peer.version()
-            for adapters in (False, True):
-                scenes = [
-                    scene
-                    for scene in peers.scenes
-                    if peer.name in scene.peers and (scene.models != "base") == adapters
-                ]
+            asked = [scene for scene in peers.scenes if peer.name in scene.peers]
+            for adapters in (False, True) if peer.base_apart else (True,):
+                scenes = [scene for scene in asked if _runs_in(scene, peer, adapters)]
                 if scenes:
                     _run_server(peer, adapters, scenes, peers, ran, tell)
         except (PeerError, CompareError) as error:
@@ -53,6 +50,10 @@ def run_peers(peers: Peers, tell: Callable[[str], None]) -> Ran:
     if peers.with_peft:
         _run_peft(peers, ran, tell)
     return ran
+
+
+def _runs_in(scene: Scene, peer: Peer, adapters: bool) -> bool:
+    return not peer.base_apart or (scene.models != "base") == adapters
 
 
 def _run_server(

@@ -46,6 +46,11 @@ class Peer(Protocol):
         """Of scenes.PEERS."""
         ...
 
+    @property
+    def base_apart(self) -> bool:
+        """Whether its base is measured on a server without adapters, since adapters that nobody asks cost it."""
+        ...
+
     def version(self) -> str:
         """Return its version. Raises PeerError."""
         ...
@@ -62,6 +67,7 @@ class Manylora:
     files: Files
     quantization: str
     name: str = OURS
+    base_apart: bool = False
 
     def version(self) -> str:
         """See Peer."""
@@ -72,7 +78,7 @@ class Manylora:
 
     @contextmanager
     def start(self, *, adapters: bool) -> Iterator[Started]:
-        """See Peer. Its base costs nothing for adapters that nobody asks, so they are always there."""
+        """See Peer. The adapters are always there."""
         try:
             with serving(self.files, self.quantization) as server:
                 listed = httpx.get(f"{server.url}/v1/models").json()["data"]
@@ -95,6 +101,7 @@ class LlamaCpp:
     """Tokens of a stream."""
     threads: int
     name: str = LLAMA
+    base_apart: bool = True
 
     def version(self) -> str:
         """See Peer."""
@@ -139,6 +146,7 @@ class Vllm:
     context: int
     cores: Sequence[int]
     name: str = VLLM
+    base_apart: bool = True
 
     def version(self) -> str:
         """See Peer."""

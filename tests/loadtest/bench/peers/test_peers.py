@@ -77,6 +77,7 @@ class Broken:
     """A peer that doesn't start."""
 
     name = "llama.cpp"
+    base_apart = True
 
     def version(self) -> str:
         return "1"
@@ -89,26 +90,31 @@ class Fine:
     """One that runs already."""
 
     name = "manylora"
+    base_apart = False
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.starts = 0
 
     def version(self) -> str:
         return "2"
 
     def start(self, *, adapters: bool) -> AbstractContextManager[Started]:
-        return nullcontext(Started(self.url, "openai", "base", (), "AVX2"))
+        self.starts += 1
+        return nullcontext(Started(self.url, "openai", "base", ("good",) * 8, "AVX2"))
 
 
 def test_a_peer_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     told: list[str] = []
     with running(FakeServer()) as fake:
         files = Files(tmp_path, (), tmp_path)
-        setting = Peers((Broken(), Fine(fake.url)), files, SCENES[:1], "nf4", 1, with_peft=False)
+        fine = Fine(fake.url)
+        setting = Peers((Broken(), fine), files, SCENES[:2], "nf4", 1, with_peft=False)
         ran = run_peers(setting, told.append)
     assert ran.failed == {"llama.cpp": "llama.cpp did not start: no such instruction"}
     assert ran.versions["manylora"] == "2; computes with AVX2"
-    assert list(ran.results) == [("manylora", "1, base")]
+    assert list(ran.results) == [("manylora", "1, base"), ("manylora", "1, adapter")]
+    assert fine.starts == 1, "for its base it needs no server of its own"
     said = peers_text(setting, ran)
     assert "llama.cpp was not measured to the end: llama.cpp did not start: no such instruction" in said
     assert "1, base: ms a token" in said
