@@ -22,6 +22,7 @@ from manylora.training.errors import Diverged, InvalidArgument
 from manylora.training.job import Job, total_steps
 from manylora.training.loop.trainer import LoraTrainer
 from manylora.training.loop.watch import GuardSettings
+from manylora.training.output import alone
 from manylora.training.parsing import parse_arguments
 from manylora.training.preparation import prepare
 from manylora.training.rate.curve import Curve
@@ -352,6 +353,12 @@ def test_a_sweep_refuses_what_it_would_leave_out(words: str, message: str) -> No
     least = "--data_path none.json --output_dir out --use_lora"
     with pytest.raises(InvalidArgument, match=message):
         run_sweep(parse_arguments([*least.split(), *words.split()]), SweepSettings(), lambda _: None)
+
+
+def test_a_sweep_leaves_a_directory_to_the_run_that_is_at_work_in_it(tmp_path: Path) -> None:
+    arguments = parse_arguments(f"--data_path none.json --output_dir {tmp_path / 'out'} --use_lora".split())
+    with alone(tmp_path / "out"), pytest.raises(InvalidArgument, match="another run is at work there"):
+        run_sweep(arguments, SweepSettings(), lambda _: None)
 
 
 def test_the_sweeps_help_has_its_flags() -> None:

@@ -17,6 +17,7 @@ from manylora.demo.task_data import write_tasks
 from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training.errors import Diverged, InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
+from manylora.training.output import alone
 from manylora.training.parsing import parse_arguments
 from manylora.training.tasks import tasks
 from manylora.training.tasks.display import TasksDisplay
@@ -229,6 +230,13 @@ def test_nothing_is_overwritten_unless_that_is_asked_for(tmp_path: Path) -> None
     assert sorted(os.listdir(tmp_path / "out")) == ["json"]
     run(plan, "--overwrite_output_dir", "True", "--save_strategy", "no")
     assert json.loads((tmp_path / "out" / "json" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_a_directory_that_a_run_is_at_work_in_is_left_to_it(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    with alone(tmp_path / "out"), pytest.raises(InvalidArgument, match="another run is at work there"):
+        run(plan)
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_tasks_are_no_run_to_go_on_with(tmp_path: Path) -> None:
