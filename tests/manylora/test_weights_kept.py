@@ -24,7 +24,9 @@ def test_the_next_start_maps_what_the_first_prepared(tmp_path: Path) -> None:
         assert "layers, loaded in" in server.log.read_text()
         first = answer(server, "demo")
         while not list((server.data_dir / WEIGHTS).glob("*.weights")):
-            assert server.process.poll() is None, server.log.read_text()
+            log = server.log.read_text()
+            assert server.process.poll() is None, log
+            assert "can't be kept" not in log, log
     with serving(tmp_path, "--kv-cache-gib", "0.1") as server:
         assert "layers, mapped in" in server.log.read_text()
         assert answer(server, "demo") == first
