@@ -92,7 +92,6 @@ class ModelRunner:
         self._sampler = sampler
         self._rows = StepRows(block_size, sampler.vocab_size, table, ranges)
 
-    @torch.inference_mode()
     def launch(self, rows: Rows) -> LaunchedStep:
         """Begin to compute the rows, and to sample those that end at their sequence's last token."""
         began = time.perf_counter()
@@ -101,7 +100,6 @@ class ModelRunner:
         launched = self._model.launch(batch, self._columns(rows, places))
         return LaunchedStep(rows, places, launched, time.perf_counter() - began)
 
-    @torch.inference_mode()
     def collect(self, step: LaunchedStep, listener: int = -1) -> StepResult:
         """Wait for a step, and sample what the model didn't; ``listener``: what Backend.collect may wake."""
         if not self._model.wakes:
@@ -109,7 +107,7 @@ class ModelRunner:
         began = time.perf_counter()
         output = self._model.collect(step.launched, listener)
         modelled = time.perf_counter()
-        faults = _faults(step.rows, output.finite)
+        faults = {} if output.all_finite else _faults(step.rows, output.finite)
         chosen = [number for number, row in enumerate(step.rows) if row.samples]
         tokens: list[int | None] = [None] * len(step.rows)
         logprobs: dict[int, TokenLogprobs] = {}

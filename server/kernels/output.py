@@ -16,6 +16,8 @@ class StepOutput:
     finite: Tensor
     """bool [T]: whether what the token wrote to the KV cache, in each layer, and its last hidden state are finite.
     What is not must be neither read again nor sampled from."""
+    all_finite: bool = False
+    """Whether it is known that all of them are."""
     sampled: Sampled | None = None
     """What was sampled of them, if that was asked for and the backend does it."""
     model_seconds: float = 0.0

@@ -218,7 +218,7 @@ class RunCall(Structure):
         ("sampling", c_void_p),
         ("seconds", c_void_p),
         ("wake", c_int32),
-        ("reserved", c_int32),
+        ("strange", c_int32),
     )
 
 

@@ -31,7 +31,10 @@ class CpuModel:
         self.embedding = _parts(weights.embedding)[0]
         self.head = _parts(weights.head)[0]
         self._kept: list[Tensor] = []
+        self._whole: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
+        """Of these, as they were used last."""
+        self._truth = torch.ones(0, dtype=torch.bool)
         self._layers = (abi.Layer * len(weights.layers))(*map(self._layer, weights.layers))
         self._matrices = (abi.Matrix * 2)(self.embedding.structure(), self.head.structure())
         shape = weights.shape
@@ -61,9 +64,19 @@ class CpuModel:
         if rows * width * 4 > MOST_KEPT:
             return torch.empty(rows, width)
         kept = self._buffers.get(name)
-        if kept is None or kept.numel() < rows * width:
-            kept = self._buffers[name] = torch.empty(rows * width)
-        return kept[: rows * width].view(rows, width)
+        if kept is not None and kept.shape == (rows, width):
+            return kept
+        whole = self._whole.get(name)
+        if whole is None or whole.numel() < rows * width:
+            whole = self._whole[name] = torch.empty(rows * width)
+        kept = self._buffers[name] = whole[: rows * width].view(rows, width)
+        return kept
+
+    def truth(self, count: int) -> Tensor:
+        """Return a tensor of so many times True."""
+        if len(self._truth) != count:
+            self._truth = torch.ones(count, dtype=torch.bool)
+        return self._truth
 
     @property
     def address(self) -> int:

@@ -91,9 +91,11 @@ class CpuStep:
     def output(self) -> StepOutput:
         """Return what the call left."""
         model_seconds, sample_seconds = self._seconds.tolist()
+        strange, tokens = self._structure.strange, self.plan.structure.tokens
         return StepOutput(
             self._logits,
-            torch.from_numpy(self.plan.finite.view(np.bool_)),
+            torch.from_numpy(self.plan.finite.view(np.bool_)) if strange else self.plan.model.truth(tokens),
+            strange == 0,
             None if self._sampling is None else self._sampling.sampled,
             model_seconds,
             sample_seconds,

@@ -177,5 +177,5 @@ typedef struct {
     const ml_sampling *sampling; // null: nothing is sampled
     double *seconds;             // [2]: what layers and head took, and what sampling did
     int32_t wake;                // a file descriptor that gets a byte before anything is computed; -1: none
-    int32_t reserved;
+    int32_t strange;             // out: how many tokens' states, keys or values are not finite
 } ml_run_call;

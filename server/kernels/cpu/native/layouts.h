@@ -32,4 +32,4 @@
      AT(ml_sampling, top_ids), AT(ml_sampling, top_logprobs),
     SIZE(ml_run_call), AT(ml_run_call, call), AT(ml_run_call, rows), AT(ml_run_call, count), AT(ml_run_call, hidden),
      AT(ml_run_call, logits), AT(ml_run_call, sampling), AT(ml_run_call, seconds),
-     AT(ml_run_call, wake), AT(ml_run_call, reserved),
+     AT(ml_run_call, wake), AT(ml_run_call, strange),

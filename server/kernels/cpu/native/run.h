@@ -36,12 +36,14 @@ static void wake_up(int descriptor) {
 }
 
 // Returns 0, or 1 if there was no memory.
-static int32_t run(ml_pool *pool, const ml_run_call *a) {
+static int32_t run(ml_pool *pool, ml_run_call *a) {
     const ml_model *model = a->call->model;
     wake_up(a->wake);
     double began = seconds_now();
     if (step(pool, ML_FORWARD, a->call)) return 1;
     ml_run(pool, finite_program, (void *)a->call);
+    a->strange = 0;
+    for (int32_t token = 0; token < a->call->step->tokens; token++) a->strange += !a->call->step->finite[token];
     hidden(pool, model, a->call->x, a->rows, a->count, a->hidden);
     if (a->count && linear(pool, model->head, a->hidden, a->count, a->logits)) return 1;
     double computed = seconds_now();

@@ -13,6 +13,7 @@
 #include "uniform.h"
 
 #define SAMPLE_BLOCK 128
+#define FEW 64
 
 enum { SAMPLE_NOT_FINITE = -1 };
 
@@ -108,15 +109,29 @@ static int better(const void *a, const void *b) {
     return (x->id > y->id) - (x->id < y->id);
 }
 
+// The k-th largest of the blocks' maxima, of which there are more: a few by insertion, many by sorting.
+static float kth_largest(const sample_space *space, int32_t blocks, int32_t k) {
+    float most[FEW];
+    if (k > FEW) {
+        for (int32_t block = 0; block < blocks; block++) space->best[block] = candidate{space->maxima[block], block};
+        qsort(space->best, (size_t)blocks, sizeof(candidate), better);
+        return space->best[k - 1].value;
+    }
+    for (int32_t block = 0, count = 0; block < blocks; block++) {
+        const float value = space->maxima[block];
+        if (count == k && value <= most[k - 1]) continue;
+        int32_t place = count < k ? count++ : k - 1;
+        for (; place > 0 && most[place - 1] < value; place--) most[place] = most[place - 1];
+        most[place] = value;
+    }
+    return most[k - 1];
+}
+
 // The k best in order, equal values by lowest id. What is below the k-th largest of the blocks' maxima is none of them.
 static void find_best(const float *x, int32_t vocab, int32_t k, const sample_space *space) {
     int32_t blocks = blocks_of(vocab), count = 0;
     float least = -INFINITY;
-    if (k < blocks) {
-        for (int32_t block = 0; block < blocks; block++) space->best[block] = candidate{space->maxima[block], block};
-        qsort(space->best, (size_t)blocks, sizeof(candidate), better);
-        least = space->best[k - 1].value;
-    }
+    if (k < blocks) least = kth_largest(space, blocks, k);
     for (int32_t block = 0; block < blocks; block++) {
         if (space->maxima[block] < least) continue;
         for (int32_t i = block * SAMPLE_BLOCK; i < block_end(block, vocab); i++)
