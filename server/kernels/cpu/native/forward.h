@@ -86,7 +86,7 @@ static void shrink_phase(ml_work *work, const ml_projection *p, const float *x) 
     const int64_t pieces = lora_shrink_pieces(&p->lora);
     if (!pieces) return;
     lora_walk walk = lora_begin(&p->lora);
-    for (int64_t piece; (piece = ml_take(work->team)) < pieces;) lora_shrink_piece(&walk, piece, x, p->matrix[0]->in);
+    for (int64_t piece; (piece = ml_take_near(work->team, pieces)) >= 0;) lora_shrink_piece(&walk, piece, x, p->matrix[0]->in);
     ml_barrier(work->team);
 }
 

@@ -23,7 +23,7 @@ typedef struct {
     float *shrunk[3]; // f32 [jobs->width] of each
 } lora_group;
 
-// Where a member is in a group's pieces. Its pieces come in rising order, so that finding them all is one walk.
+// Where a member is in a group's pieces. Most come in rising order, so that finding them all is one walk.
 typedef struct {
     const lora_group *group;
     int32_t module, job;
@@ -49,9 +49,9 @@ ML_INLINE lora_walk lora_begin(const lora_group *group) {
     return walk;
 }
 
-// x · A[row] for `tokens` × `rows`, both constants where this is called.
-ML_INLINE void shrink_tile(int tokens, int rows, const float *const *x, const uint16_t *a, int32_t in,
-                           float *const *out, const float *weight) {
+// x · A[row] for `tokens` × `rows`, both constants where this is called. `soon` are rows that are read after these.
+ML_INLINE void shrink_tile(int tokens, int rows, const float *const *x, const uint16_t *a, const uint16_t *soon,
+                           int32_t in, float *const *out, const float *weight) {
     vf sum[SHRINK_TILE][4];
 #pragma GCC unroll 6
     for (int t = 0; t < tokens; t++)
@@ -60,6 +60,8 @@ ML_INLINE void shrink_tile(int tokens, int rows, const float *const *x, const ui
     int32_t i = 0;
     for (; i + VW <= in; i += VW) {
         vf part[4];
+        if (soon && i % 32 == 0)
+            for (int r = 0; r < rows; r++) __builtin_prefetch(soon + (int64_t)r * in + i);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) part[r] = vbf16(a + (int64_t)r * in + i);
 #pragma GCC unroll 6
@@ -78,24 +80,24 @@ ML_INLINE void shrink_tile(int tokens, int rows, const float *const *x, const ui
         }
 }
 
-ML_INLINE void shrink_rows(int tokens, int rows, const float *const *x, const uint16_t *a, int32_t in,
-                           float *const *out, const float *weight) {
+ML_INLINE void shrink_rows(int tokens, int rows, const float *const *x, const uint16_t *a, const uint16_t *soon,
+                           int32_t in, float *const *out, const float *weight) {
     if (rows == 4) {
-        shrink_tile(tokens, 4, x, a, in, out, weight);
+        shrink_tile(tokens, 4, x, a, soon, in, out, weight);
         return;
     }
     for (int r = 0; r < rows; r++) {
         float *own[SHRINK_TILE];
         for (int t = 0; t < tokens; t++) own[t] = out[t] + r;
-        shrink_tile(tokens, 1, x, a + (int64_t)r * in, in, own, weight);
+        shrink_tile(tokens, 1, x, a + (int64_t)r * in, soon ? soon + (int64_t)r * in : nullptr, in, own, weight);
     }
 }
 
 // For up to SHRINK_TILE tokens and up to 4 rows.
-static void shrink_some(int tokens, int rows, const float *const *x, const uint16_t *a, int32_t in, float *const *out,
-                        const float *weight) {
+static void shrink_some(int tokens, int rows, const float *const *x, const uint16_t *a, const uint16_t *soon,
+                        int32_t in, float *const *out, const float *weight) {
 #define SHRINK_CASE(tokens)                                                                                            \
-    case tokens: shrink_rows(tokens, rows, x, a, in, out, weight); break;
+    case tokens: shrink_rows(tokens, rows, x, a, soon, in, out, weight); break;
     switch (tokens) {
         SHRINK_CASE(1)
         SHRINK_CASE(2)
@@ -108,9 +110,11 @@ static void shrink_some(int tokens, int rows, const float *const *x, const uint1
     }
 }
 
-// shrunk[place + r] = weight · x · A[start + r] for some of a job's tokens and rank rows.
+// shrunk[place + r] = weight · x · A[start + r] for some of a job's tokens and rank rows. `after` are the rows of A that
+// are read then, or null.
 static void shrink_part(const ml_pair *pair, const ml_job *job, const float *x, int32_t in, float *shrunk,
-                        int32_t token, int32_t tokens, int32_t row, int32_t rows) {
+                        int32_t token, int32_t tokens, int32_t row, int32_t rows, const uint16_t *after) {
+    const int32_t first = token;
     for (int32_t end = token + tokens; token < end;) {
         int32_t group = end - token < SHRINK_TILE ? end - token : SHRINK_TILE;
         const float *source[SHRINK_TILE];
@@ -120,15 +124,29 @@ static void shrink_part(const ml_pair *pair, const ml_job *job, const float *x, 
             const uint16_t *a = pair->a + ((int64_t)job->start + row + r) * in;
             for (int32_t t = 0; t < group; t++) place[t] = shrunk + job->places[token + t] + row + r;
             int32_t count = rows - r < 4 ? rows - r : 4;
-            shrink_some(group, count, source, a, in, place, job->weights + token);
+            const uint16_t *soon = token > first ? nullptr : r + 4 < rows ? a + 4 * (int64_t)in : after;
+            shrink_some(group, count, source, a, soon, in, place, job->weights + token);
         }
         token += group;
     }
 }
 
-// Do piece number `piece` of the group for x [T, in]. A walk is given its pieces in rising order.
+// The first rows of A of the job after the walk's, if there is one.
+static const uint16_t *next_rows(const lora_walk *walk, int32_t in) {
+    const lora_group *group = walk->group;
+    int32_t module = walk->module, job = walk->job + 1;
+    while (module < group->count && job >= group->jobs[module]->count) {
+        module++;
+        job = 0;
+    }
+    if (module == group->count) return nullptr;
+    return group->pair[module]->a + (int64_t)group->jobs[module]->job[job].start * in;
+}
+
+// Do piece number `piece` of the group for x [T, in].
 static void lora_shrink_piece(lora_walk *walk, int64_t piece, const float *x, int32_t in) {
     const lora_group *group = walk->group;
+    if (piece < walk->first) *walk = lora_begin(group);
     for (;;) {
         const ml_jobs *jobs = group->jobs[walk->module];
         if (walk->job == jobs->count) {
@@ -146,7 +164,9 @@ static void lora_shrink_piece(lora_walk *walk, int64_t piece, const float *x, in
     int32_t row = nth % across * most, token = nth / across * SHRINK_TOKENS;
     int32_t rows = job->rank - row < most ? job->rank - row : most;
     int32_t tokens = job->count - token < SHRINK_TOKENS ? job->count - token : SHRINK_TOKENS;
-    shrink_part(group->pair[walk->module], job, x, in, group->shrunk[walk->module], token, tokens, row, rows);
+    const ml_pair *pair = group->pair[walk->module];
+    const uint16_t *after = row + rows < job->rank ? pair->a + ((int64_t)job->start + row + rows) * in : next_rows(walk, in);
+    shrink_part(pair, job, x, in, group->shrunk[walk->module], token, tokens, row, rows, after);
 }
 
 #define BLOCK_VECTORS (ML_BLOCK / VW)
@@ -199,7 +219,7 @@ static void lora_ask(const ml_pair *pair, const ml_jobs *jobs, int64_t blocks, i
     if (block + 1 >= blocks) return;
     for (const ml_job *job = jobs->job; job < jobs->job + jobs->count; job++) {
         const uint16_t *next = block_of(pair, job, blocks, block + 1);
-        for (int32_t r = 0; r < job->rank; r++) __builtin_prefetch(next + r * ML_BLOCK);
+        for (int32_t r = 0; r < job->rank; r++) __builtin_prefetch(next + r * ML_BLOCK, 0, 2);
     }
 }
 
@@ -238,11 +258,11 @@ static void lora_program(ml_team team, void *argument) {
     const lora_group *group = call->group;
     int64_t pieces = lora_shrink_pieces(group), piece;
     lora_walk walk = lora_begin(group);
-    while ((piece = ml_take(team)) < pieces) lora_shrink_piece(&walk, piece, call->x, call->in);
+    while ((piece = ml_take_near(team, pieces)) >= 0) lora_shrink_piece(&walk, piece, call->x, call->in);
     for (int32_t m = 0; m < group->count; m++) {
         ml_barrier(team);
         int32_t outputs = call->outputs[m], blocks = (outputs + ML_BLOCK - 1) / ML_BLOCK;
-        while ((piece = ml_take(team)) < blocks) {
+        while ((piece = ml_take_near(team, blocks)) >= 0) {
             int32_t first = (int32_t)piece * ML_BLOCK, own = outputs - first < ML_BLOCK ? outputs - first : ML_BLOCK;
             lora_expand_block(group->pair[m], group->jobs[m], group->shrunk[m], blocks, (int32_t)piece, own,
                               call->y[m] + first, outputs);
