@@ -199,7 +199,7 @@ def test_the_key_does_not_depend_on_where_a_checkpoint_lies(
     ],
 )
 def test_only_a_model_of_the_same_shape_is_put_together(
-    other: dict[str, int], backend: CpuBackend, tmp_path: Path
+    other: dict[str, Any], backend: CpuBackend, tmp_path: Path
 ) -> None:
     config, weights, _ = load_weights(save("qwen2", tmp_path / "model"), backend)
     kept = take_apart(weights, backend.keeper)
