@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -67,20 +68,20 @@ def ask(server: Running, model: str, prompt: list[int]) -> Answer:
 @contextmanager
 def held_at(server: Running, step: int) -> Iterator[threading.Event]:
     """Hold the engine in its ``step``-th step from now until the block ends; the event says that it is there."""
-    forward, taken = server.server.base.decoder.forward, itertools.count(1)
+    launch, taken = server.server.base.decoder.launch, itertools.count(1)
     there, go_on = threading.Event(), threading.Event()
 
-    def wait(*arguments: object) -> object:
+    def wait(*arguments: Any) -> Any:
         if next(taken) == step:
             there.set()
             go_on.wait(SECONDS)
-        return forward(*arguments)  # type: ignore[arg-type]  # what the engine gave
+        return launch(*arguments)
 
-    server.server.base.decoder.forward = wait  # type: ignore[method-assign,assignment]
+    server.server.base.decoder.launch = wait  # type: ignore[method-assign,assignment]
     try:
         yield there
     finally:
-        del server.server.base.decoder.forward
+        del server.server.base.decoder.launch
         go_on.set()
 
 
