@@ -104,7 +104,7 @@ def median_ms(call: Callable[[], None], repeats: int) -> float:
 
 def time_choice(choice: ModelChoice, options: argparse.Namespace, clock: Clock | None) -> list[list[str]]:
     """Return the table's rows of one weight format."""
-    most, table = max(options.rows), []
+    most, table, threads = max(options.rows), [], torch.get_num_threads()
     model = served(build_decoder(choice), most, options.context, most * options.rank)
     adapters = place_adapters(model, [options.rank] * most)
     if clock is not None:
@@ -123,6 +123,7 @@ def time_choice(choice: ModelChoice, options: argparse.Namespace, clock: Clock |
                 calls = options.repeats + WARM_UP
                 cells += [f"{1000 * clock.seconds[name] / calls:.1f}" for name in OPS]
             table.append(cells)
+    torch.set_num_threads(threads)  # of which the next format's kernels have as many
     return table
 
 
