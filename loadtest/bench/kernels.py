@@ -17,7 +17,8 @@ import torch
 from manylora.loadtest.bench.limits import STREAMED, Limits, Work, measure_limits, timed
 from manylora.loadtest.bench.op_rates import LINEAR_OPS, op_seconds, op_work
 from manylora.loadtest.material.checkpoints import QWEN25_0_5B, BaseShape
-from manylora.loadtest.material.decode_steps import decode_step, place_adapters, served
+from manylora.loadtest.material.decode_steps import decode_step, place_adapters
+from manylora.loadtest.material.engines import served
 from manylora.loadtest.material.environment import environment, headline
 from manylora.loadtest.material.random_model import config_of, random_weights
 from manylora.loadtest.material.text_table import text_table

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from manylora.loadtest.material.checkpoints import SHAPES
-from manylora.loadtest.material.decode_steps import decode_step, place_adapters, served
+from manylora.loadtest.material.decode_steps import decode_step, place_adapters
+from manylora.loadtest.material.engines import served
 from manylora.loadtest.material.environment import headline
 from manylora.loadtest.material.random_model import QUANTIZATIONS, ModelChoice, build_decoder
 from manylora.loadtest.material.text_table import milliseconds, text_table

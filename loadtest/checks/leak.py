@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import linear_regression
 
 import httpx
 import psutil
@@ -64,15 +65,10 @@ class Sample:
 
 def gain(points: Sequence[tuple[float, float]]) -> float:
     """Return what a line through (time, value), by least squares, gains from the first time to the last."""
-    if len(points) < 2:
+    if len({at for at, _ in points}) < 2:
         return 0.0
-    mid = sum(at for at, _ in points) / len(points)
-    level = sum(value for _, value in points) / len(points)
-    spread = sum((at - mid) ** 2 for at, _ in points)
-    if not spread:
-        return 0.0
-    slope = sum((at - mid) * (value - level) for at, value in points) / spread
-    return slope * (points[-1][0] - points[0][0])
+    times, values = zip(*points, strict=True)
+    return float(linear_regression(times, values).slope * (times[-1] - times[0]))
 
 
 def judge(report: Report, samples: Sequence[Sample], bounds: Bounds) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from manylora.loadtest.material.checkpoints import SHAPES
-from manylora.loadtest.material.decode_steps import decode_step, place_adapters, served
+from manylora.loadtest.material.decode_steps import decode_step, place_adapters
+from manylora.loadtest.material.engines import served
 from manylora.loadtest.material.environment import headline
 from manylora.loadtest.material.random_model import (
     DTYPES,

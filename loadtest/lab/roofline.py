@@ -17,7 +17,8 @@ from manylora.loadtest.bench.kernels import KernelsBench, NoKernels, open_native
 from manylora.loadtest.bench.limits import Limits, Work, measure_limits
 from manylora.loadtest.bench.op_rates import OPS, WARM_UP, op_seconds, op_work
 from manylora.loadtest.material.checkpoints import SHAPES
-from manylora.loadtest.material.decode_steps import decode_step, place_adapters, served
+from manylora.loadtest.material.decode_steps import decode_step, place_adapters
+from manylora.loadtest.material.engines import served
 from manylora.loadtest.material.environment import headline
 from manylora.loadtest.material.random_model import config_of, random_weights
 from manylora.server.kernels.cpu.backend import CpuBackend

@@ -6,20 +6,8 @@ import numpy as np
 
 from manylora.loadtest.material.engines import BLOCK
 from manylora.loadtest.material.random_model import random_adapter
-from manylora.server.kernels.choose import leave_cores_to
 from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, RankRange, StepAdapters, StepBatch
-from manylora.server.model.decoder import Decoder
 from manylora.server.model.served import ServedModel
-
-
-def served(decoder: Decoder, rows: int, context: int, rank_rows: int) -> ServedModel:
-    """Return a model with room for ``rows`` sequences of ``context`` tokens and adapters of so many rank rows.
-
-    torch keeps one thread beside kernels that have their own, as in the server.
-    """
-    leave_cores_to(decoder.backend)
-    kv = decoder.new_kv(rows * -(-context // BLOCK), BLOCK)
-    return ServedModel(decoder, kv, decoder.new_arena(max(1, rank_rows)))
 
 
 def place_adapters(model: ServedModel, ranks: Sequence[int]) -> list[AdapterRanges]:

@@ -8,6 +8,7 @@ from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.engine import Engine, EngineSettings
 from manylora.server.engine.observer import EngineObserver
 from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.kernels.choose import leave_cores_to
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.served import ServedModel
 
@@ -28,23 +29,31 @@ class EngineSizes:
     """As `manylora serve` has it."""
 
 
+def served(decoder: Decoder, rows: int, context: int, rank_rows: int) -> ServedModel:
+    """Return a model with room for ``rows`` sequences of ``context`` tokens and adapters of so many rank rows.
+
+    torch keeps one thread beside kernels that have their own, as in the server.
+    """
+    leave_cores_to(decoder.backend)
+    kv = decoder.new_kv(rows * -(-context // BLOCK), BLOCK)
+    return ServedModel(decoder, kv, decoder.new_arena(max(1, rank_rows)))
+
+
 def build_engine(decoder: Decoder, sizes: EngineSizes, observer: EngineObserver | None = None) -> Engine:
     """Return an engine on ``decoder`` with no adapters, whose tokens never end a sequence."""
     config, backend = decoder.config, decoder.backend
-    blocks = sizes.streams * -(-sizes.context // BLOCK)
-    kv, arena = decoder.new_kv(blocks, BLOCK), decoder.new_arena(max(1, sizes.arena_rows))
+    model = served(decoder, sizes.streams, sizes.context, sizes.arena_rows)
     settings = EngineSettings(
         vocab_size=config.vocab_size,
-        num_blocks=blocks,
+        num_blocks=model.kv.num_blocks,
         block_size=BLOCK,
-        arena_rows=max(1, sizes.arena_rows),
+        arena_rows=model.arena.rows,
         host_bytes=HOST_BYTES,
         row_bytes=backend.row_bytes(config.shape),
         limits=SchedulerLimits(max_running=sizes.streams, max_step_tokens=sizes.max_step_tokens),
     )
-    model = ServedModel(decoder, kv, arena)
     tokens = SyntheticTokens(config.vocab_size)
-    return Engine(model, arena, tokens, frozenset(), settings, backend.device, _never_loads, observer)
+    return Engine(model, model.arena, tokens, frozenset(), settings, backend.device, _never_loads, observer)
 
 
 def add_random_adapters(engine: Engine, decoder: Decoder, ranks: list[int]) -> list[int]:

@@ -13,10 +13,7 @@ from typer.testing import CliRunner
 from manylora.cli import app
 from tests.adapters.kept.homes import BASE, KEPT, copy_of, told
 from tests.adapters.kept.make import NAME, PROMPT, TOKENS, said
-from tests.manylora.test_serve import root_logger_as_it_was
 from tests.server.api.running import Files, running
-
-__all__ = ["root_logger_as_it_was"]
 
 
 @pytest.fixture
@@ -64,7 +61,7 @@ def test_an_earlier_mixture_is_served(files: Files, tmp_path: Path) -> None:
         assert ask("mixed-no-more").status_code == 404
 
 
-@pytest.mark.usefixtures("root_logger_as_it_was")
+@pytest.mark.usefixtures("logging_as_it_was")
 def test_a_newer_data_directory_ends_a_start_in_one_line(tmp_path: Path) -> None:
     home = copy_of("3", tmp_path / "data")
     with contextlib.closing(sqlite3.connect(home / "registry.db")) as connection:

@@ -2,12 +2,9 @@
 
 import io
 import json
-import logging
 import sys
-from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from manylora import loading
 from manylora.loading import BETWEEN, FIRST, told
@@ -26,15 +23,7 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    root, config = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers, root.level
-    logging.captureWarnings(False)
-    yield
-    root.handlers, root.level = handlers, level
-    structlog.configure(**config)
-    logging.captureWarnings(False)
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -27,16 +26,7 @@ class Stderr(io.StringIO):
         return self._terminal
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    root, config = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers, root.level
-    # Whoever left it on has had warnings' own hook put back since: turned on again it would do nothing.
-    logging.captureWarnings(False)
-    yield
-    root.handlers, root.level = handlers, level
-    structlog.configure(**config)
-    logging.captureWarnings(False)
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 def written(monkeypatch: pytest.MonkeyPatch, log_format: str, *, terminal: bool) -> str:

@@ -1,7 +1,6 @@
 """`manylora serve` from the outside: what it says at start, how it ends, what it remembers, how it refuses."""
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -25,14 +24,6 @@ from manylora.server.config import ServeSettings
 from tests.serving import Served, answer, serving, write_two_adapters
 
 LONG = 900
-
-
-@pytest.fixture
-def root_logger_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    root.handlers, root.level = handlers, level
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +95,7 @@ def test_a_second_ctrl_c_stops_at_once(files: Path, tmp_path: Path) -> None:
             list(lines)
 
 
-@pytest.mark.usefixtures("root_logger_as_it_was")
+@pytest.mark.usefixtures("logging_as_it_was")
 def test_ctrl_c_while_the_base_loads_ends_at_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs this may ignore it
     loaded = []
@@ -257,7 +248,7 @@ def test_a_lost_registry_stops_the_start_until_it_is_said_otherwise(files: Path,
     assert list(data.glob("*/adapters/*/adapter_model.safetensors")) == []
 
 
-@pytest.mark.usefixtures("root_logger_as_it_was")
+@pytest.mark.usefixtures("logging_as_it_was")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

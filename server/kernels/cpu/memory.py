@@ -4,11 +4,12 @@ A step reads all weights once. In pages of 4 KiB that lie anywhere, one processo
 what it gets from pages of 2 MiB: what is read ahead ends at a page's end, and every page is looked up anew.
 """
 
-import mmap
 from threading import Lock
 
 import torch
 from torch import Tensor
+
+from manylora.server.kernels.plain.memory import zeros
 
 LARGE_PAGE = 2 << 20
 CHUNK = 32 << 20
@@ -38,14 +39,11 @@ class WeightMemory:
 
 
 def _large_pages(count: int) -> Tensor:
-    """Map at least ``count`` bytes that begin with a large page, and ask for such. Raises MemoryError."""
+    """Map at least ``count`` bytes (CHUNK or more, so that large pages are asked for). Raises MemoryError."""
     whole = -(-count // LARGE_PAGE) * LARGE_PAGE
     try:
-        pages = mmap.mmap(-1, whole + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        everything = zeros((whole + LARGE_PAGE,), torch.uint8, torch.device("cpu"))
     except OSError as error:
         raise MemoryError(f"no memory for {whole} bytes of packed weights: {error}") from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    everything = torch.frombuffer(pages, dtype=torch.uint8)
     first = -everything.data_ptr() % LARGE_PAGE
     return everything[first : first + whole]

@@ -15,7 +15,8 @@ from manylora.loadtest.bench.kernels import KernelsBench, Rate, kernels_text, me
 from manylora.loadtest.bench.limits import Limits, Work
 from manylora.loadtest.bench.op_rates import LINEAR_OPS, OPS, op_seconds, op_work
 from manylora.loadtest.material.checkpoints import TINY
-from manylora.loadtest.material.decode_steps import decode_step, place_adapters, served
+from manylora.loadtest.material.decode_steps import decode_step, place_adapters
+from manylora.loadtest.material.engines import served
 from manylora.loadtest.material.random_model import ModelChoice, build_decoder
 from manylora.server.kernels.cpu.library import Unavailable, load_library
 

@@ -107,6 +107,7 @@ static attention_task task_of(const ml_model *model, int32_t layer, const ml_ste
                               int32_t kv_head, int32_t first, int32_t queries) {
     attention_task task = {};
     int32_t start = step->query_start[sequence], stop = step->query_start[sequence + 1];
+    task.table = step->block_tables + (int64_t)sequence * step->table_width;
     task.sequence = sequence;
     task.kv_head = kv_head;
     task.token = start + first;
@@ -169,7 +170,7 @@ static void sum_segment(const attention_cache *cache, const attention_task *task
                         const key_tile *after, attention_space *space) {
     clear_sums(&space->segment, task->rows, cache->dim);
     for (int32_t tile = first / KEY_TILE * KEY_TILE; tile < last; tile += KEY_TILE) {
-        key_tile more = {cache->table, *task, tile + KEY_TILE};
+        key_tile more = {*task, tile + KEY_TILE};
         add_tile(cache, task, tile, tile + KEY_TILE < last ? &more : after, space);
     }
 }
@@ -207,7 +208,7 @@ static void whole_task(const attention_cache *cache, const attention_task *task,
     int32_t end = task->position + task->queries;
     for (int32_t first = first_key(task); first < end;) {
         int32_t border = (first / SEGMENT + 1) * SEGMENT, last = border < end ? border : end;
-        key_tile more = {cache->table, *task, last};
+        key_tile more = {*task, last};
         sum_segment(cache, task, first, last, last < end ? &more : after, space);
         for (int32_t r = 0; r < task->rows; r++) merge_row(&space->segment, &space->before, r, cache->dim);
         first = last;
@@ -223,11 +224,10 @@ static void part_task(const attention_cache *cache, const attention_task *task, 
     sum_segment(cache, task, first, last < end ? last : end, after, space);
 }
 
-static attention_cache cache_of(const ml_model *model, int32_t layer, const ml_kv *kv, const ml_step *step,
-                                const attention_task *task) {
-    attention_cache cache = {layer_keys(model, kv, layer), layer_values(model, kv, layer),
-                             step->block_tables + (int64_t)task->sequence * step->table_width, kv->block_size,
-                             model->head_dim, padded(model->head_dim, VW), model->kv_heads};
+static attention_cache cache_of(const ml_call *call) {
+    const ml_model *model = call->model;
+    attention_cache cache = {layer_keys(model, call->kv, call->layer), layer_values(model, call->kv, call->layer),
+                             call->kv->block_size, model->head_dim, padded(model->head_dim, VW), model->kv_heads};
     return cache;
 }
 
@@ -255,7 +255,6 @@ static key_tile first_tile(const ml_model *model, int32_t layer, const ml_step *
     if (piece >= deal->pieces) return tile;
     int64_t segment = 0;
     tile.task = task_of_piece(model, layer, step, deal, piece, &segment);
-    tile.table = step->block_tables + (int64_t)tile.task.sequence * step->table_width;
     const int32_t first = first_key(&tile.task), begins = (int32_t)segment * SEGMENT;
     tile.first = (first < begins ? begins : first) / KEY_TILE * KEY_TILE;
     return tile;
@@ -265,7 +264,7 @@ static key_tile first_tile(const ml_model *model, int32_t layer, const ml_step *
 static void attention_ask(const ml_call *call, const attention_deal *deal, int64_t piece) {
     const key_tile tile = first_tile(call->model, call->layer, call->step, deal, piece);
     if (tile.first < 0) return;
-    const attention_cache cache = cache_of(call->model, call->layer, call->kv, call->step, &tile.task);
+    const attention_cache cache = cache_of(call);
     ask_for_tile(&cache, &tile);
 }
 
@@ -277,7 +276,7 @@ static void attention_piece(const ml_call *call, const attention_deal *deal, int
     const ml_model *model = call->model;
     int64_t segment = 0;
     const attention_task task = task_of_piece(model, call->layer, call->step, deal, piece, &segment);
-    const attention_cache cache = cache_of(model, call->layer, call->kv, call->step, &task);
+    const attention_cache cache = cache_of(call);
     const key_tile after = first_tile(model, call->layer, call->step, deal, piece + 1);
     attention_space space;
     lay_out(model, (float *)scratch, &space);

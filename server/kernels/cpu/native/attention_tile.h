@@ -9,6 +9,7 @@
 
 // Rows of one piece: r = query · group + head of the group.
 typedef struct {
+    const int32_t *table; // the sequence's: how it finds its slots in the cache
     int32_t sequence, kv_head, token, position, queries, group, rows, window;
 } attention_task;
 
@@ -29,16 +30,14 @@ typedef struct {
     attention_sums segment, before;
 } attention_space;
 
-// The layer's cache and how a sequence finds its slots in it.
+// The layer's cache.
 typedef struct {
     const uint16_t *keys, *values; // [slots][kv_heads][head_dim]
-    const int32_t *table;
     int32_t block_size, head_dim, dim, kv_heads;
 } attention_cache;
 
 // A tile of keys of a task, from position `first` on.
 typedef struct {
-    const int32_t *table; // the sequence's
     attention_task task;
     int32_t first; // negative: there is no such tile
 } key_tile;
@@ -74,11 +73,11 @@ ML_INLINE key_range seen_by_row(const attention_task *task, int32_t row, int32_t
 static const uint16_t NO_KEY[MOST_DIM + 32] = {0};
 
 // Where the tile's keys lie, in elements of the cache; -1 for those that the piece doesn't see: they are not read.
-static void places_of(const attention_cache *cache, const int32_t *table, const attention_task *task, int32_t first,
-                      key_range seen, int64_t *place) {
+static void places_of(const attention_cache *cache, const attention_task *task, int32_t first, key_range seen,
+                      int64_t *place) {
     for (int32_t j = 0; j < KEY_TILE; j++) place[j] = -1;
     if (seen.low >= seen.high) return;
-    const int32_t *block = table + (first + seen.low) / cache->block_size;
+    const int32_t *block = task->table + (first + seen.low) / cache->block_size;
     int32_t inside = (first + seen.low) % cache->block_size;
     int64_t stride = (int64_t)cache->kv_heads * cache->head_dim, own = (int64_t)task->kv_head * cache->head_dim;
     for (int32_t j = seen.low; j < seen.high; block++, inside = 0) {
@@ -179,8 +178,8 @@ static void soften(const attention_task *task, int32_t first, key_range all, att
 static void places_of_tile(const attention_cache *cache, const key_tile *tile, int64_t *place) {
     const key_range none = {0, 0};
     const attention_task *task = &tile->task;
-    places_of(cache, tile->table, task, tile->first, tile->first < 0 ? none : seen_by(task, 0, task->queries, tile->first),
-              place);
+    const key_range seen = tile->first < 0 ? none : seen_by(task, 0, task->queries, tile->first);
+    places_of(cache, task, tile->first, seen, place);
 }
 
 // Ask for a whole tile of keys and values at once.
@@ -203,7 +202,7 @@ static void add_tile(const attention_cache *cache, const attention_task *task, i
                      attention_space *space) {
     key_range seen = seen_by(task, 0, task->queries, first);
     int64_t place[KEY_TILE];
-    places_of(cache, cache->table, task, first, seen, place);
+    places_of(cache, task, first, seen, place);
     read_keys(cache, place, seen, space->keys);
     int finite = read_values(cache, place, seen, space->values);
     int64_t next[KEY_TILE];
