@@ -116,6 +116,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     ),
     "peft": ("loadtest", "demo", "training", "adapters.export"),
     "bitsandbytes": ("server.kernels", "loadtest", "demo", "training", "adapters.export"),
+    "llguidance": ("server.engine.grammar",),
     "typer": ("manylora", "loadtest"),
     "uvicorn": ("manylora", "server.api"),
 }

@@ -12,6 +12,7 @@ from manylora.server.api.prompts import check_token_ids, context_exceeded
 from manylora.server.api.request_context import note, request_id
 from manylora.server.api.schemas import SamplingFields
 from manylora.server.catalog import ResolvedModel
+from manylora.server.engine.grammar import Grammar
 from manylora.server.engine.request import (
     FinishReason,
     GenerationRequest,
@@ -131,8 +132,9 @@ async def begin(
     fields: SamplingFields,
     tokenise: Callable[[ResolvedModel, ModelText], Awaitable[Sequence[Sequence[int]]]],
     sampling: SamplingParams,
+    grammar: Grammar | None = None,
 ) -> Generation:
-    """Count the choices, resolve the model, tokenise for it, and queue the prompts.
+    """Count the choices, resolve the model, tokenise for it, and queue the prompts; answers are held to ``grammar``.
 
     If an adapter is replaced while the prompts are tokenised, all of that begins again with the new version.
     """
@@ -143,7 +145,7 @@ async def begin(
             text = await text_of(deps, model, fields)
             stopping = replace(sampling, stop_names=text.stops(sampling.stop))
             prompts = await tokenise(model, text)
-            return start(deps, fields, model, text, prompts, stopping)
+            return start(deps, fields, model, text, prompts, stopping, grammar)
         except (ModelNotFound, AdapterUnavailable):
             # A deleted name doesn't resolve any more, and the error then names those that do.
             if resolve(deps, fields.model, fields).adapters == model.adapters:
@@ -170,6 +172,7 @@ def start(
     text: ModelText,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingParams,
+    grammar: Grammar | None = None,
 ) -> Generation:
     """Check what only the tokens tell, and queue the prompts: all of them or none."""
     _check_prompt_logprobs(fields, prompts, sampling, deps.settings.max_prompt_logprobs)
@@ -188,6 +191,7 @@ def start(
             n=fields.n,
             arrival_time=arrival,
             origin=own,
+            grammar=grammar,
         )
         for index, prompt in enumerate(prompts)
     ]

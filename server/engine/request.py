@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from manylora.server.engine.detokenizer import TokenDecoder
+from manylora.server.engine.grammar import Grammar
 
 BASE_ADAPTER_ID = 0
 """The adapter id that means: the base model alone. Ids of adapters start at 1 and are never used again."""
@@ -74,6 +75,8 @@ class GenerationRequest:
     """What the tokens of this request stand for; None: what those of the base do."""
     eos_ids: frozenset[int] | None = None
     """Ids that end its answers; None: the base's."""
+    grammar: Grammar | None = None
+    """What its answers are held to; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
