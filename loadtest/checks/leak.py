@@ -26,12 +26,13 @@ import httpx
 import psutil
 from rich.console import Console
 
-from manylora.loadtest.checks.bars.material import RANKS, TARGETS, Material, prompts
+from manylora.loadtest.checks.bars.material import RANKS, TARGETS, Material, kernels_option, prompts
 from manylora.loadtest.checks.bars.quiet import MIB, NOTHING, quiet, report_books
 from manylora.loadtest.checks.bars.report import Report
 from manylora.loadtest.material.answer import HUNG_UP
 from manylora.loadtest.material.manylora_client import Ask, Client
 from manylora.loadtest.material.server_process import ServerProcess, running, start_server
+from manylora.server.kernels.choose import AUTO, PLAIN
 
 POOLS = ("--kv-cache-gib", "0.008", "--arena-rows", "512", "--host-cache-gib", "0.01")
 """So small that all of their memory has been touched soon: a pool that fills is no leak."""
@@ -181,13 +182,20 @@ def _unless(expected: int, status: int) -> str | None:
 
 
 async def leak(
-    scratch: Path, seconds: float, every: float, bounds: Bounds, kinds: Sequence[str] = KINDS
+    scratch: Path,
+    seconds: float,
+    every: float,
+    bounds: Bounds,
+    kinds: Sequence[str] = KINDS,
+    kernels: str = PLAIN,
 ) -> tuple[Report, list[Sample]]:
     """Run the check; return what it found, and what was seen. Raises RuntimeError if the server doesn't start."""
-    material = Material.make(scratch)
+    material = Material.make(scratch, kernels)
     sources = material.mixed(3)
     server = start_server(material.base, scratch / "server", material.arguments(*POOLS))
-    report = Report(f"leak: {seconds / 60:.1f} minutes of mixed load by {CLIENTS} clients")
+    report = Report(
+        f"leak: {seconds / 60:.1f} minutes of mixed load by {CLIENTS} clients, kernels: {kernels}"
+    )
     with running(server):
         async with Client(server.url) as client:
             names = [f"stays{number}" for number in range(len(sources))]
@@ -230,12 +238,14 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
     parser.add_argument("--mib", type=float, default=Bounds().mib, help="that memory may gain")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="to find out what it is")
+    parser.add_argument("--kernels", type=kernels_option, default=AUTO, help="plain, auto, or a native level")
     parser.add_argument("--json", type=Path, help="write what was seen, moment by moment")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="manylora-leak-") as scratch:
         bounds = Bounds(options.mib)
         seconds = 60 * options.minutes
-        report, seen = asyncio.run(leak(Path(scratch), seconds, options.every, bounds, options.only))
+        run = leak(Path(scratch), seconds, options.every, bounds, options.only, options.kernels)
+        report, seen = asyncio.run(run)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(sample) for sample in seen]) + "\n")
     report.print(Console())

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -76,6 +77,13 @@ class Client:
         for choice in response.json()["choices"]:
             answers[choice["index"]].add(choice, time.perf_counter())
         return answers
+
+    async def score(self, model: str, prompt: Sequence[int], following: Sequence[int]) -> list[float]:
+        """Return the log probabilities of tokens that are given. Raises httpx.HTTPStatusError."""
+        body = {"model": model, "prompt": [*prompt, *following], "max_tokens": 0, "echo": True, "logprobs": 0}
+        (choice,) = _record(await self._http.post("/v1/completions", json=body))["choices"]
+        found: list[float] = choice["logprobs"]["token_logprobs"][len(prompt) :]
+        return found
 
     async def stream(self, ask: Ask, *, hang_up_after: int | None = None) -> Answer:
         """Return an answer put together from a stream; with ``hang_up_after``, leave after so many events."""

@@ -14,23 +14,32 @@ from rich.console import Console
 
 from manylora.loadtest.checks.bars import exact, hangups, mixtures, neighbours, swap, thousand
 from manylora.loadtest.checks.bars.hostile import bar as hostile
+from manylora.loadtest.checks.bars.material import kernels_option
 from manylora.loadtest.checks.bars.report import Report
+from manylora.server.kernels.choose import PLAIN
 
-Bar = Callable[[Path, bool], Awaitable[Report]]
+Bar = Callable[[Path, bool, str], Awaitable[Report]]
+"""Where it may write, whether it is small, and what its servers compute with: see material.level_of."""
 BARS: dict[str, Bar] = {
-    "exact": lambda where, small: exact.exact(where, exact.SMALL if small else exact.ExactSize()),
-    "swap": lambda where, small: swap.swap(where, swap.SMALL if small else swap.SwapSize()),
-    "thousand": lambda where, small: thousand.thousand(
-        where, thousand.SMALL if small else thousand.ThousandSize()
+    "exact": lambda where, small, kernels: exact.exact(
+        where, exact.SMALL if small else exact.ExactSize(), kernels
     ),
-    "neighbours": lambda where, small: neighbours.neighbours(
-        where, neighbours.SMALL if small else neighbours.NeighboursSize()
+    "swap": lambda where, small, kernels: swap.swap(where, swap.SMALL if small else swap.SwapSize(), kernels),
+    "thousand": lambda where, small, kernels: thousand.thousand(
+        where, thousand.SMALL if small else thousand.ThousandSize(), kernels
     ),
-    "hangups": lambda where, small: hangups.hangups(where, hangups.SMALL if small else hangups.HangupSize()),
-    "mixtures": lambda where, small: mixtures.mixtures(
-        where, mixtures.SMALL if small else mixtures.MixtureSize()
+    "neighbours": lambda where, small, kernels: neighbours.neighbours(
+        where, neighbours.SMALL if small else neighbours.NeighboursSize(), kernels
     ),
-    "hostile": lambda where, small: hostile.hostile(where, hostile.SMALL if small else hostile.HostileSize()),
+    "hangups": lambda where, small, kernels: hangups.hangups(
+        where, hangups.SMALL if small else hangups.HangupSize(), kernels
+    ),
+    "mixtures": lambda where, small, kernels: mixtures.mixtures(
+        where, mixtures.SMALL if small else mixtures.MixtureSize(), kernels
+    ),
+    "hostile": lambda where, small, kernels: hostile.hostile(
+        where, hostile.SMALL if small else hostile.HostileSize(), kernels
+    ),
 }
 
 
@@ -39,6 +48,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.checks.bars", description=__doc__)
     parser.add_argument("bar", choices=[*BARS, "all"])
     parser.add_argument("--small", action="store_true", help="the size that the test suite runs")
+    parser.add_argument(
+        "--kernels", type=kernels_option, default=PLAIN, help="of the servers: plain, auto, or a native level"
+    )
     parser.add_argument("--requests", type=int, help="hostile only: how many")
     parser.add_argument("--seed", type=int, help="hostile only: of the requests")
     parser.add_argument("--clients", type=int, help="hostile only: at a time")
@@ -50,7 +62,7 @@ def main() -> int:
     for name in BARS if options.bar == "all" else [options.bar]:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"bar-{name}-") as scratch:
-            report = asyncio.run(_run(bars[name], Path(scratch), options.small))
+            report = asyncio.run(_run(bars[name], Path(scratch), options.small, options.kernels))
         report.note(f"took {time.monotonic() - began:.0f} s")
         report.print(console)
         passed = passed and report.passed
@@ -64,15 +76,15 @@ def _hostile(options: argparse.Namespace) -> Bar:
     if options.kinds:
         changes["kinds"] = tuple(options.kinds)
 
-    async def run(where: Path, small: bool) -> Report:
+    async def run(where: Path, small: bool, kernels: str) -> Report:
         size = hostile.SMALL if small else hostile.HostileSize()
-        return await hostile.hostile(where, replace(size, **changes))
+        return await hostile.hostile(where, replace(size, **changes), kernels)
 
     return run
 
 
-async def _run(bar: Bar, scratch: Path, small: bool) -> Report:
-    return await bar(scratch, small)
+async def _run(bar: Bar, scratch: Path, small: bool, kernels: str) -> Report:
+    return await bar(scratch, small, kernels)
 
 
 if __name__ == "__main__":

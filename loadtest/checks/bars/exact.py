@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.loadtest.checks.bars.material import Material, prompts
-from manylora.loadtest.checks.bars.reference import Reference, agrees
+from manylora.loadtest.checks.bars.reference import NEAR, Reference, Said, agrees
 from manylora.loadtest.checks.bars.report import Report
 from manylora.loadtest.material.answer import Answer
 from manylora.loadtest.material.manylora_client import Ask, Client
 from manylora.loadtest.material.server_process import running, start_server
+from manylora.server.kernels.choose import PLAIN
 
 LONGEST_PROMPT = 300
 ADAPTERS = 8
@@ -33,27 +34,33 @@ class ExactSize:
 SMALL = ExactSize(requests=27, max_tokens=12, spread_seconds=0.5)
 
 
-async def exact(directory: Path, size: ExactSize) -> Report:
+async def exact(directory: Path, size: ExactSize, kernels: str = PLAIN) -> Report:
     """Run the bar in ``directory``."""
-    report = Report(f"1. Mixed batch is exact: {ADAPTERS} adapters of ranks 4 to 64 and the base")
-    material = Material.make(directory)
+    report = Report(
+        f"1. Mixed batch is exact: {ADAPTERS} adapters of ranks 4 to 64 and the base, kernels: {kernels}"
+    )
+    material = Material.make(directory, kernels)
     sources = {f"adapter{number}": source for number, source in enumerate(material.mixed(ADAPTERS))}
     asks = make_asks([material.base.name, *sources], size)
+    paths = {name: material.adapters / source for name, source in sources.items()}
     for quantization in ("none", "nf4"):
-        alone, mixed, warm = await ask_both_ways(directory, material, sources, asks, size, quantization)
-        name = "float32" if quantization == "none" else "nf4"
-        for kind, answers in (("mixed", mixed), ("mixed again, prefixes cached", warm)):
+        name = quantization if quantization != "none" else "16 bits" if material.native else "float32"
+        reference = Reference(material.base, paths, quantization=quantization)
+        ways = await ask_both_ways(directory, material, sources, asks, size, quantization, reference)
+        for kind, answers in (("mixed", ways.mixed), ("mixed again, prefixes cached", ways.warm)):
             wrong = [
                 describe(ask, one, other)
-                for ask, one, other in zip(asks, alone, answers, strict=True)
+                for ask, one, other in zip(asks, ways.alone, answers, strict=True)
                 if not one.same_as(other)
             ]
             promise = (
                 f"{name}, {kind}: tokens and log probabilities are bit for bit those of the request alone"
             )
             report.share(promise, len(asks) - len(wrong), len(asks), wrong)
-        if quantization == "none":
-            _hold_against_peft(report, material, sources, asks, mixed)
+        if material.native:
+            hold_near(report, f"{name}: ", asks, ways.distances)
+        elif quantization == "none":
+            _hold_against_peft(report, reference, asks, ways.mixed)
     lengths = [len(ask.prompt) for ask in asks]
     report.note(
         f"{len(asks)} requests within {size.spread_seconds:g} s, prompts of {min(lengths)} to {max(lengths)} tokens,"
@@ -81,6 +88,17 @@ def describe(ask: Ask, one: Answer, other: Answer) -> str:
     return f"{ask.model}, prompt of {len(ask.prompt)}: token {where} of {len(one.tokens)} differs"
 
 
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Answers alone, mixed, and mixed once more."""
+
+    alone: Sequence[Answer]
+    mixed: Sequence[Answer]
+    warm: Sequence[Answer]
+    distances: Sequence[float]
+    """Of native kernels: how far each request is from the reference; see Said.distance."""
+
+
 async def ask_both_ways(
     directory: Path,
     material: Material,
@@ -88,22 +106,41 @@ async def ask_both_ways(
     asks: Sequence[Ask],
     size: ExactSize,
     quantization: str,
-) -> tuple[list[Answer], list[Answer], list[Answer]]:
-    """Return the answers alone, mixed, and mixed once more. Two servers, so that no cache is shared."""
+    reference: Reference,
+) -> Ways:
+    """Ask two servers, so that no cache is shared.
+
+    Native kernels compute what is mixed by two threads: who of them takes what must not be felt either.
+    """
     flags = material.arguments(*FLAGS, quantization=quantization)
-    first, second = (
-        start_server(material.base, directory / f"{quantization}-{kind}", flags)
-        for kind in ("alone", "mixed")
-    )
-    with running(first, second):
-        async with Client(first.url) as client, Client(second.url) as other:
-            for name, source in sources.items():
-                await client.register(name, source)
-                await other.register(name, source)
+    server = start_server(material.base, directory / f"{quantization}-alone", flags)
+    distances: list[float] = []
+    with running(server):
+        async with Client(server.url) as client:
+            await register_all(client, sources)
             alone = [await client.complete(ask) for ask in asks]
-            mixed = await _all_at_once(other, asks, size, seed=3)
-            warm = await _all_at_once(other, asks, size, seed=4)
-    return alone, mixed, warm
+            if material.native:
+                distances = [await distance(client, ask, reference.say(ask)) for ask in asks]
+    threads = 2 if material.native else 1
+    flags = material.arguments(*FLAGS, quantization=quantization, threads=threads)
+    server = start_server(material.base, directory / f"{quantization}-mixed", flags)
+    with running(server):
+        async with Client(server.url) as client:
+            await register_all(client, sources)
+            mixed = await _all_at_once(client, asks, size, seed=3)
+            warm = await _all_at_once(client, asks, size, seed=4)
+    return Ways(alone, mixed, warm, distances)
+
+
+async def distance(client: Client, ask: Ask, said: Said) -> float:
+    """Return how far what a server makes of the reference's answer is from what the reference does."""
+    return said.distance(await client.score(ask.model, ask.prompt, said.ids))
+
+
+async def register_all(client: Client, sources: Mapping[str, str]) -> None:
+    """Register adapters by name."""
+    for name, source in sources.items():
+        await client.register(name, source)
 
 
 async def _all_at_once(client: Client, asks: Sequence[Ask], size: ExactSize, seed: int) -> list[Answer]:
@@ -117,14 +154,23 @@ async def _all_at_once(client: Client, asks: Sequence[Ask], size: ExactSize, see
     return await asyncio.gather(*(later(ask, delay) for ask, delay in zip(asks, delays, strict=True)))
 
 
+def hold_near(report: Report, what: str, asks: Sequence[Ask], distances: Sequence[float]) -> None:
+    """Add the promise that native kernels compute what the reference does, as far as their arithmetic goes."""
+    wrong = [
+        f"{ask.model}, prompt of {len(ask.prompt)}: {each:.2g}"
+        for ask, each in zip(asks, distances, strict=True)
+        if not each <= NEAR
+    ]
+    promise = (
+        f"{what}log probabilities of transformers' + peft's answers are within {NEAR:g} nats of theirs (mean)"
+    )
+    report.share(promise, len(asks) - len(wrong), len(asks), wrong)
+    report.note(f"{what}those answers' mean distances are {min(distances):.4f} to {max(distances):.4f} nats")
+
+
 def _hold_against_peft(
-    report: Report,
-    material: Material,
-    sources: Mapping[str, str],
-    asks: Sequence[Ask],
-    mixed: Sequence[Answer],
+    report: Report, reference: Reference, asks: Sequence[Ask], mixed: Sequence[Answer]
 ) -> None:
-    reference = Reference(material.base, {name: material.adapters / src for name, src in sources.items()})
     expected = [reference.answer(ask) for ask in asks]
     wrong = [
         describe(ask, one, other)

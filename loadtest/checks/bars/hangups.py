@@ -13,6 +13,7 @@ from manylora.loadtest.checks.bars.report import Report
 from manylora.loadtest.material.answer import HUNG_UP, Answer
 from manylora.loadtest.material.manylora_client import Ask, Client, held
 from manylora.loadtest.material.server_process import running, start_server
+from manylora.server.kernels.choose import PLAIN
 
 ADAPTERS = 8
 PROMPT_LENGTHS = (1, 17, 40, 110)
@@ -30,10 +31,10 @@ class HangupSize:
 SMALL = HangupSize(clients=64, max_tokens=16)
 
 
-async def hangups(directory: Path, size: HangupSize) -> Report:
+async def hangups(directory: Path, size: HangupSize, kernels: str = PLAIN) -> Report:
     """Run the bar in ``directory``."""
     report = Report(f"5. Hang-ups: {size.clients} streaming clients, a third leave at random points")
-    material = Material.make(directory)
+    material = Material.make(directory, kernels)
     server = start_server(material.base, directory / "server", material.arguments(*FLAGS))
     with running(server):
         async with Client(server.url) as client:

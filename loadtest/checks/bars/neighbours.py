@@ -14,6 +14,7 @@ from manylora.loadtest.checks.bars.quiet import NOTHING, quiet, report_books
 from manylora.loadtest.checks.bars.report import Report
 from manylora.loadtest.material.manylora_client import Ask, Client
 from manylora.loadtest.material.server_process import ServerProcess, running, start_server
+from manylora.server.kernels.choose import PLAIN
 
 # Few rows, so that the others' coming and going evicts and moves what is on the device.
 FLAGS = ("--kv-cache-gib", "0.1", "--arena-rows", "160")
@@ -38,10 +39,10 @@ SMALL = NeighboursSize(
 )
 
 
-async def neighbours(directory: Path, size: NeighboursSize) -> Report:
+async def neighbours(directory: Path, size: NeighboursSize, kernels: str = PLAIN) -> Report:
     """Run the bar in ``directory``."""
     report = Report("4. Nobody notices the neighbours")
-    material = Material.make(directory)
+    material = Material.make(directory, kernels)
     flags = material.arguments(*FLAGS)
     one, other = (start_server(material.base, directory / name, flags) for name in ("one", "other"))
     with running(one, other):

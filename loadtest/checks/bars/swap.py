@@ -16,6 +16,7 @@ from manylora.loadtest.checks.bars.timeline import ABSENT, Timeline
 from manylora.loadtest.material.answer import Answer
 from manylora.loadtest.material.manylora_client import Ask, Client, Held
 from manylora.loadtest.material.server_process import ServerProcess, running, start_server
+from manylora.server.kernels.choose import PLAIN
 
 NAMES = tuple(f"name{number}" for number in range(10))
 VERSIONS = 24
@@ -107,12 +108,12 @@ class _Storm:
         return time.monotonic() - began
 
 
-async def swap(directory: Path, size: SwapSize) -> Report:
+async def swap(directory: Path, size: SwapSize, kernels: str = PLAIN) -> Report:
     """Run the bar in ``directory``."""
     report = Report(
         f"2. Swap under fire: {size.streams} streams, {size.cycles} cycles over {len(NAMES)} names"
     )
-    material = Material.make(directory)
+    material = Material.make(directory, kernels)
     versions = [
         material.adapter(i, RANKS[i % len(RANKS)], TARGETS[i % len(TARGETS)]) for i in range(VERSIONS)
     ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manylora.loadtest.checks.bars.exact import describe
+from manylora.loadtest.checks.bars.exact import describe, distance, hold_near, register_all
 from manylora.loadtest.checks.bars.material import Material, prompts
 from manylora.loadtest.checks.bars.quiet import MIB, report_books
 from manylora.loadtest.checks.bars.reference import Reference, agrees
@@ -16,6 +16,7 @@ from manylora.loadtest.checks.bars.report import Report
 from manylora.loadtest.material.answer import Answer
 from manylora.loadtest.material.manylora_client import Ask, Client
 from manylora.loadtest.material.server_process import ServerProcess, running, start_server
+from manylora.server.kernels.choose import PLAIN
 
 RANK = 8
 ON_DEVICE = 16
@@ -23,6 +24,7 @@ ON_DEVICE = 16
 # The KV cache is full after a fifth of the requests: until then its pages become resident one by one, which would hide
 # what else grows.
 FLAGS = ("--kv-cache-gib", "0.008", "--arena-rows", str(RANK * ON_DEVICE), "--host-cache-gib", "0.01")
+ALONE_FLAGS = ("--kv-cache-gib", "0.05", "--arena-rows", "1024")
 RESIDENT_SLACK = 16 << 20
 
 
@@ -41,21 +43,20 @@ class ThousandSize:
 SMALL = ThousandSize(adapters=100, requests=200, streams=16, max_tokens=4)
 
 
-async def thousand(directory: Path, size: ThousandSize) -> Report:
+async def thousand(directory: Path, size: ThousandSize, kernels: str = PLAIN) -> Report:
     """Run the bar in ``directory``."""
     report = Report(f"3. {size.adapters} adapters on one base, {ON_DEVICE} at a time on the device")
-    material = Material.make(directory)
+    material = Material.make(directory, kernels)
     sources = {f"tenant/{i}": material.adapter(i, RANK) for i in range(1, size.adapters + 1)}
-    reference = Reference(material.base, {name: material.adapters / src for name, src in sources.items()})
     asks = _zipf(list(sources), size)
-    expected = {ask: reference.answer(ask) for ask in set(asks)}
-    flags = material.arguments(*FLAGS)
+    expected = await _expected(report, directory, material, sources, asks)
+    flags = material.arguments(*FLAGS, quantization="none")
     server = start_server(material.base, directory / "server", flags)
     with running(server):
         async with Client(server.url) as client:
             await _register(report, client, sources)
             before, answers = await _serve(client, server, asks, size)
-            _report_answers(report, asks, answers, [expected[ask] for ask in asks])
+            _report_answers(report, material, asks, answers, [expected[ask] for ask in asks])
             _report_memory(report, server, before)
             await _report_moves(report, client)
             server.kill()
@@ -64,11 +65,35 @@ async def thousand(directory: Path, size: ThousandSize) -> Report:
     with running(again):
         seconds = time.monotonic() - began
         async with Client(again.url) as client:
-            await _report_restart(report, client, list(sources), asks, [expected[ask] for ask in asks])
+            right = [expected[ask] for ask in asks]
+            await _report_restart(report, client, material, list(sources), asks, right)
     report.note(
         f"ready {seconds:.1f} s after a start with {size.adapters} adapters, the base's loading included"
     )
     return report
+
+
+async def _expected(
+    report: Report, directory: Path, material: Material, sources: dict[str, str], asks: Sequence[Ask]
+) -> dict[Ask, Answer]:
+    """Return what transformers + peft answer; or native kernels alone, once they are held against that."""
+    reference = Reference(material.base, {name: material.adapters / src for name, src in sources.items()})
+    asked = list(dict.fromkeys(asks))
+    if not material.native:
+        return {ask: reference.answer(ask) for ask in asked}
+    server = start_server(
+        material.base, directory / "alone", material.arguments(*ALONE_FLAGS, quantization="none")
+    )
+    with running(server):
+        async with Client(server.url) as client:
+            await register_all(client, {ask.model: sources[ask.model] for ask in asked})
+            distances = [await distance(client, ask, reference.say(ask)) for ask in asked]
+            hold_near(report, "", asked, distances)
+            return {ask: await client.complete(ask) for ask in asked}
+
+
+def _equal(material: Material, served: Answer, expected: Answer) -> bool:
+    return served.same_as(expected) if material.native else agrees(served, expected)
 
 
 def _zipf(names: Sequence[str], size: ThousandSize) -> list[Ask]:
@@ -110,15 +135,20 @@ async def _serve(
 
 
 def _report_answers(
-    report: Report, asks: Sequence[Ask], answers: Sequence[Answer], expected: Sequence[Answer]
+    report: Report,
+    material: Material,
+    asks: Sequence[Ask],
+    answers: Sequence[Answer],
+    expected: Sequence[Answer],
 ) -> None:
     wrong = [
         describe(ask, one, other)
         for ask, one, other in zip(asks, expected, answers, strict=True)
-        if not agrees(other, one)
+        if not _equal(material, other, one)
     ]
+    whose = "bit for bit that of the request alone" if material.native else "that of transformers + peft"
     report.share(
-        f"every answer is that of transformers + peft ({len(set(asks))} adapters asked)",
+        f"every answer is {whose} ({len(set(asks))} adapters asked)",
         len(asks) - len(wrong),
         len(asks),
         wrong,
@@ -154,11 +184,16 @@ def _label(name: str, value: str) -> str:
 
 
 async def _report_restart(
-    report: Report, client: Client, names: Sequence[str], asks: Sequence[Ask], expected: Sequence[Answer]
+    report: Report,
+    client: Client,
+    material: Material,
+    names: Sequence[str],
+    asks: Sequence[Ask],
+    expected: Sequence[Answer],
 ) -> None:
     listed = {adapter["name"] for adapter in await client.adapters() if adapter["state"] == "available"}
     report.share("killed and started again: all are there", len(listed & set(names)), len(names))
     few = range(0, len(asks), max(1, len(asks) // 50))
     answers = await asyncio.gather(*(client.stream(asks[i]) for i in few))
-    right = sum(agrees(answer, expected[i]) for i, answer in zip(few, answers, strict=True))
+    right = sum(_equal(material, answer, expected[i]) for i, answer in zip(few, answers, strict=True))
     report.share("killed and started again: the answers are the same", right, len(answers))

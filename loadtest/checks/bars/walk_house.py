@@ -24,8 +24,10 @@ from manylora.server.engine.engine import Engine, EngineSettings, Load
 from manylora.server.engine.observer import SilentEngineObserver
 from manylora.server.engine.request import GenerationRequest, SamplingParams
 from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.kernels.choose import PLAIN, choose_backend
+from manylora.server.kernels.cpu.arena import CpuArena
+from manylora.server.kernels.cpu.backend import CpuBackend
 from manylora.server.kernels.output import StepOutput
-from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.plain.arena import PlainArena
 from manylora.server.kernels.step import AdapterRanges, RankRange
 from manylora.server.model.decoder import Decoder
@@ -82,18 +84,34 @@ class FaultyModel(ServedModel):
         return output
 
 
-class FaultyArena(PlainArena):
+class FaultyPlainArena(PlainArena):
     """An arena in which copies and moves may fail, once they are done."""
 
     faults: Faults
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
-        """Copy an adapter's factors; see PlainArena."""
+        """Copy an adapter's factors; see RankArena."""
         super().write(ranges, weights)
         self.faults.take("write")
 
     def move(self, module: str, source: RankRange, target_start: int) -> None:
-        """Move a range; see PlainArena."""
+        """Move a range; see RankArena."""
+        super().move(module, source, target_start)
+        self.faults.take("move")
+
+
+class FaultyCpuArena(CpuArena):
+    """The same of native kernels."""
+
+    faults: Faults
+
+    def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
+        """Copy an adapter's factors; see RankArena."""
+        super().write(ranges, weights)
+        self.faults.take("write")
+
+    def move(self, module: str, source: RankRange, target_start: int) -> None:
+        """Move a range; see RankArena."""
         super().move(module, source, target_start)
         self.faults.take("move")
 
@@ -134,11 +152,13 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def opened(directory: Path) -> AsyncIterator[House]:
+async def opened(directory: Path, kernels: str = PLAIN) -> AsyncIterator[House]:
     """Give a house whose engine runs; close it with the block."""
-    material = Material.make(directory)
-    backend = PlainBackend(CPU, torch.float32)
-    config, weights, _ = load_weights(material.base, backend, quantization="none")
+    material = Material.make(directory, kernels)
+    backend = choose_backend(CPU, torch.float32, kernels)
+    config, weights, _ = load_weights(
+        material.base, backend, quantization="nf4" if material.native else "none"
+    )
     decoder, faults = Decoder(config, weights, backend), Faults()
     modules = {path: ModuleShape(out, wide) for path, (out, wide) in config.base_modules().items()}
     sources = tuple(
@@ -179,8 +199,12 @@ def greedy() -> SamplingParams:
 
 
 def _engine(decoder: Decoder, faults: Faults, load: Load) -> Engine:
-    config, dtype = decoder.config, decoder.backend.dtype
-    arena = FaultyArena(config.shape, ROWS, dtype, CPU)
+    config, backend = decoder.config, decoder.backend
+    arena = (
+        FaultyCpuArena(config.shape, ROWS)
+        if isinstance(backend, CpuBackend)
+        else FaultyPlainArena(config.shape, ROWS, backend.dtype, CPU)
+    )
     model = FaultyModel(decoder, decoder.new_kv(BLOCKS, BLOCK), arena)
     arena.faults = model.faults = faults
     settings = EngineSettings(
@@ -189,7 +213,7 @@ def _engine(decoder: Decoder, faults: Faults, load: Load) -> Engine:
         block_size=BLOCK,
         arena_rows=ROWS,
         host_bytes=HOST_BYTES,
-        row_bytes=decoder.backend.row_bytes(config.shape),
+        row_bytes=backend.row_bytes(config.shape),
         limits=SchedulerLimits(max_running=8, max_step_tokens=24),
     )
 

@@ -29,6 +29,7 @@ from manylora.loadtest.material.server_process import (
     running,
     start_server,
 )
+from manylora.server.kernels.choose import PLAIN
 
 SETTLE_SECONDS = 20.0
 """The server may take so long to give back what the last request had."""
@@ -54,11 +55,11 @@ class HostileSize:
 SMALL = HostileSize(requests=200, limits=Limits(gap_medians=float("inf"), health_seconds=30.0))
 
 
-async def hostile(directory: Path, size: HostileSize) -> Report:
+async def hostile(directory: Path, size: HostileSize, kernels: str = PLAIN) -> Report:
     """Run the bar in ``directory``."""
     report = Report(f"6. {size.requests:,} hostile requests (seed {size.seed}) beside 8 well-behaved streams")
     material = HostileMaterial.make(directory)
-    server = start_server(material.base, directory / "server", material.arguments())
+    server = start_server(material.base, directory / "server", material.arguments(kernels))
     with running(server):
         async with Client(server.url) as client:
             for name in GOOD:

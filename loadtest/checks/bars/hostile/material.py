@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from manylora import demo
 from manylora.loadtest.checks.bars.hostile.streams import Lane
+from manylora.loadtest.checks.bars.material import computing
 
 DEMO = Path(demo.__file__).parent
 GOOD = ("json", "pirate", "sql")
@@ -84,10 +85,10 @@ class HostileMaterial:
         """Return the sources that begin so."""
         return sorted(path.name for path in self.adapters.glob(f"{prefix}-*"))
 
-    def arguments(self) -> list[str]:
+    def arguments(self, kernels: str) -> list[str]:
         """Return the server's flags. Exact, so that an answer has one value; small, so that it is crowded."""
         return [
-            *("--adapter-root", str(self.adapters), "--dtype", "float32", "--quantization", "none"),
+            *("--adapter-root", str(self.adapters), *computing(kernels)),
             *("--threads", "1", "--log-level", "error", "--kv-cache-gib", "0.1", "--arena-rows", "256"),
         ]
 
