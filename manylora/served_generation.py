@@ -20,6 +20,7 @@ from manylora.adapters.spec import CONFIG_FILE, AdapterSpec
 from manylora.assemble import GIB, Server, assemble
 from manylora.base import DTYPES
 from manylora.quant.errors import QuantError
+from manylora.server.api.asks import ChatPrompt
 from manylora.server.api.prompts import chat_tokens
 from manylora.server.config import ServeSettings
 from manylora.server.engine.output_stream import OutputStream
@@ -152,7 +153,9 @@ class ServedGeneration:
         streams = []
         for conversation in conversations:
             context = server.deps.settings.context_length
-            prompt = await chat_tokens(server.deps, model, text, conversation, at_most=ANY_LENGTH)
+            prompt = await chat_tokens(
+                server.deps, model, text, ChatPrompt(messages=conversation), at_most=ANY_LENGTH
+            )
             left = context - len(prompt)
             if left < 1:
                 raise InvalidData(

@@ -1,29 +1,26 @@
 """POST /v1/chat/completions."""
 
-import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from manylora.server.api.asked_models import told_parts, with_parts
+from manylora.server.api.answering import respond
+from manylora.server.api.asked_models import told_parts
+from manylora.server.api.asks import chat_ask
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
+from manylora.server.api.choices import Choice, Step
 from manylora.server.api.dependencies import dependencies
-from manylora.server.api.disconnect import done_within, unless_gone
-from manylora.server.api.generation import Choice, Generation, begin, sampling_params, usage_of
+from manylora.server.api.generation import Generation, Usage
 from manylora.server.api.logprobs import chat_logprobs
 from manylora.server.api.openapi import body_of
-from manylora.server.api.prompts import chat_prompt
-from manylora.server.api.rendering import dumps, json_response
+from manylora.server.api.rendering import dumps
 from manylora.server.api.schemas import ChatRequest
-from manylora.server.api.streaming import event, event_stream
-from manylora.server.catalog import ResolvedModel
-from manylora.server.engine.request import SequenceOutput
-from manylora.server.tokenizer import ModelText, Vocabulary
+from manylora.server.api.writer import DONE, event
+from manylora.server.chat.deltas import Content
 
 CHUNK = "chat.completion.chunk"
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
@@ -32,126 +29,91 @@ router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
 @router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
 async def chat_completions(request: Request) -> Response:
     """Answer a chat, as one JSON object or as a stream of chunks."""
-    deps = dependencies(request)
     body = await read_body(request, ChatRequest)
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    sampling = sampling_params(
-        body, deps.settings.vocab_size, max_tokens=body.asked_tokens, logprobs=logprobs
+    ask = chat_ask(body, dependencies(request).settings.vocab_size)
+    return await respond(
+        request,
+        ask,
+        lambda generation: ChatForm(generation, f"chatcmpl-{uuid4().hex}", int(time.time())),
     )
 
-    async def tokenise(model: ResolvedModel, text: ModelText) -> list[list[int]]:
-        return [await chat_prompt(deps, body, model, text)]
 
-    generation = await unless_gone(request, begin(deps, body, tokenise, sampling))
-    vocabulary, model = generation.text.vocabulary, generation.model
-    answer = ChatAnswer(body, vocabulary, told_parts(model), f"chatcmpl-{uuid4().hex}", int(time.time()))
-    if body.stream:
-        events = ChatEvents(answer, generation)
-        return with_parts(
-            await event_stream(request, generation, events, deps.settings.keep_alive_seconds), model
-        )
-    choices = asyncio.ensure_future(generation.collect())
-    await done_within(request, choices)
-    done = choices.result()
-    large = body.logprobs
-    whole = await json_response(lambda: answer.whole(done, at_once=not large), deps.rests if large else None)
-    return with_parts(whole, model)
-
-
-@dataclass(frozen=True, slots=True)
-class ChatAnswer:
-    """One answer in the making: what all of its chunks share."""
-
-    body: ChatRequest
-    vocabulary: Vocabulary
-    parts: dict[str, object]
-    """What is told of a mixture's parts: by the answer, or by a stream's first chunk."""
-    identity: str
-    created: int
-
-    def whole(self, choices: list[Choice], *, at_once: bool) -> dict[str, object]:
-        """Return the answer as one object; its choices are made ``at_once``, or as they are written."""
-        made = (self._choice(index, choice) for index, choice in enumerate(choices))
-        return {
-            **self.head("chat.completion"),
-            **self.parts,
-            "choices": list(made) if at_once else made,
-            "usage": usage_of([choice.last for choice in choices], self.body.n).to_json(),
-        }
-
-    def _choice(self, index: int, choice: Choice) -> dict[str, object]:
-        assert choice.finish_reason is not None, "the engine ends every choice"
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
-            "logprobs": chat_logprobs(choice.logprobs, self.vocabulary) if self.body.logprobs else None,
-            "finish_reason": choice.finish_reason.value,
-            "stop_reason": choice.stop_reason,
-        }
-
-    def head(self, kind: str) -> dict[str, object]:
-        """Return what an answer and all of its chunks begin with."""
-        return {
-            "id": self.identity,
-            "object": kind,
-            "created": self.created,
-            "model": self.body.model,
-            "system_fingerprint": None,
-        }
-
-
-class ChatEvents:
-    """The answer as chunks: each choice's role first, then what each step adds. See streaming.Events.
+class ChatForm:
+    """A chat completion: each choice's role first, then what each step adds. See writer.Form.
 
     What all chunks share is written once; of most of them the text alone is new.
     """
 
-    def __init__(self, answer: ChatAnswer, generation: Generation) -> None:
-        self._answer = answer
-        self._generation = generation
-        self._parts = answer.parts
-        self._last: list[SequenceOutput | None] = [None] * answer.body.n
-        self._head = answer.head(CHUNK)
-        self._ends = {"usage": None} if answer.body.wants_usage else {}
+    def __init__(self, generation: Generation, identity: str, created: int) -> None:
+        """``identity`` is the answer's id, ``created`` a Unix time."""
+        ask = generation.ask
+        self._vocabulary = generation.text.vocabulary
+        self._told = ask.sampling.logprobs is not None
+        self._usage = ask.wants_usage
+        self._parts = told_parts(generation.model)
+        """What is told of a mixture's parts: by the answer, or by a stream's first chunk."""
+        self._identity, self._created, self._model = identity, created, ask.model
+        self._head = self._begin(CHUNK)
+        self._ends = {"usage": None} if self._usage else {}
         self._begins = f'data: {dumps(self._head)[:-1]},"choices":[{{"index":'
         rest = ',"usage":null}' if self._ends else "}"
         self._goes_on = f'}},"logprobs":null,"finish_reason":null}}]{rest}\n\n'
 
-    async def of(self, outputs: Sequence[tuple[int, SequenceOutput]]) -> bytes:
-        """See streaming.Events."""
-        texts: list[str] = []
-        for index, output in outputs:
-            if self._last[index] is None:
-                texts.append(
-                    self._chunk(index, {"role": "assistant", "content": ""}, None, None, self._parts)
-                )
-                self._parts = {}
-            self._last[index] = output
-            if output.finish_reason is not None or self._answer.body.logprobs:
-                texts.append(self._whole(index, output))
-            elif output.text:  # else it is held back for a stop string or half a character
-                texts.append(f'{self._begins}{index},"delta":{{"content":{dumps(output.text)}{self._goes_on}')
-        return "".join(texts).encode()
+    @property
+    def large(self) -> bool:
+        """See writer.Form."""
+        return self._told
 
-    def last(self) -> bytes:
-        """See streaming.Events: the usage."""
-        body = self._answer.body
-        if not body.wants_usage:
-            return b""
-        return event(dumps({**self._head, "choices": [], "usage": usage_of(self._last, body.n).to_json()}))
+    def whole(self, choices: Iterable[Choice], usage: Usage, *, at_once: bool) -> dict[str, object]:
+        """See writer.Form."""
+        made = (self._choice(index, choice) for index, choice in enumerate(choices))
+        return {
+            **self._begin("chat.completion"),
+            **self._parts,
+            "choices": list(made) if at_once else made,
+            "usage": usage.to_json(),
+        }
 
-    def note(self) -> None:
-        """See streaming.Events."""
-        self._generation.note_tokens(self._last)
+    def _choice(self, index: int, choice: Choice) -> dict[str, object]:
+        assert choice.finish is not None, "the engine ends every choice"
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+            "logprobs": chat_logprobs(choice.logprobs, self._vocabulary) if self._told else None,
+            "finish_reason": choice.finish,
+            "stop_reason": choice.stop_reason,
+        }
 
-    def _whole(self, index: int, output: SequenceOutput) -> str:
-        if not output.text and not output.logprobs and output.finish_reason is None:
+    async def events(self, step: Step) -> str:
+        """See writer.Form."""
+        begins = ""
+        if step.first:
+            begins = self._chunk(step.choice, {"role": "assistant", "content": ""}, None, None, self._parts)
+            self._parts = {}
+        if step.finish is not None or self._told:
+            return begins + self._whole_chunk(step)
+        for delta in step.deltas:  # none: it is held back for a stop string or half a character
+            assert isinstance(delta, Content)
+            begins += f'{self._begins}{step.choice},"delta":{{"content":{dumps(delta.text)}{self._goes_on}'
+        return begins
+
+    def last(self, usage: Usage) -> str:
+        """See writer.Form."""
+        if not self._usage:
+            return DONE
+        return event({**self._head, "choices": [], "usage": usage.to_json()}) + DONE
+
+    def failed(self, envelope: Mapping[str, object]) -> str:
+        """See writer.Form."""
+        return event(envelope)
+
+    def _whole_chunk(self, step: Step) -> str:
+        output = step.output
+        if not step.deltas and not output.logprobs and step.finish is None:
             return ""
-        delta = {"content": output.text} if output.text else {}
-        asked = self._answer.body.logprobs
-        logprobs = chat_logprobs(output.logprobs, self._answer.vocabulary) if asked else None
-        finish = None if output.finish_reason is None else output.finish_reason.value
-        return self._chunk(index, delta, logprobs, finish, {})
+        text = "".join(delta.text for delta in step.deltas if isinstance(delta, Content))
+        logprobs = chat_logprobs(output.logprobs, self._vocabulary) if self._told else None
+        return self._chunk(step.choice, {"content": text} if text else {}, logprobs, step.finish, {})
 
     def _chunk(
         self,
@@ -162,4 +124,14 @@ class ChatEvents:
         parts: dict[str, object],
     ) -> str:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return f"data: {dumps({**self._head, **parts, 'choices': [choice], **self._ends})}\n\n"
+        return event({**self._head, **parts, "choices": [choice], **self._ends})
+
+    def _begin(self, kind: str) -> dict[str, object]:
+        """Return what an answer and all of its chunks begin with."""
+        return {
+            "id": self._identity,
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": None,
+        }

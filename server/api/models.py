@@ -7,14 +7,16 @@ from fastapi.responses import Response
 
 from manylora.adapters.mixtures import MixturePart, spell
 from manylora.server.api.asked_models import describe_asked, resolve, text_of, told_of
+from manylora.server.api.asks import tokenize_prompt
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import ApiDependencies, dependencies
 from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.openapi import body_of
-from manylora.server.api.prompts import chat_tokens, check_token_ids, for_template
+from manylora.server.api.prompts import chat_tokens
 from manylora.server.api.rendering import json_response
 from manylora.server.api.schemas import DetokenizeRequest, TokenizeRequest
+from manylora.server.api.token_ids import check_token_ids
 from manylora.server.api.tokenising import check_length
 from manylora.server.catalog import CatalogEntry, MixtureEntry, ResolvedModel
 from manylora.server.errors import InvalidRequest
@@ -132,10 +134,7 @@ async def _ids(
             deps,
             model,
             text,
-            for_template(body.messages),
-            body.chat_template_kwargs,
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
+            tokenize_prompt(body, body.messages),
             at_most=MAX_TOKENS,
             lane=deps.tokenising.looks,
             most=most,

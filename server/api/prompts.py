@@ -2,51 +2,58 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+from manylora.server.api.asks import Ask, ChatPrompt, PlainPrompts
 from manylora.server.api.dependencies import ApiDependencies
-from manylora.server.api.schemas import ChatRequest, CompletionRequest, Message
+from manylora.server.api.token_ids import check_token_ids
 from manylora.server.api.tokenising import Lane, check_length, most_characters
 from manylora.server.catalog import ResolvedModel
 from manylora.server.chat.templates import TemplateFailed
-from manylora.server.errors import ContextLengthExceeded, InvalidRequest, QueueFull
+from manylora.server.engine.door import context_exceeded
+from manylora.server.engine.request import UNBOUNDED
+from manylora.server.errors import InvalidRequest, QueueFull
 from manylora.server.tokenizer import ModelText, TooManyTokens
 from manylora.server.workers.pool import WorkersBusy
 
 
-async def chat_prompt(
-    deps: ApiDependencies, body: ChatRequest, model: ResolvedModel, text: ModelText
-) -> list[int]:
-    """Return the chat's token ids, by the adapter's template or else the base's.
+@dataclass(frozen=True, slots=True)
+class Tokenised:
+    """A request's prompts as the model reads them."""
+
+    ids: list[Sequence[int]]
+    echoed: tuple[str, ...] = ()
+    """As they were sent, if they are to be echoed; token ids with control tokens spelled out."""
+
+
+async def tokenise(deps: ApiDependencies, ask: Ask, model: ResolvedModel, text: ModelText) -> Tokenised:
+    """Return the prompts' token ids; a chat's by the adapter's template or else the base's.
 
     Raises ContextLengthExceeded, InvalidRequest for messages that the template refuses, and QueueFull.
     """
-    with _told_in_full(body.asked_tokens, deps.settings.context_length):
-        return await chat_tokens(
-            deps,
-            model,
-            text,
-            for_template(body.messages),
-            body.template_variables,
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
-            at_most=deps.settings.context_length,
-        )
+    prompt, context = ask.prompt, deps.settings.context_length
+    with _told_in_full(ask.sampling.max_tokens, context):
+        if isinstance(prompt, PlainPrompts):
+            ids = await _plain(deps, prompt, text)
+        else:
+            ids = [await chat_tokens(deps, model, text, prompt, at_most=context)]
+    # After the check of the ids: those that no vocabulary has can't be spelled.
+    if isinstance(prompt, PlainPrompts) and prompt.echo:
+        return Tokenised(ids, await _echoed(deps, prompt, text))
+    return Tokenised(ids)
 
 
 async def chat_tokens(
     deps: ApiDependencies,
     model: ResolvedModel,
     text: ModelText,
-    messages: Sequence[Mapping[str, object]],
-    variables: Mapping[str, object] | None = None,
+    prompt: ChatPrompt,
     *,
-    add_generation_prompt: bool = True,
-    continue_final_message: bool = False,
     at_most: int,
     lane: Lane | None = None,
     most: int | None = None,
 ) -> list[int]:
-    """Render messages by the model's template and tokenise them; ``variables`` are for the template.
+    """Render messages by the model's template and tokenise them.
 
     ``lane`` None is that of prompts; ``most`` are the characters that may be tokenised, None: as ``at_most`` has it.
     The template writes bos itself, so no tokens are added. Control tokens are parsed wherever they stand, in a user's
@@ -54,8 +61,12 @@ async def chat_tokens(
     Raises TooManyTokens over ``at_most``, InvalidRequest for what the template refuses, and QueueFull.
     """
     lane = lane or deps.tokenising.prompts
-    how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
-    seen = {**text.special_tokens, **(variables or {})}
+    messages = prompt.messages
+    how = {
+        "add_generation_prompt": prompt.add_generation_prompt,
+        "continue_final_message": prompt.continue_final_message,
+    }
+    seen = {**text.special_tokens, **prompt.variables}
     if model.chat_template is None:
         written = sum(len(str(message.get("content"))) for message in messages)
         rendered = await lane.run(lambda: deps.tokenizer.render(messages, seen, **how), written)
@@ -86,37 +97,37 @@ async def _by_adapter(
         ) from error
 
 
-async def completion_prompts(
-    deps: ApiDependencies, body: CompletionRequest, text: ModelText
-) -> list[Sequence[int]]:
-    """Return each prompt's token ids. Raises ContextLengthExceeded, InvalidRequest and QueueFull."""
-    settings, prompts = deps.settings, body.prompts()
-    with _told_in_full(body.asked_tokens, settings.context_length):
-        for prompt in prompts:
-            if isinstance(prompt, str):
-                continue
-            if len(prompt) > settings.context_length:
-                raise TooManyTokens(len(prompt), at_least=False)
-            check_token_ids(prompt, settings.vocab_size, "prompt")
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        for prompt in texts:
-            most = most_characters(settings.context_length)
-            _check_characters(deps, prompt, settings.context_length, most, "prompt")
-        special = body.add_special_tokens
-        encoded = iter(
-            await text.codec.encode(
-                deps.tokenising.prompts, texts, add_special_tokens=special, at_most=settings.context_length
-            )
+async def _plain(deps: ApiDependencies, asked: PlainPrompts, text: ModelText) -> list[Sequence[int]]:
+    settings, prompts = deps.settings, asked.prompts
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            continue
+        if len(prompt) > settings.context_length:
+            raise TooManyTokens(len(prompt), at_least=False)
+        check_token_ids(prompt, settings.vocab_size, "prompt")
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    for prompt in texts:
+        most = most_characters(settings.context_length)
+        _check_characters(deps, prompt, settings.context_length, most, "prompt")
+    encoded = iter(
+        await text.codec.encode(
+            deps.tokenising.prompts,
+            texts,
+            add_special_tokens=asked.add_special_tokens,
+            at_most=settings.context_length,
         )
+    )
     return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-async def echoed_texts(deps: ApiDependencies, body: CompletionRequest, text: ModelText) -> list[str]:
-    """Return each prompt as it was sent; token ids with control tokens spelled out."""
-    return [
-        prompt if isinstance(prompt, str) else await text.codec.spell(deps.tokenising.prompts, prompt)
-        for prompt in body.prompts()
-    ]
+async def _echoed(deps: ApiDependencies, asked: PlainPrompts, text: ModelText) -> tuple[str, ...]:
+    lane = deps.tokenising.prompts
+    return tuple(
+        [
+            prompt if isinstance(prompt, str) else await text.codec.spell(lane, prompt)
+            for prompt in asked.prompts
+        ]
+    )
 
 
 def _check_characters(deps: ApiDependencies, text: str, at_most: int, most: int, param: str) -> None:
@@ -125,31 +136,10 @@ def _check_characters(deps: ApiDependencies, text: str, at_most: int, most: int,
         check_length(len(text), most, param)
 
 
-def for_template(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Return messages as chat templates take them."""
-    return [message.for_template() for message in messages]
-
-
-def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
-    """Raise InvalidRequest for the first id that the vocabulary doesn't have."""
-    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
-        wrong = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
-        raise InvalidRequest(f"{param}: token id {wrong} is not in 0 to {vocab_size - 1}", param=param)
-
-
-def context_exceeded(prompt: int | str, asked: int | None, context: int) -> ContextLengthExceeded:
-    """Return the error with its three numbers."""
-    wanted = "max_tokens is at least 1" if asked is None else f"max_tokens is {asked}"
-    return ContextLengthExceeded(
-        f"the prompt has {prompt} tokens and {wanted}, together more than the context of {context} tokens",
-        param="max_tokens" if asked is not None else None,
-    )
-
-
 @contextmanager
-def _told_in_full(asked: int | None, context: int) -> Iterator[None]:
+def _told_in_full(max_tokens: int, context: int) -> Iterator[None]:
     try:
         yield
     except TooManyTokens as error:
         count = f"at least {error.count}" if error.at_least else error.count
-        raise context_exceeded(count, asked, context) from None
+        raise context_exceeded(count, None if max_tokens == UNBOUNDED else max_tokens, context) from None

@@ -1,4 +1,4 @@
-"""Server-sent events: one per step and choice, a usage event if asked, then [DONE].
+"""Server-sent events: what a step brought, rendered (writer.py) and sent in one write.
 
 From the engine's outputs to the socket there is one coroutine: it takes what has come, has it rendered and sends it in
 one write. What fails before the response has begun is answered with its status. After that it is one event with the
@@ -7,8 +7,6 @@ passed that the client must hear a keep-alive.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -17,45 +15,19 @@ from structlog import get_logger
 
 from manylora.server.api.disconnect import ClientGone, done_within
 from manylora.server.api.error_responses import envelope, shape_of
-from manylora.server.api.generation import Generation
-from manylora.server.api.rendering import dumps
 from manylora.server.api.request_context import note
-from manylora.server.engine.request import SequenceOutput
+from manylora.server.api.writer import Writer
 
 log = get_logger(__name__)
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-class Events(Protocol):
-    """Writes an answer as events."""
-
-    async def of(self, outputs: Sequence[tuple[int, SequenceOutput]]) -> bytes:
-        """Return the events of what came, of none where nothing is to be told."""
-        ...
-
-    def last(self) -> bytes:
-        """Return what stands before [DONE]."""
-        ...
-
-    def note(self) -> None:
-        """Have the log line say what was made, however it ended."""
-        ...
-
-
-def event(data: str) -> bytes:
-    """Return the event that carries a JSON text."""
-    return f"data: {data}\n\n".encode()
-
-
-async def event_stream(
-    request: Request, generation: Generation, events: Events, keep_alive: float
-) -> Response:
+async def event_stream(request: Request, writer: Writer, keep_alive: float) -> Response:
     """Return the response that sends an answer's events, with a comment whenever ``keep_alive`` seconds were silent.
 
     Raises what fails before the response begins, and ClientGone.
     """
-    feed = _Feed(generation, events, keep_alive)
+    feed = _Feed(writer, keep_alive)
     head = asyncio.ensure_future(feed.next())
     try:
         if await done_within(request, head, keep_alive):
@@ -69,9 +41,9 @@ async def event_stream(
 class _Feed:
     """The bytes that are to be sent, as they come."""
 
-    def __init__(self, generation: Generation, events: Events, keep_alive: float) -> None:
-        self._generation = generation
-        self._events = events
+    def __init__(self, writer: Writer, keep_alive: float) -> None:
+        self._generation = writer.generation
+        self.writer = writer
         self._keep_alive = keep_alive
         self._gone = self._done = False
         self._said = 0.0
@@ -87,8 +59,8 @@ class _Feed:
                 return KEEP_ALIVE
             if not outputs:
                 self._done = True
-                return self._events.last() + DONE
-            data = await self._events.of(outputs)
+                return self.writer.last()
+            data = await self.writer.of(outputs)
             if data:
                 return data
         return b""
@@ -114,7 +86,7 @@ class _Feed:
         if self._timer is not None:
             self._timer.cancel()
         self._generation.abort()
-        self._events.note()
+        self.writer.note()
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
@@ -169,7 +141,7 @@ class _EventStream(Response):
         except Exception as error:
             if shape_of(error).code == "internal_error":
                 log.error("unexpected error in a stream", exc_info=error)
-            data = event(dumps(envelope(error)))
+            data = feed.writer.failed(envelope(error))
             await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -14,6 +14,7 @@ from functools import partial
 
 from manylora.adapters.types import AdapterWeights, FreedAdapter, Tier
 from manylora.server.engine.adapter_cache import HeldAdapter, LoadFrom
+from manylora.server.engine.door import fitted
 from manylora.server.engine.engine import Engine, Load
 from manylora.server.engine.observer import EngineObserver
 from manylora.server.engine.outbox import Outbox
@@ -23,7 +24,6 @@ from manylora.server.engine.pieces import Piece, output_of
 from manylora.server.engine.request import GenerationRequest, SequenceOutput
 from manylora.server.engine.stats import EngineStats, stats_of
 from manylora.server.errors import (
-    ContextLengthExceeded,
     InvalidRequest,
     ModelNotFound,
     QueueFull,
@@ -139,8 +139,9 @@ class AsyncEngine:
         waiting = self._engine.scheduler.waiting.num_lines + self._handed_in - self._taken_in
         if waiting >= self._max_waiting:
             raise QueueFull(f"{waiting} requests are waiting already; try again later", retry_after=1)
+        limit = min(self._context, self._engine.capacity_tokens())
+        requests = [fitted(request, limit) for request in requests]
         for request in requests:
-            self._check_room(request)
             if any(adapter_id in self._leaving for adapter_id, _ in request.adapters):
                 raise ModelNotFound(f"there is no model {request.adapter_label!r} any more", param="model")
             self._engine.check(request)
@@ -162,16 +163,6 @@ class AsyncEngine:
         """End a request: its stream ends with ABORTED outputs. Harmless when it has ended."""
         if request_id in self._streams:
             self._inbox.put(lambda engine: engine.abort(request_id))
-
-    def _check_room(self, request: GenerationRequest) -> None:
-        prompt, asked = len(request.prompt_token_ids), request.sampling.max_tokens
-        limit = min(self._context, self._engine.capacity_tokens())
-        if prompt + asked > limit:
-            raise ContextLengthExceeded(
-                f"the prompt has {prompt} tokens and max_tokens is {asked}, together more than the {limit} tokens "
-                "that a request can have here",
-                param="max_tokens",
-            )
 
     # Adapters, on the event loop; see manylora.server.catalog_types.AdapterEngine
 

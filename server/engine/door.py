@@ -1,13 +1,38 @@
 """What the engine refuses at its door: requests that no step could compute, whoever made them. Changes nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from manylora.server.engine.adapter_cache import AdapterCache
-from manylora.server.engine.request import GenerationRequest
-from manylora.server.errors import InvalidRequest, ModelNotFound
+from manylora.server.engine.request import UNBOUNDED, GenerationRequest
+from manylora.server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 
 LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 """Of float32, in which weights are computed."""
+
+
+def fitted(request: GenerationRequest, limit: int) -> GenerationRequest:
+    """Return the request with a max_tokens that says how many, if prompt and answer fit ``limit`` tokens together.
+
+    The one place where a prompt's length is held against the context. Raises ContextLengthExceeded.
+    """
+    prompt, asked = len(request.prompt_token_ids), request.sampling.max_tokens
+    wanted = max(1, limit - prompt) if asked == UNBOUNDED else asked
+    if prompt + wanted > limit:
+        raise context_exceeded(prompt, None if asked == UNBOUNDED else asked, limit)
+    if wanted == asked:
+        return request
+    return replace(request, sampling=replace(request.sampling, max_tokens=wanted))
+
+
+def context_exceeded(prompt: int | str, asked: int | None, context: int) -> ContextLengthExceeded:
+    """Return the error with its three numbers; ``asked`` None: as many as fit."""
+    wanted = "max_tokens is at least 1" if asked is None else f"max_tokens is {asked}"
+    return ContextLengthExceeded(
+        f"the prompt has {prompt} tokens and {wanted}, together more than the context of {context} tokens",
+        param="max_tokens" if asked is not None else None,
+    )
 
 
 def check_request(request: GenerationRequest, vocab_size: int, cache: AdapterCache) -> None:
@@ -16,8 +41,10 @@ def check_request(request: GenerationRequest, vocab_size: int, cache: AdapterCac
     Callable from any thread.
     """
     _check_ids(request, vocab_size)
-    if not request.prompt_token_ids or request.n < 1 or request.sampling.max_tokens < 1:
-        raise InvalidRequest("a request needs a prompt of at least one token, n and max_tokens of at least 1")
+    if not request.prompt_token_ids:
+        raise InvalidRequest("the prompt is empty: give at least one token", param="prompt")
+    if request.n < 1 or request.sampling.max_tokens < 1:
+        raise InvalidRequest("a request needs n and max_tokens of at least 1")
     _check_adapters(request, cache)
 
 

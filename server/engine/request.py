@@ -11,6 +11,10 @@ BASE_ADAPTER_ID = 0
 """The adapter id that means: the base model alone. Ids of adapters start at 1 and are never used again."""
 
 
+UNBOUNDED = -1
+"""max_tokens of a request that named none: as many as fit."""
+
+
 class FinishReason(Enum):
     """Why a sequence ended. ABORTED and FAILED never reach a client as a finish_reason."""
 
@@ -44,6 +48,7 @@ class SamplingParams:
     min_tokens: int = 0
     """Before so many tokens neither eos, stop ids nor stop strings end the sequence."""
     max_tokens: int = 16
+    """UNBOUNDED: as many as fit; the engine's door knows how many that are."""
     logprobs: int | None = None
     """Number of alternatives to report beside the chosen token's logprob (0 to 20); None: no logprobs."""
     prompt_logprobs: int | None = None

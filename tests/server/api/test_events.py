@@ -6,11 +6,12 @@ from typing import Any, cast
 
 import pytest
 
-from manylora.server.api.chat import ChatAnswer, ChatEvents
-from manylora.server.api.completions import CompletionAnswer, CompletionEvents
+from manylora.server.api.asks import Ask, chat_ask, completion_ask
+from manylora.server.api.chat import ChatForm
+from manylora.server.api.completions import CompletionForm
 from manylora.server.api.generation import Generation
 from manylora.server.api.schemas import ChatRequest, CompletionRequest
-from manylora.server.api.streaming import Events
+from manylora.server.api.writer import DONE, Writer
 from manylora.server.catalog import ResolvedModel
 from manylora.server.engine.request import FinishReason, SequenceOutput
 from manylora.server.tokenizer import ModelText
@@ -20,27 +21,28 @@ FIELDS = {"model": 'm"{}', "stream": True, "n": 2}
 USAGE = {"stream_options": {"include_usage": True}}
 
 
-def generation(model: ResolvedModel) -> Generation:
+def generation(ask: Ask) -> Generation:
     text = ModelText(cast("Any", None), cast("Any", None), cast("Any", None), frozenset())
-    return Generation(cast("Any", None), ((1, 2),), 2, model, text)
+    return Generation(cast("Any", None), ask, ResolvedModel((), "m", "m"), text, ((1, 2),))
 
 
-def events_of(kind: str, **fields: object) -> Events:
-    made = generation(ResolvedModel((), "m", "m"))
+def events_of(kind: str, **fields: object) -> Writer:
     if kind == "chat":
         body = ChatRequest.model_validate(
             {**FIELDS, "messages": [{"role": "user", "content": "x"}], **fields}
         )
-        return ChatEvents(ChatAnswer(body, made.text.vocabulary, {}, "chatcmpl-1", 5), made)
+        made = generation(chat_ask(body, 10))
+        return Writer(made, ChatForm(made, "chatcmpl-1", 5))
     asked = CompletionRequest.model_validate({**FIELDS, "prompt": "x", **fields})
-    return CompletionEvents(CompletionAnswer(asked, made, (), "cmpl-1", 5))
+    made = generation(completion_ask(asked, 10))
+    return Writer(made, CompletionForm(made, "cmpl-1", 5))
 
 
 def output(index: int, text: str, finish: FinishReason | None = None) -> SequenceOutput:
     return SequenceOutput("r", index, text, (1,), finish_reason=finish, prompt_tokens=2, completion_tokens=3)
 
 
-async def chunks_of(events: Events, outputs: Sequence[tuple[int, SequenceOutput]]) -> list[dict[str, Any]]:
+async def chunks_of(events: Writer, outputs: Sequence[tuple[int, SequenceOutput]]) -> list[dict[str, Any]]:
     sent = (await events.of(outputs)).decode()
     *blocks, rest = sent.split("\n\n")
     assert not rest
@@ -80,4 +82,4 @@ async def test_all_choices_of_a_step_are_one_piece_and_what_says_nothing_is_left
     chunks = await chunks_of(events, [(0, output(0, "c")), (1, output(1, "")), (1, output(1, "d"))])
     assert [(chunk["choices"][0]["index"], text_of(chunk)) for chunk in chunks] == [(0, "c"), (1, "d")]
     assert await events.of([(0, output(0, ""))]) == b""
-    assert events.last() == b""
+    assert events.last().decode() == DONE

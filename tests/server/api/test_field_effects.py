@@ -6,9 +6,11 @@ from typing import Any, cast
 
 import pytest
 
+from manylora.server.api.asks import completion_ask, sampling_params
 from manylora.server.api.body import parse
-from manylora.server.api.completions import CompletionAnswer
-from manylora.server.api.generation import Choice, Generation, sampling_params, usage_of
+from manylora.server.api.choices import Choice
+from manylora.server.api.completions import CompletionForm
+from manylora.server.api.generation import Generation, usage_of
 from manylora.server.api.schemas import ChatRequest, CompletionRequest, Message
 from manylora.server.catalog import ResolvedModel
 from manylora.server.engine.request import FinishReason, SamplingParams, SequenceOutput
@@ -30,7 +32,7 @@ def completion(**fields: object) -> CompletionRequest:
 
 def sampling(**fields: object) -> SamplingParams:
     body = completion(**fields)
-    return sampling_params(body, VOCABULARY, max_tokens=body.asked_tokens, logprobs=body.logprobs)
+    return sampling_params(body, VOCABULARY, body.asked_tokens, body.logprobs)
 
 
 UNUSUAL: dict[str, object] = {
@@ -149,9 +151,10 @@ def test_a_message_gives_templates_its_name_and_one_text() -> None:
     }
 
 
-def generation(*prompts: tuple[int, ...]) -> Generation:
+def generation(body: CompletionRequest, echoed: tuple[str, ...], *prompts: tuple[int, ...]) -> Generation:
     text = ModelText(cast("Any", None), cast("Any", None), cast("Any", None), frozenset())
-    return Generation(cast("Any", None), prompts, 1, ResolvedModel((), "a", "a"), text)
+    ask = completion_ask(body, VOCABULARY)
+    return Generation(cast("Any", None), ask, ResolvedModel((), "a", "a"), text, prompts, echoed)
 
 
 def output(index: int, prompt: int, completion: int, cached: int) -> SequenceOutput:
@@ -182,10 +185,10 @@ def test_a_prompt_counts_once_for_its_choices() -> None:
 
 def test_an_echo_alone_ends_by_its_length_whatever_the_token_was_that_nobody_sees() -> None:
     body = completion(max_tokens=0, echo=True)
-    answer = CompletionAnswer(body, generation((1, 2)), ("1 2",), "cmpl-x", 5)
+    form = CompletionForm(generation(body, ("1 2",), (1, 2)), "cmpl-x", 5, echo_only=True)
     choice = Choice()
     choice.add(output(0, 2, 1, 0))
-    whole = answer.whole([choice], at_once=True)
+    whole = form.whole([choice], usage_of([choice.last], 1), at_once=True)
     assert whole["choices"] == [
         {"index": 0, "text": "1 2", "logprobs": None, "finish_reason": "length", "stop_reason": None}
     ]
@@ -200,12 +203,14 @@ def test_an_echo_alone_ends_by_its_length_whatever_the_token_was_that_nobody_see
 
 def test_choices_of_several_prompts_echo_their_own() -> None:
     body = completion(prompt=[[1], [2]], n=2, echo=True)
-    answer = CompletionAnswer(body, generation((1,), (2,)), ("1", "2"), "cmpl-x", 5)
+    form = CompletionForm(generation(body, ("1", "2"), (1,), (2,)), "cmpl-x", 5)
     choices = []
     for index in (0, 1, 0, 1):
         choices.append(Choice())
         choices[-1].add(output(index, 1, 1, 0))
+    usage = usage_of([choice.last for choice in choices], 2)
     texts = [
-        each["text"] for each in cast("list[dict[str, str]]", answer.whole(choices, at_once=True)["choices"])
+        each["text"]
+        for each in cast("list[dict[str, str]]", form.whole(choices, usage, at_once=True)["choices"])
     ]
     assert texts == ["1x", "1x", "2x", "2x"]

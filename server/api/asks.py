@@ -1,0 +1,158 @@
+"""What a client asks for, in one shape whatever route it came by, and how chats and completions become that."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from manylora.server.api.mixture_fields import ModelFields
+from manylora.server.api.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    SamplingFields,
+    TokenizeRequest,
+)
+from manylora.server.api.token_ids import check_token_ids
+from manylora.server.engine.grammar import Grammar
+from manylora.server.engine.request import UNBOUNDED, SamplingParams
+from manylora.server.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """Messages, for the model's chat template."""
+
+    messages: Sequence[Mapping[str, object]]
+    """As templates take them."""
+    variables: Mapping[str, object] = field(default_factory=dict)
+    """What else the template may read."""
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainPrompts:
+    """Texts and token ids, as they are."""
+
+    prompts: Sequence[str | Sequence[int]]
+    add_special_tokens: bool = True
+    """Around texts, as the tokenizer has it."""
+    echo: bool = False
+    """Whether they are told again, before their answers."""
+
+
+Prompt: TypeAlias = ChatPrompt | PlainPrompts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A client's request: which model, of what prompts, how, and how it wants to hear."""
+
+    model: str
+    beside: ModelFields
+    """What else names adapters."""
+    prompt: Prompt
+    sampling: SamplingParams
+    grammar: Grammar | None = None
+    """What answers are held to."""
+    n: int = 1
+    """Choices for each prompt."""
+    stream: bool = False
+    wants_usage: bool = False
+    """Whether a stream tells it too."""
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts are to be answered."""
+        return len(self.prompt.prompts) if isinstance(self.prompt, PlainPrompts) else 1
+
+
+def chat_ask(body: ChatRequest, vocab_size: int) -> Ask:
+    """Return what a chat asks for. Raises InvalidRequest."""
+    prompt = ChatPrompt(
+        messages=[message.for_template() for message in body.messages],
+        variables=body.template_variables,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+    )
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _ask(body, prompt, sampling_params(body, vocab_size, body.asked_tokens, logprobs))
+
+
+def tokenize_prompt(body: TokenizeRequest, messages: Sequence[Message]) -> ChatPrompt:
+    """Return the chat whose tokens are asked for."""
+    return ChatPrompt(
+        messages=[message.for_template() for message in messages],
+        variables=body.chat_template_kwargs,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+    )
+
+
+def completion_ask(body: CompletionRequest, vocab_size: int) -> Ask:
+    """Return what a completion asks for. Raises InvalidRequest."""
+    prompt = PlainPrompts(prompts=body.prompts(), add_special_tokens=body.add_special_tokens, echo=body.echo)
+    # The engine always makes a token; echo alone lets go of it.
+    max_tokens = max(1, body.asked_tokens)
+    told = body.logprobs if body.echo else None
+    return _ask(body, prompt, sampling_params(body, vocab_size, max_tokens, body.logprobs, told))
+
+
+def _ask(body: SamplingFields, prompt: Prompt, sampling: SamplingParams) -> Ask:
+    return Ask(
+        model=body.model,
+        beside=body,
+        prompt=prompt,
+        sampling=sampling,
+        n=body.n,
+        stream=body.stream,
+        wants_usage=body.wants_usage,
+    )
+
+
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,11}")
+"""A token id as logit_bias names it; Python itself refuses to read numbers of thousands of digits."""
+
+
+def sampling_params(
+    fields: SamplingFields,
+    vocab_size: int,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """Return the engine's parameters; token ids are checked against the vocabulary here."""
+    if max_tokens is not None and fields.min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {fields.min_tokens}, over max_tokens {max_tokens}", param="min_tokens"
+        )
+    check_token_ids(fields.stop_token_ids, vocab_size, "stop_token_ids")
+    return SamplingParams(
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=max(0, fields.top_k),
+        min_p=fields.min_p,
+        presence_penalty=fields.presence_penalty,
+        frequency_penalty=fields.frequency_penalty,
+        repetition_penalty=fields.repetition_penalty,
+        logit_bias=_logit_bias(fields.logit_bias, vocab_size),
+        seed=fields.seed,
+        stop=fields.stops,
+        stop_token_ids=tuple(fields.stop_token_ids),
+        ignore_eos=fields.ignore_eos,
+        min_tokens=fields.min_tokens,
+        max_tokens=UNBOUNDED if max_tokens is None else max_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
+    # Digits of other scripts and leading zeros would be second names of one id: the last of them would win.
+    wrong = next((token for token in bias if not _TOKEN_ID.fullmatch(token)), None)
+    if wrong is not None:
+        raise InvalidRequest(f"logit_bias: {wrong[:40]!r} is not a token id", param="logit_bias")
+    by_id = {int(token): value for token, value in bias.items()}
+    check_token_ids(tuple(by_id), vocab_size, "logit_bias")
+    return by_id
