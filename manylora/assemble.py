@@ -31,6 +31,7 @@ from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineSettings, Load
 from manylora.server.engine.scheduler import SchedulerLimits
 from manylora.server.model.served import ServedModel
+from manylora.server.tenants.ring import KeyRing
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 
 GIB = 1 << 30
@@ -153,7 +154,8 @@ def assemble(
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
     rests = Rests(lambda: engine.tempo is not None)
-    deps = ApiDependencies(engine, catalog, tokenizer, texts, metrics, api, rests, exports)
+    keys = KeyRing(home.registry.keys)
+    deps = ApiDependencies(engine, catalog, tokenizer, texts, metrics, api, rests, keys, exports)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
 
