@@ -29,9 +29,9 @@ from manylora.server.chat.templates import ChatTemplates
 from manylora.server.config import AdapterArgument, ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineSettings, Load
+from manylora.server.engine.request import Pooling
 from manylora.server.engine.scheduler import SchedulerLimits
 from manylora.server.model.served import ServedModel
-from manylora.server.tenants.ring import KeyRing
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 
 GIB = 1 << 30
@@ -154,8 +154,7 @@ def assemble(
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
     rests = Rests(lambda: engine.tempo is not None)
-    keys = KeyRing(home.registry.keys)
-    deps = ApiDependencies(engine, catalog, tokenizer, texts, metrics, api, rests, keys, exports)
+    deps = ApiDependencies(engine, catalog, tokenizer, texts, metrics, api, rests, exports)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
 
@@ -175,6 +174,9 @@ def _api_settings(settings: ServeSettings, base: BaseModel, name: str, context: 
         max_tokenize_characters=settings.max_tokenize_characters,
         keep_alive_seconds=settings.keep_alive_seconds,
         base_source=settings.base or "",
+        pooling=Pooling(settings.pooling),
+        matryoshka=settings.matryoshka,
+        hidden_size=base.config.hidden_size,
         created=int(time.time()),
     )
 

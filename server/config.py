@@ -171,6 +171,13 @@ class ServeSettings(BaseModel):
         ge=1,
         description="Log probabilities of prompt tokens that one answer may hold: tokens times n times (logprobs + 1).",
     )
+    pooling: Literal["last", "mean"] = Field(
+        "last", description="What an embedding is of a text's states: the last token's, or the mean."
+    )
+    matryoshka: bool = Field(
+        False,
+        description="The models were trained so that an embedding may be cut: requests may give dimensions.",
+    )
     max_tokenize_characters: int = Field(
         1 << 18, ge=1, description="Longest text of /tokenize, in characters, as the template writes it."
     )

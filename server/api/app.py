@@ -12,20 +12,27 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
-from manylora.server.api import adapters, chat, completions, docs_page, export, health, models
+from manylora.server.api import (
+    adapters,
+    chat,
+    completions,
+    docs_page,
+    embeddings,
+    export,
+    health,
+    models,
+    scores,
+)
 from manylora.server.api.asked_models import HEADER as PARTS_HEADER
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.error_responses import install_error_handlers
 from manylora.server.api.openapi import document
 from manylora.server.api.pacing import Paced
-from manylora.server.api.rate_headers import NAMES as RATES
 from manylora.server.api.request_context import RequestContext
 from manylora.server.memory import give_back
 
 PAUSE_SECONDS = 3.0
 """Without anything asked or generated, after which freed memory goes back to the system."""
-EXPOSED = ("x-request-id", "retry-after", "x-should-retry", "openai-processing-ms", "openai-version")
-"""Headers that pages may read, besides those of limits."""
 Application = RequestContext
 """What an ASGI server runs."""
 
@@ -49,7 +56,7 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
     )
     app.state.dependencies = deps
     # Before adapters, whose names may hold slashes.
-    for module in (docs_page, health, models, chat, completions, export, adapters):
+    for module in (docs_page, health, models, chat, completions, embeddings, scores, export, adapters):
         app.router.routes.extend(copy(route) for route in module.router.routes)
     # Before there is a HEAD to each GET: it would be listed.
     app.state.description = document(app, deps.settings)
@@ -70,7 +77,7 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=list(origins),
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=[*EXPOSED, *RATES, PARTS_HEADER],
+        expose_headers=["x-request-id", "retry-after", PARTS_HEADER],
     )
 
 
@@ -93,12 +100,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()
     deps: ApiDependencies = app.state.dependencies
-    await deps.keys.load()
     if deps.exports is not None:
         await deps.exports.open()
     pauses = asyncio.create_task(give_back_in_pauses(deps))
-    async with deps.keys.followed():
-        yield
+    yield
     pauses.cancel()
     deps.texts.close()
     deps.tokenising.close()

@@ -15,7 +15,7 @@ from manylora.server.api.schemas import (
 )
 from manylora.server.api.token_ids import check_token_ids
 from manylora.server.engine.grammar import Grammar
-from manylora.server.engine.request import UNBOUNDED, SamplingParams
+from manylora.server.engine.request import UNBOUNDED, Pooling, SamplingParams
 from manylora.server.errors import InvalidRequest
 
 
@@ -40,6 +40,8 @@ class PlainPrompts:
     """Around texts, as the tokenizer has it."""
     echo: bool = False
     """Whether they are told again, before their answers."""
+    param: str = "prompt"
+    """The field that they came in."""
 
 
 Prompt: TypeAlias = ChatPrompt | PlainPrompts
@@ -56,6 +58,8 @@ class Ask:
     sampling: SamplingParams
     grammar: Grammar | None = None
     """What answers are held to."""
+    pooling: Pooling | None = None
+    """Prompts aren't continued, their states are pooled."""
     n: int = 1
     """Choices for each prompt."""
     stream: bool = False

@@ -12,8 +12,7 @@ from manylora.server.api.pacing import Rests
 from manylora.server.api.tokenising import Tokenising
 from manylora.server.catalog import AdapterCatalog
 from manylora.server.engine.pace import Tempo
-from manylora.server.engine.request import GenerationRequest, SequenceOutput
-from manylora.server.tenants.ring import KeyRing
+from manylora.server.engine.request import GenerationRequest, Pooling, SequenceOutput
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 
 
@@ -76,6 +75,10 @@ class ApiSettings:
     keep_alive_seconds: float = 15.0
     base_source: str = ""
     """The base as the operator named it: a directory or a hub name; empty: the demo."""
+    pooling: Pooling = Pooling.LAST
+    matryoshka: bool = False
+    hidden_size: int = 0
+    """Numbers of a state, and so of an embedding."""
     created: int = 0
     """Unix time at which the base was loaded."""
 
@@ -92,8 +95,6 @@ class ApiDependencies:
     settings: ApiSettings
     rests: Rests
     """For what takes long to write."""
-    keys: KeyRing
-    """The registry's keys."""
     exports: ExportJobs | None = None
     """None: this server makes none."""
     tokenising: Tokenising = field(default_factory=Tokenising)

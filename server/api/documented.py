@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from manylora.server.api import answers
+from manylora.server.api import answers, embedding_answers
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 ERRORS: dict[int, str] = {
@@ -76,6 +76,12 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
     ("post", "/v1/completions"): Documented(
         "api", {200: {JSON: answers.Completion, EVENTS: answers.CompletionChunk}}, GENERATES
     ),
+    ("post", "/v1/embeddings"): _one("api", embedding_answers.Embeddings, GENERATES),
+    **{("post", path): _one("api", embedding_answers.Scores, GENERATES) for path in ("/score", "/v1/score")},
+    **{
+        ("post", path): _one("api", embedding_answers.Reranked, GENERATES)
+        for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+    },
     ("post", "/adapters"): Documented(
         "admin",
         {200: {JSON: answers.RegisteredModel}, 201: {JSON: answers.RegisteredModel}},

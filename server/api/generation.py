@@ -125,6 +125,8 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
 
 def check_choices(ask: Ask, settings: ApiSettings) -> None:
     """Refuse more answers than one request may ask for. Raises InvalidRequest with the numbers."""
+    if ask.pooling is not None:
+        return  # nothing is made
     if ask.n > settings.max_choices:
         raise InvalidRequest(f"n is {ask.n}, at most {settings.max_choices} are served", param="n")
     asked = ask.num_prompts * ask.n
@@ -157,6 +159,7 @@ def _start(
             arrival_time=arrival,
             origin=own,
             grammar=ask.grammar,
+            pooling=ask.pooling,
         )
         for index, prompt in enumerate(prompts.ids)
     ]

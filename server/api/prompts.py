@@ -16,6 +16,9 @@ from manylora.server.errors import InvalidRequest, QueueFull
 from manylora.server.tokenizer import ModelText, TooManyTokens
 from manylora.server.workers.pool import WorkersBusy
 
+MOST_POOLED = 300_000
+"""Tokens of all inputs of a request together that are pooled, as OpenAI has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:
@@ -32,9 +35,11 @@ async def tokenise(deps: ApiDependencies, ask: Ask, model: ResolvedModel, text: 
     Raises ContextLengthExceeded, InvalidRequest for messages that the template refuses, and QueueFull.
     """
     prompt, context = ask.prompt, deps.settings.context_length
-    with _told_in_full(ask.sampling.max_tokens, context):
+    with _told_in_full(0 if ask.pooling is not None else ask.sampling.max_tokens, context):
         if isinstance(prompt, PlainPrompts):
             ids = await _plain(deps, prompt, text)
+            if ask.pooling is not None:
+                _check_pooled(ids, prompt.param)
         else:
             ids = [await chat_tokens(deps, model, text, prompt, at_most=context)]
     # After the check of the ids: those that no vocabulary has can't be spelled.
@@ -104,11 +109,11 @@ async def _plain(deps: ApiDependencies, asked: PlainPrompts, text: ModelText) ->
             continue
         if len(prompt) > settings.context_length:
             raise TooManyTokens(len(prompt), at_least=False)
-        check_token_ids(prompt, settings.vocab_size, "prompt")
+        check_token_ids(prompt, settings.vocab_size, asked.param)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     for prompt in texts:
         most = most_characters(settings.context_length)
-        _check_characters(deps, prompt, settings.context_length, most, "prompt")
+        _check_characters(deps, prompt, settings.context_length, most, asked.param)
     encoded = iter(
         await text.codec.encode(
             deps.tokenising.prompts,
@@ -118,6 +123,20 @@ async def _plain(deps: ApiDependencies, asked: PlainPrompts, text: ModelText) ->
         )
     )
     return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def _check_pooled(inputs: Sequence[Sequence[int]], param: str) -> None:
+    """Refuse an input that has no state, and more of them than one request may bring. Raises InvalidRequest."""
+    empty = next((index for index, each in enumerate(inputs) if not each), None)
+    if empty is not None:
+        raise InvalidRequest(f"{param}: input {empty} is empty, give at least one token", param=param)
+    total = sum(map(len, inputs))
+    if total > MOST_POOLED:
+        raise InvalidRequest(
+            f"{param}: the inputs have {total} tokens together, at most {MOST_POOLED} are taken in one request: "
+            "send several",
+            param=param,
+        )
 
 
 async def _echoed(deps: ApiDependencies, asked: PlainPrompts, text: ModelText) -> tuple[str, ...]:

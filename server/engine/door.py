@@ -17,17 +17,19 @@ def fitted(request: GenerationRequest, limit: int) -> GenerationRequest:
 
     The one place where a prompt's length is held against the context. Raises ContextLengthExceeded.
     """
-    prompt, asked = len(request.prompt_token_ids), request.sampling.max_tokens
+    prompt, asked = len(request.prompt_token_ids), request.asked_tokens
     wanted = max(1, limit - prompt) if asked == UNBOUNDED else asked
     if prompt + wanted > limit:
         raise context_exceeded(prompt, None if asked == UNBOUNDED else asked, limit)
-    if wanted == asked:
+    if wanted == asked or request.pooling is not None:
         return request
     return replace(request, sampling=replace(request.sampling, max_tokens=wanted))
 
 
 def context_exceeded(prompt: int | str, asked: int | None, context: int) -> ContextLengthExceeded:
-    """Return the error with its three numbers; ``asked`` None: as many as fit."""
+    """Return the error with its numbers; ``asked`` None: as many as fit, 0: the prompt alone must."""
+    if asked == 0:
+        return ContextLengthExceeded(f"it has {prompt} tokens, more than the context of {context} tokens")
     wanted = "max_tokens is at least 1" if asked is None else f"max_tokens is {asked}"
     return ContextLengthExceeded(
         f"the prompt has {prompt} tokens and {wanted}, together more than the context of {context} tokens",
@@ -45,6 +47,8 @@ def check_request(request: GenerationRequest, vocab_size: int, cache: AdapterCac
         raise InvalidRequest("the prompt is empty: give at least one token", param="prompt")
     if request.n < 1 or request.sampling.max_tokens < 1:
         raise InvalidRequest("a request needs n and max_tokens of at least 1")
+    if request.pooling is not None and request.n != 1:
+        raise InvalidRequest("a prompt is pooled once: n is 1")
     _check_adapters(request, cache)
 
 

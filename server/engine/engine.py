@@ -334,6 +334,8 @@ class Engine:
                 if sequence.number in result.prompt_logprobs:
                     found = result.prompt_logprobs[sequence.number]
                     self.requests.take_prompt_logprobs(sequence, row.start, found)
+                if sequence.pooling is not None:
+                    self.requests.take_states(sequence, row.start, result.states.get(sequence.number))
                 if token_id is not None:
                     self.requests.take_token(sequence, token_id, result.logprobs.get(number), now)
             except Exception as error:

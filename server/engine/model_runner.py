@@ -12,7 +12,7 @@ from torch import Tensor
 from manylora.server.engine.logits import SamplingRow
 from manylora.server.engine.outbox import wake
 from manylora.server.engine.prompt_logprobs import LogprobRows
-from manylora.server.engine.request import TokenLogprobs
+from manylora.server.engine.request import Pooling, TokenLogprobs, Vector
 from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, tokens_of
 from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.step_rows import StepRows
@@ -52,6 +52,8 @@ class LaunchedStep:
     rows: Rows
     places: list[int]
     """Of each row: its last token among those whose logits are wanted."""
+    states: Mapping[int, slice]
+    """Of the sequences that are pooled: where theirs are among the states that are wanted."""
     launched: Any
     build_seconds: float
     """That the batch took to be built and handed over."""
@@ -70,6 +72,8 @@ class StepResult:
     token's last state, or logits."""
     prompt_logprobs: Mapping[int, LogprobRows]
     """Of the prompt tokens that follow each token of the row, by sequence."""
+    states: Mapping[int, Vector]
+    """[n, hidden]: of the row's tokens that are pooled, by sequence."""
     model_seconds: float
     """Layers and head, measured where they ran."""
     sample_seconds: float
@@ -96,9 +100,10 @@ class ModelRunner:
         """Begin to compute the rows, and to sample those that end at their sequence's last token."""
         began = time.perf_counter()
         wanted, places = _logits_rows(rows)
-        batch = self._rows.batch(rows, wanted)
+        wanted_states, states = _state_rows(rows)
+        batch = self._rows.batch(rows, wanted, wanted_states)
         launched = self._model.launch(batch, self._columns(rows, places))
-        return LaunchedStep(rows, places, launched, time.perf_counter() - began)
+        return LaunchedStep(rows, places, states, launched, time.perf_counter() - began)
 
     def collect(self, step: LaunchedStep, listener: int = -1) -> StepResult:
         """Wait for a step, and sample what the model didn't; ``listener``: what Backend.collect may wake."""
@@ -126,7 +131,11 @@ class ModelRunner:
         reports = self._prompt_logprobs(output.logits, step, faults)
         spent = time.perf_counter() - began + step.build_seconds
         glue = max(0.0, spent - output.model_seconds - own_seconds)
-        return StepResult(tokens, logprobs, faults, reports, output.model_seconds, own_seconds, glue)
+        states: dict[int, Vector] = {}
+        if output.states is not None:
+            told = output.states.cpu().numpy()
+            states = {number: told[place] for number, place in step.states.items()}
+        return StepResult(tokens, logprobs, faults, reports, states, output.model_seconds, own_seconds, glue)
 
     def _columns(self, rows: Rows, places: list[int]) -> SamplingColumns | None:
         """Return how the model is to sample; None: it can't, or edits of the logits come between."""
@@ -198,6 +207,22 @@ def _logits_rows(rows: Rows) -> tuple[list[int], list[int]]:
         elif row.samples:
             wanted.append(end - 1)
         places.append(len(wanted) - 1)
+    return wanted, places
+
+
+def _state_rows(rows: Rows) -> tuple[list[int], dict[int, slice]]:
+    """Return which tokens' states are wanted, and where each pooled sequence's are among them."""
+    wanted: list[int] = []
+    places: dict[int, slice] = {}
+    end = 0
+    for row in rows:
+        end += row.length
+        pooling = row.sequence.pooling
+        if pooling is not None:
+            whole = row.start + row.length == len(row.sequence.token_ids)
+            first = end - row.length if pooling is Pooling.MEAN else end - whole
+            places[row.sequence.number] = slice(len(wanted), len(wanted) + end - first)
+            wanted += range(first, end)
     return wanted, places
 
 

@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from manylora.server.engine.detokenizer import TokenDecoder
 from manylora.server.engine.grammar import Grammar
@@ -13,6 +17,15 @@ BASE_ADAPTER_ID = 0
 
 UNBOUNDED = -1
 """max_tokens of a request that named none: as many as fit."""
+Vector: TypeAlias = npt.NDArray[np.float32]
+
+
+class Pooling(Enum):
+    """How the last hidden states of a prompt's tokens become one vector."""
+
+    LAST = "last"
+    """The last token's: it has seen all the others."""
+    MEAN = "mean"
 
 
 class FinishReason(Enum):
@@ -82,6 +95,13 @@ class GenerationRequest:
     """Ids that end its answers; None: the base's."""
     grammar: Grammar | None = None
     """What its answers are held to; None: nothing."""
+    pooling: Pooling | None = None
+    """The prompt is not continued: it ends, once it is computed, with its states pooled in this way. With n = 1."""
+
+    @property
+    def asked_tokens(self) -> int:
+        """Tokens that a choice may have beyond the prompt."""
+        return self.sampling.max_tokens if self.pooling is None else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +137,5 @@ class SequenceOutput:
     """Totals so far."""
     cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache."""
+    pooled: Vector | None = None
+    """[hidden]: the prompt's states, pooled, of whatever length; with the one output of a request that asks for it."""

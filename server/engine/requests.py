@@ -3,18 +3,29 @@
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
 
 from manylora.server.engine.detokenizer import Detokenizer, TokenDecoder
 from manylora.server.engine.health import Health
 from manylora.server.engine.logits import SamplerState
 from manylora.server.engine.observer import EndedRequest, EngineObserver
 from manylora.server.engine.pieces import Piece, output_of
+from manylora.server.engine.pooling import PooledStates
 from manylora.server.engine.prompt_logprobs import LogprobRows, PromptLogprobs
-from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput, TokenLogprobs
+from manylora.server.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    SequenceOutput,
+    TokenLogprobs,
+    Vector,
+)
+from manylora.server.engine.sampler import NOT_FINITE
 from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.sequence import LiveRequest, Sequence, SequenceStatus, TextState
 from manylora.server.engine.stop import StopChecker
-from manylora.server.errors import StepFailed
+from manylora.server.errors import NotFinite, StepFailed
 
 log = logging.getLogger(__name__)
 OUTCOMES = {FinishReason.ABORTED: "aborted", FinishReason.FAILED: "failed"}
@@ -149,6 +160,27 @@ class LiveRequests:
         if start == 0:
             live.prompt_logprobs = PromptLogprobs()
         live.prompt_logprobs.add(found)
+
+    def take_states(self, sequence: Sequence, start: int, states: Vector | None) -> None:
+        """Pool what a chunk told, and end the request with its prompt; one that starts again is pooled anew."""
+        live = sequence.owner
+        assert sequence.pooling is not None
+        if live.pooled is None or start == 0:
+            live.pooled = PooledStates(sequence.pooling)
+        if states is not None and len(states):
+            live.pooled.add(states)
+        if sequence.num_to_compute:
+            return
+        pooled = live.pooled.result()
+        if not np.isfinite(pooled).all():
+            self.end(live, FinishReason.FAILED, NotFinite(NOT_FINITE.message))
+            return
+        request, count = live.request, sequence.num_prompt_tokens
+        done = SequenceOutput(
+            request.request_id, 0, "", (), finish_reason=FinishReason.STOP, prompt_tokens=count
+        )
+        self._pieces.append(replace(done, cached_tokens=sequence.num_cached_tokens, pooled=pooled))
+        self._end(sequence, FinishReason.STOP)
 
     def take_token(
         self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, now: float

@@ -249,7 +249,7 @@ class Scheduler:
         length = min(len(sequence.token_ids) - start, draft.budget)
         if sequence.wants_prompt_logprobs:
             length = min(length, _LOGPROB_CHUNK, -(-draft.budget // _LOGPROB_COST))
-        samples = start + length == len(sequence.token_ids)
+        samples = sequence.pooling is None and start + length == len(sequence.token_ids)
         row = ScheduledRow(sequence, start, length, samples)
         draft.rows[sequence.number] = row
         draft.budget -= _cost(row)
@@ -280,7 +280,7 @@ class Scheduler:
         """Return the cached blocks that begin the sequence, once it has room; None if it must wait for that."""
         while True:
             prefix: list[int] = []
-            if not sequence.wants_prompt_logprobs:
+            if not sequence.shuns_prefixes:
                 prefix = self._blocks.match(sequence.adapters, sequence.token_ids)
             fits = self._blocks.can_allocate(prefix, len(sequence.token_ids))
             if fits and len(self.running) < self._max_running:

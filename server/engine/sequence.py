@@ -8,8 +8,9 @@ from enum import Enum, auto
 
 from manylora.server.engine.detokenizer import Detokenizer
 from manylora.server.engine.logits import SamplerState
+from manylora.server.engine.pooling import PooledStates
 from manylora.server.engine.prompt_logprobs import PromptLogprobs
-from manylora.server.engine.request import FinishReason, GenerationRequest
+from manylora.server.engine.request import FinishReason, GenerationRequest, Pooling
 from manylora.server.engine.stop import StopChecker
 from manylora.server.kernels.sampling import UNTOLD
 
@@ -45,6 +46,8 @@ class LiveRequest:
     """How many sequences it is to have: n, or those made already once nothing more is to come of it."""
     sequences: list["Sequence"] = field(default_factory=list)
     prompt_logprobs: PromptLogprobs = field(default_factory=PromptLogprobs)
+    pooled: PooledStates | None = None
+    """What its chunks brought so far, if its prompt is pooled."""
     arrived: float = 0.0
     admitted: float | None = None
     first_token: float | None = None
@@ -87,6 +90,7 @@ class Sequence:
         "num_prompt_tokens",
         "number",
         "owner",
+        "pooling",
         "reported",
         "room",
         "status",
@@ -120,6 +124,7 @@ class Sequence:
         asked = owner.request.sampling.logprobs
         self.told = UNTOLD if asked is None else asked
         """Alternatives that are told beside each token's own log probability."""
+        self.pooling = owner.request.pooling
         self.wants_prompt_logprobs = owner.request.sampling.prompt_logprobs is not None and index == 0
         """Whether this pass must compute every prompt token: the first choice, until it has its first token."""
 
@@ -132,6 +137,11 @@ class Sequence:
     def num_to_compute(self) -> int:
         """Tokens that are not in the KV cache."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def shuns_prefixes(self) -> bool:
+        """Whether something is told of every prompt token, so that none can come from the prefix cache."""
+        return self.wants_prompt_logprobs or self.pooling is Pooling.MEAN
 
     def admit(self, cached_tokens: int) -> None:
         """Start computing, behind ``cached_tokens`` that the prefix cache has."""

@@ -81,8 +81,10 @@ class StepRows:
         """Return how many sequences have a place."""
         return len(self._places)
 
-    def batch(self, rows: Sequence[ScheduledRow], logits_rows: Sequence[int]) -> StepBatch:
-        """Return the batch that computes the rows; ``logits_rows`` are its tokens whose logits are wanted."""
+    def batch(
+        self, rows: Sequence[ScheduledRow], logits_rows: Sequence[int], state_rows: Sequence[int] = ()
+    ) -> StepBatch:
+        """Return the batch that computes the rows, and tells logits and states of its tokens at these places."""
         places = [self._place(row.sequence) for row in rows]
         picked = self._pick([place.number for place in places], rows)
         width = max([place.filled for place in places], default=0)
@@ -98,8 +100,8 @@ class StepRows:
             ids = [t for row in rows for t in row.sequence.token_ids[row.start : row.start + row.length]]
             lengths = np.array([row.length for row in rows], dtype=np.int32)
             attention = AttentionMetadata.of_tables(starts, lengths, grid, self._block_size)
-        wanted = np.array(logits_rows, dtype=np.int32)
-        return StepBatch(np.array(ids, dtype=np.int32), attention, picked.adapters, wanted)
+        logits, states = (np.array(each, dtype=np.int32) for each in (logits_rows, state_rows))
+        return StepBatch(np.array(ids, dtype=np.int32), attention, picked.adapters, logits, states)
 
     def columns(self, rows: Sequence[ScheduledRow], places: Sequence[int]) -> SamplingColumns:
         """Return how rows of the batch that was built last are sampled; ``places``: which row of its logits each is."""

@@ -231,7 +231,8 @@ class Backend(Protocol[ModelT, PlanT]):
 
     def launch(self, plan: PlanT, rows: Ints, columns: SamplingColumns | None) -> Any:
         """Begin the step and don't wait: layers, logits of the tokens at ``rows`` [n], and with ``columns`` a token
-        of some of these. A backend whose ``sampling`` is None is given none. Returns what ``collect`` takes.
+        of some of these. A backend whose ``sampling`` is None is given none. The batch's ``state_rows`` are told as
+        ``hidden`` tells them. Returns what ``collect`` takes.
 
         A second step may be launched once the first has been collected.
         """

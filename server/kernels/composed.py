@@ -18,14 +18,15 @@ class Composed:
 
     logits: Tensor
     finite: Tensor
+    states: Tensor | None
     seconds: float
     """That the ops took, on a device that has done them when they return."""
     times: "tuple[torch.cuda.Event, torch.cuda.Event] | None"
     """Before and after them, on one that has not."""
 
 
-def launch_composed(backend: AnyBackend, plan: Any, rows: Ints) -> Composed:
-    """See Backend.launch."""
+def launch_composed(backend: AnyBackend, plan: Any, rows: Ints, state_rows: Ints) -> Composed:
+    """See Backend.launch; ``state_rows``: the batch's."""
     began = time.perf_counter()
     times = None
     if backend.device.type == "cuda":
@@ -36,9 +37,12 @@ def launch_composed(backend: AnyBackend, plan: Any, rows: Ints) -> Composed:
     hidden = backend.hidden(plan, x, rows)
     logits = backend.logits(plan, hidden, rows.shape[0])
     finite = backend.finite(plan, x)
+    states = None
+    if len(state_rows):
+        states = backend.hidden(plan, x, state_rows)[: len(state_rows)].float()
     if times is not None:
         times[1].record()
-    return Composed(logits, finite, time.perf_counter() - began, times)
+    return Composed(logits, finite, states, time.perf_counter() - began, times)
 
 
 def collect_composed(launched: Composed) -> StepOutput:
@@ -48,4 +52,4 @@ def collect_composed(launched: Composed) -> StepOutput:
         before, after = launched.times
         after.synchronize()
         seconds = before.elapsed_time(after) / 1000
-    return StepOutput(launched.logits, launched.finite, model_seconds=seconds)
+    return StepOutput(launched.logits, launched.finite, states=launched.states, model_seconds=seconds)

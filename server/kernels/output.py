@@ -20,6 +20,8 @@ class StepOutput:
     """Whether it is known that all of them are."""
     sampled: Sampled | None = None
     """What was sampled of them, if that was asked for and the backend does it."""
+    states: Tensor | None = None
+    """float32 [k, hidden]: the normalised last hidden states of the batch's ``state_rows``; None: there are none."""
     model_seconds: float = 0.0
     """What layers and head took, measured where they ran."""
     sample_seconds: float = 0.0

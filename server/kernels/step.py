@@ -4,7 +4,7 @@ Built by the model runner, on the host; nothing here is global, and nothing here
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -134,7 +134,7 @@ class LoraSpan:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """The T tokens of one step, and of which of them logits are wanted."""
+    """The T tokens of one step, and of which of them logits or states are wanted."""
 
     token_ids: Ints
     """[T]"""
@@ -142,6 +142,8 @@ class StepBatch:
     adapters: StepAdapters
     logits_rows: Ints
     """[n]: the tokens whose logits are wanted."""
+    state_rows: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    """[k]: the tokens whose last hidden states are wanted."""
 
 
 def lora_spans(batch: StepBatch) -> list[LoraSpan]:

@@ -201,7 +201,8 @@ class CpuBackend:
         """See Backend: one call, and the interpreter's lock is given up once."""
         if self._kernels.call("run", launched.address(wake)):
             raise _no_memory(launched.plan.structure.tokens)
-        return launched.output()
+        wanted = launched.plan.batch.state_rows
+        return launched.output(self.hidden(launched.plan, launched.x, wanted) if len(wanted) else None)
 
     def finite(self, plan: CpuPlan, x: Tensor) -> Tensor:
         """See Backend. What is not finite in between stays in the residual stream."""

@@ -67,6 +67,7 @@ class CpuStep:
         self, plan: CpuPlan, x: Tensor, call: abi.Call, rows: Ints, columns: SamplingColumns | None
     ) -> None:
         self.plan = plan
+        self.x = x
         index = np.ascontiguousarray(rows, dtype=np.int32)
         hidden = plan.model.buffer("hidden", len(rows), x.shape[1])
         self._logits = plan.model.buffer("logits", len(rows), plan.model.structure.vocab)
@@ -81,15 +82,15 @@ class CpuStep:
             sampling=None if self._sampling is None else self._sampling.address,
             seconds=self._seconds.ctypes.data,
         )
-        self._kept = (x, call, index, hidden)
+        self._kept = (call, index, hidden)
 
     def address(self, wake: int) -> int:
         """Return that of the structure that kernels read; ``wake``: see Backend.collect."""
         self._structure.wake = wake
         return ctypes.addressof(self._structure)
 
-    def output(self) -> StepOutput:
-        """Return what the call left."""
+    def output(self, states: Tensor | None = None) -> StepOutput:
+        """Return what the call left, and the states that were wanted."""
         model_seconds, sample_seconds = self._seconds.tolist()
         strange, tokens = self._structure.strange, self.plan.structure.tokens
         return StepOutput(
@@ -97,6 +98,7 @@ class CpuStep:
             torch.from_numpy(self.plan.finite.view(np.bool_)) if strange else self.plan.model.truth(tokens),
             strange == 0,
             None if self._sampling is None else self._sampling.sampled,
+            states,
             model_seconds,
             sample_seconds,
         )

@@ -218,7 +218,7 @@ class PlainBackend:
 
     def launch(self, plan: PlainPlan, rows: Ints, columns: SamplingColumns | None) -> Composed:
         """See Backend."""
-        return launch_composed(self, plan, rows)
+        return launch_composed(self, plan, rows, plan.batch.state_rows)
 
     def collect(self, launched: Composed, wake: int = -1) -> StepOutput:
         """See Backend."""

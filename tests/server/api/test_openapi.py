@@ -76,6 +76,12 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     for stream in (False, True):
         ask("POST", "/v1/chat/completions", {**CHAT, "model": "a:0.5+b", "stream": stream})
         ask("POST", "/v1/completions", {**COMPLETION, "model": BASE, "adapters": PARTS, "stream": stream})
+    for encoding in ("float", "base64"):
+        ask("POST", "/v1/embeddings", {"model": "a:0.5+b", "input": ["x", "yz"], "encoding_format": encoding})
+    for path in ("/score", "/v1/score"):
+        ask("POST", path, {"model": "a", "text_1": "x", "text_2": ["yz", "x"]})
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        ask("POST", path, {"model": BASE, "query": "x", "documents": ["yz", {"text": "x"}], "top_n": 1})
     ask("GET", "/v1/models/{model}", model="a:0.5+b")
     ask("GET", "/v1/models/{model}", model="a")
     ask("GET", "/v1/models/{model}", model=BASE)

@@ -138,7 +138,9 @@ class FakeModel:
         finite = self._spoil(tokens.tolist(), marks.tolist(), attention)
         rows = [self._logits(int(i), int(tokens[i]), attention) for i in batch.logits_rows]
         logits = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, VOCAB)
-        return StepOutput(logits, torch.tensor(finite))
+        states = [self._logits(int(i), int(tokens[i]), attention) for i in batch.state_rows]
+        told = torch.from_numpy(np.stack(states)) if states else None
+        return StepOutput(logits, torch.tensor(finite), states=told)
 
     def _spoil(self, tokens: list[int], marks: list[int], attention: AttentionMetadata) -> list[bool]:
         """Write NaN for what overflows and for what attends to it, token by token; say which are finite."""
@@ -312,6 +314,19 @@ def make_engine(
     )
     device = torch.device("cpu")
     return Engine(model, arena, letters, frozenset(), settings, device, load, observer)
+
+
+def expected_mean(
+    prompt: Sequence[int], adapters: Sequence[tuple[int, float]] = ()
+) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    """The prompt's states pooled by their mean, computed alone."""
+    marked = [t + 64 * mark_of(adapters) for t in prompt]
+    states = [next_logits(marked[: end + 1]).astype(np.float64) for end in range(len(prompt))]
+    total = np.zeros(VOCAB)
+    for state in states:
+        total += state
+    mean: np.ndarray[tuple[int], np.dtype[np.float32]] = (total / len(states)).astype(np.float32)
+    return mean
 
 
 def ask(

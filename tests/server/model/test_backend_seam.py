@@ -72,7 +72,7 @@ class BoxingBackend:
 
     def launch(self, plan: Boxed, rows: Ints, columns: None) -> Boxed:
         self.calls.append("launch")
-        return Boxed(launch_composed(cast(Any, self), plan, rows))
+        return Boxed(launch_composed(cast(Any, self), plan, rows, plan.inside.batch.state_rows))
 
     def collect(self, launched: Boxed, wake: int = -1) -> StepOutput:
         self.calls.append("collect")
@@ -115,6 +115,47 @@ def test_what_another_backend_made_is_refused(tmp_path: Path) -> None:
         decoder = Decoder(model.decoder.config, wrong, model.decoder.backend)
         with pytest.raises(TypeError, match="a Boxed was made by another backend"):
             answer(ServedModel(decoder, model.kv, model.arena))
+
+
+def states_of(model: ServedModel, tokens: list[int], chunks: list[int]) -> Tensor:
+    """The last hidden states of all tokens, computed in chunks of these lengths, with the last one's logits."""
+    [ranges] = place(model, [random_adapter(model.decoder.config, 8, 1)])
+    found, start = [], 0
+    for length in chunks:
+        attention = AttentionMetadata.of_rows([start], [length], [[3, 1, 2]], BLOCK)
+        ids = np.array(tokens[start : start + length], dtype=np.int32)
+        every = np.arange(length, dtype=np.int32)
+        adapters = StepAdapters.of_rows([((ranges, 0.5),)])
+        output = model.collect(model.launch(StepBatch(ids, attention, adapters, every[-1:], every), None))
+        assert output.states is not None
+        assert (output.states.dtype, output.logits.shape[0]) == (torch.float32, 1)
+        found.append(output.states.clone())
+        start += length
+    return torch.cat(found)
+
+
+def test_states_are_told_beside_logits_and_a_native_step_tells_them_too(tmp_path: Path) -> None:
+    save_model("qwen2", tmp_path)
+    tokens = [7 * each % 300 for each in range(40)]
+    plain = states_of(load(tmp_path), tokens, [40])
+    kernels = sound_kernels()
+    if isinstance(kernels, Unavailable):
+        pytest.skip(kernels.reason)
+    native = [
+        states_of(load(tmp_path, backend=CpuBackend(kernels, torch.float32)), tokens, chunks)
+        for chunks in ([40], [1, 16, 20, 3])
+    ]
+    assert torch.equal(*native), "states depend on the chunks"
+    assert torch.cosine_similarity(plain, native[0], dim=-1).min() > 0.99
+
+
+def test_who_wants_no_states_is_told_none(tmp_path: Path) -> None:
+    save_model("qwen2", tmp_path)
+    attention = AttentionMetadata.of_rows([0], [3], [[1]], BLOCK)
+    ids = np.array([1, 2, 3], dtype=np.int32)
+    model = load(tmp_path)
+    batch = StepBatch(ids, attention, StepAdapters.of_rows([()]), ids[:1])
+    assert model.collect(model.launch(batch, None)).states is None
 
 
 def test_a_native_step_wakes_a_listener_once_it_needs_the_interpreter_no_more(tmp_path: Path) -> None:
