@@ -38,6 +38,8 @@ class PlainPrompts:
     prompts: Sequence[str | Sequence[int]]
     add_special_tokens: bool = True
     """Around texts, as the tokenizer has it."""
+    suffix: str = ""
+    """What is to stand behind the answers; with one, they fill in what lies between."""
     echo: bool = False
     """Whether they are told again, before their answers."""
     param: str = "prompt"
@@ -96,7 +98,12 @@ def tokenize_prompt(body: TokenizeRequest, messages: Sequence[Message]) -> ChatP
 
 def completion_ask(body: CompletionRequest, vocab_size: int) -> Ask:
     """Return what a completion asks for. Raises InvalidRequest."""
-    prompt = PlainPrompts(prompts=body.prompts(), add_special_tokens=body.add_special_tokens, echo=body.echo)
+    prompt = PlainPrompts(
+        prompts=body.prompts(),
+        add_special_tokens=body.add_special_tokens,
+        suffix=body.suffix,
+        echo=body.echo,
+    )
     # The engine always makes a token; echo alone lets go of it.
     max_tokens = max(1, body.asked_tokens)
     told = body.logprobs if body.echo else None

@@ -154,7 +154,7 @@ def _start(
             adapters=model.adapters,
             adapter_label=model.label,
             decoder=text.vocabulary,
-            eos_ids=text.eos_ids,
+            eos_ids=text.eos_ids | prompts.ends,
             n=ask.n,
             arrival_time=arrival,
             origin=own,

@@ -139,7 +139,7 @@ BODY = Passing(
         "prediction": "predicted outputs aren't served",
         "web_search_options": "web search isn't served",
         "moderation": "moderation isn't served",
-        "suffix": "filling in the middle isn't served",
+        "suffix": "completions take it",
         "skip_special_tokens": "special tokens are never part of the text",
         "use_beam_search": "beam search isn't served",
         "priority": "all requests have the same priority",

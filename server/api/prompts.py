@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from manylora.server.api.asks import Ask, ChatPrompt, PlainPrompts
 from manylora.server.api.dependencies import ApiDependencies
+from manylora.server.api.middle import with_suffix
 from manylora.server.api.token_ids import check_token_ids
 from manylora.server.api.tokenising import Lane, check_length, most_characters
 from manylora.server.catalog import ResolvedModel
@@ -27,6 +28,8 @@ class Tokenised:
     ids: list[Sequence[int]]
     echoed: tuple[str, ...] = ()
     """As they were sent, if they are to be echoed; token ids with control tokens spelled out."""
+    ends: frozenset[int] = frozenset()
+    """Ids that end the answers besides the model's own."""
 
 
 async def tokenise(deps: ApiDependencies, ask: Ask, model: ResolvedModel, text: ModelText) -> Tokenised:
@@ -35,9 +38,12 @@ async def tokenise(deps: ApiDependencies, ask: Ask, model: ResolvedModel, text: 
     Raises ContextLengthExceeded, InvalidRequest for messages that the template refuses, and QueueFull.
     """
     prompt, context = ask.prompt, deps.settings.context_length
+    ends: frozenset[int] = frozenset()
     with _told_in_full(0 if ask.pooling is not None else ask.sampling.max_tokens, context):
         if isinstance(prompt, PlainPrompts):
             ids = await _plain(deps, prompt, text)
+            if prompt.suffix:
+                ids, ends = await with_suffix(deps, prompt, ids, text)
             if ask.pooling is not None:
                 _check_pooled(ids, prompt.param)
         else:
@@ -45,7 +51,7 @@ async def tokenise(deps: ApiDependencies, ask: Ask, model: ResolvedModel, text: 
     # After the check of the ids: those that no vocabulary has can't be spelled.
     if isinstance(prompt, PlainPrompts) and prompt.echo:
         return Tokenised(ids, await _echoed(deps, prompt, text))
-    return Tokenised(ids)
+    return Tokenised(ids, ends=ends)
 
 
 async def chat_tokens(
@@ -118,7 +124,7 @@ async def _plain(deps: ApiDependencies, asked: PlainPrompts, text: ModelText) ->
         await text.codec.encode(
             deps.tokenising.prompts,
             texts,
-            add_special_tokens=asked.add_special_tokens,
+            add_special_tokens=asked.add_special_tokens and not asked.suffix,
             at_most=settings.context_length,
         )
     )

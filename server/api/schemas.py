@@ -168,6 +168,7 @@ class CompletionRequest(SamplingFields):
     """POST /v1/completions."""
 
     prompt: str | Texts | TokenIds | TokenIdLists
+    suffix: str = Field("", description="What follows: the model fills in what lies between.")
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     best_of: int | None = Field(None, ge=1)
@@ -186,6 +187,8 @@ class CompletionRequest(SamplingFields):
     def _fields_agree(self) -> "CompletionRequest":
         if self.best_of not in (None, 1, self.n):
             raise refused("best_of", "can't be honoured: leave it out or set it to 1 or n")
+        if self.suffix and self.echo:
+            raise refused("echo", "doesn't go with suffix: the answer stands between the two")
         if self.max_tokens == 0 and not self.echo:
             raise refused("max_tokens", "0 goes with echo: true")
         return self

@@ -7,6 +7,8 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from manylora.server.tokenizer.middle import Middle, middle_of
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -21,6 +23,8 @@ class Vocabulary:
     around: tuple[int, int] = (0, 0)
     """How many tokens it puts before and behind a text of its own accord."""
     _texts: list[bytes] = field(init=False)
+    _middle: list[Middle | None] = field(init=False, default_factory=list, repr=False, compare=False)
+    """Looked up once it is asked for."""
 
     def __post_init__(self) -> None:
         # A look-up is made for every token of every stream.
@@ -51,6 +55,13 @@ class Vocabulary:
         if found is None and (piece := token.encode("utf-8", "surrogatepass")) in self.pieces:
             return self.pieces.index(piece)
         return found
+
+    @property
+    def middle(self) -> Middle | None:
+        """By which tokens its models are asked to fill in a middle; None: they aren't."""
+        if not self._middle:
+            self._middle.append(middle_of(self.id_of))
+        return self._middle[0]
 
     def ids_beyond(self, vocab_size: int) -> dict[str, int]:
         """Return the tokens whose ids a model with ``vocab_size`` ids doesn't have: a text may spell them."""
