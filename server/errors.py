@@ -3,7 +3,8 @@
     ServerError                      500  an unexpected fault of ours
     ├── InvalidRequest               400  a field is unknown, malformed, out of range or can't be honoured
     │   ├── ContextLengthExceeded    400  prompt + max_tokens over the context
-    │   └── MixtureRefused           400  a mixture's parts or weights make no sense, or don't go together
+    │   ├── MixtureRefused           400  a mixture's parts or weights make no sense, or don't go together
+    │   └── GrammarFailed            400  the grammar that an answer is held to can't be followed to its end
     ├── Unauthorized                 401  key missing or wrong
     ├── Forbidden                    403  admin route from beyond loopback without an admin key
     ├── ModelNotFound                404  no base, adapter or mixture has that name
@@ -51,6 +52,12 @@ class MixtureRefused(InvalidRequest):
     """The mixture that a request asks for makes no sense, or its parts don't go together."""
 
     code = "invalid_mixture"
+
+
+class GrammarFailed(InvalidRequest):
+    """The grammar that an answer is held to can't be followed to its end. It concerns that request alone."""
+
+    code = "grammar_failed"
 
 
 class Unauthorized(ServerError):

@@ -4,6 +4,7 @@ What a running sequence's row says stays the same from step to step, but for its
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -46,7 +47,9 @@ def kept_of(row: SamplingRow, vocab_size: int) -> tuple[float, int, float, float
 def columns_of(rows: Sequence[SamplingRow], vocab_size: int) -> SamplingColumns:
     """Return the columns of rows, each of which is the logits' row of the same number."""
     kept = np.array([kept_of(row, vocab_size) for row in rows], dtype=KEPT)
-    return columns_from(kept, np.arange(len(rows), dtype=np.int32), [row.state for row in rows])
+    columns = columns_from(kept, np.arange(len(rows), dtype=np.int32), [row.state for row in rows])
+    masks = [row.mask for row in rows]
+    return columns if all(mask is None for mask in masks) else replace(columns, masks=masks)
 
 
 def columns_from(kept: Kept, places: Ints, states: Sequence[SamplerState]) -> SamplingColumns:

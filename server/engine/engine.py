@@ -18,6 +18,7 @@ from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.detokenizer import TokenDecoder
 from manylora.server.engine.door import check_request
 from manylora.server.engine.faults import step_failed
+from manylora.server.engine.grammar import GrammarFault
 from manylora.server.engine.health import Health
 from manylora.server.engine.model_runner import LaunchedStep, ModelRunner, StepModel, StepResult
 from manylora.server.engine.observer import EngineObserver, SilentEngineObserver, StepTimings
@@ -331,6 +332,8 @@ class Engine:
                 self.requests.end(sequence.owner, FinishReason.FAILED, error)
                 continue
             try:
+                if sequence.number in result.broken:
+                    raise result.broken[sequence.number]
                 if sequence.number in result.prompt_logprobs:
                     found = result.prompt_logprobs[sequence.number]
                     self.requests.take_prompt_logprobs(sequence, row.start, found)
@@ -338,6 +341,8 @@ class Engine:
                     self.requests.take_states(sequence, row.start, result.states.get(sequence.number))
                 if token_id is not None:
                     self.requests.take_token(sequence, token_id, result.logprobs.get(number), now)
+            except GrammarFault as fault:
+                self.requests.fail_grammar(sequence.owner, fault)
             except Exception as error:
                 failed = step_failed("turning this request's tokens into text failed", error)
                 self.requests.end(sequence.owner, FinishReason.FAILED, failed)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manylora.server.engine.grammar import Words
 from manylora.server.engine.request import SamplingParams
 
 MASK_64 = (1 << 64) - 1
@@ -121,17 +122,23 @@ class SamplingRow:
 
     params: SamplingParams
     state: SamplerState
+    mask: Words | None = None
+    """[words] int32: bits of the ids that may be chosen, the lowest first; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogitEdits:
-    """What ``edit_logits`` overwrote, to put it back."""
+    """What ``edit_logits`` and ``hide_masked`` overwrote, to put it back."""
 
-    undo: tuple[tuple[Tensor, Tensor], ...]
+    undo: tuple[tuple[Tensor, Tensor], ...] = ()
     """(places in the flat logits, what stood there), in the order of writing."""
+    rows: tuple[Tensor, Tensor] | None = None
+    """(row numbers, what stood in them), written after all others."""
 
     def restore(self, logits: Tensor) -> None:
         """Give the logits their values from before the edits."""
+        if self.rows is not None:
+            logits[self.rows[0]] = self.rows[1]
         flat = logits.view(-1)
         for places, values in reversed(self.undo):
             flat[places] = values
@@ -145,6 +152,21 @@ def edit_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> LogitEdits:
     stages = (_penalties, _biases, _masks)
     undo = [change for stage in stages if (change := stage(logits, rows)) is not None]
     return LogitEdits(tuple(undo))
+
+
+def hide_masked(logits: Tensor, rows: Sequence[SamplingRow]) -> LogitEdits:
+    """Set what the rows' masks hide to -inf in ``logits`` [n, V] float32, in place."""
+    masked = [(number, row.mask) for number, row in enumerate(rows) if row.mask is not None]
+    if not masked:
+        return LogitEdits()
+    numbers = torch.tensor([number for number, _ in masked], device=logits.device)
+    # Whole bytes go to the device, an eighth of a byte an id; they are spread there.
+    words = torch.from_numpy(np.stack([mask for _, mask in masked]).view(np.uint8)).to(logits.device)
+    bits = (words.unsqueeze(-1) >> torch.arange(8, device=logits.device, dtype=torch.uint8)) & 1
+    old = logits[numbers]
+    hidden = bits.flatten(1)[:, : logits.shape[1]] == 0
+    logits[numbers] = old.masked_fill(hidden, -math.inf)
+    return LogitEdits(rows=(numbers, old))
 
 
 def _places(

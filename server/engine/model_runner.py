@@ -1,5 +1,6 @@
 """From a step's rows to tensors, through the model and the sampler, in two halves. Decides nothing."""
 
+import os
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from manylora.server.engine.grammar import GrammarFault, Masks, Words
 from manylora.server.engine.logits import SamplingRow
 from manylora.server.engine.outbox import wake
 from manylora.server.engine.prompt_logprobs import LogprobRows
@@ -70,6 +72,8 @@ class StepResult:
     faults: Mapping[int, SampleFault]
     """Of the sequences in which something is not finite, whether they sample or not: a chunk's keys and values, a
     token's last state, or logits."""
+    broken: Mapping[int, GrammarFault]
+    """Of the sequences whose grammar can't go on. What was computed of them is sound."""
     prompt_logprobs: Mapping[int, LogprobRows]
     """Of the prompt tokens that follow each token of the row, by sequence."""
     states: Mapping[int, Vector]
@@ -95,6 +99,7 @@ class ModelRunner:
         self._model = model
         self._sampler = sampler
         self._rows = StepRows(block_size, sampler.vocab_size, table, ranges)
+        self._masks = Masks(sampler.vocab_size, len(os.sched_getaffinity(0)))
 
     def launch(self, rows: Rows) -> LaunchedStep:
         """Begin to compute the rows, and to sample those that end at their sequence's last token."""
@@ -106,17 +111,22 @@ class ModelRunner:
         return LaunchedStep(rows, places, states, launched, time.perf_counter() - began)
 
     def collect(self, step: LaunchedStep, listener: int = -1) -> StepResult:
-        """Wait for a step, and sample what the model didn't; ``listener``: what Backend.collect may wake."""
+        """Wait for a step, and sample what the model didn't; ``listener``: what Backend.collect may wake.
+
+        What may follow by the rows' grammars is found out first: beside the step, where a device computes it.
+        """
+        began = time.perf_counter()
+        masks, broken = self._masked(step.rows)
         if not self._model.wakes:
             wake(listener)
-        began = time.perf_counter()
+        masked = time.perf_counter() - began
         output = self._model.collect(step.launched, listener)
         modelled = time.perf_counter()
         faults = {} if output.all_finite else _faults(step.rows, output.finite)
         chosen = [number for number, row in enumerate(step.rows) if row.samples]
         tokens: list[int | None] = [None] * len(step.rows)
         logprobs: dict[int, TokenLogprobs] = {}
-        for number, token in zip(chosen, self._sampled(step, output, chosen), strict=True):
+        for number, token in zip(chosen, self._sampled(step, output, chosen, masks), strict=True):
             if isinstance(token, int):
                 tokens[number] = token
             elif isinstance(token, SampleFault):
@@ -129,25 +139,42 @@ class ModelRunner:
         if output.sampled is None and chosen:
             own_seconds = time.perf_counter() - modelled
         reports = self._prompt_logprobs(output.logits, step, faults)
+        own_seconds += masked
         spent = time.perf_counter() - began + step.build_seconds
         glue = max(0.0, spent - output.model_seconds - own_seconds)
         states: dict[int, Vector] = {}
         if output.states is not None:
             told = output.states.cpu().numpy()
             states = {number: told[place] for number, place in step.states.items()}
-        return StepResult(tokens, logprobs, faults, reports, states, output.model_seconds, own_seconds, glue)
+        return StepResult(
+            tokens, logprobs, faults, broken, reports, states, output.model_seconds, own_seconds, glue
+        )
+
+    def _masked(self, rows: Rows) -> tuple[dict[int, Words], dict[int, GrammarFault]]:
+        """Return the masks of the rows that have one, by number, and the faults by sequence."""
+        held = [
+            (number, row.sequence.number, matcher)
+            for number, row in enumerate(rows)
+            if row.samples and (matcher := row.sequence.text.grammar) is not None
+        ]
+        if not held:
+            return {}, {}
+        words, faults = self._masks.fill([matcher for _, _, matcher in held])
+        sound = {number: words[i] for i, (number, _, _) in enumerate(held) if i not in faults}
+        return sound, {held[i][1]: fault for i, fault in faults.items()}
 
     def _columns(self, rows: Rows, places: list[int]) -> SamplingColumns | None:
-        """Return how the model is to sample; None: it can't, or edits of the logits come between."""
+        """Return how the model is to sample; None: it can't, or edits of the logits and masks come between."""
         if self._model.sampling is None:
             return None
         chosen = [(row, place) for row, place in zip(rows, places, strict=True) if row.samples]
-        if not chosen or any(row.sequence.text.sampler.edits for row, _ in chosen):
+        texts = [row.sequence.text for row, _ in chosen]
+        if not chosen or any(text.sampler.edits or text.grammar is not None for text in texts):
             return None
         return self._rows.columns([row for row, _ in chosen], [place for _, place in chosen])
 
     def _sampled(
-        self, step: LaunchedStep, output: StepOutput, chosen: list[int]
+        self, step: LaunchedStep, output: StepOutput, chosen: list[int], masks: Mapping[int, Words]
     ) -> Sequence[SampledToken | SampleFault | int]:
         """Return the tokens of the rows of these numbers, as objects where there is more to say than their ids."""
         if not chosen:
@@ -160,7 +187,8 @@ class ModelRunner:
         logits = output.logits
         if len(chosen) != len(logits):
             logits = logits[torch.tensor([step.places[number] for number in chosen], device=logits.device)]
-        return self._sampler.sample(logits, [_sampling_row(step.rows[number]) for number in chosen])
+        rows = [_sampling_row(step.rows[number], masks.get(number)) for number in chosen]
+        return self._sampler.sample(logits, rows)
 
     def _prompt_logprobs(
         self, logits: Tensor, step: LaunchedStep, faults: dict[int, SampleFault]
@@ -226,5 +254,5 @@ def _state_rows(rows: Rows) -> tuple[list[int], dict[int, slice]]:
     return wanted, places
 
 
-def _sampling_row(row: ScheduledRow) -> SamplingRow:
-    return SamplingRow(row.sequence.owner.request.sampling, row.sequence.text.sampler)
+def _sampling_row(row: ScheduledRow, mask: Words | None) -> SamplingRow:
+    return SamplingRow(row.sequence.owner.request.sampling, row.sequence.text.sampler, mask)

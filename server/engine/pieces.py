@@ -25,6 +25,8 @@ class Piece(NamedTuple):
     stop_reason: str | int | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: PromptLogprobs | None = None
+    silent: bool = False
+    """It ends the choice as an id: it has no text of its own."""
 
 
 def output_of(piece: Piece | SequenceOutput) -> tuple[SequenceOutput, StepFailed | None]:
@@ -60,7 +62,7 @@ def _without_text(piece: Piece, fault: StepFailed) -> tuple[SequenceOutput, Step
 
 
 def _text_of(piece: Piece) -> str:
-    """Ask the detokenizer; what ends a choice as an id has no text of its own."""
+    """Ask the detokenizer."""
     detokenizer = piece.sequence.text.detokenizer
-    text = "" if piece.finish_reason is FinishReason.STOP else detokenizer.push(piece.token_id)
+    text = "" if piece.silent else detokenizer.push(piece.token_id)
     return text if piece.finish_reason is None else text + detokenizer.flush()

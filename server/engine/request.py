@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manylora.server.engine.detokenizer import TokenDecoder
-from manylora.server.engine.grammar import Grammar
+from manylora.server.engine.grammar import CompiledGrammar
 
 BASE_ADAPTER_ID = 0
 """The adapter id that means: the base model alone. Ids of adapters start at 1 and are never used again."""
@@ -93,7 +93,7 @@ class GenerationRequest:
     """What the tokens of this request stand for; None: what those of the base do."""
     eos_ids: frozenset[int] | None = None
     """Ids that end its answers; None: the base's."""
-    grammar: Grammar | None = None
+    grammar: CompiledGrammar | None = None
     """What its answers are held to; None: nothing."""
     pooling: Pooling | None = None
     """The prompt is not continued: it ends, once it is computed, with its states pooled in this way. With n = 1."""

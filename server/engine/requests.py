@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from manylora.server.engine.detokenizer import Detokenizer, TokenDecoder
+from manylora.server.engine.grammar import GrammarFault, Matcher, Standing
 from manylora.server.engine.health import Health
 from manylora.server.engine.logits import SamplerState
 from manylora.server.engine.observer import EndedRequest, EngineObserver
@@ -25,7 +26,8 @@ from manylora.server.engine.sampler import NOT_FINITE
 from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.sequence import LiveRequest, Sequence, SequenceStatus, TextState
 from manylora.server.engine.stop import StopChecker
-from manylora.server.errors import NotFinite, StepFailed
+from manylora.server.errors import GrammarFailed, NotFinite, StepFailed
+from manylora.server.kernels.sampling import UNTOLD
 
 log = logging.getLogger(__name__)
 OUTCOMES = {FinishReason.ABORTED: "aborted", FinishReason.FAILED: "failed"}
@@ -94,6 +96,13 @@ class LiveRequests:
         others = [piece for piece in self._pieces[before:] if output_of(piece)[0].index != told.index]
         self._pieces[before:] = others
 
+    def fail_grammar(self, live: LiveRequest, fault: GrammarFault) -> None:
+        """End a request whose grammar can't go on; who asks for it again has it compiled anew."""
+        if live.request.grammar is not None:
+            live.request.grammar.broken = True
+        what = f"the answer can't be held to its grammar any further: {fault}; give a simpler one"
+        self.end(live, FinishReason.FAILED, GrammarFailed(what))
+
     def step_ended(self) -> None:
         """Tell the observer how long streams waited for the step's tokens."""
         if self._gaps:
@@ -130,10 +139,14 @@ class LiveRequests:
         request, index = live.request, len(live.sequences)
         decoder = self._decoder if request.decoder is None else request.decoder
         eos_ids = self._eos_ids if request.eos_ids is None else request.eos_ids
+        sampling = request.sampling
+        if request.grammar is not None:
+            sampling = replace(sampling, min_tokens=0)  # its matcher says when an answer may end
         text = TextState(
-            SamplerState(request.sampling, request.prompt_token_ids, index, eos_ids),
+            SamplerState(sampling, request.prompt_token_ids, index, eos_ids),
             Detokenizer(decoder, request.prompt_token_ids),
             StopChecker(request.sampling, eos_ids),
+            _matcher(request, eos_ids),
         )
         self._born += 1
         sequence = Sequence(self._born, index, live, text)
@@ -185,17 +198,30 @@ class LiveRequests:
     def take_token(
         self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, now: float
     ) -> None:
-        """Append a sampled token, let it out, and end the sequence if it is over."""
-        live, text = sequence.owner, sequence.text
+        """Take in a sampled token and those that must follow it. Raises GrammarFault."""
         self._note_time(sequence, now)
+        self._append(sequence, token_id, logprobs)
+        matcher = sequence.text.grammar
+        # What is told of a token takes its logits.
+        if matcher is None or sequence.told != UNTOLD or sequence.status is SequenceStatus.FINISHED:
+            return
+        for forced in matcher.forced():
+            self._append(sequence, forced, None)
+            if sequence.finish_reason is not None:
+                return
+
+    def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        """Append a token, let it out, and end the sequence if it is over."""
+        live, text = sequence.owner, sequence.text
         sequence.token_ids.append(token_id)
         sequence.wants_prompt_logprobs = False
         text.sampler.append(token_id)
+        standing = Standing.OPEN if text.grammar is None else text.grammar.take(token_id)
         if text.stop.reads_text:
-            emitted, finish, stop_reason = self._stopped(sequence, token_id)
+            emitted, finish, stop_reason = self._stopped(sequence, token_id, standing)
         else:
             emitted = None
-            finish, stop_reason = text.stop.push_id(token_id)
+            finish, stop_reason = text.stop.push_id(token_id, standing)
         if live.num_unmade:
             self._growing[live.request.request_id] = live
         told = None
@@ -204,15 +230,20 @@ class LiveRequests:
             if live.request.sampling.prompt_logprobs is not None:
                 told = live.prompt_logprobs
         count = sequence.num_output_tokens
-        self._pieces.append(Piece(sequence, token_id, count, emitted, finish, stop_reason, logprobs, told))
+        silent = finish is FinishReason.STOP and standing is not Standing.COMPLETES
+        self._pieces.append(
+            Piece(sequence, token_id, count, emitted, finish, stop_reason, logprobs, told, silent)
+        )
         if finish is not None:
             self._end(sequence, finish)
 
     @staticmethod
-    def _stopped(sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None, str | int | None]:
+    def _stopped(
+        sequence: Sequence, token_id: int, standing: Standing
+    ) -> tuple[str, FinishReason | None, str | int | None]:
         """Return the text that a token completes, and how it ends its sequence if it does, where text decides."""
         text = sequence.text
-        decision = text.stop.push(token_id, text.detokenizer.push(token_id))
+        decision = text.stop.push(token_id, text.detokenizer.push(token_id), standing)
         if decision.finish_reason is None:
             return decision.text, None, None
         rest = text.stop.flush(text.detokenizer.flush())
@@ -263,6 +294,14 @@ class LiveRequests:
         if sequence.last_token is not None:
             self._gaps.append(now - sequence.last_token)
         sequence.last_token = now
+
+
+def _matcher(request: GenerationRequest, eos_ids: frozenset[int]) -> Matcher | None:
+    if request.grammar is None:
+        return None
+    sampling = request.sampling
+    ends = {*sampling.stop_token_ids, *sampling.stop_names, *(() if sampling.ignore_eos else eos_ids)}
+    return request.grammar.matcher(ends, sampling.min_tokens)
 
 
 def _last_output(

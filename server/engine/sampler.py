@@ -14,7 +14,7 @@ from torch import Tensor
 
 from manylora.server.engine.columns import COLDEST, columns_of
 from manylora.server.engine.draw import best, block_maxima, block_sums, draw_above, draw_top, sums_above, top
-from manylora.server.engine.logits import SamplerState, SamplingRow, edit_logits
+from manylora.server.engine.logits import SamplerState, SamplingRow, edit_logits, hide_masked
 from manylora.server.engine.prompt_logprobs import NO_ROWS, LogprobRows
 from manylora.server.engine.request import SamplingParams, TokenLogprobs
 from manylora.server.kernels.sampling import UNTOLD, NativeSampling, Sampled
@@ -64,7 +64,7 @@ class Sampler:
         """Choose a token for each row of ``logits`` [n, V] float32, contiguous. They are changed and put
         back.
 
-        Does not append to the states. Logprobs are of the raw distribution: before penalties and temperature.
+        Does not append to the states. Logprobs are of the raw distribution: before masks, penalties and temperature.
         """
         if logits.shape != (len(rows), self.vocab_size) or logits.dtype != torch.float32:
             raise ValueError(
@@ -80,10 +80,12 @@ class Sampler:
             sampled = self._native.draw(logits, columns)
             edits.restore(logits)
             return tokens_of(self._native.report(logits, columns.places, sampled.ids, told), told.tolist())
+        hidden = hide_masked(logits, rows)
         chosen: list[int | None] = [None] * len(rows)
         for ids, members in self._by_kind(logits, rows, range(len(rows))):
             for row, token_id in zip(members, ids, strict=True):
                 chosen[row] = token_id
+        hidden.restore(logits)
         edits.restore(logits)
         self._leave_out_unreportable(logits, rows, chosen)
         reports = self._reports(logits, rows, chosen)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from manylora.server.engine.detokenizer import Detokenizer
+from manylora.server.engine.grammar import Matcher
 from manylora.server.engine.logits import SamplerState
 from manylora.server.engine.pooling import PooledStates
 from manylora.server.engine.prompt_logprobs import PromptLogprobs
@@ -30,11 +31,15 @@ class SequenceStatus(Enum):
 
 @dataclass(slots=True)
 class TextState:
-    """What turns a sequence's logits into text: sampler state, detokenizer and stop conditions."""
+    """What turns a sequence's logits into text: sampler state, detokenizer, stop conditions, and its grammar if any.
+
+    All of it follows the tokens that there are, so it stays as it is where a sequence is preempted.
+    """
 
     sampler: SamplerState
     detokenizer: Detokenizer
     stop: StopChecker
+    grammar: Matcher | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -5,6 +5,7 @@ It sees token ids and text that is already decoded (detokenizer.py); it never un
 
 from dataclasses import dataclass
 
+from manylora.server.engine.grammar import Standing
 from manylora.server.engine.request import FinishReason, SamplingParams
 
 
@@ -23,7 +24,8 @@ class StopChecker:
 
     The stop string that is complete first wins; of those complete at the same character, the longest. So the
     outcome does not depend on how the text is cut into tokens. Text that may be the beginning of a stop
-    string is held back.
+    string is held back. Where a grammar says what a token is to the text, ids end it as that says, and stop strings as
+    ever: whoever gives one wants the text cut there.
     """
 
     def __init__(self, params: SamplingParams, eos_ids: frozenset[int]) -> None:
@@ -43,20 +45,24 @@ class StopChecker:
         """Whether text decides, so that ``push`` must be given it; else ``push_id`` does."""
         return bool(self._stops)
 
-    def push_id(self, token_id: int) -> tuple[FinishReason | None, str | int | None]:
+    def push_id(
+        self, token_id: int, standing: Standing = Standing.OPEN
+    ) -> tuple[FinishReason | None, str | int | None]:
         """Take the next token where no text decides; return how it ends the sequence, and by which stop id."""
         assert not self._finished, "push after the end"
         self._count += 1
-        if self._count > self._min_tokens and (token_id in self._eos_ids or token_id in self._stop_ids):
+        if self._ends_by_id(token_id, standing):
             self._finished = True
-            own = None if token_id in self._eos_ids else token_id
-            return FinishReason.STOP, self._stop_names.get(token_id, own)
+            return FinishReason.STOP, self._reason_of(token_id)
+        if standing is Standing.COMPLETES:
+            self._finished = True
+            return FinishReason.STOP, None
         if self._count >= self._max_tokens:
             self._finished = True
             return FinishReason.LENGTH, None
         return None, None
 
-    def push(self, token_id: int, new_text: str) -> StopDecision:
+    def push(self, token_id: int, new_text: str, standing: Standing = Standing.OPEN) -> StopDecision:
         """Take the next token and the text that it completed.
 
         An eos or stop id ends the sequence once ``min_tokens`` tokens came before it; its own text is not
@@ -64,10 +70,11 @@ class StopChecker:
         """
         assert not self._finished, "push after the end"
         self._count += 1
-        if self._count > self._min_tokens and (token_id in self._eos_ids or token_id in self._stop_ids):
-            own = None if token_id in self._eos_ids else token_id
-            return self._end(self._held, self._stop_names.get(token_id, own))
+        if self._ends_by_id(token_id, standing):
+            return self._end(self._held, self._reason_of(token_id))
         decision = self._take(new_text)
+        if decision.finish_reason is None and standing is Standing.COMPLETES:
+            return self._end(decision.text + self._held, None)
         if decision.finish_reason is None and self._count >= self._max_tokens:
             self._finished = True
             text, self._held = decision.text + self._held, ""
@@ -84,6 +91,16 @@ class StopChecker:
         decision = self._take(new_text)
         text, self._held = decision.text + self._held, ""
         return StopDecision(text, decision.finish_reason, decision.stop_reason)
+
+    def _ends_by_id(self, token_id: int, standing: Standing) -> bool:
+        if standing is Standing.OPEN:
+            ends = token_id in self._eos_ids or token_id in self._stop_ids
+            return ends and self._count > self._min_tokens
+        return standing is Standing.ENDS
+
+    def _reason_of(self, token_id: int) -> str | int | None:
+        own = token_id if token_id in self._stop_ids and token_id not in self._eos_ids else None
+        return self._stop_names.get(token_id, own)
 
     def _end(self, text: str, reason: str | int | None) -> StopDecision:
         self._finished = True

@@ -1,5 +1,6 @@
 """How a backend that samples itself is told of rows, and what it says of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -39,6 +40,8 @@ class SamplingColumns:
     """[n]: tokens that were drawn before."""
     told: Ints
     """[n]: alternatives whose log probabilities are wanted beside the token's own; or UNTOLD."""
+    masks: Sequence[Ints | None] = ()
+    """[n]: of each row the ids that may be drawn, as bits, the lowest first; None: all. Empty: all of all."""
 
 
 @dataclass(frozen=True, slots=True)

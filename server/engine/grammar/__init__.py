@@ -3,6 +3,22 @@
 The one room that knows llguidance.
 """
 
-from manylora.server.engine.grammar.grammar import Grammar, GrammarKind
+from manylora.server.engine.grammar.compiled import CompiledGrammar
+from manylora.server.engine.grammar.grammar import Grammar, GrammarKind, GrammarRefused
+from manylora.server.engine.grammar.grammars import Grammars
+from manylora.server.engine.grammar.matcher import GrammarFault, Masks, Matcher, Standing, Words
+from manylora.server.engine.grammar.tables import TokenSet
 
-__all__ = ["Grammar", "GrammarKind"]
+__all__ = [
+    "CompiledGrammar",
+    "Grammar",
+    "GrammarFault",
+    "GrammarKind",
+    "GrammarRefused",
+    "Grammars",
+    "Masks",
+    "Matcher",
+    "Standing",
+    "TokenSet",
+    "Words",
+]

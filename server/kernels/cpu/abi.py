@@ -203,6 +203,7 @@ class Sampling(Structure):
         ("logprobs", c_void_p),
         ("top_ids", c_void_p),
         ("top_logprobs", c_void_p),
+        ("masks", c_void_p),
     )
 
 

@@ -22,6 +22,10 @@ class SamplingCall:
             name: getattr(columns, name).ctypes.data
             for name in ("inverse_temperature", "top_k", "top_p", "min_p", "seed", "choice", "position")
         }
+        if columns.masks:
+            each = [0 if mask is None else mask.ctypes.data for mask in columns.masks]
+            self._masks = np.array(each, dtype=np.uint64)
+            drawn["masks"] = self._masks.ctypes.data
         ids = np.empty(len(columns.places), dtype=np.int32)
         self._lay_out(logits, columns.places, ids, columns.told, drawn)
         self._kept = columns

@@ -165,6 +165,7 @@ typedef struct {
     double *logprobs;     // natural log of the softmax of the logits at the token
     int32_t *top_ids;     // [rows, top], best first
     double *top_logprobs; // [rows, top]
+    const uint32_t *const *masks; // bits of the ids that may be drawn, the lowest first; null, or a row's is null: all
 } ml_sampling;
 
 // A step from its tokens to the next ones.

@@ -29,7 +29,7 @@
      AT(ml_sampling, logits), AT(ml_sampling, places), AT(ml_sampling, inverse_temperature), AT(ml_sampling, top_k),
      AT(ml_sampling, top_p), AT(ml_sampling, min_p), AT(ml_sampling, seed), AT(ml_sampling, choice),
      AT(ml_sampling, position), AT(ml_sampling, told), AT(ml_sampling, ids), AT(ml_sampling, logprobs),
-     AT(ml_sampling, top_ids), AT(ml_sampling, top_logprobs),
+     AT(ml_sampling, top_ids), AT(ml_sampling, top_logprobs), AT(ml_sampling, masks),
     SIZE(ml_run_call), AT(ml_run_call, call), AT(ml_run_call, rows), AT(ml_run_call, count), AT(ml_run_call, hidden),
      AT(ml_run_call, logits), AT(ml_run_call, sampling), AT(ml_run_call, seconds),
      AT(ml_run_call, wake), AT(ml_run_call, strange),

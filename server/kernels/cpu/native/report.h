@@ -31,7 +31,7 @@ static void report_row(const ml_sampling *call, int32_t row, const sample_space 
     double offset = -(double)most - log_total(x, call->vocab, most);
     call->logprobs[row] = (double)x[call->ids[row]] + offset;
     int32_t count = call->told[row] < call->vocab ? call->told[row] : call->vocab;
-    if (count > 0) find_best(x, call->vocab, count, space);
+    if (count > 0) find_best(x, call->vocab, count, -INFINITY, space);
     for (int32_t i = 0; i < count; i++) {
         call->top_ids[(int64_t)row * call->top + i] = space->best[i].id;
         call->top_logprobs[(int64_t)row * call->top + i] = (double)space->best[i].value + offset;

@@ -28,6 +28,7 @@ typedef struct {
     double *running; // [blocks]: sums of blocks, added up
     candidate *best; // [vocab]
     double *weights; // [vocab]
+    float *allowed;  // [vocab]
 } sample_space;
 
 ML_INLINE int32_t blocks_of(int32_t vocab) { return (vocab + SAMPLE_BLOCK - 1) / SAMPLE_BLOCK; }
@@ -39,17 +40,17 @@ ML_INLINE int32_t block_end(int32_t block, int32_t vocab) {
 
 static size_t sample_scratch(int32_t vocab) {
     size_t blocks = blocks_of(vocab);
-    return (size_t)vocab * (sizeof(float) + sizeof(candidate) + sizeof(double)) +
-           blocks * (sizeof(float) + sizeof(double)) + 5 * 64;
+    return (size_t)vocab * (2 * sizeof(float) + sizeof(candidate) + sizeof(double)) +
+           blocks * (sizeof(float) + sizeof(double)) + 6 * 64;
 }
 
 static sample_space space_of(int32_t vocab, char *base) {
     size_t size[] = {vocab * sizeof(float), blocks_of(vocab) * sizeof(float), blocks_of(vocab) * sizeof(double),
-                     vocab * sizeof(candidate)};
-    char *part[5] = {base};
-    for (int i = 0; i < 4; i++) part[i + 1] = part[i] + (size[i] + 63) / 64 * 64;
-    sample_space space = {(float *)(void *)part[0], (float *)(void *)part[1], (double *)(void *)part[2],
-                          (candidate *)(void *)part[3], (double *)(void *)part[4]};
+                     vocab * sizeof(candidate), vocab * sizeof(double)};
+    char *part[6] = {base};
+    for (int i = 0; i < 5; i++) part[i + 1] = part[i] + (size[i] + 63) / 64 * 64;
+    sample_space space = {(float *)(void *)part[0],     (float *)(void *)part[1],  (double *)(void *)part[2],
+                          (candidate *)(void *)part[3], (double *)(void *)part[4], (float *)(void *)part[5]};
     return space;
 }
 
@@ -127,17 +128,18 @@ static float kth_largest(const sample_space *space, int32_t blocks, int32_t k) {
     return most[k - 1];
 }
 
-// The k best in order, equal values by lowest id. What is below the k-th largest of the blocks' maxima is none of them.
-static void find_best(const float *x, int32_t vocab, int32_t k, const sample_space *space) {
+// The k best from `least` on in order, equal values by lowest id; how many there are. What is below the k-th largest of
+// the blocks' maxima is none of them.
+static int32_t find_best(const float *x, int32_t vocab, int32_t k, float least, const sample_space *space) {
     int32_t blocks = blocks_of(vocab), count = 0;
-    float least = -INFINITY;
-    if (k < blocks) least = kth_largest(space, blocks, k);
+    if (k < blocks) least = fmaxf(least, kth_largest(space, blocks, k));
     for (int32_t block = 0; block < blocks; block++) {
         if (space->maxima[block] < least) continue;
         for (int32_t i = block * SAMPLE_BLOCK; i < block_end(block, vocab); i++)
             if (x[i] >= least) space->best[count++] = candidate{x[i], i};
     }
     qsort(space->best, (size_t)count, sizeof(candidate), better);
+    return count < k ? count : k;
 }
 
 // Temperature, then top_p over the renormalised k, then min_p.
@@ -212,8 +214,7 @@ static double number_of(const ml_sampling *call, int32_t row, uint64_t draw) {
 
 // By rejection: what is drawn from above the pivot is kept if the mass above it is less than top_p; else it is the next
 // pivot, above which all that may be kept lies.
-static int32_t draw_all(const ml_sampling *call, int32_t row, const sample_space *space, float most) {
-    const float *x = row_of(call, row);
+static int32_t draw_all(const ml_sampling *call, int32_t row, const float *x, const sample_space *space, float most) {
     float scale = (float)call->inverse_temperature[row], pivot = 0.0f;
     soften_row(x, call->vocab, scale, most, space->probs);
     if (call->min_p[row] > 0.0) {
@@ -230,15 +231,29 @@ static int32_t draw_all(const ml_sampling *call, int32_t row, const sample_space
     }
 }
 
-static int32_t sample_row(const ml_sampling *call, int32_t row, const sample_space *space) {
+// The row's logits, without those that its mask hides.
+static const float *allowed_of(const ml_sampling *call, int32_t row, const sample_space *space) {
     const float *x = row_of(call, row);
+    const uint32_t *mask = call->masks ? call->masks[row] : NULL;
+    if (!mask) return x;
+    for (int32_t first = 0; first < call->vocab; first += 32) {
+        const uint32_t bits = mask[first / 32];
+        const int32_t count = call->vocab - first < 32 ? call->vocab - first : 32;
+        float *to = space->allowed + first;
+        for (int32_t i = 0; i < count; i++) to[i] = bits >> i & 1 ? x[first + i] : -INFINITY;
+    }
+    return space->allowed;
+}
+
+static int32_t sample_row(const ml_sampling *call, int32_t row, const sample_space *space) {
+    const float *x = allowed_of(call, row, space);
     double inverse = call->inverse_temperature[row];
     float most = find_maxima(x, call->vocab, space->maxima);
     if (!isfinite(most)) return SAMPLE_NOT_FINITE;
     if (inverse <= 0.0) return first_of(x, call->vocab, space->maxima, most);
     int32_t k = call->top_k[row];
-    if (k <= 0 || k >= call->vocab) return draw_all(call, row, space, most);
-    find_best(x, call->vocab, k, space);
+    if (k <= 0 || k >= call->vocab) return draw_all(call, row, x, space, most);
+    k = find_best(x, call->vocab, k, x == space->allowed ? -FLT_MAX : -INFINITY, space);
     double top_p = call->top_p[row] < 1.0 ? fmax(call->top_p[row], 1e-300) : INFINITY;
     return draw_best(space, k, inverse, top_p, call->min_p[row], number_of(call, row, 0));
 }

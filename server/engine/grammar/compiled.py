@@ -1,0 +1,62 @@
+"""A grammar for one tokenizer, ready to be followed."""
+
+from collections.abc import Iterable
+
+from llguidance import LLMatcher, LLParserLimits
+
+from manylora.server.engine.grammar.grammar import Grammar, GrammarRefused
+from manylora.server.engine.grammar.lark import lark_of
+from manylora.server.engine.grammar.matcher import Matcher
+from manylora.server.engine.grammar.tables import Tables
+
+LIMITS = LLParserLimits(verbose_errors=False)
+"""The library's own: some 20 ms of building, and of a mask; what it says of a grammar doesn't repeat it."""
+_CUT = ("\n   1 | ", "\n  1 | ")
+_PREFIXES = ("failed to compile JSON schema: ", "Unsatisfiable schema: ")
+_KEYWORDS = {
+    "Unknown format": "format",
+    "regex parse error": "pattern",
+    "is not present in a registry": "$ref",
+    "incompatible types": "type",
+    "anyOf is empty": "enum or anyOf",
+    "Invalid type": "type",
+}
+"""What refusals that don't name the schema's keyword are about."""
+
+
+class CompiledGrammar:
+    """Answers are held to it by a matcher each; they share what the library learns of it."""
+
+    def __init__(self, grammar: Grammar, tables: Tables) -> None:
+        """Compile (milliseconds as a rule, without the interpreter's lock). Raises GrammarRefused."""
+        self.grammar = grammar
+        self._tables = tables
+        text = lark_of(grammar, tables.controls, forces=tables.forces)
+        try:
+            self._native = LLMatcher(tables.native, text, log_level=0, limits=LIMITS)
+        except UnicodeEncodeError:
+            raise GrammarRefused("it holds half a character (a lone surrogate)") from None
+        if self._native.is_error():
+            raise GrammarRefused(_told(self._native.get_error()))
+        self.broken = False
+        """Whether one that follows it met a limit: the next request has it compiled anew."""
+
+    def matcher(self, ends: Iterable[int], min_tokens: int) -> Matcher:
+        """Return an answer's place in it, at the beginning. One thread at a time."""
+        tables = self._tables
+        return Matcher(self._native.deep_copy(), tables.eos_id, ends, min_tokens, forces=tables.forces)
+
+
+def _told(error: str) -> str:
+    """Return what the library says, without its frame around our form of the grammar; the keyword is named."""
+    text = error.partition("\n<backtrace>")[0]
+    if text.startswith("at "):
+        text = text.partition(": ")[2]
+    for cut in _CUT:
+        text = text.partition(cut)[0]
+    for prefix in _PREFIXES:
+        text = text.replace(prefix, "")
+    text = " ".join(text.split())
+    about = next((word for part, word in _KEYWORDS.items() if part in text), None)
+    named = f"{about}: {text}" if about is not None and about not in text else text
+    return f"it can't be held: {named[:500]}"
