@@ -29,6 +29,7 @@ from manylora.server.chat.templates import ChatTemplates
 from manylora.server.config import AdapterArgument, ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineSettings, Load
+from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.request import Pooling
 from manylora.server.engine.scheduler import SchedulerLimits
 from manylora.server.model.served import ServedModel
@@ -154,7 +155,8 @@ def assemble(
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
     rests = Rests(lambda: engine.tempo is not None)
-    deps = ApiDependencies(engine, catalog, tokenizer, texts, metrics, api, rests, exports)
+    grammars = Grammars(base.config.vocab_size)
+    deps = ApiDependencies(engine, catalog, tokenizer, texts, metrics, api, rests, exports, grammars=grammars)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
 

@@ -13,6 +13,7 @@ from manylora.server.api.schemas import (
     SamplingFields,
     TokenizeRequest,
 )
+from manylora.server.api.structured import asked_grammar
 from manylora.server.api.token_ids import check_token_ids
 from manylora.server.engine.grammar import Grammar
 from manylora.server.engine.request import UNBOUNDED, Pooling, SamplingParams
@@ -116,6 +117,7 @@ def _ask(body: SamplingFields, prompt: Prompt, sampling: SamplingParams) -> Ask:
         beside=body,
         prompt=prompt,
         sampling=sampling,
+        grammar=asked_grammar(body),
         n=body.n,
         stream=body.stream,
         wants_usage=body.wants_usage,

@@ -11,6 +11,7 @@ from manylora.server.api.metrics import Metrics
 from manylora.server.api.pacing import Rests
 from manylora.server.api.tokenising import Tokenising
 from manylora.server.catalog import AdapterCatalog
+from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.pace import Tempo
 from manylora.server.engine.request import GenerationRequest, Pooling, SequenceOutput
 from manylora.server.tokenizer import ModelTexts, Tokenizer
@@ -98,6 +99,8 @@ class ApiDependencies:
     exports: ExportJobs | None = None
     """None: this server makes none."""
     tokenising: Tokenising = field(default_factory=Tokenising)
+    grammars: Grammars | None = None
+    """None: answers are held to none here."""
 
 
 def dependencies(request: Request) -> ApiDependencies:

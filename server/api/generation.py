@@ -9,9 +9,11 @@ from manylora.server.api.asked_models import resolve, text_of
 from manylora.server.api.asks import Ask
 from manylora.server.api.choices import Choice
 from manylora.server.api.dependencies import ApiDependencies, ApiSettings, OutputStream
+from manylora.server.api.held import compiled
 from manylora.server.api.prompts import Tokenised, tokenise
 from manylora.server.api.request_context import note, request_id
 from manylora.server.catalog import ResolvedModel
+from manylora.server.engine.grammar import CompiledGrammar
 from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput
 from manylora.server.errors import (
     AdapterUnavailable,
@@ -115,8 +117,9 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
         try:
             text = await text_of(deps, model, ask.beside)
             stopping = replace(ask.sampling, stop_names=text.stops(ask.sampling.stop))
+            grammar = None if ask.grammar is None else await compiled(deps, ask.grammar, text)
             prompts = await tokenise(deps, ask, model, text)
-            return _start(deps, replace(ask, sampling=stopping), model, text, prompts)
+            return _start(deps, replace(ask, sampling=stopping), model, text, prompts, grammar)
         except (ModelNotFound, AdapterUnavailable):
             # A deleted name doesn't resolve any more, and the error then names those that do.
             if resolve(deps, ask.model, ask.beside).adapters == model.adapters:
@@ -139,7 +142,12 @@ def check_choices(ask: Ask, settings: ApiSettings) -> None:
 
 
 def _start(
-    deps: ApiDependencies, ask: Ask, model: ResolvedModel, text: ModelText, prompts: Tokenised
+    deps: ApiDependencies,
+    ask: Ask,
+    model: ResolvedModel,
+    text: ModelText,
+    prompts: Tokenised,
+    grammar: CompiledGrammar | None,
 ) -> Generation:
     """Check what only the tokens tell, and queue the prompts: all of them or none."""
     _check_prompt_logprobs(ask, prompts.ids, deps.settings.max_prompt_logprobs)
@@ -158,7 +166,7 @@ def _start(
             n=ask.n,
             arrival_time=arrival,
             origin=own,
-            grammar=ask.grammar,
+            grammar=grammar,
             pooling=ask.pooling,
         )
         for index, prompt in enumerate(prompts.ids)

@@ -16,7 +16,7 @@ REFUSED_FIELD = "refused_field"
 LONGEST_NAME = 100
 """Characters of an unknown field's name that are repeated to the client."""
 NO_TOOLS = "tools aren't served yet"
-NO_STRUCTURE = "structured output isn't served yet"
+NO_STRUCTURE = "no answer is made here that could be held to it"
 TEXT_ONLY = "only text is served"
 
 
@@ -87,6 +87,7 @@ BODY = Passing(
         "documents": ([],),
         "early_stopping": (False,),
         "echo": (False,),
+        "guided_decoding_backend": ("auto", "guidance"),
         "include_reasoning": (True,),
         "include_stop_str_in_output": (False,),
         "length_penalty": (1,),
@@ -126,10 +127,12 @@ BODY = Passing(
                 "guided_regex",
                 "guided_choice",
                 "guided_grammar",
-                "guided_decoding_backend",
             ),
             NO_STRUCTURE,
         ),
+        "guided_decoding_backend": "grammars are compiled by llguidance",
+        "guided_whitespace_pattern": "white space between parts of JSON is bounded as it is",
+        "structural_tag": "tags around schemas are written as a grammar, with %json inside",
         **dict.fromkeys(("audio", "modalities"), TEXT_ONLY),
         "reasoning_effort": "levels of reasoning aren't served",
         "thinking_token_budget": "budgets of reasoning aren't served",

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from manylora.server.api.inert import MESSAGE, NO_TOOLS, PART, Passing, refused
 from manylora.server.api.mixture_fields import ModelFields
 from manylora.server.api.strict import Strict
+from manylora.server.api.structured import StructuredFields
 from manylora.server.api.template_variables import TemplateVariables
 
 MAX_STOPS = 16
@@ -31,7 +32,7 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class SamplingFields(ModelFields):
+class SamplingFields(StructuredFields):
     """What chat and completions share: OpenAI's parameters, and vLLM's where OpenAI has none."""
 
     model: str = Field(

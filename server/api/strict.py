@@ -1,5 +1,6 @@
 """The ground of every request body: no unknown fields, no silent conversions; null is the same as left out."""
 
+from functools import cache
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -14,15 +15,22 @@ class Strict(BaseModel):
 
     passing: ClassVar[Passing] = BODY
 
+    @classmethod
+    @cache
+    def read_names(cls) -> frozenset[str]:
+        """Return the names of the fields that are read."""
+        return frozenset(field.alias or name for name, field in cls.model_fields.items())
+
     @model_validator(mode="before")
     @classmethod
     def _drop_what_asks_for_nothing(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError("Input should be an object")
         asked = {}
+        read = cls.read_names()
         for key, item in value.items():
-            if key not in cls.model_fields:
-                cls.passing.check(key, item, cls.model_fields)
+            if key not in read:
+                cls.passing.check(key, item, read)
             elif item is not None:
                 asked[key] = item
         return asked

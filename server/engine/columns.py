@@ -4,7 +4,6 @@ What a running sequence's row says stays the same from step to step, but for its
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -47,15 +46,18 @@ def kept_of(row: SamplingRow, vocab_size: int) -> tuple[float, int, float, float
 def columns_of(rows: Sequence[SamplingRow], vocab_size: int) -> SamplingColumns:
     """Return the columns of rows, each of which is the logits' row of the same number."""
     kept = np.array([kept_of(row, vocab_size) for row in rows], dtype=KEPT)
-    columns = columns_from(kept, np.arange(len(rows), dtype=np.int32), [row.state for row in rows])
     masks = [row.mask for row in rows]
-    return columns if all(mask is None for mask in masks) else replace(columns, masks=masks)
+    held = masks if any(mask is not None for mask in masks) else ()
+    return columns_from(kept, np.arange(len(rows), dtype=np.int32), [row.state for row in rows], held)
 
 
-def columns_from(kept: Kept, places: Ints, states: Sequence[SamplerState]) -> SamplingColumns:
+def columns_from(
+    kept: Kept, places: Ints, states: Sequence[SamplerState], masks: Sequence[Ints | None] = ()
+) -> SamplingColumns:
     """Return the columns of rows of which ``kept`` [n] says what doesn't change."""
     return SamplingColumns(
         places=places,
+        masks=masks,
         position=np.array([state.output_length for state in states], dtype=np.uint64),
         **{name: np.ascontiguousarray(kept[name]) for name in KEPT.fields or ()},
     )

@@ -7,6 +7,7 @@ from manylora.server.engine.grammar.compiled import CompiledGrammar
 from manylora.server.engine.grammar.grammar import Grammar, GrammarKind, GrammarRefused
 from manylora.server.engine.grammar.grammars import Grammars
 from manylora.server.engine.grammar.matcher import GrammarFault, Masks, Matcher, Standing, Words
+from manylora.server.engine.grammar.schema import check_size
 from manylora.server.engine.grammar.tables import TokenSet
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "Standing",
     "TokenSet",
     "Words",
+    "check_size",
 ]

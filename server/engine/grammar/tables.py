@@ -43,7 +43,7 @@ class Tables:
         eos_id = min((token_id for token_id in tokens.eos_ids if token_id < vocab_size), default=vocab_size)
         if tokens.written is not None and eos_id < vocab_size and len(tokens.pieces) <= vocab_size:
             try:
-                native = LLTokenizer(tokens.written(), n_vocab=vocab_size, eos_token=eos_id)
+                native = LLTokenizer(tokens.written(), n_vocab=vocab_size + 1, eos_token=eos_id)
                 return cls(native, tokens.control_tokens, eos_id, forces=True)
             except Exception as error:
                 log.warning("grammars know this tokenizer's tokens, and not how it cuts a text: %s", error)

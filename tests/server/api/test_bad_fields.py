@@ -24,8 +24,10 @@ REFUSED_IN_CHAT: list[tuple[dict[str, object], str]] = [
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
     ({"function_call": {"name": "f"}}, "function_call"),
     ({"functions": [{"name": "f"}]}, "functions"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"response_format": {"type": "json_object", "json_schema": {"name": "x"}}}, "response_format"),
+    ({"response_format": {"type": "yaml"}}, "response_format.type"),
+    ({"guided_json": {}, "guided_regex": "x"}, "guided_regex"),
     ({"store": 1}, "store"),
     ({"skip_special_tokens": False}, "skip_special_tokens"),
     ({"best_of": 2}, "best_of"),
@@ -111,7 +113,7 @@ REFUSED_IN_COMPLETIONS: list[tuple[dict[str, object], str]] = [
     ({"prompt": ["x"] * 257}, "prompt"),
     ({"messages": []}, "messages"),
     ({"skip_special_tokens": False}, "skip_special_tokens"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"response_format": {"type": "json_object"}, "guided_choice": ["x"]}, "guided_choice"),
 ]
 
 
