@@ -7,6 +7,8 @@ AdapterError                     500  anything below, and what has no class of i
 │   └── UnsupportedAdapter       400  well-formed, but a kind, a source, a pattern or a rank that is not served
 ├── InvalidMixture               400  a mixture's text, parts or weights make no sense; says which
 ├── AdapterNameTaken             409  other weights, or a mixture, have the name (vLLM's route: 400)
+├── InvalidKey                   400  what an API key is to allow makes no sense; says which
+├── UnknownKey                   404  no API key has that id
 ├── UnknownAdapter               404  no adapter has that name; lists those that exist
 ├── StoreFull                    507  no space left for the files or the registry
 ├── RegistryFault                500  the registry is damaged, can't be written, or its disk fails
@@ -62,6 +64,14 @@ class AdapterNameTaken(AdapterError):
 
 class UnknownAdapter(AdapterError):
     """No adapter, or no mixture, has that name."""
+
+
+class InvalidKey(AdapterError):
+    """What an API key is to allow makes no sense."""
+
+
+class UnknownKey(AdapterError):
+    """No API key has that id."""
 
 
 class StoreFull(AdapterError):

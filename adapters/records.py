@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
-from sqlalchemy import Boolean, Column, Index, Integer, MetaData, Row, String, Table, text
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Row, String, Table, text
 
 from manylora.adapters.mixtures import MixturePart
 
@@ -100,6 +100,33 @@ MIXTURES = Table(
 )
 """``parts`` is JSON, a list of {"adapter": name, "weight": number}: it is written and read whole, and the names are
 looked up at each request, so no row refers to another. A row is active or retired."""
+
+KEYS = Table(
+    "keys",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("tenant", String, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("hint", String, nullable=False),
+    Column("models", String, nullable=False),
+    Column("rights", String, nullable=False),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("parallel", BigInteger),
+    Column("budget", BigInteger),
+    Column("spent", BigInteger, nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("priority", BigInteger, nullable=False),
+    Column("adapter_bytes", BigInteger),
+    Column("adapter_rows", BigInteger),
+    Column("created_at", String, nullable=False),
+    Column("expires_at", String),
+    Column("revoked_at", String),
+    Column("previous_digest", String),
+    Column("previous_until", String),
+    Index("keys_by_digest", "digest", unique=True),
+)
+"""``models`` is a JSON list of patterns, ``rights`` words between spaces, times are UTC. No row holds a secret."""
 
 
 def to_record(row: Row[tuple[object, ...]]) -> AdapterRecord:

@@ -14,6 +14,7 @@ from types import TracebackType
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from manylora.adapters.errors import UnknownAdapter
+from manylora.adapters.key_registry import KeyRegistry
 from manylora.adapters.mixture_registry import MixtureRegistry, check_no_mixture
 from manylora.adapters.names import check_name, list_names, name_taken
 from manylora.adapters.ownership import DirectoryLock
@@ -45,6 +46,8 @@ class AdapterRegistry:
         )
         self.mixtures = MixtureRegistry(self._database, self._reserved)
         """The mixtures' side of the same file; a name is in use on one side only."""
+        self.keys = KeyRegistry(self._database, path)
+        """The API keys' side of it."""
         with self._database.transaction() as connection:
             self.identity = str(connection.scalar(select(IDENTITY.c.id)))
             """Told once, when the file was made: another file under this name has another."""

@@ -33,6 +33,7 @@ from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.request import Pooling
 from manylora.server.engine.scheduler import SchedulerLimits
 from manylora.server.model.served import ServedModel
+from manylora.server.tenants.ring import KeyRing
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 
 GIB = 1 << 30
@@ -155,8 +156,10 @@ def assemble(
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
     rests = Rests(lambda: engine.tempo is not None)
-    grammars = Grammars(base.config.vocab_size)
-    deps = ApiDependencies(engine, catalog, tokenizer, texts, metrics, api, rests, exports, grammars=grammars)
+    grammars, keys = Grammars(base.config.vocab_size), KeyRing(home.registry.keys)
+    deps = ApiDependencies(
+        engine, catalog, tokenizer, texts, metrics, api, rests, keys, exports, grammars=grammars
+    )
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
 

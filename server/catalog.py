@@ -9,11 +9,10 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
-from manylora.adapters.errors import AdapterError, UnknownAdapter
+from manylora.adapters.errors import AdapterError
 from manylora.adapters.mixtures import MixturePart
-from manylora.adapters.names import LONGEST_ECHO, check_name, list_names, name_taken
+from manylora.adapters.names import check_name, name_taken
 from manylora.adapters.reader import AdapterOutline
 from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
@@ -21,8 +20,9 @@ from manylora.adapters.store import AdapterStore
 from manylora.adapters.types import FreedAdapter, Tier
 from manylora.server.catalog_intake import AdapterIntake, KeyedLocks, Prepared, reason_of
 from manylora.server.catalog_mixtures import Mixtures
+from manylora.server.catalog_names import Kind, KnownNames
 from manylora.server.catalog_operations import Caller, Operations
-from manylora.server.catalog_serving import INHERITED, Entry, Serving, new_entry
+from manylora.server.catalog_serving import Entry, Serving, new_entry
 from manylora.server.catalog_types import (
     AdapterEngine,
     CatalogEntry,
@@ -35,9 +35,7 @@ from manylora.server.catalog_types import (
     RestoreReport,
     SilentObserver,
     Wishes,
-    label_of,
 )
-from manylora.server.errors import AdapterUnavailable
 
 __all__ = [
     "AdapterCatalog",
@@ -55,13 +53,11 @@ __all__ = [
     "Tier",
 ]
 
-Kind = Literal["base", "adapter", "mixture"]
-"""What a name may mean."""
 Admission = Callable[[Entry | None, str | None], None]
 """Raises if weights may not be put under a name: given what the name means now and their digest, if it is known."""
 
 
-class AdapterCatalog:
+class AdapterCatalog(KnownNames):
     """Names, ids and files of all adapters, in step with the engine. Make it on the loop, then ``restore``.
 
     Takes over ``registry`` and closes it.
@@ -75,60 +71,19 @@ class AdapterCatalog:
         settings: CatalogSettings,
         observer: CatalogObserver | None = None,
     ) -> None:
+        super().__init__(engine, settings)
         self._engine = engine
         self._registry = registry
         self._store = store
         self._base_names = frozenset(settings.base_names)
-        self._inherited_up_to = settings.inherited_up_to
-        self._note_on = settings.note_on
         self._observer: CatalogObserver = observer or SilentObserver()
         self._intake = AdapterIntake(store, settings, self._serves)
         self._serving = Serving(engine, registry, self._intake, self._observer)
-        self._entries: dict[str, Entry] = {}
         self._leaving: set[Entry] = set()
         """Out of service, but running sequences may still need their files."""
         self._names = KeyedLocks()
         self._operations = Operations()
         self._mixtures = Mixtures(registry, settings, self._entries, self._names, self._operations)
-
-    def resolve(self, model: str, parts: Sequence[MixturePart] = ()) -> ResolvedModel:
-        """Return what ``model`` in a request means, or the mixture of ``parts`` on the base that it names.
-
-        A dictionary look-up for a name. Raises ModelNotFound with names that exist, AdapterUnavailable with the
-        reason, and InvalidMixture; InvalidRequest for ``parts`` beside anything but the base.
-        """
-        if parts:
-            return self._mixtures.beside(model, parts)
-        if model in self._base_names:
-            return ResolvedModel((), model, label_of(model))
-        entry = self._entries.get(model)
-        if entry is None:
-            return self._mixtures.resolve(model)
-        if entry.reason is not None:
-            raise AdapterUnavailable(f"adapter {model!r} can't be served: {entry.reason}", param="model")
-        record = entry.record
-        return ResolvedModel(((record.id, 1.0),), model, label_of(model), (), entry.text, record.digest)
-
-    def kind_of(self, name: str) -> Kind | None:
-        """Return what has this name, whether it can be served or not."""
-        if name in self._base_names:
-            return "base"
-        if name in self._entries:
-            return "adapter"
-        return "mixture" if name in self._mixtures.names else None
-
-    def get(self, name: str) -> CatalogEntry:
-        """Return one adapter and where its weights are. Raises UnknownAdapter."""
-        return self._show(self._existing(name))
-
-    def notes_on(self, name: str) -> tuple[str, ...]:
-        """Return what the owner of an adapter should know; nothing of what isn't there any more."""
-        entry = self._entries.get(name)
-        return () if entry is None else self._show(entry).notes
-
-    def list(self) -> tuple[CatalogEntry, ...]:
-        """Return all adapters in order of their names."""
-        return tuple(self._show(entry) for _, entry in sorted(self._entries.items()))
 
     async def register(
         self, name: str, src: str, *, preload: bool | None = None, pin: bool | None = None
@@ -178,14 +133,6 @@ class AdapterCatalog:
         refused. Raises UnknownAdapter.
         """
         return await self._operations.run(lambda caller: self._delete(caller, name, abort))
-
-    def mixtures(self) -> tuple[MixtureEntry, ...]:
-        """Return all named mixtures in order of their names."""
-        return self._mixtures.entries()
-
-    def get_mixture(self, name: str) -> MixtureEntry | None:
-        """Return one named mixture, and what its parts are now."""
-        return self._mixtures.entry(name)
 
     async def register_mixture(self, name: str, parts: Sequence[MixturePart]) -> tuple[MixtureEntry, bool]:
         """Serve a mixture under a free name; return it and whether it is new. Raises as Mixtures.register does."""
@@ -380,17 +327,5 @@ class AdapterCatalog:
 
     # Look-ups
 
-    def _existing(self, name: str) -> Entry:
-        entry = self._entries.get(name)
-        if entry is None:
-            asked = name[:LONGEST_ECHO]
-            raise UnknownAdapter(f"there is no adapter {asked!r}; adapters: {list_names(self._entries)}")
-        return entry
-
     def _serves(self, digest: str) -> bool:
         return any(entry.record.digest == digest for entry in (*self._entries.values(), *self._leaving))
-
-    def _show(self, entry: Entry) -> CatalogEntry:
-        tier = None if entry.reason is not None else self._engine.adapter_tier(entry.record.id)
-        inherited = INHERITED if entry.record.id <= self._inherited_up_to else None
-        return CatalogEntry(entry.record, tier, entry.reason, inherited, self._note_on(entry.trained_on))

@@ -6,7 +6,8 @@ come back; a request keeps the ids that it began with. Lives on the event loop.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from copy import copy
 
 from manylora.adapters.errors import AdapterNameTaken, InvalidMixture, UnknownAdapter
 from manylora.adapters.mixtures import (
@@ -26,6 +27,7 @@ from manylora.adapters.tokens import PartText
 from manylora.server.catalog_blend import Found, blended
 from manylora.server.catalog_intake import KeyedLocks
 from manylora.server.catalog_operations import Caller, Operations
+from manylora.server.catalog_seen import Seen, Sees
 from manylora.server.catalog_serving import Entry
 from manylora.server.catalog_types import (
     MIXTURE_LABEL,
@@ -59,9 +61,26 @@ class Mixtures:
         self._adapters = adapters
         self._names = names
         self._operations = operations
-        self._records: dict[str, MixtureRecord] = {}
+        self._bases: Collection[str] = settings.base_names
+        self._records: MutableMapping[str, MixtureRecord] = {}
         self._compared: dict[Hashable, str | None] = {}
         """Names and digests of named mixtures' parts: in what their tokenizers differ; None: in nothing."""
+
+    def seen_by(self, sees: Sees, adapters: Seen[Entry], bases: Collection[str]) -> "Mixtures":
+        """Return them as AdapterCatalog.seen_by says; ``adapters`` and ``bases`` are those that are seen."""
+
+        def is_seen(part: str) -> bool:
+            return part in adapters if part in adapters.whole else sees(part, None)
+
+        seen = copy(self)
+        seen._adapters, seen._bases = adapters, bases
+        seen._records = Seen(
+            self._records,
+            lambda name, record: (
+                sees(name, record.version) and all(is_seen(part) for part in _names(record.parts))
+            ),
+        )
+        return seen
 
     # What is asked
 
@@ -79,7 +98,7 @@ class Mixtures:
         record = self._records.get(model)
         if record is None:
             if not is_mixture(model, self._knows):
-                names = list_names([*self._settings.base_names, *self._adapters, *self._records])
+                names = list_names([*self._bases, *self._adapters, *self._records])
                 asked = model[:LONGEST_ECHO]
                 raise ModelNotFound(f"model {asked!r} does not exist; models: {names}", param="model")
             return self._mixed(model, MIXTURE_LABEL, self._parse(model), "model")
@@ -91,8 +110,8 @@ class Mixtures:
 
     def beside(self, model: str, parts: Sequence[MixturePart]) -> ResolvedModel:
         """Return what ``parts`` mean beside ``model``. Raises InvalidRequest unless that is the base, else as above."""
-        if model not in self._settings.base_names:
-            asked, bases = model[:LONGEST_ECHO], list_names(self._settings.base_names)
+        if model not in self._bases:
+            asked, bases = model[:LONGEST_ECHO], list_names(self._bases)
             raise InvalidRequest(
                 f"model is {asked!r}, but beside 'adapters' it names the base, {bases}: give every part in 'adapters'",
                 param="adapters",
@@ -168,7 +187,8 @@ class Mixtures:
 
         None: those of all. What differs is unavailable, and says so before anybody asks.
         """
-        records = [record for record in self._records.values() if name in (None, *_names(record.parts))]
+        whole = self._records.whole if isinstance(self._records, Seen) else self._records
+        records = [record for record in whole.values() if name in (None, *_names(record.parts))]
         if records:
             self._operations.spawn(self._compare(records))
 
@@ -252,7 +272,7 @@ class Mixtures:
             return entry
         if entry is not None:
             raise AdapterUnavailable(f"part {name!r} can't be served: {entry.reason}", param=param)
-        if name in self._settings.base_names:
+        if name in self._bases:
             raise InvalidMixture(
                 f"part {name!r} is the base, which is in every mixture as it is: leave it out"
             )
@@ -276,7 +296,7 @@ class Mixtures:
         return parts
 
     def _knows(self, name: str) -> bool:
-        return name in self._adapters or name in self._records or name in self._settings.base_names
+        return name in self._adapters or name in self._records or name in self._bases
 
     def _show(self, record: MixtureRecord) -> MixtureEntry:
         reason = None

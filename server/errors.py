@@ -10,6 +10,8 @@
     ├── ModelNotFound                404  no base, adapter or mixture has that name
     ├── BodyTooLarge                 413  the request body is over the limit
     ├── QueueFull                    429  too many waiting requests; Retry-After
+    ├── RateLimited                  429  over a limit of the key; Retry-After, unless waiting is of no use
+    ├── QuotaExhausted               429  the key's budget doesn't hold it; not to be tried again
     ├── StepFailed                   500  the step that this request was in failed; the server goes on
     │   └── NotFinite                500  what the model computes for this request overflows
     ├── AdapterUnavailable           503  no room for the adapter within the waiting time; Retry-After
@@ -25,6 +27,8 @@ class ServerError(Exception):
     status = 500
     type = "server_error"
     code: str | None = "internal_error"
+    should_retry: bool | None = None
+    """Told to clients that would try again by the status alone; None: nothing is told."""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -98,6 +102,34 @@ class QueueFull(ServerError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
+
+
+class RateLimited(ServerError):
+    """A key is over one of its limits. ``kind`` is what it limits: requests or tokens."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str,
+        retry_after: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.type = kind
+        self.should_retry = should_retry
+
+
+class QuotaExhausted(ServerError):
+    """A key's budget doesn't hold what a request may take."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    should_retry = False
 
 
 class StepFailed(ServerError):

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "adapters",
     ),
     "server.chat": ("server.chat", "server.workers"),
+    "server.tenants": ("server.tenants", "server.errors", "adapters"),
     "server.workers": ("server.workers", "server.memory"),
     "server.catalog": ("server", "adapters"),
     "server.api": (
@@ -35,6 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "server.errors",
         "server.memory",
         "server.threads",
+        "server.tenants",
         "server.tokenizer",
         "server.chat",
         "server.workers",

@@ -28,11 +28,14 @@ from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.error_responses import install_error_handlers
 from manylora.server.api.openapi import document
 from manylora.server.api.pacing import Paced
+from manylora.server.api.rate_headers import NAMES as RATES
 from manylora.server.api.request_context import RequestContext
 from manylora.server.memory import give_back
 
 PAUSE_SECONDS = 3.0
 """Without anything asked or generated, after which freed memory goes back to the system."""
+EXPOSED = ("x-request-id", "retry-after", "x-should-retry", "openai-processing-ms", "openai-version")
+"""Headers that pages may read, besides those of limits."""
 Application = RequestContext
 """What an ASGI server runs."""
 
@@ -77,7 +80,7 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=list(origins),
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "retry-after", PARTS_HEADER],
+        expose_headers=[*EXPOSED, *RATES, PARTS_HEADER],
     )
 
 
@@ -100,10 +103,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()
     deps: ApiDependencies = app.state.dependencies
+    await deps.keys.load()
     if deps.exports is not None:
         await deps.exports.open()
     pauses = asyncio.create_task(give_back_in_pauses(deps))
-    yield
+    async with deps.keys.followed():
+        yield
     pauses.cancel()
     deps.texts.close()
     deps.tokenising.close()

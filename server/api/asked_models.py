@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from manylora.adapters.errors import InvalidMixture
 from manylora.adapters.mixtures import MixturePart, shortest, spell
+from manylora.server.api.calling import seen_catalog
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.mixture_fields import ModelFields
 from manylora.server.api.request_context import note
@@ -24,7 +25,7 @@ def resolve(deps: ApiDependencies, model: str, fields: ModelFields) -> ResolvedM
     Raises what AdapterCatalog.resolve raises, with the field that was asked by.
     """
     with told_of(fields.model_param):
-        found = deps.catalog.resolve(model, fields.parts)
+        found = seen_catalog(deps).resolve(model, fields.parts)
     if found.parts:
         note(adapters=in_one_line(found.parts))
     return found

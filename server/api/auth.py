@@ -1,38 +1,106 @@
-"""Who may call what: --api-key for /v1, --admin-key for what changes the server; in constant time."""
+"""Who may call what: found once for each request, in constant time, and kept for everything behind (calling.py).
+
+--api-key opens /v1, --admin-key what changes the server, and the registry's keys what they say. A key goes into
+``authorization: Bearer KEY`` or, as Anthropic's clients send it, ``x-api-key``.
+"""
 
 import hmac
+import time
 from collections.abc import Iterable
 
 from fastapi import Request
 
-from manylora.server.api.dependencies import dependencies
+from manylora.adapters.keys import Right
+from manylora.server.api.calling import set_caller, set_ticket
+from manylora.server.api.dependencies import ApiDependencies, dependencies
 from manylora.server.api.local_callers import require_local
-from manylora.server.errors import Unauthorized
+from manylora.server.api.rate_headers import headers_of
+from manylora.server.api.request_context import at_end, note, with_headers
+from manylora.server.errors import Forbidden, Unauthorized
+from manylora.server.tenants.caller import ADMIN_KEY, API_KEY, LOCAL, OPEN, Caller
 
 
 async def require_api_key(request: Request) -> None:
-    """Let a /v1 request through if no key is set or it carries one of them, the admin key included."""
-    settings = dependencies(request).settings
-    if settings.api_keys:
-        admin = () if settings.admin_key is None else (settings.admin_key,)
-        _require(request, (*settings.api_keys, *admin))
+    """Let a /v1 request through: with a key of --api-key or the registry's, or the admin key; if there is none, any.
+
+    What is posted counts as a request of its key from here until the answer is over.
+    """
+    deps = dependencies(request)
+    caller = await _caller_of(deps, _secret(request))
+    if caller is None:
+        if deps.settings.api_keys or deps.keys.has_keys:
+            raise _refusal(request)
+        caller = OPEN
+    if not caller.may(Right.INFER):
+        raise Forbidden("this key may not ask models: it has no right to infer")
+    _pass(caller)
+    if caller.account is not None and request.method == "POST":
+        account = caller.account
+        with_headers(lambda: headers_of(account, time.monotonic()))
+        ticket = account.enter(time.monotonic())
+        at_end(lambda status: ticket.close())
+        set_ticket(ticket)
 
 
 async def require_admin(request: Request) -> None:
-    """Let an admin request through: with the admin key, or from this machine when none is set."""
-    settings = dependencies(request).settings
-    if settings.admin_key is not None:
-        _require(request, (settings.admin_key,))
-        return
-    require_local(request, settings)
+    """Let an admin request through: with the admin key or one that may administer, or from this machine."""
+    await _require(request, Right.ADMIN)
 
 
-def _require(request: Request, keys: Iterable[str]) -> None:
+async def require_manager(request: Request) -> None:
+    """Let through who may administer, and who may manage a namespace: what that is, the route must ask."""
+    await _require(request, Right.MANAGE)
+
+
+async def _require(request: Request, right: Right) -> None:
+    deps = dependencies(request)
+    caller = await _caller_of(deps, _secret(request))
+    if caller is None or caller is API_KEY:
+        if deps.settings.admin_key is not None:
+            raise _refusal(request)
+        require_local(request, deps.settings)
+        caller = LOCAL
+    if not caller.may(right):
+        raise Forbidden(f"this key may not do that: it has no right to {right.value}")
+    _pass(caller)
+
+
+def _pass(caller: Caller) -> None:
+    set_caller(caller)
+    if caller.tenant:
+        note(tenant=caller.tenant, key=caller.name)
+
+
+async def _caller_of(deps: ApiDependencies, secret: bytes) -> Caller | None:
+    """Return whose secret that is; None: nobody's. Raises Unauthorized for a key that opens no more."""
+    if not secret:
+        return None
+    settings = deps.settings
+    # Both are compared to the end, so that the time doesn't tell which one came near.
+    admin = _is_one_of(secret, () if settings.admin_key is None else (settings.admin_key,))
+    plain = _is_one_of(secret, settings.api_keys)
+    if admin or plain:
+        return ADMIN_KEY if admin else API_KEY
+    found = await deps.keys.caller_of(secret)
+    if isinstance(found, str):
+        raise Unauthorized(f"{found}: ask whoever runs this server for another one")
+    return found
+
+
+def _is_one_of(secret: bytes, keys: Iterable[str]) -> bool:
+    matches = [hmac.compare_digest(secret, key.encode()) for key in keys]
+    return any(matches)
+
+
+def _secret(request: Request) -> bytes:
+    """Return the key that a request carries; nothing: none."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        given = request.headers.get("x-api-key", "")
     # Headers arrive as bytes, which starlette reads as Latin-1.
-    token = given.encode("latin-1") if scheme.lower() == "bearer" else b""
-    # Every key is compared, so that the time doesn't tell which one came near.
-    matches = [hmac.compare_digest(token, key.encode()) for key in keys]
-    if not any(matches):
-        said = "Incorrect API key provided" if token else "No API key provided"
-        raise Unauthorized(f"{said}: send it as 'Authorization: Bearer KEY'")
+    return given.encode("latin-1")
+
+
+def _refusal(request: Request) -> Unauthorized:
+    said = "Incorrect API key provided" if _secret(request) else "No API key provided"
+    return Unauthorized(f"{said}: send it as 'Authorization: Bearer KEY'")

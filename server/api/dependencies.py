@@ -14,6 +14,7 @@ from manylora.server.catalog import AdapterCatalog
 from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.pace import Tempo
 from manylora.server.engine.request import GenerationRequest, Pooling, SequenceOutput
+from manylora.server.tenants.ring import KeyRing
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 
 
@@ -96,6 +97,8 @@ class ApiDependencies:
     settings: ApiSettings
     rests: Rests
     """For what takes long to write."""
+    keys: KeyRing
+    """The registry's keys."""
     exports: ExportJobs | None = None
     """None: this server makes none."""
     tokenising: Tokenising = field(default_factory=Tokenising)

@@ -22,6 +22,10 @@ from manylora.server.errors import InvalidRequest, ServerError
 
 log = get_logger(__name__)
 INVALID = "invalid_request_error"
+LONGEST_WAIT = 120
+"""Seconds of Retry-After."""
+NOT_AGAIN = frozenset({409, 507})
+"""Statuses that OpenAI's clients answer with the same request, twice, which changes nothing here."""
 _UNION_MEMBER = re.compile(r"list\[|function-|str$")
 """What pydantic puts into a field's path for the alternative that it tried."""
 UNEXPECTED = "The server failed on this request. The fault is logged under the request id."
@@ -45,6 +49,8 @@ FOREIGN: dict[type[Exception], Shape] = {
     adapter_errors.InvalidMixture: Shape(400, INVALID, "invalid_mixture"),
     adapter_errors.AdapterNameTaken: Shape(409, INVALID, "adapter_name_taken"),
     adapter_errors.UnknownAdapter: Shape(404, INVALID, "model_not_found"),
+    adapter_errors.InvalidKey: Shape(400, INVALID, "invalid_key"),
+    adapter_errors.UnknownKey: Shape(404, INVALID, "key_not_found"),
     adapter_errors.StoreFull: Shape(507, "server_error", "store_full"),
     adapter_errors.RegistryBusy: Shape(503, "server_error", "registry_busy"),
     # What has no class of its own is a fault of the registry or of a disk, not of the request.
@@ -79,7 +85,10 @@ def error_response(error: Exception) -> JSONResponse:
     shape = shape_of(error)
     headers = {}
     if isinstance(error, ServerError) and error.retry_after is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+        # Clients give up at once when they are to wait longer than LONGEST_WAIT.
+        headers["retry-after"] = str(max(1, min(LONGEST_WAIT, math.ceil(error.retry_after))))
+    if shape.status in NOT_AGAIN or (isinstance(error, ServerError) and error.should_retry is False):
+        headers["x-should-retry"] = "false"
     if shape.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(envelope(error), status_code=shape.status, headers=headers)

@@ -10,6 +10,7 @@ from manylora.server.api.asked_models import describe_asked, resolve, text_of, t
 from manylora.server.api.asks import tokenize_prompt
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
+from manylora.server.api.calling import current_caller, seen_catalog
 from manylora.server.api.dependencies import ApiDependencies, dependencies
 from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.openapi import body_of
@@ -31,22 +32,25 @@ router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
 async def list_models(request: Request) -> dict[str, object]:
     """List the base and every adapter and mixture that can answer; these name the base as their parent."""
     deps = dependencies(request)
-    adapters = [adapter_model(deps, entry) for entry in deps.catalog.list() if entry.reason is None]
-    mixtures = [mixture_model(deps, entry) for entry in deps.catalog.mixtures() if entry.reason is None]
-    return {"object": "list", "data": [base_model(deps), *adapters, *mixtures]}
+    seen = seen_catalog(deps)
+    base = [base_model(deps)] if seen.kind_of(deps.settings.base_model) == "base" else []
+    adapters = [adapter_model(deps, entry) for entry in seen.list() if entry.reason is None]
+    mixtures = [mixture_model(deps, entry) for entry in seen.mixtures() if entry.reason is None]
+    return {"object": "list", "data": [*base, *adapters, *mixtures]}
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(request: Request, model: str) -> dict[str, object]:
     """Describe one model; of a mixture that a request could spell so, what that would be."""
     deps = dependencies(request)
+    seen = seen_catalog(deps)
     with told_of("model"):
-        found = deps.catalog.resolve(model)
+        found = seen.resolve(model)
     if model == deps.settings.base_model:
         return base_model(deps)
     if not found.parts:
-        return adapter_model(deps, deps.catalog.get(model))
-    named = deps.catalog.get_mixture(model)
+        return adapter_model(deps, seen.get(model))
+    named = seen.get_mixture(model)
     if named is not None:
         return mixture_model(deps, named)
     parts = [MixturePart(part.name, part.weight) for part in found.parts]
@@ -68,12 +72,16 @@ def base_model(deps: ApiDependencies) -> dict[str, object]:
 
 
 def adapter_model(deps: ApiDependencies, entry: CatalogEntry) -> dict[str, object]:
-    """Return an adapter as a model object; as vLLM has it, its root is the path that it was loaded from."""
+    """Return an adapter as a model object; as vLLM has it, its root is the path that it was loaded from.
+
+    Whoever may use another's adapter is told its name for that: where it lies is no business of his.
+    """
+    name, caller = entry.record.name, current_caller()
     return {
         **base_model(deps),
-        "id": entry.record.name,
+        "id": name,
         "created": int(entry.record.created_at.timestamp()),
-        "root": entry.record.source,
+        "root": entry.record.source if caller.sees_all or caller.owns(name) else name,
         "parent": deps.settings.base_model,
     }
 

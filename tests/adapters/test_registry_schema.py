@@ -19,6 +19,7 @@ from sqlalchemy import Engine, create_engine, event
 
 from manylora.adapters import registry_schema
 from manylora.adapters.errors import DirectoryInUse, RegistryFault, RegistryNewer, StoreFull
+from manylora.adapters.keys import KeyTerms
 from manylora.adapters.mixtures import MixturePart
 from manylora.adapters.ownership import DirectoryLock
 from manylora.adapters.pairing import open_adapters
@@ -29,6 +30,7 @@ from tests.adapters.kept.homes import KEPT, contents, copy_of, told
 from tests.docs.examples import blocks_of
 
 EARLIER = tuple(schema for schema in KEPT if schema != NEWEST)
+NEWER = str(int(NEWEST) + 1)
 
 
 def without_pending(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
@@ -81,6 +83,7 @@ def test_what_an_earlier_version_wrote_is_all_there(schema: str, tmp_path: Path)
         assert store.is_intact(record.digest)
     assert {path.name for path in (home / "adapters").iterdir()} == files
     after = contents(home / "registry.db")
+    before.pop("alembic_version", None)
     assert {name: after[name] for name in before} == before
     assert registry.drop_pending() == 1
     assert store.sweep(registry.digests_in_use()) == 2, "a staged copy, and what was published for nobody"
@@ -101,6 +104,25 @@ def test_mixtures_are_there_again(tmp_path: Path) -> None:
         (3, "mixed-again", 2, (MixturePart("plain", 0.0), MixturePart("gone", 2.0))),
     ]
     assert registry.mixtures.create("mixed-no-more", mixed).version == 2
+    registry.close()
+
+
+def test_keys_are_there_again(tmp_path: Path) -> None:
+    registry, _ = open_adapters(copy_of("4", tmp_path / "data"))
+    acme, globex = sorted(registry.keys.all(), key=lambda key: key.terms.tenant)
+    assert acme.terms == KeyTerms(
+        "acme",
+        ("plain", "acme/*", "late@1"),
+        requests_per_minute=60,
+        tokens_per_minute=1000,
+        parallel=2,
+        budget=5000,
+        weight=0.5,
+        priority=3,
+        adapter_rows=64,
+    )
+    assert (acme.spent, acme.revoked_at, globex.terms, globex.spent) == (1234, None, KeyTerms("globex"), 0)
+    assert globex.revoked_at is not None
     registry.close()
 
 
@@ -155,8 +177,8 @@ def write_newer(home: Path, *, killed: bool) -> None:
     kept = home.parent / "kept"
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        connection.execute("CREATE TABLE keys (id INTEGER)")
-        connection.execute("UPDATE alembic_version SET version_num = '4'")
+        connection.execute("CREATE TABLE from_the_future (id INTEGER)")
+        connection.execute("UPDATE alembic_version SET version_num = ?", (NEWER,))
         if killed:
             shutil.copytree(home, kept)
     if killed:
@@ -178,7 +200,7 @@ def test_what_a_newer_version_wrote_is_refused_and_untouched(killed: bool, tmp_p
     assert any(name.endswith("-wal") for name in before) == killed
     for _ in range(2):
         with pytest.raises(
-            RegistryNewer, match=r"newer version .* \(schema 4, this one knows up to 3\)"
+            RegistryNewer, match=rf"newer version .* \(schema {NEWER}, this one knows up to {NEWEST}\)"
         ) as said:
             open_adapters(home)
         assert "\n" not in str(said.value)
@@ -198,15 +220,15 @@ def test_a_reader_refuses_it_too(tmp_path: Path) -> None:
 def test_a_migration_that_fails_leaves_what_was(schema: str, tmp_path: Path) -> None:
     home = copy_of(schema, tmp_path / "data")
     with contextlib.closing(sqlite3.connect(home / "registry.db")) as connection:
-        connection.execute("CREATE TABLE mixtures (in_the_way)")  # the last script stumbles over it
+        connection.execute("CREATE TABLE keys (in_the_way)")  # the last script stumbles over it
         connection.commit()
     before = contents(home / "registry.db")
     for _ in range(2):
-        with pytest.raises(RegistryFault, match="table mixtures already exists"):
+        with pytest.raises(RegistryFault, match="table keys already exists"):
             open_adapters(home)
         assert contents(home / "registry.db") == before
     with contextlib.closing(sqlite3.connect(home / "registry.db")) as connection:
-        connection.execute("DROP TABLE mixtures")
+        connection.execute("DROP TABLE keys")
     registry, _ = open_adapters(home)
     assert {record.name for record in registry.active()} == set(told(schema)["adapters"])
     registry.close()

@@ -4,7 +4,8 @@ A server of that commit registers, replaces and deletes adapters and ends; anoth
 then a process of that commit's code begins a registration and is killed, too, in its middle. Left out is what comes
 back by itself: registry.db-shm, which SQLite makes from the log, and the random bytes of registry.db.reserve.
 
-How they were made: schema 1 by 35925c1, schema 2 by 249547a (0.1.0), schema 3 by b47a9c6.
+How they were made: schema 1 by 35925c1, schema 2 by 249547a (0.1.0), schema 3 by b47a9c6, schema 4 by the
+commit that brought it.
 """
 
 import io
@@ -50,6 +51,12 @@ if hasattr(registry, "mixtures"):
     mixtures.replace("mixed-again", [MixturePart("plain", 0.0), MixturePart("gone", 2.0)])
     mixtures.create("mixed-no-more", [MixturePart("plain", 1.0)])
     mixtures.retire("mixed-no-more")
+if hasattr(registry, "keys"):
+    from manylora.adapters.keys import KeyTerms
+    limits = dict(requests_per_minute=60, tokens_per_minute=1000, parallel=2, budget=5000, weight=0.5, priority=3)
+    record, _ = registry.keys.create(KeyTerms("acme", ("plain", "acme/*", "late@1"), adapter_rows=64, **limits))
+    registry.keys.note_spent({record.id: 1234})
+    registry.keys.revoke(registry.keys.create(KeyTerms("globex"))[0].id)
 store = AdapterStore(home / "adapters")
 published = store.publish(store.stage(operator_source(sources / "orphan"))).name
 registry.reserve("pending", published, source="orphan", rank=1, targets=("q_proj",), pinned=True)

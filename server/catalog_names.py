@@ -1,0 +1,110 @@
+"""What names mean while a server runs: the base, adapters and mixtures, and who sees which of them. Changes nothing.
+
+Lives on the event loop. How names come to mean something is the catalog's own side (server/catalog.py).
+"""
+
+from collections.abc import MutableMapping, Sequence
+from copy import copy
+from typing import Literal, Self
+
+from manylora.adapters.errors import UnknownAdapter
+from manylora.adapters.mixtures import MixturePart
+from manylora.adapters.names import LONGEST_ECHO, list_names
+from manylora.server.catalog_mixtures import Mixtures
+from manylora.server.catalog_seen import Seen, Sees
+from manylora.server.catalog_serving import INHERITED, Entry
+from manylora.server.catalog_types import (
+    AdapterEngine,
+    CatalogEntry,
+    CatalogSettings,
+    MixtureEntry,
+    ResolvedModel,
+    label_of,
+)
+from manylora.server.errors import AdapterUnavailable
+
+Kind = Literal["base", "adapter", "mixture"]
+"""What a name may mean."""
+
+
+class KnownNames:
+    """The side of an AdapterCatalog that is asked."""
+
+    _mixtures: Mixtures
+
+    def __init__(self, engine: AdapterEngine, settings: CatalogSettings) -> None:
+        self._bases = frozenset(settings.base_names)
+        self._entries: MutableMapping[str, Entry] = {}
+        self._tier_of = engine.adapter_tier
+        self._inherited_up_to = settings.inherited_up_to
+        self._note_on = settings.note_on
+
+    def seen_by(self, sees: Sees) -> Self:
+        """Return the catalog as whoever may use only what ``sees`` lets through finds it, errors' lists included.
+
+        A mixture is there for those who may use its name and each of its parts. Names that are taken stay taken.
+        """
+        seen = copy(self)
+        seen._entries = entries = Seen(self._entries, lambda name, entry: sees(name, entry.record.version))
+        seen._bases = frozenset(name for name in self._bases if sees(name, None))
+        seen._mixtures = self._mixtures.seen_by(sees, entries, seen._bases)
+        return seen
+
+    def resolve(self, model: str, parts: Sequence[MixturePart] = ()) -> ResolvedModel:
+        """Return what ``model`` in a request means, or the mixture of ``parts`` on the base that it names.
+
+        A dictionary look-up for a name. Raises ModelNotFound with names that exist, AdapterUnavailable with the
+        reason, and InvalidMixture; InvalidRequest for ``parts`` beside anything but the base.
+        """
+        if parts:
+            return self._mixtures.beside(model, parts)
+        if model in self._bases:
+            return ResolvedModel((), model, label_of(model))
+        entry = self._entries.get(model)
+        if entry is None:
+            return self._mixtures.resolve(model)
+        if entry.reason is not None:
+            raise AdapterUnavailable(f"adapter {model!r} can't be served: {entry.reason}", param="model")
+        record = entry.record
+        return ResolvedModel(((record.id, 1.0),), model, label_of(model), (), entry.text, record.digest)
+
+    def kind_of(self, name: str) -> Kind | None:
+        """Return what has this name, whether it can be served or not."""
+        if name in self._bases:
+            return "base"
+        if name in self._entries:
+            return "adapter"
+        return "mixture" if name in self._mixtures.names else None
+
+    def get(self, name: str) -> CatalogEntry:
+        """Return one adapter and where its weights are. Raises UnknownAdapter."""
+        return self._show(self._existing(name))
+
+    def notes_on(self, name: str) -> tuple[str, ...]:
+        """Return what the owner of an adapter should know; nothing of what isn't there any more."""
+        entry = self._entries.get(name)
+        return () if entry is None else self._show(entry).notes
+
+    def list(self) -> tuple[CatalogEntry, ...]:
+        """Return all adapters in order of their names."""
+        return tuple(self._show(entry) for _, entry in sorted(self._entries.items()))
+
+    def mixtures(self) -> tuple[MixtureEntry, ...]:
+        """Return all named mixtures in order of their names."""
+        return self._mixtures.entries()
+
+    def get_mixture(self, name: str) -> MixtureEntry | None:
+        """Return one named mixture, and what its parts are now."""
+        return self._mixtures.entry(name)
+
+    def _existing(self, name: str) -> Entry:
+        entry = self._entries.get(name)
+        if entry is None:
+            asked = name[:LONGEST_ECHO]
+            raise UnknownAdapter(f"there is no adapter {asked!r}; adapters: {list_names(self._entries)}")
+        return entry
+
+    def _show(self, entry: Entry) -> CatalogEntry:
+        tier = None if entry.reason is not None else self._tier_of(entry.record.id)
+        inherited = INHERITED if entry.record.id <= self._inherited_up_to else None
+        return CatalogEntry(entry.record, tier, entry.reason, inherited, self._note_on(entry.trained_on))
