@@ -267,12 +267,12 @@ class Engine:
             return
         self.health.step_ended(well=True)
         computed = time.perf_counter()
+        chunks = [(row.start, row.cost) for row in rows if row.length > 1]
         self._commit(rows, result)
         commit = time.perf_counter() - computed
         tokens = sum([row.length for row in rows])
-        decodes = sum([row.length == 1 for row in rows])
         parts = (result.glue_seconds, result.model_seconds, result.sample_seconds, commit)
-        self.scheduler.pace.note(decodes, tokens - decodes, sum(parts))
+        self.scheduler.pace.note(len(rows) - len(chunks), chunks, sum(parts))
         self._observer.step_finished(StepTimings(schedule, place, *parts, tokens, len(rows)))
 
     def check_integrity(self) -> None:

@@ -1,21 +1,21 @@
 """How many prompt tokens a step takes beside running streams, so that these hardly notice: from measured times.
 
-A step's time is taken as that of its decodes plus so much for each prompt token. Both are averages over the last
-steps, so that the bound follows the machine and what else runs on it. What decodes take is kept by their number: while
-few streams run and many come in, a step may take what one of all of them will.
+A step's time is taken as that of its decodes plus what its chunks of prompts take (prompt_cost.py). Both are averages
+over the last steps, so that the bound follows the machine and what else runs on it. What decodes take is kept by their
+number: while few streams run and many come in, a step may take what one of all of them will.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from manylora.server.engine.prompt_cost import MEMORY, Chunk, PromptCost
 
 WAIT = 1.8
 """How many times as long as a step of decodes alone a step may take that computes prompts beside them. Two are
 promised; steps differ from their averages."""
-LEAST = 16
-"""Prompt tokens that a step always takes: a prompt goes on whatever was measured."""
-MEMORY = 16
-"""Steps that an average reaches back, about."""
-TOLD = 8
-"""Prompt tokens from which on a step says what they cost."""
+LEAST = 4
+"""Prompt tokens that a step always takes: a prompt goes on whatever was measured. Behind a long context each may
+take as long as a few decodes."""
 MIXED = 16
 """Steps of decodes and prompts in a row after which one of decodes alone says again what these take."""
 
@@ -30,16 +30,48 @@ class Tempo:
     """What one takes that only decodes."""
 
 
+class Allowance:
+    """What prompts may still take of a step."""
+
+    def __init__(self, cost: PromptCost, seconds: float, least: int = LEAST) -> None:
+        """``least``: tokens that the first of them may have however long they take; 0: none begins."""
+        self._cost = cost
+        self._seconds = seconds
+        self._least = least
+        self._taken = False
+
+    @classmethod
+    def everything(cls) -> "Allowance":
+        """Return that of a step that nobody waits for."""
+        return cls(PromptCost(), 0.0)
+
+    @property
+    def spent(self) -> bool:
+        """Whether too little is left to begin a chunk: each has its adapter's weights to read."""
+        return self._cost.tokens(0, self._seconds) < LEAST if self._taken else not self._least
+
+    def tokens(self, start: int) -> int:
+        """Return how many tokens a chunk that begins there may have."""
+        return max(0 if self._taken else self._least, self._cost.tokens(start, self._seconds))
+
+    def take(self, start: int, length: int) -> None:
+        """Note a chunk."""
+        self._taken = True
+        self._seconds -= self._cost.seconds(start, length)
+
+    def give_back(self, start: int, length: int) -> None:
+        """Note that a chunk is left out after all."""
+        self._seconds += self._cost.seconds(start, length)
+
+
 class Pace:
     """The engine notes what steps took; the scheduler asks what the next may take."""
 
-    def __init__(self, most: int) -> None:
-        """``most``: prompt tokens of a step, where nothing has been measured or it is fast enough."""
-        self._most = most
+    def __init__(self) -> None:
         self._decodes: float | None = None
         self._by_number: dict[int, float] = {}
         """Of steps of 1, 2 to 3, 4 to 7, … decodes."""
-        self._token: float | None = None
+        self._prompts = PromptCost()
         self._mixed = 0
         self._steps = 0
 
@@ -48,31 +80,28 @@ class Pace:
         """How steps follow each other."""
         return Tempo(self._steps, self._decodes or 0.0)
 
-    def note(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
-        """Note a step of so many decodes and prompt tokens."""
+    def note(self, decodes: int, chunks: Sequence[Chunk], seconds: float) -> None:
+        """Note a step of so many decodes and these chunks of prompts."""
         self._steps += 1
-        self._mixed = self._mixed + 1 if decodes and prompt_tokens else 0
-        if not prompt_tokens:
+        self._mixed = self._mixed + 1 if decodes and chunks else 0
+        if not chunks:
             self._decodes = _average(self._decodes, seconds)
             size = decodes.bit_length()
             self._by_number[size] = _average(self._by_number.get(size), seconds)
-        elif prompt_tokens >= TOLD:
-            of_decodes = self._alone(decodes) if decodes else 0.0
-            # Not below nothing: what the decodes took is an average.
-            self._token = _average(self._token, max(0.0, seconds - of_decodes) / prompt_tokens)
+        else:
+            self._prompts.note(chunks, seconds - (self._alone(decodes) if decodes else 0.0))
 
-    def beside_decodes(self, decodes: int, streams: int) -> int:
-        """Return how many prompt tokens the next step may take beside so many decodes.
+    def beside_decodes(self, decodes: int, streams: int) -> Allowance:
+        """Return what prompts may take of the next step beside so many decodes.
 
         ``streams``: how many run, with those whose prompts are computed.
         """
         if self._mixed >= MIXED:
-            return 0
-        if not self._decodes or not self._token:
-            return self._most
+            return Allowance(self._prompts, 0.0, least=0)
+        if not self._decodes or not self._prompts.measured:
+            return Allowance.everything()
         usual = self._alone(max(decodes, streams))
-        fits = (WAIT * usual - min(self._alone(decodes), usual)) / self._token
-        return int(max(LEAST, min(self._most, fits)))
+        return Allowance(self._prompts, WAIT * usual - min(self._alone(decodes), usual))
 
     def _alone(self, decodes: int) -> float:
         """Return what a step of so many decodes takes, as far as that was measured."""

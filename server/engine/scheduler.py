@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, Placement
 from manylora.server.engine.block_manager import BlockManager
-from manylora.server.engine.pace import Pace
+from manylora.server.engine.pace import Allowance, Pace
 from manylora.server.engine.request import FinishReason
 from manylora.server.engine.sequence import AdapterKey, LiveRequest, Sequence, SequenceStatus
 from manylora.server.engine.waiting import WaitingQueue
@@ -58,6 +58,11 @@ class ScheduledRow(NamedTuple):
     length: int
     samples: bool
 
+    @property
+    def cost(self) -> int:
+        """How much of a step's budget it takes."""
+        return self.length * (_LOGPROB_COST if self.sequence.wants_prompt_logprobs else 1)
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
@@ -76,6 +81,7 @@ class StepPlan:
 @dataclass(slots=True)
 class _Draft:
     budget: int
+    allowance: Allowance = field(default_factory=Allowance.everything)
     rows: dict[int, ScheduledRow] = field(default_factory=dict)
     changes: list[ArenaChange] = field(default_factory=list)
     admitted: list[LiveRequest] = field(default_factory=list)
@@ -83,6 +89,11 @@ class _Draft:
     expired: list[LiveRequest] = field(default_factory=list)
     head: LiveRequest | None = None
     """The first request that finds no rows: nobody behind it may take rows."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no further chunk has a place."""
+        return self.budget <= 0 or self.allowance.spent
 
 
 class Scheduler:
@@ -104,7 +115,7 @@ class Scheduler:
         self._blocks = blocks
         self._cache = cache
         self._live = live
-        self.pace = Pace(limits.max_step_tokens)
+        self.pace = Pace()
         self._steps = 0
         self._overtaken: LiveRequest | None = None
         self._overtakes = 0
@@ -165,13 +176,12 @@ class Scheduler:
         self._advance(decodes, draft)
         if draft.rows:
             # Streams wait for the prompts that come in beside them.
-            beside = self.pace.beside_decodes(len(draft.rows), len(self.running))
-            draft.budget = min(draft.budget, beside)
+            draft.allowance = self.pace.beside_decodes(len(draft.rows), len(self.running))
         self._advance(prompts, draft)
 
     def _advance(self, sequences: list[Sequence], draft: _Draft) -> None:
         for sequence in sequences:
-            if draft.budget <= 0:
+            if draft.full:
                 return
             if sequence.status is SequenceStatus.RUNNING and self._secure(sequence, draft):
                 self._chunk(sequence, draft)
@@ -237,7 +247,10 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence, draft: _Draft) -> None:
         row = draft.rows.pop(sequence.number, None)
-        draft.budget += _cost(row) if row is not None else 0
+        if row is not None:
+            draft.budget += row.cost
+            if row.length > 1:
+                draft.allowance.give_back(row.start, row.cost)
         self._blocks.free(sequence.number)
         self.running.remove(sequence)
         sequence.preempt()
@@ -246,13 +259,18 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, draft: _Draft) -> None:
         start = sequence.num_computed_tokens
-        length = min(len(sequence.token_ids) - start, draft.budget)
-        if sequence.wants_prompt_logprobs:
-            length = min(length, _LOGPROB_CHUNK, -(-draft.budget // _LOGPROB_COST))
-        samples = sequence.pooling is None and start + length == len(sequence.token_ids)
+        length = left = len(sequence.token_ids) - start
+        if left > 1:
+            most = max(1, min(draft.budget, draft.allowance.tokens(start)))
+            if sequence.wants_prompt_logprobs:
+                most = min(_LOGPROB_CHUNK, -(-most // _LOGPROB_COST))
+            length = min(left, most)
+        samples = sequence.pooling is None and length == left
         row = ScheduledRow(sequence, start, length, samples)
         draft.rows[sequence.number] = row
-        draft.budget -= _cost(row)
+        draft.budget -= row.cost
+        if left > 1:
+            draft.allowance.take(start, row.cost)
         sequence.last_step = self._steps
 
     def _admit(self, draft: _Draft, now: float) -> None:
@@ -262,7 +280,7 @@ class Scheduler:
             again = []
             for origin in turns:
                 sequence = self.waiting.first(origin)
-                if draft.budget <= 0:
+                if draft.full:
                     return
                 if sequence is None:
                     continue
@@ -353,11 +371,6 @@ class Scheduler:
         self.waiting.take(live.origin)
         self.running.append(sequence)
         self._chunk(sequence, draft)
-
-
-def _cost(row: ScheduledRow) -> int:
-    """Return how much of a step's budget a row takes."""
-    return row.length * (_LOGPROB_COST if row.sequence.wants_prompt_logprobs else 1)
 
 
 def _place(row: ScheduledRow) -> tuple[bool, AdapterKey]:

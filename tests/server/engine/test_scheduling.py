@@ -2,7 +2,8 @@
 
 import pytest
 
-from manylora.server.engine.pace import LEAST
+from manylora.server.engine.pace import LEAST, Allowance
+from manylora.server.engine.prompt_cost import Chunk, PromptCost
 from manylora.server.engine.request import FinishReason, SamplingParams
 from tests.server.engine.fakes import Harness, Pools, ask, expected
 
@@ -220,10 +221,17 @@ def test_a_prompt_counts_once_in_the_statistics_of_the_cache() -> None:
     assert harness.engine.blocks.queried_tokens == 15
 
 
+def forty(decodes: int, streams: int) -> Allowance:
+    """Give prompts forty seconds beside decodes, of which a token takes one."""
+    cost = PromptCost()
+    cost.note([(0, 100)], 100.0)
+    return Allowance(cost, 40.0)
+
+
 def test_streams_wait_for_a_prompt_no_longer_than_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the pace lets through is what a prompt gets beside a decode; alone it has the whole step."""
     harness = Harness(Pools(blocks=200, max_step_tokens=600))
-    monkeypatch.setattr(harness.engine.scheduler.pace, "beside_decodes", lambda decodes, streams: 40)
+    monkeypatch.setattr(harness.engine.scheduler.pace, "beside_decodes", forty)
     harness.engine.add_request(ask("stream", PROMPT, 30))
     harness.step()
     harness.engine.add_request(ask("long", [1] * 300, 1))
@@ -231,21 +239,21 @@ def test_streams_wait_for_a_prompt_no_longer_than_was_measured(monkeypatch: pyte
         harness.step()
     assert [step.tokens for step in harness.observer.steps][1:] == [41, 41, 41]
     alone = Harness(Pools(blocks=200, max_step_tokens=600))
-    monkeypatch.setattr(alone.engine.scheduler.pace, "beside_decodes", lambda decodes, streams: 40)
+    monkeypatch.setattr(alone.engine.scheduler.pace, "beside_decodes", forty)
     alone.engine.add_request(ask("long", [1] * 300, 1))
     alone.step()
     assert [step.tokens for step in alone.observer.steps] == [300]
 
 
-def test_each_step_is_noted_with_its_decodes_and_prompt_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_is_noted_with_its_decodes_and_chunks_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     harness = Harness(Pools(blocks=200, max_step_tokens=600))
-    noted: list[tuple[int, int]] = []
+    noted: list[tuple[int, list[Chunk]]] = []
     note = harness.engine.scheduler.pace.note
 
-    def spy(decodes: int, prompt_tokens: int, seconds: float) -> None:
+    def spy(decodes: int, chunks: list[Chunk], seconds: float) -> None:
         assert seconds > 0
-        noted.append((decodes, prompt_tokens))
-        note(decodes, prompt_tokens, seconds)
+        noted.append((decodes, chunks))
+        note(decodes, chunks, seconds)
 
     monkeypatch.setattr(harness.engine.scheduler.pace, "note", spy)
     harness.engine.add_request(ask("stream", [1] * 20, 30))
@@ -253,9 +261,12 @@ def test_each_step_is_noted_with_its_decodes_and_prompt_tokens(monkeypatch: pyte
     harness.step()
     harness.engine.add_request(ask("long", [2] * 300, 1))
     harness.step()
-    assert noted[:2] == [(0, 20), (1, 0)]
-    assert noted[2][0] == 1
-    assert noted[2][1] >= LEAST
+    harness.step()
+    assert noted[:2] == [(0, [(0, 20)]), (1, [])]
+    (decodes, ((start, length),)), following = noted[2], noted[3]
+    assert (decodes, start) == (1, 0)
+    assert length >= LEAST
+    assert following[1][0][0] == length, "where the next one begins"
 
 
 def test_a_step_that_had_to_take_blocks_away_begins_nothing() -> None:
