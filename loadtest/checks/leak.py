@@ -129,7 +129,8 @@ class Load:
     async def run(self, number: int, until: float) -> None:
         """Be one client."""
         rng = random.Random(number)
-        async with httpx.AsyncClient(base_url=self._url, timeout=60) as http:
+        limits = httpx.Limits(keepalive_expiry=0)
+        async with httpx.AsyncClient(base_url=self._url, timeout=60, limits=limits) as http:
             while time.monotonic() < until:
                 kind = rng.choice(self.kinds)
                 said = await self._ask(kind, number, rng, http)
@@ -197,7 +198,8 @@ async def leak(
         f"leak: {seconds / 60:.1f} minutes of mixed load by {CLIENTS} clients, kernels: {kernels}"
     )
     with running(server):
-        async with Client(server.url) as client:
+        # A process that isn't run for seconds, as one of low priority may be, must not send to what has been closed.
+        async with Client(server.url, keep_alive=0) as client:
             names = [f"stays{number}" for number in range(len(sources))]
             for name, source in zip(names, sources, strict=True):
                 await client.register(name, source)

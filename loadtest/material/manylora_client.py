@@ -43,9 +43,12 @@ class Ask:
 class Client:
     """Talks to one server. Use it in ``async with``."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, keep_alive: float = 2) -> None:
+        """``keep_alive``: seconds that a connection waits for its next request; 0: each request has its own."""
         # Shorter than any server's, so that no request meets a connection that is being closed.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=keep_alive
+        )
         timeout = httpx.Timeout(connect=30, read=300, write=30, pool=300)
         self._target = Target(url)
         self._http = httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout)

@@ -160,6 +160,8 @@ async def opened(directory: Path, kernels: str = PLAIN) -> AsyncIterator[House]:
         material.base, backend, quantization="nf4" if material.native else "none"
     )
     decoder, faults = Decoder(config, weights, backend), Faults()
+    # Of its own: what a step writes to belongs to a decoder, and native kernels have their threads.
+    alone = Decoder(config, weights, choose_backend(CPU, torch.float32, kernels))
     modules = {path: ModuleShape(out, wide) for path, (out, wide) in config.base_modules().items()}
     sources = tuple(
         material.adapter(number, rank, TARGETS[number % len(TARGETS)]) for number, rank in enumerate(RANKS)
@@ -187,7 +189,7 @@ async def opened(directory: Path, kernels: str = PLAIN) -> AsyncIterator[House]:
     engine.start()
     catalog = AdapterCatalog(engine, registry, store, settings)
     try:
-        yield House(sources, engine, catalog, faults, Oracle(decoder, read))
+        yield House(sources, engine, catalog, faults, Oracle(alone, read))
     finally:
         await catalog.close()
         await engine.stop()

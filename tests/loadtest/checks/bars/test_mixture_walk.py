@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from manylora.loadtest.checks.bars.material import level_of
 from manylora.loadtest.checks.bars.mixture_walk import Diverged, Walk
 from manylora.loadtest.checks.bars.walk_house import House, opened
 from manylora.server.engine.output_stream import OutputStream
 from manylora.server.engine.request import GenerationRequest
+from manylora.server.kernels.choose import AUTO, PLAIN, sound_kernels
+from manylora.server.kernels.cpu.library import Unavailable
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_nothing_diverges_from_the_model(seed: int, tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
+@pytest.mark.parametrize(("seed", "kernels"), [(1, PLAIN), (2, PLAIN), (3, AUTO)])
+async def test_nothing_diverges_from_the_model(seed: int, kernels: str, tmp_path: Path) -> None:
+    if kernels == AUTO and isinstance(sound_kernels(), Unavailable):
+        pytest.skip("no native CPU kernels here")
+    async with opened(tmp_path, level_of(kernels)) as house:
         walk = Walk(house, random.Random(seed))
         await walk.go(300)
         assert house.faults.count > 0
