@@ -101,6 +101,13 @@ class AdapterStore:
         """Return whether files of ``digest`` are there; not whether they are intact."""
         return (self._root / _checked(digest)).is_dir()
 
+    def nbytes(self, digest: str) -> int:
+        """Return the bytes of the files of ``digest``; 0 if they aren't there."""
+        try:
+            return sum(path.stat().st_size for path in (self._root / _checked(digest)).iterdir())
+        except OSError:
+            return 0
+
     def verify(self, digest: str) -> Path:
         """Return where the files are, hashed if they changed since this process last did or never were.
 

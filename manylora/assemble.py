@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from manylora.adapters.audit import FILE as AUDIT_FILE
 from manylora.adapters.base_form import trained_otherwise
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.pairing import open_adapters
@@ -19,6 +20,7 @@ from manylora.adapters.types import ModuleShape
 from manylora.base import DEMO, BaseModel, load_base
 from manylora.home import BaseIdentity, claim, find_home
 from manylora.server.api.app import Application, create_app
+from manylora.server.api.audit import AuditLog
 from manylora.server.api.dependencies import ApiDependencies, ApiSettings
 from manylora.server.api.engine_metrics import EngineMetrics
 from manylora.server.api.export_jobs import ExportedBase, ExportJobs
@@ -156,9 +158,11 @@ def assemble(
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
     rests = Rests(lambda: engine.tempo is not None)
-    grammars, keys = Grammars(base.config.vocab_size), KeyRing(home.registry.keys)
+    grammars = Grammars(base.config.vocab_size)
+    keys = KeyRing(home.registry.keys)
+    audit = AuditLog(settings.audit_log or settings.data_dir / AUDIT_FILE)
     deps = ApiDependencies(
-        engine, catalog, tokenizer, texts, metrics, api, rests, keys, exports, grammars=grammars
+        engine, catalog, tokenizer, texts, metrics, api, rests, keys, exports, audit, grammars=grammars
     )
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
@@ -182,6 +186,7 @@ def _api_settings(settings: ServeSettings, base: BaseModel, name: str, context: 
         pooling=Pooling(settings.pooling),
         matryoshka=settings.matryoshka,
         hidden_size=base.config.hidden_size,
+        share_prefixes=settings.share_prefixes,
         created=int(time.time()),
     )
 

@@ -6,6 +6,7 @@ its next step, undoes what it did, and nobody sees a half-made adapter. Touches 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from manylora.server.catalog_intake import AdapterIntake, KeyedLocks, Prepared, 
 from manylora.server.catalog_mixtures import Mixtures
 from manylora.server.catalog_names import Kind, KnownNames
 from manylora.server.catalog_operations import Caller, Operations
+from manylora.server.catalog_quota import Quota, Quotas
+from manylora.server.catalog_seen import Sees
 from manylora.server.catalog_serving import Entry, Serving, new_entry
 from manylora.server.catalog_types import (
     AdapterEngine,
@@ -47,6 +50,7 @@ __all__ = [
     "Kind",
     "MixtureEntry",
     "PutOutcome",
+    "Quota",
     "ResolvedModel",
     "ResolvedPart",
     "RestoreReport",
@@ -79,11 +83,23 @@ class AdapterCatalog(KnownNames):
         self._observer: CatalogObserver = observer or SilentObserver()
         self._intake = AdapterIntake(store, settings, self._serves)
         self._serving = Serving(engine, registry, self._intake, self._observer)
+        self._quotas = Quotas(store)
+        self._quota: Quota | None = None
         self._leaving: set[Entry] = set()
         """Out of service, but running sequences may still need their files."""
         self._names = KeyedLocks()
         self._operations = Operations()
         self._mixtures = Mixtures(registry, settings, self._entries, self._names, self._operations)
+
+    def managed_by(self, sees: Sees, quota: Quota) -> "AdapterCatalog":
+        """Return the catalog as a tenant manages it: seen as ``seen_by`` says, filled from a folder of its own.
+
+        The folder is the adapter root's of the tenant's name. Which names are the tenant's to change is not asked here.
+        """
+        managed = self.seen_by(sees)
+        managed._intake = self._intake.below(quota.tenant)
+        managed._quota = quota
+        return managed
 
     async def register(
         self, name: str, src: str, *, preload: bool | None = None, pin: bool | None = None
@@ -191,8 +207,9 @@ class AdapterCatalog(KnownNames):
             admit(old, prepared.digest)
             if old is not None and old.record.digest == prepared.digest:
                 return PutOutcome(await self._keep(caller, old, wishes, prepared), is_new=False)
-            record = await self._introduce(caller, name, src, prepared, wishes, old)
-            self._entries[name] = new_entry(record, prepared)
+            async with self._room_for(name, prepared):
+                record = await self._introduce(caller, name, src, prepared, wishes, old)
+                self._entries[name] = new_entry(record, prepared)
             if old is not None:
                 self._leaving.add(old)
                 self._operations.spawn(self._retire_in_background(old))
@@ -203,6 +220,12 @@ class AdapterCatalog(KnownNames):
             return PutOutcome(record, is_new=True)
         self._observer.swapped(old.record, record, seconds)
         return PutOutcome(record, is_new=True, replaced=old.record)
+
+    def _room_for(self, name: str, prepared: Prepared) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold room in the tenant's namespace. Raises NamespaceFull on entry."""
+        if self._quota is None:
+            return contextlib.nullcontext()
+        return self._quotas.claimed(self._quota, name, self._entries, prepared)
 
     async def _already_served(
         self, caller: Caller, name: str, src: str, wishes: Wishes, admit: Admission

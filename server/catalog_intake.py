@@ -7,7 +7,8 @@ here too, since publishing and deleting one digest must not overlap.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Hashable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -71,6 +72,13 @@ class AdapterIntake:
         self._slots = asyncio.Semaphore(settings.workers)
         self._digests = KeyedLocks()
         self._flights: dict[Hashable, _Flight] = {}
+
+    def below(self, folder: str) -> "AdapterIntake":
+        """Return the intake of whoever may name what lies in this folder of the adapter root alone."""
+        narrow = copy(self)
+        root = self._settings.adapter_root / folder
+        narrow._settings = replace(self._settings, adapter_root=root, trusted_sources=frozenset())
+        return narrow
 
     async def work(self, blocking: Callable[[], T]) -> T:
         """Run ``blocking`` in a thread, with at most ``workers`` others."""

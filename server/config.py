@@ -142,6 +142,13 @@ class ServeSettings(BaseModel):
     admin_key: str | None = Field(
         None, description="Key that /adapters asks for; none: loopback callers only."
     )
+    share_prefixes: bool = Field(
+        False,
+        description="Let tenants share cached prefixes: faster, but timing tells what others asked.",
+    )
+    audit_log: Path | None = Field(
+        None, description="Where acts of administration are written down; none: audit.jsonl in --data-dir."
+    )
     cors_origin: Repeatable = Field((), description="Origin that browsers may call from. Repeatable.")
     allowed_host: Repeatable = Field(
         (), description="Host name under which adapters are managed without an admin key. Repeatable."

@@ -6,7 +6,8 @@
     │   ├── MixtureRefused           400  a mixture's parts or weights make no sense, or don't go together
     │   └── GrammarFailed            400  the grammar that an answer is held to can't be followed to its end
     ├── Unauthorized                 401  key missing or wrong
-    ├── Forbidden                    403  admin route from beyond loopback without an admin key
+    ├── Forbidden                    403  admin route from beyond loopback without an admin key, or without the right
+    │   └── NamespaceFull            403  a tenant's adapters would take more than is theirs
     ├── ModelNotFound                404  no base, adapter or mixture has that name
     ├── BodyTooLarge                 413  the request body is over the limit
     ├── QueueFull                    429  too many waiting requests; Retry-After
@@ -78,6 +79,12 @@ class Forbidden(ServerError):
     status = 403
     type = "invalid_request_error"
     code = "forbidden"
+
+
+class NamespaceFull(Forbidden):
+    """A tenant's adapters would take more bytes or rank rows than are theirs."""
+
+    code = "namespace_full"
 
 
 class ModelNotFound(ServerError):

@@ -5,6 +5,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from manylora.adapters.errors import AdapterNameTaken, AdapterNotFound, UnknownAdapter
 from manylora.adapters.mixtures import spell
+from manylora.adapters.names import LONGEST_ECHO, list_names
 from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.server.api.adapter_schemas import (
     AdapterRequest,
@@ -13,23 +14,25 @@ from manylora.server.api.adapter_schemas import (
     UnloadLoraRequest,
 )
 from manylora.server.api.asked_models import describe_asked, describe_part, told_of
-from manylora.server.api.auth import require_admin
+from manylora.server.api.auth import require_manager
 from manylora.server.api.body import read_body
+from manylora.server.api.calling import current_caller, managed_catalog
 from manylora.server.api.dependencies import ApiSettings, dependencies
 from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.openapi import body_of
 from manylora.server.api.request_context import note
 from manylora.server.catalog import AdapterCatalog, CatalogEntry, MixtureEntry
-from manylora.server.errors import InvalidRequest, ModelNotFound
+from manylora.server.errors import Forbidden, InvalidRequest, ModelNotFound
 
-router = APIRouter(dependencies=[Depends(require_admin)], tags=["adapters"])
+router = APIRouter(dependencies=[Depends(require_manager)], tags=["adapters"])
 
 
 @router.post("/adapters", openapi_extra=body_of(AdapterRequest))
 async def register(request: Request) -> JSONResponse:
     """Serve an adapter, or a mixture, under a new name: 201, or 200 if the name has these weights or parts already."""
-    catalog = dependencies(request).catalog
+    catalog = managed_catalog(dependencies(request))
     body = await read_body(request, AdapterRequest)
+    _check_new(body.name, pin=body.pin)
     if body.src is None:
         with told_of("mixture"):
             entry, made = await unless_gone(request, catalog.register_mixture(body.name, body.parts))
@@ -43,15 +46,18 @@ async def register(request: Request) -> JSONResponse:
 @router.get("/adapters")
 async def list_adapters(request: Request) -> dict[str, object]:
     """List all adapters with their tier (device, host, disk), all mixtures with their parts, and what isn't served."""
-    catalog = dependencies(request).catalog
-    found = [*map(describe, catalog.list()), *map(describe_mixture, catalog.mixtures())]
+    catalog, owns = managed_catalog(dependencies(request)), current_caller().owns
+    adapters = [describe(each) for each in catalog.list() if owns(each.record.name)]
+    mixtures = [describe_mixture(each) for each in catalog.mixtures() if owns(each.record.name)]
+    found = [*adapters, *mixtures]
     return {"object": "list", "data": sorted(found, key=lambda each: str(each["name"]))}
 
 
 @router.get("/adapters/{name:path}")
 async def get_adapter(request: Request, name: str) -> dict[str, object]:
     """Describe one adapter or mixture."""
-    catalog = dependencies(request).catalog
+    catalog = managed_catalog(dependencies(request))
+    _check_own(catalog, name)
     mixture = catalog.get_mixture(name)
     return describe(catalog.get(name)) if mixture is None else describe_mixture(mixture)
 
@@ -59,8 +65,10 @@ async def get_adapter(request: Request, name: str) -> dict[str, object]:
 @router.put("/adapters/{name:path}", openapi_extra=body_of(AdapterUpdate))
 async def replace_adapter(request: Request, name: str) -> dict[str, object]:
     """Serve other weights, or a mixture's other parts, under the name: new requests use it, running ones finish."""
-    catalog = dependencies(request).catalog
+    catalog = managed_catalog(dependencies(request))
+    _check_own(catalog, name)
     body = await read_body(request, AdapterUpdate)
+    _check_pin(body.pin)
     if body.src is None:
         with told_of("mixture"):
             entry = await unless_gone(request, catalog.replace_mixture(name, body.parts))
@@ -76,10 +84,11 @@ async def delete_adapter(request: Request, name: str, abort: bool = False) -> di
 
     A mixture has no memory and no requests of its own: its name is free at once, running requests finish.
     """
-    deps = dependencies(request)
-    if deps.catalog.kind_of(name) == "mixture":
-        return await _delete_mixture(deps.catalog, name, abort)
-    record, freed = await deps.catalog.delete(name, abort=abort)
+    catalog = managed_catalog(dependencies(request))
+    _check_own(catalog, name)
+    if catalog.kind_of(name) == "mixture":
+        return await _delete_mixture(catalog, name, abort)
+    record, freed = await catalog.delete(name, abort=abort)
     return {
         **describe_record(record),
         "deleted": True,
@@ -107,23 +116,25 @@ async def _delete_mixture(catalog: AdapterCatalog, name: str, abort: bool) -> di
 async def load_lora_adapter(request: Request) -> Response:
     """Load an adapter; with load_inplace it may replace one. 404: no such path; 400: the name is in use."""
     deps = dependencies(request)
+    catalog = managed_catalog(deps)
     body = await read_body(request, LoadLoraRequest)
     _check_base_model(deps.settings, body.base_model_name)
-    _check_no_mixture(deps.catalog, body.lora_name)
+    _check_new(body.lora_name)
+    _check_no_mixture(catalog, body.lora_name)
     taken = InvalidRequest(
         f"The lora adapter {body.lora_name!r} has already been loaded. Set load_inplace to replace it.",
         param="lora_name",
     )
     try:
         if body.load_inplace:
-            await unless_gone(request, deps.catalog.put(body.lora_name, body.lora_path))
-        elif not (await unless_gone(request, deps.catalog.register(body.lora_name, body.lora_path)))[1]:
+            await unless_gone(request, catalog.put(body.lora_name, body.lora_path))
+        elif not (await unless_gone(request, catalog.register(body.lora_name, body.lora_path)))[1]:
             raise taken
     except AdapterNotFound as error:
         raise ModelNotFound(str(error), param="lora_path") from None
     except AdapterNameTaken:
         raise taken from None
-    note(adapter_note=_note(deps.catalog.notes_on(body.lora_name)))
+    note(adapter_note=_note(catalog.notes_on(body.lora_name)))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
@@ -149,16 +160,40 @@ def _check_no_mixture(catalog: AdapterCatalog, name: str) -> None:
 @router.post("/v1/unload_lora_adapter", openapi_extra=body_of(UnloadLoraRequest))
 async def unload_lora_adapter(request: Request) -> Response:
     """Delete an adapter: 404 for a name that isn't there."""
-    deps = dependencies(request)
+    catalog = managed_catalog(dependencies(request))
     body = await read_body(request, UnloadLoraRequest)
-    _check_no_mixture(deps.catalog, body.lora_name)
     try:
-        await deps.catalog.delete(body.lora_name)
+        _check_own(catalog, body.lora_name)
+        _check_no_mixture(catalog, body.lora_name)
+        await catalog.delete(body.lora_name)
     except UnknownAdapter as error:
         # Routers look for these words.
         message = f"The lora adapter {body.lora_name[:200]!r} cannot be found: {error}"
         raise ModelNotFound(message, param="lora_name") from None
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+
+def _check_new(name: str, *, pin: bool | None = None) -> None:
+    """Raise Forbidden unless the caller may give this name; whether anything has it makes no difference."""
+    caller = current_caller()
+    if not caller.owns(name):
+        raise Forbidden(
+            f"names that this key may give begin with {f'{caller.tenant}/'!r}; {name[:LONGEST_ECHO]!r} doesn't"
+        )
+    _check_pin(pin)
+
+
+def _check_pin(pin: bool | None) -> None:
+    if pin and not current_caller().sees_all:
+        raise Forbidden("this key may not pin adapters: the device is shared, and who runs the server pins")
+
+
+def _check_own(catalog: AdapterCatalog, name: str) -> None:
+    """Raise UnknownAdapter for what isn't the caller's own, as for what isn't there."""
+    caller = current_caller()
+    if not caller.owns(name):
+        own = [each.record.name for each in catalog.list() if caller.owns(each.record.name)]
+        raise UnknownAdapter(f"there is no adapter {name[:LONGEST_ECHO]!r}; adapters: {list_names(own)}")
 
 
 def _answer(catalog: AdapterCatalog, record: AdapterRecord) -> dict[str, object]:

@@ -20,6 +20,7 @@ from manylora.server.api import (
     embeddings,
     export,
     health,
+    keys,
     models,
     scores,
 )
@@ -59,7 +60,7 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
     )
     app.state.dependencies = deps
     # Before adapters, whose names may hold slashes.
-    for module in (docs_page, health, models, chat, completions, embeddings, scores, export, adapters):
+    for module in (docs_page, health, models, chat, completions, embeddings, scores, keys, export, adapters):
         app.router.routes.extend(copy(route) for route in module.router.routes)
     # Before there is a HEAD to each GET: it would be listed.
     app.state.description = document(app, deps.settings)
@@ -112,5 +113,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     pauses.cancel()
     deps.texts.close()
     deps.tokenising.close()
+    if deps.audit is not None:
+        await asyncio.to_thread(deps.audit.close)
     if deps.exports is not None:
         await deps.exports.close()

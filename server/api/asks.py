@@ -68,6 +68,8 @@ class Ask:
     stream: bool = False
     wants_usage: bool = False
     """Whether a stream tells it too."""
+    priority: int = 0
+    """Less is sooner."""
 
     @property
     def num_prompts(self) -> int:
@@ -120,6 +122,7 @@ def _ask(body: SamplingFields, prompt: Prompt, sampling: SamplingParams) -> Ask:
         grammar=asked_grammar(body),
         n=body.n,
         stream=body.stream,
+        priority=body.priority,
         wants_usage=body.wants_usage,
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from fastapi import Request
 
 from manylora.adapters.keys import Right
+from manylora.server.api.audit import audited
 from manylora.server.api.calling import set_caller, set_ticket
 from manylora.server.api.dependencies import ApiDependencies, dependencies
 from manylora.server.api.local_callers import require_local
@@ -60,9 +61,31 @@ async def _require(request: Request, right: Right) -> None:
             raise _refusal(request)
         require_local(request, deps.settings)
         caller = LOCAL
+    _pass(caller)
+    audited(request, deps.audit, caller)
     if not caller.may(right):
         raise Forbidden(f"this key may not do that: it has no right to {right.value}")
-    _pass(caller)
+
+
+async def watcher(request: Request) -> Caller | None:
+    """Return who reads what is open to all but names nobody's adapters to strangers; None: a stranger.
+
+    Without keys nobody is one. With keys, who runs the server isn't, and a tenant's key is told of its own.
+    """
+    deps = dependencies(request)
+    try:
+        caller = await _caller_of(deps, _secret(request))
+    except Unauthorized:
+        return None
+    if caller is not None or not deps.keys.has_keys:
+        return caller or OPEN
+    if deps.settings.admin_key is None:
+        try:
+            require_local(request, deps.settings)
+        except Forbidden:
+            return None
+        return LOCAL
+    return None
 
 
 def _pass(caller: Caller) -> None:

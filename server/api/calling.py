@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from manylora.server.api.dependencies import ApiDependencies
-from manylora.server.catalog import AdapterCatalog
+from manylora.server.catalog import AdapterCatalog, Quota
 from manylora.server.tenants.account import Ticket
 from manylora.server.tenants.caller import Caller
 
@@ -52,3 +52,15 @@ def seen_catalog(deps: ApiDependencies) -> AdapterCatalog:
     """Return the catalog as the caller may see it: everything that it can't use isn't there."""
     caller = current_caller()
     return deps.catalog if caller.sees_all else deps.catalog.seen_by(caller.may_use)
+
+
+def managed_catalog(deps: ApiDependencies) -> AdapterCatalog:
+    """Return the catalog as the caller may change it: a tenant reads from its own folder, up to its quota."""
+    caller = current_caller()
+    if caller.sees_all:
+        return deps.catalog
+    quota = Quota(caller.tenant)
+    if caller.account is not None:
+        terms = caller.account.terms
+        quota = Quota(caller.tenant, terms.adapter_rows, terms.adapter_bytes)
+    return deps.catalog.managed_by(caller.may_use, quota)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from fastapi import Request
 
+from manylora.server.api.audit import AuditLog
 from manylora.server.api.export_jobs import ExportJobs
 from manylora.server.api.metrics import Metrics
 from manylora.server.api.pacing import Rests
@@ -81,6 +82,8 @@ class ApiSettings:
     matryoshka: bool = False
     hidden_size: int = 0
     """Numbers of a state, and so of an embedding."""
+    share_prefixes: bool = False
+    """Whether tenants share the prefix cache."""
     created: int = 0
     """Unix time at which the base was loaded."""
 
@@ -101,6 +104,8 @@ class ApiDependencies:
     """The registry's keys."""
     exports: ExportJobs | None = None
     """None: this server makes none."""
+    audit: AuditLog | None = None
+    """None: acts of administration aren't written down."""
     tokenising: Tokenising = field(default_factory=Tokenising)
     grammars: Grammars | None = None
     """None: answers are held to none here."""

@@ -6,19 +6,19 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from manylora.server.api import answers, embedding_answers
+from manylora.server.api import answers, embedding_answers, key_answers
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 ERRORS: dict[int, str] = {
     400: "Something in the request is wrong, unknown or can't be honoured; or it is no HTTP",
     401: "The key is missing or wrong",
-    403: "The route is closed to this caller, or the source leads out of the adapter root",
+    403: "The route is closed to this caller, its namespace is full, or the source leads out of the adapter root",
     404: "There is nothing of that name",
     408: "The request took too long to arrive",
     409: "Other weights, or other parts, have the name",
     413: "The body is over a limit",
     414: "The path and query are over a limit",
-    429: "Too much waits already",
+    429: "Too much waits already, or the key is over a limit or its budget",
     431: "The head is over a limit",
     500: "A fault of the server's",
     503: "The server, or the adapter, can't serve this now",
@@ -26,7 +26,7 @@ ERRORS: dict[int, str] = {
 }
 ANYWHERE = frozenset({400, 408, 414, 431, 500, 503})
 """Before a route is reached, or whatever it does."""
-BODY, CHANGES, GENERATES = frozenset({413}), frozenset({507}), frozenset({404, 413, 429})
+BODY, CHANGES, GENERATES = frozenset({413}), frozenset({507}), frozenset({404, 413, 429, 507})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Documented:
     @property
     def all_errors(self) -> list[int]:
         """Every status over 400."""
-        door = {"open": set(), "api": {401}, "admin": {401, 403}}[self.door]
+        door = {"open": set(), "api": {401, 403, 429}, "admin": {401, 403}}[self.door]
         return sorted(self.errors | ANYWHERE | door)
 
 
@@ -93,6 +93,11 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
     ("delete", "/adapters/{name}"): _one("admin", answers.DeletedModel, NAMED | CHANGES),
     ("post", "/v1/load_lora_adapter"): Documented("admin", {200: {TEXT: None}}, NAMED | BODY | CHANGES),
     ("post", "/v1/unload_lora_adapter"): Documented("admin", {200: {TEXT: None}}, NAMED | BODY | CHANGES),
+    ("post", "/admin/keys"): _one("admin", key_answers.NewKey, BODY | CHANGES, 201),
+    ("get", "/admin/keys"): _one("admin", key_answers.Keys),
+    ("get", "/admin/keys/{key}"): _one("admin", key_answers.Key, NAMED),
+    ("delete", "/admin/keys/{key}"): _one("admin", key_answers.Key, NAMED | CHANGES),
+    ("post", "/admin/keys/{key}/rotate"): _one("admin", key_answers.NewKey, NAMED | BODY | CHANGES),
     ("post", "/adapters/{name}/export"): _one("admin", answers.Export, NAMED | BODY | {429}, 202),
     ("post", "/exports"): _one("admin", answers.Export, NAMED | BODY | {429}, 202),
     ("get", "/exports"): _one("admin", answers.Exports),

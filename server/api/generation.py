@@ -1,17 +1,20 @@
 """From checked requests to the engine and back: prompts to streams, streams to choices."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from manylora.server.api.asked_models import resolve, text_of
 from manylora.server.api.asks import Ask
+from manylora.server.api.calling import current_caller
 from manylora.server.api.choices import Choice
 from manylora.server.api.dependencies import ApiDependencies, ApiSettings, OutputStream
 from manylora.server.api.held import compiled
 from manylora.server.api.prompts import Tokenised, tokenise
 from manylora.server.api.request_context import note, request_id
+from manylora.server.api.reserving import reserve
 from manylora.server.catalog import ResolvedModel
 from manylora.server.engine.grammar import CompiledGrammar
 from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput
@@ -25,6 +28,7 @@ from manylora.server.errors import (
     ShuttingDown,
     StepFailed,
 )
+from manylora.server.tenants.account import Reservation
 from manylora.server.tokenizer import ModelText
 
 
@@ -59,6 +63,8 @@ class Generation:
     prompts: tuple[tuple[int, ...], ...]
     echoed: tuple[str, ...] = ()
     """The prompts as they were sent, if they are to be told again."""
+    reservation: Reservation | None = None
+    """What it may use of its key's tokens."""
     _failed: list[Exception] = field(default_factory=list)
     """What ended it, once it is to be told."""
 
@@ -97,9 +103,12 @@ class Generation:
         return choices
 
     def note_tokens(self, last: Sequence[SequenceOutput | None]) -> None:
-        """Have the request's log line say how many tokens came in and were made, however it ended."""
+        """Have the log line and the key's account say how many tokens came in and were made, however it ended."""
         made = sum(output.completion_tokens for output in last if output is not None)
-        note(prompt_tokens=sum(map(len, self.prompts)), completion_tokens=made)
+        asked = sum(map(len, self.prompts))
+        note(prompt_tokens=asked, completion_tokens=made)
+        if self.reservation is not None:
+            self.reservation.settle(asked + made)
 
     def abort(self) -> None:
         """Free what the engine still holds."""
@@ -112,6 +121,7 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
     If an adapter is replaced while the prompts are tokenised, all of that begins again with the new version.
     """
     check_choices(ask, deps.settings)
+    _check_priority(ask.priority)
     while True:
         model = resolve(deps, ask.model, ask.beside)
         try:
@@ -119,11 +129,35 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
             stopping = replace(ask.sampling, stop_names=text.stops(ask.sampling.stop))
             grammar = None if ask.grammar is None else await compiled(deps, ask.grammar, text)
             prompts = await tokenise(deps, ask, model, text)
-            return _start(deps, replace(ask, sampling=stopping), model, text, prompts, grammar)
+            sampling, reservation = await reserve(deps, ask, prompts.ids, stopping)
+            with _given_back(reservation):
+                held = replace(ask, sampling=sampling)
+                return _start(deps, held, model, text, prompts, grammar, reservation)
         except (ModelNotFound, AdapterUnavailable):
             # A deleted name doesn't resolve any more, and the error then names those that do.
             if resolve(deps, ask.model, ask.beside).adapters == model.adapters:
                 raise
+
+
+def _check_priority(asked: int) -> None:
+    """Refuse a priority that is more urgent than the caller's may be. Raises InvalidRequest."""
+    most = current_caller().priority
+    if asked < most:
+        raise InvalidRequest(
+            f"priority is {asked}, the most urgent that this key may ask for is {most}: less is sooner",
+            param="priority",
+        )
+
+
+@contextmanager
+def _given_back(reservation: Reservation | None) -> Iterator[None]:
+    """Take what was reserved back if nothing could be queued."""
+    try:
+        yield
+    except BaseException:
+        if reservation is not None:
+            reservation.settle(0)
+        raise
 
 
 def check_choices(ask: Ask, settings: ApiSettings) -> None:
@@ -148,12 +182,14 @@ def _start(
     text: ModelText,
     prompts: Tokenised,
     grammar: CompiledGrammar | None,
+    reservation: Reservation | None,
 ) -> Generation:
     """Check what only the tokens tell, and queue the prompts: all of them or none."""
     _check_prompt_logprobs(ask, prompts.ids, deps.settings.max_prompt_logprobs)
     arrival = time.monotonic()
     # A client may send one request id twice; the engine's are its own.
     own = f"{request_id()}-{uuid4().hex[:8]}"
+    caller = current_caller()
     requests = [
         GenerationRequest(
             request_id=f"{own}-{index}",
@@ -168,13 +204,17 @@ def _start(
             origin=own,
             grammar=grammar,
             pooling=ask.pooling,
+            tenant=caller.tenant,
+            weight=caller.weight,
+            priority=ask.priority,
+            cache_scope="" if deps.settings.share_prefixes else caller.tenant,
         )
         for index, prompt in enumerate(prompts.ids)
     ]
     stream = deps.engine.submit_together(requests)
     deps.metrics.by_adapter.count_parts([part.name for part in model.parts if part.weight], len(requests))
     asked = tuple(request.prompt_token_ids for request in requests)
-    return Generation(stream, ask, model, text, asked, prompts.echoed)
+    return Generation(stream, ask, model, text, asked, prompts.echoed, reservation)
 
 
 def _check_prompt_logprobs(ask: Ask, prompts: Sequence[Sequence[int]], most: int) -> None:

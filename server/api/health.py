@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from manylora.server.api.auth import watcher
 from manylora.server.api.dependencies import dependencies
 
 router = APIRouter(tags=["operation"])
@@ -26,5 +27,11 @@ async def ready(request: Request) -> JSONResponse:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Return all metrics in Prometheus' text format."""
-    return Response(dependencies(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    """Return all metrics in Prometheus' text format; on a server with keys, of adapters those of the key's tenant."""
+    caller = await watcher(request)
+    owns = (
+        None
+        if caller is not None and caller.sees_all
+        else lambda name: caller is not None and caller.owns(name)
+    )
+    return Response(dependencies(request).metrics.exposition(owns), media_type=CONTENT_TYPE_LATEST)

@@ -145,7 +145,7 @@ BODY = Passing(
         "suffix": "completions take it",
         "skip_special_tokens": "special tokens are never part of the text",
         "use_beam_search": "beam search isn't served",
-        "priority": "all requests have the same priority",
+        "priority": "requests that generate have one",
         "chat_template": "a model's own template is used, not a request's",
         "cache_salt": "the prefix cache can't be salted",
         "request_id": "send it as the header x-request-id",

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Info, Proce
 from manylora.server.api.adapter_metrics import AdapterCounters, AdapterOperations
 from manylora.server.api.gauges import Gauges, ScrapedGauges
 from manylora.server.api.http_metrics import HttpCounters
+from manylora.server.api.shown_metrics import OfSome
 from manylora.server.api.tally import Tally
 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -71,8 +72,8 @@ class Metrics(AdapterOperations):
         self._names = names
         self.registry.register(ScrapedGauges(read))
 
-    def exposition(self) -> bytes:
-        """Return the text that Prometheus reads."""
+    def exposition(self, shown: Callable[[str], bool] | None = None) -> bytes:
+        """Return the text that Prometheus reads; of adapters only what is ``shown``, None: of all."""
         # Here and not where adapters are deleted: a request may end, or a deletion go on, after its caller left.
         self.by_adapter.keep_only(self._names())
-        return generate_latest(self.registry)
+        return generate_latest(self.registry if shown is None else OfSome(self.registry, shown))

@@ -56,6 +56,9 @@ class SamplingFields(StructuredFields):
     n: int = Field(1, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
+    priority: int = Field(
+        0, ge=-(2**31), lt=2**31, description="Less begins sooner; a key says down to what it may ask."
+    )
 
     @field_validator("logit_bias", mode="before")
     @classmethod

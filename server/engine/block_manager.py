@@ -1,7 +1,8 @@
 """Who owns which KV block, and which blocks hold a prefix that may be used again. Integers only; no torch.
 
 Blocks are numbered from 1: the null block is never anybody's.
-A cached block is known by (entry of the block before it, its tokens); the first one by the adapters instead.
+A cached block is known by (entry of the block before it, its tokens); the first one by the adapters and the scope
+instead: what one scope has computed is never found by another.
 Entry numbers are never used again and tokens are compared, so a hit is never a mere equality of hashes.
 """
 
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from manylora.server.kernels.step import NULL_BLOCK
 
 AdapterKey = tuple[tuple[int, float], ...]
-_Parent = int | AdapterKey
+_Parent = int | tuple[str, AdapterKey]
 _Key = tuple[_Parent, tuple[int, ...]]
 SWEPT = 1024
 """Blocks of a forgotten adapter that are given back at a time: about a millisecond's work."""
@@ -32,7 +33,7 @@ class _Table:
     """int32: what a step copies as it is."""
     adapters: AdapterKey
     parent: _Parent
-    """Entry of the last block that is in the cache, or the adapters if none is."""
+    """Entry of the last block that is in the cache, or scope and adapters if none is."""
     known: int
     """Blocks whose content has been offered to the cache."""
 
@@ -78,10 +79,10 @@ class BlockManager:
         """Return the sequence's blocks in order. Not to be changed."""
         return self._tables[sequence].blocks
 
-    def match(self, adapters: AdapterKey, token_ids: Sequence[int]) -> list[int]:
-        """Return the cached blocks that begin ``token_ids``; at least one token is left to compute."""
+    def match(self, adapters: AdapterKey, token_ids: Sequence[int], scope: str = "") -> list[int]:
+        """Return the scope's cached blocks that begin ``token_ids``; at least one token is left to compute."""
         found: list[int] = []
-        parent: _Parent = adapters
+        parent: _Parent = (scope, adapters)
         size = self.block_size
         for start in range(0, len(token_ids) - size, size):
             block = self._by_key.get((parent, tuple(token_ids[start : start + size])))
@@ -96,14 +97,14 @@ class BlockManager:
         taken = sum(1 for block in prefix if self._refs[block] == 0)
         return self.blocks_for(num_tokens) - len(prefix) <= self.num_free - taken
 
-    def allocate(self, sequence: int, adapters: AdapterKey, prefix: Sequence[int]) -> int:
-        """Open a sequence's table with cached blocks; return the tokens that they hold."""
+    def allocate(self, sequence: int, adapters: AdapterKey, prefix: Sequence[int], scope: str = "") -> int:
+        """Open a sequence's table with cached blocks of its scope; return the tokens that they hold."""
         assert sequence not in self._tables, "allocated twice"
         for block in prefix:
             if self._refs[block] == 0:
                 del self._idle[block]
             self._refs[block] += 1
-        parent: _Parent = self._cached[prefix[-1]].entry if prefix else adapters
+        parent: _Parent = self._cached[prefix[-1]].entry if prefix else (scope, adapters)
         self._tables[sequence] = _Table(array("i", prefix), adapters, parent, len(prefix))
         return len(prefix) * self.block_size
 

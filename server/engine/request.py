@@ -95,6 +95,14 @@ class GenerationRequest:
     """Ids that end its answers; None: the base's."""
     grammar: CompiledGrammar | None = None
     """What its answers are held to; None: nothing."""
+    tenant: str = ""
+    """Whose it is: tenants have turns in the queue by their weights. Empty: the operator's own."""
+    weight: float = 1.0
+    """Turns of its tenant for each of one of weight 1."""
+    priority: int = 0
+    """Those of a lower number begin before it."""
+    cache_scope: str = ""
+    """Cached prefixes are shared with requests of the same scope alone."""
     pooling: Pooling | None = None
     """The prompt is not continued: it ends, once it is computed, with its states pooled in this way. With n = 1."""
 

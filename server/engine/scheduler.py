@@ -235,12 +235,11 @@ class Scheduler:
     def _victim(self) -> tuple[Sequence, int]:
         """Return whom to preempt, the youngest of the request that runs most, and how many that runs.
 
-        So the oldest of all is safe as long as anyone else runs.
+        Of the least urgent that run; so the oldest of the others is safe as long as anyone else runs.
         """
         running = self._running_by_origin()
-        most = max(running.values())
-        found = max((s for s in self.running if running[s.owner.origin] == most), key=lambda s: s.number)
-        return found, most
+        found = max(self.running, key=lambda s: (s.priority, running[s.owner.origin], s.number))
+        return found, running[found.owner.origin]
 
     def _running_by_origin(self) -> Counter[str]:
         return Counter(s.owner.origin for s in self.running)
@@ -299,14 +298,15 @@ class Scheduler:
         while True:
             prefix: list[int] = []
             if not sequence.shuns_prefixes:
-                prefix = self._blocks.match(sequence.adapters, sequence.token_ids)
+                scope = sequence.owner.request.cache_scope
+                prefix = self._blocks.match(sequence.adapters, sequence.token_ids, scope)
             fits = self._blocks.can_allocate(prefix, len(sequence.token_ids))
             if fits and len(self.running) < self._max_running:
                 return prefix
             if any(s.owner.origin == sequence.owner.origin for s in self.running) or not self.running:
                 return None
             victim, running = self._victim()
-            if running == 1:
+            if (victim.priority, running) <= (sequence.priority, 1):
                 return None
             self._preempt(victim, draft)
 
@@ -359,7 +359,8 @@ class Scheduler:
             self._overtakes += 1
         self._cache.touch(sequence.adapter_ids)
         in_use |= sequence.adapter_ids
-        cached = self._blocks.allocate(sequence.number, sequence.adapters, prefix)
+        scope = live.request.cache_scope
+        cached = self._blocks.allocate(sequence.number, sequence.adapters, prefix, scope)
         sequence.room = self._blocks.grow(sequence.number, len(sequence.token_ids))
         if sequence.status is SequenceStatus.WAITING:
             self._blocks.count_query(sequence.num_prompt_tokens, cached)

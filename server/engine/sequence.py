@@ -134,6 +134,11 @@ class Sequence:
         """Whether this pass must compute every prompt token: the first choice, until it has its first token."""
 
     @property
+    def priority(self) -> int:
+        """How urgent it is: less is more."""
+        return self.owner.request.priority
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens

@@ -1,11 +1,14 @@
 """Sequences that wait, in lines: one for each client's request, however many prompts and choices it has.
 
-Knows whose turn it is. Whether one can begin is the scheduler's to say.
+Knows whose turn it is: the more urgent before the others; of these, those of which nothing runs; and of these, tenants
+by their weights (start-time fair queueing, Goyal et al. 1996, a turn being a sequence that begins), however many lines
+each has. Whether one can begin is the scheduler's to say.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Container, Iterator
 
+from manylora.server.engine.request import GenerationRequest
 from manylora.server.engine.sequence import Sequence
 
 
@@ -17,6 +20,12 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._lines: OrderedDict[str, deque[Sequence]] = OrderedDict()
+        self._tenants: Counter[str] = Counter()
+        """Lines of each tenant that has one."""
+        self._now = 0.0
+        """Turns that a tenant of weight 1 would have had that always waited."""
+        self._next: dict[str, float] = {}
+        """When by that clock a tenant's next turn is; who isn't here has it now."""
 
     def __len__(self) -> int:
         return sum(len(line) for line in list(self._lines.values()))
@@ -39,16 +48,29 @@ class WaitingQueue:
         return line[0] if line else None
 
     def turns(self, running: Container[str]) -> list[str]:
-        """Return the lines in the order of their turns: those of which nothing is ``running`` before the others."""
-        served = [origin for origin in self._lines if origin in running]
-        return [origin for origin in self._lines if origin not in running] + served
+        """Return the lines in the order of their turns; of ``running`` ones something runs."""
+        classes: dict[tuple[int, bool], list[str]] = {}
+        for origin, line in self._lines.items():
+            classes.setdefault((line[0].priority, origin in running), []).append(origin)
+        order = (lambda origins: origins) if len(self._tenants) == 1 else self._by_weight
+        return [origin for key in sorted(classes) for origin in order(classes[key])]
+
+    def _by_weight(self, origins: list[str]) -> list[str]:
+        begins: dict[str, float] = {}
+        due: list[float] = []
+        for origin in origins:
+            request = self._lines[origin][0].owner.request
+            begin = begins.get(request.tenant, max(self._now, self._next.get(request.tenant, 0.0)))
+            begins[request.tenant] = begin + 1 / request.weight
+            due.append(begin)
+        return [origins[place] for place in sorted(range(len(origins)), key=due.__getitem__)]
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence at the end of its line; a new line is the last. Choices of what has begun pass what hasn't.
 
         They hold adapters that those behind them may need, and the prompt is still in the prefix cache.
         """
-        line = self._lines.setdefault(sequence.owner.origin, deque())
+        line = self._line_of(sequence)
         place = len(line)
         if sequence.owner.admitted is not None:
             place = next((i for i, each in enumerate(line) if each.owner.admitted is None), place)
@@ -57,16 +79,17 @@ class WaitingQueue:
     def put_back(self, sequence: Sequence) -> None:
         """Queue a sequence that ran already: first of its line, and its line first."""
         origin = sequence.owner.origin
-        self._lines.setdefault(origin, deque()).appendleft(sequence)
+        self._line_of(sequence).appendleft(sequence)
         self._lines.move_to_end(origin, last=False)
 
     def take(self, origin: str) -> Sequence:
-        """Remove the first of a line; the line has had its turn."""
+        """Remove the first of a line; the line has had its turn, and so has its tenant."""
         line = self._lines[origin]
         sequence = line.popleft()
         self._lines.move_to_end(origin)
+        self._note_turn(sequence.owner.request)
         if not line:
-            del self._lines[origin]
+            self._drop(sequence)
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
@@ -74,4 +97,26 @@ class WaitingQueue:
         line = self._lines[sequence.owner.origin]
         line.remove(sequence)
         if not line:
-            del self._lines[sequence.owner.origin]
+            self._drop(sequence)
+
+    def _line_of(self, sequence: Sequence) -> deque[Sequence]:
+        """Return the sequence's line, made if need be."""
+        origin = sequence.owner.origin
+        if origin not in self._lines:
+            self._lines[origin] = deque()
+            self._tenants[sequence.owner.request.tenant] += 1
+        return self._lines[origin]
+
+    def _drop(self, sequence: Sequence) -> None:
+        tenant = sequence.owner.request.tenant
+        del self._lines[sequence.owner.origin]
+        self._tenants[tenant] -= 1
+        if not self._tenants[tenant]:
+            del self._tenants[tenant]
+        if not self._tenants:  # nobody is owed a turn
+            self._now, self._next = 0.0, {}
+
+    def _note_turn(self, request: GenerationRequest) -> None:
+        begin = max(self._now, self._next.get(request.tenant, 0.0))
+        self._next[request.tenant] = begin + 1 / request.weight
+        self._now = begin  # who hasn't waited since then has saved no turns up

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from manylora.adapters.keys import KeyTerms
 from manylora.server.errors import QuotaExhausted, RateLimited
-from manylora.server.tenants.window import SECONDS, SlidingWindow, Slot
+from manylora.server.tenants.window import SlidingWindow, Slot
 
 LOANS = 100
 """A budget is lent out in so many parts at least: that share of it is what a crash may cost the tenant."""
@@ -159,52 +159,45 @@ class Account:
         )
 
 
-class Ticket:
-    """One request's place in its key's account. ``close`` it when the request is over."""
+class Reservation:
+    """Tokens that one part of a request may use."""
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, slot: Slot | None, tokens: int) -> None:
         self._account = account
-        self._reserved: list[tuple[Slot | None, int]] = []
-        self._used: int | None = None
+        self._slot = slot
+        self._tokens = tokens
         self._open = True
 
-    @property
-    def account(self) -> Account:
-        """Whose place it is."""
-        return self._account
+    def settle(self, used: int | None) -> None:
+        """Say what was used in the end: the rest is free again. None: all of it. Once; later calls change nothing."""
+        if self._open:
+            self._open = False
+            self._account.settle(self._slot, self._tokens, self._tokens if used is None else used)
 
-    def reserve(self, tokens: int, now: float) -> None:
+
+class Ticket:
+    """One request's place in its key's account. ``close`` it when the request is over, however it ended."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self._reservations: list[Reservation] = []
+        self._open = True
+
+    def reserve(self, tokens: int, now: float) -> Reservation:
         """Reserve tokens. Raises RateLimited or QuotaExhausted. Ask ``Account.loan_for`` first."""
-        self._account.check_tokens(tokens, now)
-        self._reserved.append((self._account.take(tokens, now), tokens))
-
-    def give_back(self) -> None:
-        """Take all reservations back: nothing was queued."""
-        self._settle(0)
-
-    def note_used(self, tokens: int) -> None:
-        """Say what the request has used in the end."""
-        self._used = tokens
+        self.account.check_tokens(tokens, now)
+        reservation = Reservation(self.account, self.account.take(tokens, now), tokens)
+        self._reservations.append(reservation)
+        return reservation
 
     def close(self) -> None:
-        """Leave. What nobody noted as used counts as it was reserved. Harmless when it was done."""
-        if not self._open:
-            return
-        self._open = False
-        self._account.inside -= 1
-        self._settle(self._used)
-
-    def _settle(self, used: int | None) -> None:
-        left = used
-        for slot, tokens in self._reserved:
-            spent = tokens if left is None else min(tokens, left)
-            self._account.settle(slot, tokens, spent)
-            left = None if left is None else left - spent
-        self._reserved.clear()
+        """Leave. What nobody settled counts as it was reserved. Harmless when it was done."""
+        if self._open:
+            self._open = False
+            self.account.inside -= 1
+            for reservation in self._reservations:
+                reservation.settle(None)
 
 
 def _window(limit: int | None) -> SlidingWindow | None:
     return None if limit is None else SlidingWindow(limit)
-
-
-__all__ = ["LOANS", "SECONDS", "Account", "Standing", "Ticket"]

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from manylora.adapters.keys import KeyRecord, KeyTerms, Right, digest_of
 from manylora.server.tenants.access import Access
-from manylora.server.tenants.account import Account, Ticket
+from manylora.server.tenants.account import Account, Reservation, Ticket
 from manylora.server.tenants.caller import Caller
 
 POLL_SECONDS = 1.0
@@ -105,7 +105,7 @@ class KeyRing:
             return f"the API key {'has expired' if state == 'expired' else 'is revoked'}"
         return self._callers[found.id]
 
-    async def reserve(self, ticket: Ticket, tokens: int) -> None:
+    async def reserve(self, ticket: Ticket, tokens: int) -> Reservation:
         """Reserve tokens for a request, and see that its budget's loan is on the disk first.
 
         Raises RateLimited, QuotaExhausted, and what the registry raises: then nothing is reserved.
@@ -120,7 +120,7 @@ class KeyRing:
                     key_id = next(key for key, each in self._accounts.items() if each is account)
                     await asyncio.to_thread(self._store.note_spent, {key_id: loan})
                     account.lent = loan
-        ticket.reserve(tokens, time.monotonic())
+        return ticket.reserve(tokens, time.monotonic())
 
     async def create(self, terms: KeyTerms) -> tuple[KeyRecord, str]:
         """Make a key; return it and its secret."""

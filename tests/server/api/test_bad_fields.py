@@ -33,7 +33,7 @@ REFUSED_IN_CHAT: list[tuple[dict[str, object], str]] = [
     ({"best_of": 2}, "best_of"),
     ({"verbosity": "low"}, "verbosity"),
     ({"use_beam_search": True}, "use_beam_search"),
-    ({"priority": 1}, "priority"),
+    ({"priority": -1}, "priority"),
     ({"priority": False}, "priority"),
     ({"chat_template": "x"}, "chat_template"),
     ({"cache_salt": "x"}, "cache_salt"),

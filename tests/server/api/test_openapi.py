@@ -106,6 +106,11 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     own.wait_until(
         "exported", lambda: is_over(ask("GET", "/adapters/{name}/export/{job}", name="new", job=job))
     )
+    key = ask("POST", "/admin/keys", {"tenant": "acme"})["id"]
+    ask("GET", "/admin/keys")
+    ask("GET", "/admin/keys/{key}", key=key)
+    ask("POST", "/admin/keys/{key}/rotate", {}, key=key)
+    ask("DELETE", "/admin/keys/{key}", key=key)
     ask("GET", "/exports")
     ask("GET", "/adapters/{name}/export/{job}/download", name="new", job=job)
     ask("DELETE", "/adapters/{name}/export/{job}", name="new", job=job)

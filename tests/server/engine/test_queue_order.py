@@ -1,6 +1,8 @@
 """Who comes first among those that wait, and what is told or kept only once."""
 
-from manylora.server.engine.request import SamplingParams
+from dataclasses import replace
+
+from manylora.server.engine.request import GenerationRequest, SamplingParams
 from tests.server.engine.fakes import Harness, Pools, ask, expected
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
@@ -62,3 +64,72 @@ def test_nothing_of_a_removed_adapter_stays_in_the_prefix_cache() -> None:
     before = harness.engine.blocks.num_cached
     harness.engine.remove_adapter(1, lambda freed: None, abort=False)
     assert harness.engine.blocks.num_cached == before // 2 > 0
+
+
+def begun(harness: Harness) -> list[str]:
+    """Run everything one at a time; return the ids in the order in which they began."""
+    order: list[str] = []
+    while len(harness.engine.requests):
+        harness.step()
+        order += [s.owner.origin for s in harness.engine.scheduler.running if s.owner.origin not in order]
+    return order
+
+
+def of_tenant(name: str, tenant: str, weight: float = 1.0, priority: int = 0) -> GenerationRequest:
+    return replace(ask(name, PROMPT, 2), tenant=tenant, weight=weight, priority=priority)
+
+
+def test_tenants_have_turns_however_many_requests_each_has() -> None:
+    harness = Harness(Pools(max_running=1))
+    for number in range(6):
+        harness.engine.add_request(of_tenant(f"many-{number}", "many"))
+    for number in range(2):
+        harness.engine.add_request(of_tenant(f"few-{number}", "few"))
+    assert begun(harness)[:4] == ["many-0", "few-0", "many-1", "few-1"]
+
+
+def test_turns_go_by_weight() -> None:
+    harness = Harness(Pools(max_running=1))
+    for number in range(9):
+        harness.engine.add_request(of_tenant(f"heavy-{number}", "heavy", weight=3.0))
+        harness.engine.add_request(of_tenant(f"light-{number}", "light"))
+    assert sum(name.startswith("heavy") for name in begun(harness)[:8]) == 6
+
+
+def test_who_comes_late_has_saved_no_turns() -> None:
+    harness = Harness(Pools(max_running=1))
+    for number in range(9):
+        harness.engine.add_request(of_tenant(f"early-{number}", "early"))
+    while not harness.tokens("early-4"):
+        harness.step()
+    for number in range(3):
+        harness.engine.add_request(of_tenant(f"late-{number}", "late"))
+    assert [name.split("-")[0] for name in begun(harness)[-7:-1]] == ["late", "early"] * 3
+
+
+def test_the_more_urgent_begin_first_and_take_the_place_of_the_less() -> None:
+    harness = Harness(Pools(max_running=1))
+    harness.engine.add_request(replace(ask("batch", PROMPT, 12), priority=5))
+    for _ in range(4):
+        harness.step()
+    assert harness.tokens("batch")
+    harness.engine.add_request(of_tenant("batch-2", "", priority=5))
+    harness.engine.add_request(of_tenant("live", ""))
+    harness.step()
+    assert [s.owner.origin for s in harness.engine.scheduler.running] == ["live"]
+    harness.engine.add_request(of_tenant("batch-3", "", priority=5))
+    harness.engine.add_request(of_tenant("live-2", ""))
+    order = begun(harness)
+    assert order == ["live-2", "batch", "batch-2", "batch-3"]
+    assert harness.tokens("batch") == expected(PROMPT, 12)
+
+
+def test_what_one_scope_has_computed_no_other_finds() -> None:
+    harness = Harness()
+    hits = []
+    for number, scope in enumerate(("acme", "globex", "acme", "")):
+        harness.engine.add_request(replace(ask(f"r{number}", PROMPT, 2), cache_scope=scope))
+        harness.run()
+        hits.append(harness.engine.blocks.hit_tokens)
+    assert hits[:2] == [0, 0]
+    assert hits[2] == hits[3] > 0
