@@ -9,7 +9,7 @@ CONSTRAINTS := $(if $(HAS_GPU),,-c constraints-cpu.txt)
 LINKS   := build/links
 FOLDERS := adapters demo loadtest quant server training
 
-.PHONY: serve test kernels lint format bench gpu-check links clean
+.PHONY: serve test kernels sanitize lint format bench gpu-check links clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.serve kernels  ## one 4-bit base and three adapters on port 8000
@@ -20,6 +20,15 @@ test: $(VENV)/.dev kernels  ## the whole suite on the CPU
 
 kernels: $(VENV)/.torch  ## the native CPU kernels, where there is a C++ compiler and a source has changed
 	$(BIN)/python server/kernels/cpu/build.py --optional
+
+# torch's own threads and Python's memory are not what is looked at; leaks there would hide everything else.
+sanitize: $(VENV)/.dev  ## the kernels' tests under AddressSanitizer and UBSan; half an hour on two cores
+	$(BIN)/python server/kernels/cpu/build.py --sanitize address,undefined
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	$(BIN)/python -m pytest --capture=sys tests/server/kernels tests/server/model/test_backend_seam.py \
+	tests/server/model/test_kept_model.py $(ARGS); \
+	status=$$?; $(BIN)/python server/kernels/cpu/build.py && exit $$status
 
 lint: $(VENV)/.dev links
 	$(BIN)/ruff check .

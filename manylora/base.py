@@ -65,12 +65,16 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
     """Load the model in ``directory`` as the settings say."""
     device = _device(settings)
     dtype = _dtype(settings.dtype, device, directory)
+    if device.type != "cpu" and settings.activations != "int8":
+        raise ValueError(
+            f"{settings.name_of('activations')}: the model runs on {device.type}, not on CPU kernels"
+        )
     kernels, flag = kernels_for(settings, dtype, directory), settings.name_of("kernels")
 
     cache = weight_cache(settings)
 
     def load(kernels: str) -> tuple[Decoder, LoadReport]:
-        backend = choose_backend(device, dtype, kernels, settings.threads)
+        backend = choose_backend(device, dtype, kernels, settings.threads, settings.activations)
         config, weights, report = load_weights(
             directory,
             backend,
@@ -119,6 +123,11 @@ def kernels_for(settings: ServeSettings, dtype: torch.dtype, directory: Path) ->
     """
     if settings.exact and settings.kernels not in (AUTO, PLAIN):
         raise ValueError(f"{settings.name_of('exact')} computes in plain torch: leave out --kernels")
+    if settings.activations != "int8" and (settings.exact or settings.kernels == PLAIN):
+        activations = settings.name_of("activations")
+        raise ValueError(
+            f"{activations} is for native kernels; plain torch has those of {settings.name_of('dtype')}"
+        )
     if settings.kernels != AUTO:
         return settings.kernels
     raw = read_config(directory)

@@ -76,7 +76,8 @@ def _kernels() -> Finding:
         [] if isinstance(library, Unavailable) else [name for name in library.runs if name != opened.level]
     )
     also = f"; also {', '.join(others)} (--kernels)" if others else ""
-    return Finding(what, "ok", f"{opened.level}, threads: {opened.threads}{also}")
+    finer = "int8 activations (--activations bfloat16: finer, slower)"
+    return Finding(what, "ok", f"{opened.level}, {finer}, threads: {opened.threads}{also}")
 
 
 def cpu_has_bf16() -> bool:

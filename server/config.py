@@ -103,6 +103,10 @@ class ServeSettings(BaseModel):
         "auto",
         description="Kernels of a CPU; auto: native ones, the fastest that it runs; plain: torch; or a level by name.",
     )
+    activations: Literal["int8", "bfloat16"] = Field(
+        "int8",
+        description="What native CPU kernels multiply 4- and 8-bit weights by; bfloat16: finer, prompts slower.",
+    )
     exact: bool = Field(
         False, description="Compute in plain torch, as transformers does, and not with activations of 8 bits."
     )

@@ -26,7 +26,7 @@ from manylora.quant.dense import DenseTensor
 from manylora.quant.int8 import GROUP, Int8Tensor
 from manylora.quant.nf4 import BLOCKSIZE, Nf4Tensor
 from manylora.server.kernels.backend import WeightSource
-from manylora.server.kernels.cpu.backend import HEAD_GROUP, CpuBackend
+from manylora.server.kernels.cpu.backend import ACTIVATIONS, HEAD_GROUP, Activations, CpuBackend
 from manylora.server.kernels.cpu.library import Kernels, Unavailable, open_kernels
 from manylora.server.kernels.cpu.pack import PackedMatrix, pack
 from manylora.server.kernels.step import AdapterRanges
@@ -70,6 +70,8 @@ class KernelsBench:
     base: BaseShape = BODY
     """Of the decoder whose attention and adapters are measured."""
     head: tuple[int, int] = (151_936, 896)
+    activations: Activations = "int8"
+    """What 4- and 8-bit weights are multiplied by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,14 @@ def _shape(text: str) -> tuple[int, int]:
     return out, wide
 
 
+def activations_named(name: str) -> Activations:
+    """Return the activations of that name. Raises ValueError with those that there are."""
+    for each in ACTIVATIONS:
+        if each == name:
+            return each
+    raise ValueError(f"--activations {name}: there are {', '.join(ACTIVATIONS)}")
+
+
 def random_source(form: str, out: int, wide: int) -> WeightSource:
     """Return a matrix of a form, its codes drawn at random."""
     if form == "nf4":
@@ -144,14 +154,15 @@ def linear_rates(kernels: Kernels, form: str, shape: tuple[int, int], bench: Ker
         first,
         *(pack(random_source(form, *shape), None, kernels) for _ in range(more)),
     ]
-    structures = [matrix.structure() for matrix in matrices]
+    structures = [matrix.structure(ACTIVATIONS[bench.activations]) for matrix in matrices]
     addresses = [ctypes.addressof(structure) for structure in structures]
     for count in bench.rows:
         x, y = torch.randn(count, shape[1]), torch.empty(count, shape[0])
         some = addresses if count <= FEW_ROWS else addresses[: max(1, len(addresses) // 8)]
         calls = [partial(kernels.call, "linear", at, x.data_ptr(), count, y.data_ptr()) for at in some]
         products = math.prod(shape) * count
-        work = Work(first.nbytes, real=products) if form == "bf16" else Work(first.nbytes, products)
+        real = form == "bf16" or bench.activations == "bfloat16"
+        work = Work(first.nbytes, real=products) if real else Work(first.nbytes, products)
         yield Rate(f"{form} {shape[0]}x{shape[1]}", count, work, timed(calls, bench.times))
 
 
@@ -215,6 +226,7 @@ def kernels_json(
             "context": bench.context,
             "rank": bench.rank,
             "times": bench.times,
+            "activations": bench.activations,
         },
         "environment": environment(),
         "level": kernels.level,

@@ -20,33 +20,27 @@ def kernels(
     level: Annotated[str | None, typer.Option(help="Instruction set; else the best here.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="0: one a core.")] = 0,
     times: Annotated[int, typer.Option(min=1, help="How often everything is gone through.")] = 7,
+    activations: Annotated[str, typer.Option(help="Of 4- and 8-bit weights: int8 or bfloat16.")] = "int8",
     json_file: Json = None,
 ) -> None:
     """Rate the native kernels beside what this machine gives: GOP/s, GB/s, share of the limit."""
-    from manylora.loadtest.bench.kernels import (
-        FORMS,
-        PARTS,
-        SHAPES,
-        KernelsBench,
-        kernels_json,
-        kernels_text,
-        measure,
-    )
+    from manylora.loadtest.bench import kernels as rating
 
     try:
-        parts = _known("only", only, PARTS)
-        forms = _known("form", form, FORMS)
+        parts = _known("only", only, rating.PARTS)
+        forms = _known("form", form, rating.FORMS)
         counts = tuple(int(each) for each in rows.split(","))
         if min(counts) < 1:
             raise ValueError(f"--rows {rows}: they begin at 1")
-        bench = KernelsBench(
-            parts, forms, tuple(shape or SHAPES), counts, times, level, threads or None, context, rank
+        shapes, multiplied = tuple(shape or rating.SHAPES), rating.activations_named(activations)
+        bench = rating.KernelsBench(
+            parts, forms, shapes, counts, times, level, threads or None, context, rank, activations=multiplied
         )
-        opened, limits, rates = measure(bench)
+        opened, limits, rates = rating.measure(bench)
     except ValueError as error:
         raise fail(error) from None
-    stdout.print(kernels_text(opened, limits, rates), markup=False)
-    write_json(json_file, kernels_json(bench, opened, limits, rates))
+    stdout.print(rating.kernels_text(opened, limits, rates), markup=False)
+    write_json(json_file, rating.kernels_json(bench, opened, limits, rates))
 
 
 def _known(option: str, given: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -54,10 +54,13 @@ def columns_of(rows: Sequence[SamplingRow], vocab_size: int) -> SamplingColumns:
 def columns_from(
     kept: Kept, places: Ints, states: Sequence[SamplerState], masks: Sequence[Ints | None] = ()
 ) -> SamplingColumns:
-    """Return the columns of rows of which ``kept`` [n] says what doesn't change."""
+    """Return the columns of rows of which ``kept`` [n] says what doesn't change, in memory of their own.
+
+    Within ``kept`` they lie where numbers of 8 bytes may not, and one row's would pass for contiguous.
+    """
     return SamplingColumns(
         places=places,
         masks=masks,
         position=np.array([state.output_length for state in states], dtype=np.uint64),
-        **{name: np.ascontiguousarray(kept[name]) for name in KEPT.fields or ()},
+        **{name: kept[name].copy() for name in KEPT.fields or ()},
     )

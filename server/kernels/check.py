@@ -12,8 +12,6 @@ from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights, LinearWeight
 
-NEAR = 0.05
-"""Of the logits, relative: an activation of 8 bits is off by up to 1/255 of its group's range, in every matrix."""
 HIDDEN, HEADS, HEAD_DIM, INTERMEDIATE, VOCAB, POSITIONS, RANK, BLOCK = 64, 2, 32, 128, 50, 32, 4, 4
 MODULES = {
     "q_proj": (HEADS * HEAD_DIM, HIDDEN),
@@ -29,15 +27,18 @@ LENGTHS = (9, 1, 5)
 """Tokens of the sequences of the one step; the first uses an adapter, the second and third are the base's."""
 
 
-def fault(backend: AnyBackend) -> str | None:
-    """Return what ``backend`` computes otherwise than plain torch does, or None: a step of a 4-bit decoder."""
+def fault(backend: AnyBackend, near: float) -> str | None:
+    """Return what ``backend`` computes otherwise than plain torch does, or None: a step of a 4-bit decoder.
+
+    Its logits may be off by ``near`` of theirs.
+    """
     with torch.inference_mode():
         logits, finite = _answers(backend)
         expected, _ = _answers(PlainBackend(torch.device("cpu"), torch.float32))
     off = float((logits.cpu() - expected).norm() / expected.norm())
     if not bool(finite.all()):
         return "sound numbers are told to be none"
-    return None if off <= NEAR else f"its logits are {off:.2g} off plain torch's, of which {NEAR} are allowed"
+    return None if off <= near else f"its logits are {off:.2g} off plain torch's, of which {near} are allowed"
 
 
 def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor]:

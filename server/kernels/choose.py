@@ -1,13 +1,14 @@
 """The one place that chooses a backend."""
 
 import logging
+from collections.abc import Mapping
 from functools import cache
 
 import torch
 
 from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.check import fault
-from manylora.server.kernels.cpu.backend import CpuBackend
+from manylora.server.kernels.cpu.backend import Activations, CpuBackend
 from manylora.server.kernels.cpu.cores import find_cores
 from manylora.server.kernels.cpu.library import (
     Kernels,
@@ -20,35 +21,46 @@ from manylora.server.kernels.plain import PlainBackend
 
 AUTO, PLAIN = "auto", "plain"
 CPU = torch.device("cpu")
+NEAR: Mapping[Activations, float] = {"int8": 0.05, "bfloat16": 0.02}
+"""How far the logits of noise may be off plain torch's, relative: an activation of 8 bits is off by up to 1/255 of its
+group's range, in every matrix; the head's weights are of 8 bits in both."""
 COST = "torch computes instead, which takes several times as long a token"
 log = logging.getLogger(__name__)
 
 
 def choose_backend(
-    device: torch.device, dtype: torch.dtype, kernels: str = AUTO, threads: int = 0
+    device: torch.device,
+    dtype: torch.dtype,
+    kernels: str = AUTO,
+    threads: int = 0,
+    activations: Activations = "int8",
 ) -> AnyBackend:
     """Return the fastest backend for a device and the dtype of activations there, or the one that is asked for.
 
     ``kernels``: auto, plain (torch), or a level of the native CPU kernels; ``threads`` are theirs, 0: as many as torch
-    has, and not more than there are cores. Raises KernelsRefused for kernels that can't be had here.
+    has, and not more than there are cores; ``activations`` are what those multiply 4- and 8-bit weights by. Raises
+    KernelsRefused for kernels that can't be had here.
     """
     if device.type != CPU.type and kernels not in (AUTO, PLAIN):
         raise KernelsRefused(f"{kernels}: these kernels are the CPU's, and the model runs on {device.type}")
     if device.type == CPU.type and kernels != PLAIN:
-        opened = sound_kernels(kernels, threads or min(torch.get_num_threads(), find_cores().threads))
+        count = threads or min(torch.get_num_threads(), find_cores().threads)
+        opened = sound_kernels(kernels, count, activations)
         if isinstance(opened, Kernels):
-            return CpuBackend(opened, dtype)
+            return CpuBackend(opened, dtype, activations)
     return PlainBackend(device, dtype)
 
 
-def sound_kernels(kernels: str = AUTO, threads: int | None = None) -> Kernels | Unavailable:
+def sound_kernels(
+    kernels: str = AUTO, threads: int | None = None, activations: Activations = "int8"
+) -> Kernels | Unavailable:
     """Open a level that computes what plain torch does: the one named, or the fastest that this processor runs.
 
     Raises KernelsRefused when a level is named that can't be had, or computes something else.
     """
     if kernels != AUTO:
         opened = open_kernels(kernels, threads)
-        wrong = _wrong(kernels)
+        wrong = _wrong(kernels, activations)
         if wrong is not None:
             raise KernelsRefused(f"{kernels}: {wrong}")
         return opened
@@ -57,7 +69,7 @@ def sound_kernels(kernels: str = AUTO, threads: int | None = None) -> Kernels | 
         return open_kernels()  # the reason
     faults = {}
     for level in library.runs:
-        wrong = _wrong(level)
+        wrong = _wrong(level, activations)
         if wrong is None:
             return open_kernels(level, threads)
         log.warning("native CPU kernels %s are passed over: %s", level, wrong)
@@ -66,10 +78,12 @@ def sound_kernels(kernels: str = AUTO, threads: int | None = None) -> Kernels | 
 
 
 @cache
-def _wrong(level: str) -> str | None:
+def _wrong(level: str, activations: Activations) -> str | None:
     """Return what a level computes wrongly, asked once in a process."""
     opened = open_kernels(level, 2)
-    return None if isinstance(opened, Unavailable) else fault(CpuBackend(opened, torch.float32))
+    if isinstance(opened, Unavailable):
+        return None
+    return fault(CpuBackend(opened, torch.float32, activations), NEAR[activations])
 
 
 def what_is_missing(backend: AnyBackend, kernels: str) -> str | None:

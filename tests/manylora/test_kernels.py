@@ -27,7 +27,7 @@ RUNS = () if isinstance(_found, Unavailable) else _found.runs
 def test_the_banner_says_by_what_is_multiplied(tmp_path: Path, kernels: str) -> None:
     with serving(tmp_path, "--kernels", kernels, "--threads", "2", "--kv-cache-gib", "0.05") as server:
         said = server.log.read_text()
-    assert ("torch" if kernels == "plain" else f"native {kernels}, threads: 2") in said
+    assert ("torch" if kernels == "plain" else f"native {kernels}, int8 activations, threads: 2") in said
     assert "no native CPU kernels" not in said  # it was asked for
 
 
@@ -68,6 +68,23 @@ def test_native_kernels_do_not_take_what_is_asked_for_finer(
     assert kernels_for(ServeSettings(**settings), dtype, DEMO / "base") == chosen
 
 
+@pytest.mark.parametrize("also", [{"exact": True}, {"kernels": "plain"}])
+def test_activations_of_plain_torch_are_a_contradiction(also: dict[str, Any]) -> None:
+    settings = ServeSettings(activations="bfloat16", **also)
+    with pytest.raises(
+        ValueError, match="activations is for native kernels; plain torch has those of --dtype"
+    ):
+        kernels_for(settings, torch.bfloat16, DEMO / "base")
+
+
+def test_the_banner_says_by_what_weights_are_multiplied() -> None:
+    if not RUNS:
+        pytest.skip("no native kernels")
+    settings = ServeSettings(activations="bfloat16", threads=1, weight_cache=False)
+    base = load_base(settings, DEMO / "base", lambda *_: None)
+    assert base.decoder.backend.description == f"native {RUNS[0]}, bfloat16 activations, threads: 1"
+
+
 def test_exact_native_kernels_are_a_contradiction() -> None:
     with pytest.raises(ValueError, match="exact computes in plain torch: leave out --kernels"):
         kernels_for(ServeSettings(exact=True, kernels="avx2"), torch.bfloat16, DEMO / "base")
@@ -79,6 +96,7 @@ def test_the_doctor_names_the_level_or_the_reason(monkeypatch: pytest.MonkeyPatc
         assert finding.verdict == "ok"
         assert finding.detail.startswith(RUNS[0])
         assert all(level in finding.detail for level in RUNS)
+        assert "int8 activations (--activations bfloat16: " in finding.detail
     monkeypatch.setattr(doctor, "sound_kernels", lambda: Unavailable("they weren't compiled"))
     (finding,) = (found for found in doctor.examine() if found.what == "native CPU kernels")
     assert finding.verdict == "slow"

@@ -7,11 +7,12 @@ import ctypes
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any, TypeAlias
 
-VERSION = 2
+VERSION = 4
 """ML_ABI: a library with another one isn't loaded."""
 BLOCK = 32
 MODULES = 7
 TABLE4, INT8, BF16 = 0, 1, 2
+ACTIVATIONS_INT8, ACTIVATIONS_BF16 = 0, 1
 
 
 class Matrix(Structure):
@@ -25,7 +26,7 @@ class Matrix(Structure):
         ("padded_in", c_int32),
         ("group", c_int32),
         ("gain", c_float),
-        ("reserved", c_int32),
+        ("activations", c_int32),
         ("table", c_void_p),
         ("codes", c_void_p),
         ("scales", c_void_p),
@@ -33,6 +34,7 @@ class Matrix(Structure):
         ("zeros", c_void_p),
         ("order", c_void_p),
         ("bias", c_void_p),
+        ("values", c_void_p),
     )
 
 

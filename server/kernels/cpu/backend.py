@@ -1,12 +1,13 @@
-"""The native CPU backend: 4- and 8-bit weights times 8-bit activations, a whole step in one call.
+"""The native CPU backend: 4- and 8-bit weights times activations of 8 bits or bfloat16, a whole step in one call.
 
-Sums are integers within a group of weights and floats in one fixed order over groups, whatever the tile and whoever
-works on it: a row's bits don't depend on who shares its batch, at full speed. The residual stream is float32; keys,
-values and adapters are bfloat16.
+Sums are integers within a group of weights (floats in one fixed order, of bfloat16) and floats in one fixed order over
+groups, whatever the tile and whoever works on it: a row's bits don't depend on who shares its batch, at full speed. The
+residual stream is float32; keys, values and adapters are bfloat16.
 """
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -40,14 +41,18 @@ HEAD_GROUP = 32
 """Inputs that share a scale in the head, of weights and activations: logits are more sensitive than layers are. By 64
 the head alone would be a third of what 8-bit activations cost."""
 CPU = torch.device("cpu")
+Activations: TypeAlias = Literal["int8", "bfloat16"]
+"""What 4- and 8-bit weights are multiplied by. Weights are laid out alike for both."""
+ACTIVATIONS: Mapping[Activations, int] = {"int8": abi.ACTIVATIONS_INT8, "bfloat16": abi.ACTIVATIONS_BF16}
 
 
 class CpuBackend:
     """Native kernels on the CPU; see Backend. 16-bit weights are rounded to ``dtype`` before they are packed."""
 
-    def __init__(self, kernels: Kernels, dtype: torch.dtype) -> None:
+    def __init__(self, kernels: Kernels, dtype: torch.dtype, activations: Activations = "int8") -> None:
         self.device = CPU
         self.dtype = dtype
+        self.activations = activations
         self._kernels = kernels
         self._memory = WeightMemory()
         self.keeper = CpuKeeper(kernels, f"head in 8 bits by {HEAD_GROUP}, from {dtype}")
@@ -55,7 +60,9 @@ class CpuBackend:
     @property
     def description(self) -> str:
         """See Backend."""
-        return f"native {self._kernels.level}, threads: {self._kernels.threads}"
+        return (
+            f"native {self._kernels.level}, {self.activations} activations, threads: {self._kernels.threads}"
+        )
 
     def quantize_nf4(self, matrix: Tensor, *, double_quant: bool) -> Nf4Tensor:
         """See Backend."""
@@ -88,7 +95,7 @@ class CpuBackend:
 
     def assemble(self, weights: DecoderWeights) -> CpuModel:
         """See Backend."""
-        return CpuModel(weights)
+        return CpuModel(weights, ACTIVATIONS[self.activations])
 
     def block_bytes(self, shape: DecoderShape, block_size: int) -> int:
         """See Backend."""

@@ -24,8 +24,10 @@ MOST_KEPT = 256 << 20
 class CpuModel:
     """The C side of a decoder, and what keeps its memory alive."""
 
-    def __init__(self, weights: DecoderWeights) -> None:
+    def __init__(self, weights: DecoderWeights, activations: int) -> None:
+        """``activations``: one of abi's ACTIVATIONS."""
         self.weights = weights
+        self._activations = activations
         self.last_jobs: StepJobs | None = None
         """Of the step before: see plan.step_jobs."""
         self.embedding = _parts(weights.embedding)[0]
@@ -36,7 +38,9 @@ class CpuModel:
         """Of these, as they were used last."""
         self._truth = torch.ones(0, dtype=torch.bool)
         self._layers = (abi.Layer * len(weights.layers))(*map(self._layer, weights.layers))
-        self._matrices = (abi.Matrix * 2)(self.embedding.structure(), self.head.structure())
+        self._matrices = (abi.Matrix * 2)(
+            self.embedding.structure(activations), self.head.structure(activations)
+        )
         shape = weights.shape
         self.structure = abi.Model(
             layers=shape.num_layers,
@@ -89,7 +93,7 @@ class CpuModel:
         return ctypes.addressof(self._matrices[1])
 
     def _layer(self, layer: LayerWeights) -> abi.Layer:
-        modules = [part.structure() for part in _modules(layer)]
+        modules = [part.structure(self._activations) for part in _modules(layer)]
         return abi.Layer(
             attn_norm=self._floats(layer.attn_norm),
             q_norm=self._floats(layer.q_norm),

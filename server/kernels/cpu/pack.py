@@ -16,7 +16,7 @@ from manylora.quant.awq import AwqTensor
 from manylora.quant.dense import DenseTensor
 from manylora.quant.gptq import GptqTensor
 from manylora.quant.int8 import Int8Tensor
-from manylora.quant.nf4 import Nf4Tensor
+from manylora.quant.nf4 import NF4_CODE, Nf4Tensor
 from manylora.server.kernels.backend import WeightSource
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.abi import BF16, BLOCK, INT8, TABLE4
@@ -28,6 +28,11 @@ NF4_FACTOR = 123.25
 """Of all factors up to 127 the one by which NF4's values are nearest to whole numbers."""
 NF4_TABLE = (-123, -86, -65, -49, -35, -23, -11, 0, 10, 20, 30, 42, 54, 69, 89, 123)
 INT4_TABLE = tuple(range(-8, 8))
+VALUES = {
+    NF4_TABLE: (NF4_CODE * NF4_FACTOR).to(torch.bfloat16),
+    INT4_TABLE: torch.tensor(INT4_TABLE).to(torch.bfloat16),
+}
+"""What codes stand for beside activations of bfloat16, by the table of bytes: as fine as those are."""
 LARGEST_EXPONENT = 15
 """A matrix's largest scale lies in [2¹⁴, 2¹⁵): within f16's range, whose normal numbers begin at 2⁻¹⁴."""
 
@@ -85,8 +90,9 @@ class PackedMatrix:
         """Inputs with padding."""
         return _padded(self.shape[1])
 
-    def structure(self) -> abi.Matrix:
-        """Return the C structure. It points into this matrix, which must outlive it."""
+    def structure(self, activations: int = abi.ACTIVATIONS_INT8) -> abi.Matrix:
+        """Return the C structure, for one of abi's ACTIVATIONS. It points into this matrix, which must outlive it."""
+        wide = self.table is not None and activations == abi.ACTIVATIONS_BF16
         return abi.Matrix(
             kind=self.kind,
             out=self.shape[0],
@@ -94,6 +100,8 @@ class PackedMatrix:
             padded_in=self.padded_in,
             group=self.group,
             gain=self.gain,
+            activations=activations,
+            values=_address(VALUES[tuple(self.table.tolist())]) if self.table is not None and wide else None,
             table=_address(self.table),
             codes=_address(self.codes),
             scales=_address(self.scales),

@@ -25,6 +25,10 @@ def test_native_kernels_are_near_and_other_weights_are_not() -> None:
     assert near.positions == 120
     assert near.kl < 0.004
     assert near.same > 0.9
+    finer = choose_backend(CPU, torch.float32, activations="bfloat16")
+    nearer = measure(plain, load(BASE, finer, 1, "nf4"), PROMPTS, "bfloat16")
+    assert nearer.kl < 0.5 * near.kl
+    assert (near.most_kl, nearer.most_kl) == (0.004, 0.001)
     itself = measure(plain, plain, PROMPTS)
     assert (itself.kl, itself.same, itself.native) == (0, 1, itself.plain)
     assert itself.holds

@@ -105,6 +105,7 @@ class Bench:
         right = columns_of(states, VOCAB)
         for name in ("inverse_temperature", "top_k", "top_p", "min_p", "seed", "choice", "position", "told"):
             assert getattr(found, name).flags["C_CONTIGUOUS"]
+            assert getattr(found, name).flags["ALIGNED"]  # native code reads them
             assert getattr(found, name).tolist() == getattr(right, name).tolist(), name
 
 

@@ -39,7 +39,7 @@ def test_a_cpu_has_native_kernels_the_fastest_that_it_runs() -> None:
 @native
 @pytest.mark.parametrize("level", RUNS)
 def test_a_level_can_be_named_and_so_can_the_threads(level: str) -> None:
-    assert choose_backend(CPU, FLOAT, level, 3).description == f"native {level}, threads: 3"
+    assert choose_backend(CPU, FLOAT, level, 3).description == f"native {level}, int8 activations, threads: 3"
 
 
 @native
@@ -92,6 +92,27 @@ def test_a_level_that_computes_something_else_is_passed_over_or_refused(
         assert f"{RUNS[0]} are passed over: its logits are 0.1 off plain torch's" in caplog.text
         with pytest.raises(KernelsRefused, match=f"{RUNS[0]}: its logits are"):
             choose_backend(CPU, FLOAT, RUNS[0])
+    finally:
+        choose._wrong.cache_clear()
+
+
+@native
+def test_both_kinds_of_activations_are_held_to_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = CpuBackend.collect
+
+    def wrong(backend: CpuBackend, launched: CpuStep, wake: int = -1) -> StepOutput:
+        output = real(backend, launched, wake)
+        off = 1.03 if backend.activations == "bfloat16" else 1.0
+        return replace(output, logits=output.logits * off)
+
+    monkeypatch.setattr(CpuBackend, "collect", wrong)
+    choose._wrong.cache_clear()
+    try:
+        assert isinstance(choose_backend(CPU, FLOAT), CpuBackend)
+        assert isinstance(choose_backend(CPU, FLOAT, activations="bfloat16"), PlainBackend)
+        assert "of which 0.02 are allowed" in caplog.text
     finally:
         choose._wrong.cache_clear()
 

@@ -5,13 +5,14 @@
 #pragma once
 #include <stdint.h>
 
-#define ML_ABI 2
+#define ML_ABI 4
 #define ML_PUBLIC __attribute__((visibility("default")))
 #define ML_BLOCK 32  // outputs of a packed block
 #define ML_MODULES 7 // q, k, v, o, gate, up, down: LORA_MODULES' order
 
 enum { ML_Q, ML_K, ML_V, ML_O, ML_GATE, ML_UP, ML_DOWN };
 enum { ML_TABLE4 = 0, ML_INT8 = 1, ML_BF16 = 2 };
+enum { ML_ACTIVATIONS_INT8 = 0, ML_ACTIVATIONS_BF16 = 1 };
 
 // A matrix [out, in] in blocks of 32 outputs; outputs and inputs are padded with weights that add nothing.
 //
@@ -27,7 +28,7 @@ typedef struct {
     int32_t padded_in; // a multiple of 64
     int32_t group;     // 64 or 32 inputs to a scale
     float gain;        // a power of two that keeps the scales within f16's normal range
-    int32_t reserved;
+    int32_t activations; // what TABLE4 and INT8 are multiplied by; BF16 takes f32
     const int8_t *table;    // [16], TABLE4
     const void *codes;      // 64-byte aligned
     const uint16_t *scales; // f16 [blocks][padded_in / group][32]
@@ -35,6 +36,7 @@ typedef struct {
     const int16_t *zeros;   // [blocks][padded_in / group][32] or null: subtracted from every value of the group
     const int32_t *order;   // [padded_in] or null: input i of the packed matrix is order[i] of x; -1 is padding
     const float *bias;      // [out] or null
+    const uint16_t *values; // bf16 [16], TABLE4 with activations of bf16: what the codes stand for then, finer than table
 } ml_matrix;
 
 // A matrix as a checkpoint has it, to be packed. Of what it is made, see quant/.

@@ -1,8 +1,8 @@
 // The sizes and offsets of abi.h's structures: what abi.py's are held against. Included by dispatch.cpp alone.
     SIZE(ml_matrix), AT(ml_matrix, kind), AT(ml_matrix, out), AT(ml_matrix, in), AT(ml_matrix, blocks),
-     AT(ml_matrix, padded_in), AT(ml_matrix, group), AT(ml_matrix, gain), AT(ml_matrix, reserved),
+     AT(ml_matrix, padded_in), AT(ml_matrix, group), AT(ml_matrix, gain), AT(ml_matrix, activations),
      AT(ml_matrix, table), AT(ml_matrix, codes), AT(ml_matrix, scales), AT(ml_matrix, sums), AT(ml_matrix, zeros),
-     AT(ml_matrix, order), AT(ml_matrix, bias),
+     AT(ml_matrix, order), AT(ml_matrix, bias), AT(ml_matrix, values),
     SIZE(ml_source), AT(ml_source, form), AT(ml_source, out), AT(ml_source, in), AT(ml_source, bits),
      AT(ml_source, codes), AT(ml_source, scales), AT(ml_source, zeros), AT(ml_source, groups),
      AT(ml_source, of_output), AT(ml_source, of_group), AT(ml_source, scaled), AT(ml_source, reserved),

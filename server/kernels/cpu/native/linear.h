@@ -190,8 +190,13 @@ ML_INLINE ml_part part_of(const ml_matrix *m, int32_t block, float *bias) {
 
 // Bytes of memory of its own that a member needs for linear_block().
 static inline size_t linear_own_bytes(const ml_matrix *m) {
+    if (m->kind == ML_BF16) return 0;
+    if (m->activations == ML_ACTIVATIONS_BF16) return (size_t)m->padded_in * 32 * sizeof(uint16_t);
     return m->kind == ML_TABLE4 ? (size_t)m->padded_in * 32 : 0;
 }
+
+static void wide_block(const ml_matrix *m, ml_part *p, const ml_quantized *q, int64_t rows, int32_t left, float *y,
+                       int64_t stride, void *own);
 
 // y[r][0 .. 31] = outputs 32 * block ... of rows 0 .. rows - 1, which lie in q, for a matrix of BF16 in x [rows, in]. y's
 // rows are `stride` floats apart; outputs that the matrix hasn't got are left alone. `own` has linear_own_bytes(),
@@ -201,6 +206,11 @@ static void linear_block(const ml_matrix *m, const ml_quantized *q, const float 
     float bias[32];
     ml_part p = part_of(m, block, bias);
     if (next) p.next = next;
+    int32_t left = m->out - block * 32;
+    if (q->wide) {
+        wide_block(m, &p, q, rows, left, y, stride, own);
+        return;
+    }
     int form = m->kind == ML_TABLE4 ? NIBBLES : BYTES;
     if (form == NIBBLES && rows > ML_UNPACK) {
         unpack_block(&p, (int8_t *)own);
@@ -208,7 +218,6 @@ static void linear_block(const ml_matrix *m, const ml_quantized *q, const float 
         form = BYTES;
     }
     int most = m->kind == ML_BF16 ? ML_DENSE_TILE : ML_TILE;
-    int32_t left = m->out - block * 32;
     int64_t tiles = (rows + most - 1) / most;
     for (int64_t t = 0; t < tiles; t++) { // of nearly the same height: 8 rows are 4 and 4, not 6 and 2
         int64_t row = rows * t / tiles;
@@ -223,6 +232,11 @@ static void linear_block(const ml_matrix *m, const ml_quantized *q, const float 
     }
 }
 
+// What a code of TABLE4 stands for.
+ML_INLINE float value_of(const ml_matrix *m, int code) {
+    return m->activations == ML_ACTIVATIONS_BF16 ? bf16_to_float(m->values[code]) : m->table[code];
+}
+
 // x[i] = weight [output, i], dequantised: a row of an embedding.
 static void embedding_row(const ml_matrix *m, int32_t output, float *x) {
     int32_t block = output / 32, lane = output % 32;
@@ -235,14 +249,15 @@ static void embedding_row(const ml_matrix *m, int32_t output, float *x) {
             continue;
         }
         int64_t word = i / 4;
-        int32_t byte = lane % 16 * 4 + i % 4, value, at = i / m->group * 32 + lane;
-        if (m->kind == ML_TABLE4) value = m->table[p.codes[word * 64 + byte] >> (lane / 16 * 4) & 15];
+        int32_t byte = lane % 16 * 4 + i % 4, at = i / m->group * 32 + lane;
+        float value;
+        if (m->kind == ML_TABLE4) value = value_of(m, p.codes[word * 64 + byte] >> (lane / 16 * 4) & 15);
         else value = ((const int8_t *)p.codes)[word * 128 + lane / 16 * 64 + byte];
         if (p.zeros) value -= p.zeros[at];
         float scales[VW];
         uint16_t bits[VW] = {p.scales[at]};
         vstore(scales, vf16(bits));
-        x[m->order ? m->order[i] : i] = scales[0] * m->gain * (float)value;
+        x[m->order ? m->order[i] : i] = scales[0] * m->gain * value;
     }
 }
 
@@ -305,3 +320,5 @@ static void embedding(ml_pool *pool, const ml_matrix *matrix, const int32_t *ids
 }
 
 #define ML_LINEAR_EXPORTS ML_EXPORT(linear), ML_EXPORT(embedding),
+
+#include "linear_wide.h"

@@ -6,34 +6,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.server.kernels.cpu.abi import BF16
+from manylora.server.kernels.cpu.abi import ACTIVATIONS_BF16, ACTIVATIONS_INT8, BF16
 from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.cpu.pack import PackedMatrix
 
 LEAST = torch.finfo(torch.float32).tiny
 
 
-def product(kernels: Kernels, matrix: PackedMatrix, x: Tensor) -> Tensor:
+def product(kernels: Kernels, matrix: PackedMatrix, x: Tensor, activations: int = ACTIVATIONS_INT8) -> Tensor:
     """Return x [rows, in] times the matrix, plus its bias: [rows, out]."""
     y = torch.full((x.shape[0], matrix.shape[0]), 7.0)
-    structure = matrix.structure()
+    structure = matrix.structure(activations)
     assert x.is_contiguous()
     failed = kernels.call("linear", ctypes.addressof(structure), x.data_ptr(), x.shape[0], y.data_ptr())
     assert failed == 0
     return y
 
 
-def rows_of(kernels: Kernels, matrix: PackedMatrix, ids: Tensor) -> Tensor:
+def rows_of(
+    kernels: Kernels, matrix: PackedMatrix, ids: Tensor, activations: int = ACTIVATIONS_INT8
+) -> Tensor:
     """Return the weights of some outputs, int32 [n]: [n, in]."""
     x = torch.empty(len(ids), matrix.shape[1])
-    structure = matrix.structure()
+    structure = matrix.structure(activations)
     kernels.call("embedding", ctypes.addressof(structure), ids.data_ptr(), len(ids), x.data_ptr())
     return x
 
 
-def weights_of(kernels: Kernels, matrix: PackedMatrix) -> Tensor:
-    """Return the matrix as it was packed, [out, in]."""
-    return rows_of(kernels, matrix, torch.arange(matrix.shape[0], dtype=torch.int32))
+def weights_of(kernels: Kernels, matrix: PackedMatrix, activations: int = ACTIVATIONS_INT8) -> Tensor:
+    """Return the matrix as it is multiplied, [out, in]."""
+    return rows_of(kernels, matrix, torch.arange(matrix.shape[0], dtype=torch.int32), activations)
 
 
 def rounded(x: Tensor, matrix: PackedMatrix) -> Tensor:
@@ -54,8 +56,11 @@ def rounded(x: Tensor, matrix: PackedMatrix) -> Tensor:
     return torch.empty_like(kept).index_copy_(1, places, kept)
 
 
-def expected(kernels: Kernels, matrix: PackedMatrix, x: Tensor) -> tuple[Tensor, Tensor]:
+def expected(
+    kernels: Kernels, matrix: PackedMatrix, x: Tensor, activations: int = ACTIVATIONS_INT8
+) -> tuple[Tensor, Tensor]:
     """Return the product in float64, and the sum of its terms' magnitudes, of which its error is a small part."""
-    weights, kept = weights_of(kernels, matrix).double(), rounded(x, matrix)
+    weights = weights_of(kernels, matrix, activations).double()
+    kept = x.bfloat16().double() if activations == ACTIVATIONS_BF16 else rounded(x, matrix)
     bias = torch.zeros(matrix.shape[0]) if matrix.bias is None else matrix.bias
     return kept @ weights.T + bias, kept.abs() @ weights.abs().T + bias.abs()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights, LoraPair
 from manylora.server.kernels.backend import compose
-from manylora.server.kernels.cpu.backend import CpuBackend
+from manylora.server.kernels.cpu.backend import Activations, CpuBackend
 from manylora.server.kernels.cpu.library import Kernels, open_kernels
 from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.model.loader import Quantization
@@ -23,14 +23,20 @@ IDS = list(range(3, 203))
 RANKS = (8, 3, 16)
 NEAR = 0.05
 """Of logits of noise, relative: an activation is off by up to 1/255 of its group's range, in every matrix."""
+FINER = 0.02
+"""The same with activations of bfloat16: embedding and head are of 8 bits in both, keys and values of bfloat16."""
 Moves = Sequence[tuple[int, int]]
 """(number of a stream, tokens) pairs of one step."""
 
 
 def native(
-    directory: Path, kernels: Kernels, quantization: Quantization = "auto", rows: int = 512
+    directory: Path,
+    kernels: Kernels,
+    quantization: Quantization = "auto",
+    rows: int = 512,
+    activations: Activations = "int8",
 ) -> ServedModel:
-    backend = CpuBackend(kernels, torch.float32)
+    backend = CpuBackend(kernels, torch.float32, activations)
     return load(directory, quantization=quantization, rows=rows, backend=backend)
 
 
@@ -81,13 +87,36 @@ def test_every_format_answers_as_plain_torch_does(name: str, kernels: Kernels, t
         assert (ours - theirs).norm() / theirs.norm() < NEAR
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
-def test_a_tokens_bits_are_its_own(quantization: Quantization, kernels: Kernels, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "dense"])
+def test_activations_of_bfloat16_are_nearer_to_plain_torch(
+    name: str, kernels: Kernels, tmp_path: Path
+) -> None:
+    save(name, tmp_path)
+    plain, coarse, fine = (
+        torch.cat(answers(model, WHOLE))
+        for model in (
+            load(tmp_path, quantization="auto"),
+            native(tmp_path, kernels),
+            native(tmp_path, kernels, activations="bfloat16"),
+        )
+    )
+    off = (fine - plain).norm() / plain.norm()
+    assert off < FINER
+    assert off < 0.8 * (coarse - plain).norm() / plain.norm()
+
+
+@pytest.mark.parametrize(
+    ("quantization", "activations"),
+    [("nf4", "int8"), ("int8", "int8"), ("none", "int8"), ("nf4", "bfloat16"), ("int8", "bfloat16")],
+)
+def test_a_tokens_bits_are_its_own(
+    quantization: Quantization, activations: Activations, kernels: Kernels, tmp_path: Path
+) -> None:
     """Whoever shares its steps, however its prompt is chunked, wherever its adapters lie."""
     save_model("qwen2-window", tmp_path)
-    whole = answers(native(tmp_path, kernels, quantization), WHOLE)
+    whole = answers(native(tmp_path, kernels, quantization, 512, activations), WHOLE)
     for moves, first_row in ((APART, 5), (CHUNKS, 5), (WHOLE, 40)):
-        other = answers(native(tmp_path, kernels, quantization), moves, first_row)
+        other = answers(native(tmp_path, kernels, quantization, 512, activations), moves, first_row)
         assert all(map(torch.equal, other, whole))
 
 
