@@ -8,7 +8,7 @@ from manylora.server.engine.grammar.grammar import Grammar, GrammarKind, Grammar
 from manylora.server.engine.grammar.grammars import Grammars
 from manylora.server.engine.grammar.matcher import GrammarFault, Masks, Matcher, Standing, Words
 from manylora.server.engine.grammar.schema import check_size
-from manylora.server.engine.grammar.tables import TokenSet
+from manylora.server.engine.grammar.tables import Tables, TokenSet
 
 __all__ = [
     "CompiledGrammar",
@@ -20,6 +20,7 @@ __all__ = [
     "Masks",
     "Matcher",
     "Standing",
+    "Tables",
     "TokenSet",
     "Words",
     "check_size",

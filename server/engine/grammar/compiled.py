@@ -20,6 +20,9 @@ _KEYWORDS = {
     "incompatible types": "type",
     "anyOf is empty": "enum or anyOf",
     "Invalid type": "type",
+    "schema is false": "allOf, anyOf or oneOf",
+    "float range": "minimum or maximum",
+    "Regex is empty": "pattern, minLength or maxLength",
 }
 """What refusals that don't name the schema's keyword are about."""
 
@@ -33,9 +36,10 @@ class CompiledGrammar:
         self._tables = tables
         text = lark_of(grammar, tables.controls, forces=tables.forces)
         try:
-            self._native = LLMatcher(tables.native, text, log_level=0, limits=LIMITS)
+            text.encode()
         except UnicodeEncodeError:
             raise GrammarRefused("it holds half a character (a lone surrogate)") from None
+        self._native = LLMatcher(tables.native, text, log_level=0, limits=LIMITS)
         if self._native.is_error():
             raise GrammarRefused(_told(self._native.get_error()))
         self.broken = False

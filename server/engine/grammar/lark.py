@@ -8,8 +8,9 @@ from typing import Any
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
+from manylora.server.engine.grammar.formats import say_exactly
 from manylora.server.engine.grammar.grammar import Grammar, GrammarKind, GrammarRefused
-from manylora.server.engine.grammar.schema import check_schema
+from manylora.server.engine.grammar.schema import check_schema, subschemas
 
 WHITESPACE = r" ?|\n {0,32}|\n\t{0,8}"
 """Between two parts of JSON: nothing, a space, or a new line with its indent. Models that may go on with white space
@@ -68,6 +69,8 @@ def _body(grammar: Grammar) -> str:
 
 def _schema(schema: Any) -> str:
     check_schema(schema)
+    for _, each in subschemas(schema):
+        say_exactly(each)
     if isinstance(schema, bool):
         if not schema:
             raise GrammarRefused("nothing satisfies the schema false")

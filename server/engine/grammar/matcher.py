@@ -10,6 +10,7 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
+_UNSPELLABLE = "none of the model's tokens can spell what must follow"
 Words = NDArray[np.int32]
 """Bits by token id, the lowest first: those that are set may follow."""
 
@@ -62,7 +63,7 @@ class Matcher:
             for token_id in self._acting:
                 row[token_id >> 5] |= np.uint32(1 << (token_id & 31))
         elif not row.any():
-            raise GrammarFault("none of the model's tokens can spell what must follow")
+            raise GrammarFault(_UNSPELLABLE)
 
     def take(self, token_id: int) -> Standing:
         """Go on by a token. Raises GrammarFault."""
@@ -73,6 +74,11 @@ class Matcher:
             raise GrammarFault(said(self.native.get_error()))
         self._count += 1
         return Standing.COMPLETES if self.native.is_stopped() else Standing.WITHIN
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the text so far is one of the grammar's."""
+        return bool(self.native.is_accepting())
 
     def forced(self) -> Sequence[int]:
         """Return the tokens that must follow, one after the other: each is all that its mask would let."""
@@ -115,4 +121,4 @@ class Masks:
 def said(error: str) -> str:
     """Return what the library says of a fault, in one line, without backtraces."""
     line = next((line for line in error.splitlines() if line.strip()), "it can't go on")
-    return line[:300]
+    return _UNSPELLABLE if line == "NoExtensionBias" else line[:300]

@@ -25,6 +25,7 @@ _WORDS = """
     not if then else dependentRequired dependentSchemas dependencies unevaluatedProperties unevaluatedItems
 """
 _KNOWN = frozenset(_WORDS.split())
+_CONTENT = ("contentEncoding", "contentMediaType", "contentSchema")
 _BY_LOWER_CASE = {name.lower(): name for name in _KNOWN}
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 
@@ -93,6 +94,9 @@ def _check_words(path: str, schema: Mapping[str, Any]) -> None:
         raise GrammarRefused(
             f'nullable at {path} is no keyword of JSON Schema and would not be held: say "type": [..., "null"]'
         )
+    for word in _CONTENT:
+        if word in schema:
+            raise GrammarRefused(f"{word} at {path} can't be held: say what the text is by a pattern")
     for word in schema:
         meant = _BY_LOWER_CASE.get(word.lower())
         if meant is not None and word not in _KNOWN:

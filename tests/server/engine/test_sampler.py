@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -218,3 +219,25 @@ def test_tiny_temperature_is_greedy_and_shapes_are_checked() -> None:
     assert sampler.sample(torch.zeros(0, V), []) == []
     with pytest.raises(ValueError, match="expected"):
         sampler.sample(torch.zeros(1, V + 1), [_row(SamplingParams())])
+
+
+def test_a_mask_leaves_what_it_allows_and_changes_no_logprobs() -> None:
+    logits = torch.randn(4, V, generator=torch.Generator().manual_seed(5))
+    before, allowed = logits.clone(), (7, 130, 299)
+    mask = np.zeros(11, dtype=np.int32)  # a word more than the vocabulary has
+    for token in allowed:
+        mask.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
+    params = SamplingParams(seed=3, logprobs=2, logit_bias={130: 4.0, 8: 100.0}, top_k=20)
+    kinds = (params, replace(params, temperature=0.0), replace(params, top_k=0, top_p=0.9), params)
+    rows = [replace(_row(kind), mask=mask if number < 3 else None) for number, kind in enumerate(kinds)]
+    results = Sampler(V, "cpu").sample(logits, rows)
+    assert torch.equal(logits, before), "the logits were not put back"
+    tokens = _tokens(results)
+    assert set(tokens[:3]) <= set(allowed)
+    assert tokens[3] == 8
+    raw = torch.log_softmax(before.double(), -1)
+    for number, result in enumerate(results):
+        assert isinstance(result, SampledToken)
+        assert result.logprobs is not None
+        assert result.logprobs.logprob == pytest.approx(float(raw[number, result.token_id]), abs=1e-5)
+        assert result.logprobs.top[0][0] == int(raw[number].argmax())

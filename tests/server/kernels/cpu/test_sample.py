@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,30 @@ def test_what_is_not_finite_is_said_and_what_is_masked_is_not_chosen(kernels: Ke
     assert all(0 <= token < 100 for token in found)
     nothing = torch.full_like(logits, -math.inf)
     assert native(kernels, nothing, rows) == [NOT_FINITE] * len(rows)
+
+
+@pytest.mark.parametrize("vocab", [3, 33, 1000, 151936])
+def test_a_mask_hides_what_it_hides(kernels: Kernels, vocab: int) -> None:
+    """Bits are the same as logits of -inf, whoever is beside it: one token, few, and almost all may be drawn."""
+    rows, shares = make_rows(3 * len(KINDS)), (0.001, 0.3, 0.999)
+    generator = np.random.default_rng(vocab)
+    logits = torch.from_numpy(generator.standard_normal((len(rows), vocab), dtype=np.float32)) * 3
+    allowed = np.zeros((len(rows), -(-vocab // 32) * 32 + 32), dtype=bool)
+    for number, row in enumerate(allowed):
+        row[:vocab] = generator.random(vocab) < shares[number % 3]
+        row[generator.integers(vocab)] = True
+    words = np.packbits(allowed, axis=1, bitorder="little").view(np.int32)
+    masked = [replace(row, mask=None if n % 7 == 6 else words[n]) for n, row in enumerate(rows)]
+    hidden = logits.clone()
+    for number, each in enumerate(masked):
+        if each.mask is not None:
+            hidden[number][torch.from_numpy(~allowed[number, :vocab])] = -math.inf
+    found = native(kernels, logits, masked)
+    assert not differing(found, native(kernels, hidden, rows))
+    assert not differing(found, wanted(logits, masked))
+    assert all(
+        allowed[number, token] for number, token in enumerate(found) if masked[number].mask is not None
+    )
 
 
 def test_a_row_draws_the_same_alone(kernels: Kernels) -> None:

@@ -1,0 +1,105 @@
+"""Compiling: elsewhere, once, bounded in number and time."""
+
+import asyncio
+import threading
+
+import pytest
+
+from manylora.server.engine.grammar import (
+    CompiledGrammar,
+    Grammar,
+    GrammarKind,
+    GrammarRefused,
+    Grammars,
+    TokenSet,
+)
+from manylora.server.engine.grammar import grammars as room
+from manylora.server.errors import QueueFull
+from tests.server.engine.grammar.texts import PIECES, TOKENS
+
+
+def number(n: int) -> Grammar:
+    return Grammar(GrammarKind.REGEX, f"x{{{n}}}")
+
+
+async def test_many_requests_for_one_grammar_compile_it_once() -> None:
+    made = Grammars(len(PIECES))
+    found = await asyncio.gather(*(made.compile(number(1), TOKENS) for _ in range(50)))
+    assert len(set(map(id, found))) == 1
+    assert made.compiled == 1
+    again = await made.compile(Grammar(GrammarKind.REGEX, "x{1}", param="guided_regex"), TOKENS)
+    assert again is found[0]
+    made.close()
+
+
+async def test_a_tokenizer_of_its_own_has_a_grammar_of_its_own() -> None:
+    made = Grammars(len(PIECES))
+    other = TokenSet("other", [b"xx", b"x", b"<end>"], {"<end>": 2}, frozenset({2}))
+    one, two = await made.compile(number(2), TOKENS), await made.compile(number(2), other)
+    assert one is not two
+    assert made.compiled == 2
+    made.close()
+
+
+async def test_a_refusal_is_remembered_and_a_limit_met_is_not() -> None:
+    made = Grammars(len(PIECES))
+    wrong = Grammar(GrammarKind.REGEX, "(")
+    for _ in range(2):
+        with pytest.raises(GrammarRefused, match="unclosed"):
+            await made.compile(wrong, TOKENS)
+    first = await made.compile(number(3), TOKENS)
+    first.broken = True
+    assert await made.compile(number(3), TOKENS) is not first
+    made.close()
+
+
+async def test_the_last_ones_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "MOST_GRAMMARS", 2)
+    made = Grammars(len(PIECES))
+    one = await made.compile(number(1), TOKENS)
+    await made.compile(number(2), TOKENS)
+    assert await made.compile(number(1), TOKENS) is one
+    await made.compile(number(3), TOKENS)
+    assert await made.compile(number(1), TOKENS) is one
+    await made.compile(number(2), TOKENS)
+    assert made.compiled == 4
+    made.close()
+
+
+async def test_one_that_takes_too_long_is_refused_and_too_many_at_once_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on, build = threading.Event(), CompiledGrammar
+
+    def slow(*arguments: object) -> object:
+        go_on.wait(30)
+        return build(*arguments)  # type: ignore[arg-type]  # what it was given
+
+    monkeypatch.setattr(f"{room.__name__}.CompiledGrammar", slow)
+    monkeypatch.setattr(room, "MOST_WAITING", 3)
+    made = Grammars(len(PIECES), seconds=0.05)
+    for n in range(3):
+        with pytest.raises(GrammarRefused, match="takes longer"):
+            await made.compile(number(n), TOKENS)
+    with pytest.raises(QueueFull):
+        await made.compile(number(9), TOKENS)
+    go_on.set()
+    made.close()
+
+
+async def test_the_event_loop_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on, build = threading.Event(), threading.Event(), CompiledGrammar
+
+    def held(*arguments: object) -> object:
+        entered.set()
+        go_on.wait(30)
+        return build(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(f"{room.__name__}.CompiledGrammar", held)
+    made = Grammars(len(PIECES))
+    compiling = asyncio.ensure_future(made.compile(number(1), TOKENS))
+    assert await asyncio.to_thread(entered.wait, 30)
+    assert not compiling.done()
+    go_on.set()
+    await compiling
+    made.close()

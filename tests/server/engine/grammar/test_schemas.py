@@ -1,0 +1,149 @@
+"""JSON schemas: what is held, what is refused and by which name, and what can't loosen anything."""
+
+import json
+from typing import Any
+
+import pytest
+
+from manylora.server.engine.grammar import GrammarKind
+from tests.server.engine.grammar.texts import accepts, compiled, of_schema, refusal
+
+SELF = {"$ref": "#"}
+REFUSED: list[tuple[Any, str]] = [
+    ({"not": {}}, "not"),
+    ({"if": {}, "then": {}}, "if"),
+    ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ({"type": "array", "contains": {}}, "contains"),
+    ({"propertyNames": {"maxLength": 3}}, "propertyNames"),
+    ({"dependentRequired": {}}, "dependentRequired"),
+    ({"unevaluatedProperties": False}, "unevaluatedProperties"),
+    ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "oneOf"),
+    ({"type": "string", "format": "uri-reference"}, "format"),
+    ({"type": "string", "pattern": "(?=a)b"}, "pattern"),
+    ({"type": "string", "contentEncoding": "base64"}, "contentEncoding"),
+    ({"enum": []}, "enum"),
+    ({"type": "integer", "minimum": 5, "maximum": 2}, "minimum"),
+    ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "'a' is unsatisfiable"),
+    ({"type": "array", "prefixItems": [{}], "items": False, "minItems": 2}, "unsatisfiable"),
+    ({"type": "text"}, "type"),
+    ({"$ref": "https://example.org/schema"}, "$ref"),
+    ({"$ref": "#/$defs/none"}, "points at nothing"),
+    ({"$ref": "#there", "$anchor": "there"}, "$ref"),
+    ({"properties": {"a": {"type": "string", "minlength": 3}}}, "spelled minLength"),
+    ({"type": "string", "nullable": True}, "nullable"),
+    ({"type": "object", "x-guidance": {"lenient": True}, "not": {}}, "x-guidance"),
+    ({"properties": {"a": {"x-guidance": {"whitespace_pattern": " +"}}}}, "x-guidance at #/properties/a"),
+    ({"items": {"$id": "other", "$ref": "#/a"}}, "$id"),
+    (False, "false"),
+    ([], "object"),
+]
+ENDLESS: list[dict[str, Any]] = [
+    {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}},
+    {"type": "object", "properties": {"next": SELF}, "required": ["next"]},
+    {"type": "array", "items": SELF, "minItems": 1},
+    {"type": "array", "prefixItems": [{"type": "null"}, SELF], "minItems": 2},
+    {"anyOf": [SELF, {"type": "object", "properties": {"a": SELF}, "required": ["a"]}]},
+    {"type": "object", "additionalProperties": SELF, "required": ["a"]},
+]
+ENDING: list[tuple[dict[str, Any], str]] = [
+    ({"type": "object", "properties": {"next": SELF}, "additionalProperties": False}, '{"next":{"next":{}}}'),
+    ({"type": "array", "items": SELF}, "[[],[[]]]"),
+    ({"anyOf": [{"type": "null"}, {"type": "array", "items": SELF, "minItems": 1}]}, "[[null]]"),
+    ({"type": ["object", "null"], "properties": {"a": SELF}, "required": ["a"]}, '{"a":{"a":null}}'),
+    ({"properties": {"a": SELF}, "required": ["a"], "type": ["object", "integer"]}, '{"a":3}'),
+    ({"$ref": "#/$defs/a~1b%25", "$defs": {"a/b%": {"type": "null"}}}, "null"),
+]
+HELD: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"enum": [2.5, None, True]}, ["2.5", "null", "true"], ['"2.5"', "1", "false"]),
+    ({"type": "string", "pattern": "^[a-z]+$", "maxLength": 3}, ['"abc"'], ['"abcd"', '"A"', '""']),
+    ({"minLength": 2}, ['"ab"', "1"], ['"a"']),
+    ({"type": "string"}, ['"é"', '"a  b"', '"\\n"'], ['"\\u00e9"', '"']),
+    ({"type": "string", "maxLength": 1}, ['"é"'], ['"éé"']),
+    (
+        {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}}},
+        ['{"a":null,"b":null}', '{"b":null,"c":1}'],
+        ['{"b":null,"a":null}', '{"a":1}'],
+    ),
+    ({"properties": {"a": {}}, "additionalProperties": False, "type": "object"}, ['{"a":1}'], ['{"b":1}']),
+    (
+        {"type": "object", "patternProperties": {"^a": {"type": "integer"}}, "additionalProperties": False},
+        ['{"ab":1}', "{}"],
+        ['{"ab":"x"}', '{"b":1}'],
+    ),
+    (
+        {"$ref": "#/$defs/n", "maximum": 3, "$defs": {"n": {"type": "integer", "minimum": 1}}},
+        ["2"],
+        ["0", "4"],
+    ),
+    ({"type": "string", "format": "date"}, ['"2024-02-29"'], ['"2023-02-29"', '"2100-02-29"']),
+    ({"type": "string", "format": "date-time"}, ['"2024-02-29T10:00:00Z"'], ['"2024-02-29T23:59:60Z"']),
+    ({"type": "string", "format": "time"}, ['"10:00:00.5+01:00"'], ['"22:59:60Z"', '"10:00:00"']),
+    ({"type": "string", "format": "hostname"}, ['"a-b.example"'], ['"xn--07jceefgh4c"', '"-a"']),
+    ({"type": "string", "format": "date", "pattern": "^2024"}, ['"2024-01-01"'], ['"2023-01-01"']),
+    ({"type": "string", "pattern": "^\\S[\\s]$"}, ['"a\ufeff"'], ['"\ufeffa"']),
+    ({"title": "x", "description": "y", "examples": [1], "made-up": 3, "type": "null"}, ["null"], ["1"]),
+]
+
+
+@pytest.mark.parametrize(("schema", "named"), REFUSED, ids=lambda each: str(each)[:50])
+def test_what_cannot_be_held_is_refused_by_name(schema: Any, named: str) -> None:
+    assert named in refusal(GrammarKind.JSON_SCHEMA, json.dumps(schema))
+
+
+@pytest.mark.parametrize("schema", ENDLESS, ids=str)
+def test_what_no_text_can_end_is_refused(schema: dict[str, Any]) -> None:
+    assert "can't end" in refusal(GrammarKind.JSON_SCHEMA, json.dumps(schema))
+
+
+@pytest.mark.parametrize(("schema", "text"), ENDING, ids=str)
+def test_what_can_end_is_taken(schema: dict[str, Any], text: str) -> None:
+    assert accepts(of_schema(schema), text)
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), HELD, ids=lambda each: str(each)[:60])
+def test_texts_are_held(schema: dict[str, Any], good: list[str], bad: list[str]) -> None:
+    grammar = of_schema(schema)
+    assert [text for text in good if not accepts(grammar, text)] == []
+    assert [text for text in bad if accepts(grammar, text)] == []
+
+
+def test_white_space_is_bounded() -> None:
+    grammar = of_schema({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "null"}}}})
+    for text in (
+        '{"a":[null,null]}',
+        '{"a": [null, null]}',
+        '{\n    "a": [\n        null\n    ]\n}',
+        '{\n\t"a": []\n}',
+    ):
+        assert accepts(grammar, text), text
+    for text in ('{  "a":[]}', '{"a":\n\n[]}', ' {"a":[]}', '{"a":[]}\n', "{\n" + " " * 33 + '"a":[]}'):
+        assert not accepts(grammar, text), text
+
+
+def test_sizes_are_bounded() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(120):
+        deep = {"items": deep}
+    assert "nested deeper" in refusal(GrammarKind.JSON_SCHEMA, json.dumps(deep))
+    assert "too large" in refusal(GrammarKind.JSON_SCHEMA, json.dumps({"enum": list(range(30_000))}))
+    assert "too large" in refusal(GrammarKind.JSON_SCHEMA, json.dumps({"const": "x" * 300_000}))
+    assert "characters" in refusal(GrammarKind.REGEX, "x" * 70_000)
+    assert refusal(GrammarKind.JSON_SCHEMA, json.dumps({"enum": list(range(500))})) == ""
+
+
+def test_half_a_character_is_refused() -> None:
+    assert "surrogate" in refusal(GrammarKind.JSON_SCHEMA, '{"const": "\\ud800"}')
+
+
+def test_a_schema_inside_a_grammar_is_held_as_one_outside() -> None:
+    grammar = compiled(GrammarKind.LARK, 'start: "<" %json {"type": "integer"} ">"')
+    assert accepts(grammar, "<12>")
+    assert not accepts(grammar, "<x>")
+    for inside, named in (
+        ('{"type": "object", "x-guidance": {"lenient": true}}', "x-guidance"),
+        ('{"items": {"not": {}}}', "not"),
+        ('{"$ref": "#"}', "can't end"),
+        ("{", "not JSON"),
+    ):
+        assert named in refusal(GrammarKind.LARK, f'start: "<" %json {inside} ">"')
