@@ -118,7 +118,7 @@ class KV(Structure):
 class Pair(Structure):
     """ml_pair."""
 
-    _fields_ = (("a", c_void_p), ("b", c_void_p))
+    _fields_ = (("a", c_void_p), ("b", c_void_p), ("layer", c_int32), ("layers", c_int32))
 
 
 class Arena(Structure):

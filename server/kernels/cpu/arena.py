@@ -1,4 +1,4 @@
-"""The native backend's rank arena: bfloat16, all of an adapter's B in a row, as the outputs' blocks of 32 are read."""
+"""The native backend's rank arena: bfloat16, all of an adapter in a row, B as the outputs' blocks of 32 are read."""
 
 import ctypes
 
@@ -16,28 +16,26 @@ CPU = torch.device("cpu")
 
 
 class CpuArena:
-    """See RankArena. For each layer and module A [rows, in], and as many rows of B, the scale folded in.
+    """See RankArena. An adapter's range of a module's rank rows is its share of two buffers, for all layers.
 
-    An adapter's range of rows is its own share of B, laid out [⌈out / 32⌉, rank, 32].
+    A is laid out [layers, rank, in] there and B, the scale folded in, [layers, ⌈out / 32⌉, rank, 32]: what one adapter
+    needs lies together, in large pages, and rows that nobody has had take no memory.
     """
 
     def __init__(self, shape: DecoderShape, rows: int) -> None:
         self.rows = rows
         self._paths = shape.paths
-        self._layers: tuple[dict[str, tuple[Tensor, Tensor]], ...] = tuple(
-            {
-                module: (
-                    zeros((rows, wide), torch.bfloat16, CPU),
-                    zeros((rows, _blocks(out) * abi.BLOCK), torch.bfloat16, CPU),
-                )
-                for module, (out, wide) in shape.modules.items()
-            }
-            for _ in range(shape.num_layers)
-        )
-        self._pairs = (abi.Pair * (shape.num_layers * len(LORA_MODULES)))(
+        layers = self._num_layers = shape.num_layers
+        self._modules = {
+            module: (
+                zeros((rows, layers * wide), torch.bfloat16, CPU),
+                zeros((rows, layers * _blocks(out) * abi.BLOCK), torch.bfloat16, CPU),
+            )
+            for module, (out, wide) in shape.modules.items()
+        }
+        self._pairs = (abi.Pair * len(LORA_MODULES))(
             *(
-                abi.Pair(*(factor.data_ptr() for factor in layer[module]))
-                for layer in self._layers
+                abi.Pair(*(factor.data_ptr() for factor in self._modules[module]), 0, layers)
                 for module in LORA_MODULES
             )
         )
@@ -46,7 +44,7 @@ class CpuArena:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(a.nbytes + b.nbytes for layer in self._layers for a, b in layer.values())
+        return sum(a.nbytes + b.nbytes for a, b in self._modules.values())
 
     @property
     def address(self) -> int:
@@ -55,12 +53,10 @@ class CpuArena:
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
         """Copy an adapter's factors into its ranges; rows that a layer doesn't use become zero."""
-        for buffers, paths in zip(self._layers, self._paths, strict=True):
-            for module, owned in ranges.items():
-                a, b = buffers[module]
+        for module, owned in ranges.items():
+            every_a, every_b = self._shares(module, owned)
+            for paths, own_a, own_b in zip(self._paths, every_a, every_b, strict=True):
                 pair = weights.pairs.get(paths[module])
-                rows = slice(owned.start, owned.start + owned.rank)
-                own_a, own_b = a[rows], b[rows].view(-1, owned.rank, abi.BLOCK)
                 used = 0 if pair is None else pair.a.shape[0]
                 if pair is not None:
                     own_a[:used] = pair.a
@@ -68,13 +64,19 @@ class CpuArena:
                 own_a[used:] = 0
                 own_b[:, used:] = 0
 
+    def _shares(self, module: str, owned: RankRange) -> tuple[Tensor, Tensor]:
+        """Return an adapter's A [layers, rank, in] and B [layers, ⌈out / 32⌉, rank, 32] of a module, to be written."""
+        a, b = (factor[owned.start : owned.start + owned.rank] for factor in self._modules[module])
+        layers, rank = self._num_layers, owned.rank
+        wide, blocks = a.shape[1] // layers, b.shape[1] // layers // abi.BLOCK
+        return a.view(layers, rank, wide), b.view(layers, blocks, rank, abi.BLOCK)
+
     def move(self, module: str, source: RankRange, target_start: int) -> None:
         """Move a range to another start; the two may overlap."""
         old = slice(source.start, source.start + source.rank)
         new = slice(target_start, target_start + source.rank)
-        for buffers in self._layers:
-            for factor in buffers[module]:
-                factor[new] = factor[old].clone()
+        for factor in self._modules[module]:
+            factor[new] = factor[old].clone()
 
 
 def bytes_per_row(shape: DecoderShape) -> dict[str, int]:

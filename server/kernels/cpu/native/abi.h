@@ -94,15 +94,17 @@ typedef struct {
     int32_t reserved;
 } ml_kv;
 
-// A module's adapters in one layer, bf16, the scale folded into B. An adapter owns a range of rank rows of A [rows][in], and
-// the same share of B: from element start * ceil(out / 32) * 32 on, its own [ceil(out / 32)][rank][32].
+// A module's adapters in one layer, bf16, the scale folded into B. An adapter owns a range of rank rows, and that share of
+// both buffers for all layers: of A from element start * layers * in on, its own [layers][rank][in]; of B from
+// start * layers * ceil(out / 32) * 32 on, its own [layers][ceil(out / 32)][rank][32].
 typedef struct {
     const uint16_t *a;
     const uint16_t *b;
+    int32_t layer, layers;
 } ml_pair;
 
 typedef struct {
-    const ml_pair *pair; // [layers][ML_MODULES]
+    const ml_pair *pair; // [ML_MODULES], of layer 0
 } ml_arena;
 
 // Tokens that use an adapter's range of rank rows of a module, each once. A token's jobs stand in the order in which they

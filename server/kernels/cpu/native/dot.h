@@ -6,9 +6,10 @@
 #include "simd.h"
 
 // vi: VW sums. vw: the four weights of each of VW outputs. vx: a word of activations, ready to be multiplied.
-// ML_TILE: rows of a tile, ML_FLIP: what bytes of activations are stored xor-ed with, ML_OFFSET: what that takes away.
+// ML_TILE: rows of a tile, ML_SUMS_ARE_CHEAP: whether adding weights up costs less than reading their sums, ML_FLIP: what bytes of activations are stored xor-ed with, ML_OFFSET: what that takes away.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #define ML_TILE 6
+#define ML_SUMS_ARE_CHEAP 1
 #define ML_FLIP 0
 #define ML_OFFSET 0
 typedef __m512i vi;
@@ -35,12 +36,13 @@ ML_INLINE vi dot(vi sum, vx x, vw w) { return _mm512_dpbusd_epi32(sum, x, w); }
 ML_INLINE vi vi_zero() { return _mm512_setzero_si512(); }
 ML_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 ML_INLINE vf vi_float(vi x) { return _mm512_cvtepi32_ps(x); }
-// Pairs (sum, zero) of 16 bits, which start() multiplies by a row's pair and adds up.
+// In the low half of each lane, as with_zeros() takes them.
 ML_INLINE vi load_sums(const int16_t *sums) {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)sums));
 }
-ML_INLINE vi load_pairs(const int16_t *sums, const int16_t *zeros) {
-    return _mm512_or_si512(load_sums(sums), _mm512_slli_epi32(load_sums(zeros), 16));
+ML_INLINE vi vi_low(vi sums) { return _mm512_and_si512(sums, _mm512_set1_epi32(0xffff)); }
+ML_INLINE vi with_zeros(vi sums, const int16_t *zeros) {
+    return _mm512_or_si512(vi_low(sums), _mm512_slli_epi32(load_sums(zeros), 16));
 }
 ML_INLINE vi start(vi pairs, int32_t fold) { return _mm512_madd_epi16(pairs, _mm512_set1_epi32(fold)); }
 ML_INLINE void load_bf16(const uint16_t *p, vf *even, vf *odd) {
@@ -60,6 +62,7 @@ ML_INLINE void store_u8(uint8_t *p, vf x) { _mm_storeu_si128((__m128i *)p, _mm51
 #elif defined(__AVX2__)
 // No VNNI: a product of bytes is a product of 16-bit halves, evens and odds apart. (maddubs would saturate.)
 #define ML_TILE 3
+#define ML_SUMS_ARE_CHEAP 0
 #define ML_FLIP 0
 #define ML_OFFSET 0
 typedef __m256i vi;
@@ -97,8 +100,9 @@ ML_INLINE vi vi_zero() { return _mm256_setzero_si256(); }
 ML_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 ML_INLINE vf vi_float(vi x) { return _mm256_cvtepi32_ps(x); }
 ML_INLINE vi load_sums(const int16_t *sums) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)sums)); }
-ML_INLINE vi load_pairs(const int16_t *sums, const int16_t *zeros) {
-    return _mm256_or_si256(load_sums(sums), _mm256_slli_epi32(load_sums(zeros), 16));
+ML_INLINE vi vi_low(vi sums) { return _mm256_and_si256(sums, _mm256_set1_epi32(0xffff)); }
+ML_INLINE vi with_zeros(vi sums, const int16_t *zeros) {
+    return _mm256_or_si256(vi_low(sums), _mm256_slli_epi32(load_sums(zeros), 16));
 }
 ML_INLINE vi start(vi pairs, int32_t fold) { return _mm256_madd_epi16(pairs, _mm256_set1_epi32(fold)); }
 ML_INLINE void load_bf16(const uint16_t *p, vf *even, vf *odd) {
@@ -122,6 +126,7 @@ ML_INLINE void store_u8(uint8_t *p, vf x) {
 #elif defined(__ARM_FEATURE_DOTPROD)
 // Arm multiplies signed by signed: activations are stored less 128.
 #define ML_TILE 6
+#define ML_SUMS_ARE_CHEAP 0
 #define ML_FLIP 128
 #define ML_OFFSET 128
 typedef int32x4_t vi;
@@ -146,8 +151,9 @@ ML_INLINE vi vi_zero() { return vdupq_n_s32(0); }
 ML_INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 ML_INLINE vf vi_float(vi x) { return vcvtq_f32_s32(x); }
 ML_INLINE vi load_sums(const int16_t *sums) { return vreinterpretq_s32_u32(vmovl_u16(vreinterpret_u16_s16(vld1_s16(sums)))); }
-ML_INLINE vi load_pairs(const int16_t *sums, const int16_t *zeros) {
-    return vorrq_s32(load_sums(sums), vshlq_n_s32(load_sums(zeros), 16));
+ML_INLINE vi vi_low(vi sums) { return vandq_s32(sums, vdupq_n_s32(0xffff)); }
+ML_INLINE vi with_zeros(vi sums, const int16_t *zeros) {
+    return vorrq_s32(vi_low(sums), vshlq_n_s32(load_sums(zeros), 16));
 }
 ML_INLINE vi start(vi pairs, int32_t fold) {
     int32x4_t sums = vshrq_n_s32(vshlq_n_s32(pairs, 16), 16);
@@ -171,6 +177,9 @@ ML_INLINE void store_u8(uint8_t *p, vf x) {
 #else
 #error "no integer dot products for this instruction set"
 #endif
+
+// Pairs (sum, zero) of 16 bits, which start() multiplies by a row's pair and adds up.
+ML_INLINE vi load_pairs(const int16_t *sums, const int16_t *zeros) { return with_zeros(load_sums(sums), zeros); }
 
 // What start() multiplies a group's pairs by: -(zero - ML_OFFSET) for its sum, -(sum of u - n * zero) for its zero.
 ML_INLINE int32_t fold_row(int32_t zero, int32_t sum, int32_t group) {

@@ -47,7 +47,8 @@ static ml_projection project(const ml_work *work, int first, int count) {
         p.matrix[i] = &call->model->layer[call->layer].module[first + i];
         p.shared[i] = i && same_input(p.matrix[0], p.matrix[i]);
         place_quantized(&p.quantized[i], p.matrix[i], call->step->tokens, work->quantized[p.shared[i] ? 0 : i]);
-        p.lora.pair[i] = call->arena->pair + (int64_t)call->layer * ML_MODULES + first + i;
+        p.lora.pair[i] = call->arena->pair[first + i];
+        p.lora.pair[i].layer = call->layer;
         p.lora.jobs[i] = &call->step->jobs[first + i];
         p.lora.shrunk[i] = shrunk;
         shrunk += p.lora.jobs[i]->width;
@@ -99,9 +100,10 @@ static int32_t outputs_of(const ml_matrix *m, int64_t block) {
 static void output_block(const ml_work *work, const ml_projection *p, int i, int32_t block, const float *x, float *y,
                          void *rest, const uint8_t *next) {
     const ml_matrix *m = p->matrix[i];
-    lora_ask(p->lora.pair[i], p->lora.jobs[i], m->blocks, block);
-    linear_block(m, &p->quantized[i], x, work->call.step->tokens, block, y, ML_BLOCK, rest, next);
-    lora_expand_block(p->lora.pair[i], p->lora.jobs[i], p->lora.shrunk[i], m->blocks, block, outputs_of(m, block), y,
+    const int64_t rows = work->call.step->tokens, groups = linear_tiles(m, rows) * (m->padded_in / m->group);
+    lora_asks more = ask_for_block(&p->lora.pair[i], p->lora.jobs[i], m->blocks, block + 1, groups);
+    linear_block(m, &p->quantized[i], x, rows, block, y, ML_BLOCK, rest, next, &more);
+    lora_expand_block(&p->lora.pair[i], p->lora.jobs[i], p->lora.shrunk[i], m->blocks, block, outputs_of(m, block), y,
                       ML_BLOCK);
 }
 

@@ -3,13 +3,13 @@
 // A row's sum has one order, whatever the tile: integers within a group, groups from first to last by fma. The matrix is
 // read once for up to ML_UNPACK rows; above that its block is unpacked once and read from a near cache.
 #pragma once
+#include "ask.h"
 #include "quantize.h"
 #include "team.h"
 
 #define ML_UNPACK 64 // rows from which on a block of TABLE4 is unpacked to bytes
 // Bytes that are asked for before they are wanted: the processor's own guesses come too late beside products of a few
-// rows. For INT8, whose rows of memory are twice as long, they don't; asking makes it slower.
-#define ML_AHEAD 4096 // bytes of codes
+// rows.
 #define ML_AHEAD_BF16 8192
 
 // A block: its part of each of the matrix's arrays.
@@ -22,6 +22,9 @@ typedef struct {
     float gain;
     int32_t groups, words; // words of a group
     const uint8_t *next;   // codes that are read after these
+    const uint8_t *ask;    // a tile's share of them, which it asks for,
+    int32_t step;          // so many bytes with each word that it multiplies
+    lora_asks *more;       // what else it asks for, or null
 } ml_part;
 
 enum { NIBBLES, BYTES };
@@ -36,38 +39,44 @@ template <int FORM> ML_INLINE void load_weights(const ml_part *p, int32_t word, 
     }
 }
 
-// Ask for what is read ML_AHEAD bytes of codes after group g: of this block, or of what comes next.
-ML_INLINE const uint8_t *ask_ahead(const ml_part *p, int32_t g) {
-    const int32_t bytes = p->words * 64, later = g + ML_AHEAD / bytes;
-    __builtin_prefetch(p->scales + later * 32); // those of the next block follow
-    __builtin_prefetch(p->sums + later * 32);
-    return later < p->groups ? p->codes + (int64_t)later * bytes : p->next + (int64_t)(later - p->groups) * bytes;
-}
-
 // R rows of two vectors of outputs: column .. and 16 + column ...
 template <int R, int FORM, int ZEROS>
 ML_INLINE void tile_columns(const ml_part *p, const ml_quantized *q, int64_t row, int column, float *y, int64_t stride) {
     const uint8_t *u = q->u + row * q->stride;
     const float *scale = q->scale + row * q->groups;
     const int32_t *fold = q->fold + row * q->groups;
+    // One row waits for memory: weights are added up again rather than their sums read.
+    constexpr int summed = R == 1 && ML_SUMS_ARE_CHEAP;
+    static const uint8_t ONES[4] = {1, 1, 1, 1};
+    const vx one = load_word(ONES);
     vf total[R][2];
     for (int r = 0; r < R; r++) total[r][0] = total[r][1] = vzero();
     for (int32_t g = 0; g < p->groups; g++) {
         const int16_t *sums = p->sums + g * 32 + column, *zeros = ZEROS ? p->zeros + g * 32 + column : nullptr;
-        const uint8_t *soon = FORM == NIBBLES ? ask_ahead(p, g) : nullptr;
-        vi pairs[2] = {ZEROS ? load_pairs(sums, zeros) : load_sums(sums),
-                       ZEROS ? load_pairs(sums + 16, zeros + 16) : load_sums(sums + 16)};
-        vi dots[R][2], second[2] = {vi_zero(), vi_zero()};
-        for (int r = 0; r < R; r++)
-            for (int half = 0; half < 2; half++) dots[r][half] = start(pairs[half], fold[r * q->groups + g]);
+        __builtin_prefetch(p->scales + (p->groups + g) * 32);
+        if (!summed) __builtin_prefetch(p->sums + (p->groups + g) * 32);
+        if (p->more) ask_for_more(p->more);
+        vi pairs[2], dots[R][2], second[2] = {vi_zero(), vi_zero()}, added[2] = {vi_zero(), vi_zero()};
+        if (summed) {
+            dots[0][0] = dots[0][1] = vi_zero();
+        } else {
+            for (int half = 0; half < 2; half++) {
+                pairs[half] = ZEROS ? load_pairs(sums + half * 16, zeros + half * 16) : load_sums(sums + half * 16);
+                for (int r = 0; r < R; r++) dots[r][half] = start(pairs[half], fold[r * q->groups + g]);
+            }
+        }
 #pragma GCC unroll 2
         for (int32_t k = 0; k < p->words; k += 2)
 #pragma GCC unroll 2
             for (int odd = 0; odd < 2; odd++) {
                 int32_t word = g * p->words + k + odd;
                 vw low, high;
-                if (FORM == NIBBLES) __builtin_prefetch(soon + (k + odd) * 64);
+                __builtin_prefetch(p->ask + word * p->step, 0, ML_FAR);
                 load_weights<FORM>(p, word, column, &low, &high);
+                if (summed) {
+                    added[0] = dot(added[0], one, low);
+                    added[1] = dot(added[1], one, high);
+                }
                 for (int r = 0; r < R; r++) {
                     vx x = load_word(u + (int64_t)r * q->stride + word * 4);
                     vi *sum = R == 1 && odd ? second : dots[r]; // two short chains instead of a long one
@@ -77,6 +86,11 @@ ML_INLINE void tile_columns(const ml_part *p, const ml_quantized *q, int64_t row
             }
         if (R == 1)
             for (int half = 0; half < 2; half++) dots[0][half] = vi_add(dots[0][half], second[half]);
+        if (summed)
+            for (int half = 0; half < 2; half++) {
+                pairs[half] = ZEROS ? with_zeros(added[half], zeros + half * 16) : vi_low(added[half]);
+                dots[0][half] = vi_add(dots[0][half], start(pairs[half], fold[g]));
+            }
         vf weight[2] = {vf16(p->scales + g * 32 + column), vf16(p->scales + g * 32 + 16 + column)};
         for (int r = 0; r < R; r++) {
             vf of_row = vset(scale[r * q->groups + g]);
@@ -156,7 +170,6 @@ static void unpack_block(const ml_part *p, int8_t *bytes) {
     for (int32_t word = 0; word < p->groups * p->words; word++)
         for (int column = 0; column < 16; column += VW) {
             vw low, high;
-            __builtin_prefetch(p->codes + (int64_t)word * 64 + ML_AHEAD);
             load_weights<NIBBLES>(p, word, column, &low, &high);
             store_bytes(bytes + (int64_t)word * 128 + column * 4, low);
             store_bytes(bytes + (int64_t)word * 128 + 64 + column * 4, high);
@@ -198,14 +211,29 @@ static inline size_t linear_own_bytes(const ml_matrix *m) {
 static void wide_block(const ml_matrix *m, ml_part *p, const ml_quantized *q, int64_t rows, int32_t left, float *y,
                        int64_t stride, void *own);
 
+// Let tile t of so many ask for its share of the codes that come next: memory is never idle while rows are multiplied.
+// A single tile of INT8 reads as fast as memory gives; asking makes it slower.
+ML_INLINE void ask_a_share(ml_part *p, const ml_matrix *m, int64_t t, int64_t tiles) {
+    const int32_t words = m->padded_in / 4;
+    p->step = tiles == 1 && m->kind == ML_INT8 ? 0 : (int32_t)((m->kind == ML_INT8 ? 128 : 64) / tiles);
+    p->ask = p->next + t * p->step * words;
+}
+
+// Tiles of nearly the same height: 8 rows are 4 and 4, not 6 and 2.
+static int64_t linear_tiles(const ml_matrix *m, int64_t rows) {
+    const int most = m->kind == ML_BF16 ? ML_DENSE_TILE : ML_TILE;
+    return (rows + most - 1) / most;
+}
+
 // y[r][0 .. 31] = outputs 32 * block ... of rows 0 .. rows - 1, which lie in q, for a matrix of BF16 in x [rows, in]. y's
 // rows are `stride` floats apart; outputs that the matrix hasn't got are left alone. `own` has linear_own_bytes(),
-// 64-byte aligned. `next` are the codes that will be read after this block, if not the next block's.
+// 64-byte aligned. `next` are the codes that will be read after this block, if not the next block's, and `more` what else.
 static void linear_block(const ml_matrix *m, const ml_quantized *q, const float *x, int64_t rows, int32_t block, float *y,
-                         int64_t stride, void *own, const uint8_t *next = nullptr) {
+                         int64_t stride, void *own, const uint8_t *next = nullptr, lora_asks *more = nullptr) {
     float bias[32];
     ml_part p = part_of(m, block, bias);
     if (next) p.next = next;
+    p.more = more;
     int32_t left = m->out - block * 32;
     if (q->wide) {
         wide_block(m, &p, q, rows, left, y, stride, own);
@@ -217,11 +245,11 @@ static void linear_block(const ml_matrix *m, const ml_quantized *q, const float 
         p.codes = (const uint8_t *)own;
         form = BYTES;
     }
-    int most = m->kind == ML_BF16 ? ML_DENSE_TILE : ML_TILE;
-    int64_t tiles = (rows + most - 1) / most;
-    for (int64_t t = 0; t < tiles; t++) { // of nearly the same height: 8 rows are 4 and 4, not 6 and 2
+    const int64_t tiles = linear_tiles(m, rows);
+    for (int64_t t = 0; t < tiles; t++) {
         int64_t row = rows * t / tiles;
         int count = (int)(rows * (t + 1) / tiles - row);
+        ask_a_share(&p, m, t, tiles);
         float edge[ML_TILE * 32];
         float *to = left < 32 ? edge : y + row * stride;
         int64_t apart = left < 32 ? 32 : stride;

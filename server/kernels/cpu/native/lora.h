@@ -3,7 +3,7 @@
 // A token's sums don't depend on who shares its job: each product x · A[row] is one chain over the inputs and one vsum,
 // each output one chain over rank rows, then jobs, whatever the tile. Rows that aren't a job's are never read.
 #pragma once
-#include "abi.h"
+#include "ask.h"
 #include "norm.h"
 
 #define SHRINK_ROWS 16   // rank rows of a piece
@@ -18,7 +18,7 @@
 // Modules that share x and a phase: q, k and v, or gate and up, or one.
 typedef struct {
     int32_t count;
-    const ml_pair *pair[3];
+    ml_pair pair[3];
     const ml_jobs *jobs[3];
     float *shrunk[3]; // f32 [jobs->width] of each
 } lora_group;
@@ -30,7 +30,7 @@ typedef struct {
     int64_t first; // piece that the job begins with
 } lora_walk;
 
-ML_INLINE int32_t shrink_rows_of(const ml_job *job) { return job->count <= SHRINK_TILE ? SHRINK_FEW : SHRINK_ROWS; }
+ML_INLINE int32_t shrink_rows_of(const ml_job *job) { return job->count <= SHRINK_TOKENS ? SHRINK_FEW : SHRINK_ROWS; }
 
 ML_INLINE int64_t shrink_pieces_of(const ml_job *job) {
     int64_t rows = (job->rank + shrink_rows_of(job) - 1) / shrink_rows_of(job);
@@ -61,7 +61,7 @@ ML_INLINE void shrink_tile(int tokens, int rows, const float *const *x, const ui
     for (; i + VW <= in; i += VW) {
         vf part[4];
         if (soon && i % 32 == 0)
-            for (int r = 0; r < rows; r++) __builtin_prefetch(soon + (int64_t)r * in + i);
+            for (int r = 0; r < rows; r++) __builtin_prefetch(soon + (int64_t)r * in + i, 0, ML_FAR);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) part[r] = vbf16(a + (int64_t)r * in + i);
 #pragma GCC unroll 6
@@ -121,7 +121,7 @@ static void shrink_part(const ml_pair *pair, const ml_job *job, const float *x, 
         float *place[SHRINK_TILE];
         for (int32_t t = 0; t < group; t++) source[t] = x + (int64_t)job->tokens[token + t] * in;
         for (int32_t r = 0; r < rows; r += 4) {
-            const uint16_t *a = pair->a + ((int64_t)job->start + row + r) * in;
+            const uint16_t *a = pair->a + (first_row(pair, job) + row + r) * in;
             for (int32_t t = 0; t < group; t++) place[t] = shrunk + job->places[token + t] + row + r;
             int32_t count = rows - r < 4 ? rows - r : 4;
             const uint16_t *soon = token > first ? nullptr : r + 4 < rows ? a + 4 * (int64_t)in : after;
@@ -140,7 +140,8 @@ static const uint16_t *next_rows(const lora_walk *walk, int32_t in) {
         job = 0;
     }
     if (module == group->count) return nullptr;
-    return group->pair[module]->a + (int64_t)group->jobs[module]->job[job].start * in;
+    const ml_pair *pair = &group->pair[module];
+    return pair->a + first_row(pair, &group->jobs[module]->job[job]) * in;
 }
 
 // Do piece number `piece` of the group for x [T, in].
@@ -164,8 +165,9 @@ static void lora_shrink_piece(lora_walk *walk, int64_t piece, const float *x, in
     int32_t row = nth % across * most, token = nth / across * SHRINK_TOKENS;
     int32_t rows = job->rank - row < most ? job->rank - row : most;
     int32_t tokens = job->count - token < SHRINK_TOKENS ? job->count - token : SHRINK_TOKENS;
-    const ml_pair *pair = group->pair[walk->module];
-    const uint16_t *after = row + rows < job->rank ? pair->a + ((int64_t)job->start + row + rows) * in : next_rows(walk, in);
+    const ml_pair *pair = &group->pair[walk->module];
+    const uint16_t *after =
+        row + rows < job->rank ? pair->a + (first_row(pair, job) + row + rows) * in : next_rows(walk, in);
     shrink_part(pair, job, x, in, group->shrunk[walk->module], token, tokens, row, rows, after);
 }
 
@@ -209,20 +211,6 @@ static void expand_short(int32_t outputs, float *y, const float *shrunk, const u
     memcpy(y, whole, (size_t)outputs * sizeof(float));
 }
 
-// A block of an adapter's B, of a module with so many blocks.
-ML_INLINE const uint16_t *block_of(const ml_pair *pair, const ml_job *job, int64_t blocks, int64_t block) {
-    return pair->b + (job->start * blocks + block * job->rank) * ML_BLOCK;
-}
-
-// Ask for what lora_expand_block() reads after `block`: of each adapter too little for the processor to guess the rest.
-static void lora_ask(const ml_pair *pair, const ml_jobs *jobs, int64_t blocks, int64_t block) {
-    if (block + 1 >= blocks) return;
-    for (const ml_job *job = jobs->job; job < jobs->job + jobs->count; job++) {
-        const uint16_t *next = block_of(pair, job, blocks, block + 1);
-        for (int32_t r = 0; r < job->rank; r++) __builtin_prefetch(next + r * ML_BLOCK, 0, 2);
-    }
-}
-
 // Add a block of 32 outputs (its first `outputs` exist) of all tokens that have jobs. y + token · stride is a token's
 // part of the block; the module has `blocks`.
 static void lora_expand_block(const ml_pair *pair, const ml_jobs *jobs, const float *shrunk, int32_t blocks,
@@ -264,7 +252,7 @@ static void lora_program(ml_team team, void *argument) {
         int32_t outputs = call->outputs[m], blocks = (outputs + ML_BLOCK - 1) / ML_BLOCK;
         while ((piece = ml_take_near(team, blocks)) >= 0) {
             int32_t first = (int32_t)piece * ML_BLOCK, own = outputs - first < ML_BLOCK ? outputs - first : ML_BLOCK;
-            lora_expand_block(group->pair[m], group->jobs[m], group->shrunk[m], blocks, (int32_t)piece, own,
+            lora_expand_block(&group->pair[m], group->jobs[m], group->shrunk[m], blocks, (int32_t)piece, own,
                               call->y[m] + first, outputs);
         }
     }
@@ -274,9 +262,10 @@ static void lora_program(ml_team team, void *argument) {
 // [jobs[m].width].
 static void lora_rows(ml_pool *pool, int32_t modules, const ml_pair *pair, const ml_jobs *jobs, const float *x,
                       int32_t in, float *const *shrunk, const int32_t *outputs, float *const *y) {
-    lora_group group = {modules, {0}, {0}, {0}};
+    lora_group group;
+    group.count = modules;
     for (int32_t m = 0; m < modules; m++) {
-        group.pair[m] = pair + m;
+        group.pair[m] = pair[m];
         group.jobs[m] = jobs + m;
         group.shrunk[m] = shrunk[m];
     }

@@ -88,7 +88,7 @@ def add(
     """Return the modules' deltas [T, out], each with its own uses."""
     layouts = [lay_out(use) for use in uses]
     count = len(modules)
-    pairs = (abi.Pair * count)(*[abi.Pair(m.a.data_ptr(), m.b.data_ptr()) for m in modules])
+    pairs = (abi.Pair * count)(*[abi.Pair(m.a.data_ptr(), m.b.data_ptr(), 0, 1) for m in modules])
     jobs = (abi.Jobs * count)(*[layout.jobs for layout in layouts])
     shrunk = [torch.full((max(1, layout.jobs.width),), math.nan) for layout in layouts]
     y = [torch.zeros(len(x), module.outputs) for module in modules]
