@@ -1,5 +1,7 @@
 """Grammars made ready for a model's tokens, before its prompts are queued."""
 
+from functools import partial
+
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.engine.grammar import CompiledGrammar, Grammar, GrammarRefused, TokenSet
 from manylora.server.errors import InvalidRequest
@@ -21,11 +23,12 @@ def tokens_of(deps: ApiDependencies, text: ModelText) -> TokenSet:
 
     How the base's tokenizer cuts a text is known too: the one that an adapter brings is never run in this process.
     """
-    base = text.fingerprint == deps.texts.base.fingerprint
+    # A tokenizer that puts a space before a text cuts none as it stands.
+    known = text.fingerprint == deps.texts.base.fingerprint and not text.vocabulary.strips_first_space
     return TokenSet(
         text.fingerprint,
         text.vocabulary.pieces,
         text.vocabulary.control_tokens,
         text.eos_ids,
-        deps.tokenizer.written if base else None,
+        partial(deps.tokenizer.encode, add_special_tokens=False) if known else None,
     )

@@ -1,12 +1,10 @@
 """A tokenizer as the grammar library needs it: each token's bytes in a tree, and how texts are usually cut."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llguidance import LLTokenizer
 
-log = logging.getLogger(__name__)
 EXTRA = "<|no token|>"
 """Ends a text for the library where the tokenizer has no token that does: an id beyond the model's."""
 
@@ -22,8 +20,8 @@ class TokenSet:
     control_tokens: Mapping[str, int]
     """Tokens that are no text, by how they are spelled."""
     eos_ids: frozenset[int]
-    written: Callable[[], str] | None = None
-    """Returns its tokenizer.json, if it may be read in this process."""
+    cut: Callable[[str], Sequence[int]] | None = None
+    """Cuts a text as it stands into tokens, on any thread; None: that isn't known in this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +37,17 @@ class Tables:
 
     @classmethod
     def of(cls, tokens: TokenSet, vocab_size: int) -> "Tables":
-        """Build a tokenizer's tables: a second or so for 100,000 tokens, the interpreter's lock in hand."""
+        """Build a tokenizer's tables: a second or so for 100,000 tokens, the interpreter's lock in hand in two goes."""
         eos_id = min((token_id for token_id in tokens.eos_ids if token_id < vocab_size), default=vocab_size)
-        if tokens.written is not None and eos_id < vocab_size and len(tokens.pieces) <= vocab_size:
-            try:
-                native = LLTokenizer(tokens.written(), n_vocab=vocab_size + 1, eos_token=eos_id)
-                return cls(native, tokens.control_tokens, eos_id, forces=True)
-            except Exception as error:
-                log.warning("grammars know this tokenizer's tokens, and not how it cuts a text: %s", error)
-        return cls(_by_bytes(tokens, vocab_size, eos_id), tokens.control_tokens, eos_id, forces=False)
+        pieces = _Pieces(tokens, vocab_size, eos_id)
+        # The library's type for it lists no callables of one's own, which it takes.
+        bare = LLTokenizer(pieces, n_vocab=vocab_size + 1, slices=[])  # type: ignore[arg-type]
+        native = bare.with_slices(LLTokenizer.general_slices())
+        return cls(native, tokens.control_tokens, eos_id, forces=tokens.cut is not None)
 
 
 class _Pieces:
-    """A tokenizer of which nothing but its tokens' bytes is known, as the library asks for one."""
+    """A tokenizer as the library asks for one."""
 
     is_tokenizer_wrapper = True
 
@@ -63,13 +59,12 @@ class _Pieces:
         self.special_token_ids = sorted({*controls, vocab_size})
         self.eos_token_id = eos_id
         self.bos_token_id = None
+        self._cut = tokens.cut
         self._of_byte = {piece[0]: token_id for token_id, piece in enumerate(pieces) if len(piece) == 1}
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Cut a text byte by byte: it is asked for where tokens are forced, which grammars for it rule out."""
+        """Cut a text, which is asked for where tokens are forced; byte by byte where that is ruled out."""
+        if self._cut is not None:
+            return list(self._cut(text if isinstance(text, str) else text.decode()))
         raw = text.encode() if isinstance(text, str) else text
         return [self._of_byte[byte] for byte in raw if byte in self._of_byte]
-
-
-def _by_bytes(tokens: TokenSet, vocab_size: int, eos_id: int) -> LLTokenizer:
-    return LLTokenizer(_Pieces(tokens, vocab_size, eos_id), n_vocab=vocab_size + 1)  # type: ignore[arg-type]

@@ -256,3 +256,38 @@ def test_a_tokenizer_outlives_the_first_adapter_that_brought_it(http: httpx.Clie
     assert ids(http, "second", ACT) == expected
     assert len(expected) == 1
     assert http.delete("/adapters/second").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("model", "ends"), [("whole", DONE), ("named", "<|im_start|>"), ("plain", "<|im_end|>")]
+)
+def test_answers_are_held_in_the_adapter_s_own_tokens_and_ended_by_its_own(
+    server: Running, model: str, ends: str
+) -> None:
+    """With a token whose text no other tokenizer has; the end that every adapter likes best acts where it may."""
+    control = {"whole": KNOWN + 1, "named": None, "plain": None}[model]
+    with httpx.Client(base_url=server.url, timeout=SECONDS) as http:
+        named = http.post(
+            "/tokenize", json={"model": model, "prompt": ends, "add_special_tokens": False}
+        ).json()
+        [end] = named["tokens"]
+        assert control in (None, end)
+        body = {"model": model, "prompt": "x", "max_tokens": 30, "seed": 1, "logit_bias": {str(end): 100.0}}
+        held = {"guided_regex": "a{3}(<tool>|b)c*"}
+        choice = http.post("/v1/completions", json={**body, **held}).json()["choices"][0]
+        assert choice["text"] in ("aaa<tool>", "aaab")
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", None)
+
+
+def test_tokenizers_have_grammars_of_their_own(server: Running) -> None:
+    """One that is the base's in all but name shares them."""
+    grammars = server.server.deps.grammars
+    assert grammars is not None
+    with httpx.Client(base_url=server.url, timeout=SECONDS) as http:
+        compiled = []
+        for model in ("plain", "same", "named", "whole", "again", BASE):
+            body = {"model": model, "prompt": "x", "max_tokens": 8, "guided_regex": "(yes|no) sir"}
+            answer = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+            assert "yes sir".startswith(answer) or "no sir".startswith(answer)
+            compiled.append(grammars.compiled)
+    assert [after - compiled[0] for after in compiled] == [0, 0, 0, 1, 1, 1]

@@ -2,21 +2,18 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import jsonschema_rs
 import openai
+import pydantic
 import pytest
 
-from tests.server.api.running import BASE
+from tests.server.api.running import BASE, Running
 
-POINT = {
-    "type": "object",
-    "properties": {"x": {"type": "integer"}, "kind": {"enum": ["here", "there"]}},
-    "required": ["x", "kind"],
-    "additionalProperties": False,
-}
+HELLO = [{"role": "user", "content": "hello"}]
 SHORT = {
     "type": "object",
     "properties": {"kind": {"enum": ["here", "there"]}, "on": {"type": "boolean"}},
@@ -55,7 +52,7 @@ def test_answers_are_what_was_asked_for(
 ) -> None:
     prompt: dict[str, Any] = {"prompt": "hello"}
     if route.startswith("chat"):
-        prompt = {"messages": [{"role": "user", "content": "hello"}]}
+        prompt = {"messages": HELLO}
     body = {"model": BASE, **prompt, **asked, "n": 3, "seed": 5, "max_tokens": 100}
     answer = http.post(f"/v1/{route}", json=body)
     assert answer.status_code == 200, answer.text
@@ -95,8 +92,6 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
 
 
 def test_parse_of_the_openai_client(client: openai.OpenAI) -> None:
-    import pydantic
-
     class Short(pydantic.BaseModel):
         kind: str = pydantic.Field(pattern="^(here|there)$")
         on: bool
@@ -107,3 +102,100 @@ def test_parse_of_the_openai_client(client: openai.OpenAI) -> None:
     parsed = done.choices[0].message.parsed
     assert parsed is not None
     assert parsed.kind in ("here", "there")
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
+        "response_format.json_schema.schema",
+        '["not"]',
+    ),
+    (
+        {"guided_json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}},
+        "guided_json",
+        "can't end",
+    ),
+    ({"guided_json": {"x-guidance": {"lenient": True}}}, "guided_json", "x-guidance"),
+    ({"guided_json": "{"}, "guided_json", "not JSON"),
+    ({"structured_outputs": {"json": {"enum": list(range(30_000))}}}, "structured_outputs.json", "too large"),
+    ({"structured_outputs": {"json": {}, "regex": "x"}}, "structured_outputs", "exactly one"),
+    ({"structured_outputs": {}}, "structured_outputs", "exactly one"),
+    ({"structured_outputs": {"regex": "(?=a)b"}}, "structured_outputs.regex", "look-around"),
+    ({"guided_grammar": "start: foo"}, "guided_grammar", "foo"),
+    ({"guided_choice": []}, "guided_choice", "at least 1"),
+    ({"guided_choice": ["a", ""]}, "guided_choice.1", "at least 1"),
+    ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex", "response_format"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+        "response_format.json_schema.name",
+        "",
+    ),
+    (
+        {"response_format": {"type": "json_object", "schema": {}}},
+        "response_format.schema",
+        "json_schema",
+    ),
+    (
+        {"structured_outputs": {"regex": "x", "whitespace_pattern": " *"}},
+        "structured_outputs.whitespace_pattern",
+        "",
+    ),
+    ({"guided_whitespace_pattern": " *"}, "guided_whitespace_pattern", "white space"),
+]
+
+
+@pytest.mark.parametrize(("asked", "param", "said"), REFUSED, ids=lambda each: str(each)[:60])
+def test_what_makes_no_sense_is_refused_with_its_field(
+    http: httpx.Client, asked: dict[str, Any], param: str, said: str
+) -> None:
+    for path, prompt in (("completions", {"prompt": "x"}), ("chat/completions", {"messages": HELLO})):
+        answer = http.post(f"/v1/{path}", json={"model": BASE, **prompt, **asked})
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert error["param"] == param
+        assert said in error["message"]
+
+
+def test_text_asks_for_nothing_beside_a_grammar(http: httpx.Client) -> None:
+    body = {
+        "model": BASE,
+        "prompt": "x",
+        "max_tokens": 9,
+        "guided_choice": ["left"],
+        "response_format": {"type": "text"},
+    }
+    assert http.post("/v1/completions", json=body).json()["choices"][0]["text"] == "left"
+
+
+def test_adapters_mixtures_and_several_prompts_are_held(http: httpx.Client) -> None:
+    for model in ("a", "b", "a:0.5+b:0.5"):
+        body = {"model": model, "prompt": ["x", "y"], "n": 2, "max_tokens": 80, "guided_json": SHORT}
+        choices = http.post("/v1/completions", json=body).json()["choices"]
+        assert [is_short(choice["text"]) for choice in choices] == [True] * 4
+
+
+def test_logprobs_are_those_of_the_model_s_own_distribution(http: httpx.Client) -> None:
+    body = {"model": BASE, "prompt": "x", "max_tokens": 1, "temperature": 0, "logprobs": 3}
+    free = http.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    held = http.post("/v1/completions", json={**body, "guided_choice": ["left"]}).json()["choices"][0][
+        "logprobs"
+    ]
+    [best], [own] = free["top_logprobs"], held["top_logprobs"]
+    assert {name: own[name] for name in best} == pytest.approx(best)
+    assert held["token_logprobs"][0] < 0
+
+
+def test_streams_of_different_schemas_at_once(server: Running) -> None:
+    """32 at a time, each held to its own."""
+
+    def ask(number: int) -> str:
+        schema = {"type": "object", "properties": {f"n{number}": {"enum": [number, -number]}}}
+        schema |= {"required": [f"n{number}"], "additionalProperties": False}
+        body = {"model": BASE, "prompt": "x", "max_tokens": 60, "guided_json": schema}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
+        return str(answer["choices"][0]["text"])
+
+    with ThreadPoolExecutor(32) as pool:
+        texts = list(pool.map(ask, range(32)))
+    for number, text in enumerate(texts):
+        assert json.loads(text)[f"n{number}"] in (number, -number)

@@ -35,7 +35,7 @@ def known() -> Tables:
     made = Tokenizer(models.BPE(vocabulary, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
-    return Tables.of(replace(TOKENS, written=made.to_str), VOCAB)
+    return Tables.of(replace(TOKENS, cut=lambda text: made.encode(text).ids), VOCAB)
 
 
 def request(name: str, grammar: CompiledGrammar | None, **sampling: object) -> GenerationRequest:

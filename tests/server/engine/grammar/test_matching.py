@@ -166,7 +166,7 @@ def letters() -> tuple[Tables, Callable[[str], list[int]]]:
     made.decoder = decoders.ByteLevel()
     pieces = [name.encode() for name in vocabulary]
     return Tables.of(
-        TokenSet("bpe", pieces, {}, frozenset({8}), made.to_str), 11
+        TokenSet("bpe", pieces, {}, frozenset({8}), lambda text: made.encode(text).ids), 11
     ), lambda text: made.encode(text).ids
 
 
