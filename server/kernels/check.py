@@ -12,7 +12,7 @@ from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights, LinearWeight
 
-HIDDEN, HEADS, HEAD_DIM, INTERMEDIATE, VOCAB, POSITIONS, RANK, BLOCK = 64, 2, 32, 128, 50, 32, 4, 4
+HIDDEN, HEADS, HEAD_DIM, INTERMEDIATE, VOCAB, POSITIONS, RANK, BLOCK = 64, 2, 32, 128, 50, 64, 4, 20
 MODULES = {
     "q_proj": (HEADS * HEAD_DIM, HIDDEN),
     "k_proj": (HEAD_DIM, HIDDEN),
@@ -23,8 +23,9 @@ MODULES = {
     "down_proj": (HIDDEN, INTERMEDIATE),
 }
 SHAPE = DecoderShape(1, HEADS, 1, HEAD_DIM, MODULES, ({name: name for name in MODULES},))
-LENGTHS = (9, 1, 5)
-"""Tokens of the sequences of the one step; the first uses an adapter, the second and third are the base's."""
+LENGTHS = (60, 1, 9)
+"""Tokens of the sequences of the one step; the first uses an adapter, the second and third are the base's. Together
+they are so many that products are those of prompts: by unpacked weights, and by tiles where there are some."""
 
 
 def fault(backend: AnyBackend, near: float) -> str | None:

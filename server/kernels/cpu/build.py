@@ -52,7 +52,7 @@ _VNNI = (
 )
 _BF16 = (*_VNNI, "-mavx512bf16")
 LEVELS = (
-    Level("amx", "x86_64", (*_BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16")),
+    Level("amx", "x86_64", (*_BF16, "-mamx-tile", "-mamx-int8")),
     Level("avx512_bf16", "x86_64", _BF16),
     Level("avx512_vnni", "x86_64", _VNNI),
     Level("avx2", "x86_64", _AVX2),

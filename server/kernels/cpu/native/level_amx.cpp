@@ -1,3 +1,3 @@
-// AVX-512 and tiles of integer and bfloat16 products: Intel's from Sapphire Rapids on.
+// AVX-512 and tiles of integer products (AMX): Intel's servers from Sapphire Rapids on.
 #define ML_LEVEL amx
 #include "level.h"

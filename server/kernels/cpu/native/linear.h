@@ -7,6 +7,9 @@
 #include "quantize.h"
 #include "team.h"
 
+#if defined(__AMX_INT8__)
+#define ML_BY_TILES 16 // rows from which on, and as many at a time as, products are AMX's
+#endif
 #define ML_UNPACK 64 // rows from which on a block of TABLE4 is unpacked to bytes
 // Bytes that are asked for before they are wanted: the processor's own guesses come too late beside products of a few
 // rows.
@@ -208,6 +211,19 @@ static inline size_t linear_own_bytes(const ml_matrix *m) {
     return m->kind == ML_TABLE4 ? (size_t)m->padded_in * 32 : 0;
 }
 
+// Whether linear_tiles.h multiplies.
+ML_INLINE int by_tiles(int64_t rows) {
+#ifdef ML_BY_TILES
+    return rows >= ML_BY_TILES;
+#else
+    (void)rows;
+    return 0;
+#endif
+}
+
+#ifdef ML_BY_TILES
+static void tiled_block(const ml_part *p, const ml_quantized *q, int64_t rows, int32_t left, float *y, int64_t stride);
+#endif
 static void wide_block(const ml_matrix *m, ml_part *p, const ml_quantized *q, int64_t rows, int32_t left, float *y,
                        int64_t stride, void *own);
 
@@ -240,11 +256,17 @@ static void linear_block(const ml_matrix *m, const ml_quantized *q, const float 
         return;
     }
     int form = m->kind == ML_TABLE4 ? NIBBLES : BYTES;
-    if (form == NIBBLES && rows > ML_UNPACK) {
+    if (form == NIBBLES && (rows > ML_UNPACK || by_tiles(rows))) {
         unpack_block(&p, (int8_t *)own);
         p.codes = (const uint8_t *)own;
         form = BYTES;
     }
+#ifdef ML_BY_TILES
+    if (m->kind != ML_BF16 && by_tiles(rows)) {
+        tiled_block(&p, q, rows, left, y, stride);
+        return;
+    }
+#endif
     const int64_t tiles = linear_tiles(m, rows);
     for (int64_t t = 0; t < tiles; t++) {
         int64_t row = rows * t / tiles;
@@ -349,4 +371,7 @@ static void embedding(ml_pool *pool, const ml_matrix *matrix, const int32_t *ids
 
 #define ML_LINEAR_EXPORTS ML_EXPORT(linear), ML_EXPORT(embedding),
 
+#ifdef ML_BY_TILES
+#include "linear_tiles.h"
+#endif
 #include "linear_wide.h"

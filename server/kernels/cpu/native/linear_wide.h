@@ -63,6 +63,7 @@ ML_INLINE void wide_columns(const ml_part *p, vvalues values, const ml_quantized
     for (int r = 0; r < R; r++) total[r][0] = total[r][1] = vzero();
     for (int32_t g = 0; g < p->groups; g++) {
         vf dots[R][2];
+        if (p->more) ask_for_more(p->more);
         wide_group<R, FORM>(p, values, x, q->stride, g, column, dots);
         for (int half = 0; half < 2; half++) {
             const int64_t at = g * 32 + half * 16 + column;
