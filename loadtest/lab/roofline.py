@@ -28,8 +28,6 @@ from manylora.server.model.decoder import Decoder
 from manylora.server.model.served import ServedModel
 
 RANK = 16
-PROMPT = 512
-"""Tokens of the chunk of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +58,21 @@ class Line:
 HEAD = "| step | op | MB | Gop | least ms | ms | of the limit |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |"
 
 
-def build(kernels: Kernels, shape: str, rows: int, context: int) -> ServedModel:
+def build(kernels: Kernels, shape: str, rows: int, tokens: int) -> ServedModel:
     """Return a random decoder of the shape in NF4 on the native kernels."""
     backend, config = CpuBackend(kernels, torch.bfloat16), config_of(SHAPES[shape])
     decoder = Decoder(config, random_weights(config, backend, nf4=True), backend)
-    return served(decoder, rows, max(context, PROMPT), rows * RANK)
+    return served(decoder, rows, tokens, rows * RANK)
 
 
-def steps(model: ServedModel, rows: list[int], context: int) -> Iterator[tuple[str, StepBatch]]:
-    """Yield what is measured: rows that decode, of the base and each with its adapter, and a prompt's chunk."""
+def steps(model: ServedModel, rows: list[int], context: int, prompt: int) -> Iterator[tuple[str, StepBatch]]:
+    """Yield what is measured: rows that decode, of the base and each with its adapter, and a prompt's chunk, if any."""
     adapters = place_adapters(model, [RANK] * max(rows))
     for count in rows:
         yield f"{count} × base", decode_step(model, count, context, [])
         yield f"{count} × own adapter", decode_step(model, count, context, adapters[:count])
-    yield f"prompt of {PROMPT}, adapter", decode_step(model, 1, PROMPT, adapters[:1], PROMPT)
+    if prompt:
+        yield f"prompt of {prompt}, adapter", decode_step(model, 1, prompt, adapters[:1], prompt)
 
 
 def lines(model: ServedModel, name: str, step: StepBatch, repeats: int) -> Iterator[Line]:
@@ -96,6 +95,7 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-0.5b", choices=list(SHAPES))
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--context", type=int, default=200)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the chunk of a prompt; 0: none")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--level", help="instruction set; default: the best that this processor has")
     parser.add_argument("--threads", type=int, help="default: one a core")
@@ -105,10 +105,10 @@ def main() -> None:
     except (NoKernels, ValueError) as error:
         parser.exit(2, f"roofline: {error}\n")
     torch.manual_seed(0)
-    model = build(kernels, options.model, max(options.rows), options.context)
+    model = build(kernels, options.model, max(options.rows), max(options.context, options.prompt))
     limits = measure_limits(kernels, 7)
     table: list[Line] = []
-    for name, step in steps(model, options.rows, options.context):
+    for name, step in steps(model, options.rows, options.context, options.prompt):
         table += lines(model, name, step, options.repeats)
         limits = limits.best(measure_limits(kernels, 3))
     print(headline())  # noqa: T201  # the result
