@@ -17,8 +17,10 @@ from manylora.server.engine.prompt_logprobs import LogprobRows
 from manylora.server.engine.request import Pooling, TokenLogprobs, Vector
 from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, tokens_of
 from manylora.server.engine.scheduler import ScheduledRow
+from manylora.server.engine.steady import SteadyStep
 from manylora.server.engine.step_rows import StepRows
 from manylora.server.kernels.output import StepOutput
+from manylora.server.kernels.sampling import NOT_FINITE as NO_TOKEN
 from manylora.server.kernels.sampling import UNTOLD, NativeSampling, SamplingColumns
 from manylora.server.kernels.step import AdapterRanges, StepBatch
 
@@ -59,6 +61,8 @@ class LaunchedStep:
     launched: Any
     build_seconds: float
     """That the batch took to be built and handed over."""
+    steady: bool = False
+    """Whether each row gives a next token and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +103,25 @@ class ModelRunner:
         self._model = model
         self._sampler = sampler
         self._rows = StepRows(block_size, sampler.vocab_size, table, ranges)
+        self._table, self._ranges, self._block_size = table, ranges, block_size
+        self._steady: SteadyStep | None = None
         self._masks = Masks(sampler.vocab_size, len(os.sched_getaffinity(0)))
 
     def launch(self, rows: Rows) -> LaunchedStep:
         """Begin to compute the rows, and to sample those that end at their sequence's last token."""
         began = time.perf_counter()
+        steady = self._steady
+        if steady is not None and steady.goes_on(rows, self._table, self._ranges):
+            launched = self._model.launch(steady.batch, steady.columns)
+            return LaunchedStep(rows, steady.places, {}, launched, time.perf_counter() - began, steady=True)
+        self._steady = None
         wanted, places = _logits_rows(rows)
         wanted_states, states = _state_rows(rows)
         batch = self._rows.batch(rows, wanted, wanted_states)
-        launched = self._model.launch(batch, self._columns(rows, places))
+        columns = self._columns(rows, places)
+        if columns is not None and len(places) == len(batch.token_ids):
+            self._steady = SteadyStep.of(rows, batch, columns, self._table, self._ranges, self._block_size)
+        launched = self._model.launch(batch, columns)
         return LaunchedStep(rows, places, states, launched, time.perf_counter() - began)
 
     def collect(self, step: LaunchedStep, listener: int = -1) -> StepResult:
@@ -115,12 +129,39 @@ class ModelRunner:
 
         What may follow by the rows' grammars is found out first: beside the step, where a device computes it.
         """
+        if step.steady:
+            return self._collect_steady(step, listener)
         began = time.perf_counter()
         masks, broken = self._masked(step.rows)
         if not self._model.wakes:
             wake(listener)
         masked = time.perf_counter() - began
         output = self._model.collect(step.launched, listener)
+        return self._taken(step, output, began, masked, masks, broken)
+
+    def _collect_steady(self, step: LaunchedStep, listener: int) -> StepResult:
+        """Collect a step of which there is no more to say than its tokens, unless something isn't finite."""
+        if not self._model.wakes:
+            wake(listener)
+        began = time.perf_counter()
+        output = self._model.collect(step.launched, listener)
+        ids: list[int | None] = [] if output.sampled is None else output.sampled.ids.tolist()
+        if not output.all_finite or not ids or NO_TOKEN in ids:
+            return self._taken(step, output, began, 0.0, {}, {})
+        spent = time.perf_counter() - began + step.build_seconds
+        glue = max(0.0, spent - output.model_seconds - output.sample_seconds)
+        return StepResult(ids, {}, {}, {}, {}, {}, output.model_seconds, output.sample_seconds, glue)
+
+    def _taken(
+        self,
+        step: LaunchedStep,
+        output: StepOutput,
+        began: float,
+        masked: float,
+        masks: Mapping[int, Words],
+        broken: Mapping[int, GrammarFault],
+    ) -> StepResult:
+        """Return what came out of a step; ``masked`` seconds of it went into masks."""
         modelled = time.perf_counter()
         faults = {} if output.all_finite else _faults(step.rows, output.finite)
         chosen = [number for number, row in enumerate(step.rows) if row.samples]

@@ -22,6 +22,8 @@ class Decoder:
         self.weights = weights
         self.backend = backend
         self._model = backend.assemble(weights)
+        self._checked: StepBatch | None = None
+        """The last batch: as it is kept from step to step, its arrays change and their shapes don't."""
 
     def new_kv(self, num_blocks: int, block_size: int) -> KVCache:
         """Return an empty KV cache for this model."""
@@ -59,9 +61,22 @@ class Decoder:
         return replace(output, logits=output.logits.clone())
 
     def _check(self, batch: StepBatch, kv: KVCache) -> None:
+        attention = batch.attention
+        longest = int(attention.context_lens.max(initial=0))
+        if longest > self.config.max_position:
+            raise ValueError(f"a context of {longest} tokens, but the model has {self.config.max_position}")
+        width = attention.block_tables.shape[1]
+        if longest > width * kv.block_size:
+            raise ValueError(f"a context of {longest} tokens, but its table has {width} blocks")
+        if batch is not self._checked:
+            self._check_shapes(batch)
+            self._checked = batch
+
+    @staticmethod
+    def _check_shapes(batch: StepBatch) -> None:
         count, attention = batch.token_ids.shape[0], batch.attention
         starts, contexts, tables = attention.query_start, attention.context_lens, attention.block_tables
-        lengths, longest = np.diff(starts), int(contexts.max(initial=0))
+        lengths = np.diff(starts)
         if attention.positions.shape != (count,) or attention.slots.shape != (count,):
             raise ValueError(f"positions and slots are not {count} each, as the tokens are")
         if starts[0] != 0 or starts[-1] != count or (lengths < 0).any():
@@ -72,9 +87,5 @@ class Decoder:
                 f"{rows} rows, {len(contexts)} contexts, {tables.shape[0]} block tables, "
                 f"adapters of {len(batch.adapters.start) - 1}"
             )
-        if longest > self.config.max_position:
-            raise ValueError(f"a context of {longest} tokens, but the model has {self.config.max_position}")
-        if longest > tables.shape[1] * kv.block_size:
-            raise ValueError(f"a context of {longest} tokens, but its table has {tables.shape[1]} blocks")
         if (contexts < lengths).any():
             raise ValueError("a row has more tokens than its context")

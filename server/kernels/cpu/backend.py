@@ -201,8 +201,11 @@ class CpuBackend:
 
         Every core computes: what Python did beside it would take one of them away, and with the next barrier all.
         """
-        x = plan.model.buffer("x", plan.structure.tokens, plan.model.structure.hidden)
-        return CpuStep(plan, x, self._call(plan, 0, {"x": x}), rows, columns)
+        model = plan.model
+        if model.last_step is None or not model.last_step.is_of(plan, rows, columns):
+            x = model.buffer("x", plan.structure.tokens, model.structure.hidden)
+            model.last_step = CpuStep(plan, x, self._call(plan, 0, {"x": x}), rows, columns)
+        return model.last_step
 
     def collect(self, launched: CpuStep, wake: int = -1) -> StepOutput:
         """See Backend: one call, and the interpreter's lock is given up once."""

@@ -15,7 +15,8 @@ from manylora.server.kernels.step import LORA_MODULES
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights
 
 if TYPE_CHECKING:
-    from manylora.server.kernels.cpu.plan import StepJobs
+    from manylora.server.kernels.cpu.plan import CpuPlan, StepJobs
+    from manylora.server.kernels.cpu.run import CpuStep
 
 MOST_KEPT = 256 << 20
 """Bytes of a buffer that is kept from step to step. Larger ones are of prompts whose log probabilities are told."""
@@ -30,6 +31,8 @@ class CpuModel:
         self._activations = activations
         self.last_jobs: StepJobs | None = None
         """Of the step before: see plan.step_jobs."""
+        self.last_plan: CpuPlan | None = None
+        self.last_step: CpuStep | None = None
         self.embedding = _parts(weights.embedding)[0]
         self.head = _parts(weights.head)[0]
         self._kept: list[Tensor] = []
@@ -37,6 +40,7 @@ class CpuModel:
         self._buffers: dict[str, Tensor] = {}
         """Of these, as they were used last."""
         self._truth = torch.ones(0, dtype=torch.bool)
+        self._truths = 0
         self._layers = (abi.Layer * len(weights.layers))(*map(self._layer, weights.layers))
         self._matrices = (abi.Matrix * 2)(
             self.embedding.structure(activations), self.head.structure(activations)
@@ -78,8 +82,8 @@ class CpuModel:
 
     def truth(self, count: int) -> Tensor:
         """Return a tensor of so many times True."""
-        if len(self._truth) != count:
-            self._truth = torch.ones(count, dtype=torch.bool)
+        if self._truths != count:
+            self._truth, self._truths = torch.ones(count, dtype=torch.bool), count
         return self._truth
 
     @property

@@ -72,6 +72,7 @@ class CpuStep:
     ) -> None:
         self.plan = plan
         self.x = x
+        self._of = (rows, columns)
         index = np.ascontiguousarray(rows, dtype=np.int32)
         hidden = plan.model.buffer("hidden", len(rows), x.shape[1])
         self._logits = plan.model.buffer("logits", len(rows), plan.model.structure.vocab)
@@ -87,6 +88,10 @@ class CpuStep:
             seconds=self._seconds.ctypes.data,
         )
         self._kept = (call, index, hidden)
+
+    def is_of(self, plan: CpuPlan, rows: Ints, columns: SamplingColumns | None) -> bool:
+        """Whether it was laid out for these very objects, whatever their arrays say now."""
+        return self.plan is plan and self._of[0] is rows and self._of[1] is columns
 
     def address(self, wake: int) -> int:
         """Return that of the structure that kernels read; ``wake``: see Backend.collect."""

@@ -16,7 +16,7 @@ from manylora.server.model.loader import Quantization
 from manylora.server.model.served import ServedModel
 from tests.server.kernels.cpu.conftest import RUNS
 from tests.server.model.models import FAMILIES, save_model
-from tests.server.model.steps import Stream, all_logits, ints, load, place, random_adapter, step
+from tests.server.model.steps import BLOCK, Stream, all_logits, ints, load, place, random_adapter, step
 from tests.server.model.test_devices import FORMATS, save
 
 IDS = list(range(3, 203))
@@ -238,3 +238,42 @@ def test_what_another_backend_made_is_refused(kernels: Kernels, tmp_path: Path) 
     for kv, arena in ((plain.kv, ours.arena), (ours.kv, plain.arena)):
         with pytest.raises(TypeError, match="made by another backend"):
             backend.begin_step(model, batch, kv, arena)
+
+
+def test_a_batch_that_is_kept_is_computed_as_it_is_now(kernels: Kernels, tmp_path: Path) -> None:
+    """What was laid out for a step is kept for the next with the same objects; their arrays have changed meanwhile."""
+    save_model("qwen2", tmp_path)
+    model = native(tmp_path, kernels)
+    used = uses(model)[:3]
+
+    def of(starts: list[int], ids: list[int]) -> StepBatch:
+        tables = [Stream(number, []).table for number in range(3)]
+        attention = AttentionMetadata.of_rows(starts, [1] * 3, tables, BLOCK)
+        return StepBatch(ints(ids), attention, StepAdapters.of_rows(used), ints([0, 1, 2]))
+
+    kept = of([0, 0, 0], [3, 4, 5])
+    model(kept)
+    for position in (1, 2):
+        fresh = of([position] * 3, [7 * position, 8, 9])
+        right = model(fresh).logits
+        kept.token_ids[:] = fresh.token_ids
+        for name in ("positions", "slots", "context_lens"):
+            getattr(kept.attention, name)[:] = getattr(fresh.attention, name)
+        for _ in range(2):
+            assert torch.equal(model(kept).logits, right)
+
+
+def test_what_was_not_finite_in_a_kept_batch_is_forgotten(kernels: Kernels, tmp_path: Path) -> None:
+    save_model("qwen2", tmp_path)
+    model = native(tmp_path, kernels)
+    streams = [Stream(0, IDS), Stream(1, IDS)]
+    batch = StepBatch(
+        ints([3, 3]),
+        AttentionMetadata.of_rows([0, 0], [1, 1], [stream.table for stream in streams], BLOCK),
+        StepAdapters.of_rows([((spoil(model, streams), 1.0),), ()]),
+        ints([0, 1]),
+    )
+    assert model(batch).finite.tolist() == [False, True]
+    assert model(batch).finite.tolist() == [False, True]
+    plan = model.decoder.backend.begin_step(model.decoder._model, batch, model.kv, model.arena)
+    assert plan.finite.all()
