@@ -1,5 +1,6 @@
 """Answers that are held to a grammar, asked for in every way that clients know."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import openai
 import pydantic
 import pytest
 
+from manylora.loadtest.checks.structured_speed import measure
 from tests.server.api.running import BASE, Running
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -189,8 +191,8 @@ def test_streams_of_different_schemas_at_once(server: Running) -> None:
     """32 at a time, each held to its own."""
 
     def ask(number: int) -> str:
-        schema = {"type": "object", "properties": {f"n{number}": {"enum": [number, -number]}}}
-        schema |= {"required": [f"n{number}"], "additionalProperties": False}
+        schema: dict[str, Any] = {"type": "object", "properties": {f"n{number}": {"enum": [number, -number]}}}
+        schema = {**schema, "required": [f"n{number}"], "additionalProperties": False}
         body = {"model": BASE, "prompt": "x", "max_tokens": 60, "guided_json": schema}
         answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
         return str(answer["choices"][0]["text"])
@@ -199,3 +201,8 @@ def test_streams_of_different_schemas_at_once(server: Running) -> None:
         texts = list(pool.map(ask, range(32)))
     for number, text in enumerate(texts):
         assert json.loads(text)[f"n{number}"] in (number, -number)
+
+
+def test_the_command_that_measures_asks_with_schemas_and_without(server: Running) -> None:
+    figures = asyncio.run(measure(server.url, streams=3, tokens=12, rounds=1, tries=2))
+    assert min(figures.plain, figures.held) > 0
