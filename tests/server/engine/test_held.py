@@ -129,7 +129,7 @@ def test_forced_tokens_end_with_max_tokens_and_with_stop_texts() -> None:
 
 def test_the_last_token_has_its_text_and_the_one_that_ends_has_none() -> None:
     whole = run(request("a", held("abc")))
-    assert answer(whole, "a") == "abc"
+    assert (answer(whole, "a"), whole.tokens("a")) == ("abc", [32, 33, 34])
     ended = run(request("a", held("A*"), logit_bias={END: 100.0}))
     assert (answer(ended, "a"), ended.tokens("a")) == ("", [END])
     for stop in ((), ("never",)):
