@@ -121,7 +121,7 @@ class RateLimited(ServerError):
         self,
         message: str,
         *,
-        kind: str,
+        kind: str = "requests",
         retry_after: float | None = None,
         should_retry: bool | None = None,
     ) -> None:

@@ -1,0 +1,230 @@
+"""Limits of keys over HTTP: held to the request and the token, told as OpenAI's clients read them, kept on the disk."""
+
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from manylora.adapters.keys import KeyTerms
+from manylora.adapters.registry import AdapterRegistry
+from tests.server.api.running import BASE, Files, Running, asked, running
+from tests.server.api.tenants import ADMIN, call, complete, error, new_key
+
+PAGE = "https://app.example"
+PROMPT = 10
+"""Tokens of complete()'s prompt."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("limits")
+
+
+@pytest.fixture(scope="module")
+def limited(files: Files, data: Path) -> Iterator[Running]:
+    with running(files, data, admin_key=ADMIN, cors_origin=PAGE) as server:
+        for name in ("a", "b"):
+            call(server, "POST", "/adapters", ADMIN, {"name": name, "src": name})
+        yield server
+
+
+def test_requests_per_minute(limited: Running) -> None:
+    key = new_key(limited, "acme", requests_per_minute=3)
+    answers = [complete(limited, key) for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+    left = [answer.headers["x-ratelimit-remaining-requests"] for answer in answers]
+    assert left == ["2", "1", "0", "0", "0"]
+    for answer in answers:
+        assert answer.headers["x-ratelimit-limit-requests"] == "3"
+        assert re.fullmatch(r"(1m[01](\.\d+)?s)|(\d+(\.\d+)?s)", answer.headers["x-ratelimit-reset-requests"])
+        assert "x-ratelimit-limit-tokens" not in answer.headers, "it has no such limit"
+    refused = answers[-1]
+    assert (error(refused)["type"], error(refused)["code"]) == ("requests", "rate_limit_exceeded")
+    assert 1 <= int(refused.headers["retry-after"]) <= 61
+    assert "x-should-retry" not in refused.headers
+    assert call(limited, "GET", "/v1/models", key).status_code == 200, "looking costs nothing"
+
+
+def test_tokens_are_reserved_and_settled(limited: Running) -> None:
+    key = new_key(limited, "acme", tokens_per_minute=200)
+    answer = complete(limited, key, max_tokens=100, stop_token_ids=list(range(256)), ignore_eos=False)
+    used = answer.json()["usage"]["total_tokens"]
+    assert used < PROMPT + 100
+    # The headers are those of the moment in which the answer begins: all of it is still reserved or settled already.
+    left = int(complete(limited, key, max_tokens=1).headers["x-ratelimit-remaining-tokens"])
+    assert left in (200 - used - PROMPT - 1, 200 - used)
+    with limited.held():
+        body = {"model": BASE, "prompt": "hello there", "max_tokens": 150}
+        with ThreadPoolExecutor() as threads:
+            stuck = threads.submit(complete, limited, key, max_tokens=150)
+            limited.wait_until("reserved", lambda: _remaining(limited, key) < 40)
+            second = complete(limited, key, **body)
+            assert (second.status_code, error(second)["type"]) == (429, "tokens"), (
+                "not only once they are counted"
+            )
+            assert int(second.headers["retry-after"]) <= 120
+    assert stuck.result().status_code == 200
+
+
+def _remaining(server: Running, key: str) -> int:
+    answer = call(server, "POST", "/v1/completions", key, {})
+    return int(answer.headers["x-ratelimit-remaining-tokens"])
+
+
+def test_more_than_a_minute_holds_is_not_to_be_tried_again(limited: Running) -> None:
+    key = new_key(limited, "acme", tokens_per_minute=50)
+    answer = complete(limited, key, max_tokens=60)
+    assert (answer.status_code, error(answer)["code"]) == (429, "rate_limit_exceeded")
+    assert answer.headers["x-should-retry"] == "false"
+    assert "retry-after" not in answer.headers
+    body = {"model": BASE, "messages": [{"role": "user", "content": "x"}]}
+    whole = call(limited, "POST", "/v1/chat/completions", key, {**body, "ignore_eos": True})
+    assert whole.status_code == 200, "who names no max_tokens gets what the minute holds"
+    assert whole.json()["usage"]["total_tokens"] == 50
+
+
+def test_requests_that_go_wrong_give_back_what_they_held(limited: Running) -> None:
+    key = new_key(limited, "acme", parallel=2, tokens_per_minute=200)
+    for _ in range(4):
+        assert complete(limited, key, "nobody").status_code == 404
+        assert call(limited, "POST", "/v1/completions", key, {"model": BASE}).status_code == 400
+        assert complete(limited, key, max_tokens=10**6).status_code in (400, 429)
+    assert _remaining(limited, key) == 200
+    with limited.failing(RuntimeError("boom")):
+        assert complete(limited, key).status_code == 500
+    assert _remaining(limited, key) == 200 - PROMPT, "the prompt was computed, or tried to be"
+    body: dict[str, object] = {"model": BASE, "prompt": "hello there", "max_tokens": 120, "stream": True}
+    with limited.held():
+        for _ in range(3):
+            head = {"authorization": f"Bearer {key}"}
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{limited.url}/v1/completions", json=body, headers=head, timeout=0.2)
+    limited.wait_until("left", lambda: _remaining(limited, key) > 100)
+    limited.wait_until("left", lambda: complete(limited, key).status_code == 200)
+
+
+def test_64_streams_at_once_hold_to_the_limits(limited: Running) -> None:
+    key = new_key(limited, "acme", parallel=8)
+    begun = threading.Barrier(65)
+
+    def stream(_: int) -> int:
+        begun.wait()
+        return complete(limited, key, stream=True, max_tokens=2).status_code
+
+    with ThreadPoolExecutor(64) as threads:
+        with limited.held():
+            results = [threads.submit(stream, each) for each in range(64)]
+            begun.wait()
+            limited.wait_until("refused", lambda: sum(each.done() for each in results) >= 56)
+        statuses = [each.result() for each in results]
+    assert sorted(statuses) == [200] * 8 + [429] * 56
+    requests = new_key(limited, "acme", requests_per_minute=20)
+    with ThreadPoolExecutor(64) as threads:
+        asks = [threads.submit(complete, limited, requests, stream=True, max_tokens=2) for _ in range(64)]
+    assert sorted(each.result().status_code for each in asks) == [200] * 20 + [429] * 44
+
+
+def test_a_budget_is_spent_once(limited: Running, data: Path) -> None:
+    key = new_key(limited, "acme", budget=40)
+    assert complete(limited, key, max_tokens=20).status_code == 200
+    over = complete(limited, key, max_tokens=20)
+    assert (over.status_code, error(over)["type"], error(over)["code"]) == (
+        429,
+        "insufficient_quota",
+        "insufficient_quota",
+    )
+    assert over.headers["x-should-retry"] == "false"
+    assert "retry-after" not in over.headers
+    (record,) = [
+        each for each in call(limited, "GET", "/admin/keys", ADMIN).json()["data"] if each["budget"] == 40
+    ]
+    assert record["used"] == PROMPT + 20
+    with limited.client(key).with_options(max_retries=2) as client, limited.logged() as lines:
+        with pytest.raises(openai.RateLimitError):
+            client.completions.create(model=BASE, prompt="hello there", max_tokens=20)
+        limited.wait_until("logged", lambda: bool(lines))
+    assert len(lines) == 1, "it wasn't tried again"
+
+
+def test_what_was_answered_is_spent_whatever_happens(files: Files, tmp_path: Path) -> None:
+    """What is on the disk while the server runs is what a kill would leave."""
+
+    def on_disk() -> int:
+        (path,) = tmp_path.glob("*/registry.db")
+        with AdapterRegistry(path) as registry:
+            (record,) = registry.keys.all()
+        return record.spent
+
+    with running(files, tmp_path, admin_key=ADMIN) as server:
+        key = new_key(server, "acme", budget=1000)
+        used = 0
+        for _ in range(12):
+            used += complete(server, key).json()["usage"]["total_tokens"]
+            assert used <= on_disk() <= used + PROMPT + 4 + 64, "a part is lent at a time"
+    assert on_disk() == used, "an orderly end takes the rest back"
+    with running(files, tmp_path, admin_key=ADMIN) as server:
+        (told,) = call(server, "GET", "/admin/keys", ADMIN).json()["data"]
+        assert told["used"] == used
+        assert complete(server, key, max_tokens=1000 - used).status_code == 429
+
+
+def test_priority_is_bounded_by_the_key(limited: Running) -> None:
+    plain, urgent = new_key(limited, "acme"), new_key(limited, "acme", priority=-5)
+    for priority, statuses in ((0, (200, 200)), (7, (200, 200)), (-1, (400, 200)), (-6, (400, 400))):
+        found = [complete(limited, key, priority=priority) for key in (plain, urgent)]
+        assert tuple(each.status_code for each in found) == statuses
+    assert error(found[0])["param"] == "priority"
+
+
+def test_what_changes_nothing_is_not_tried_again(limited: Running) -> None:
+    taken = call(limited, "POST", "/adapters", ADMIN, {"name": "a", "src": "b"}, origin=PAGE)
+    assert (taken.status_code, taken.headers["x-should-retry"]) == (409, "false")
+    fine = complete(limited, ADMIN)
+    assert "x-should-retry" not in fine.headers
+    assert fine.headers["openai-version"] == "2020-10-01"
+    assert 0 <= int(fine.headers["openai-processing-ms"]) < 60_000
+    exposed = set(taken.headers["access-control-expose-headers"].lower().split(", "))
+    assert exposed >= {"x-request-id", "retry-after", "x-should-retry", "openai-processing-ms"}
+    for kind in ("requests", "tokens"):
+        assert exposed >= {f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset")}
+
+
+def test_a_full_disk_is_not_tried_again(limited: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    from manylora.adapters.errors import StoreFull
+
+    def full(terms: KeyTerms) -> None:
+        raise StoreFull("the disk is full")
+
+    keys = limited.server.deps.keys
+    monkeypatch.setattr(keys._store, "create", full)
+    answer = call(limited, "POST", "/admin/keys", ADMIN, {"tenant": "acme"})
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (507, "false")
+
+
+def test_nobody_waits_longer_than_clients_do(limited: Running) -> None:
+    from manylora.server.api.error_responses import error_response
+    from manylora.server.errors import QueueFull
+
+    assert error_response(QueueFull("x", retry_after=500)).headers["retry-after"] == "120"
+    assert error_response(QueueFull("x", retry_after=0.2)).headers["retry-after"] == "1"
+
+
+def test_durations_are_openais() -> None:
+    from manylora.server.api.rate_headers import duration
+
+    told = {0.0: "0s", 0.0121: "13ms", 0.012: "12ms", 1.0: "1s", 1.5: "1.5s", 59.9999: "1m0s", 360.0: "6m0s"}
+    assert {seconds: duration(seconds) for seconds in told} == told
+
+
+def test_a_client_that_leaves_frees_its_place(limited: Running) -> None:
+    key = new_key(limited, "acme", parallel=1)
+    body: dict[str, object] = {"model": BASE, "prompt": "hello there", "max_tokens": 200, "ignore_eos": True}
+    for _ in range(3):
+        with asked(limited, body, f"/v1/completions HTTP/1.1\r\nauthorization: Bearer {key}\r\nx-rest:"):
+            limited.wait_until_busy()
+        limited.wait_until("free", lambda: complete(limited, key).status_code == 200)
