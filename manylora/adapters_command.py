@@ -37,7 +37,7 @@ SHOWN = (
 @app.command("list")
 def list_adapters(url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJson = False) -> None:
     """Show every adapter, its version, rank, and where its weights are now; of a mixture its parts and weights."""
-    found = _call("GET", url, "/adapters", admin_key)
+    found = call("GET", url, "/adapters", admin_key)
     if as_json:
         _print_json(found)
         return
@@ -54,7 +54,7 @@ def list_adapters(url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: A
 @app.command("show")
 def show(name: str, url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJson = False) -> None:
     """Show one adapter or mixture: its version, place and source, and what should be known of it."""
-    found = _call("GET", url, _path(name), admin_key)
+    found = call("GET", url, _path(name), admin_key)
     if as_json:
         _print_json(found)
         return
@@ -119,7 +119,7 @@ def add(
     # Only what was asked for: an adapter that is served already keeps the rest.
     wishes = {key: True for key, asked in (("preload", preload), ("pin", pin)) if asked}
     body = {"name": name, "src": src, **wishes}
-    _say(_call("POST", url, "/adapters", admin_key, body), "serves")
+    _say(call("POST", url, "/adapters", admin_key, body), "serves")
 
 
 @app.command("mix")
@@ -132,16 +132,16 @@ def mix(
 ) -> None:
     """Serve several adapters with weights under one name."""
     # What is a name and what a weight in team:v2 is known there.
-    known = {each["name"] for each in _call("GET", url, "/adapters", admin_key)["data"]}
+    known = {each["name"] for each in call("GET", url, "/adapters", admin_key)["data"]}
     try:
         found = [part for text in parts for part in parse_mixture(text, known.__contains__)]
     except InvalidMixture as error:
         raise fail(str(error)) from None
     mixture = [{"adapter": part.adapter, "weight": part.weight} for part in found]
     if replace:
-        made = _call("PUT", url, _path(name), admin_key, {"mixture": mixture})
+        made = call("PUT", url, _path(name), admin_key, {"mixture": mixture})
     else:
-        made = _call("POST", url, "/adapters", admin_key, {"name": name, "mixture": mixture})
+        made = call("POST", url, "/adapters", admin_key, {"name": name, "mixture": mixture})
     Console(emoji=False).print(
         f"serves {made['name']}, version {made['version']}: {_spelled(made)} (id {made['id']})"
     )
@@ -155,7 +155,7 @@ def replace(
     admin_key: AdminKey = None,
 ) -> None:
     """Serve other weights under a name: new requests use them, running ones finish on the old ones."""
-    _say(_call("PUT", url, _path(name), admin_key, {"src": src}), "serves")
+    _say(call("PUT", url, _path(name), admin_key, {"src": src}), "serves")
 
 
 @app.command("remove")
@@ -166,7 +166,7 @@ def remove(
     abort: Annotated[bool, typer.Option("--abort", help="End running requests instead of waiting.")] = False,
 ) -> None:
     """Refuse new requests, wait for running ones, give the memory back."""
-    gone = _call("DELETE", url, f"{_path(name)}?abort={str(abort).lower()}", admin_key)
+    gone = call("DELETE", url, f"{_path(name)}?abort={str(abort).lower()}", admin_key)
     if _is_mixture(gone):
         Console(emoji=False).print(f"removed mixture {gone['name']}: {_spelled(gone)}; its adapters stay")
         return
@@ -181,7 +181,7 @@ def _path(name: str) -> str:
     return f"/adapters/{quote(name, safe='/:')}"
 
 
-def _call(
+def call(
     method: str, url: str, path: str, admin_key: str | None, body: dict[str, object] | None = None
 ) -> dict[str, Any]:
     """Return the server's answer, or end the command with its error in one line."""

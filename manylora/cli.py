@@ -10,6 +10,7 @@ from rich.console import Console
 from manylora.adapters_command import app as adapters
 from manylora.cache_command import app as cache
 from manylora.failing import fail
+from manylora.keys_command import app as keys
 from manylora.merge_command import merge
 from manylora.server.config import ServeSettings
 from manylora.server.config_sources import SettingsError, load_settings
@@ -42,6 +43,7 @@ def run_serve(flags: dict[str, Any], config: Path | None) -> None:
 app.command("serve")(command_from_settings(ServeSettings, "base", run_serve))
 app.add_typer(adapters, name="adapters")
 app.add_typer(cache, name="cache")
+app.add_typer(keys, name="keys")
 app.command("merge")(merge)
 
 

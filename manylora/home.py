@@ -56,6 +56,15 @@ def find_home(data_dir: Path, base: BaseIdentity) -> Home:
     return Home(own, 0, others)
 
 
+def name_in(directory: Path) -> str | None:
+    """Return the name of the base whose home this is; None: it isn't written down. Raises nothing."""
+    try:
+        owner = _owner(directory)
+    except (OSError, ValueError):
+        return None
+    return None if owner is None else owner.name
+
+
 def claim(directory: Path, base: BaseIdentity, *, inherited_up_to: int) -> None:
     """Write down whose home this is: all of it or, if that is cut short, nothing. Raises OSError."""
     owner = _Owner(**asdict(base), inherited_up_to=inherited_up_to)

@@ -41,6 +41,7 @@ CHECKS = [
     response_schema_conformance,
 ]
 MOST_TOKENS = 16
+ADMIN_KEY = "of-a-server-for-this-check-alone"
 EXAMPLES, SEED = 500, 1
 
 
@@ -51,6 +52,13 @@ class Known:
     models: tuple[str, ...]
     sources: tuple[str, ...] = ()
     """Directories of adapters, as ``src`` names them."""
+    key: str | None = None
+    """What opens all routes: once requests have made keys, nobody asks without one."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What each request carries."""
+        return {} if self.key is None else {"authorization": f"Bearer {self.key}"}
 
 
 def fuzz(url: str, known: Known, examples: int, first: int) -> dict[str, list[str]]:
@@ -92,7 +100,7 @@ def _try(
     def ask(case: Any, data: st.DataObject) -> None:
         _meet(case, known, data)
         try:
-            response = case.call(timeout=ANSWER_SECONDS)
+            response = case.call(timeout=ANSWER_SECONDS, headers=known.headers)
             case.validate_response(response, checks=CHECKS)
         except (FailureGroup, AssertionError) as error:
             wrong.append(str(error))
@@ -139,21 +147,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; 1 if anything was wrong."""
     parser = argparse.ArgumentParser(prog="python -m manylora.loadtest.checks.api_fuzz", description=__doc__)
     parser.add_argument("--url", help="a server that is running; none: one of the demo is started")
+    parser.add_argument("--admin-key", help="its admin key, if it has one")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="for each operation and kind")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(arguments)
     if options.url is not None:
-        return _report(options.url.rstrip("/"), options.examples, options.seed)
+        return _report(options.url.rstrip("/"), options.admin_key, options.examples, options.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        server = start_server(None, Path(scratch))
+        server = start_server(None, Path(scratch), ("--admin-key", ADMIN_KEY))
         with running(server):
-            return _report(server.url, options.examples, options.seed)
+            return _report(server.url, ADMIN_KEY, options.examples, options.seed)
 
 
-def _report(url: str, examples: int, first: int) -> int:
-    console = Console()
-    models = requests.get(f"{url}/v1/models", timeout=ANSWER_SECONDS).json()["data"]
-    found = fuzz(url, Known(tuple(model["id"] for model in models)), examples, first)
+def _report(url: str, key: str | None, examples: int, first: int) -> int:
+    console, headers = Console(), Known((), key=key).headers
+    models = requests.get(f"{url}/v1/models", headers=headers, timeout=ANSWER_SECONDS).json()["data"]
+    found = fuzz(url, Known(tuple(model["id"] for model in models), key=key), examples, first)
     for label, wrong in found.items():
         console.print(f"{label}: {len(wrong)} wrong" if wrong else f"{label}: as described")
         for each in dict.fromkeys(wrong[:5]):

@@ -23,17 +23,21 @@ CHAT: dict[str, object] = {"model": "a", "messages": [{"role": "user", "content"
 COMPLETION: dict[str, object] = {"model": "a", "prompt": "x", "max_tokens": 2}
 PARTS = [{"name": "a", "weight": 0.5}, {"name": "b"}]
 EXAMPLES, SEED = 4, 3
+KEY = "boss"
+HEAD = {"authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture(scope="module")
 def own(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server that may be left in any state."""
-    with running(files, tmp_path_factory.mktemp("own"), max_choices=8) as server:
+    with running(files, tmp_path_factory.mktemp("own"), max_choices=8, admin_key=KEY) as server:
         exports = server.server.deps.exports
         assert exports is not None
         exports.niceness = 0  # on a busy machine nice processes take minutes
         for name in ("a", "b"):
-            httpx.post(f"{server.url}/adapters", json={"name": name, "src": name}).raise_for_status()
+            httpx.post(
+                f"{server.url}/adapters", json={"name": name, "src": name}, headers=HEAD
+            ).raise_for_status()
         yield server
 
 
@@ -44,7 +48,7 @@ def description(server: Running) -> dict[str, Any]:
 
 def test_requests_made_from_the_description_get_what_it_says(own: Running) -> None:
     """No 5xx, no status, header or content type that isn't described, no other form, no hang."""
-    found = fuzz(own.url, Known((BASE, "a", "b"), ("a", "b")), EXAMPLES, SEED)
+    found = fuzz(own.url, Known((BASE, "a", "b"), ("a", "b"), KEY), EXAMPLES, SEED)
     assert len(found) == len(OPERATIONS)
     assert {label: wrong for label, wrong in found.items() if wrong} == {}
     own.wait_until_idle()
@@ -58,7 +62,7 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
 
     def ask(method: str, template: str, body: Any = None, **names: str) -> Any:
         path = template.format(**names)
-        response = httpx.request(method, own.url + path, json=body, timeout=30)
+        response = httpx.request(method, own.url + path, json=body, headers=HEAD, timeout=30)
         assert response.status_code < 300, response.text
         case = schema[template][method].Case(
             path_parameters=dict(names), **({} if body is None else {"body": body})

@@ -1,0 +1,247 @@
+"""`manylora keys`: make, list, revoke and rotate API keys, in a data directory or on a running server.
+
+Without --url it works on the data directory, whether a server runs on it or not: one that does knows within a second.
+With --url it asks that server, as anyone with its admin key may.
+"""
+
+import getpass
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from manylora.adapters.audit import FILE as AUDIT_FILE
+from manylora.adapters.audit import append
+from manylora.adapters.errors import AdapterError
+from manylora.adapters.keys import KeyRecord, KeyTerms, parse_rights, parse_time
+from manylora.adapters.pairing import REGISTRY_FILE
+from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters_command import AdminKey, call
+from manylora.failing import fail
+from manylora.home import name_in
+from manylora.server.tenants.told import described
+
+app = typer.Typer(
+    no_args_is_help=True, help="API keys: in the data directory, or with --url on a running server."
+)
+DataDir = Annotated[
+    Path, typer.Option("--data-dir", envvar="MANYLORA_DATA_DIR", help="The server's.", show_default=True)
+]
+Base = Annotated[
+    str | None, typer.Option("--base", help="Name of the base, if the data directory has several.")
+]
+AuditPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--audit-log", envvar="MANYLORA_AUDIT_LOG", help="The server's; none: audit.jsonl in --data-dir."
+    ),
+]
+Url = Annotated[
+    str | None, typer.Option("--url", envvar="MANYLORA_URL", help="A running server; none: --data-dir.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="Models that it may use, as sql, team-* or sql@3; none: *. Repeatable."),
+]
+Rights = Annotated[
+    list[str] | None,
+    typer.Option("--right", help="infer, manage (its namespace) or admin; none: infer. Repeatable."),
+]
+Requests = Annotated[int | None, typer.Option(help="Requests in any minute.")]
+Tokens = Annotated[int | None, typer.Option(help="Tokens in any minute.")]
+Parallel = Annotated[int | None, typer.Option(help="Requests under way at the same time.")]
+Budget = Annotated[int | None, typer.Option(help="Tokens that it may ever use.")]
+Weight = Annotated[float, typer.Option(help="Turns of its tenant in the queue.")]
+Priority = Annotated[int, typer.Option(help="The least, most urgent priority that it may ask for.")]
+Bytes = Annotated[int | None, typer.Option(help="Bytes of its tenant's adapters.")]
+Rows = Annotated[int | None, typer.Option(help="Rank rows of its tenant's adapters.")]
+Expires = Annotated[str | None, typer.Option(help="When it ends, as 2027-01-31 or 2027-01-31T12:00Z.")]
+DEFAULT_DIR = Path(".manylora")
+LIMITS = ("requests_per_minute", "tokens_per_minute", "parallel", "budget")
+
+
+@app.command("create")
+def create(
+    tenant: Annotated[str, typer.Argument(help="Whose key it is; its namespace is TENANT/…")],
+    model: Models = None,
+    right: Rights = None,
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    parallel: Parallel = None,
+    budget: Budget = None,
+    weight: Weight = 1.0,
+    priority: Priority = 0,
+    adapter_bytes: Bytes = None,
+    adapter_rows: Rows = None,
+    expires: Expires = None,
+    data_dir: DataDir = DEFAULT_DIR,
+    base: Base = None,
+    audit_log: AuditPath = None,
+    url: Url = None,
+    admin_key: AdminKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key. It is shown this once: what is kept opens nothing."""
+    limits = (requests_per_minute, tokens_per_minute, parallel, budget)
+    rest = {"adapter_bytes": adapter_bytes, "adapter_rows": adapter_rows, "expires_at": expires}
+    asked: dict[str, Any] = {"tenant": tenant, "models": model or ["*"], "rights": right or ["infer"]}
+    asked |= {"weight": weight, "priority": priority, **dict(zip(LIMITS, limits, strict=True)), **rest}
+    if url is not None:
+        _show_secret(call("POST", url, "/admin/keys", admin_key, asked), as_json)
+        return
+    with _registry(data_dir, base) as registry:
+        record, secret = registry.keys.create(_terms(asked))
+    _write_down(data_dir, audit_log, "keys create", record)
+    _show_secret({**described(record), "key": secret}, as_json)
+
+
+@app.command("ls")
+def ls(
+    data_dir: DataDir = DEFAULT_DIR,
+    base: Base = None,
+    url: Url = None,
+    admin_key: AdminKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """List all keys. Of a budget a running server tells what is used; offline what it has lent out counts as well."""
+    if url is not None:
+        found = call("GET", url, "/admin/keys", admin_key)["data"]
+    else:
+        with _registry(data_dir, base) as registry:
+            found = [described(record) for record in registry.keys.all()]
+    if as_json:
+        _print_json({"object": "list", "data": found})
+        return
+    table = Table("id", "tenant", "state", "secret", "rights", "models", "limits")
+    for key in found:
+        table.add_row(
+            *(key["id"], key["tenant"], key["state"], key["hint"]),
+            *(", ".join(key["rights"]), ", ".join(key["models"]), _limits(key)),
+        )
+    Console(emoji=False).print(table)
+
+
+@app.command("revoke")
+def revoke(
+    key: Annotated[str, typer.Argument(help="Its id, as `ls` shows it.")],
+    data_dir: DataDir = DEFAULT_DIR,
+    base: Base = None,
+    audit_log: AuditPath = None,
+    url: Url = None,
+    admin_key: AdminKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a key: requests that come then are refused, those under way go on."""
+    if url is not None:
+        ended = call("DELETE", url, f"/admin/keys/{key}", admin_key)
+    else:
+        with _registry(data_dir, base) as registry:
+            record = registry.keys.revoke(key)
+        _write_down(data_dir, audit_log, "keys revoke", record)
+        ended = described(record)
+    if as_json:
+        _print_json(ended)
+    else:
+        Console(emoji=False).print(f"revoked {ended['id']} of {ended['tenant']}")
+
+
+@app.command("rotate")
+def rotate(
+    key: Annotated[str, typer.Argument(help="Its id, as `ls` shows it.")],
+    overlap: Annotated[
+        int, typer.Option(min=0, max=30 * 86400, help="Seconds for which the secret before opens too.")
+    ] = 0,
+    data_dir: DataDir = DEFAULT_DIR,
+    base: Base = None,
+    audit_log: AuditPath = None,
+    url: Url = None,
+    admin_key: AdminKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a key another secret, shown this once; its limits and what it has used stay."""
+    if url is not None:
+        body: dict[str, object] = {"overlap_seconds": overlap}
+        _show_secret(call("POST", url, f"/admin/keys/{key}/rotate", admin_key, body), as_json)
+        return
+    with _registry(data_dir, base) as registry:
+        record, secret = registry.keys.rotate(key, timedelta(seconds=overlap))
+    _write_down(data_dir, audit_log, "keys rotate", record)
+    _show_secret({**described(record), "key": secret}, as_json)
+
+
+def _terms(asked: dict[str, Any]) -> KeyTerms:
+    expires = asked["expires_at"]
+    return KeyTerms(
+        **{
+            **asked,
+            "models": tuple(asked["models"]),
+            "rights": parse_rights(asked["rights"]),
+            "expires_at": None if expires is None else parse_time(expires),
+        }
+    )
+
+
+@contextmanager
+def _registry(data_dir: Path, base: str | None) -> Iterator[AdapterRegistry]:
+    """Open the registry of a base in a data directory; what goes wrong ends the command in one line."""
+    try:
+        with AdapterRegistry(_home(data_dir, base) / REGISTRY_FILE) as registry:
+            yield registry
+    except AdapterError as error:
+        raise fail(str(error)) from None
+    except OSError as error:
+        raise fail(f"{error.filename or data_dir}: {error.strerror}") from None
+
+
+def _home(data_dir: Path, base: str | None) -> Path:
+    homes = sorted(path.parent for path in data_dir.glob(f"*/{REGISTRY_FILE}"))
+    if not homes:
+        raise fail(
+            f"{data_dir} holds no registry: start the server on it once, or name another directory with --data-dir"
+        )
+    named = {home: name_in(home) or home.name for home in homes}
+    fitting = [home for home in homes if base in (None, named[home], home.name)]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = ", ".join(f"{name} ({home.name})" for home, name in named.items())
+    if not fitting:
+        raise fail(f"{data_dir} holds no base {base!r}; bases: {known}")
+    raise fail(
+        f"{data_dir} holds several bases: name one with --base, by its name or its folder; bases: {known}"
+    )
+
+
+def _write_down(data_dir: Path, audit_log: Path | None, act: str, record: KeyRecord) -> None:
+    facts = {"who": f"command line, {getpass.getuser()}", "act": act, "made": record.id}
+    path = audit_log or data_dir / AUDIT_FILE
+    try:
+        append(path, {**facts, "tenant": record.terms.tenant, "result": "done"})
+    except OSError as error:
+        typer.echo(f"it isn't in the audit log: {path}: {error.strerror}", err=True)
+
+
+def _limits(key: dict[str, Any]) -> str:
+    told = [f"{name.replace('_', ' ')} {key[name]:,}" for name in LIMITS if key[name] is not None]
+    if key["budget"] is not None:
+        told[-1] += f" ({key['used']:,} used)"
+    return ", ".join(told)
+
+
+def _show_secret(key: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(key)
+        return
+    # The secret alone on a line of stdout, so that a script can take it; the words beside it on stderr.
+    typer.echo(f"{key['id']} of {key['tenant']}; the key is shown this once:", err=True)
+    typer.echo(key["key"])
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
