@@ -142,6 +142,11 @@ class ServeSettings(BaseModel):
         description="Seconds that an adapter's chat template may take for one chat; then 400.",
     )
 
+    tool_parser: Literal["hermes", "qwen3_coder", "llama3_json", "mistral"] | None = Field(
+        None,
+        description="How models write calls of tools; left out: chat templates tell.",
+    )
+
     api_key: Repeatable = Field((), description="Key that /v1 asks for. Repeatable.")
     admin_key: str | None = Field(
         None, description="Key that /adapters asks for; none: loopback callers only."

@@ -29,7 +29,7 @@ async def respond(request: Request, ask: Ask, form_of: Callable[[Generation], Fo
     collecting = asyncio.ensure_future(generation.collect())
     await done_within(request, collecting)
     choices = collecting.result()
-    usage = usage_of([choice.last for choice in choices], ask.n)
+    usage = usage_of(choices, ask.n)
     rests = deps.rests if form.large else None
     whole = await json_response(lambda: form.whole(choices, usage, at_once=rests is None), rests)
     return with_parts(whole, generation.model)

@@ -90,13 +90,25 @@ class PromptTokensDetails(Answer):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Answer):
+    """Of the answers' tokens."""
+
+    reasoning_tokens: int
+
+
 class Usage(Answer):
     """Tokens of a request."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails = Field(
+        default_factory=lambda: CompletionTokensDetails(reasoning_tokens=0),
+        description="Where the model may think.",
+    )
 
 
 class Completionlike(Answer):
@@ -113,77 +125,7 @@ class Completionlike(Answer):
     )
 
 
-class ChatToken(Answer):
-    """A token and its log probability."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class ChatTokenLogprob(ChatToken):
-    """A token of the answer, with the likeliest in its place."""
-
-    top_logprobs: list[ChatToken]
-
-
-class ChatLogprobs(Answer):
-    """Log probabilities of an answer's tokens."""
-
-    content: list[ChatTokenLogprob] | None
-    refusal: None
-
-
-class ChatMessage(Answer):
-    """An answer."""
-
-    role: Literal["assistant"]
-    content: str | None
-    refusal: str | None
-
-
 Finish = Literal["stop", "length"]
-
-
-class ChatChoice(Answer):
-    """One of n answers."""
-
-    index: int
-    message: ChatMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: Finish
-    stop_reason: str | int | None
-
-
-class ChatCompletion(Completionlike):
-    """An answer to a chat."""
-
-    object: Literal["chat.completion"]
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class ChatDelta(BaseModel):
-    """What a step added to a message; empty in a choice's last chunk."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(Answer):
-    """What a step added to one of n answers."""
-
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None
-    finish_reason: Finish | None
-
-
-class ChatCompletionChunk(Completionlike):
-    """One event of a stream."""
-
-    object: Literal["chat.completion.chunk"]
-    choices: list[ChatChunkChoice]
 
 
 class CompletionLogprobs(Answer):

@@ -2,19 +2,21 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from manylora.server.api.messages import Message, for_template
 from manylora.server.api.mixture_fields import ModelFields
 from manylora.server.api.schemas import (
     ChatRequest,
     CompletionRequest,
-    Message,
     SamplingFields,
     TokenizeRequest,
 )
 from manylora.server.api.structured import asked_grammar
 from manylora.server.api.token_ids import check_token_ids
+from manylora.server.api.tool_schemas import tools_of
+from manylora.server.chat.tools import ToolUse
 from manylora.server.engine.grammar import Grammar
 from manylora.server.engine.request import UNBOUNDED, Pooling, SamplingParams
 from manylora.server.errors import InvalidRequest
@@ -28,6 +30,9 @@ class ChatPrompt:
     """As templates take them."""
     variables: Mapping[str, object] = field(default_factory=dict)
     """What else the template may read."""
+    tools: ToolUse = field(default_factory=ToolUse)
+    reasoning_effort: str | None = None
+    """How much is to be thought, if the template knows of that; "none": nothing."""
     add_generation_prompt: bool = True
     continue_final_message: bool = False
 
@@ -70,6 +75,8 @@ class Ask:
     """Whether a stream tells it too."""
     priority: int = 0
     """Less is sooner."""
+    wants_reasoning: bool = True
+    """Whether what is thought is told."""
 
     @property
     def num_prompts(self) -> int:
@@ -80,19 +87,23 @@ class Ask:
 def chat_ask(body: ChatRequest, vocab_size: int) -> Ask:
     """Return what a chat asks for. Raises InvalidRequest."""
     prompt = ChatPrompt(
-        messages=[message.for_template() for message in body.messages],
-        variables=body.template_variables,
+        messages=for_template(body.messages),
+        variables=body.chat_template_kwargs,
+        tools=body.tool_use,
+        reasoning_effort=body.reasoning_effort,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
     )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _ask(body, prompt, sampling_params(body, vocab_size, body.asked_tokens, logprobs))
+    ask = _ask(body, prompt, sampling_params(body, vocab_size, body.asked_tokens, logprobs))
+    return replace(ask, wants_reasoning=body.include_reasoning)
 
 
 def tokenize_prompt(body: TokenizeRequest, messages: Sequence[Message]) -> ChatPrompt:
     """Return the chat whose tokens are asked for."""
     return ChatPrompt(
-        messages=[message.for_template() for message in messages],
+        messages=for_template(messages),
+        tools=ToolUse(tools_of(body.tools), "none"),
         variables=body.chat_template_kwargs,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
@@ -20,7 +21,7 @@ from manylora.server.api.openapi import body_of
 from manylora.server.api.rendering import dumps
 from manylora.server.api.schemas import ChatRequest
 from manylora.server.api.writer import DONE, event
-from manylora.server.chat.deltas import Content
+from manylora.server.chat.deltas import CallBegins, Content, Reasoning
 
 CHUNK = "chat.completion.chunk"
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
@@ -52,6 +53,9 @@ class ChatForm:
         self._usage = ask.wants_usage
         self._parts = told_parts(generation.model)
         """What is told of a mixture's parts: by the answer, or by a stream's first chunk."""
+        self._wants_reasoning = ask.wants_reasoning
+        self._custom: dict[tuple[int, int], bool] = {}
+        """Whether each choice's calls are of custom tools, in a stream."""
         self._identity, self._created, self._model = identity, created, ask.model
         self._head = self._begin(CHUNK)
         self._ends = {"usage": None} if self._usage else {}
@@ -78,11 +82,27 @@ class ChatForm:
         assert choice.finish is not None, "the engine ends every choice"
         return {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+            "message": self._message(choice),
             "logprobs": chat_logprobs(choice.logprobs, self._vocabulary) if self._told else None,
             "finish_reason": choice.finish,
             "stop_reason": choice.stop_reason,
         }
+
+    def _message(self, choice: Choice) -> dict[str, object]:
+        content = "".join(choice.text)
+        message: dict[str, object] = {
+            "role": "assistant",
+            "content": content if content or not choice.calls else None,
+            "refusal": None,
+        }
+        if choice.reasoning and self._wants_reasoning:
+            message["reasoning_content"] = "".join(choice.reasoning)
+        if choice.calls:
+            message["tool_calls"] = [
+                call_object(call.call_id, call.name, "".join(call.arguments), custom=call.custom)
+                for call in choice.calls
+            ]
+        return message
 
     async def events(self, step: Step) -> str:
         """See writer.Form."""
@@ -92,10 +112,12 @@ class ChatForm:
             self._parts = {}
         if step.finish is not None or self._told:
             return begins + self._whole_chunk(step)
-        for delta in step.deltas:  # none: it is held back for a stop string or half a character
-            assert isinstance(delta, Content)
-            begins += f'{self._begins}{step.choice},"delta":{{"content":{dumps(delta.text)}{self._goes_on}'
-        return begins
+        if not step.deltas:  # it is held back for a stop string or half a character
+            return begins
+        if len(step.deltas) == 1 and isinstance(step.deltas[0], Content):
+            told = dumps(step.deltas[0].text)
+            return f'{begins}{self._begins}{step.choice},"delta":{{"content":{told}{self._goes_on}'
+        return begins + self._whole_chunk(step)
 
     def last(self, usage: Usage) -> str:
         """See writer.Form."""
@@ -109,16 +131,38 @@ class ChatForm:
 
     def _whole_chunk(self, step: Step) -> str:
         output = step.output
-        if not step.deltas and not output.logprobs and step.finish is None:
+        delta = self._delta(step)
+        if not delta and not output.logprobs and step.finish is None:
             return ""
-        text = "".join(delta.text for delta in step.deltas if isinstance(delta, Content))
         logprobs = chat_logprobs(output.logprobs, self._vocabulary) if self._told else None
-        return self._chunk(step.choice, {"content": text} if text else {}, logprobs, step.finish, {})
+        return self._chunk(step.choice, delta, logprobs, step.finish, {})
+
+    def _delta(self, step: Step) -> dict[str, object]:
+        """Return what a step adds to a message. A call's id and name are told once: clients join what is told again."""
+        texts = {"reasoning_content": "", "content": ""}
+        calls: dict[int, dict[str, Any]] = {}
+        for delta in step.deltas:
+            if isinstance(delta, Content):
+                texts["content"] += delta.text
+            elif isinstance(delta, Reasoning):
+                texts["reasoning_content"] += delta.text if self._wants_reasoning else ""
+            elif isinstance(delta, CallBegins):
+                self._custom[step.choice, delta.number] = delta.custom
+                begun = call_object(delta.call_id, delta.name, "", custom=delta.custom)
+                calls[delta.number] = {"index": delta.number, **begun}
+            else:
+                custom = self._custom[step.choice, delta.number]
+                call = calls.setdefault(delta.number, {"index": delta.number})
+                inside = call.setdefault("custom" if custom else "function", {})
+                name = "input" if custom else "arguments"
+                inside[name] = inside.get(name, "") + delta.text
+        told: dict[str, object] = {key: text for key, text in texts.items() if text}
+        return {**told, "tool_calls": list(calls.values())} if calls else told
 
     def _chunk(
         self,
         index: int,
-        delta: dict[str, str],
+        delta: Mapping[str, object],
         logprobs: dict[str, object] | None,
         finish: str | None,
         parts: dict[str, object],
@@ -135,3 +179,10 @@ class ChatForm:
             "model": self._model,
             "system_fingerprint": None,
         }
+
+
+def call_object(call_id: str, name: str, arguments: str, *, custom: bool) -> dict[str, Any]:
+    """Return a call in OpenAI's shape; ``arguments`` are a custom tool's input."""
+    if custom:
+        return {"id": call_id, "type": "custom", "custom": {"name": name, "input": arguments}}
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}

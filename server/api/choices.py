@@ -50,6 +50,8 @@ class Choice:
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
     stop_reason: str | int | None = None
     last: SequenceOutput | None = None
+    thought: int | None = None
+    """Tokens of what was thought; None: the model doesn't think."""
     _called: bool = False
 
     @property
@@ -69,11 +71,17 @@ class Choice:
         if parser is None:
             deltas = (Content(output.text),) if output.text else ()
         else:
+            thinking = parser.thinking
             deltas = parser.push(output.text) if output.text else ()
+            self._count_thought(output, thinking or parser.thinking)
             if output.finish_reason is not None:
                 deltas = [*deltas, *parser.end()]
             self._called = self._called or any(isinstance(delta, CallBegins) for delta in deltas)
         return Step(index, deltas, output, None if output.finish_reason is None else self.finish, first)
+
+    def _count_thought(self, output: SequenceOutput, thinking: bool) -> None:
+        if thinking or (self.thought is None and self.parser is not None and self.parser.may_think):
+            self.thought = (self.thought or 0) + (len(output.token_ids) if thinking else 0)
 
     def add(self, output: SequenceOutput) -> None:
         """Take in what came, and keep all of it."""

@@ -76,6 +76,8 @@ class ApiSettings:
     max_prompt_logprobs: int = 500_000
     max_tokenize_characters: int = 1 << 18
     keep_alive_seconds: float = 15.0
+    tool_parser: str | None = None
+    """The format in which models write calls of tools; None: their chat templates tell."""
     base_source: str = ""
     """The base as the operator named it: a directory or a hub name; empty: the demo."""
     pooling: Pooling = Pooling.LAST

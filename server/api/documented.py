@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from manylora.server.api import answers, embedding_answers, key_answers
+from manylora.server.api import answers, chat_answers, embedding_answers, key_answers
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 ERRORS: dict[int, str] = {
@@ -71,7 +71,7 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
     ("post", "/tokenize"): _one("api", answers.Tokens, BODY | NAMED),
     ("post", "/detokenize"): _one("api", answers.Text, BODY | NAMED),
     ("post", "/v1/chat/completions"): Documented(
-        "api", {200: {JSON: answers.ChatCompletion, EVENTS: answers.ChatCompletionChunk}}, GENERATES
+        "api", {200: {JSON: chat_answers.ChatCompletion, EVENTS: chat_answers.ChatCompletionChunk}}, GENERATES
     ),
     ("post", "/v1/completions"): Documented(
         "api", {200: {JSON: answers.Completion, EVENTS: answers.CompletionChunk}}, GENERATES

@@ -26,7 +26,7 @@ LONGEST_WAIT = 120
 """Seconds of Retry-After."""
 NOT_AGAIN = frozenset({409, 507})
 """Statuses that OpenAI's clients answer with the same request, twice, which changes nothing here."""
-_UNION_MEMBER = re.compile(r"list\[|function-|str$")
+_UNION_MEMBER = re.compile(r"list\[|literal\[|function-|str$|ToolChoice$")
 """What pydantic puts into a field's path for the alternative that it tried."""
 UNEXPECTED = "The server failed on this request. The fault is logged under the request id."
 

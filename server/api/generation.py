@@ -9,13 +9,14 @@ from uuid import uuid4
 from manylora.server.api.asked_models import resolve, text_of
 from manylora.server.api.asks import Ask
 from manylora.server.api.calling import current_caller
-from manylora.server.api.choices import Choice
+from manylora.server.api.choices import CALLED, Choice
 from manylora.server.api.dependencies import ApiDependencies, ApiSettings, OutputStream
-from manylora.server.api.held import compiled
+from manylora.server.api.held import grammar_of
 from manylora.server.api.prompts import Tokenised, tokenise
 from manylora.server.api.request_context import note, request_id
 from manylora.server.api.reserving import reserve
 from manylora.server.catalog import ResolvedModel
+from manylora.server.chat.reading import Reading
 from manylora.server.engine.grammar import CompiledGrammar
 from manylora.server.engine.request import FinishReason, GenerationRequest, SequenceOutput
 from manylora.server.errors import (
@@ -39,14 +40,22 @@ class Usage:
     prompt: int = 0
     completion: int = 0
     cached: int = 0
+    reasoning: int | None = None
+    """None: none of the answers may hold any."""
 
     def to_json(self) -> dict[str, object]:
         """Return the usage object."""
+        thought = (
+            {}
+            if self.reasoning is None
+            else {"completion_tokens_details": {"reasoning_tokens": self.reasoning}}
+        )
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
+            **thought,
         }
 
 
@@ -63,6 +72,8 @@ class Generation:
     prompts: tuple[tuple[int, ...], ...]
     echoed: tuple[str, ...] = ()
     """The prompts as they were sent, if they are to be told again."""
+    reading: Reading = field(default_factory=Reading)
+    """How each of its answers is read."""
     reservation: Reservation | None = None
     """What it may use of its key's tokens."""
     _failed: list[Exception] = field(default_factory=list)
@@ -70,7 +81,10 @@ class Generation:
 
     def choices(self) -> list[Choice]:
         """Return the answers before anything has come of them, those of the first prompt first."""
-        return [Choice() for _ in range(self.ask.n * len(self.prompts))]
+        # OpenAI's own way: who names a tool hears of an answer that stopped, who leaves the choice that it called.
+        after = FinishReason.STOP.value if self.reading.use.named else CALLED
+        count = self.ask.n * len(self.prompts)
+        return [Choice(self.reading.parser(), after) for _ in range(count)]
 
     async def take(self) -> Sequence[tuple[int, SequenceOutput]] | None:
         """Return what has come since the last call as (choice index, output); nothing: all is there.
@@ -127,8 +141,8 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
         try:
             text = await text_of(deps, model, ask.beside)
             stopping = replace(ask.sampling, stop_names=text.stops(ask.sampling.stop))
-            grammar = None if ask.grammar is None else await compiled(deps, ask.grammar, text)
             prompts = await tokenise(deps, ask, model, text)
+            grammar = await grammar_of(deps, ask, prompts, text)
             sampling, reservation = await reserve(deps, ask, prompts.ids, stopping)
             with _given_back(reservation):
                 held = replace(ask, sampling=sampling)
@@ -197,7 +211,7 @@ def _start(
             sampling=ask.sampling,
             adapters=model.adapters,
             adapter_label=model.label,
-            decoder=text.vocabulary,
+            decoder=text.vocabulary.spelling(prompts.reading.marks),
             eos_ids=text.eos_ids | prompts.ends,
             n=ask.n,
             arrival_time=arrival,
@@ -214,7 +228,7 @@ def _start(
     stream = deps.engine.submit_together(requests)
     deps.metrics.by_adapter.count_parts([part.name for part in model.parts if part.weight], len(requests))
     asked = tuple(request.prompt_token_ids for request in requests)
-    return Generation(stream, ask, model, text, asked, prompts.echoed, reservation)
+    return Generation(stream, ask, model, text, asked, prompts.echoed, prompts.reading, reservation)
 
 
 def _check_prompt_logprobs(ask: Ask, prompts: Sequence[Sequence[int]], most: int) -> None:
@@ -249,12 +263,15 @@ def _error_of(output: SequenceOutput, model: ResolvedModel) -> Exception | None:
     return None
 
 
-def usage_of(last: Sequence[SequenceOutput | None], n: int) -> Usage:
+def usage_of(choices: Sequence[Choice], n: int) -> Usage:
     """Add up the tokens of all choices; a prompt counts once for its n choices."""
+    last = [choice.last for choice in choices]
+    thought = [choice.thought for choice in choices if choice.thought is not None]
     done = [output for output in last if output is not None]
     firsts = [output for index, output in enumerate(last) if output is not None and index % n == 0]
     return Usage(
         sum(output.prompt_tokens for output in firsts),
         sum(output.completion_tokens for output in done),
         sum(output.cached_tokens for output in firsts),
+        sum(thought) if thought else None,
     )

@@ -1,11 +1,52 @@
 """Grammars made ready for a model's tokens, before its prompts are queued."""
 
+import json
 from functools import partial
 
+from manylora.server.api.asks import Ask
 from manylora.server.api.dependencies import ApiDependencies
-from manylora.server.engine.grammar import CompiledGrammar, Grammar, GrammarRefused, TokenSet
+from manylora.server.api.prompts import Tokenised
+from manylora.server.api.talk import held
+from manylora.server.chat.tools import ToolUse
+from manylora.server.engine.grammar import CompiledGrammar, Grammar, GrammarKind, GrammarRefused, TokenSet
 from manylora.server.errors import InvalidRequest
 from manylora.server.tokenizer import ModelText
+
+
+async def grammar_of(
+    deps: ApiDependencies, ask: Ask, prompts: Tokenised, text: ModelText
+) -> CompiledGrammar | None:
+    """Return what the answers are held to, ready to be followed; None: nothing.
+
+    Where a tool's schema can't be held, and the request doesn't say that it must be, its arguments are any object.
+    Raises InvalidRequest naming the field, and QueueFull.
+    """
+    controls = text.vocabulary.control_tokens
+    strict: Grammar | None = None
+    try:
+        strict = held(ask, prompts.reading, prompts.thought, controls, loose=False)
+        return None if strict is None else await compiled(deps, strict, text)
+    except InvalidRequest:
+        if prompts.reading.format is None or not prompts.reading.use.callable:
+            raise
+    loose = held(ask, prompts.reading, prompts.thought, controls, loose=True)
+    assert loose is not None
+    try:
+        return await compiled(deps, loose, text)
+    except InvalidRequest:
+        await _name_the_tool(deps, prompts.reading.use, text)
+        raise
+
+
+async def _name_the_tool(deps: ApiDependencies, use: ToolUse, text: ModelText) -> None:
+    """Raise InvalidRequest for the first tool that alone can't be held."""
+    for place, tool in enumerate(use.tools):
+        if tool.held and not tool.raw:
+            kind = "custom.format" if tool.custom else "function.parameters"
+            schema = json.dumps(tool.schema, ensure_ascii=False)
+            await compiled(
+                deps, Grammar(GrammarKind.JSON_SCHEMA, schema, param=f"tools.{place}.{kind}"), text
+            )
 
 
 async def compiled(deps: ApiDependencies, grammar: Grammar, text: ModelText) -> CompiledGrammar:

@@ -15,7 +15,7 @@ REFUSED_FIELD = "refused_field"
 """The type of our own errors about a field; their context names it."""
 LONGEST_NAME = 100
 """Characters of an unknown field's name that are repeated to the client."""
-NO_TOOLS = "tools aren't served yet"
+NO_TOOLS = "tools are for chats"
 NO_STRUCTURE = "no answer is made here that could be held to it"
 TEXT_ONLY = "only text is served"
 
@@ -118,7 +118,9 @@ BODY = Passing(
         }
     ),
     unserved={
-        **dict.fromkeys(("tools", "tool_choice", "functions", "function_call"), NO_TOOLS),
+        **dict.fromkeys(("tools", "tool_choice"), NO_TOOLS),
+        "functions": "it is the old name of tools: send those, each with its type",
+        "function_call": "it is the old name of tool_choice",
         **dict.fromkeys(
             (
                 "response_format",
@@ -134,9 +136,9 @@ BODY = Passing(
         "guided_whitespace_pattern": "white space between parts of JSON is bounded as it is",
         "structural_tag": "tags around schemas are written as a grammar, with %json inside",
         **dict.fromkeys(("audio", "modalities"), TEXT_ONLY),
-        "reasoning_effort": "levels of reasoning aren't served",
+        "reasoning_effort": "reasoning is for chats",
         "thinking_token_budget": "budgets of reasoning aren't served",
-        "include_reasoning": "reasoning isn't told from the answer, so it can't be left out",
+        "include_reasoning": "reasoning is told from the answer in chats alone",
         "verbosity": "how verbose a model is can't be set",
         "service_tier": "there are no service tiers",
         "prediction": "predicted outputs aren't served",
@@ -161,10 +163,10 @@ BODY = Passing(
 """Around the fields of every body."""
 
 MESSAGE = Passing(
-    inert={"tool_calls": ([],), "images": ([],), "thinking_blocks": ([],), "refusal": ("",)},
+    inert={"images": ([],), "thinking_blocks": ([],), "refusal": ("",)},
     unread=frozenset({"annotations", "cache_control", "id", "provider_specific_fields"}),
     unserved={
-        **dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), NO_TOOLS),
+        "function_call": "it is the old name of tool_calls: send those, each with its id",
         **dict.fromkeys(("audio", "images"), TEXT_ONLY),
         "refusal": "give a refusal as content",
         "thinking_blocks": "give reasoning as reasoning_content",

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from manylora.server.api.asks import Ask, ChatPrompt, PlainPrompts
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.middle import with_suffix
+from manylora.server.api.talk import Talk
 from manylora.server.api.token_ids import check_token_ids
 from manylora.server.api.tokenising import Lane, check_length, most_characters
 from manylora.server.catalog import ResolvedModel
+from manylora.server.chat.reading import Reading
 from manylora.server.chat.templates import TemplateFailed
 from manylora.server.engine.door import context_exceeded
 from manylora.server.engine.request import UNBOUNDED
@@ -30,6 +32,10 @@ class Tokenised:
     """As they were sent, if they are to be echoed; token ids with control tokens spelled out."""
     ends: frozenset[int] = frozenset()
     """Ids that end the answers besides the model's own."""
+    reading: Reading = field(default_factory=Reading)
+    """How answers are read."""
+    thought: str | None = None
+    """What ends the thoughts that are to come before an answer; None: none are."""
 
 
 async def tokenise(deps: ApiDependencies, ask: Ask, model: ResolvedModel, text: ModelText) -> Tokenised:
@@ -47,7 +53,11 @@ async def tokenise(deps: ApiDependencies, ask: Ask, model: ResolvedModel, text: 
             if ask.pooling is not None:
                 _check_pooled(ids, prompt.param)
         else:
-            ids = [await chat_tokens(deps, model, text, prompt, at_most=context)]
+            talk = talk_of(deps, model, text, prompt)
+            rendered = await _rendered(deps, model, text, talk, deps.tokenising.prompts)
+            lane, most = deps.tokenising.prompts, most_characters(context)
+            ids = [await _encoded(deps, text, rendered, context, lane, most)]
+            return Tokenised(ids, reading=talk.reading(rendered), thought=talk.thought_ends_with(rendered))
     # After the check of the ids: those that no vocabulary has can't be spelled.
     if isinstance(prompt, PlainPrompts) and prompt.echo:
         return Tokenised(ids, await _echoed(deps, prompt, text))
@@ -72,18 +82,35 @@ async def chat_tokens(
     Raises TooManyTokens over ``at_most``, InvalidRequest for what the template refuses, and QueueFull.
     """
     lane = lane or deps.tokenising.prompts
-    messages = prompt.messages
+    rendered = await _rendered(deps, model, text, talk_of(deps, model, text, prompt), lane)
+    return await _encoded(deps, text, rendered, at_most, lane, most or most_characters(at_most))
+
+
+def talk_of(deps: ApiDependencies, model: ResolvedModel, text: ModelText, prompt: ChatPrompt) -> Talk:
+    """Return a chat as the model's template takes it. Raises InvalidRequest for what the template doesn't know."""
+    template = model.chat_template or deps.tokenizer.template(tools=bool(prompt.tools.tools))
+    return Talk.of(prompt, template, text.vocabulary, deps.settings.tool_parser)
+
+
+async def _rendered(
+    deps: ApiDependencies, model: ResolvedModel, text: ModelText, talk: Talk, lane: Lane
+) -> str:
+    prompt = talk.prompt
     how = {
         "add_generation_prompt": prompt.add_generation_prompt,
         "continue_final_message": prompt.continue_final_message,
     }
     seen = {**text.special_tokens, **prompt.variables}
-    if model.chat_template is None:
-        written = sum(len(str(message.get("content"))) for message in messages)
-        rendered = await lane.run(lambda: deps.tokenizer.render(messages, seen, **how), written)
-    else:
-        rendered = await _by_adapter(deps, model.chat_template, messages, seen, how)
-    _check_characters(deps, rendered, at_most, most or most_characters(at_most), "messages")
+    if model.chat_template is not None:
+        return await _by_adapter(deps, model.chat_template, prompt.messages, seen, how)
+    written = sum(len(str(message.get("content"))) for message in prompt.messages)
+    return await lane.run(lambda: deps.tokenizer.render(prompt.messages, seen, **how), written)
+
+
+async def _encoded(
+    deps: ApiDependencies, text: ModelText, rendered: str, at_most: int, lane: Lane, most: int
+) -> list[int]:
+    _check_characters(deps, rendered, at_most, most, "messages")
     [ids] = await text.codec.encode(lane, [rendered], add_special_tokens=False, at_most=at_most)
     return ids
 

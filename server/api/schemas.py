@@ -4,15 +4,17 @@ Checking stops at the first fault of a list or an object: a million of them woul
 in hand.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from manylora.server.api.inert import MESSAGE, NO_TOOLS, PART, Passing, refused
+from manylora.server.api.inert import refused
+from manylora.server.api.messages import Message
 from manylora.server.api.mixture_fields import ModelFields
 from manylora.server.api.strict import Strict
 from manylora.server.api.structured import StructuredFields
 from manylora.server.api.template_variables import TemplateVariables
+from manylora.server.api.tool_schemas import MAX_TOOLS, ToolFields, ToolSpec
 
 MAX_STOPS = 16
 MAX_STOP_IDS = 1024
@@ -91,40 +93,6 @@ class SamplingFields(StructuredFields):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class TextPart(Strict):
-    """A part of a message's content. Only text is served."""
-
-    passing: ClassVar[Passing] = PART
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(Strict):
-    """A message of a chat."""
-
-    passing: ClassVar[Passing] = MESSAGE
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
-    name: str | None = None
-    reasoning_content: str | None = Field(None, description="What an assistant thought before it answered.")
-    reasoning: str | None = Field(None, description="The same by vLLM's newer name.")
-
-    @field_validator("role", mode="before")
-    @classmethod
-    def _no_tools(cls, value: Any) -> Any:
-        if value in ("tool", "function"):
-            raise ValueError(NO_TOOLS)
-        return value
-
-    def for_template(self) -> dict[str, str]:
-        """Return what chat templates take: developer is system's newer name; parts are one text."""
-        role = "system" if self.role == "developer" else self.role
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        more = {"name": self.name, "reasoning_content": self.reasoning_content or self.reasoning}
-        return {"role": role, "content": text, **{key: value for key, value in more.items() if value}}
-
-
 Messages = Annotated[list[Message], Field(fail_fast=True)]
 
 
@@ -133,7 +101,7 @@ def _one_end(body: "ChatRequest | TokenizeRequest") -> None:
         raise refused("continue_final_message", "goes with add_generation_prompt: false")
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, ToolFields):
     """POST /v1/chat/completions."""
 
     messages: Messages = Field(min_length=1)
@@ -144,23 +112,19 @@ class ChatRequest(SamplingFields):
     continue_final_message: bool = False
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
 
-    reasoning_effort: str | None = Field(None, description='"none": templates are told not to think.')
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None, description='"none": templates are told not to think; levels are for templates that know them.'
+    )
+    include_reasoning: bool = Field(True, description="Whether what was thought is told.")
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
-        self.passing.check("reasoning_effort", self.reasoning_effort, ())
         if self.top_logprobs and not self.logprobs:
             raise refused("top_logprobs", "goes with logprobs: true")
         _one_end(self)
         if self.max_tokens == 0:
             raise refused("max_tokens", "0 goes with a completion's echo: true")
         return self
-
-    @property
-    def template_variables(self) -> dict[str, Any]:
-        """What the template may read beside the messages; thinking is switched off by the name that templates know."""
-        off = {} if self.reasoning_effort is None else {"enable_thinking": False}
-        return {**off, **self.chat_template_kwargs}
 
     @property
     def asked_tokens(self) -> int | None:
@@ -223,6 +187,9 @@ class TokenizeRequest(ModelFields):
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
+    tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS, fail_fast=True)] = Field(
+        default_factory=list
+    )
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from manylora.server.api.inert import NO_TOOLS, refused
+from manylora.server.api.inert import refused
 
 MAX_CHARACTERS = 64 << 10
 """As JSON."""
-_FIELDS_OF_THEIR_OWN = ("messages", "add_generation_prompt", "continue_final_message")
+_FIELDS_OF_THEIR_OWN = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 _NOT_FOR_CLIENTS = ("chat_template", "conversations", "return_assistant_tokens_mask", "self", "tokenize")
 
 
@@ -30,8 +30,6 @@ def _checked(value: Any) -> Any:
 def _check_name(name: str) -> None:
     if name in _FIELDS_OF_THEIR_OWN:
         raise refused(name, "is a field of its own: chat_template_kwargs can't override it")
-    if name == "tools":
-        raise refused(name, NO_TOOLS)
     if name in _NOT_FOR_CLIENTS or name.endswith(("_token", "_tokens")):
         raise refused(name, "is the server's: chat_template_kwargs can't override it")
     if not name.isidentifier():

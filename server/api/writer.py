@@ -57,7 +57,7 @@ class Writer:
 
     def last(self) -> bytes:
         """Return what ends the stream."""
-        return self._form.last(usage_of(self._last, self.generation.ask.n)).encode()
+        return self._form.last(usage_of(self._choices, self.generation.ask.n)).encode()
 
     def failed(self, envelope: Mapping[str, object]) -> bytes:
         """Return the event that tells of an error."""

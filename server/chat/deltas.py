@@ -40,6 +40,16 @@ Delta: TypeAlias = Content | Reasoning | CallBegins | Arguments
 class ChoiceParser(Protocol):
     """Reads one answer as it comes. What it returns in all depends on the text, not on how that was cut."""
 
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next is thought, not said."""
+        ...
+
+    @property
+    def may_think(self) -> bool:
+        """Whether thoughts may come at all."""
+        ...
+
     def push(self, text: str) -> Sequence[Delta]:
         """Take more of the text; return what is certain with it."""
         ...

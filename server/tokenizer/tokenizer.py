@@ -99,6 +99,14 @@ class Tokenizer:
         except ValueError:
             return None
 
+    def template(self, *, tools: bool) -> str:
+        """Return the chat template that ``render`` uses, with tools or without; "" if there is none."""
+        try:
+            found = self._outer.get_chat_template(tools=[{}] if tools else None)
+        except ValueError:
+            return ""
+        return str(found or "")
+
     @property
     def special_tokens(self) -> dict[str, str | list[str]]:
         """Names of special tokens (bos_token, …) as chat templates read them."""
@@ -154,7 +162,7 @@ class Tokenizer:
             )
         try:
             text = render(
-                self._outer.get_chat_template(),
+                self._outer.get_chat_template(tools=(variables or {}).get("tools")),
                 messages,
                 {**self.special_tokens, **(variables or {})},
                 add_generation_prompt=add_generation_prompt,

@@ -45,6 +45,11 @@ class Vocabulary:
         """Return the bytes that the token adds to the text: b"" for control and unknown tokens."""
         return self._texts[token_id] if 0 <= token_id < len(self._texts) else b""
 
+    def spelling(self, marks: Iterable[str]) -> "Vocabulary | Spelling":
+        """Return what decodes as this does, but spells out those control tokens that are among ``marks``."""
+        spelled = {self.control_tokens[mark]: mark.encode() for mark in marks if mark in self.control_tokens}
+        return Spelling(self, spelled) if spelled else self
+
     def token_text(self, token_id: int) -> str:
         """Return a single token as text for logprobs: control tokens by name, broken characters as U+FFFD."""
         return self.raw_bytes(token_id).decode("utf-8", "replace")
@@ -90,6 +95,24 @@ class Vocabulary:
         pieces = [body[start:end] for start, end in pairwise(ends)]
         before, behind = head["around"]
         return cls(pieces, head["control_tokens"], head["strips_first_space"], (before, behind))
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """A vocabulary in which some control tokens have a text. Is a TokenDecoder."""
+
+    vocabulary: Vocabulary
+    spelled: Mapping[int, bytes]
+
+    @property
+    def strips_first_space(self) -> bool:
+        """See Vocabulary."""
+        return self.vocabulary.strips_first_space
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that the token adds to the text."""
+        found = self.spelled.get(token_id)
+        return self.vocabulary.token_bytes(token_id) if found is None else found
 
 
 def added_around(mask: Iterable[int]) -> tuple[int, int]:

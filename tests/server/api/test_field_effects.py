@@ -11,7 +11,8 @@ from manylora.server.api.body import parse
 from manylora.server.api.choices import Choice
 from manylora.server.api.completions import CompletionForm
 from manylora.server.api.generation import Generation, usage_of
-from manylora.server.api.schemas import ChatRequest, CompletionRequest, Message
+from manylora.server.api.messages import Message
+from manylora.server.api.schemas import ChatRequest, CompletionRequest
 from manylora.server.catalog import ResolvedModel
 from manylora.server.engine.request import FinishReason, SamplingParams, SequenceOutput
 from manylora.server.errors import InvalidRequest
@@ -174,7 +175,7 @@ def output(index: int, prompt: int, completion: int, cached: int) -> SequenceOut
 def test_a_prompt_counts_once_for_its_choices() -> None:
     """What its first choice found in the prefix cache, not what the others then found of the same prompt."""
     last = [output(0, 10, 1, 0), output(1, 10, 2, 8), output(0, 20, 4, 16), output(1, 20, 8, 18)]
-    usage = usage_of(last, 2).to_json()
+    usage = usage_of([Choice(last=each) for each in last], 2).to_json()
     assert usage == {
         "prompt_tokens": 30,
         "completion_tokens": 15,
@@ -188,7 +189,7 @@ def test_an_echo_alone_ends_by_its_length_whatever_the_token_was_that_nobody_see
     form = CompletionForm(generation(body, ("1 2",), (1, 2)), "cmpl-x", 5, echo_only=True)
     choice = Choice()
     choice.add(output(0, 2, 1, 0))
-    whole = form.whole([choice], usage_of([choice.last], 1), at_once=True)
+    whole = form.whole([choice], usage_of([choice], 1), at_once=True)
     assert whole["choices"] == [
         {"index": 0, "text": "1 2", "logprobs": None, "finish_reason": "length", "stop_reason": None}
     ]
@@ -208,7 +209,7 @@ def test_choices_of_several_prompts_echo_their_own() -> None:
     for index in (0, 1, 0, 1):
         choices.append(Choice())
         choices[-1].add(output(index, 1, 1, 0))
-    usage = usage_of([choice.last for choice in choices], 2)
+    usage = usage_of(choices, 2)
     texts = [
         each["text"]
         for each in cast("list[dict[str, str]]", form.whole(choices, usage, at_once=True)["choices"])

@@ -77,11 +77,11 @@ PASSES_IN_MESSAGES: list[dict[str, object]] = [
     {"content": [{"type": "text", "text": "hello", "annotations": [], "prompt_cache_breakpoint": {}}]},
 ]
 NOT_SERVED: list[tuple[dict[str, object], str]] = [
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools aren't served yet"),
-    ({"tool_choice": "required"}, "tools aren't served yet"),
-    ({"functions": [{"name": "f"}]}, "tools aren't served yet"),
-    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, "tools aren't served yet"),
-    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "tools aren't served yet"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "no place for tools"),
+    ({"tool_choice": "required"}, "goes with tools"),
+    ({"functions": [{"name": "f"}]}, "the old name of tools"),
+    ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "the old name of tool"),
+    ({"messages": [{"role": "assistant", "function_call": {"name": "x"}}]}, "the old name of tool_calls"),
     ({"guided_decoding_backend": "outlines"}, "llguidance"),
     ({"structured_outputs": {"structural_tag": "{}"}}, "%json"),
     ({"audio": {"voice": "x"}}, "only text is served"),

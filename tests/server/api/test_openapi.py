@@ -15,7 +15,8 @@ import schemathesis
 import schemathesis.specs.openapi.schemas
 
 from manylora.loadtest.checks.api_fuzz import CHECKS, Known, fuzz
-from manylora.server.api.answers import ChatCompletionChunk, CompletionChunk, ErrorAnswer
+from manylora.server.api.answers import CompletionChunk, ErrorAnswer
+from manylora.server.api.chat_answers import ChatCompletionChunk
 from manylora.server.api.documented import OPERATIONS
 from tests.server.api.running import BASE, Files, Running, running
 
