@@ -26,6 +26,8 @@ from manylora.server.api.engine_metrics import EngineMetrics
 from manylora.server.api.export_jobs import ExportedBase, ExportJobs
 from manylora.server.api.metrics import Metrics
 from manylora.server.api.pacing import Rests
+from manylora.server.batches.files import FileStore
+from manylora.server.batches.runner import Batches
 from manylora.server.catalog import AdapterCatalog, CatalogSettings
 from manylora.server.chat.templates import ChatTemplates
 from manylora.server.config import AdapterArgument, ServeSettings
@@ -158,13 +160,18 @@ def assemble(
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
     rests = Rests(lambda: engine.tempo is not None)
-    grammars = Grammars(base.config.vocab_size)
-    keys = KeyRing(home.registry.keys)
+    keys, batches = KeyRing(home.registry.keys), _batches(settings, home.batches)
     audit = AuditLog(settings.audit_log or settings.data_dir / AUDIT_FILE)
-    deps = ApiDependencies(
-        engine, catalog, tokenizer, texts, metrics, api, rests, keys, exports, audit, grammars=grammars
-    )
+    grammars = Grammars(base.config.vocab_size)
+    shared = (engine, catalog, tokenizer, texts, metrics, api, rests, keys, batches)
+    deps = ApiDependencies(*shared, exports, audit, grammars=grammars)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
+
+
+def _batches(settings: ServeSettings, directory: Path) -> Batches:
+    files = FileStore(directory, largest=int(settings.max_file_mib * MIB), most=int(settings.files_gib * GIB))
+    largest_line = int(settings.max_body_mib * MIB)
+    return Batches(files, in_flight=settings.batch_in_flight, largest_line=largest_line)
 
 
 def _api_settings(settings: ServeSettings, base: BaseModel, name: str, context: int) -> ApiSettings:
@@ -251,6 +258,7 @@ class _Kept:
     registry: AdapterRegistry
     store: AdapterStore
     exports: Path
+    batches: Path
     inherited_up_to: int
     other_homes: tuple[Path, ...]
 
@@ -264,7 +272,14 @@ def _open_home(settings: ServeSettings, base: BaseModel, name: str) -> _Kept:
         if inherited is None:
             inherited = max((record.id for record in registry.active()), default=0)
             claim(home.directory, identity, inherited_up_to=inherited)
-        return _Kept(registry, store, home.directory / "exports", inherited, home.others)
+        return _Kept(
+            registry,
+            store,
+            home.directory / "exports",
+            home.directory / "batches",
+            inherited,
+            home.others,
+        )
     except (OSError, AdapterError, ValueError) as error:
         raise ValueError(
             f"{settings.name_of('data_dir')} {settings.data_dir} can't be used: {error}"

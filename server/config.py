@@ -194,6 +194,13 @@ class ServeSettings(BaseModel):
         False,
         description="The models were trained so that an embedding may be cut: requests may give dimensions.",
     )
+    max_file_mib: float = Field(200.0, gt=0, description="Largest file of /v1/files in MiB; more gets 413.")
+    files_gib: float = Field(
+        10.0, gt=0, description="Disk that uploaded files may take in GiB; more gets 507."
+    )
+    batch_in_flight: int = Field(
+        16, ge=1, description="Lines of batches that are with the engine at the same time."
+    )
     max_tokenize_characters: int = Field(
         1 << 18, ge=1, description="Longest text of /tokenize, in characters, as the template writes it."
     )

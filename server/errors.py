@@ -9,6 +9,7 @@
     ├── Forbidden                    403  admin route from beyond loopback without an admin key, or without the right
     │   └── NamespaceFull            403  a tenant's adapters would take more than is theirs
     ├── ModelNotFound                404  no base, adapter or mixture has that name
+    ├── ObjectNotFound               404  no file or batch has that id
     ├── BodyTooLarge                 413  the request body is over the limit
     ├── QueueFull                    429  too many waiting requests; Retry-After
     ├── RateLimited                  429  over a limit of the key; Retry-After, unless waiting is of no use
@@ -93,6 +94,14 @@ class ModelNotFound(ServerError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class ObjectNotFound(ServerError):
+    """No file or batch has that id, or it is somebody else's."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = None
 
 
 class BodyTooLarge(ServerError):

@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "server.workers": ("server.workers", "server.memory"),
     "server.catalog": ("server", "adapters"),
     "server.api": (
+        "server.batches",
         "server.api",
         "server.engine",
         "server.catalog",
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "server.threads",
         "adapters",
     ),
+    "server.batches": ("server.batches", "server.errors", "adapters"),
     "server.model": ("server.model", "server.kernels", "quant", "adapters"),
     "server.kernels": ("server.kernels", "quant", "adapters"),
     "adapters": ("adapters", "quant"),

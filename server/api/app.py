@@ -14,11 +14,13 @@ from starlette.types import ASGIApp
 
 from manylora.server.api import (
     adapters,
+    batches,
     chat,
     completions,
     docs_page,
     embeddings,
     export,
+    files,
     health,
     keys,
     models,
@@ -27,6 +29,7 @@ from manylora.server.api import (
 from manylora.server.api.asked_models import HEADER as PARTS_HEADER
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.error_responses import install_error_handlers
+from manylora.server.api.inside import Inside
 from manylora.server.api.openapi import document
 from manylora.server.api.pacing import Paced
 from manylora.server.api.rate_headers import NAMES as RATES
@@ -60,7 +63,20 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
     )
     app.state.dependencies = deps
     # Before adapters, whose names may hold slashes.
-    for module in (docs_page, health, models, chat, completions, embeddings, scores, keys, export, adapters):
+    for module in (
+        docs_page,
+        health,
+        models,
+        chat,
+        completions,
+        embeddings,
+        scores,
+        files,
+        batches,
+        keys,
+        export,
+        adapters,
+    ):
         app.router.routes.extend(copy(route) for route in module.router.routes)
     # Before there is a HEAD to each GET: it would be listed.
     app.state.description = document(app, deps.settings)
@@ -70,7 +86,9 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
     install_error_handlers(app)
     # Around the app and not in it, so that unexpected errors have CORS headers and the request id too.
     paced = Paced(_with_cors(app, deps.settings.cors_origins), lambda: deps.engine.tempo)
-    return RequestContext(paced, deps.metrics.http)
+    application = RequestContext(paced, deps.metrics.http)
+    app.state.inside = Inside(application, deps.keys)
+    return application
 
 
 def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
@@ -107,9 +125,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await deps.keys.load()
     if deps.exports is not None:
         await deps.exports.open()
+    await deps.batches.open(app.state.inside)
     pauses = asyncio.create_task(give_back_in_pauses(deps))
     async with deps.keys.followed():
         yield
+    await deps.batches.close()
     pauses.cancel()
     deps.texts.close()
     deps.tokenising.close()

@@ -14,6 +14,7 @@ from manylora.adapters.keys import Right
 from manylora.server.api.audit import audited
 from manylora.server.api.calling import set_caller, set_ticket
 from manylora.server.api.dependencies import ApiDependencies, dependencies
+from manylora.server.api.inside import caller_inside
 from manylora.server.api.local_callers import require_local
 from manylora.server.api.rate_headers import headers_of
 from manylora.server.api.request_context import at_end, note, with_headers
@@ -27,7 +28,11 @@ async def require_api_key(request: Request) -> None:
     What is posted counts as a request of its key from here until the answer is over.
     """
     deps = dependencies(request)
-    caller = await _caller_of(deps, _secret(request))
+    caller = caller_inside(request.scope)
+    if isinstance(caller, str):
+        raise _closed(caller)
+    if caller is None:
+        caller = await _caller_of(deps, _secret(request))
     if caller is None:
         if deps.settings.api_keys or deps.keys.has_keys:
             raise _refusal(request)
@@ -106,7 +111,7 @@ async def _caller_of(deps: ApiDependencies, secret: bytes) -> Caller | None:
         return ADMIN_KEY if admin else API_KEY
     found = await deps.keys.caller_of(secret)
     if isinstance(found, str):
-        raise Unauthorized(f"{found}: ask whoever runs this server for another one")
+        raise _closed(found)
     return found
 
 
@@ -122,6 +127,10 @@ def _secret(request: Request) -> bytes:
         given = request.headers.get("x-api-key", "")
     # Headers arrive as bytes, which starlette reads as Latin-1.
     return given.encode("latin-1")
+
+
+def _closed(why: str) -> Unauthorized:
+    return Unauthorized(f"{why}: ask whoever runs this server for another one")
 
 
 def _refusal(request: Request) -> Unauthorized:

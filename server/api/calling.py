@@ -14,6 +14,9 @@ from manylora.server.tenants.account import Ticket
 from manylora.server.tenants.caller import Caller
 
 _caller: ContextVar[Caller] = ContextVar("caller")
+_behind: ContextVar[int] = ContextVar("behind", default=0)
+_BEHIND = 1 << 32
+"""More than any two priorities differ by."""
 _ticket: ContextVar[Ticket | None] = ContextVar("ticket", default=None)
 
 
@@ -25,6 +28,21 @@ def current_caller() -> Caller:
 def current_ticket() -> Ticket | None:
     """Return the request's place in its key's account; None: nothing is limited."""
     return _ticket.get()
+
+
+def behind() -> int:
+    """Return how much is added to the priority of what is asked: 0 for what comes by a connection."""
+    return _behind.get()
+
+
+@contextmanager
+def behind_others() -> Iterator[None]:
+    """Ask within the ``with`` behind everybody who asks by a connection, whatever priority each names."""
+    token = _behind.set(_BEHIND)
+    try:
+        yield
+    finally:
+        _behind.reset(token)
 
 
 def set_caller(caller: Caller) -> None:

@@ -11,6 +11,7 @@ from manylora.server.api.export_jobs import ExportJobs
 from manylora.server.api.metrics import Metrics
 from manylora.server.api.pacing import Rests
 from manylora.server.api.tokenising import Tokenising
+from manylora.server.batches.runner import Batches
 from manylora.server.catalog import AdapterCatalog
 from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.pace import Tempo
@@ -104,6 +105,8 @@ class ApiDependencies:
     """For what takes long to write."""
     keys: KeyRing
     """The registry's keys."""
+    batches: Batches
+    """And the files that they read and make."""
     exports: ExportJobs | None = None
     """None: this server makes none."""
     audit: AuditLog | None = None

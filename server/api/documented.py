@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from manylora.server.api import answers, chat_answers, embedding_answers, key_answers
+from manylora.server.api import answers, batch_answers, chat_answers, embedding_answers, key_answers
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 ERRORS: dict[int, str] = {
@@ -82,6 +82,17 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
         ("post", path): _one("api", embedding_answers.Reranked, GENERATES)
         for path in ("/rerank", "/v1/rerank", "/v2/rerank")
     },
+    ("post", "/v1/files"): _one("api", batch_answers.File, BODY | CHANGES | {429}),
+    ("get", "/v1/files"): _one("api", batch_answers.Files, NAMED),
+    ("get", "/v1/files/{file_id}"): _one("api", batch_answers.File, NAMED),
+    ("delete", "/v1/files/{file_id}"): _one("api", batch_answers.DeletedFile, NAMED | CHANGES),
+    ("get", "/v1/files/{file_id}/content"): Documented(
+        "api", {200: {"application/octet-stream": None}}, NAMED
+    ),
+    ("post", "/v1/batches"): _one("api", batch_answers.Batch, BODY | CHANGES | {429}),
+    ("get", "/v1/batches"): _one("api", batch_answers.BatchPage, NAMED),
+    ("get", "/v1/batches/{batch_id}"): _one("api", batch_answers.Batch, NAMED),
+    ("post", "/v1/batches/{batch_id}/cancel"): _one("api", batch_answers.Batch, NAMED | CHANGES | {429}),
     ("post", "/adapters"): Documented(
         "admin",
         {200: {JSON: answers.RegisteredModel}, 201: {JSON: answers.RegisteredModel}},

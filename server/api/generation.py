@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from manylora.server.api.asked_models import resolve, text_of
 from manylora.server.api.asks import Ask
-from manylora.server.api.calling import current_caller
+from manylora.server.api.calling import behind, current_caller
 from manylora.server.api.choices import CALLED, Choice
 from manylora.server.api.dependencies import ApiDependencies, ApiSettings, OutputStream
 from manylora.server.api.held import grammar_of
@@ -220,7 +220,7 @@ def _start(
             pooling=ask.pooling,
             tenant=caller.tenant,
             weight=caller.weight,
-            priority=ask.priority,
+            priority=ask.priority + behind(),
             cache_scope="" if deps.settings.share_prefixes else caller.tenant,
         )
         for index, prompt in enumerate(prompts.ids)

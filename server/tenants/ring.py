@@ -100,10 +100,12 @@ class KeyRing:
             found = self._find(secret)
         if found is None:
             return None
-        state = found.state(datetime.now(UTC))
-        if state != "active":
-            return f"the API key {'has expired' if state == 'expired' else 'is revoked'}"
-        return self._callers[found.id]
+        return self._opened(found)
+
+    def caller_named(self, key_id: str) -> Caller | str:
+        """Return whose key has that id; a sentence: it opens no more."""
+        found = self._records.get(key_id)
+        return "the API key is gone" if found is None else self._opened(found)
 
     async def reserve(self, ticket: Ticket, tokens: int) -> Reservation:
         """Reserve tokens for a request, and see that its budget's loan is on the disk first.
@@ -195,6 +197,12 @@ class KeyRing:
                 tenants=lambda: self._tenants,
             )
         return Caller(record.id, terms.rights, terms.tenant, access, account, terms.weight, terms.priority)
+
+    def _opened(self, key: KeyRecord) -> Caller | str:
+        state = key.state(datetime.now(UTC))
+        if state != "active":
+            return f"the API key {'has expired' if state == 'expired' else 'is revoked'}"
+        return self._callers[key.id]
 
     def _find(self, secret: bytes) -> KeyRecord | None:
         # A look-up's time may tell of digests, and nobody can choose a secret by its digest.

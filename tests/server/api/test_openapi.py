@@ -22,6 +22,7 @@ from tests.server.api.running import BASE, Files, Running, running
 
 CHAT: dict[str, object] = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 COMPLETION: dict[str, object] = {"model": "a", "prompt": "x", "max_tokens": 2}
+LINE = json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": COMPLETION}).encode()
 PARTS = [{"name": "a", "weight": 0.5}, {"name": "b"}]
 EXAMPLES, SEED = 4, 3
 KEY = "boss"
@@ -61,9 +62,13 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     schema = schemathesis.openapi.from_url(f"{own.url}/openapi.json")
     asked: set[tuple[str, str]] = set()
 
-    def ask(method: str, template: str, body: Any = None, **names: str) -> Any:
+    def ask(method: str, template: str, body: Any = None, form: Any = None, **names: str) -> Any:
         path = template.format(**names)
-        response = httpx.request(method, own.url + path, json=body, headers=HEAD, timeout=30)
+        content = {"json": body} if form is None else {"data": form, "files": {"file": LINE}}
+        request = httpx.Request(method, own.url + path, headers=HEAD, **content)
+        request.read()
+        with httpx.Client(timeout=30) as client:
+            response = client.send(request)
         assert response.status_code < 300, response.text
         case = schema[template][method].Case(
             path_parameters=dict(names), **({} if body is None else {"body": body})
@@ -102,6 +107,21 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
             "/adapters",
             {"name": "mixed", "mixture": [{"adapter": "a"}, {"adapter": "b", "weight": -1}]},
         )
+    file = ask("POST", "/v1/files", form={"purpose": "batch"})["id"]
+    of_batch = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
+    batch = ask("POST", "/v1/batches", of_batch)["id"]
+    own.wait_until(
+        "over", lambda: ask("GET", "/v1/batches/{batch_id}", batch_id=batch)["status"] == "completed"
+    )
+    for path in ("/v1/files", "/v1/batches"):
+        ask("GET", path)
+    ask("GET", "/v1/files/{file_id}", file_id=file)
+    ask("GET", "/v1/files/{file_id}/content", file_id=file)
+    ask("DELETE", "/v1/files/{file_id}", file_id=file)
+    with own.held():
+        file = ask("POST", "/v1/files", form={"purpose": "batch"})["id"]
+        batch = ask("POST", "/v1/batches", {**of_batch, "input_file_id": file})["id"]
+        ask("POST", "/v1/batches/{batch_id}/cancel", batch_id=batch)
     for path in ("/v1/models", "/adapters"):
         ask("GET", path)
     ask("PUT", "/adapters/{name}", {"mixture": [{"adapter": "a"}]}, name="mixed")

@@ -1,0 +1,61 @@
+"""How a batch ends: what was not answered is told so, and its answers become files, in the order of its lines."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from manylora.server.batches.database import BatchDatabase
+from manylora.server.batches.files import FileStore, Incoming
+from manylora.server.batches.lines import lines_of, unanswered
+from manylora.server.batches.records import Batch, StoredFile, Usage
+
+
+def give_up_rest(
+    database: BatchDatabase, batch: Batch, path: Path, largest: int, why: tuple[str, str]
+) -> None:
+    """Have every line that has no answer be told why (blocking)."""
+    for line in lines_of(path, largest, database.answered(batch.id)):
+        database.add_result(batch.id, line.number, unanswered(line.custom_id, *why), Usage(), good=False)
+
+
+def finish(files: FileStore, batch: Batch) -> Batch:
+    """Write the files of a batch, and keep it and them at once (blocking). After a crash all of it is done again."""
+    made: list[Incoming] = []
+    try:
+        output = _written(files, made, files.database.results(batch.id, good=True))
+        errors = _written(files, made, files.database.results(batch.id, good=False))
+        told: list[StoredFile] = []
+        over = batch
+        if output is not None:
+            told.append(_described(output, batch, "output"))
+            over = replace(over, output_file_id=output.id)
+        if errors is not None:
+            told.append(_described(errors, batch, "error"))
+            over = replace(over, error_file_id=errors.id)
+        files.database.put_batch(over, tuple(told))
+    except BaseException:
+        for each in made:
+            each.discard()
+        raise
+    files.drop_input(batch.id)
+    return over
+
+
+def _written(files: FileStore, made: list[Incoming], lines: Iterable[str]) -> Incoming | None:
+    """Return a file of the lines, kept under its name; None: there are none."""
+    incoming = None
+    for line in lines:
+        if incoming is None:
+            incoming = files.new(bounded=False)
+            made.append(incoming)
+        incoming.write(line.encode())
+    if incoming is not None:
+        incoming.finish()
+    return incoming
+
+
+def _described(incoming: Incoming, batch: Batch, what: str) -> StoredFile:
+    seconds = batch.output_seconds
+    expires = None if seconds is None else int(time.time()) + seconds
+    return incoming.described(batch.owner, f"{batch.id}_{what}.jsonl", "batch_output", expires)

@@ -1,0 +1,164 @@
+"""Files that clients left, on the disk: written as they arrive, there for good once they are whole, bounded in all.
+
+directory/batches.db       what there is
+directory/files/<id>       a file's content
+directory/files/.<id>      one that is being written; whatever a crash leaves here is rubbish
+directory/inputs/<id>      a batch's own link to what it reads: the file may be deleted meanwhile
+"""
+
+import contextlib
+import errno
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from manylora.adapters.durable import put_in_place
+from manylora.adapters.errors import StoreFull
+from manylora.server.batches.database import BatchDatabase
+from manylora.server.batches.records import StoredFile
+from manylora.server.errors import BodyTooLarge, ObjectNotFound
+
+LONGEST_NAME = 255
+"""Characters of a file's name that are kept."""
+
+
+class FileStore:
+    """All methods block; any thread may call them. Raises StoreFull on a full disk."""
+
+    def __init__(self, directory: Path, *, largest: int, most: int) -> None:
+        """``largest``: bytes of one file; ``most``: of all together."""
+        for name in ("files", "inputs"):
+            (directory / name).mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self.database = BatchDatabase(directory / "batches.db")
+        self.largest = largest
+        self._most = most
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete what a crash left, what nobody knows, and the files whose time is over."""
+        for file_id in self.database.expired_files(int(time.time())):
+            self.database.delete_file(file_id)
+        known, wanted = self.database.file_ids(), {batch.id for batch in self.database.unfinished()}
+        for name, ids in (("files", known), ("inputs", wanted)):
+            for path in (self._directory / name).iterdir():
+                if path.name not in ids:
+                    path.unlink(missing_ok=True)
+
+    def new(self, *, bounded: bool = True) -> "Incoming":
+        """Begin a file; its content comes in pieces. What a batch makes is there already, and isn't bounded."""
+        largest = self.largest if bounded else sys.maxsize
+        room = self._most - self.database.bytes_held() if bounded else sys.maxsize
+        return Incoming(self._directory / "files", f"file-{uuid.uuid4().hex}", largest, room)
+
+    def add(
+        self, incoming: "Incoming", owner: str, filename: str, purpose: str, expires_at: int | None = None
+    ) -> StoredFile:
+        """Keep a file that is whole."""
+        incoming.finish()
+        file = incoming.described(owner, filename, purpose, expires_at)
+        self.database.add_file(file)
+        return file
+
+    def get(self, file_id: str, owner: str) -> StoredFile:
+        """Return an owner's file. Raises ObjectNotFound: another's is not there."""
+        found = self.database.file(file_id)
+        if found is None or found.owner != owner or _is_past(found):
+            raise ObjectNotFound(f"No such File object: {file_id}", param="id")
+        return found
+
+    def list(
+        self, owner: str, purpose: str | None, after: str | None, limit: int, *, ascending: bool
+    ) -> list[StoredFile]:
+        """Return some of an owner's files. Raises ObjectNotFound for an ``after`` that isn't his."""
+        if after is not None:
+            self.get(after, owner)
+        found = self.database.files(owner, purpose, after, limit, ascending=ascending)
+        return [file for file in found if not _is_past(file)]
+
+    def path_of(self, file: StoredFile) -> Path:
+        """Return where a file's content is."""
+        return self._directory / "files" / file.id
+
+    def delete(self, file_id: str, owner: str) -> None:
+        """Delete an owner's file. Raises ObjectNotFound."""
+        file = self.get(file_id, owner)
+        self.database.delete_file(file.id)
+        self.path_of(file).unlink(missing_ok=True)
+
+    def take_input(self, file: StoredFile, batch_id: str) -> None:
+        """Let a batch have its input for itself."""
+        with told_of_full_disks():
+            os.link(self.path_of(file), self.input_of(batch_id))
+
+    def input_of(self, batch_id: str) -> Path:
+        """Return where a batch reads."""
+        return self._directory / "inputs" / batch_id
+
+    def drop_input(self, batch_id: str) -> None:
+        """Let go of a batch's input."""
+        self.input_of(batch_id).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the table."""
+        self.database.close()
+
+
+class Incoming:
+    """A file that is being written. ``finish`` or ``discard`` it."""
+
+    def __init__(self, directory: Path, file_id: str, largest: int, room: int) -> None:
+        self.id = file_id
+        self.nbytes = 0
+        self._largest, self._room = largest, room
+        self._path, self._partial = directory / file_id, directory / f".{file_id}"
+        with told_of_full_disks():
+            self._file: BinaryIO = self._partial.open("wb")
+
+    def write(self, data: bytes) -> None:
+        """Append. Raises BodyTooLarge and StoreFull."""
+        self.nbytes += len(data)
+        if self.nbytes > self._largest:
+            raise BodyTooLarge(f"the file is over the limit of {self._largest} bytes", param="file")
+        if self.nbytes > self._room:
+            raise StoreFull("the files kept here are at their limit (--files-gib); delete some")
+        with told_of_full_disks():
+            self._file.write(data)
+
+    def finish(self) -> None:
+        """Have it be there for good, under its name."""
+        with told_of_full_disks():
+            self._file.close()
+            put_in_place(self._partial, self._path)
+
+    def discard(self) -> None:
+        """Delete it."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        for path in (self._partial, self._path):
+            path.unlink(missing_ok=True)
+
+    def described(self, owner: str, filename: str, purpose: str, expires_at: int | None) -> StoredFile:
+        """Return what it is kept as."""
+        name = filename[:LONGEST_NAME]
+        return StoredFile(self.id, owner, int(time.time()), self.nbytes, name, purpose, expires_at)
+
+
+@contextmanager
+def told_of_full_disks() -> Iterator[None]:
+    """Raise StoreFull for the system's word that there is no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull("the disk of files and batches is full; make room") from error
+        raise
+
+
+def _is_past(file: StoredFile) -> bool:
+    return file.expires_at is not None and file.expires_at <= time.time()
