@@ -6,7 +6,10 @@
 #pragma once
 #include "linear.h"
 
-#define ML_WIDE_UNPACK 8       // rows from which on a block of 4 bits is unpacked once; of 8 bits with a second tile
+// Rows from which on a block is unpacked once. Where registers are wide and many, 4 bits are unpacked as fast as pairs of four
+// times their size are read.
+#define ML_WIDE_UNPACK_BYTES 12
+#define ML_WIDE_UNPACK_CODES (ML_WIDE_ROWS < 4 ? 8 : INT32_MAX)
 #define ML_WIDE_AHEAD 4096     // bytes of 4-bit codes that are asked for before they are wanted
 #define ML_WIDE_WORD (32 * 8)  // bytes of an unpacked word
 
@@ -114,7 +117,7 @@ static void wide_block(const ml_matrix *m, ml_part *p, const ml_quantized *q, in
     static const uint16_t none[16] = {0};
     vvalues values = load_values(m->kind == ML_TABLE4 ? m->values : none);
     int form = m->kind == ML_TABLE4 ? WIDE_CODES : WIDE_BYTES;
-    if (rows > (form == WIDE_CODES ? ML_WIDE_UNPACK : ML_WIDE_ROWS)) {
+    if (rows > (form == WIDE_CODES ? ML_WIDE_UNPACK_CODES : ML_WIDE_UNPACK_BYTES)) {
         if (form == WIDE_CODES) unpack_pairs<WIDE_CODES>(p, values, (uint8_t *)own);
         else unpack_pairs<WIDE_BYTES>(p, values, (uint8_t *)own);
         p->codes = (const uint8_t *)own;

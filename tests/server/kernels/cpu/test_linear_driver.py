@@ -18,7 +18,7 @@ from manylora.server.kernels.cpu.library import Kernels, open_kernels
 from manylora.server.kernels.cpu.pack import pack
 from tests.server.kernels.cpu.conftest import RUNS
 from tests.server.kernels.cpu.matrices import FORMATS
-from tests.server.kernels.cpu.products import product, rows_of
+from tests.server.kernels.cpu.products import product, rows_of, weights_of
 from tests.server.kernels.cpu.test_pool import can_link
 
 DRIVER = Path(__file__).parent / "native" / "linear_driver.cpp"
@@ -78,8 +78,11 @@ def write_cases(path: Path) -> None:
             file.write(recorder.case + blob(x.data_ptr(), x.nbytes))
 
 
-def driven(program: Sequence[str | Path], folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Run the driver; return the products [rows, out] and last outputs' weights [in] by the cases' names."""
+def driven(program: Sequence[str | Path], folder: Path) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Run the driver; return by the cases' names products [rows, out] and the last output's weights [in].
+
+    Products by activations of 8 bits, and by those of bfloat16.
+    """
     cases, products = folder / "cases", folder / "products"
     write_cases(cases)
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
@@ -88,25 +91,36 @@ def driven(program: Sequence[str | Path], folder: Path) -> dict[str, tuple[Tenso
     )
     assert ended.returncode == 0, ended.stderr
     floats = torch.frombuffer(bytearray(products.read_bytes()), dtype=torch.float32)
-    sizes = [size for name in NAMES for size in (ROWS * FORMATS[name].shape[0], FORMATS[name].shape[1])]
+    shapes = [FORMATS[name].shape for name in NAMES]
+    sizes = [n for out, wide in shapes for n in (ROWS * out, wide, ROWS * out)]
     parts = iter(torch.split_with_sizes(floats, sizes))
-    return {name: (next(parts).view(ROWS, -1), next(parts)) for name in NAMES}
+    products = {}
+    for name in NAMES:
+        by_bytes, weights, by_bf16 = (next(parts) for _ in range(3))
+        products[name] = by_bytes.view(ROWS, -1), weights, by_bf16.view(ROWS, -1)
+    return products
 
 
 def flags_of(level: str) -> tuple[str, ...]:
     return next(found.flags for found in LEVELS if found.name == level)
 
 
-def held_against(results: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Compare with what this processor computes: where sums are integers to the bit."""
+def held_against(results: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Compare with what this processor computes, where sums are integers to the bit; else with float64."""
     kernels = open_kernels(RUNS[0], 1)
     assert isinstance(kernels, Kernels)
-    for name, (got, weights) in results.items():
+    for name, (got, weights, wide) in results.items():
         matrix = pack(FORMATS[name], bias(name), kernels)
         want = product(kernels, matrix, activations(name))
         last = torch.tensor([matrix.shape[0] - 1], dtype=torch.int32)
         assert torch.equal(weights, rows_of(kernels, matrix, last)[0]), name
         assert torch.equal(got, want), name
+        if matrix.kind == abi.BF16:
+            assert torch.equal(wide, want), name
+            continue
+        packed, x = weights_of(kernels, matrix).double(), activations(name).bfloat16().double()
+        size = x.abs() @ packed.abs().T + bias(name).abs()
+        assert ((wide - (x @ packed.T + bias(name))).abs() <= 2e-6 * size).all(), name
 
 
 @pytest.mark.skipif("avx2" not in RUNS, reason="this processor has no AVX2")

@@ -62,6 +62,13 @@ static void run(ml_pool *pool, const Case *c, FILE *in, FILE *out) {
     embedding(pool, &m, &last, 1, row);
     fwrite(y, sizeof(float), (size_t)c->rows * c->out, out);
     fwrite(row, sizeof(float), (size_t)c->in, out);
+    // The same by activations of bfloat16, the codes' values as they are in the table.
+    uint16_t values[16] = {};
+    for (int i = 0; m.table && i < 16; i++) values[i] = float_to_bf16(m.table[i]);
+    m.activations = ML_ACTIVATIONS_BF16;
+    m.values = values;
+    if (linear(pool, &m, x, c->rows, y)) abort();
+    fwrite(y, sizeof(float), (size_t)c->rows * c->out, out);
     const void *all[] = {s.codes, s.scales, s.zeros, s.groups, m.codes, m.scales, m.sums, m.zeros,
                          m.order, m.table,  m.bias,  x,        y,       row};
     for (const void *data : all) free((void *)data);
