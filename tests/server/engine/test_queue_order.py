@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from manylora.server.engine.request import GenerationRequest, SamplingParams
 from tests.server.engine.fakes import Harness, Pools, ask, expected
 
@@ -88,8 +90,10 @@ def test_tenants_have_turns_however_many_requests_each_has() -> None:
     assert begun(harness)[:4] == ["many-0", "few-0", "many-1", "few-1"]
 
 
-def test_turns_go_by_weight() -> None:
-    harness = Harness(Pools(max_running=1))
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_turns_go_by_weight(at_once: int) -> None:
+    """Over many steps, and in one that begins several."""
+    harness = Harness(Pools(blocks=64, max_running=at_once))
     for number in range(9):
         harness.engine.add_request(of_tenant(f"heavy-{number}", "heavy", weight=3.0))
         harness.engine.add_request(of_tenant(f"light-{number}", "light"))
