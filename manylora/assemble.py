@@ -189,7 +189,7 @@ def _api_settings(settings: ServeSettings, base: BaseModel, name: str, context: 
         max_prompt_logprobs=settings.max_prompt_logprobs,
         max_tokenize_characters=settings.max_tokenize_characters,
         keep_alive_seconds=settings.keep_alive_seconds,
-        tool_parser=settings.tool_parser,
+        tool_parser=None if settings.tool_parser == "auto" else settings.tool_parser,
         base_source=settings.base or "",
         pooling=Pooling(settings.pooling),
         matryoshka=settings.matryoshka,

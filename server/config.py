@@ -142,9 +142,8 @@ class ServeSettings(BaseModel):
         description="Seconds that an adapter's chat template may take for one chat; then 400.",
     )
 
-    tool_parser: Literal["hermes", "qwen3_coder", "llama3_json", "mistral"] | None = Field(
-        None,
-        description="How models write calls of tools; left out: chat templates tell.",
+    tool_parser: Literal["auto", "hermes", "qwen3_coder", "llama3_json", "mistral"] = Field(
+        "auto", description="How models write calls of tools; auto: as their chat templates tell."
     )
 
     api_key: Repeatable = Field((), description="Key that /v1 asks for. Repeatable.")

@@ -80,6 +80,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "loadtest.bench",
         "loadtest.material",
         "server.catalog",
+        "server.chat",
         "server.engine",
         "server.errors",
         "server.model",

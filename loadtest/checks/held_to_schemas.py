@@ -128,13 +128,14 @@ def _hold(judge: Judge, grammar: CompiledGrammar, schema: Any, model: str, seed:
         found.wrong.append(f"{fault} ({told})")
         return
     found.counts["ended" if ended else "cut"] += 1
-    if ended and not _valid(schema, text):
+    if ended and not valid(schema, text):
         found.wrong.append(f"not valid: {text!r} ({told})")
     if not ended and _outside_strings(text) and len(text) - len(text.rstrip(" \n\t\r")) > LONGEST_SPACE:
         found.wrong.append(f"white space for ever ({told})")
 
 
-def _valid(schema: Any, text: str) -> bool:
+def valid(schema: Any, text: str) -> bool:
+    """Say whether a text is JSON that satisfies a schema."""
     try:
         return jsonschema_rs.is_valid(schema, json.loads(text, parse_float=_finite), validate_formats=True)
     except ValueError:

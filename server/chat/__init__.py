@@ -1,1 +1,1 @@
-"""Chat templates: messages to a prompt's text. Knows no tokenizer and nothing else of the server."""
+"""Chat: messages to a prompt's text, an answer's text to content, thoughts and calls. Knows nothing of the server."""
