@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from manylora.server.engine.prompt_cost import MEMORY, Chunk, PromptCost
 
-WAIT = 1.8
+WAIT = 1.7
 """How many times as long as a step of decodes alone a step may take that computes prompts beside them. Two are
 promised; steps differ from their averages."""
 LEAST = 4
