@@ -120,11 +120,12 @@ def test_forced_tokens_take_no_step_and_change_no_answer() -> None:
     assert all(crowded.tokens(name) == leapt.tokens("a") for name in "abcd")
 
 
-def test_forced_tokens_end_with_max_tokens_and_with_stop_texts() -> None:
+def test_forced_tokens_end_with_max_tokens_and_with_stop_texts(caplog: pytest.LogCaptureFixture) -> None:
     cut = run(request("a", held("[A-F]hello", known()), max_tokens=4))
     assert (answer(cut, "a")[1:], cut.reason("a")) == ("hel", FinishReason.LENGTH)
     stopped = run(request("a", held("[A-F]hello", known()), stop=("ll",)))
     assert (answer(stopped, "a")[1:], stopped.reason("a")) == ("he", FinishReason.STOP)
+    assert not caplog.records, "it went on after the end"
 
 
 def test_the_last_token_has_its_text_and_the_one_that_ends_has_none() -> None:
@@ -140,6 +141,8 @@ def test_the_last_token_has_its_text_and_the_one_that_ends_has_none() -> None:
 def test_a_stop_id_acts_where_the_text_may_end() -> None:
     harness = run(request("a", held("(ab){1,9}c"), stop_token_ids=(32,), logit_bias={32: 100.0}))
     assert answer(harness, "a").startswith("ababababababababab")
+    least = run(request("c", held("(ab){3}c"), stop_token_ids=(32,), min_tokens=9))
+    assert answer(least, "c") == "abababc"
     ended = run(request("b", held("(ab){1,9}"), stop_token_ids=(32,), logit_bias={32: 100.0}))
     assert answer(ended, "b") == "ab"
     assert ended._of("b", 0)[-1].stop_reason == 32
