@@ -156,7 +156,7 @@ def assemble(
     templates = ChatTemplates(settings.template_timeout)
     texts = ModelTexts(tokenizer, directory, base.config.vocab_size, templates, home.store.path_of)
     catalog = _catalog(settings, base, name, engine, home, metrics, texts, sizes.arena_rows)
-    observer.scrape(engine, catalog, name, settings.block_size)
+    observer.scrape(engine, catalog, name, settings.block_size, base.kv_dtype)
     api = _api_settings(settings, base, name, context)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
     rests = Rests(lambda: engine.tempo is not None)

@@ -22,7 +22,8 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> dict
     rows["embedding, head"] = _size(report.other_bytes)
     rows["runs on"] = f"{where}; {base.decoder.backend.description}"
     tokens = sizes.num_blocks * settings.block_size
-    rows["KV cache"] = f"{tokens:,} tokens in {sizes.num_blocks:,} blocks, {_size(sizes.kv_bytes)}"
+    blocks = f"{tokens:,} tokens in {sizes.num_blocks:,} blocks"
+    rows["KV cache"] = f"{blocks}, {_size(sizes.kv_bytes)}, {base.kv_dtype}"
     context, most = server.deps.settings.context_length, base.config.max_position
     of = f" of the base's {most:,}" if context < most else ""
     less = "" if settings.max_model_len or not of else ": the KV cache holds no more"

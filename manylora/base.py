@@ -26,6 +26,7 @@ from manylora.server.model.weight_cache import WEIGHTS, WeightCache
 
 DEMO = Path(demo.__file__).resolve().parent
 GIB = 1 << 30
+KV_DTYPES = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,6 +47,11 @@ class BaseModel:
     """Where prepared weights are kept."""
     why_plain: str | None = None
     """Why torch computes on a CPU although nobody asked for that, and what it costs."""
+
+    @property
+    def kv_dtype(self) -> str:
+        """In which type keys and values are kept."""
+        return str(self.decoder.backend.kv_dtype).removeprefix("torch.")
 
     @property
     def form(self) -> BaseForm:
@@ -70,11 +76,12 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
             f"{settings.name_of('activations')}: the model runs on {device.type}, not on CPU kernels"
         )
     kernels, flag = kernels_for(settings, dtype, directory), settings.name_of("kernels")
+    kv_dtype = kv_dtype_for(settings)
 
     cache = weight_cache(settings)
 
     def load(kernels: str) -> tuple[Decoder, LoadReport]:
-        backend = choose_backend(device, dtype, kernels, settings.threads, settings.activations)
+        backend = choose_backend(device, dtype, kernels, settings.threads, settings.activations, kv_dtype)
         config, weights, report = load_weights(
             directory,
             backend,
@@ -135,6 +142,17 @@ def kernels_for(settings: ServeSettings, dtype: torch.dtype, directory: Path) ->
     held = quantised_at_load(stored, served_form(raw), settings.quantization) or stored.kind
     finer = settings.dtype not in ("auto", "bfloat16") or (held == "dense" and dtype != torch.bfloat16)
     return PLAIN if settings.exact or finer else AUTO
+
+
+def kv_dtype_for(settings: ServeSettings) -> torch.dtype | None:
+    """Return in which type keys and values are to be kept; None: as the backend does by itself."""
+    asked = settings.kv_cache_dtype
+    if settings.exact and asked != AUTO:
+        raise ValueError(
+            f"{settings.name_of('exact')} keeps keys and values as they are computed: leave out"
+            f" {settings.name_of('kv_cache_dtype')} {asked}"
+        )
+    return KV_DTYPES.get(asked)
 
 
 def _device(settings: ServeSettings) -> torch.device:

@@ -126,6 +126,10 @@ class ServeSettings(BaseModel):
     kv_cache_gib: float = Field(
         0.0, ge=0, description="Memory for KV blocks in GiB; 0: a share of what is free."
     )
+    kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = Field(
+        "auto",
+        description="Type of keys and values; auto: bfloat16 by native kernels, else --dtype; int8: half of that.",
+    )
     arena_rows: int = Field(
         0, ge=0, description="Rank rows for each module on the device; 0: from free memory."
     )

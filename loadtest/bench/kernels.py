@@ -169,40 +169,50 @@ def linear_rates(kernels: Kernels, form: str, shape: tuple[int, int], bench: Ker
 def op_rates(kernels: Kernels, bench: KernelsBench) -> Iterator[Rate]:
     """Yield the rates of attention and adapters: rows that decode, each with an adapter of its own, and a prompt."""
     most = max(rows for rows in (1, *bench.rows) if rows * bench.context <= MOST_KV_TOKENS)
-    model = _served(kernels, bench, most)
-    adapters = place_adapters(model, [bench.rank] * most) if "lora" in bench.parts else []
-    for rows in bench.rows:
-        if rows <= most:
-            yield from _decode_rates(model, bench, rows, adapters[:rows])
+    models = _served(kernels, bench, most)
+    if "attention" in bench.parts:
+        for model in models:
+            yield from _attention_rates(model, bench, most)
+    if "lora" in bench.parts:
+        adapters = place_adapters(models[0], [bench.rank] * most)
+        for rows in bench.rows:
+            if rows <= most:
+                yield _adapters_rate(models[0], bench, adapters[:rows])
+
+
+def _served(kernels: Kernels, bench: KernelsBench, rows: int) -> list[ServedModel]:
+    """Return a decoder for each type of keys and values. They share the weights."""
+    config, first = config_of(bench.base), CpuBackend(kernels, torch.bfloat16)
+    weights = random_weights(config, first, nf4=True)
+    backends = (first, CpuBackend(kernels, torch.bfloat16, kv_dtype=torch.int8))
+    decoders = (Decoder(config, weights, backend) for backend in backends)
+    return [served(decoder, rows, bench.context, rows * bench.rank) for decoder in decoders]
+
+
+def _attention_rates(model: ServedModel, bench: KernelsBench, most: int) -> Iterator[Rate]:
+    kept = str(model.decoder.backend.kv_dtype).removeprefix("torch.")
     tokens = min(512, bench.context)
-    if "attention" in bench.parts:
-        step = decode_step(model, 1, bench.context, [], tokens)
+    steps = [
+        (f"attention, {kept}, context {bench.context}", rows, decode_step(model, rows, bench.context, []))
+        for rows in bench.rows
+        if rows <= most
+    ]
+    prompt = decode_step(model, 1, bench.context, [], tokens)
+    for name, rows, step in (*steps, (f"attention, {kept}, prompt to {bench.context}", tokens, prompt)):
         work, seconds = op_work(model, step), op_seconds(model, step, bench.times)
-        yield Rate(f"attention, prompt to {bench.context}", tokens, work["attend"], seconds["attend"])
+        yield Rate(name, rows, work["attend"], seconds["attend"])
 
 
-def _served(kernels: Kernels, bench: KernelsBench, rows: int) -> ServedModel:
-    backend = CpuBackend(kernels, torch.bfloat16)
-    config = config_of(bench.base)
-    decoder = Decoder(config, random_weights(config, backend, nf4=True), backend)
-    return served(decoder, rows, bench.context, rows * bench.rank)
-
-
-def _decode_rates(
-    model: ServedModel, bench: KernelsBench, rows: int, adapters: Sequence[AdapterRanges]
-) -> Iterator[Rate]:
-    bare = decode_step(model, rows, bench.context, [])
-    work, seconds = op_work(model, bare), op_seconds(model, bare, bench.times)
-    if "attention" in bench.parts:
-        yield Rate(f"attention, context {bench.context}", rows, work["attend"], seconds["attend"])
-    if not adapters:
-        return
-    used = decode_step(model, rows, bench.context, adapters)
-    more, longer = op_work(model, used), op_seconds(model, used, bench.times)
-    added = sum(longer[op] - seconds[op] for op in LINEAR_OPS)
-    both = [sum((each[op] for op in LINEAR_OPS), Work(0)) for each in (work, more)]
-    extra = Work(both[1].nbytes - both[0].nbytes, 0, both[1].real - both[0].real)
-    yield Rate(f"adapters of rank {bench.rank}, each its own", rows, extra, max(added, 1e-9))
+def _adapters_rate(model: ServedModel, bench: KernelsBench, adapters: Sequence[AdapterRanges]) -> Rate:
+    works, times = [], []
+    for used in ([], adapters):
+        step = decode_step(model, len(adapters), bench.context, used)
+        works.append(sum((op_work(model, step)[op] for op in LINEAR_OPS), Work(0)))
+        seconds = op_seconds(model, step, bench.times)
+        times.append(sum(seconds[op] for op in LINEAR_OPS))
+    extra = Work(works[1].nbytes - works[0].nbytes, 0, works[1].real - works[0].real)
+    name = f"adapters of rank {bench.rank}, each its own"
+    return Rate(name, len(adapters), extra, max(times[1] - times[0], 1e-9))
 
 
 def kernels_text(kernels: Kernels, limits: Limits, rates: list[Rate]) -> str:

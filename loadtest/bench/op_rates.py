@@ -21,7 +21,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "mlp_out": ("down_proj",),
 }
 HALF = 2
-"""Bytes of a bfloat16: keys, values and adapters."""
+"""Bytes of a bfloat16: adapters."""
 WARM_UP = 2
 
 
@@ -38,9 +38,9 @@ def op_work(model: ServedModel, step: StepBatch) -> dict[str, Work]:
     attention, layers = step.attention, len(weights.layers)
     # A token attends to itself and what is before it; its heads share the keys of their group.
     seen = int((attention.positions.astype(np.int64) + 1).sum())
-    width = config.num_kv_heads * config.head_dim
-    read = 2 * HALF * width * int(attention.context_lens.astype(np.int64).sum())
-    found["attend"] = Work(layers * read, real=2.0 * layers * seen * config.num_heads * config.head_dim)
+    slots = (model.kv.num_blocks + 1) * model.kv.block_size
+    read = model.kv.nbytes * int(attention.context_lens.astype(np.int64).sum()) // slots
+    found["attend"] = Work(read, real=2.0 * layers * seen * config.num_heads * config.head_dim)
     head, rows = weights.head, len(step.logits_rows)
     found["head"] = Work(head.nbytes, head.shape[0] * head.shape[1] * rows)
     return found

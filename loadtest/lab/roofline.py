@@ -27,6 +27,7 @@ from manylora.server.kernels.step import StepBatch
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.served import ServedModel
 
+KV_DTYPES = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 RANK = 16
 
 
@@ -58,9 +59,11 @@ class Line:
 HEAD = "| step | op | MB | Gop | least ms | ms | of the limit |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |"
 
 
-def build(kernels: Kernels, shape: str, rows: int, tokens: int) -> ServedModel:
+def build(
+    kernels: Kernels, shape: str, rows: int, tokens: int, kv_dtype: torch.dtype = torch.bfloat16
+) -> ServedModel:
     """Return a random decoder of the shape in NF4 on the native kernels."""
-    backend, config = CpuBackend(kernels, torch.bfloat16), config_of(SHAPES[shape])
+    backend, config = CpuBackend(kernels, torch.bfloat16, kv_dtype=kv_dtype), config_of(SHAPES[shape])
     decoder = Decoder(config, random_weights(config, backend, nf4=True), backend)
     return served(decoder, rows, tokens, rows * RANK)
 
@@ -96,6 +99,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--context", type=int, default=200)
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the chunk of a prompt; 0: none")
+    parser.add_argument("--kv-cache-dtype", default="bfloat16", choices=list(KV_DTYPES))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--level", help="instruction set; default: the best that this processor has")
     parser.add_argument("--threads", type=int, help="default: one a core")
@@ -105,7 +109,8 @@ def main() -> None:
     except (NoKernels, ValueError) as error:
         parser.exit(2, f"roofline: {error}\n")
     torch.manual_seed(0)
-    model = build(kernels, options.model, max(options.rows), max(options.context, options.prompt))
+    most, kept = max(options.context, options.prompt), KV_DTYPES[options.kv_cache_dtype]
+    model = build(kernels, options.model, max(options.rows), most, kept)
     limits = measure_limits(kernels, 7)
     table: list[Line] = []
     for name, step in steps(model, options.rows, options.context, options.prompt):

@@ -47,7 +47,9 @@ class EngineMetrics:
         """Count a copy into the arena."""
         self._metrics.load.labels("place").observe(seconds)
 
-    def scrape(self, engine: AsyncEngine, catalog: AdapterCatalog, base_model: str, block_size: int) -> None:
+    def scrape(
+        self, engine: AsyncEngine, catalog: AdapterCatalog, base_model: str, block_size: int, kv_dtype: str
+    ) -> None:
         """Have the gauges read the engine and the catalog."""
 
         def read(gauges: Gauges) -> None:
@@ -61,6 +63,7 @@ class EngineMetrics:
                 blocks=stats.blocks,
                 free_blocks=stats.free_blocks,
                 block_size=block_size,
+                kv_dtype=kv_dtype,
             )
 
         def names() -> set[str]:

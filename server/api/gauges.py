@@ -69,6 +69,7 @@ def server_load(
     blocks: int,
     free_blocks: int,
     block_size: int,
+    kv_dtype: str,
 ) -> None:
     """Set vLLM's gauges of load, which the Gateway API's model server protocol asks for by these names.
 
@@ -86,5 +87,6 @@ def server_load(
         "Size of the KV cache",
         1,
         block_size=str(block_size),
+        cache_dtype=kv_dtype,
         num_gpu_blocks=str(blocks),
     )

@@ -123,6 +123,12 @@ class Backend(Protocol[ModelT, PlanT]):
         ...
 
     @property
+    def kv_dtype(self) -> torch.dtype:
+        """In which type its KV caches hold keys and values; int8: with a scale for a few neighbours of a head, in
+        which a token's are rounded before anybody reads them, its own step included."""
+        ...
+
+    @property
     def description(self) -> str:
         """What it is, and by what it multiplies 4-bit weights: for the banner."""
         ...

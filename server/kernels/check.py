@@ -35,7 +35,7 @@ def fault(backend: AnyBackend, near: float) -> str | None:
     """
     with torch.inference_mode():
         logits, finite = _answers(backend)
-        expected, _ = _answers(PlainBackend(torch.device("cpu"), torch.float32))
+        expected, _ = _answers(PlainBackend(torch.device("cpu"), torch.float32, backend.kv_dtype))
     off = float((logits.cpu() - expected).norm() / expected.norm())
     if not bool(finite.all()):
         return "sound numbers are told to be none"

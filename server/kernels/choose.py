@@ -10,6 +10,7 @@ from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.check import fault
 from manylora.server.kernels.cpu.backend import Activations, CpuBackend
 from manylora.server.kernels.cpu.cores import find_cores
+from manylora.server.kernels.cpu.kv_cache import FORMS
 from manylora.server.kernels.cpu.library import (
     Kernels,
     KernelsRefused,
@@ -34,12 +35,14 @@ def choose_backend(
     kernels: str = AUTO,
     threads: int = 0,
     activations: Activations = "int8",
+    kv_dtype: torch.dtype | None = None,
 ) -> AnyBackend:
     """Return the fastest backend for a device and the dtype of activations there, or the one that is asked for.
 
     ``kernels``: auto, plain (torch), or a level of the native CPU kernels; ``threads`` are theirs, 0: as many as torch
-    has, and not more than there are cores; ``activations`` are what those multiply 4- and 8-bit weights by. Raises
-    KernelsRefused for kernels that can't be had here.
+    has, and not more than there are cores; ``activations`` are what those multiply 4- and 8-bit weights by.
+    ``kv_dtype``: in which type keys and values are kept, bfloat16 or int8; None: bfloat16 by native kernels, ``dtype``
+    by torch. Raises KernelsRefused for kernels that can't be had here.
     """
     if device.type != CPU.type and kernels not in (AUTO, PLAIN):
         raise KernelsRefused(f"{kernels}: these kernels are the CPU's, and the model runs on {device.type}")
@@ -47,8 +50,8 @@ def choose_backend(
         count = threads or min(torch.get_num_threads(), find_cores().threads)
         opened = sound_kernels(kernels, count, activations)
         if isinstance(opened, Kernels):
-            return CpuBackend(opened, dtype, activations)
-    return PlainBackend(device, dtype)
+            return CpuBackend(opened, dtype, activations, kv_dtype or torch.bfloat16)
+    return PlainBackend(device, dtype, kv_dtype)
 
 
 def sound_kernels(
@@ -83,7 +86,9 @@ def _wrong(level: str, activations: Activations) -> str | None:
     opened = open_kernels(level, 2)
     if isinstance(opened, Unavailable):
         return None
-    return fault(CpuBackend(opened, torch.float32, activations), NEAR[activations])
+    backends = (CpuBackend(opened, torch.float32, activations, kv_dtype) for kv_dtype in FORMS)
+    found = (fault(backend, NEAR[activations]) for backend in backends)
+    return next((wrong for wrong in found if wrong is not None), None)
 
 
 def what_is_missing(backend: AnyBackend, kernels: str) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from manylora import doctor
+from manylora.assemble import measure
 from manylora.base import DEMO, kernels_for, load_base
 from manylora.cli import app
 from manylora.loadtest.material.checkpoints import TINY, write_base
@@ -25,8 +26,10 @@ RUNS = () if isinstance(_found, Unavailable) else _found.runs
 
 @pytest.mark.parametrize("kernels", ["plain", *RUNS[-1:]])
 def test_the_banner_says_by_what_is_multiplied(tmp_path: Path, kernels: str) -> None:
-    with serving(tmp_path, "--kernels", kernels, "--threads", "2", "--kv-cache-gib", "0.05") as server:
+    flags = ("--kernels", kernels, "--threads", "2", "--kv-cache-gib", "0.05", "--kv-cache-dtype", "int8")
+    with serving(tmp_path, *flags) as server:
         said = server.log.read_text()
+    assert "MiB, int8" in said
     assert ("torch" if kernels == "plain" else f"native {kernels}, int8 activations, threads: 2") in said
     assert "no native CPU kernels" not in said  # it was asked for
 
@@ -88,6 +91,32 @@ def test_the_banner_says_by_what_weights_are_multiplied() -> None:
 def test_exact_native_kernels_are_a_contradiction() -> None:
     with pytest.raises(ValueError, match="exact computes in plain torch: leave out --kernels"):
         kernels_for(ServeSettings(exact=True, kernels="avx2"), torch.bfloat16, DEMO / "base")
+
+
+@pytest.mark.parametrize("kernels", ["plain", *RUNS[-1:]])
+def test_the_type_of_keys_and_values_decides_how_many_blocks_fit(kernels: str) -> None:
+    found = {}
+    for kept in ("auto", "bfloat16", "int8"):
+        settings = ServeSettings(
+            kernels=kernels, kv_cache_dtype=kept, kv_cache_gib=1 / 64, dtype="float32", weight_cache=False
+        )
+        base = load_base(settings, DEMO / "base", lambda *_: None)
+        sizes = measure(settings, base, 1024)
+        kv = base.decoder.new_kv(sizes.num_blocks, settings.block_size)
+        assert kv.nbytes == sizes.kv_bytes <= 1 << 24
+        found[kept] = (base.kv_dtype, sizes.num_blocks)
+    # Four layers, four KV heads of 32: 32 KiB a block of 16 in two bytes; in one, a scale of two for each 32.
+    assert found["int8"] == ("int8", (1 << 24) // (17 << 10) - 1)
+    assert found["bfloat16"] == ("bfloat16", (1 << 24) // (32 << 10) - 1)
+    auto = "float32" if kernels == "plain" else "bfloat16"
+    assert found["auto"] == (auto, (1 << 24) // ((64 if kernels == "plain" else 32) << 10) - 1)
+
+
+@pytest.mark.parametrize("kept", ["bfloat16", "int8"])
+def test_exact_answers_need_keys_and_values_as_they_are_computed(kept: str) -> None:
+    settings = ServeSettings(exact=True, kv_cache_dtype=kept)
+    with pytest.raises(ValueError, match=f"--exact keeps .*: leave out --kv-cache-dtype {kept}"):
+        load_base(settings, DEMO / "base", lambda *_: None)
 
 
 def test_the_doctor_names_the_level_or_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,13 @@ import ctypes
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any, TypeAlias
 
-VERSION = 4
+VERSION = 6
 """ML_ABI: a library with another one isn't loaded."""
 BLOCK = 32
 MODULES = 7
 TABLE4, INT8, BF16 = 0, 1, 2
 ACTIVATIONS_INT8, ACTIVATIONS_BF16 = 0, 1
+KV_BF16, KV_INT8 = 0, 1
 
 
 class Matrix(Structure):
@@ -112,7 +113,7 @@ class Model(Structure):
 class KV(Structure):
     """ml_kv."""
 
-    _fields_ = (("data", c_void_p), ("slots", c_int64), ("block_size", c_int32), ("reserved", c_int32))
+    _fields_ = (("data", c_void_p), ("slots", c_int64), ("block_size", c_int32), ("form", c_int32))
 
 
 class Pair(Structure):

@@ -2,7 +2,7 @@
 
 Sums are integers within a group of weights (floats in one fixed order, of bfloat16) and floats in one fixed order over
 groups, whatever the tile and whoever works on it: a row's bits don't depend on who shares its batch, at full speed. The
-residual stream is float32; keys, values and adapters are bfloat16.
+residual stream is float32; adapters are bfloat16, keys and values too, or in 8 bits.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.arena import CpuArena, bytes_per_row
 from manylora.server.kernels.cpu.encode import encode_int8, encode_nf4
 from manylora.server.kernels.cpu.keeper import CpuKeeper
-from manylora.server.kernels.cpu.kv_cache import CpuKVCache
+from manylora.server.kernels.cpu.kv_cache import FORMS, CpuKVCache, bytes_per_block
 from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.cpu.linear import CpuLinear
 from manylora.server.kernels.cpu.memory import WeightMemory
@@ -31,7 +31,6 @@ from manylora.server.kernels.cpu.plan import CpuPlan, Op, plan_step
 from manylora.server.kernels.cpu.run import CpuStep, SamplingCall
 from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.owned import own
-from manylora.server.kernels.plain.kv_cache import bytes_per_block
 from manylora.server.kernels.sampling import Sampled, SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import Ints, StepBatch
@@ -49,10 +48,19 @@ ACTIVATIONS: Mapping[Activations, int] = {"int8": abi.ACTIVATIONS_INT8, "bfloat1
 class CpuBackend:
     """Native kernels on the CPU; see Backend. 16-bit weights are rounded to ``dtype`` before they are packed."""
 
-    def __init__(self, kernels: Kernels, dtype: torch.dtype, activations: Activations = "int8") -> None:
+    def __init__(
+        self,
+        kernels: Kernels,
+        dtype: torch.dtype,
+        activations: Activations = "int8",
+        kv_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """``kv_dtype``: bfloat16 or int8."""
+        assert kv_dtype in FORMS, kv_dtype
         self.device = CPU
         self.dtype = dtype
         self.activations = activations
+        self.kv_dtype = kv_dtype
         self._kernels = kernels
         self._memory = WeightMemory()
         self.keeper = CpuKeeper(kernels, f"head in 8 bits by {HEAD_GROUP}, from {dtype}")
@@ -99,7 +107,7 @@ class CpuBackend:
 
     def block_bytes(self, shape: DecoderShape, block_size: int) -> int:
         """See Backend."""
-        return bytes_per_block(shape, block_size, torch.bfloat16)
+        return bytes_per_block(shape, block_size, self.kv_dtype)
 
     def row_bytes(self, shape: DecoderShape) -> Mapping[str, int]:
         """See Backend."""
@@ -107,7 +115,7 @@ class CpuBackend:
 
     def new_kv(self, shape: DecoderShape, num_blocks: int, block_size: int) -> CpuKVCache:
         """See Backend."""
-        return CpuKVCache(shape, num_blocks, block_size)
+        return CpuKVCache(shape, num_blocks, block_size, self.kv_dtype)
 
     def new_arena(self, shape: DecoderShape, rows: int) -> CpuArena:
         """See Backend."""

@@ -1,24 +1,32 @@
-"""The native backend's KV cache: bfloat16, one buffer for all layers."""
+"""The native backend's KV cache: bfloat16, or 8 bits with scales; one buffer for all layers."""
 
 import ctypes
 
 import torch
 
 from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.plain.kv_int8 import groups_of
 from manylora.server.kernels.plain.memory import zeros
 from manylora.server.kernels.shape import DecoderShape
 
+FORMS = {torch.bfloat16: abi.KV_BF16, torch.int8: abi.KV_INT8}
+"""The types in which keys and values can be kept."""
+LINE = 64
+"""Bytes: an int8 block takes whole ones."""
+
 
 class CpuKVCache:
-    """See KVCache. bfloat16 [layers, keys and values, slots, KV heads, head dim]."""
+    """See KVCache. uint8 [layers, keys and values, blocks, bytes of one]: native/kv_cache.h says how a block lies."""
 
-    def __init__(self, shape: DecoderShape, num_blocks: int, block_size: int) -> None:
+    def __init__(self, shape: DecoderShape, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        slots = (num_blocks + 1) * block_size
-        size = (shape.num_layers, 2, slots, shape.num_kv_heads, shape.head_dim)
-        self.data = zeros(size, torch.bfloat16, torch.device("cpu"))
-        self.structure = abi.KV(data=self.data.data_ptr(), slots=slots, block_size=block_size)
+        blocks = num_blocks + 1
+        size = (shape.num_layers, 2, blocks, _bytes_in_half(shape, block_size, dtype))
+        self.data = zeros(size, torch.uint8, torch.device("cpu"))
+        self.structure = abi.KV(
+            data=self.data.data_ptr(), slots=blocks * block_size, block_size=block_size, form=FORMS[dtype]
+        )
 
     @property
     def nbytes(self) -> int:
@@ -29,3 +37,16 @@ class CpuKVCache:
     def address(self) -> int:
         """Of the structure that kernels read."""
         return ctypes.addressof(self.structure)
+
+
+def bytes_per_block(shape: DecoderShape, block_size: int, dtype: torch.dtype) -> int:
+    """Return what one block takes in all layers."""
+    return 2 * shape.num_layers * _bytes_in_half(shape, block_size, dtype)
+
+
+def _bytes_in_half(shape: DecoderShape, block_size: int, dtype: torch.dtype) -> int:
+    """Return what a block takes in a layer's keys, or its values."""
+    rows = block_size * shape.num_kv_heads
+    if dtype == torch.bfloat16:
+        return rows * shape.head_dim * dtype.itemsize
+    return -(-rows * (shape.head_dim + 2 * groups_of(shape.head_dim)) // LINE) * LINE

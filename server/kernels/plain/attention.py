@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
+from manylora.server.kernels.plain.kv_cache import CachedRows
 from manylora.server.kernels.step import AttentionMetadata, Ints
 
 # Scores and sums are float32 in every dtype.
@@ -130,7 +131,7 @@ def _hidden(positions: Tensor, keys: Tensor, window: int | None) -> Tensor:
 
 
 def attend(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan, window: int | None, out: Tensor
+    q: Tensor, k_cache: CachedRows, v_cache: CachedRows, plan: AttentionPlan, window: int | None, out: Tensor
 ) -> None:
     """Fill ``out`` [T, H, D] at the plan's tokens; rows of no sequence are left alone. Shapes as in reference.py."""
     for group in plan.groups:
@@ -140,14 +141,16 @@ def attend(
 
 
 def _attend_group(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, group: RowGroup, window: int | None, out: Tensor
+    q: Tensor, k_cache: CachedRows, v_cache: CachedRows, group: RowGroup, window: int | None, out: Tensor
 ) -> None:
     heads, dim = q.shape[1:]
-    kv_heads, shared = k_cache.shape[1], heads // k_cache.shape[1]
+    kv_heads, shared = k_cache.data.shape[1], heads // k_cache.data.shape[1]
     slots, out = group.slots.view(-1, group.length), out.view(-1, kv_heads, shared, dim)
     for rows, kept in _pieces(len(slots), kv_heads, group.length, dim, q.is_cuda):
         tokens, count = group.tokens[rows], rows.stop - rows.start
-        k, v = _keys_and_values(k_cache[:, kept], v_cache[:, kept], slots[rows].reshape(-1), count)
+        k, v = _keys_and_values(
+            k_cache.of_heads(kept), v_cache.of_heads(kept), slots[rows].reshape(-1), count
+        )
         # Rows past the heads that share a KV head are padding.
         least = max(shared, _LIMITS.least_rows)
         queries = q.new_zeros(count, kept.stop - kept.start, least, dim, dtype=torch.float32)
@@ -159,16 +162,16 @@ def _attend_group(
 
 
 def _attend_chunk(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, chunk: Chunk, window: int | None, out: Tensor
+    q: Tensor, k_cache: CachedRows, v_cache: CachedRows, chunk: Chunk, window: int | None, out: Tensor
 ) -> None:
-    kv_heads, dim = k_cache.shape[1:]
+    kv_heads, dim = k_cache.data.shape[1:]
     q, out = q.view(q.shape[0], kv_heads, -1, dim), out.view(out.shape[0], kv_heads, -1, dim)
     for _, kept in _pieces(1, kv_heads, chunk.slots.shape[0], dim, q.is_cuda):
-        _attend_heads(q[:, kept], k_cache[:, kept], v_cache[:, kept], chunk, window, out[:, kept])
+        _attend_heads(q[:, kept], k_cache.of_heads(kept), v_cache.of_heads(kept), chunk, window, out[:, kept])
 
 
 def _attend_heads(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, chunk: Chunk, window: int | None, out: Tensor
+    q: Tensor, k_cache: CachedRows, v_cache: CachedRows, chunk: Chunk, window: int | None, out: Tensor
 ) -> None:
     """As _attend_chunk, for a part of the KV heads: q and out [T, part, heads of each, D], caches [slots, part, D]."""
     kv_heads, shared, dim = q.shape[1:]
@@ -209,14 +212,16 @@ def _seen_keys(position: int, end: int, length: int, window: int | None) -> slic
     return slice(first, min(_padded(end), length))
 
 
-def _keys_and_values(k_cache: Tensor, v_cache: Tensor, slots: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _keys_and_values(
+    k_cache: CachedRows, v_cache: CachedRows, slots: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
     """Return float32 k [count · KV heads, L, D] and v [count · KV heads, L, D + 1] whose last column is ones."""
-    kv_heads, dim = k_cache.shape[1:]
+    kv_heads, dim = k_cache.data.shape[1:]
     length = slots.shape[0] // count
     k = torch.empty(count, kv_heads, length, dim, dtype=torch.float32, device=slots.device)
     v = torch.empty(count, kv_heads, length, dim + 1, dtype=torch.float32, device=slots.device)
     for target, cache in ((k, k_cache), (v[..., :dim], v_cache)):
-        gathered = cache.index_select(0, slots).view(count, length, kv_heads, dim)
+        gathered = cache.gather(slots).view(count, length, kv_heads, dim)
         target.copy_(gathered.transpose(1, 2))
     v[..., dim] = 1.0
     return k.flatten(0, 1), v.flatten(0, 1)

@@ -70,9 +70,11 @@ class PlainBackend:
     sampling = None
     wakes = False
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype | None = None) -> None:
+        """``kv_dtype``: int8, or a floating-point type; None: ``dtype``."""
         self.device = device
         self.dtype = dtype
+        self.kv_dtype = kv_dtype or dtype
         self._least_rows = MATMUL_LIMITS[dtype].least_rows
         reason = fused_nf4_reason(device, dtype)
         self._fuses_nf4 = reason is None
@@ -132,7 +134,7 @@ class PlainBackend:
 
     def block_bytes(self, shape: DecoderShape, block_size: int) -> int:
         """See Backend."""
-        return bytes_per_block(shape, block_size, self.dtype)
+        return bytes_per_block(shape, block_size, self.kv_dtype)
 
     def row_bytes(self, shape: DecoderShape) -> Mapping[str, int]:
         """See Backend."""
@@ -140,7 +142,7 @@ class PlainBackend:
 
     def new_kv(self, shape: DecoderShape, num_blocks: int, block_size: int) -> PlainKVCache:
         """See Backend."""
-        return PlainKVCache(shape, num_blocks, block_size, self.dtype, self.device)
+        return PlainKVCache(shape, num_blocks, block_size, self.kv_dtype, self.device)
 
     def new_arena(self, shape: DecoderShape, rows: int) -> PlainArena:
         """See Backend."""
@@ -181,8 +183,8 @@ class PlainBackend:
         weights, shape = plan.weights.layers[layer], plan.weights.shape
         k_cache, v_cache = plan.kv.layers[layer]
         q, k, v = self._rotated(plan, weights, qkv)
-        k_cache.index_copy_(0, plan.attention.slots, k)
-        v_cache.index_copy_(0, plan.attention.slots, v)
+        k_cache.write(plan.attention.slots, k)
+        v_cache.write(plan.attention.slots, v)
         out = qkv.new_zeros(qkv.shape[0], shape.num_heads, shape.head_dim)
         attend(q, k_cache, v_cache, plan.attention, weights.window, out)
         return out.flatten(1)

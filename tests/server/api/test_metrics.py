@@ -212,8 +212,8 @@ def test_the_process_and_the_build_are_told(http: httpx.Client) -> None:
 
 def test_the_gateways_protocol_finds_its_gauges(server: Running, http: httpx.Client) -> None:
     idle = samples(http)
-    blocks = server.server.engine.snapshot().blocks
-    assert idle[f"vllm:cache_config_info{{block_size=16,num_gpu_blocks={blocks}}}"] == 1
+    blocks, kept = server.server.engine.snapshot().blocks, server.server.base.kv_dtype
+    assert idle[f"vllm:cache_config_info{{block_size=16,cache_dtype={kept},num_gpu_blocks={blocks}}}"] == 1
     label = f"{{model_name={BASE}}}"
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
         assert idle[f"vllm:{name}{label}"] == 0

@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define ML_ABI 4
+#define ML_ABI 6
 #define ML_PUBLIC __attribute__((visibility("default")))
 #define ML_BLOCK 32  // outputs of a packed block
 #define ML_MODULES 7 // q, k, v, o, gate, up, down: LORA_MODULES' order
@@ -13,6 +13,8 @@
 enum { ML_Q, ML_K, ML_V, ML_O, ML_GATE, ML_UP, ML_DOWN };
 enum { ML_TABLE4 = 0, ML_INT8 = 1, ML_BF16 = 2 };
 enum { ML_ACTIVATIONS_INT8 = 0, ML_ACTIVATIONS_BF16 = 1 };
+enum { ML_KV_BF16 = 0, ML_KV_INT8 = 1 };
+#define ML_KV_GROUP 32 // neighbouring values of a head that share a scale in an int8 cache
 
 // A matrix [out, in] in blocks of 32 outputs; outputs and inputs are padded with weights that add nothing.
 //
@@ -86,12 +88,12 @@ typedef struct {
     const ml_matrix *head;
 } ml_model;
 
-// The KV cache: bf16 [layers][2][slots][kv_heads][head_dim], keys then values.
+// The KV cache: [layers][2] halves, keys then values, of slots / block_size blocks; kv_cache.h says how a block lies.
 typedef struct {
-    uint16_t *data;
+    void *data; // 64-byte aligned
     int64_t slots;
     int32_t block_size;
-    int32_t reserved;
+    int32_t form; // ML_KV_BF16, ML_KV_INT8
 } ml_kv;
 
 // A module's adapters in one layer, bf16, the scale folded into B. An adapter owns a range of rank rows, and that share of

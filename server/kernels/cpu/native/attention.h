@@ -225,9 +225,11 @@ static void part_task(const attention_cache *cache, const attention_task *task, 
 }
 
 static attention_cache cache_of(const ml_call *call) {
-    const ml_model *model = call->model;
-    attention_cache cache = {layer_keys(model, call->kv, call->layer), layer_values(model, call->kv, call->layer),
-                             call->kv->block_size, model->head_dim, padded(model->head_dim, VW), model->kv_heads};
+    attention_cache cache = {};
+    cache.half = half_of(call->model, call->kv);
+    cache.keys = layer_keys(&cache.half, call->kv, call->layer);
+    cache.values = layer_values(&cache.half, call->kv, call->layer);
+    cache.dim = padded(call->model->head_dim, VW);
     return cache;
 }
 

@@ -11,6 +11,7 @@
 #include "team.h"
 
 #define ML_ROWS_A_PIECE 4 // of norms and quantisation
+#define ML_ROWS_A_RUN 16  // of what is written to the cache, at most
 
 // What a member works with: a step, the team's memory for its intermediate results, and the member's own.
 typedef struct {
@@ -162,9 +163,13 @@ static void attn_in_phases(ml_work *work) {
 
 static void attend_phases(ml_work *work) {
     const ml_call *call = &work->call;
-    const int64_t width = qkv_width(call->model);
-    for (int64_t row; (row = ml_take(work->team)) < call->step->tokens;)
-        rope_row(call->model, call->layer, call->kv, call->step, (int32_t)row, call->qkv + row * width);
+    const int64_t width = qkv_width(call->model), rows = call->step->tokens;
+    // A prompt's tokens in runs: neighbours write to the same lines of the cache.
+    int64_t run = rows / (4 * work->team.members);
+    run = run < 1 ? 1 : run > ML_ROWS_A_RUN ? ML_ROWS_A_RUN : run;
+    for (int64_t first; (first = ml_take(work->team) * run) < rows;)
+        for (int64_t row = first; row < rows && row < first + run; row++)
+            rope_row(call->model, call->layer, call->kv, call->step, (int32_t)row, call->qkv + row * width);
     attention_ask(call, &work->deal, work->deal.pieces * work->team.member / work->team.members);
     ml_barrier(work->team);
     attention_phases(work->team, call, &work->deal, work->own, work->parts);

@@ -14,7 +14,7 @@
      AT(ml_model, head_dim), AT(ml_model, intermediate), AT(ml_model, vocab), AT(ml_model, positions),
      AT(ml_model, eps), AT(ml_model, reserved), AT(ml_model, cos), AT(ml_model, sin), AT(ml_model, layer),
      AT(ml_model, embedding), AT(ml_model, final_norm), AT(ml_model, head),
-    SIZE(ml_kv), AT(ml_kv, data), AT(ml_kv, slots), AT(ml_kv, block_size), AT(ml_kv, reserved),
+    SIZE(ml_kv), AT(ml_kv, data), AT(ml_kv, slots), AT(ml_kv, block_size), AT(ml_kv, form),
     SIZE(ml_pair), AT(ml_pair, a), AT(ml_pair, b), AT(ml_pair, layer), AT(ml_pair, layers),
     SIZE(ml_arena), AT(ml_arena, pair),
     SIZE(ml_job), AT(ml_job, start), AT(ml_job, rank), AT(ml_job, count), AT(ml_job, reserved), AT(ml_job, tokens),

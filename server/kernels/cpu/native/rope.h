@@ -1,16 +1,8 @@
 // What lies between the q, k, v projection and attention: q/k norm, rotation by position, and the write to the cache.
 #pragma once
 #include "abi.h"
+#include "kv_cache.h"
 #include "norm.h"
-
-// The cache of a layer: bf16 [slots][kv_heads][head_dim].
-ML_INLINE uint16_t *layer_keys(const ml_model *model, const ml_kv *kv, int32_t layer) {
-    return kv->data + (int64_t)layer * 2 * kv->slots * model->kv_heads * model->head_dim;
-}
-
-ML_INLINE uint16_t *layer_values(const ml_model *model, const ml_kv *kv, int32_t layer) {
-    return layer_keys(model, kv, layer) + kv->slots * model->kv_heads * model->head_dim;
-}
 
 // Rotate the pairs (i, i + half) of one head in place by the angles of its position (half-split layout).
 static void rotate_head(float *head, const float *cos, const float *sin, int32_t half) {
@@ -27,16 +19,6 @@ static void rotate_head(float *head, const float *cos, const float *sin, int32_t
     }
 }
 
-// Write n floats as bf16; false if one of them is not finite as such.
-static int write_bf16(const float *x, int32_t n, uint16_t *out) {
-    int finite = 1;
-    for (int32_t i = 0; i < n; i++) {
-        out[i] = float_to_bf16(x[i]);
-        finite &= (out[i] & 0x7f80) != 0x7f80;
-    }
-    return finite;
-}
-
 // One token: qkv is its q heads, then k, then v. q and k are normalised if the layer has the weights, and rotated, in
 // place; k and v go to the token's slot. finite[token] becomes 0 if one of these is not finite there.
 static void rope_row(const ml_model *model, int32_t layer, const ml_kv *kv, const ml_step *step, int32_t token,
@@ -50,10 +32,10 @@ static void rope_row(const ml_model *model, int32_t layer, const ml_kv *kv, cons
         if (norm) rms_norm_row(qkv + h * dim, norm, model->eps, dim, qkv + h * dim);
         rotate_head(qkv + h * dim, cos, sin, dim / 2);
     }
-    int32_t width = kv_heads * dim;
-    int64_t place = (int64_t)step->slots[token] * width;
-    int finite = write_bf16(qkv + heads * dim, width, layer_keys(model, kv, layer) + place);
-    finite &= write_bf16(qkv + heads * dim + width, width, layer_values(model, kv, layer) + place);
+    const kv_half half = half_of(model, kv);
+    int finite = write_heads(&half, qkv + heads * dim, step->slots[token], 1, layer_keys(&half, kv, layer));
+    qkv += (heads + kv_heads) * dim;
+    finite &= write_heads(&half, qkv, step->slots[token], 0, layer_values(&half, kv, layer));
     if (!finite) step->finite[token] = 0;
 }
 

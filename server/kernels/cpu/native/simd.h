@@ -37,6 +37,9 @@ ML_INLINE vf vbf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
 ML_INLINE vf vf16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+ML_INLINE vf vint8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
 ML_INLINE __m512i vint(vf x) { return _mm512_cvtps_epi32(x); }
 // 2^n of a whole n within -126 .. 127.
 ML_INLINE vf vpow2(vf n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(vint(n), _mm512_set1_epi32(127)), 23)); }
@@ -66,6 +69,9 @@ ML_INLINE vf vbf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 ML_INLINE vf vf16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+ML_INLINE vf vint8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
 ML_INLINE __m256i vint(vf x) { return _mm256_cvtps_epi32(x); }
 ML_INLINE vf vpow2(vf n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(vint(n), _mm256_set1_epi32(127)), 23)); }
 typedef __m256 vm;
@@ -95,6 +101,11 @@ ML_INLINE vf vfma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 ML_INLINE vf vround(vf x) { return vrndnq_f32(x); }
 ML_INLINE vf vbf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 ML_INLINE vf vf16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+ML_INLINE vf vint8(const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+}
 ML_INLINE int32x4_t vint(vf x) { return vcvtnq_s32_f32(x); }
 ML_INLINE vf vpow2(vf n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vint(n), vdupq_n_s32(127)), 23)); }
 typedef uint32x4_t vm;

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.library import Kernels
+from manylora.server.kernels.plain.kv_int8 import dequantize_kv, groups_of, quantize_kv
 from manylora.server.kernels.reference import paged_attention
 from manylora.server.kernels.step import AttentionMetadata
 from tests.server.model.steps import ints
@@ -37,6 +38,8 @@ class Case:
     tables: Tensor
     kv: Tensor
     """bfloat16 [2, slots, KV heads, D]"""
+    form: int
+    """abi.KV_BF16 or KV_INT8."""
     q: Tensor
     """float32 [T, H · D]"""
 
@@ -56,16 +59,19 @@ class Case:
         contexts = ints([context for _, context, _ in self.rows])
         metadata = AttentionMetadata(positions, positions, ints(self.starts), contexts, self.tables.numpy())
         q = self.q.view(-1, self.heads.q, self.heads.dim)
-        return paged_attention(q, self.kv[0], self.kv[1], metadata, self.block_size, window).flatten(1)
+        kv = self.kv if self.form == abi.KV_BF16 else dequantize_kv(*quantize_kv(self.kv))
+        return paged_attention(q, kv[0], kv[1], metadata, self.block_size, window).flatten(1)
 
 
 @cache
-def expected(rows: tuple[Row, ...], heads: Heads, window: int | None) -> Tensor:
+def expected(rows: tuple[Row, ...], heads: Heads, window: int | None, form: int) -> Tensor:
     """What reference.py makes of make_case of these, whatever the blocks."""
-    return make_case(rows, heads, 16).expected(window)
+    return make_case(rows, heads, 16, form).expected(window)
 
 
-def make_case(rows: Sequence[Row], heads: Heads, block_size: int, *, garbage: float = torch.nan) -> Case:
+def make_case(
+    rows: Sequence[Row], heads: Heads, block_size: int, form: int, *, garbage: float = torch.nan
+) -> Case:
     """Blocks are dealt out in random order; what no row owns holds ``garbage``."""
     needed = [-(-context // block_size) for _, context, _ in rows]
     order = (torch.randperm(sum(needed) + 3, generator=torch.Generator().manual_seed(len(rows))) + 1).tolist()
@@ -74,7 +80,7 @@ def make_case(rows: Sequence[Row], heads: Heads, block_size: int, *, garbage: fl
     for row, blocks in enumerate(needed):
         tables[row, :blocks] = torch.tensor([order.pop() for _ in range(blocks)])
     q = torch.empty(sum(queries for _, _, queries in rows), heads.q * heads.dim)
-    case = Case(rows, heads, block_size, tables, kv, q)
+    case = Case(rows, heads, block_size, tables, kv, form, q)
     for row, (seed, context, queries) in enumerate(rows):
         draw = torch.Generator().manual_seed(seed)
         # By token, so that a longer context of the same seed begins with the same numbers.
@@ -84,6 +90,27 @@ def make_case(rows: Sequence[Row], heads: Heads, block_size: int, *, garbage: fl
             drawn[:, heads.q :].view(context, 2, heads.kv, heads.dim).transpose(0, 1).bfloat16()
         )
     return case
+
+
+def packed(kv: Tensor, block_size: int) -> Tensor:
+    """Lay keys and values [2, slots, KV heads, D] out as an int8 cache does: uint8 [2, blocks, bytes of one]."""
+    parts = quantize_kv(kv)
+    codes, scales = (part.reshape(len(kv), -1, block_size, *part.shape[-2:]) for part in parts)
+    blocks = torch.zeros(
+        *codes.shape[:-3], block_bytes(kv.shape[-2], kv.shape[-1], block_size), dtype=torch.uint8
+    )
+    # Keys lie [KV heads, D, slots of a block], values [KV heads, slots, D], scales [KV heads, groups, slots].
+    keys, values = codes.movedim(-3, -1)[0], codes.transpose(-3, -2)[1]
+    own = torch.stack((keys.flatten(-3), values.flatten(-3))).view(torch.uint8)
+    steps = scales.movedim(-3, -1).flatten(-3).contiguous().view(torch.uint8)
+    blocks[..., : own.shape[-1]] = own
+    blocks[..., own.shape[-1] : own.shape[-1] + steps.shape[-1]] = steps
+    return blocks
+
+
+def block_bytes(kv_heads: int, dim: int, block_size: int) -> int:
+    """Bytes of an int8 block: whole lines of 64."""
+    return -(-block_size * kv_heads * (dim + 2 * groups_of(dim)) // 64) * 64
 
 
 def attend(kernels: Kernels, case: Case, window: int | None = None) -> Tensor:
@@ -98,7 +125,8 @@ def attend(kernels: Kernels, case: Case, window: int | None = None) -> Tensor:
     model = abi.Model(
         layers=1, heads=heads.q, kv_heads=heads.kv, head_dim=heads.dim, layer=ctypes.addressof(layer)
     )
-    kv = abi.KV(data=case.kv.data_ptr(), slots=case.kv.shape[1], block_size=case.block_size)
+    data = case.kv if case.form == abi.KV_BF16 else packed(case.kv, case.block_size)
+    kv = abi.KV(data=data.data_ptr(), slots=case.kv.shape[1], block_size=case.block_size, form=case.form)
     step = abi.Step(
         tokens=tokens,
         sequences=len(case.rows),

@@ -11,12 +11,13 @@ from manylora.adapters.types import AdapterWeights, LoraPair
 from manylora.server.kernels.backend import compose
 from manylora.server.kernels.cpu.backend import Activations, CpuBackend
 from manylora.server.kernels.cpu.library import Kernels, open_kernels
+from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.step import AdapterRanges, AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.model.loader import Quantization
 from manylora.server.model.served import ServedModel
 from tests.server.kernels.cpu.conftest import RUNS
 from tests.server.model.models import FAMILIES, save_model
-from tests.server.model.steps import BLOCK, Stream, all_logits, ints, load, place, random_adapter, step
+from tests.server.model.steps import BLOCK, CPU, Stream, all_logits, ints, load, place, random_adapter, step
 from tests.server.model.test_devices import FORMATS, save
 
 IDS = list(range(3, 203))
@@ -35,8 +36,9 @@ def native(
     quantization: Quantization = "auto",
     rows: int = 512,
     activations: Activations = "int8",
+    kv_dtype: torch.dtype = torch.bfloat16,
 ) -> ServedModel:
-    backend = CpuBackend(kernels, torch.float32, activations)
+    backend = CpuBackend(kernels, torch.float32, activations, kv_dtype)
     return load(directory, quantization=quantization, rows=rows, backend=backend)
 
 
@@ -78,6 +80,18 @@ def test_every_family_answers_as_plain_torch_does(name: str, kernels: Kernels, t
         assert (ours - theirs).norm() / theirs.norm() < NEAR
 
 
+@pytest.mark.parametrize("name", ["mistral", "qwen3"])
+def test_keys_and_values_in_8_bits_answer_as_plain_torchs_do(
+    name: str, kernels: Kernels, tmp_path: Path
+) -> None:
+    save_model(name, tmp_path)
+    plain = PlainBackend(CPU, torch.float32, torch.int8)
+    theirs = answers(load(tmp_path, quantization="int8", backend=plain), WHOLE)
+    ours = answers(native(tmp_path, kernels, "int8", kv_dtype=torch.int8), WHOLE)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() / other.norm() < NEAR
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_answers_as_plain_torch_does(name: str, kernels: Kernels, tmp_path: Path) -> None:
     save(name, tmp_path)
@@ -105,18 +119,31 @@ def test_activations_of_bfloat16_are_nearer_to_plain_torch(
     assert off < 0.8 * (coarse - plain).norm() / plain.norm()
 
 
+FLOAT, BYTE = torch.bfloat16, torch.int8
+
+
 @pytest.mark.parametrize(
-    ("quantization", "activations"),
-    [("nf4", "int8"), ("int8", "int8"), ("none", "int8"), ("nf4", "bfloat16"), ("int8", "bfloat16")],
+    ("quantization", "activations", "kv_dtype"),
+    [
+        ("nf4", "int8", FLOAT),
+        ("int8", "int8", BYTE),
+        ("none", "int8", FLOAT),
+        ("nf4", "bfloat16", BYTE),
+        ("int8", "bfloat16", FLOAT),
+    ],
 )
 def test_a_tokens_bits_are_its_own(
-    quantization: Quantization, activations: Activations, kernels: Kernels, tmp_path: Path
+    quantization: Quantization,
+    activations: Activations,
+    kv_dtype: torch.dtype,
+    kernels: Kernels,
+    tmp_path: Path,
 ) -> None:
     """Whoever shares its steps, however its prompt is chunked, wherever its adapters lie."""
     save_model("qwen2-window", tmp_path)
-    whole = answers(native(tmp_path, kernels, quantization, 512, activations), WHOLE)
+    whole = answers(native(tmp_path, kernels, quantization, 512, activations, kv_dtype), WHOLE)
     for moves, first_row in ((APART, 5), (CHUNKS, 5), (WHOLE, 40)):
-        other = answers(native(tmp_path, kernels, quantization, 512, activations), moves, first_row)
+        other = answers(native(tmp_path, kernels, quantization, 512, activations, kv_dtype), moves, first_row)
         assert all(map(torch.equal, other, whole))
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.reference import rms_norm, rope
-from tests.server.kernels.cpu.attention_case import Heads
+from tests.server.kernels.cpu.attention_case import Heads, packed
 
 HEADS = (Heads(4, 2, 16), Heads(14, 2, 64), Heads(2, 1, 24), Heads(3, 3, 128))
 POSITIONS = torch.tensor([3, 0, 99, 5, 6], dtype=torch.int32)
 SLOTS = torch.tensor([5, 4, 30, 31, 7], dtype=torch.int32)
+BLOCK = 8
 EPS = 1e-6
 
 
@@ -30,8 +31,8 @@ class Tokens:
         self.norms = torch.rand(2, heads.dim) + 0.5 if normed else None
         self.kv = torch.full((2, 2, 40, heads.kv, heads.dim), 7.0, dtype=torch.bfloat16)
 
-    def run(self, kernels: Kernels) -> tuple[Tensor, Tensor]:
-        """Return q [5, H, D] and the tokens' flags; the cache is written."""
+    def run(self, kernels: Kernels, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return q [5, H, D] and the tokens' flags; the cache is written, or ``codes``, which is one in 8 bits."""
         qkv, finite = self.qkv.clone(), torch.ones(5, dtype=torch.uint8)
         layers = (abi.Layer * 2)()
         if self.norms is not None:
@@ -47,7 +48,8 @@ class Tokens:
             sin=self.sin.data_ptr(),
             layer=ctypes.addressof(layers),
         )
-        kv = abi.KV(data=self.kv.data_ptr(), slots=40, block_size=16)
+        data, form = (self.kv, abi.KV_BF16) if codes is None else (codes, abi.KV_INT8)
+        kv = abi.KV(data=data.data_ptr(), slots=40, block_size=BLOCK, form=form)
         step = abi.Step(
             tokens=5, positions=POSITIONS.data_ptr(), slots=SLOTS.data_ptr(), finite=finite.data_ptr()
         )
@@ -93,6 +95,38 @@ def test_only_the_tokens_own_slots_of_their_layer_are_written(kernels: Kernels) 
     others[SLOTS.long()] = False
     assert (tokens.kv[0] == 7.0).all()
     assert (tokens.kv[1, :, others] == 7.0).all()
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_keys_and_values_are_brought_to_8_bits_as_plain_torch_does(kernels: Kernels, heads: Heads) -> None:
+    tokens = Tokens(heads, normed=False)
+    tokens.cos.fill_(1.0)
+    tokens.sin.fill_(0.0)
+    own = tokens.qkv.view(5, -1, heads.dim)[:, heads.q :]
+    own[0, 0], own[1, 1], own[2, 0, -3:] = 0.0, own[1, 1] * 1e-38, torch.tensor([3.3e38, -3.3e38, 1.0])
+    own[3, :, :4] = torch.tensor([127.0, 0.5, 1.5, -2.5])  # ties, where it is the largest
+    own[3, :, 4:].clamp_(-2, 2)
+    own[4, 0, 2 :: heads.dim // 2] = math.nan  # it is rotated into its other half
+    own[4, -1, 5], own[4, -1, -1] = -math.inf, 7.0
+    before = torch.randn(2, 2, 40, heads.kv, heads.dim)
+    cache = torch.stack([packed(layer, BLOCK) for layer in before])
+    _, finite = tokens.run(kernels, cache)
+    after = before.clone()
+    after[1, :, SLOTS.long()] = own.view(5, 2, heads.kv, heads.dim).transpose(0, 1)
+    assert torch.equal(cache, torch.stack([packed(layer, BLOCK) for layer in after]))
+    assert finite.tolist() == [1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3.4e38])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_token_is_flagged_whose_keys_or_values_are_not_finite_in_8_bits(
+    kernels: Kernels, bad: float, place: int
+) -> None:
+    heads = HEADS[2]
+    tokens = Tokens(heads, normed=False)
+    tokens.qkv[2, heads.q * heads.dim :][place] = bad
+    _, finite = tokens.run(kernels, packed(torch.zeros(2, 40, heads.kv, heads.dim), BLOCK).repeat(2, 1, 1, 1))
+    assert finite.tolist() == [1, 1, int(math.isfinite(bad)), 1, 1]
 
 
 @pytest.mark.parametrize("heads", HEADS)

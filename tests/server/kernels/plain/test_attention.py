@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from manylora.server.kernels.plain import attention
 from manylora.server.kernels.plain.attention import attend, plan_attention
+from manylora.server.kernels.plain.kv_cache import CachedRows
 from manylora.server.kernels.reference import paged_attention
 from manylora.server.kernels.step import AttentionMetadata
 from tests.server.model.steps import ints
@@ -85,7 +86,7 @@ def make_case(
 def run(case: Case, window: int | None, padding: int = 0) -> Tensor:
     plan = plan_attention(case.metadata, case.block_size, {window, None}, case.q.device)
     out = case.q.new_full((case.q.shape[0] + padding, *case.q.shape[1:]), 7.0)
-    attend(case.q, case.k_cache, case.v_cache, plan, window, out)
+    attend(case.q, CachedRows(case.k_cache), CachedRows(case.v_cache), plan, window, out)
     return out
 
 
@@ -210,7 +211,14 @@ def test_long_contexts_of_a_large_model_are_gathered_in_parts(rows: int, queries
         np.zeros((rows, context // block), dtype=np.int32),
     )
     with Largest() as made:  # type: ignore[no-untyped-call]
-        attend(q, cache, cache, plan_attention(metadata, block, {None}, meta), None, torch.empty_like(q))
+        attend(
+            q,
+            CachedRows(cache),
+            CachedRows(cache),
+            plan_attention(metadata, block, {None}, meta),
+            None,
+            torch.empty_like(q),
+        )
     assert made.nbytes <= attention.SCRATCH_BYTES
 
 
