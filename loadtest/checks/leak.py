@@ -133,7 +133,10 @@ class Load:
         async with httpx.AsyncClient(base_url=self._url, timeout=60, limits=limits) as http:
             while time.monotonic() < until:
                 kind = rng.choice(self.kinds)
-                said = await self._ask(kind, number, rng, http)
+                try:
+                    said = await self._ask(kind, number, rng, http)
+                except httpx.TransportError as error:  # a finding, and the run goes on
+                    said = repr(error)
                 self.asked[kind] += 1
                 if said:
                     self.wrong[f"{kind}: {said}"] += 1
