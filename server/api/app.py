@@ -133,6 +133,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     pauses.cancel()
     deps.texts.close()
     deps.tokenising.close()
+    if deps.grammars is not None:
+        deps.grammars.close()
     if deps.audit is not None:
         await asyncio.to_thread(deps.audit.close)
     if deps.exports is not None:

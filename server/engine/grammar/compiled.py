@@ -34,9 +34,10 @@ class CompiledGrammar:
         """Compile (milliseconds as a rule, without the interpreter's lock). Raises GrammarRefused."""
         self.grammar = grammar
         self._tables = tables
-        text = lark_of(grammar, tables.controls, forces=tables.forces)
         try:
-            text.encode()
+            grammar.text.encode()
+            text = lark_of(grammar, tables.controls, forces=tables.forces)
+            text.encode()  # a schema's escapes are characters by now
         except UnicodeEncodeError:
             raise GrammarRefused("it holds half a character (a lone surrogate)") from None
         self._native = LLMatcher(tables.native, text, log_level=0, limits=LIMITS)

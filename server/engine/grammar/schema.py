@@ -187,7 +187,7 @@ def _kind_ends(kind: object, schema: Mapping[str, Any], ending: set[str]) -> boo
         prefix = [*_list(schema, "prefixItems"), *_list(schema, "items")]
         rest = schema.get("items", True)
         rest = schema.get("additionalItems", True) if isinstance(rest, list) else rest
-        count = int(least) if isinstance(least, int | float) else 0
+        count = int(min(least, MAX_VALUES)) if isinstance(least, int | float) else 0
         return all(_ends(each, ending) for each in prefix[:count]) and (
             count <= len(prefix) or _ends(rest, ending)
         )

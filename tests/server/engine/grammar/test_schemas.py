@@ -134,6 +134,8 @@ def test_sizes_are_bounded() -> None:
 
 def test_half_a_character_is_refused() -> None:
     assert "surrogate" in refusal(GrammarKind.JSON_SCHEMA, '{"const": "\\ud800"}')
+    for kind in GrammarKind:
+        assert "surrogate" in refusal(kind, '"\ud800"')
 
 
 def test_a_schema_inside_a_grammar_is_held_as_one_outside() -> None:
