@@ -37,6 +37,13 @@ def test_in_no_minute_is_more_taken_than_the_limit(limit: int, asks: list[tuple[
     assert window.remaining(now + window.reset(now) + 1e-6) == limit
 
 
+def test_a_second_counts_until_all_of_it_is_a_minute_ago() -> None:
+    window = SlidingWindow(1)
+    window.take(1, 0.9)
+    assert window.wait(1, 60.5) == pytest.approx(0.5), "59.6 s later"
+    assert window.wait(1, 61.0) == 0
+
+
 @given(
     st.lists(
         st.tuples(st.integers(1, 60), st.one_of(st.none(), st.integers(0, 60)), st.booleans()), max_size=60
