@@ -7,6 +7,7 @@ budget is spent: what was answered must still be spent after each start. Exits 1
 """
 
 import argparse
+import json
 import random
 import sys
 import tempfile
@@ -49,6 +50,13 @@ class Tenant:
     key: str
     adapters: set[str] = field(default_factory=set)
     mixtures: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    files: set[str] = field(default_factory=set)
+    batches: set[str] = field(default_factory=set)
+
+    @property
+    def secrets(self) -> set[str]:
+        """What nobody else is to be told of."""
+        return self.own | self.files | self.batches | {self.key}
 
     @property
     def own(self) -> set[str]:
@@ -99,12 +107,14 @@ class Walk:
     def _word(self) -> str:
         return "".join(self._dice.choices("bcdfghjkl", k=10))
 
-    def _send(self, me: Tenant, other: Tenant, method: str, path: str, body: Any = None) -> httpx.Response:
+    def _send(
+        self, me: Tenant, other: Tenant, method: str, path: str, body: Any = None, **more: Any
+    ) -> httpx.Response:
         head = {"authorization": f"Bearer {me.key}"}
-        answer = self._client.request(method, path, json=body, headers=head)
+        answer = self._client.request(method, path, json=body, headers=head, **more)
         said = f"{path} {body}"
         told = answer.text + str(answer.headers)
-        for name in other.own | {other.key}:
+        for name in other.secrets:
             if name not in said and name in told:
                 self._fault(f"{me.name}: {method} {said} tells {name}: {told[:300]}")
         if answer.status_code >= 500:
@@ -201,6 +211,50 @@ class Walk:
         if answer.is_success:
             me.adapters.discard(name)
             me.mixtures.pop(name, None)
+
+    def _upload(self, me: Tenant, other: Tenant) -> None:
+        body = {"model": self._name(me, other), "prompt": "x", "max_tokens": 1}
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+        form: dict[str, Any] = {
+            "files": {"file": ("lines.jsonl", json.dumps(line).encode())},
+            "data": {"purpose": "batch"},
+        }
+        answer = self._client.post("/v1/files", headers={"authorization": f"Bearer {me.key}"}, **form)
+        self._expect(answer, {200}, f"{me.name} uploads a file")
+        me.files.add(answer.json()["id"])
+
+    def _files(self, me: Tenant, other: Tenant) -> None:
+        if not me.files | other.files or self._dice.random() < 0.3:
+            found = self._send(me, other, "GET", "/v1/files", params={"limit": 10_000}).json()["data"]
+            if not {each["id"] for each in found} >= me.files:
+                self._fault(f"{me.name} misses files of its own")
+            return
+        name = self._dice.choice(sorted(me.files | other.files))
+        method, end = self._dice.choice((("GET", ""), ("GET", "/content"), ("DELETE", "")))
+        answer = self._send(me, other, method, f"/v1/files/{name}{end}")
+        right = {200} if name in me.files else {404}
+        self._expect(answer, right, f"{me.name}: {method} a file{end}")
+        if method == "DELETE" and answer.is_success:
+            me.files.discard(name)
+
+    def _batches(self, me: Tenant, other: Tenant) -> None:
+        pool = sorted(me.files | other.files)
+        if pool and self._dice.random() < 0.3:
+            name = self._dice.choice(pool)
+            body = {"input_file_id": name, "endpoint": "/v1/completions", "completion_window": "24h"}
+            answer = self._send(me, other, "POST", "/v1/batches", body)
+            self._expect(answer, {200, 429} if name in me.files else {404}, f"{me.name} begins a batch")
+            if answer.is_success:
+                me.batches.add(answer.json()["id"])
+        found = self._send(me, other, "GET", "/v1/batches", params={"limit": 100}).json()["data"]
+        if len(me.batches) <= 100 and {each["id"] for each in found} != me.batches:
+            self._fault(f"{me.name} sees batches that aren't its own, or misses some")
+        for name in self._dice.sample(sorted(other.batches), min(1, len(other.batches))):
+            self._expect(
+                self._send(me, other, "GET", f"/v1/batches/{name}"), {404}, f"{me.name} looks at a batch"
+            )
+            cancelled = self._send(me, other, "POST", f"/v1/batches/{name}/cancel", {})
+            self._expect(cancelled, {404}, f"{me.name} cancels a batch")
 
     def _forbidden(self, me: Tenant, other: Tenant) -> None:
         method, path = self._dice.choice(
