@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from manylora.server.api import (
     adapters,
+    anthropic_messages,
     batches,
     chat,
     completions,
@@ -69,6 +70,7 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
         models,
         chat,
         completions,
+        anthropic_messages,
         embeddings,
         scores,
         files,

@@ -33,6 +33,12 @@ class ChatPrompt:
     tools: ToolUse = field(default_factory=ToolUse)
     reasoning_effort: str | None = None
     """How much is to be thought, if the template knows of that; "none": nothing."""
+    effort_if_known: bool = False
+    """Whether a template that knows no levels isn't told, instead of the request refused."""
+    param: str = "messages"
+    """The field that the messages came in."""
+    as_sent: bool = True
+    """Whether they are that field's, one by one."""
     add_generation_prompt: bool = True
     continue_final_message: bool = False
 

@@ -45,6 +45,8 @@ class Choice:
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    deltas: list[Delta] = field(default_factory=list)
+    """What it says in its order, for those who tell it in that."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
@@ -86,6 +88,7 @@ class Choice:
     def add(self, output: SequenceOutput) -> None:
         """Take in what came, and keep all of it."""
         for delta in self.read(0, output).deltas:
+            self.deltas.append(delta)
             if isinstance(delta, Content):
                 self.text.append(delta.text)
             elif isinstance(delta, Reasoning):

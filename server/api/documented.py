@@ -6,7 +6,14 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from manylora.server.api import answers, batch_answers, chat_answers, embedding_answers, key_answers
+from manylora.server.api import (
+    answers,
+    anthropic_answers,
+    batch_answers,
+    chat_answers,
+    embedding_answers,
+    key_answers,
+)
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 ERRORS: dict[int, str] = {
@@ -76,6 +83,12 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
     ("post", "/v1/completions"): Documented(
         "api", {200: {JSON: answers.Completion, EVENTS: answers.CompletionChunk}}, GENERATES
     ),
+    ("post", "/v1/messages"): Documented(
+        "api",
+        {200: {JSON: anthropic_answers.AnthropicMessage, EVENTS: anthropic_answers.MessageEvent}},
+        GENERATES,
+    ),
+    ("post", "/v1/messages/count_tokens"): _one("api", anthropic_answers.CountedTokens, BODY | NAMED),
     ("post", "/v1/embeddings"): _one("api", embedding_answers.Embeddings, GENERATES),
     **{("post", path): _one("api", embedding_answers.Scores, GENERATES) for path in ("/score", "/v1/score")},
     **{

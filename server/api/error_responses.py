@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
@@ -15,6 +16,7 @@ from starlette.types import Scope
 from structlog import get_logger
 
 from manylora.adapters import errors as adapter_errors
+from manylora.server.api.anthropic_errors import in_anthropics_shape, is_anthropics
 from manylora.server.api.disconnect import ClientGone
 from manylora.server.api.inert import LONGEST_NAME, REFUSED_FIELD
 from manylora.server.api.request_context import CLIENT_GONE, note, request_id
@@ -80,8 +82,8 @@ def envelope(error: BaseException) -> dict[str, object]:
     return {"error": body, "request_id": request_id()}
 
 
-def error_response(error: Exception) -> JSONResponse:
-    """Return the response for an error, Retry-After and WWW-Authenticate included."""
+def error_response(error: Exception, path: str) -> JSONResponse:
+    """Return the response for an error of a path, Retry-After and WWW-Authenticate included."""
     shape = shape_of(error)
     headers = {}
     if isinstance(error, ServerError) and error.retry_after is not None:
@@ -91,7 +93,14 @@ def error_response(error: Exception) -> JSONResponse:
         headers["x-should-retry"] = "false"
     if shape.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(envelope(error), status_code=shape.status, headers=headers)
+    return _enveloped(envelope(error), shape.status, headers, path)
+
+
+def _enveloped(
+    content: Mapping[str, object], status: int, headers: Mapping[str, str], path: str
+) -> JSONResponse:
+    told = in_anthropics_shape(content, status) if is_anthropics(path) else content
+    return JSONResponse(told, status_code=status, headers=dict(headers))
 
 
 def invalid_field(error: ValidationError) -> InvalidRequest:
@@ -118,7 +127,7 @@ def install_error_handlers(app: FastAPI) -> None:
     """Answer every error of the app in the envelope."""
 
     async def known(request: Request, error: Exception) -> JSONResponse:
-        return error_response(error)
+        return error_response(error, request.url.path)
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -130,13 +139,13 @@ def install_error_handlers(app: FastAPI) -> None:
         headers = {name.lower(): value for name, value in (error.headers or {}).items()}
         if error.status_code == 405:
             headers["allow"] = ", ".join(allowed_methods(app, request.scope))
-        return JSONResponse(content, status_code=error.status_code, headers=headers)
+        return _enveloped(content, error.status_code, headers, request.url.path)
 
     async def query(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return error_response(InvalidRequest(f"{name}: {first['msg']}", param=name))
+        return error_response(InvalidRequest(f"{name}: {first['msg']}", param=name), request.url.path)
 
     async def gone(request: Request, error: Exception) -> Response:
         note(reason="the client hung up")
@@ -145,7 +154,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         # Starlette raises it again once the answer is sent, so it reaches logs and tests.
         log.error("unexpected error", path=request.url.path, exc_info=error)
-        return error_response(error)
+        return error_response(error, request.url.path)
 
     app.add_exception_handler(ServerError, known)
     for kind in FOREIGN:

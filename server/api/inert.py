@@ -30,6 +30,9 @@ class Passing:
     """Pass with any value: they say something about the caller or the way here, and change no answer."""
     unserved: Mapping[str, str] = field(default_factory=dict)
     """What is said of a name that asks for what isn't served."""
+    open: bool = False
+    """Whether names that nobody here knows pass too: these clients get new ones with each version, and expect a server
+    to pass over them. What is nearly a known name is still refused, as a mistake in writing it."""
 
     def check(self, name: str, value: object, read: Iterable[str]) -> None:
         """Raise PydanticCustomError unless the field passes; ``read`` are the names that the body reads."""
@@ -45,6 +48,8 @@ class Passing:
             raise refused(name, f"it can't be honoured{passing}")
         shown = name[:LONGEST_NAME]
         near = difflib.get_close_matches(shown, [*read, *self.inert], n=1, cutoff=0.8)
+        if self.open and not near:
+            return
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise refused(name, f"not a field that this server knows{meant}")
 
@@ -217,3 +222,60 @@ LOAD = replace(
     },
 )
 """Around the fields of vLLM's route that loads an adapter."""
+
+RESPONSE = Passing(
+    inert={
+        "background": (False,),
+        "modalities": (["text"],),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+    },
+    unread=frozenset(
+        {
+            *("client_metadata", "context_management", "include", "include_obfuscation", "max_tool_calls"),
+            *("moderation", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+            *("safety_identifier", "service_tier", "stream_options", "verbosity"),
+        }
+    ),
+    unserved={
+        "background": "answers are given to the request that asks for them",
+        "conversation": "no conversation is kept here: send it in input",
+        "max_completion_tokens": "this route calls it max_output_tokens",
+        "max_tokens": "this route calls it max_output_tokens",
+        "messages": "this route calls it input",
+        "modalities": TEXT_ONLY,
+        "prompt": "no prompts are kept here: send instructions and input",
+        "reasoning_effort": "this route has it in reasoning, as effort",
+        "response_format": "this route has it in text, as format",
+        "top_logprobs": "log probabilities are told by /v1/chat/completions",
+        "truncation": "nothing is left out of a conversation: shorten it",
+    },
+    open=True,
+)
+"""Around the fields of POST /v1/responses."""
+
+INPUT_ITEM = Passing(inert={}, unread=frozenset({"id", "phase", "encrypted_content"}), open=True)
+"""Around the fields of an item of a conversation, as clients send back what they got."""
+
+CLAUDE = Passing(
+    inert={"mcp_servers": ([],)},
+    unread=frozenset(
+        {
+            *("anthropic_version", "anthropic_beta", "betas", "cache_control", "context_management"),
+            *("diagnostics", "inference_geo", "metadata", "service_tier", "speed"),
+        }
+    ),
+    unserved={
+        "container": "no containers are kept here",
+        "max_completion_tokens": "this route calls it max_tokens",
+        "mcp_servers": "this server asks no others: send tools",
+        "stop": "this route calls it stop_sequences",
+    },
+    open=True,
+)
+"""Around the fields of POST /v1/messages."""
+
+CLAUDE_PART = Passing(
+    inert={}, unread=frozenset({"cache_control", "citations", "signature", "caller"}), open=True
+)
+"""Around the fields of a block, a tool or a choice of those."""

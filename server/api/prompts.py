@@ -56,7 +56,7 @@ async def tokenise(deps: ApiDependencies, ask: Ask, model: ResolvedModel, text: 
             talk = talk_of(deps, model, text, prompt)
             rendered = await _rendered(deps, model, text, talk, deps.tokenising.prompts)
             lane, most = deps.tokenising.prompts, most_characters(context)
-            ids = [await _encoded(deps, text, rendered, context, lane, most)]
+            ids = [await _encoded(deps, text, rendered, context, lane, most, prompt.param)]
             return Tokenised(ids, reading=talk.reading(rendered), thought=talk.thought_ends_with(rendered))
     # After the check of the ids: those that no vocabulary has can't be spelled.
     if isinstance(prompt, PlainPrompts) and prompt.echo:
@@ -83,7 +83,7 @@ async def chat_tokens(
     """
     lane = lane or deps.tokenising.prompts
     rendered = await _rendered(deps, model, text, talk_of(deps, model, text, prompt), lane)
-    return await _encoded(deps, text, rendered, at_most, lane, most or most_characters(at_most))
+    return await _encoded(deps, text, rendered, at_most, lane, most or most_characters(at_most), prompt.param)
 
 
 def talk_of(deps: ApiDependencies, model: ResolvedModel, text: ModelText, prompt: ChatPrompt) -> Talk:
@@ -102,15 +102,15 @@ async def _rendered(
     }
     seen = {**text.special_tokens, **prompt.variables}
     if model.chat_template is not None:
-        return await _by_adapter(deps, model.chat_template, prompt.messages, seen, how)
+        return await _by_adapter(deps, model.chat_template, prompt, seen, how)
     written = sum(len(str(message.get("content"))) for message in prompt.messages)
     return await lane.run(lambda: deps.tokenizer.render(prompt.messages, seen, **how), written)
 
 
 async def _encoded(
-    deps: ApiDependencies, text: ModelText, rendered: str, at_most: int, lane: Lane, most: int
+    deps: ApiDependencies, text: ModelText, rendered: str, at_most: int, lane: Lane, most: int, param: str
 ) -> list[int]:
-    _check_characters(deps, rendered, at_most, most, "messages")
+    _check_characters(deps, rendered, at_most, most, param)
     [ids] = await text.codec.encode(lane, [rendered], add_special_tokens=False, at_most=at_most)
     return ids
 
@@ -118,16 +118,16 @@ async def _encoded(
 async def _by_adapter(
     deps: ApiDependencies,
     template: str,
-    messages: Sequence[Mapping[str, object]],
+    prompt: ChatPrompt,
     seen: Mapping[str, object],
     how: Mapping[str, bool],
 ) -> str:
     """Render by a template from outside, in a process of its own."""
     try:
-        return await deps.texts.templates.render(template, messages, seen, **how)
+        return await deps.texts.templates.render(template, prompt.messages, seen, **how)
     except TemplateFailed as error:
         raise InvalidRequest(
-            f"the chat template refuses these messages: {error}", param="messages"
+            f"the chat template refuses these messages: {error}", param=prompt.param
         ) from error
     except WorkersBusy as error:
         raise QueueFull(

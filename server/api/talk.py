@@ -32,7 +32,7 @@ class Talk:
 
         Raises InvalidRequest for what the template doesn't know.
         """
-        _check_calls(prompt.messages, template)
+        _check_calls(prompt, template)
         variables = {**_effort(prompt, template), **prompt.variables}
         if not prompt.tools.tools:
             return cls(replace(prompt, variables=variables), template, None)
@@ -67,11 +67,12 @@ class Talk:
         return reasoning.CLOSE if will else None
 
 
-def _check_calls(messages: Sequence[Mapping[str, object]], template: str) -> None:
+def _check_calls(prompt: ChatPrompt, template: str) -> None:
     """Refuse calls of earlier answers that the template would leave out without a word."""
-    place = next((place for place, message in enumerate(messages) if message.get("tool_calls")), None)
+    calls = (place for place, message in enumerate(prompt.messages) if message.get("tool_calls"))
+    place = next(calls, None)
     if place is not None and "tool_calls" not in template:
-        param = f"messages.{place}.tool_calls"
+        param = f"messages.{place}.tool_calls" if prompt.as_sent else prompt.param
         raise InvalidRequest(
             f"{param}: the model's chat template has no place for calls of tools", param=param
         )
@@ -85,7 +86,7 @@ def _effort(prompt: ChatPrompt, template: str) -> Mapping[str, object]:
     known = {reasoning.EFFORT: effort} if reasoning.EFFORT in template else {}
     if effort == "none":
         return {reasoning.SWITCH: False, **known}
-    if not known:
+    if not known and not prompt.effort_if_known:
         raise InvalidRequest(
             'reasoning_effort: the model\'s chat template knows no levels; "none" may be sent, and '
             "chat_template_kwargs with what it knows",

@@ -22,6 +22,17 @@ _AROUND_CALL = Passing(inert={}, unread=frozenset({"index", "provider_specific_f
 Name = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
+def limited(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a tool's schema. Raises ValueError for one that is too large or too deep."""
+    try:
+        size = len(json.dumps(schema))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if size > MAX_SCHEMA_CHARACTERS:
+        raise ValueError(f"it has {size} characters as JSON, at most {MAX_SCHEMA_CHARACTERS} are read")
+    return schema
+
+
 class FunctionSpec(Strict):
     """A function that the model may call."""
 
@@ -35,13 +46,7 @@ class FunctionSpec(Strict):
     @field_validator("parameters")
     @classmethod
     def _not_too_large(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        try:
-            size = len(json.dumps(value))
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
-        if size > MAX_SCHEMA_CHARACTERS:
-            raise ValueError(f"it has {size} characters as JSON, at most {MAX_SCHEMA_CHARACTERS} are read")
-        return value
+        return limited(value)
 
 
 class GrammarSpec(Strict):

@@ -86,6 +86,9 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     for stream in (False, True):
         ask("POST", "/v1/chat/completions", {**CHAT, "model": "a:0.5+b", "stream": stream})
         ask("POST", "/v1/completions", {**COMPLETION, "model": BASE, "adapters": PARTS, "stream": stream})
+    for stream in (False, True):
+        ask("POST", "/v1/messages", {**CHAT, "model": "a:0.5+b", "stream": stream})
+    ask("POST", "/v1/messages/count_tokens", CHAT)
     for encoding in ("float", "base64"):
         ask("POST", "/v1/embeddings", {"model": "a:0.5+b", "input": ["x", "yz"], "encoding_format": encoding})
     for path in ("/score", "/v1/score"):

@@ -1,0 +1,36 @@
+"""Errors as Anthropic's clients read them: ours, with a type of theirs and one more field around it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+PATH = "/v1/messages"
+_BY_STATUS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_OVERLOADED = frozenset({"shutting_down", "adapter_unavailable", "registry_busy"})
+"""Codes, where there is no status because the answer has begun."""
+
+
+def is_anthropics(path: str) -> bool:
+    """Say whether a path is asked by Anthropic's clients."""
+    return path == PATH or path.startswith(f"{PATH}/")
+
+
+def in_anthropics_shape(envelope: Mapping[str, object], status: int | None = None) -> dict[str, object]:
+    """Return our error object as theirs; ``status`` None: the answer has begun."""
+    error: Any = envelope["error"]
+    if status is not None:
+        kind = _BY_STATUS.get(status, "api_error")
+    elif error["type"] == "invalid_request_error":
+        kind = "invalid_request_error"
+    else:
+        kind = "overloaded_error" if error["code"] in _OVERLOADED else "api_error"
+    return {"type": "error", **envelope, "error": {**error, "type": kind}}

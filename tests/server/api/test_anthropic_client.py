@@ -1,0 +1,39 @@
+"""/v1/messages asked by Anthropic's own client."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.server.api.running import SECONDS, Running
+
+anthropic = pytest.importorskip("anthropic")
+ASK: dict[str, Any] = {"model": "a", "max_tokens": 12, "messages": [{"role": "user", "content": "x"}]}
+
+GREEDY = {"temperature": 0}
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[Any]:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=SECONDS) as client:
+        yield client
+
+
+def test_it_reads_answers_and_streams(client: Any) -> None:
+    message = client.messages.create(**ASK, extra_body=GREEDY)
+    with client.messages.stream(**ASK, extra_body=GREEDY) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text == final.content[0].text == message.content[0].text
+    assert (final.stop_reason, final.usage.output_tokens) == ("max_tokens", 12)
+    counted = client.messages.count_tokens(model="a", messages=ASK["messages"])
+    usage = message.usage
+    assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
+
+
+def test_it_reads_errors(client: Any) -> None:
+    with pytest.raises(anthropic.NotFoundError) as raised:
+        client.messages.create(**{**ASK, "model": "nobody"})
+    assert raised.value.body["error"]["type"] == "not_found_error"
+    with pytest.raises(anthropic.BadRequestError):
+        client.messages.create(**{**ASK, "messages": []})
