@@ -85,7 +85,8 @@ def _built_in(code: str) -> tuple[str, dict[str, object]] | None:
 def calls(use: ToolUse, spell: Spell, loose: bool) -> Calls:
     """Return the grammar of a call: one, for Llama's own template refuses several in a conversation."""
     body, rules = json_bodies(use, lambda name: f'"name": "{name}", "parameters": ', "}", loose=loose)
-    closed = r"[ \n\r\t]*(<\|python_tag\|>)?[ \n\r\t]*\{[ \n\r\t]*\"(name|type|parameters)(?s:.*)"
+    # What begins like a call must be one: a brace is a token of its own to the grammar, which doesn't look ahead.
+    closed = r"[ \n\r\t]*(<\|python_tag\|>|\{)(?s:.*)"
     return Calls("{", body, rules, repeats=False, closed=closed, leads=True)
 
 
