@@ -16,13 +16,17 @@ LINE = 64
 
 
 class CpuKVCache:
-    """See KVCache. uint8 [layers, keys and values, blocks, bytes of one]: native/kv_cache.h says how a block lies."""
+    """See KVCache. uint8 [blocks, layers, keys and values, bytes of one]: native/kv_cache.h says how these lie.
+
+    What a block has in all layers lies together: so new blocks take one large page after the other. Were each layer's
+    apart, a block might be the first in a new page of all of them, and the system fills a page with zeros first: 2 ms.
+    """
 
     def __init__(self, shape: DecoderShape, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         blocks = num_blocks + 1
-        size = (shape.num_layers, 2, blocks, _bytes_in_half(shape, block_size, dtype))
+        size = (blocks, shape.num_layers, 2, _bytes_in_half(shape, block_size, dtype))
         self.data = zeros(size, torch.uint8, torch.device("cpu"))
         self.structure = abi.KV(
             data=self.data.data_ptr(), slots=blocks * block_size, block_size=block_size, form=FORMS[dtype]

@@ -88,7 +88,7 @@ typedef struct {
     const ml_matrix *head;
 } ml_model;
 
-// The KV cache: [layers][2] halves, keys then values, of slots / block_size blocks; kv_cache.h says how a block lies.
+// The KV cache: slots / block_size blocks of [layers][2] halves, keys then values; kv_cache.h says how a half lies.
 typedef struct {
     void *data; // 64-byte aligned
     int64_t slots;

@@ -79,7 +79,7 @@ static void places_of(const attention_cache *cache, const attention_task *task, 
     int32_t inside = (first + seen.low) % half->block_size;
     const int64_t step = row_step(half), own = first_row(half, task->kv_head), scales = first_scale(half, task->kv_head);
     for (int32_t j = seen.low; j < seen.high; block++, inside = 0) {
-        const int64_t start = *block * half->block_bytes;
+        const int64_t start = *block * half->stride;
         for (; inside < half->block_size && j < seen.high; j++, inside++) {
             places->row[j] = start + own + inside * step;
             places->scales[j] = start + scales + inside * 2;
@@ -141,7 +141,7 @@ static void read_keys_int8(const attention_cache *cache, const attention_task *t
     for (int32_t j = widen(seen).low; j < seen.high; j += in_vectors ? VW : 1) {
         const int there = in_vectors || (j >= seen.low && j < seen.high);
         const int32_t inside = (first + j) % size;
-        const uint8_t *block = cache->keys + (there ? task->table[(first + j) / size] * half->block_bytes : 0);
+        const uint8_t *block = cache->keys + (there ? task->table[(first + j) / size] * half->stride : 0);
         const int8_t *codes = (const int8_t *)block + first_row(half, task->kv_head) + inside;
         const uint16_t *scales = (const uint16_t *)(const void *)(block + first_scale(half, task->kv_head)) + inside;
         if (in_vectors) {

@@ -14,6 +14,7 @@
 // Sizes of a layer's half of the cache.
 typedef struct {
     int64_t block_bytes;
+    int64_t stride;      // from a block to the next: all layers' halves
     int64_t scales;      // where a block's scales begin; int8 alone
     int32_t form, block_size, kv_heads, head_dim;
     int32_t row;         // bytes of a head at a slot
@@ -32,15 +33,16 @@ static kv_half half_of(const ml_model *model, const ml_kv *kv) {
     half.scales = rows * half.row;
     half.block_bytes = half.scales + rows * half.groups * 2;
     if (half.groups) half.block_bytes = (half.block_bytes + KV_LINE - 1) / KV_LINE * KV_LINE;
+    half.stride = 2 * model->layers * half.block_bytes;
     return half;
 }
 
 ML_INLINE uint8_t *layer_keys(const kv_half *half, const ml_kv *kv, int32_t layer) {
-    return (uint8_t *)kv->data + (int64_t)layer * 2 * (kv->slots / half->block_size) * half->block_bytes;
+    return (uint8_t *)kv->data + 2 * layer * half->block_bytes;
 }
 
 ML_INLINE uint8_t *layer_values(const kv_half *half, const ml_kv *kv, int32_t layer) {
-    return layer_keys(half, kv, layer) + kv->slots / half->block_size * half->block_bytes;
+    return layer_keys(half, kv, layer) + half->block_bytes;
 }
 
 // Where in a block a head's row at its first slot begins, and with which step those of the next slots follow. (Keys in
@@ -112,7 +114,7 @@ static int write_heads_int8(const kv_half *half, const float *x, int32_t inside,
 // there.
 static int write_heads(const kv_half *half, const float *x, int32_t slot, int keys, uint8_t *to) {
     const int32_t inside = slot % half->block_size;
-    to += slot / half->block_size * half->block_bytes;
+    to += slot / half->block_size * half->stride;
     if (half->groups) return write_heads_int8(half, x, inside, keys, to);
     uint16_t *rows = (uint16_t *)(void *)(to + inside * row_step(half));
     return write_bf16(x, half->kv_heads * half->head_dim, rows);

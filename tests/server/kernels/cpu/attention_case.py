@@ -125,7 +125,10 @@ def attend(kernels: Kernels, case: Case, window: int | None = None) -> Tensor:
     model = abi.Model(
         layers=1, heads=heads.q, kv_heads=heads.kv, head_dim=heads.dim, layer=ctypes.addressof(layer)
     )
-    data = case.kv if case.form == abi.KV_BF16 else packed(case.kv, case.block_size)
+    halves = case.kv.view(2, -1, case.block_size, heads.kv, heads.dim)
+    if case.form != abi.KV_BF16:
+        halves = packed(case.kv, case.block_size)
+    data = halves.transpose(0, 1).contiguous()  # a block's keys and values lie together
     kv = abi.KV(data=data.data_ptr(), slots=case.kv.shape[1], block_size=case.block_size, form=case.form)
     step = abi.Step(
         tokens=tokens,

@@ -48,7 +48,10 @@ class Tokens:
             sin=self.sin.data_ptr(),
             layer=ctypes.addressof(layers),
         )
-        data, form = (self.kv, abi.KV_BF16) if codes is None else (codes, abi.KV_INT8)
+        shape = (2, 2, -1, BLOCK, self.heads.kv, self.heads.dim)
+        halves = self.kv.view(shape) if codes is None else codes
+        form = abi.KV_BF16 if codes is None else abi.KV_INT8
+        data = halves.movedim(2, 0).contiguous()  # a block's halves of all layers lie together
         kv = abi.KV(data=data.data_ptr(), slots=40, block_size=BLOCK, form=form)
         step = abi.Step(
             tokens=5, positions=POSITIONS.data_ptr(), slots=SLOTS.data_ptr(), finite=finite.data_ptr()
@@ -61,6 +64,7 @@ class Tokens:
             qkv=qkv.data_ptr(),
         )
         kernels.call("rope_rows", ctypes.addressof(call))
+        halves.copy_(data.movedim(0, 2))
         q = qkv[:, : self.heads.q * self.heads.dim].view(5, self.heads.q, self.heads.dim)
         return q, finite
 
