@@ -103,16 +103,17 @@ def test_what_a_server_asks_of_a_level_asks_its_tiles(
 def test_without_tiles_the_level_is_refused_and_named(emulated: Library, library: Library) -> None:
     assert emulated.levels[0].lacks is None
     assert isinstance(open_kernels(threads=1), Kernels)
-    (true,) = (level for level in library.levels if level.name == "amx")
-    assert true.lacks in (None, "AMX", "AMX INT8", "the system's leave to use AMX tiles")
+    for level in library.levels:
+        if level.name == "amx":
+            assert level.lacks in (None, "AMX", "AMX INT8", "the system's leave to use AMX tiles")
 
 
 @pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
-def test_the_level_is_compiled_to_the_instructions_of_tiles(library: Library) -> None:
+def test_the_level_is_compiled_to_the_instructions_of_tiles(compiler: None, tmp_path: Path) -> None:
     with kept_objects() as objects:
+        if "amx" not in Build(tmp_path / LIBRARY, objects / "plain").run():
+            pytest.skip("this compiler doesn't know AMX")
         level = objects / "plain" / "level_amx.o"
-        if not level.exists():
-            pytest.skip("no object file was kept")
         said = subprocess.run(["objdump", "-d", level], capture_output=True, text=True, check=True).stdout
     for instruction in ("ldtilecfg", "tilezero", "tileloadd", "tdpbusd", "tilestored", "tilerelease"):
         assert instruction in said, instruction
