@@ -126,21 +126,27 @@ def _meet(case: Any, known: Known, data: st.DataObject) -> None:
                 if isinstance(each, dict) and part in each and data.draw(sometimes):
                     each[part] = data.draw(st.sampled_from(known.models))
         if {"messages", "prompt"} & case.body.keys() and "v1" in case.path:
-            _shorten(case.body)
+            _shorten(case.body, "max_tokens")
+        elif case.path.endswith("/responses"):
+            _shorten(case.body, "max_output_tokens")
     parameters = case.path_parameters or {}
     for key in ("model", "name"):
         if key in parameters and case.method.upper() in ("GET", "POST") and data.draw(sometimes):
             parameters[key] = data.draw(st.sampled_from(known.models))
 
 
-def _shorten(body: dict[str, Any]) -> None:
+def _shorten(body: dict[str, Any], limit: str) -> None:
     """A thousand tokens take their time, and what doesn't come is to be told from what is long."""
-    limits = [key for key in ("max_tokens", "max_completion_tokens") if body.get(key) is not None]
+    limits = [
+        key
+        for key in ("max_tokens", "max_completion_tokens", "max_output_tokens")
+        if body.get(key) is not None
+    ]
     for key in limits:
         if isinstance(body[key], int):
             body[key] = min(body[key], MOST_TOKENS)
     if not limits:
-        body["max_tokens"] = MOST_TOKENS
+        body[limit] = MOST_TOKENS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

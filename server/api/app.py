@@ -25,6 +25,7 @@ from manylora.server.api import (
     health,
     keys,
     models,
+    responses,
     scores,
 )
 from manylora.server.api.asked_models import HEADER as PARTS_HEADER
@@ -70,6 +71,7 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
         models,
         chat,
         completions,
+        responses,
         anthropic_messages,
         embeddings,
         scores,

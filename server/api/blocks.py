@@ -59,7 +59,7 @@ class Parts:
 
     def end(self) -> Iterator[Happening]:
         """End the answer; one that says nothing is an empty text."""
-        if not any(part.kind != "thought" for part in self.done):
+        if not self.done:
             yield from self._begin("text")
         yield from self._close()
 

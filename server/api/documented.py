@@ -13,6 +13,7 @@ from manylora.server.api import (
     chat_answers,
     embedding_answers,
     key_answers,
+    response_answers,
 )
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
@@ -82,6 +83,11 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
     ),
     ("post", "/v1/completions"): Documented(
         "api", {200: {JSON: answers.Completion, EVENTS: answers.CompletionChunk}}, GENERATES
+    ),
+    ("post", "/v1/responses"): Documented(
+        "api",
+        {200: {JSON: response_answers.ModelResponse, EVENTS: response_answers.ResponseEvent}},
+        GENERATES,
     ),
     ("post", "/v1/messages"): Documented(
         "api",

@@ -195,7 +195,7 @@ def test_a_call_that_is_cut_short_is_told_as_far_as_it_came(http: httpx.Client) 
 def test_thoughts_are_told_to_whom_asks_for_them(http: httpx.Client) -> None:
     opened = {"model": "thinking", "chat_template_kwargs": {"opened": True}}
     shown = ask(http, **opened, thinking={"type": "enabled", "budget_tokens": 1024})
-    assert [block["type"] for block in shown["content"]] == ["thinking", "text"]
+    assert [block["type"] for block in shown["content"]] == ["thinking"]
     assert shown["content"][0]["thinking"]
     assert shown["content"][0]["signature"] == ""
     for hidden in ({}, {"thinking": {"type": "adaptive", "display": "omitted"}}):

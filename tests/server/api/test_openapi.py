@@ -87,6 +87,11 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
         ask("POST", "/v1/chat/completions", {**CHAT, "model": "a:0.5+b", "stream": stream})
         ask("POST", "/v1/completions", {**COMPLETION, "model": BASE, "adapters": PARTS, "stream": stream})
     for stream in (False, True):
+        ask(
+            "POST",
+            "/v1/responses",
+            {"model": "a:0.5+b", "input": "x", "max_output_tokens": 2, "stream": stream},
+        )
         ask("POST", "/v1/messages", {**CHAT, "model": "a:0.5+b", "stream": stream})
     ask("POST", "/v1/messages/count_tokens", CHAT)
     for encoding in ("float", "base64"):

@@ -1,0 +1,80 @@
+"""The items of a response, and the events that tell how each of them comes."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from manylora.server.api.blocks import Part
+
+Status = Literal["in_progress", "incomplete", "completed"]
+Told = tuple[str, dict[str, Any]]
+"""An event's type, and its fields but for that and its number."""
+
+
+def item_id(part: Part, mark: str) -> str:
+    """Return an item's id, the same in events and in the response."""
+    kinds = {"text": "msg", "thought": "rs", "call": "ctc" if _custom(part) else "fc"}
+    return f"{kinds[part.kind]}_{mark[:24]}{part.index:08x}"
+
+
+def item_of(part: Part, mark: str, status: Status) -> dict[str, Any]:
+    """Return an item as far as it has come; one in progress is empty."""
+    begun = status == "in_progress"
+    head = {"id": item_id(part, mark), "status": status}
+    if part.kind == "text":
+        content = [] if begun else [content_of(part, part.text)]
+        return {"type": "message", **head, "role": "assistant", "content": content}
+    if part.kind == "thought":
+        content = [] if begun else [content_of(part, part.text)]
+        return {"type": "reasoning", **head, "summary": [], "content": content}
+    assert part.call is not None
+    kind, name = ("custom_tool_call", "input") if _custom(part) else ("function_call", "arguments")
+    called = {"call_id": part.call.call_id, "name": part.call.name}
+    return {"type": kind, **head, **called, name: "" if begun else part.text}
+
+
+def content_of(part: Part, text: str) -> dict[str, Any]:
+    """Return the one part of a message's or a thought's content."""
+    if part.kind == "thought":
+        return {"type": "reasoning_text", "text": text}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def events_of(
+    what: Literal["begins", "goes on", "ends"], part: Part, text: str, mark: str, status: Status
+) -> Iterator[Told]:
+    """Yield the events that tell what happened to a part; ``status`` is that of an item that ends."""
+    place = {"output_index": part.index}
+    here = {"item_id": item_id(part, mark), **place}
+    kind, name = _text_of(part)
+    inside = {} if part.kind == "call" else {"content_index": 0}
+    probable = {"logprobs": list[Any]()} if part.kind == "text" else {}
+    if what == "begins":
+        yield "response.output_item.added", {**place, "item": item_of(part, mark, "in_progress")}
+        if inside:
+            yield "response.content_part.added", {**here, **inside, "part": content_of(part, "")}
+    elif what == "goes on":
+        yield f"{kind}.delta", {**here, **inside, "delta": text, **probable}
+    else:
+        yield f"{kind}.done", {**here, **inside, **_named(part), name: part.text, **probable}
+        if inside:
+            yield "response.content_part.done", {**here, **inside, "part": content_of(part, part.text)}
+        yield "response.output_item.done", {**place, "item": item_of(part, mark, status)}
+
+
+def _text_of(part: Part) -> tuple[str, str]:
+    """Return what the events of a part's text are called, and the field that has all of it at the end."""
+    if part.kind == "text":
+        return "response.output_text", "text"
+    if part.kind == "thought":
+        return "response.reasoning_text", "text"
+    if _custom(part):
+        return "response.custom_tool_call_input", "input"
+    return "response.function_call_arguments", "arguments"
+
+
+def _named(part: Part) -> dict[str, Any]:
+    return {} if part.call is None or _custom(part) else {"name": part.call.name}
+
+
+def _custom(part: Part) -> bool:
+    return part.call is not None and part.call.custom

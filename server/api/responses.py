@@ -1,0 +1,156 @@
+"""POST /v1/responses: OpenAI's newer API, on the road that chats take. Nothing is kept of a response."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from manylora.server.api.answering import respond
+from manylora.server.api.asked_models import told_parts
+from manylora.server.api.auth import require_api_key
+from manylora.server.api.blocks import Happening, Parts
+from manylora.server.api.body import read_body
+from manylora.server.api.choices import Choice, Step
+from manylora.server.api.generation import Generation, Usage
+from manylora.server.api.openapi import body_of
+from manylora.server.api.rendering import dumps
+from manylora.server.api.response_asks import response_ask
+from manylora.server.api.response_items import events_of, item_of
+from manylora.server.api.response_schemas import ResponsesRequest
+
+router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
+
+
+@router.post("/v1/responses", openapi_extra=body_of(ResponsesRequest))
+async def responses(request: Request) -> Response:
+    """Answer a conversation, as one JSON object or as a stream of events."""
+    body = await read_body(request, ResponsesRequest)
+    mark, created = uuid4().hex, int(time.time())
+    return await respond(
+        request, response_ask(body), lambda generation: ResponseForm(generation, body, mark, created)
+    )
+
+
+class ResponseForm:
+    """A response: items one after the other, each event with its number. See writer.Form."""
+
+    def __init__(self, generation: Generation, body: ResponsesRequest, mark: str, created: int) -> None:
+        """``mark`` is what makes ids the answer's own, ``created`` a Unix time."""
+        self._mark = mark
+        self._head = {**_echoed(body, mark, created), **told_parts(generation.model)}
+        self._parts = Parts(thoughts=True)
+        self._finish: str | None = None
+        self._number = 0
+
+    @property
+    def large(self) -> bool:
+        """See writer.Form."""
+        return False
+
+    def whole(self, choices: Iterable[Choice], usage: Usage, *, at_once: bool) -> dict[str, object]:
+        """See writer.Form."""
+        [choice] = choices
+        parts = Parts(thoughts=True)
+        list(parts.push(choice.deltas))
+        list(parts.end())
+        return self._ended(parts, choice.finish, usage)
+
+    async def events(self, step: Step) -> str:
+        """See writer.Form."""
+        told = ""
+        if step.first:
+            begun = {**self._head, "status": "in_progress", "output": [], "usage": None}
+            told = self._event("response.created", {"response": begun})
+            told += self._event("response.in_progress", {"response": begun})
+        told += "".join(map(self._happened, self._parts.push(step.deltas)))
+        if step.finish is not None:
+            self._finish = step.finish
+            told += "".join(map(self._happened, self._parts.end()))
+        return told
+
+    def last(self, usage: Usage) -> str:
+        """See writer.Form."""
+        ended = self._ended(self._parts, self._finish, usage)
+        return self._event(f"response.{ended['status']}", {"response": ended})
+
+    def failed(self, envelope: Mapping[str, object]) -> str:
+        """See writer.Form."""
+        error: Any = envelope["error"]
+        told = {"code": error["code"] or "server_error", "message": error["message"]}
+        done = [item_of(part, self._mark, "incomplete") for part in self._parts.done]
+        ended = {**self._head, "status": "failed", "error": told, "output": done, "usage": None}
+        return self._event("response.failed", {"response": ended})
+
+    def _ended(self, parts: Parts, finish: str | None, usage: Usage) -> dict[str, object]:
+        cut = finish == "length"
+        last = len(parts.done) - 1
+        items = [
+            item_of(part, self._mark, "incomplete" if cut and part.index == last else "completed")
+            for part in parts.done
+        ]
+        return {
+            **self._head,
+            "status": "incomplete" if cut else "completed",
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "output": items,
+            "usage": _usage(usage),
+        }
+
+    def _happened(self, happening: Happening) -> str:
+        what, part, text = happening
+        cut = what == "ends" and self._finish == "length" and part is self._parts.done[-1]
+        return "".join(
+            self._event(kind, fields)
+            for kind, fields in events_of(what, part, text, self._mark, "incomplete" if cut else "completed")
+        )
+
+    def _event(self, kind: str, fields: Mapping[str, object]) -> str:
+        data = {"type": kind, "sequence_number": self._number, **fields}
+        self._number += 1
+        return f"event: {kind}\ndata: {dumps(data)}\n\n"
+
+
+def _usage(usage: Usage) -> dict[str, object]:
+    return {
+        "input_tokens": usage.prompt,
+        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+        "output_tokens": usage.completion,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning or 0},
+        "total_tokens": usage.prompt + usage.completion,
+    }
+
+
+def _echoed(body: ResponsesRequest, mark: str, created: int) -> dict[str, object]:
+    """Return what a response says of its request, and of itself whatever comes."""
+    given = body.model_dump(
+        by_alias=True,
+        exclude_none=True,
+        include={"tool_choice": True, "text": True, "reasoning": True, "metadata": True},
+    )
+    return {
+        "id": f"resp_{mark}",
+        "object": "response",
+        "created_at": created,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "model": body.model,
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "previous_response_id": None,
+        "service_tier": "default",
+        "store": False,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "truncation": "disabled",
+        "user": body.user,
+        **given,
+        "tools": [tool.model_dump(by_alias=True, exclude_none=True) for tool in body.served_tools],
+        "reasoning": {"effort": None, "summary": None, **given.get("reasoning", {})},
+        "text": {"format": {"type": "text"}, **given.get("text", {})},
+    }
