@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 from structlog import get_logger
@@ -230,7 +231,7 @@ class Batches:
         lines = lines_of(self.files.input_of(batch.id), self._largest, done)
 
         def some() -> list[Line]:
-            return [line for line, _ in zip(lines, range(READ_AHEAD), strict=False)]
+            return list(islice(lines, READ_AHEAD))
 
         # A line that must wait before it is tried again holds a place of its own batch alone.
         places = asyncio.Semaphore(self._in_flight)

@@ -14,6 +14,7 @@ from openai.types import Batch
 from manylora.adapters.errors import StoreFull
 from manylora.adapters.keys import KeyTerms
 from manylora.server.batches import records
+from manylora.server.batches.runner import READ_AHEAD
 from manylora.server.errors import QueueFull
 from tests.server.api.running import BASE, Files, Running, running
 
@@ -206,6 +207,15 @@ def test_a_batch_answers_each_line_as_it_would_be_answered_alone(
     output = client.files.retrieve(done.output_file_id or "")
     assert (output.purpose, output.filename) == ("batch_output", f"{batch.id}_output.jsonl")
     assert not (server.server.deps.batches.files.input_of(batch.id)).exists()
+
+
+def test_no_line_of_many_is_left_out(server: Running, client: openai.OpenAI) -> None:
+    """More than are read at once, and than are with the engine."""
+    count = 2 * READ_AHEAD + 5
+    done = over(
+        server, client, begun(client, jsonl([chat(str(n), BASE, max_tokens=1) for n in range(count)]))
+    )
+    assert [each["custom_id"] for each in told(client, done.output_file_id)] == [str(n) for n in range(count)]
 
 
 def test_completions_and_embeddings_may_be_batches_too(server: Running, client: openai.OpenAI) -> None:
