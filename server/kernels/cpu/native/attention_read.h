@@ -138,7 +138,8 @@ static void read_keys_int8(const attention_cache *cache, const attention_task *t
                            float *out) {
     const kv_half *half = &cache->half;
     const int32_t size = half->block_size, in_vectors = size % VW == 0;
-    for (int32_t j = widen(seen).low; j < seen.high; j += in_vectors ? VW : 1) {
+    const key_range wide = widen(seen);
+    for (int32_t j = wide.low; j < wide.high; j += in_vectors ? VW : 1) {
         const int there = in_vectors || (j >= seen.low && j < seen.high);
         const int32_t inside = (first + j) % size;
         const uint8_t *block = cache->keys + (there ? task->table[(first + j) / size] * half->stride : 0);
