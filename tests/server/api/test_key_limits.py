@@ -106,6 +106,13 @@ def test_requests_that_go_wrong_give_back_what_they_held(limited: Running) -> No
     limited.wait_until("left", lambda: complete(limited, key).status_code == 200)
 
 
+def test_what_the_engine_refuses_gives_back_what_was_reserved(limited: Running) -> None:
+    key = new_key(limited, "acme", tokens_per_minute=10_000_000)
+    answer = complete(limited, key, max_tokens=1_000_000)
+    assert (answer.status_code, error(answer)["code"]) == (400, "context_length_exceeded")
+    assert _remaining(limited, key) == 10_000_000
+
+
 def test_64_streams_at_once_hold_to_the_limits(limited: Running) -> None:
     body = {"model": BASE, "prompt": "hello there", "max_tokens": 2, "stream": True}
     everybody = httpx.Limits(max_connections=64)
