@@ -17,6 +17,7 @@ FUNCTION, PARAMETER = "<function=", "<parameter="
 FUNCTION_END, PARAMETER_END = "</function>", "</parameter>"
 _VALUE_ENDS = ("\n" + PARAMETER_END, PARAMETER_END, "\n" + PARAMETER, "\n" + FUNCTION_END)
 """Models leave the closing tag out now and then."""
+_REFERENCE, _DEFINED = re.compile(r'"\$ref": "([^"]*)"'), re.compile(r"#/(\$defs|definitions)/")
 _TEXT_LIMITS = ("pattern", "format", "minLength", "maxLength")
 
 
@@ -225,6 +226,11 @@ def _held(tool: Tool, key: str, value: object, loose: bool) -> str:
         return _held_text(tool, key, value)
     if loose and not tool.held:
         return "TEXT_VALUE"
+    away = next(
+        (to for to in _REFERENCE.findall(json.dumps(dict(tool.schema))) if not _DEFINED.match(to)), None
+    )
+    if away is not None:
+        raise ToolsRefused(tool.name, f"{key}: $ref {away} leads out of a parameter: put it under $defs")
     definitions = {name: tool.schema[name] for name in ("$defs", "definitions") if name in tool.schema}
     return schema({**value, **definitions})
 

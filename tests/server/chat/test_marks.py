@@ -4,7 +4,7 @@ import pytest
 
 from manylora.server.chat.deltas import Arguments, CallBegins
 from manylora.server.chat.formats import hermes, llama, mistral, qwen_xml
-from manylora.server.chat.formats.format import Format
+from manylora.server.chat.formats.format import Format, ToolsRefused
 from manylora.server.chat.reading import Reading
 from manylora.server.chat.tools import Tool, ToolUse
 from manylora.server.engine.detokenizer import Detokenizer
@@ -106,3 +106,10 @@ def test_grammars_hold_calls_whether_marks_are_control_tokens_or_texts(
         assert accepts(grammar, "no call at all {}")
         assert accepts(grammar, lead + text) is is_held
         assert not accepts(grammar, lead + other)
+
+
+def test_a_reference_out_of_a_parameter_is_refused_where_each_is_held_alone() -> None:
+    properties = {"p": {"type": "object", "properties": {"q": {"$ref": "#"}}}}
+    tool = Tool("f", parameters={"type": "object", "properties": properties}, strict=True)
+    with pytest.raises(ToolsRefused, match="leads out"):
+        Reading(qwen_xml.FORMAT, ToolUse((tool,))).grammar({}, None, loose=False)
