@@ -82,8 +82,8 @@ def envelope(error: BaseException) -> dict[str, object]:
     return {"error": body, "request_id": request_id()}
 
 
-def error_response(error: Exception, path: str) -> JSONResponse:
-    """Return the response for an error of a path, Retry-After and WWW-Authenticate included."""
+def error_response(error: Exception, path: str = "") -> JSONResponse:
+    """Return the response for an error, Retry-After and WWW-Authenticate included; ``path`` is whose error it is."""
     shape = shape_of(error)
     headers = {}
     if isinstance(error, ServerError) and error.retry_after is not None:
