@@ -83,14 +83,14 @@ def driven(program: Sequence[str | Path], folder: Path) -> dict[str, tuple[Tenso
 
     Products by activations of 8 bits, and by those of bfloat16.
     """
-    cases, products = folder / "cases", folder / "products"
+    cases, output = folder / "cases", folder / "products"
     write_cases(cases)
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
     ended = subprocess.run(
-        [*program, cases, products], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*program, cases, output], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    floats = torch.frombuffer(bytearray(products.read_bytes()), dtype=torch.float32)
+    floats = torch.frombuffer(bytearray(output.read_bytes()), dtype=torch.float32)
     shapes = [FORMATS[name].shape for name in NAMES]
     sizes = [n for out, wide in shapes for n in (ROWS * out, wide, ROWS * out)]
     parts = iter(torch.split_with_sizes(floats, sizes))
