@@ -74,12 +74,14 @@ class PromptCost:
 
     def tokens(self, start: int, seconds: float) -> int:
         """Return how many tokens from ``start`` on take no longer than that; a great many where nothing is known."""
-        each = self._token(start)
-        if each <= 0.0:
+        seconds, each = max(0.0, seconds), self._token(start)
+        if each <= 0.0 and self._slope <= 0.0:
             return MANY
-        most = max(0.0, seconds) / each
+        if each <= 0.0:  # what they take, they take for each other alone
+            return int(min(MANY, math.sqrt(2 * seconds / self._slope)))
+        most = seconds / each
         # They have each other before them too: with half of these it is too few.
-        least = max(0.0, seconds) / self._token(start + most / 2)
+        least = seconds / self._token(start + most / 2)
         return int(min(MANY, math.sqrt(least * most)))
 
     def _token(self, context: float) -> float:
@@ -101,5 +103,5 @@ class PromptCost:
         together = sum([w * (context - x) * (seconds - y) for context, seconds, w in points])
         slope = max(0.0, together / spread) if spread else 0.0
         self._slope = min(slope, y / x)
-        self._first = y - self._slope * x
+        self._first = max(0.0, y - self._slope * x)
         self._known = 2 * max(NEAR / 2, *[context for context, _, _ in points])

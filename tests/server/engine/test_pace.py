@@ -160,3 +160,17 @@ def test_many_steps_of_few_tokens_say_together_what_these_cost() -> None:
         length = 0 if allowance.spent else min(100, allowance.tokens(0))
         pace.note(8, [(0, length)] if length else [], 0.020 + 0.0001 * length)
     assert beside(pace, 8, 9) > 50
+
+
+@pytest.mark.parametrize("behind", [1000, 3000, 4000])
+def test_where_only_what_comes_before_seems_to_cost_a_prompt_is_bounded_too(behind: int) -> None:
+    """A line that would begin below nothing begins there: its first token costs nothing, the others do."""
+    pace = Pace()
+    pace.note(8, (), DECODES)
+    pace.note(0, [(0, 64)], 0.0001)
+    pace.note(0, [(behind, 300)], 0.9)
+    each = 0.9 / 300 / (behind + 150)
+    length = beside(pace, 8, 9)
+    assert LEAST < length < MANY
+    assert length * length / 2 * each == pytest.approx((WAIT - 1) * DECODES, rel=0.25)
+    assert length >= pace.beside_decodes(8, 9).tokens(behind)
