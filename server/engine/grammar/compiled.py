@@ -48,8 +48,7 @@ class CompiledGrammar:
 
     def matcher(self, ends: Iterable[int], min_tokens: int) -> Matcher:
         """Return an answer's place in it, at the beginning. One thread at a time."""
-        tables = self._tables
-        return Matcher(self._native.deep_copy(), tables.eos_id, ends, min_tokens, forces=tables.forces)
+        return Matcher(self._native.deep_copy(), self._tables, ends, min_tokens)
 
 
 def _told(error: str) -> str:

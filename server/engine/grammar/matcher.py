@@ -3,6 +3,7 @@
 Which ids end an answer is the request's: they do so only where the grammar lets it end.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 
@@ -10,7 +11,11 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
+from manylora.server.engine.grammar.tables import Tables
+
+log = logging.getLogger(__name__)
 _UNSPELLABLE = "none of the model's tokens can spell what must follow"
+_ENDLESS = "nothing may follow, and the model has no token that ends a text"
 Words = NDArray[np.int32]
 """Bits by token id, the lowest first: those that are set may follow."""
 
@@ -35,15 +40,17 @@ class GrammarFault(Exception):
 class Matcher:
     """Follows one answer. Not thread-safe."""
 
-    def __init__(
-        self, native: LLMatcher, eos_id: int, ends: Iterable[int], min_tokens: int, *, forces: bool
-    ) -> None:
-        """``ends`` end the answer, once it has ``min_tokens`` and the grammar lets it end."""
+    def __init__(self, native: LLMatcher, tables: Tables, ends: Iterable[int], min_tokens: int) -> None:
+        """``ends`` end the answer, once it has ``min_tokens`` and the grammar lets it end.
+
+        Tokenizers and configurations name ids that the model has no row for: these never come.
+        """
         self.native = native
-        self._eos_id = eos_id
-        self._ends = frozenset(ends)
+        self._vocab_size = tables.vocab_size
+        self._eos_id = tables.eos_id
+        self._ends = frozenset(token_id for token_id in ends if 0 <= token_id < tables.vocab_size)
         self._min_tokens = min_tokens
-        self._forces = forces
+        self._forces = tables.forces
         self._count = 0
         self._acting: frozenset[int] = frozenset()
         """Ids that end the answer if the next token is one of them."""
@@ -59,6 +66,8 @@ class Matcher:
             if alone or self._count >= self._min_tokens:
                 self._acting = self._ends
             if alone and not self._acting:
+                if self._eos_id >= self._vocab_size:
+                    raise GrammarFault(_ENDLESS)
                 self._acting = frozenset({self._eos_id})
             for token_id in self._acting:
                 row[token_id >> 5] |= np.uint32(1 << (token_id & 31))
@@ -115,6 +124,9 @@ class Masks:
                 matcher.complete_mask(found[row].view(np.uint32))
             except GrammarFault as fault:
                 faults[row] = fault
+            except Exception as error:  # no row's matcher may fail the others
+                log.error("a mask could not be completed", exc_info=error)
+                faults[row] = GrammarFault(said(f"{type(error).__name__}: {error}"))
         return found, faults
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from llguidance import LLTokenizer
 
@@ -30,6 +31,7 @@ class Tables:
 
     native: LLTokenizer
     controls: Mapping[str, int]
+    vocab_size: int
     eos_id: int
     """Set in a mask of the library's where the text may end. May be no id of the model's."""
     forces: bool
@@ -43,7 +45,7 @@ class Tables:
         # The library's type for it lists no callables of one's own, which it takes.
         bare = LLTokenizer(pieces, n_vocab=vocab_size + 1, slices=[])  # type: ignore[arg-type]
         native = bare.with_slices(LLTokenizer.general_slices())
-        return cls(native, tokens.control_tokens, eos_id, forces=tokens.cut is not None)
+        return cls(native, tokens.control_tokens, vocab_size, eos_id, forces=tokens.cut is not None)
 
 
 class _Pieces:
@@ -56,6 +58,7 @@ class _Pieces:
         pieces += [b""] * (vocab_size - len(pieces))
         controls = {token_id for token_id in tokens.control_tokens.values() if token_id < vocab_size}
         self.tokens = [*pieces, EXTRA.encode()]
+        self._controls = controls
         self.special_token_ids = sorted({*controls, vocab_size})
         self.eos_token_id = eos_id
         self.bos_token_id = None
@@ -63,8 +66,17 @@ class _Pieces:
         self._of_byte = {piece[0]: token_id for token_id, piece in enumerate(pieces) if len(piece) == 1}
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Cut a text, which is asked for where tokens are forced; byte by byte where that is ruled out."""
-        if self._cut is not None:
-            return list(self._cut(text if isinstance(text, str) else text.decode()))
+        """Cut a text, which is asked for where tokens are forced; byte by byte where the tokenizer can't.
+
+        A tokenizer may make another text of it, or take what spells a control token for one. The library goes on
+        behind what it asked for, so it needs tokens that spell that, or its beginning.
+        """
         raw = text.encode() if isinstance(text, str) else text
-        return [self._of_byte[byte] for byte in raw if byte in self._of_byte]
+        if self._cut is not None:
+            ids = list(self._cut(raw.decode()))
+            known = all(
+                token_id < len(self.tokens) - 1 and token_id not in self._controls for token_id in ids
+            )
+            if known and b"".join([self.tokens[token_id] for token_id in ids]) == raw:
+                return ids
+        return [self._of_byte[byte] for byte in takewhile(self._of_byte.__contains__, raw)]

@@ -1,5 +1,7 @@
 """Matchers and masks: which tokens may follow, what ends a text, and that rows don't feel each other."""
 
+import re
+import unicodedata
 from collections.abc import Callable
 
 import numpy as np
@@ -189,3 +191,52 @@ def test_tokens_are_forced_where_each_is_all_that_its_mask_lets() -> None:
 def test_an_unknown_way_of_cutting_texts_forces_nothing() -> None:
     matcher = regex("abc").matcher({END}, 0)
     assert list(matcher.forced()) == []
+
+
+def test_ids_that_the_model_has_no_row_for_end_nothing() -> None:
+    far = {-1, len(PIECES), len(PIECES) + 1, 100_000}
+    matcher = regex("ab?").matcher({END, *far}, 0)
+    matcher.take(A)
+    assert allowed([matcher]) == [{B, END}]
+    alone = regex("").matcher(far, 0)
+    assert allowed([alone]) == [{END}]
+
+
+def test_where_nothing_may_follow_and_no_token_ends_a_text_it_is_a_fault() -> None:
+    tables = Tables.of(TokenSet("endless", [b"a"], {}, frozenset({700})), 1)
+    matcher = CompiledGrammar(Grammar(GrammarKind.REGEX, ""), tables).matcher({700}, 0)
+    _, faults = Masks(1, 1).fill([matcher])
+    assert "no token that ends a text" in str(faults[0])
+
+
+def test_whatever_goes_wrong_with_a_row_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd, sound = regex("ab").matcher({END}, 0), regex("ab").matcher({END}, 0)
+
+    def wrong(row: object) -> None:
+        raise IndexError("index 900 is out of bounds")
+
+    monkeypatch.setattr(odd, "complete_mask", wrong)
+    words, faults = Masks(len(PIECES), 2).fill([odd, sound])
+    assert {row: str(fault) for row, fault in faults.items()} == {0: "IndexError: index 900 is out of bounds"}
+    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+    assert set(np.flatnonzero(bits[1]).tolist()) == {A}
+
+
+def spelled_otherwise(text: str) -> list[int]:
+    """Cut a text as tokenizers do that know what spells a control token, compose accents, and know too many tokens."""
+    ids: list[int] = []
+    for part in re.split("(<end>|~)", unicodedata.normalize("NFC", text)):
+        known = {"<end>": [END], "~": [len(PIECES) + 7]}
+        ids += known.get(part, list(part.encode()))
+    return ids
+
+
+@pytest.mark.parametrize("text", ["say <end> so", "re\u0301sume\u0301", "a~b", "plain"])
+def test_what_a_tokenizer_does_not_cut_as_it_stands_is_forced_as_it_stands(text: str) -> None:
+    tables = Tables.of(TokenSet("x", PIECES, CONTROLS, frozenset({END}), spelled_otherwise), len(PIECES))
+    matcher = CompiledGrammar(Grammar(GrammarKind.REGEX, f"[xy]{text}[xy]"), tables).matcher({END}, 0)
+    matcher.take(ord("x"))
+    forced = matcher.forced()
+    assert list(forced) == list(text.encode())
+    assert [matcher.take(token) for token in forced] == [WITHIN] * len(forced)
+    assert allowed([matcher]) == [{ord("x"), ord("y")}]
