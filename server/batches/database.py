@@ -108,17 +108,23 @@ class BatchDatabase:
                 (batch.id, batch.owner, batch.is_over, _written(batch)),
             )
 
-    def put_batch(self, batch: Batch, files: tuple[StoredFile, ...] = ()) -> None:
-        """Keep what a batch is now, and the files that it made; of one that is over the results go."""
+    def put_batch(self, batch: Batch, files: tuple[StoredFile, ...] = ()) -> bool:
+        """Keep what a batch is now, and the files that it made; of one that is over the results go.
+
+        False: it was over before, and stays as it was.
+        """
         with self._transaction() as connection:
-            for file in files:
-                _insert_file(connection, file)
-            connection.execute(
-                "UPDATE batches SET record = ?, is_over = ? WHERE id = ?",
+            kept = connection.execute(
+                "UPDATE batches SET record = ?, is_over = ? WHERE id = ? AND NOT is_over",
                 (_written(batch), batch.is_over, batch.id),
             )
+            if not kept.rowcount:
+                return False
+            for file in files:
+                _insert_file(connection, file)
             if batch.is_over:
                 connection.execute("DELETE FROM results WHERE batch = ?", (batch.id,))
+            return True
 
     def batch(self, batch_id: str) -> Batch | None:
         """Return a batch."""

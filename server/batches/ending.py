@@ -1,5 +1,6 @@
 """How a batch ends: what was not answered is told so, and its answers become files, in the order of its lines."""
 
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,7 +21,10 @@ def give_up_rest(
 
 
 def finish(files: FileStore, batch: Batch) -> Batch:
-    """Write the files of a batch, and keep it and them at once (blocking). After a crash all of it is done again."""
+    """Write the files of a batch, and keep it and them at once (blocking). After a crash all of it is done again.
+
+    Returns the batch as it is kept: one that was over before stays as it was.
+    """
     made: list[Incoming] = []
     try:
         output = _written(files, made, files.database.results(batch.id, good=True))
@@ -33,13 +37,17 @@ def finish(files: FileStore, batch: Batch) -> Batch:
         if errors is not None:
             told.append(_described(errors, batch, "error"))
             over = replace(over, error_file_id=errors.id)
-        files.database.put_batch(over, tuple(told))
+        kept = files.database.put_batch(over, tuple(told))
     except BaseException:
         for each in made:
             each.discard()
         raise
-    files.drop_input(batch.id)
-    return over
+    if not kept:
+        for each in made:
+            each.discard()
+    with contextlib.suppress(OSError):  # it is over all the same; what is left goes at the next start
+        files.drop_input(batch.id)
+    return over if kept else files.database.batch(batch.id) or over
 
 
 def _written(files: FileStore, made: list[Incoming], lines: Iterable[str]) -> Incoming | None:

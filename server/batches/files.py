@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from manylora.adapters.durable import put_in_place
+from manylora.adapters.durable import put_in_place, sync
 from manylora.adapters.errors import StoreFull
 from manylora.server.batches.database import BatchDatabase
 from manylora.server.batches.records import StoredFile
@@ -39,11 +39,16 @@ class FileStore:
         self.largest = largest
         self._most = most
         self.sweep()
+        self._clear()
 
     def sweep(self) -> None:
-        """Delete what a crash left, what nobody knows, and the files whose time is over."""
+        """Delete the files whose time is over. What is being written or ended meanwhile is left alone."""
         for file_id in self.database.expired_files(int(time.time())):
             self.database.delete_file(file_id)
+            (self._directory / "files" / file_id).unlink(missing_ok=True)
+
+    def _clear(self) -> None:
+        """Delete what a crash left and nobody knows: at the start alone, before anything is being written."""
         known, wanted = self.database.file_ids(), {batch.id for batch in self.database.unfinished()}
         for name, ids in (("files", known), ("inputs", wanted)):
             for path in (self._directory / name).iterdir():
@@ -92,9 +97,14 @@ class FileStore:
         self.path_of(file).unlink(missing_ok=True)
 
     def take_input(self, file: StoredFile, batch_id: str) -> None:
-        """Let a batch have its input for itself."""
+        """Let a batch have its input for itself, for good. Raises ObjectNotFound: it was deleted meanwhile."""
+        link = self.input_of(batch_id)
         with told_of_full_disks():
-            os.link(self.path_of(file), self.input_of(batch_id))
+            try:
+                os.link(self.path_of(file), link)
+            except FileNotFoundError:
+                raise ObjectNotFound(f"No such File object: {file.id}", param="id") from None
+            sync(link.parent)
 
     def input_of(self, batch_id: str) -> Path:
         """Return where a batch reads."""

@@ -46,6 +46,11 @@ class Answered:
     """Whether it would be the same if it were tried again."""
 
 
+_FAULT = {"message": "the server failed on this line", "type": "server_error", "param": None}
+FAILED = Answered(500, "", json.dumps({"error": {**_FAULT, "code": "internal_error"}}).encode())
+"""What a line got on which the server failed without an answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What was found in an input."""
@@ -115,10 +120,11 @@ def unanswered(custom_id: str, code: str, message: str) -> str:
 
 
 def usage_of(answer: Answered) -> Usage:
-    """Return the tokens that an answer tells of."""
+    """Return the tokens that an answer tells of. Raises ValueError for one that isn't whole."""
+    body: Any = from_json(answer.body)
     if answer.status != 200:
         return Usage()
-    told: Any = from_json(answer.body).get("usage") or {}
+    told = body.get("usage") or {}
     details = told.get("prompt_tokens_details") or {}
     return Usage(
         told.get("prompt_tokens", 0), told.get("completion_tokens", 0), details.get("cached_tokens", 0)

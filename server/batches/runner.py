@@ -18,7 +18,7 @@ from structlog import get_logger
 from manylora.adapters.errors import AdapterError
 from manylora.server.batches.ending import finish, give_up_rest
 from manylora.server.batches.files import FileStore
-from manylora.server.batches.lines import Answered, Line, check, lines_of, usage_of, written
+from manylora.server.batches.lines import FAILED, Answered, Line, check, lines_of, usage_of, written
 from manylora.server.batches.records import DAY, Batch, BatchError, Counts, Status, StoredFile, Usage
 from manylora.server.errors import InvalidRequest, ObjectNotFound, QueueFull
 
@@ -42,6 +42,10 @@ class _Work:
     task: "asyncio.Task[None] | None" = None
     running: "asyncio.Task[None] | None" = None
     """What answers its lines, and can be ended."""
+    fault: BatchError | None = None
+    """Why it can't go on: it ends with what is answered."""
+    ending: bool = False
+    """Whether how it ends is settled."""
 
 
 class Batches:
@@ -139,15 +143,19 @@ class Batches:
         if batch.is_over or work is None or batch.status == "finalizing":
             raise InvalidRequest(f"the batch is {batch.status}: it can't be cancelled any more")
         if batch.status != "cancelling":
+            if work.ending:
+                raise InvalidRequest("the batch is ending: it can't be cancelled any more")
             await self._become(work, "cancelling")
             if work.running is not None:
                 work.running.cancel()
         return work.batch
 
     def _keep_new(self, file: StoredFile, batch: Batch) -> None:
-        self.files.take_input(file, batch.id)
         try:
+            self.files.take_input(file, batch.id)
             self._database.add_batch(batch)
+        except ObjectNotFound as error:
+            raise InvalidRequest(error.message, param="input_file_id") from None
         except BaseException:
             self.files.drop_input(batch.id)
             raise
@@ -166,15 +174,22 @@ class Batches:
             except (AdapterError, OSError) as error:
                 # A full disk ends nothing: what is kept stays, and it goes on when there is room.
                 log.warning("a batch can't go on now", batch=work.batch.id, reason=str(error))
+                if isinstance(error, FileNotFoundError) and not self._has_input(work):
+                    work.fault = BatchError("input_lost", "the batch's input is gone from the server's disk")
             except Exception as error:
                 log.error("a batch failed", batch=work.batch.id, exc_info=error)
-                await self._fail(work, BatchError("internal_error", "the server failed on this batch"))
-                break
+                work.fault = BatchError("internal_error", "the server failed on this batch")
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, 2 * pause)
         del self._work[work.batch.id]
 
+    def _has_input(self, work: _Work) -> bool:
+        return self.files.input_of(work.batch.id).exists()
+
     async def _advance(self, work: _Work) -> None:
+        if work.fault is not None:
+            await self._break_off(work, work.fault)
+            return
         if "in_progress" not in work.batch.times and not await self._validate(work):
             return
         if work.batch.status == "in_progress":
@@ -185,6 +200,7 @@ class Batches:
             await asyncio.to_thread(give_up_rest, self._database, work.batch, path, self._largest, rest)
             await self._end(work, "cancelled")
         elif time.time() >= work.batch.expires_at and work.batch.status != "finalizing":
+            work.ending = True
             rest = "batch_expired", "This request was not answered within the completion window."
             await asyncio.to_thread(give_up_rest, self._database, work.batch, path, self._largest, rest)
             await self._end(work, "expired")
@@ -198,7 +214,7 @@ class Batches:
         found = await asyncio.to_thread(check, path, batch.endpoint, self._largest)
         counts = Counts(found.total)
         if found.errors:
-            await self._fail(work, *found.errors)
+            await self._end(work, "failed", *found.errors)
             return False
         work.batch = replace(work.batch, counts=counts, model=found.model)
         if work.batch.status != "cancelling":
@@ -235,31 +251,44 @@ class Batches:
 
         # A line that must wait before it is tried again holds a place of its own batch alone.
         places = asyncio.Semaphore(self._in_flight)
-        async with asyncio.TaskGroup() as group:
-            while read := await asyncio.to_thread(some):
-                for line in read:
-                    await places.acquire()
-                    task = group.create_task(self._answer_line(work, line))
-                    task.add_done_callback(lambda _: places.release())
+        try:
+            async with asyncio.TaskGroup() as group:
+                while read := await asyncio.to_thread(some):
+                    for line in read:
+                        await places.acquire()
+                        task = group.create_task(self._answer_line(work, line))
+                        task.add_done_callback(lambda _: places.release())
+        except ExceptionGroup as failed:
+            # A line's own faults are its answer: this one the batch can't go on with, perhaps for now.
+            raise failed.exceptions[0] from failed
 
     async def _answer_line(self, work: _Work, line: Line) -> None:
-        batch, pause = work.batch, SHORTEST_PAUSE
-        assert self._answer is not None
-        while True:
-            async with self._slots:
-                answer = await self._answer(batch.key, batch.endpoint, line.body)
-            if answer.final:
-                break
-            await asyncio.sleep(max(pause, answer.retry_after or 0.0))
-            pause = min(LONGEST_PAUSE, 2 * pause)
-        good, usage = answer.status == 200, await asyncio.to_thread(usage_of, answer)
-        text = written(line.custom_id, answer)
+        batch = work.batch
+        try:
+            answer = await self._final(batch, line)
+            usage = await asyncio.to_thread(usage_of, answer)
+        except Exception as error:
+            log.error("a batch's line failed", batch=batch.id, line=line.number, exc_info=error)
+            answer, usage = FAILED, Usage()
+        good, text = answer.status == 200, written(line.custom_id, answer)
 
         def keep() -> bool:
             return self._database.add_result(batch.id, line.number, text, usage, good=good)
 
         if await self._kept(batch, keep):
             _count(work, usage, good=good)
+
+    async def _final(self, batch: Batch, line: Line) -> Answered:
+        """Return what a line gets once the server isn't too busy for it."""
+        pause = SHORTEST_PAUSE
+        assert self._answer is not None
+        while True:
+            async with self._slots:
+                answer = await self._answer(batch.key, batch.endpoint, line.body)
+            if answer.final:
+                return answer
+            await asyncio.sleep(max(pause, answer.retry_after or 0.0))
+            pause = min(LONGEST_PAUSE, 2 * pause)
 
     @staticmethod
     async def _kept(batch: Batch, keep: Callable[[], bool]) -> bool:
@@ -273,18 +302,28 @@ class Batches:
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, 2 * pause)
 
-    async def _end(self, work: _Work, status: Status) -> None:
+    async def _break_off(self, work: _Work, fault: BatchError) -> None:
+        """End one that can't go on, with the answers that are there."""
+        work.ending = True
+        if "in_progress" in work.batch.times and self._has_input(work):
+            path = self.files.input_of(work.batch.id)
+            rest = fault.code, "This request was not answered: the server failed on its batch."
+            try:
+                await asyncio.to_thread(give_up_rest, self._database, work.batch, path, self._largest, rest)
+            except (AdapterError, OSError):
+                raise
+            except Exception as error:
+                log.error("what a batch left can't be told", batch=work.batch.id, exc_info=error)
+        await self._end(work, "failed", fault)
+
+    async def _end(self, work: _Work, status: Status, *errors: BatchError) -> None:
         """Write the files, and be over."""
+        work.ending = True
         counts, usage = await asyncio.to_thread(self._database.totals, work.batch.id)
         total = max(work.batch.counts.total, counts.completed + counts.failed)
-        last = self._at(replace(work.batch, counts=replace(counts, total=total), usage=usage), status)
+        over = replace(work.batch, counts=replace(counts, total=total), usage=usage, errors=errors)
+        last = self._at(over, status)
         work.batch = await _whole(asyncio.to_thread(finish, self.files, last))
-
-    async def _fail(self, work: _Work, *errors: BatchError) -> None:
-        failed = self._at(replace(work.batch, errors=errors), "failed")
-        await asyncio.to_thread(self._database.put_batch, failed)
-        await asyncio.to_thread(self.files.drop_input, failed.id)
-        work.batch = failed
 
     async def _become(self, work: _Work, status: Status) -> None:
         work.batch = self._at(work.batch, status)
