@@ -6,7 +6,7 @@ or isn't. Lives on the event loop.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
 from manylora.adapters.store import AdapterStore
@@ -37,8 +37,10 @@ class Quotas:
         self, quota: Quota, name: str, entries: Mapping[str, Entry], prepared: Prepared
     ) -> AsyncIterator[None]:
         """Hold room for weights that are put under ``name``, in the place of what it has. Raises NamespaceFull."""
-        digests = {entry.record.digest for other, entry in entries.items() if _is_of(quota, other)}
-        sizes = await asyncio.to_thread(self._sizes, {*digests, prepared.digest})
+        sizes: dict[str, int] = {}
+        # Others may have come in while sizes were read.
+        while missing := {prepared.digest, *_digests(quota, entries)} - sizes.keys():
+            sizes |= await asyncio.to_thread(self._sizes, missing)
         claim = object()
         self._coming[claim] = name, prepared.rank, sizes[prepared.digest]
         try:
@@ -55,7 +57,7 @@ class Quotas:
         coming = [each for each in self._coming.values() if _is_of(quota, each[0])]
         replaced = {each[0] for each in coming}
         held = [entry.record for other, entry in entries.items() if _is_of(quota, other)]
-        kept = [(each.rank, sizes.get(each.digest, 0)) for each in held if each.name not in replaced]
+        kept = [(each.rank, sizes[each.digest]) for each in held if each.name not in replaced]
         rows = sum(rank for rank, _ in kept) + sum(rank for _, rank, _ in coming)
         nbytes = sum(size for _, size in kept) + sum(size for _, _, size in coming)
         for what, needed, most in (("rank rows", rows, quota.rows), ("bytes", nbytes, quota.nbytes)):
@@ -65,6 +67,10 @@ class Quotas:
                     " theirs: delete some first",
                     param="name",
                 )
+
+
+def _digests(quota: Quota, entries: Mapping[str, Entry]) -> Iterator[str]:
+    return (entry.record.digest for name, entry in entries.items() if _is_of(quota, name))
 
 
 def _is_of(quota: Quota, name: str) -> bool:

@@ -91,7 +91,7 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
     # Around the app and not in it, so that unexpected errors have CORS headers and the request id too.
     paced = Paced(_with_cors(app, deps.settings.cors_origins), lambda: deps.engine.tempo)
     application = RequestContext(paced, deps.metrics.http)
-    app.state.inside = Inside(application, deps.keys)
+    app.state.inside = Inside(application, deps.settings, deps.keys)
     return application
 
 
@@ -132,8 +132,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await deps.batches.open(app.state.inside)
     pauses = asyncio.create_task(give_back_in_pauses(deps))
     async with deps.keys.followed():
-        yield
-    await deps.batches.close()
+        try:
+            yield
+        finally:
+            # Before the keys' books are closed: its lines spend tokens until then.
+            await deps.batches.close()
     pauses.cancel()
     deps.texts.close()
     deps.tokenising.close()

@@ -23,6 +23,11 @@ from manylora.server.tokenizer import ModelTexts, Tokenizer
 class OutputStream(Protocol):
     """The outputs of a client's request, of all its prompts and their choices."""
 
+    @property
+    def made(self) -> int:
+        """How many tokens have been made, read or not."""
+        ...
+
     async def take(self) -> Sequence[tuple[int, SequenceOutput]] | None:
         """Return what has come, with the numbers of the choices; nothing: all have ended. None: somebody nudged."""
         ...

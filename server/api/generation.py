@@ -113,12 +113,15 @@ class Generation:
                     choices[index].add(output)
         finally:
             self.abort()
-            self.note_tokens([choice.last for choice in choices])
+            self.note_tokens()
         return choices
 
-    def note_tokens(self, last: Sequence[SequenceOutput | None]) -> None:
-        """Have the log line and the key's account say how many tokens came in and were made, however it ended."""
-        made = sum(output.completion_tokens for output in last if output is not None)
+    def note_tokens(self) -> None:
+        """Have the log line and the key's account say how many tokens came in and were made, however it ended.
+
+        Those count too that nobody has read: they were computed.
+        """
+        made = self.stream.made
         asked = sum(map(len, self.prompts))
         note(prompt_tokens=asked, completion_tokens=made)
         if self.reservation is not None:

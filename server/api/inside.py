@@ -7,27 +7,27 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Scope
 
 from manylora.server.api.calling import behind_others
+from manylora.server.api.dependencies import ApiSettings
 from manylora.server.batches.lines import Answered
-from manylora.server.tenants.caller import ADMIN_KEY, API_KEY, LOCAL, OPEN, Caller
+from manylora.server.tenants.caller import ADMIN_KEY, API_KEY, OPEN, Caller
 from manylora.server.tenants.ring import KeyRing
 
 CALLER = "manylora.caller"
 """In a scope: whose request that is. No connection's scope has it."""
 AGAIN = frozenset({429, 503})
 """Statuses of a server that is busy."""
-_OPERATORS = {caller.name: caller for caller in (OPEN, API_KEY, ADMIN_KEY, LOCAL)}
 
 
 class Inside:
     """Asks the application. See server/batches/runner.py's Answer."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings, keys: KeyRing) -> None:
         self._app = app
+        self._settings = settings
         self._keys = keys
 
     async def __call__(self, caller: str, path: str, body: bytes) -> Answered:
         """Answer a request for a caller of that name, behind those of connections."""
-        found = _OPERATORS.get(caller) or self._keys.caller_named(caller)
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -41,10 +41,24 @@ class Inside:
             "headers": [(b"host", b"localhost"), (b"content-length", str(len(body)).encode())],
             "client": None,
             "server": None,
-            CALLER: found,
+            CALLER: self._caller(caller),
         }
         with behind_others():
             return await _ask(self._app, scope, body)
+
+    def _caller(self, name: str) -> Caller | str:
+        """Return who that is now; a sentence: what let it in opens no more."""
+        settings = self._settings
+        is_open = not settings.api_keys and not self._keys.has_keys
+        if name == OPEN.name:
+            return OPEN if is_open else "the server asks for a key now"
+        opens = {API_KEY: bool(settings.api_keys), ADMIN_KEY: settings.admin_key is not None}
+        for operator, there in opens.items():
+            if name == operator.name and not there:
+                return OPEN if is_open else f"{name} is given no more"
+            if name == operator.name:
+                return operator
+        return self._keys.caller_named(name)
 
 
 def caller_inside(scope: MutableMapping[str, Any]) -> Caller | str | None:

@@ -65,11 +65,7 @@ class Writer:
 
     def note(self) -> None:
         """Have the log line say what was made, however it ended."""
-        self.generation.note_tokens(self._last)
-
-    @property
-    def _last(self) -> list[SequenceOutput | None]:
-        return [choice.last for choice in self._choices]
+        self.generation.note_tokens()
 
 
 def event(data: object) -> str:

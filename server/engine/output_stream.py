@@ -33,6 +33,8 @@ class OutputStream:
             count += request.n
         self._most = UNREAD + 2 * count
         self._ready: list[Numbered] = []
+        self._made: dict[int, int] = {}
+        """Tokens of each choice."""
         self._waiter: asyncio.Future[None] | None = None
         self._nudged = False
 
@@ -46,6 +48,11 @@ class OutputStream:
         """Whether every choice has ended, read or not."""
         return not self._open
 
+    @property
+    def made(self) -> int:
+        """How many tokens have been made for all choices, read or not."""
+        return sum(self._made.values())
+
     def fail(self, error: Exception) -> None:
         """End every choice that has not ended. On the event loop."""
         for request_id, choices in list(self._open.items()):
@@ -55,7 +62,10 @@ class OutputStream:
 
     def feed(self, output: SequenceOutput) -> bool:
         """Take an output in; return whether its request is over with it. On the event loop."""
-        self._ready.append((self._first[output.request_id] + output.index, output))
+        number = self._first[output.request_id] + output.index
+        # What ends a choice wrongly may not count what came before.
+        self._made[number] = max(self._made.get(number, 0), output.completion_tokens)
+        self._ready.append((number, output))
         if len(self._ready) > self._most:
             self._ready = _joined(self._ready)
         over = output.finish_reason is not None and self._end(output)

@@ -172,6 +172,7 @@ class KeyRing:
         await self.load()
 
     def _take(self, records: list[KeyRecord]) -> None:
+        before = {key: each.terms for key, each in self._records.items()}
         self._records = {record.id: record for record in records}
         self._tenants = frozenset(record.terms.tenant for record in records)
         self._by_digest = {record.digest: record for record in records}
@@ -182,7 +183,11 @@ class KeyRing:
                 self._accounts[record.id] = Account(record.terms, record.spent)
             elif account.terms != record.terms:
                 account.change(record.terms)
-        self._callers = {record.id: self._caller(record) for record in records}
+        # Each loan of a budget is a change: compiling all keys' patterns then would hold the loop.
+        self._callers = {
+            each.id: self._callers[each.id] if before.get(each.id) == each.terms else self._caller(each)
+            for each in records
+        }
 
     def _caller(self, record: KeyRecord) -> Caller:
         terms = record.terms

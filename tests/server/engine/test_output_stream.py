@@ -85,3 +85,14 @@ async def test_failing_ends_what_has_not_ended_and_aborting_names_it(n: int) -> 
     outputs = await stream.take() or []
     assert [number for number, output in outputs if output.error] == list(range(n, 2 * n))
     assert stream.ended
+
+
+async def test_what_was_made_counts_whether_it_is_read_or_not() -> None:
+    stream = stream_of(1, n=2)
+    stream.feed(said(0, 0, 1))
+    await stream.take()
+    stream.feed(said(0, 0, 2))
+    stream.feed(said(0, 1, 5))
+    assert stream.made == 7
+    stream.fail(StepFailed("x"))
+    assert stream.made == 7, "what ended them made nothing, and took nothing back"
