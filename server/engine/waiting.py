@@ -8,8 +8,7 @@ each has. Whether one can begin is the scheduler's to say.
 from collections import Counter, OrderedDict, deque
 from collections.abc import Container, Iterator
 
-from manylora.server.engine.request import GenerationRequest
-from manylora.server.engine.sequence import Sequence
+from manylora.server.engine.sequence import Sequence, SequenceStatus
 
 
 class WaitingQueue:
@@ -59,9 +58,10 @@ class WaitingQueue:
         begins: dict[str, float] = {}
         due: list[float] = []
         for origin in origins:
-            request = self._lines[origin][0].owner.request
-            begin = begins.get(request.tenant, max(self._now, self._next.get(request.tenant, 0.0)))
-            begins[request.tenant] = begin + 1 / request.weight
+            first = self._lines[origin][0]
+            tenant = first.owner.request.tenant
+            begin = begins.get(tenant, max(self._now, self._next.get(tenant, 0.0)))
+            begins[tenant] = begin + _price(first)
             due.append(begin)
         return [origins[place] for place in sorted(range(len(origins)), key=due.__getitem__)]
 
@@ -83,11 +83,11 @@ class WaitingQueue:
         self._lines.move_to_end(origin, last=False)
 
     def take(self, origin: str) -> Sequence:
-        """Remove the first of a line; the line has had its turn, and so has its tenant."""
+        """Remove the first of a line, which is about to run; the line has had its turn, and so has its tenant."""
         line = self._lines[origin]
         sequence = line.popleft()
         self._lines.move_to_end(origin)
-        self._note_turn(sequence.owner.request)
+        self._note_turn(sequence)
         if not line:
             self._drop(sequence)
         return sequence
@@ -116,7 +116,15 @@ class WaitingQueue:
         if not self._tenants:  # nobody is owed a turn
             self._now, self._next = 0.0, {}
 
-    def _note_turn(self, request: GenerationRequest) -> None:
-        begin = max(self._now, self._next.get(request.tenant, 0.0))
-        self._next[request.tenant] = begin + 1 / request.weight
+    def _note_turn(self, sequence: Sequence) -> None:
+        price, tenant = _price(sequence), sequence.owner.request.tenant
+        if not price:
+            return
+        begin = max(self._now, self._next.get(tenant, 0.0))
+        self._next[tenant] = begin + price
         self._now = begin  # who hasn't waited since then has saved no turns up
+
+
+def _price(sequence: Sequence) -> float:
+    """Return how long its tenant has no further turn once the sequence has begun; what ran already has had its own."""
+    return 0.0 if sequence.status is SequenceStatus.PREEMPTED else 1 / sequence.owner.request.weight

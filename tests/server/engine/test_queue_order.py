@@ -111,6 +111,19 @@ def test_who_comes_late_has_saved_no_turns() -> None:
     assert [name.split("-")[0] for name in begun(harness)[-7:-1]] == ["late", "early"] * 3
 
 
+def test_who_lost_its_place_has_it_again_without_another_turn() -> None:
+    harness = Harness(Pools(max_running=1))
+    for name in ("a-0", "a-1", "a-2", "b-0", "b-1", "b-2"):
+        harness.engine.add_request(of_tenant(name, name[0], priority=5))
+    harness.step()
+    harness.engine.add_request(of_tenant("urgent", "c"))
+    harness.step()
+    assert harness.engine.preemptions == 1
+    assert not harness.tokens("a-1")
+    order = [name for name in begun(harness) if name not in ("a-0", "urgent")]
+    assert order == ["b-0", "a-1", "b-1", "a-2", "b-2"]
+
+
 def test_the_more_urgent_begin_first_and_take_the_place_of_the_less() -> None:
     harness = Harness(Pools(max_running=1))
     harness.engine.add_request(replace(ask("batch", PROMPT, 12), priority=5))
