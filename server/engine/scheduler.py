@@ -29,6 +29,8 @@ _LOGPROB_CHUNK = 256
 """Prompt tokens a step when each needs its logits: a row of 150,000 floats takes 0.6 MB."""
 _LOGPROB_COST = 3
 """Prompt tokens that one of these takes the time of."""
+_FORCED = 64
+"""Tokens that a stream was given without computing them, at most, for it to go before the prompts."""
 
 _AGE = attrgetter("number")
 _ALONE = 4
@@ -187,7 +189,11 @@ class Scheduler:
                 self._chunk(sequence, draft)
 
     def _in_turn(self) -> tuple[list[Sequence], list[Sequence]]:
-        """Return the running sequences that have a part in this step, decodes and prompts, older ones first."""
+        """Return the running sequences that have a part in this step, decodes and prompts, older ones first.
+
+        Streams whose grammar gave them tokens share with the prompts what a step has beside its decodes, as these are
+        computed like theirs; but they go first, in turn: else they would stand still while an older prompt comes in.
+        """
         decodes: list[Sequence] = []
         prompts: list[Sequence] = []
         for sequence in self.running:
@@ -197,7 +203,7 @@ class Scheduler:
         if origins < len(self.running):
             decodes = self._share(decodes, self.limits.max_step_context * (1 if origins > 1 else _ALONE))
         decodes.sort(key=_AGE)
-        prompts.sort(key=_AGE)
+        prompts.sort(key=_turn)
         return decodes, prompts
 
     def _share(self, decodes: list[Sequence], most: int) -> list[Sequence]:
@@ -248,7 +254,7 @@ class Scheduler:
         row = draft.rows.pop(sequence.number, None)
         if row is not None:
             draft.budget += row.cost
-            if row.length > 1:
+            if sequence.num_to_compute > 1:
                 draft.allowance.give_back(row.start, row.cost)
         self._blocks.free(sequence.number)
         self.running.remove(sequence)
@@ -364,14 +370,20 @@ class Scheduler:
         sequence.room = self._blocks.grow(sequence.number, len(sequence.token_ids))
         if sequence.status is SequenceStatus.WAITING:
             self._blocks.count_query(sequence.num_prompt_tokens, cached)
+        self.waiting.take(live.origin)
         sequence.admit(cached)
         live.blocked_since = None
         if live.admitted is None:
             live.admitted = now
             draft.admitted.append(live)
-        self.waiting.take(live.origin)
         self.running.append(sequence)
         self._chunk(sequence, draft)
+
+
+def _turn(sequence: Sequence) -> tuple[bool, int, int]:
+    """Return what sequences with more than a token to compute are in order of: streams before prompts."""
+    streams = sequence.num_output_tokens > 0 and sequence.num_to_compute <= _FORCED
+    return not streams, sequence.last_step if streams else 0, sequence.number
 
 
 def _place(row: ScheduledRow) -> tuple[bool, AdapterKey]:

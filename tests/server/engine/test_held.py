@@ -14,6 +14,8 @@ from manylora.server.engine.grammar import (
     Tables,
     TokenSet,
 )
+from manylora.server.engine.pace import Allowance
+from manylora.server.engine.prompt_cost import PromptCost
 from manylora.server.engine.request import FinishReason, GenerationRequest, SamplingParams
 from manylora.server.errors import GrammarFailed
 from tests.server.engine.fakes import VOCAB, Harness, Pools, ask, expected
@@ -126,6 +128,41 @@ def test_forced_tokens_end_with_max_tokens_and_with_stop_texts(caplog: pytest.Lo
     stopped = run(request("a", held("[A-F]hello", known()), stop=("ll",)))
     assert (answer(stopped, "a")[1:], stopped.reason("a")) == ("he", FinishReason.STOP)
     assert not caplog.records, "it went on after the end"
+
+
+def scarce(decodes: int, streams: int) -> Allowance:
+    """Give what is computed beside decodes six seconds, of which a token takes one."""
+    cost = PromptCost()
+    cost.note([(0, 100)], 100.0)
+    return Allowance(cost, 6.0)
+
+
+def beside_a_stream(*requests: GenerationRequest, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    """Begin them, and a stream that goes on for long."""
+    harness = Harness(Pools(blocks=200))
+    monkeypatch.setattr(harness.engine.scheduler.pace, "beside_decodes", scarce)
+    for each in (*requests, request("stream", None, max_tokens=60)):
+        harness.engine.add_request(each)
+    harness.step()
+    return harness
+
+
+def test_forced_tokens_wait_for_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = replace(ask("prompt", [1] * 200, 1), priority=1)  # it begins after the others nevertheless
+    harness = beside_a_stream(older, request("a", held("([A-F]hello){6}", known())), monkeypatch=monkeypatch)
+    assert answer(harness, "a")[1:] == "hello"
+    for _ in range(5):
+        harness.step()
+    assert re.fullmatch("([A-F]hello){6}", answer(harness, "a"))
+    assert not harness.tokens("prompt")
+
+
+def test_streams_with_forced_tokens_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [request(name, held("([A-F]hello){6}", known())) for name in "ab"]
+    harness = beside_a_stream(*asked, monkeypatch=monkeypatch)
+    for _ in range(4):
+        harness.step()
+    assert [len(answer(harness, name)) for name in "ab"] == [18, 18]
 
 
 def test_the_last_token_has_its_text_and_the_one_that_ends_has_none() -> None:

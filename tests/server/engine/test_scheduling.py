@@ -305,3 +305,36 @@ def test_a_step_is_full_though_one_of_its_rows_was_taken_out() -> None:
     harness.run()
     assert harness.tokens("second") == expected(PROMPT[:4], 12)
     assert harness.tokens("prompt") == expected(prompt, 2)
+
+
+class Narrow(Allowance):
+    """Lets a token through at a time, and keeps account of chunks."""
+
+    def __init__(self) -> None:
+        super().__init__(PromptCost(), 0.0)
+        self.noted: list[tuple[int, int]] = []
+
+    @property
+    def spent(self) -> bool:
+        return False
+
+    def tokens(self, start: int) -> int:
+        return 1
+
+    def take(self, start: int, length: int) -> None:
+        self.noted.append((start, length))
+
+    def give_back(self, start: int, length: int) -> None:
+        self.noted.remove((start, length))
+
+
+def test_a_chunk_that_is_taken_out_is_given_back_however_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness, narrow = Harness(Pools(max_running=2)), Narrow()
+    monkeypatch.setattr(harness.engine.scheduler.pace, "beside_decodes", lambda decodes, streams: narrow)
+    harness.engine.add_request(ask("stream", PROMPT[:4], 12, origin="most"))
+    harness.engine.add_request(ask("prompt", [1] * 100, 2, origin="most"))
+    harness.step()
+    harness.engine.add_request(ask("new", PROMPT[:4], 2, origin="new"))
+    harness.step()
+    assert harness.engine.preemptions == 1
+    assert narrow.noted == [(0, 1)], "the newcomer's alone"
