@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "server.threads",
         "adapters",
     ),
-    "server.batches": ("server.batches", "server.errors", "adapters"),
+    "server.batches": ("server.batches", "server.errors", "server.threads", "adapters"),
     "server.model": ("server.model", "server.kernels", "quant", "adapters"),
     "server.kernels": ("server.kernels", "quant", "adapters"),
     "adapters": ("adapters", "quant"),

@@ -7,7 +7,7 @@ again, and one that isn't there is.
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -63,12 +63,15 @@ class BatchDatabase:
         return None if row is None else StoredFile(*row)
 
     def files(
-        self, owner: str, purpose: str | None, after: str | None, limit: int, *, ascending: bool
+        self, owner: str, purpose: str | None, after: str | None, limit: int, now: int, *, ascending: bool
     ) -> list[StoredFile]:
-        """Return some of an owner's files, in the order in which they were made or the other way round."""
+        """Return some of an owner's files, in the order in which they were made or the other way round.
+
+        None is among them whose time is over ``now``.
+        """
         sign, order = (">", "ASC") if ascending else ("<", "DESC")
-        query = f"SELECT {_FILE} FROM files WHERE owner = ?"
-        given: list[object] = [owner]
+        query = f"SELECT {_FILE} FROM files WHERE owner = ? AND (expires_at IS NULL OR expires_at > ?)"
+        given: list[object] = [owner, now]
         if purpose is not None:
             query, given = f"{query} AND purpose = ?", [*given, purpose]
         if after is not None:
@@ -157,6 +160,14 @@ class BatchDatabase:
                 (batch_id, line, good, text, usage.prompt, usage.completion, usage.cached),
             )
             return done.rowcount > 0
+
+    def add_unanswered(self, batch_id: str, told: Sequence[tuple[int, str]]) -> None:
+        """Keep (line, text) of lines that get no answer, those that have one excepted."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO results VALUES (?, ?, 0, ?, 0, 0, 0)",
+                [(batch_id, line, text) for line, text in told],
+            )
 
     def answered(self, batch_id: str) -> set[int]:
         """Return the lines that have an answer."""

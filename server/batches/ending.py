@@ -4,20 +4,26 @@ import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from manylora.server.batches.database import BatchDatabase
 from manylora.server.batches.files import FileStore, Incoming
 from manylora.server.batches.lines import lines_of, unanswered
-from manylora.server.batches.records import Batch, StoredFile, Usage
+from manylora.server.batches.records import Batch, StoredFile
+
+AT_ONCE = 1000
+"""Lines that are told in one transaction: each has the disk written to."""
 
 
 def give_up_rest(
     database: BatchDatabase, batch: Batch, path: Path, largest: int, why: tuple[str, str]
 ) -> None:
     """Have every line that has no answer be told why (blocking)."""
-    for line in lines_of(path, largest, database.answered(batch.id)):
-        database.add_result(batch.id, line.number, unanswered(line.custom_id, *why), Usage(), good=False)
+    lines = lines_of(path, largest, database.answered(batch.id))
+    rest = ((line.number, unanswered(line.custom_id, *why)) for line in lines)
+    while some := list(islice(rest, AT_ONCE)):
+        database.add_unanswered(batch.id, some)
 
 
 def finish(files: FileStore, batch: Batch) -> Batch:

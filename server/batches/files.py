@@ -10,8 +10,10 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from manylora.adapters.durable import put_in_place, sync
 from manylora.adapters.errors import StoreFull
 from manylora.server.batches.database import BatchDatabase
 from manylora.server.batches.records import StoredFile
+from manylora.server.batches.room import Room
 from manylora.server.errors import BodyTooLarge, ObjectNotFound
 
 LONGEST_NAME = 255
@@ -37,7 +40,7 @@ class FileStore:
         self._directory = directory
         self.database = BatchDatabase(directory / "batches.db")
         self.largest = largest
-        self._most = most
+        self._room = Room(most, self._held)
         self.sweep()
         self._clear()
 
@@ -58,7 +61,9 @@ class FileStore:
     def new(self, *, bounded: bool = True) -> "Incoming":
         """Begin a file; its content comes in pieces. What a batch makes is there already, and isn't bounded."""
         largest = self.largest if bounded else sys.maxsize
-        room = self._most - self.database.bytes_held() if bounded else sys.maxsize
+        if bounded:
+            self._room.look()
+        room = self._room if bounded else None
         return Incoming(self._directory / "files", f"file-{uuid.uuid4().hex}", largest, room)
 
     def add(
@@ -67,7 +72,8 @@ class FileStore:
         """Keep a file that is whole."""
         incoming.finish()
         file = incoming.described(owner, filename, purpose, expires_at)
-        self.database.add_file(file)
+        with incoming.keeping():
+            self.database.add_file(file)
         return file
 
     def get(self, file_id: str, owner: str) -> StoredFile:
@@ -83,8 +89,8 @@ class FileStore:
         """Return some of an owner's files. Raises ObjectNotFound for an ``after`` that isn't his."""
         if after is not None:
             self.get(after, owner)
-        found = self.database.files(owner, purpose, after, limit, ascending=ascending)
-        return [file for file in found if not _is_past(file)]
+        now = int(time.time())
+        return self.database.files(owner, purpose, after, limit, now, ascending=ascending)
 
     def path_of(self, file: StoredFile) -> Path:
         """Return where a file's content is."""
@@ -118,40 +124,72 @@ class FileStore:
         """Close the table."""
         self.database.close()
 
+    def _held(self) -> int:
+        """Return the bytes of all files, and of those deleted that batches still read."""
+        links, found = Counter[int](), dict[int, os.stat_result]()
+        for path in (self._directory / "inputs").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                links[stat.st_ino] += 1
+                found[stat.st_ino] = stat
+        alone = sum(stat.st_size for inode, stat in found.items() if stat.st_nlink <= links[inode])
+        return self.database.bytes_held() + alone
+
 
 class Incoming:
-    """A file that is being written. ``finish`` or ``discard`` it."""
+    """A file that is being written. ``finish`` or ``discard`` it; any thread may, while another still writes."""
 
-    def __init__(self, directory: Path, file_id: str, largest: int, room: int) -> None:
+    def __init__(self, directory: Path, file_id: str, largest: int, room: Room | None) -> None:
+        """``room``: of which it takes what it needs; None: all it wants."""
         self.id = file_id
         self.nbytes = 0
         self._largest, self._room = largest, room
+        self._lock = threading.RLock()
+        self._is_kept = False
+        self._taken = 0
         self._path, self._partial = directory / file_id, directory / f".{file_id}"
         with told_of_full_disks():
             self._file: BinaryIO = self._partial.open("wb")
 
     def write(self, data: bytes) -> None:
         """Append. Raises BodyTooLarge and StoreFull."""
-        self.nbytes += len(data)
-        if self.nbytes > self._largest:
-            raise BodyTooLarge(f"the file is over the limit of {self._largest} bytes", param="file")
-        if self.nbytes > self._room:
-            raise StoreFull("the files kept here are at their limit (--files-gib); delete some")
-        with told_of_full_disks():
-            self._file.write(data)
+        with self._lock:
+            if self._file.closed:
+                raise ValueError("the file is not being written any more")
+            self.nbytes += len(data)
+            if self.nbytes > self._largest:
+                raise BodyTooLarge(f"the file is over the limit of {self._largest} bytes", param="file")
+            if self._room is not None:
+                self._room.take(len(data))
+                self._taken += len(data)
+            with told_of_full_disks():
+                self._file.write(data)
 
     def finish(self) -> None:
         """Have it be there for good, under its name."""
-        with told_of_full_disks():
+        with self._lock, told_of_full_disks():
             self._file.close()
             put_in_place(self._partial, self._path)
 
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Let it be one of those kept from the block's end on: it isn't discarded any more."""
+        with self._lock, contextlib.nullcontext() if self._room is None else self._room.keeping(self._taken):
+            yield
+            self._is_kept = True
+
     def discard(self) -> None:
-        """Delete it."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        for path in (self._partial, self._path):
-            path.unlink(missing_ok=True)
+        """Delete it, unless it is kept."""
+        with self._lock:
+            if self._is_kept:
+                return
+            if self._room is not None:
+                self._room.give_back(self._taken)
+                self._taken = 0
+            with contextlib.suppress(OSError):
+                self._file.close()
+            for path in (self._partial, self._path):
+                path.unlink(missing_ok=True)
 
     def described(self, owner: str, filename: str, purpose: str, expires_at: int | None) -> StoredFile:
         """Return what it is kept as."""

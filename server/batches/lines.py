@@ -62,12 +62,15 @@ class Checked:
 
 
 def read_lines(path: Path, largest: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (place from 1, line) of a file, without lines that are blank; of one over ``largest`` bytes too many."""
+    """Yield (place from 1, line) of a file, without lines that are blank; of one over ``largest`` bytes too many.
+
+    Those after twice as many as a batch may have are not looked at, blank or not: whoever reads is to stop.
+    """
     with path.open("rb") as file:
         place = 0
         while line := file.readline(largest + 2):
             place += 1
-            if line.strip():
+            if place > 2 * MOST_LINES or line.strip():
                 yield place, line
             while not line.endswith(b"\n") and (line := file.readline(largest)):
                 pass  # the rest of one that is too long
@@ -84,8 +87,8 @@ def check(path: Path, endpoint: str, largest: int) -> Checked:
         return Checked(0, (BatchError("file_too_large", too_large),), None)
     for place, raw in read_lines(path, largest):
         total += 1
-        if total > MOST_LINES:
-            many = f"the input has over {MOST_LINES} lines: send several batches"
+        if total > MOST_LINES or place > 2 * MOST_LINES:
+            many = f"the input has over {MOST_LINES} lines, or too many blank ones: send several batches"
             return Checked(total, (BatchError("too_many_tasks", many, place),), None)
         found = _fault(raw, endpoint, largest, seen, models)
         if found is not None:

@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
@@ -21,6 +23,7 @@ from manylora.server.batches.files import FileStore
 from manylora.server.batches.lines import FAILED, Answered, Line, check, lines_of, usage_of, written
 from manylora.server.batches.records import DAY, Batch, BatchError, Counts, Status, StoredFile, Usage
 from manylora.server.errors import InvalidRequest, ObjectNotFound, QueueFull
+from manylora.server.threads import step_back
 
 log = get_logger(__name__)
 Result = TypeVar("Result")
@@ -30,6 +33,8 @@ MOST_UNFINISHED = 64
 """Batches of one owner that are not over."""
 READ_AHEAD = 64
 """Lines that are read at once."""
+THREADS = 2
+"""For what reads or writes whole files of batches: it keeps no other request from the server's own."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 """Seconds before a line is tried again that found the server busy, or a disk full."""
 
@@ -58,6 +63,8 @@ class Batches:
         self._largest = largest_line
         self._in_flight = in_flight
         self._work: dict[str, _Work] = {}
+        self._made = Counter[str]()
+        self._threads = ThreadPoolExecutor(THREADS, "batch", step_back)
         self._answer: Answer | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -77,6 +84,7 @@ class Batches:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self.files.close)
 
     async def create(
@@ -98,11 +106,6 @@ class Batches:
                 f"the file's purpose is {file.purpose!r}: a batch reads one of purpose 'batch'",
                 param="input_file_id",
             )
-        mine = sum(work.batch.owner == owner for work in self._work.values())
-        if mine >= MOST_UNFINISHED:
-            raise QueueFull(
-                f"{mine} batches are not over yet, at most {MOST_UNFINISHED} may be", retry_after=60
-            )
         now = int(time.time())
         identity = f"batch_{uuid.uuid4().hex}"
         batch = Batch(
@@ -117,8 +120,8 @@ class Batches:
             output_seconds=output_seconds,
             times={"validating": now},
         )
-        await asyncio.to_thread(self._keep_new, file, batch)
-        self._begin(batch)
+        with self._counted(owner):
+            await _whole(self._make(file, batch))
         return batch
 
     async def get(self, batch_id: str, owner: str) -> Batch:
@@ -149,6 +152,25 @@ class Batches:
             if work.running is not None:
                 work.running.cancel()
         return work.batch
+
+    @contextlib.contextmanager
+    def _counted(self, owner: str) -> Iterator[None]:
+        """Count a batch of an owner that is being made. Raises QueueFull if he has too many."""
+        mine = self._made[owner] + sum(work.batch.owner == owner for work in self._work.values())
+        if mine >= MOST_UNFINISHED:
+            raise QueueFull(
+                f"{mine} batches are not over yet, at most {MOST_UNFINISHED} may be", retry_after=60
+            )
+        self._made[owner] += 1
+        try:
+            yield
+        finally:
+            self._made[owner] -= 1
+            self._made += Counter()  # without those at none
+
+    async def _make(self, file: StoredFile, batch: Batch) -> None:
+        await asyncio.to_thread(self._keep_new, file, batch)
+        self._begin(batch)
 
     def _keep_new(self, file: StoredFile, batch: Batch) -> None:
         try:
@@ -197,12 +219,12 @@ class Batches:
         path = self.files.input_of(work.batch.id)
         if work.batch.status == "cancelling":
             rest = "batch_cancelled", "This request was not answered before the batch was cancelled."
-            await asyncio.to_thread(give_up_rest, self._database, work.batch, path, self._largest, rest)
+            await self._at_length(give_up_rest, self._database, work.batch, path, self._largest, rest)
             await self._end(work, "cancelled")
         elif time.time() >= work.batch.expires_at and work.batch.status != "finalizing":
             work.ending = True
             rest = "batch_expired", "This request was not answered within the completion window."
-            await asyncio.to_thread(give_up_rest, self._database, work.batch, path, self._largest, rest)
+            await self._at_length(give_up_rest, self._database, work.batch, path, self._largest, rest)
             await self._end(work, "expired")
         else:
             await self._become(work, "finalizing")
@@ -211,7 +233,7 @@ class Batches:
     async def _validate(self, work: _Work) -> bool:
         batch = work.batch
         path = self.files.input_of(batch.id)
-        found = await asyncio.to_thread(check, path, batch.endpoint, self._largest)
+        found = await self._at_length(check, path, batch.endpoint, self._largest)
         counts = Counts(found.total)
         if found.errors:
             await self._end(work, "failed", *found.errors)
@@ -253,7 +275,7 @@ class Batches:
         places = asyncio.Semaphore(self._in_flight)
         try:
             async with asyncio.TaskGroup() as group:
-                while read := await asyncio.to_thread(some):
+                while read := await self._at_length(some):
                     for line in read:
                         await places.acquire()
                         task = group.create_task(self._answer_line(work, line))
@@ -309,7 +331,7 @@ class Batches:
             path = self.files.input_of(work.batch.id)
             rest = fault.code, "This request was not answered: the server failed on its batch."
             try:
-                await asyncio.to_thread(give_up_rest, self._database, work.batch, path, self._largest, rest)
+                await self._at_length(give_up_rest, self._database, work.batch, path, self._largest, rest)
             except (AdapterError, OSError):
                 raise
             except Exception as error:
@@ -323,7 +345,11 @@ class Batches:
         total = max(work.batch.counts.total, counts.completed + counts.failed)
         over = replace(work.batch, counts=replace(counts, total=total), usage=usage, errors=errors)
         last = self._at(over, status)
-        work.batch = await _whole(asyncio.to_thread(finish, self.files, last))
+        work.batch = await _whole(self._at_length(finish, self.files, last))
+
+    async def _at_length(self, call: Callable[..., Result], *arguments: object) -> Result:
+        """Return what a call returns that may take long, made in a thread of the batches' own."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
     async def _become(self, work: _Work, status: Status) -> None:
         work.batch = self._at(work.batch, status)

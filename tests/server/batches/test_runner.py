@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,12 +12,12 @@ import pytest
 
 from manylora.server.batches import runner
 from manylora.server.batches.database import BatchDatabase
-from manylora.server.batches.ending import finish
+from manylora.server.batches.ending import AT_ONCE, finish, give_up_rest
 from manylora.server.batches.files import FileStore
-from manylora.server.batches.lines import Answered
+from manylora.server.batches.lines import Answered, Checked, check
 from manylora.server.batches.records import Batch, StoredFile, Usage
 from manylora.server.batches.runner import Answer, Batches
-from manylora.server.errors import InvalidRequest
+from manylora.server.errors import InvalidRequest, QueueFull
 
 ENDPOINT = "/v1/completions"
 GOOD = Answered(200, "req", b'{"usage": {"prompt_tokens": 2, "completion_tokens": 1}}')
@@ -223,3 +225,97 @@ def test_a_record_written_after_the_last_brings_no_files(tmp_path: Path) -> None
     assert not database.put_batch(batch, (late,))
     assert database.file("file-2") is None
     database.close()
+
+
+async def test_batches_that_are_being_made_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "MOST_UNFINISHED", 1)
+    begins, go_on = threading.Event(), threading.Event()
+
+    async with under_way(store(tmp_path), good) as batches:
+        take = batches.files.take_input
+
+        def held(file: StoredFile, batch_id: str) -> None:
+            if begins.is_set():
+                raise AssertionError("a second one is made")
+            begins.set()
+            go_on.wait(SECONDS)
+            take(file, batch_id)
+
+        monkeypatch.setattr(batches.files, "take_input", held)
+        first = asyncio.create_task(begun(batches, 1))
+        try:
+            await asyncio.to_thread(begins.wait, SECONDS)
+            with pytest.raises(QueueFull):
+                await begun(batches, 1)
+        finally:
+            go_on.set()
+        assert (await over(batches, await first)).status == "completed"
+        monkeypatch.undo()
+        assert (await over(batches, await begun(batches, 1))).status == "completed"
+
+
+async def test_who_hangs_up_while_a_batch_is_made_leaves_one_that_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begins, go_on = threading.Event(), threading.Event()
+    async with under_way(store(tmp_path), good) as batches:
+        take = batches.files.take_input
+
+        def held(file: StoredFile, batch_id: str) -> None:
+            begins.set()
+            go_on.wait(SECONDS)
+            take(file, batch_id)
+
+        monkeypatch.setattr(batches.files, "take_input", held)
+        making = asyncio.create_task(begun(batches, 1))
+        await asyncio.to_thread(begins.wait, SECONDS)
+        making.cancel()
+        go_on.set()
+        await asyncio.wait([making])
+        [batch] = await batches.list("me", None, 2)
+        assert (await over(batches, batch)).status == "completed"
+
+
+async def test_long_inputs_of_batches_hold_up_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many are checked at once as there are threads for everything."""
+    threads, go_on = 4, threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads))
+
+    def held(path: Path, endpoint: str, largest: int) -> Checked:
+        go_on.wait(SECONDS)
+        return check(path, endpoint, largest)
+
+    monkeypatch.setattr(runner, "check", held)
+    async with under_way(store(tmp_path), good) as batches:
+        try:
+            made = [await begun(batches, 1) for _ in range(2 * threads)]
+            assert not go_on.is_set()
+        finally:
+            go_on.set()
+        assert {(await over(batches, each)).status for each in made} == {"completed"}
+
+
+def test_the_rest_of_a_batch_is_told_many_lines_at_once(tmp_path: Path) -> None:
+    database = BatchDatabase(tmp_path / "batches.db")
+    batch = Batch("batch_1", "me", "key", ENDPOINT, "file-1", 0, 1)
+    database.add_batch(batch)
+    database.add_result(batch.id, 7, "answer", Usage(1, 2, 0), good=True)
+    (tmp_path / "input").write_bytes(lines(2 * AT_ONCE))
+    statements = list[str]()
+    database._connection.set_trace_callback(statements.append)
+    give_up_rest(database, batch, tmp_path / "input", 1000, ("batch_expired", "too late"))
+    assert statements.count("BEGIN IMMEDIATE") <= 4
+    assert database.answered(batch.id) == set(range(2 * AT_ONCE))
+    assert database.totals(batch.id)[0].completed == 1
+    assert list(database.results(batch.id, good=True)) == ["answer"]
+    database.close()
+
+
+def test_blank_lines_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manylora.server.batches.lines.MOST_LINES", 3)
+    path = tmp_path / "input"
+    for blank, codes in ((3, []), (6, ["too_many_tasks"])):
+        path.write_bytes(lines(1) + b" \n" * blank)
+        assert [each.code for each in check(path, ENDPOINT, 1000).errors] == codes
