@@ -98,6 +98,7 @@ class AdapterCatalog(KnownNames):
         """
         managed = self.seen_by(sees)
         managed._intake = self._intake.below(quota.tenant)
+        managed._mixtures = managed._mixtures.below(quota.tenant)
         managed._quota = quota
         return managed
 

@@ -37,9 +37,17 @@ from manylora.server.catalog_types import (
     ResolvedPart,
     label_of,
 )
-from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, ServerError
+from manylora.server.errors import (
+    AdapterUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    NamespaceFull,
+    ServerError,
+)
 
 _MOST_COMPARED = 4096
+MOST_OF_TENANT = 1000
+"""Mixtures in a tenant's namespace: they take no rank rows and no files, which its quota bounds."""
 Admission = Callable[[MixtureRecord | None, Sequence[MixturePart]], bool]
 """Says whether the mixture that a name means now is the one wanted; raises if the name may not mean that one."""
 
@@ -63,6 +71,10 @@ class Mixtures:
         self._operations = operations
         self._bases: Collection[str] = settings.base_names
         self._records: MutableMapping[str, MixtureRecord] = {}
+        self._tenant: str | None = None
+        """Whose namespace is filled; None: the operator's, who has no bounds."""
+        self._coming: set[str] = set()
+        """Names that are being given."""
         self._compared: dict[Hashable, str | None] = {}
         """Names and digests of named mixtures' parts: in what their tokenizers differ; None: in nothing."""
 
@@ -81,6 +93,12 @@ class Mixtures:
             ),
         )
         return seen
+
+    def below(self, tenant: str) -> "Mixtures":
+        """Return them as a tenant fills its namespace."""
+        managed = copy(self)
+        managed._tenant = tenant
+        return managed
 
     # What is asked
 
@@ -187,8 +205,7 @@ class Mixtures:
 
         None: those of all. What differs is unavailable, and says so before anybody asks.
         """
-        whole = self._records.whole if isinstance(self._records, Seen) else self._records
-        records = [record for record in whole.values() if name in (None, *_names(record.parts))]
+        records = [record for record in self._whole.values() if name in (None, *_names(record.parts))]
         if records:
             self._operations.spawn(self._compare(records))
 
@@ -212,8 +229,32 @@ class Mixtures:
             caller.check()
             mixtures = self._registry.mixtures
             write = mixtures.create if old is None else mixtures.replace
-            self._records[name] = record = await asyncio.to_thread(write, name, parts)
+            with self._room_for(name):
+                self._records[name] = record = await asyncio.to_thread(write, name, parts)
         return self._show(record), True
+
+    @contextlib.contextmanager
+    def _room_for(self, name: str) -> Iterator[None]:
+        """Hold a place in the tenant's namespace, unless the name has one. Raises NamespaceFull."""
+        if self._tenant is not None:
+            begin = f"{self._tenant}/"
+            there = {each for each in (*self._whole, *self._coming) if each.startswith(begin)}
+            if name not in there and len(there) >= MOST_OF_TENANT:
+                raise NamespaceFull(
+                    f"{self._tenant!r} has {len(there):,} mixtures, at most {MOST_OF_TENANT:,} are theirs: delete some"
+                    " first",
+                    param="name",
+                )
+        self._coming.add(name)
+        try:
+            yield
+        finally:
+            self._coming.discard(name)
+
+    @property
+    def _whole(self) -> Mapping[str, MixtureRecord]:
+        """All of them, whoever looks."""
+        return self._records.whole if isinstance(self._records, Seen) else self._records
 
     async def _delete(self, caller: Caller, name: str) -> MixtureRecord:
         async with self._names.hold(name):

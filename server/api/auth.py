@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from fastapi import Request
 
 from manylora.adapters.keys import Right
-from manylora.server.api.audit import audited
+from manylora.server.api.audit import READING, STRANGER, audited
 from manylora.server.api.calling import set_caller, set_ticket
 from manylora.server.api.dependencies import ApiDependencies, dependencies
 from manylora.server.api.inside import caller_inside
@@ -19,6 +19,7 @@ from manylora.server.api.local_callers import require_local
 from manylora.server.api.rate_headers import headers_of
 from manylora.server.api.request_context import at_end, note, with_headers
 from manylora.server.errors import Forbidden, Unauthorized
+from manylora.server.tenants.account import Account
 from manylora.server.tenants.caller import ADMIN_KEY, API_KEY, LOCAL, OPEN, Caller
 
 
@@ -41,11 +42,7 @@ async def require_api_key(request: Request) -> None:
         raise Forbidden("this key may not ask models: it has no right to infer")
     _pass(caller)
     if caller.account is not None and request.method == "POST":
-        account = caller.account
-        with_headers(lambda: headers_of(account, time.monotonic()))
-        ticket = account.enter(time.monotonic())
-        at_end(lambda status: ticket.close())
-        set_ticket(ticket)
+        _enter(caller.account)
 
 
 async def require_admin(request: Request) -> None:
@@ -59,17 +56,25 @@ async def require_manager(request: Request) -> None:
 
 
 async def _require(request: Request, right: Right) -> None:
-    deps = dependencies(request)
-    caller = await _caller_of(deps, _secret(request))
-    if caller is None or caller is API_KEY:
-        if deps.settings.admin_key is not None:
-            raise _refusal(request)
-        require_local(request, deps.settings)
-        caller = LOCAL
+    deps, secret = dependencies(request), _secret(request)
+    caller: Caller | None = None
+    try:
+        caller = await _caller_of(deps, secret)
+        if caller is None or caller is API_KEY:
+            if deps.settings.admin_key is not None:
+                raise _refusal(request)
+            require_local(request, deps.settings)
+            caller = LOCAL
+    except (Unauthorized, Forbidden):
+        who = deps.keys.id_of(secret) if caller is None else caller.name
+        audited(request, deps.audit, who or STRANGER, let_in=False)
+        raise
     _pass(caller)
-    audited(request, deps.audit, caller)
+    audited(request, deps.audit, caller.name, caller.tenant)
     if not caller.may(right):
         raise Forbidden(f"this key may not do that: it has no right to {right.value}")
+    if caller.account is not None and request.method not in READING:
+        _enter(caller.account, asks=False)
 
 
 async def watcher(request: Request) -> Caller | None:
@@ -91,6 +96,14 @@ async def watcher(request: Request) -> Caller | None:
             return None
         return LOCAL
     return None
+
+
+def _enter(account: Account, *, asks: bool = True) -> None:
+    """Count a request of a key from here until its answer is over; one that doesn't ask models uses no budget."""
+    with_headers(lambda: headers_of(account, time.monotonic()))
+    ticket = account.enter(time.monotonic(), asks=asks)
+    at_end(lambda status: ticket.close())
+    set_ticket(ticket)
 
 
 def _pass(caller: Caller) -> None:

@@ -53,10 +53,13 @@ class Account:
             self._tokens = _window(terms.tokens_per_minute)
         self.terms = terms
 
-    def enter(self, now: float) -> "Ticket":
-        """Let a request in. Raises RateLimited and QuotaExhausted, and has then counted nothing."""
+    def enter(self, now: float, *, asks: bool = True) -> "Ticket":
+        """Let a request in. Raises RateLimited and QuotaExhausted, and has then counted nothing.
+
+        A request that doesn't ``asks`` models is let in whatever is left of the budget.
+        """
         terms = self.terms
-        if terms.budget is not None and self.used >= terms.budget:
+        if asks and terms.budget is not None and self.used >= terms.budget:
             raise self._exhausted()
         if terms.parallel is not None and self.inside >= terms.parallel:
             raise RateLimited(

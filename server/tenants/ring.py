@@ -102,6 +102,11 @@ class KeyRing:
             return None
         return self._opened(found)
 
+    def id_of(self, secret: bytes) -> str | None:
+        """Return the id of the key whose secret that is or was, whether it opens or not; None: nobody's."""
+        found = self._by_digest.get(digest_of(secret))
+        return None if found is None else found.id
+
     def caller_named(self, key_id: str) -> Caller | str:
         """Return whose key has that id; a sentence: it opens no more."""
         found = self._records.get(key_id)

@@ -187,6 +187,16 @@ def test_priority_is_bounded_by_the_key(limited: Running) -> None:
     assert error(found[0])["param"] == "priority"
 
 
+def test_changes_count_as_requests(limited: Running) -> None:
+    key = new_key(limited, "acme", rights=["infer", "manage"], requests_per_minute=3, budget=PROMPT + 4)
+    assert complete(limited, key).status_code == 200, "which uses up the budget"
+    answers = [call(limited, "DELETE", "/adapters/acme/none", key) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [404, 404, 429]
+    assert error(answers[-1])["code"] == "rate_limit_exceeded"
+    assert answers[-1].headers["x-ratelimit-remaining-requests"] == "0"
+    assert call(limited, "GET", "/adapters", key).status_code == 200, "looking costs nothing"
+
+
 def test_what_changes_nothing_is_not_tried_again(limited: Running) -> None:
     taken = call(limited, "POST", "/adapters", ADMIN, {"name": "a", "src": "b"}, origin=PAGE)
     assert (taken.status_code, taken.headers["x-should-retry"]) == (409, "false")

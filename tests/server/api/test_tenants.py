@@ -273,6 +273,48 @@ def test_acts_are_written_down(house: Running, data: Path) -> None:
     assert all(line["made"].startswith("key-") for line in made if line["status"] == 201)
 
 
+def test_who_is_not_let_in_is_written_down(house: Running, data: Path) -> None:
+    made = call(house, "POST", "/admin/keys", ADMIN, {"tenant": "acme", "rights": ["manage"]}).json()
+    call(house, "DELETE", f"/admin/keys/{made['id']}", ADMIN)
+    came = {"revoked": made["key"], "guess": "mlk_guess", "none": None}
+    for name, key in came.items():
+        answer = call(house, "DELETE", "/adapters/acme/x", key, **{"x-request-id": f"refused-{name}"})
+        assert answer.status_code == 401
+    path = data / "audit.jsonl"
+    house.wait_until("written", lambda: path.read_text().count('"refused-') == 3)
+    lines = {line["request_id"]: line for line in map(json.loads, path.read_text().splitlines())}
+    told = {name: lines[f"refused-{name}"] for name in came}
+    assert {name: line["who"] for name, line in told.items()} == {
+        "revoked": made["id"],
+        "guess": "nobody",
+        "none": "nobody",
+    }
+    for line in told.values():
+        assert (line["act"], line["name"]) == ("DELETE /adapters/{name}", "acme/x")
+        assert (line["status"], line["result"]) == (401, "refused")
+
+
+def test_a_namespace_holds_so_many_mixtures(house: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manylora.server.catalog_mixtures.MOST_OF_TENANT", 2)
+    key = new_key(house, "acme", rights=["manage"])
+
+    def mix(name: str, key: str, method: str = "POST", weight: float = 1.0) -> int:
+        body: dict[str, object] = {"mixture": [{"adapter": "a", "weight": weight}, {"adapter": "acme/x"}]}
+        path = "/adapters" if method == "POST" else f"/adapters/{name}"
+        answer = call(house, method, path, key, {"name": name, **body} if method == "POST" else body)
+        assert answer.status_code < 400 or error(answer)["code"] == "namespace_full", answer.text
+        return answer.status_code
+
+    assert [mix(f"acme/{each}", key) for each in (1, 2, 3, 1)] == [201, 201, 403, 200]
+    assert mix("acme/2", key, "PUT", 0.5) == 200, "in its place"
+    assert mix("acme/3", ADMIN) == 201, "who runs the server has no bound"
+    assert mix("acme/4", key) == 403
+    for each in (1, 2, 3):
+        assert call(house, "DELETE", f"/adapters/acme/{each}", key).status_code == 200
+    assert mix("acme/4", key) == 201
+    assert call(house, "DELETE", "/adapters/acme/4", key).status_code == 200
+
+
 def test_no_key_is_logged(house: Running, data: Path) -> None:
     secret = new_key(house, "acme")
     with house.logged() as lines:
