@@ -203,15 +203,15 @@ def test_errors_and_nothing_else_have_the_envelope(own: Running) -> None:
     ErrorAnswer.model_validate(httpx.get(f"{own.url}/nothing").json(), strict=True)
 
 
-def test_the_keys_that_open_a_route_are_told(own: Running, files: Files, tmp_path: Path) -> None:
-    def doors(server: Running) -> tuple[object, ...]:
-        paths = description(server)["paths"]
+def test_the_keys_that_open_a_route_are_told(server: Running, files: Files, tmp_path: Path) -> None:
+    def doors(asked: Running) -> tuple[object, ...]:
+        paths = description(asked)["paths"]
         return tuple(paths[path]["get"]["security"] for path in ("/health", "/v1/models", "/adapters"))
 
-    assert doors(own) == ([], [{}, {"apiKey": []}], [{}, {"adminKey": []}])
-    with running(files, tmp_path, api_key="k", admin_key="boss") as server:
-        assert doors(server) == ([], [{"apiKey": []}, {"adminKey": []}], [{"adminKey": []}])
-        schemes = description(server)["components"]["securitySchemes"]
+    assert doors(server) == ([], [{}, {"apiKey": []}], [{}, {"adminKey": []}])
+    with running(files, tmp_path, api_key="k", admin_key="boss") as closed:
+        assert doors(closed) == ([], [{"apiKey": []}, {"adminKey": []}], [{"adminKey": []}])
+        schemes = description(closed)["components"]["securitySchemes"]
         assert {name: (each["type"], each["scheme"]) for name, each in schemes.items()} == {
             "apiKey": ("http", "bearer"),
             "adminKey": ("http", "bearer"),
