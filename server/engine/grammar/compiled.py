@@ -28,7 +28,7 @@ _KEYWORDS = {
 
 
 class CompiledGrammar:
-    """Answers are held to it by a matcher each; they share what the library learns of it."""
+    """Answers are held to it by a matcher each; they share what the library learns of it, and its limit's room."""
 
     def __init__(self, grammar: Grammar, tables: Tables) -> None:
         """Compile (milliseconds as a rule, without the interpreter's lock). Raises GrammarRefused."""

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from llguidance import LLParserLimits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from manylora.server.engine.grammar import (
@@ -210,6 +211,17 @@ def test_a_fault_fails_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert faulty.broken
     assert not sound.broken
     assert harness.engine.health.trouble is None
+
+
+def test_a_limit_is_met_by_the_answers_of_one_grammar_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{CompiledGrammar.__module__}.LIMITS", LLParserLimits(max_lexer_states=40))
+    ambiguous, sound = held("[AB]*A[AB]{12}C"), held("[A-F]{9}")
+    harness = run(request("a", ambiguous), request("b", ambiguous, seed=8), request("c", sound))
+    assert isinstance(harness.error("a"), GrammarFailed)
+    assert isinstance(harness.error("b"), GrammarFailed)
+    assert re.fullmatch("[A-F]{9}", answer(harness, "c"))
+    assert ambiguous.broken
+    assert not sound.broken
 
 
 def test_without_a_grammar_nothing_is_held() -> None:
