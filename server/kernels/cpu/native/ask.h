@@ -25,11 +25,12 @@ typedef struct {
     int64_t each;            // lines to ask for with a group
 } lora_asks;
 
-static lora_asks ask_for_block(const ml_pair *pair, const ml_jobs *jobs, int64_t blocks, int64_t block, int64_t groups) {
-    const int count = block < blocks ? jobs->count : 0;
+// What to ask for in so many goes.
+static lora_asks ask_for_block(const ml_pair *pair, const ml_jobs *jobs, int64_t blocks, int64_t block, int64_t times) {
+    const int count = times && block < blocks ? jobs->count : 0;
     lora_asks asks = {pair, jobs->job, jobs->job + count, blocks, block, nullptr, 0, 0};
     for (const ml_job *job = asks.job; job < asks.end; job++) asks.each += job->rank;
-    asks.each = (asks.each + groups - 1) / groups;
+    if (times) asks.each = (asks.each + times - 1) / times;
     return asks;
 }
 

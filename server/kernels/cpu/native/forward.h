@@ -101,8 +101,8 @@ static int32_t outputs_of(const ml_matrix *m, int64_t block) {
 static void output_block(const ml_work *work, const ml_projection *p, int i, int32_t block, const float *x, float *y,
                          void *rest, const uint8_t *next) {
     const ml_matrix *m = p->matrix[i];
-    const int64_t rows = work->call.step->tokens, groups = linear_tiles(m, rows) * (m->padded_in / m->group);
-    lora_asks more = ask_for_block(&p->lora.pair[i], p->lora.jobs[i], m->blocks, block + 1, groups);
+    const int64_t rows = work->call.step->tokens, times = linear_asks(m, &p->quantized[i], rows);
+    lora_asks more = ask_for_block(&p->lora.pair[i], p->lora.jobs[i], m->blocks, block + 1, times);
     linear_block(m, &p->quantized[i], x, rows, block, y, ML_BLOCK, rest, next, &more);
     lora_expand_block(&p->lora.pair[i], p->lora.jobs[i], p->lora.shrunk[i], m->blocks, block, outputs_of(m, block), y,
                       ML_BLOCK);

@@ -375,3 +375,14 @@ static void embedding(ml_pool *pool, const ml_matrix *matrix, const int32_t *ids
 #include "linear_tiles.h"
 #endif
 #include "linear_wide.h"
+
+// How often linear_block() asks for `more` while it goes through a vector of outputs: with each group of each tile, of
+// which there are as many as its way of multiplying makes. BF16 asks for nothing.
+static int64_t linear_asks(const ml_matrix *m, const ml_quantized *q, int64_t rows) {
+    if (m->kind == ML_BF16) return 0;
+    int64_t most = q->wide ? ML_WIDE_ROWS : ML_TILE;
+#ifdef ML_BY_TILES
+    if (!q->wide && by_tiles(rows)) most = ML_BY_TILES;
+#endif
+    return (rows + most - 1) / most * q->groups;
+}

@@ -24,6 +24,7 @@ from tests.server.kernels.cpu.matrices import FORMATS
 from tests.server.kernels.cpu.products import product
 from tests.server.kernels.cpu.test_backend import WHOLE, answers, native
 from tests.server.kernels.cpu.test_linear import activations, opened, packed
+from tests.server.kernels.cpu.test_linear_driver import DRIVER, driven, flags_of, held_against
 from tests.server.model.models import save_model
 
 HERE = Path(__file__).parent / "native"
@@ -67,6 +68,13 @@ def test_tiles_give_the_bits_of_vectors(name: str, tiled: Kernels, emulated: Lib
         used = 2 * groups * matrix.blocks * tall if rows >= 16 else 0
         assert count(emulated, "dots") - before == used
         assert count(emulated, "units") == 0
+
+
+def test_tiles_driven_from_cpp_ask_as_often_as_is_counted(compiler: None, tmp_path: Path) -> None:
+    program = tmp_path / "driver"
+    flags = [*build.COMMON, "-O1", "-DML_EMULATE_TILES", f"-I{HERE}", f"-I{build.NATIVE}", *flags_of("amx")]
+    build.find_compiler().run([*flags, str(DRIVER), str(build.NATIVE / "pool.cpp"), "-o", str(program)])
+    held_against(driven([program], tmp_path))
 
 
 def test_what_is_not_finite_is_felt_in_its_own_row_alone(tiled: Kernels) -> None:

@@ -36,6 +36,22 @@ static void *blob(FILE *file) {
     return data;
 }
 
+// A block asks for what comes next as often as linear_asks() says.
+static void check_asks(const ml_matrix *m, const float *x, int64_t rows) {
+    void *memory = aligned(quantized_bytes(m, rows) + 64), *own = aligned(linear_own_bytes(m) + 64);
+    float *y = (float *)aligned((size_t)rows * 32 * sizeof(float));
+    ml_quantized q;
+    place_quantized(&q, m, rows, memory);
+    for (int64_t row = 0; m->kind != ML_BF16 && row < rows; row++) quantize_row(x, m, &q, row);
+    ml_pair pair = {nullptr, (const uint16_t *)(const void *)x, 0, 1};
+    ml_job job = {0, 1 << 20, 0, 0, nullptr, nullptr, nullptr};
+    lora_asks more = {&pair, &job, &job + 1, 1, 0, nullptr, 0, 1};
+    linear_block(m, &q, x, rows, 0, y, 32, own, nullptr, &more);
+    int64_t asked = more.job == &job ? 0 : job.rank - more.left;
+    if (asked != linear_asks(m, &q, rows) * (16 / VW)) abort();
+    free(memory), free(own), free(y);
+}
+
 static void run(ml_pool *pool, const Case *c, FILE *in, FILE *out) {
     ml_source s = {c->form, c->out, c->in, c->bits, nullptr, nullptr, nullptr, nullptr, c->of_output, c->of_group, c->scaled, 0};
     s.codes = blob(in);
@@ -62,12 +78,14 @@ static void run(ml_pool *pool, const Case *c, FILE *in, FILE *out) {
     embedding(pool, &m, &last, 1, row);
     fwrite(y, sizeof(float), (size_t)c->rows * c->out, out);
     fwrite(row, sizeof(float), (size_t)c->in, out);
+    for (int64_t rows = 1; rows <= c->rows; rows += 23) check_asks(&m, x, rows);
     // The same by activations of bfloat16, the codes' values as they are in the table.
     uint16_t values[16] = {};
     for (int i = 0; m.table && i < 16; i++) values[i] = float_to_bf16(m.table[i]);
     m.activations = ML_ACTIVATIONS_BF16;
     m.values = values;
     if (linear(pool, &m, x, c->rows, y)) abort();
+    for (int64_t rows = 1; rows <= c->rows; rows += 23) check_asks(&m, x, rows);
     fwrite(y, sizeof(float), (size_t)c->rows * c->out, out);
     const void *all[] = {s.codes, s.scales, s.zeros, s.groups, m.codes, m.scales, m.sums, m.zeros,
                          m.order, m.table,  m.bias,  x,        y,       row};
