@@ -128,7 +128,7 @@ def test_a_directory_without_files_and_one_from_before_there_were_marks_start(ho
     digest = fill(home)
     (home / "registry.id").unlink()
     with sqlite3.connect(home / "registry.db") as connection:
-        for table in ("identity", "mixtures", "alembic_version"):
+        for table in ("identity", "mixtures", "keys", "alembic_version"):
             connection.execute(f"DROP TABLE {table}")
     connection.close()
     registry, store = open_adapters(home)

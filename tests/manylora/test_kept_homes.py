@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from manylora.cli import app
 from tests.adapters.kept.homes import BASE, KEPT, copy_of, told
-from tests.adapters.kept.make import NAME, PROMPT, TOKENS, said
+from tests.adapters.kept.make import KEY, NAME, PROMPT, TOKENS, said
 from tests.server.api.running import Files, running
 
 
@@ -38,7 +38,7 @@ def test_an_earlier_data_directory_is_served(schema: str, files: Files, tmp_path
     data = tmp_path / "data"
     copy_of(schema, data)
     for _ in range(2):  # the second start finds what the first one made of it
-        with running(files, data) as server:
+        with running(files, data, api_key=KEY) as server:
             check_said(said(server), told(schema))
             registered = httpx.get(f"{server.url}/adapters/pinned").json()
             assert (registered["pin"], registered["tier"]) == (True, "device")
@@ -65,7 +65,7 @@ def test_an_earlier_mixture_is_served(files: Files, tmp_path: Path) -> None:
 def test_a_newer_data_directory_ends_a_start_in_one_line(tmp_path: Path) -> None:
     home = copy_of("3", tmp_path / "data")
     with contextlib.closing(sqlite3.connect(home / "registry.db")) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '4'")
+        connection.execute("UPDATE alembic_version SET version_num = '5'")
         connection.commit()
     before = (home / "registry.db").read_bytes()
     flags = ["--served-model-name", NAME, "--port", "0", "--kv-cache-gib", "0.02", "--arena-rows", "64"]

@@ -30,6 +30,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 FOLDERS = ("adapters", "demo", "loadtest", "quant", "server", "training")
 SHAPE = BaseShape("qwen2", 259, 32, 32, 1, 2, 1, 256)
+KEY = "kept"
+"""Opens a server of --api-key, which one is where its registry has keys; one without asks for none."""
 NAME = "tiny"
 """What the base is served as."""
 FLAGS = ("--quantization", "none", "--dtype", "float32", "--kv-cache-gib", "0.02", "--arena-rows", "64")
@@ -132,7 +134,8 @@ class Code:
 
 def call(server: HasUrl, method: str, path: str, **body: object) -> Any:
     """Send a request that must succeed; return the answer."""
-    answer = httpx.request(method, f"{server.url}{path}", json=body or None, timeout=60)
+    headers = {"authorization": f"Bearer {KEY}"}
+    answer = httpx.request(method, f"{server.url}{path}", json=body or None, headers=headers, timeout=60)
     assert answer.is_success, answer.text
     return answer.json()
 
