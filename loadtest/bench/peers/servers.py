@@ -204,7 +204,7 @@ def _until_ready(process: ServerProcess, name: str) -> Iterator[None]:
 
 def _banner(log: Path) -> str:
     """Return what manylora's first lines say of its kernels."""
-    found = re.search(r"native \w+, threads: \d+", log.read_text(errors="replace"))
+    found = re.search(r"native \w+, .*?threads: \d+", log.read_text(errors="replace"))
     return found[0] if found else "plain torch"
 
 
