@@ -2,15 +2,11 @@
 
 from collections.abc import Iterable
 
-from llguidance import LLMatcher, LLParserLimits
-
 from manylora.server.engine.grammar.grammar import Grammar, GrammarRefused
 from manylora.server.engine.grammar.lark import lark_of
 from manylora.server.engine.grammar.matcher import Matcher
 from manylora.server.engine.grammar.tables import Tables
 
-LIMITS = LLParserLimits(verbose_errors=False)
-"""The library's own: some 20 ms of building, and of a mask; what it says of a grammar doesn't repeat it."""
 _CUT = ("\n   1 | ", "\n  1 | ")
 _PREFIXES = ("failed to compile JSON schema: ", "Unsatisfiable schema: ")
 _KEYWORDS = {
@@ -32,6 +28,9 @@ class CompiledGrammar:
 
     def __init__(self, grammar: Grammar, tables: Tables) -> None:
         """Compile (milliseconds as a rule, without the interpreter's lock). Raises GrammarRefused."""
+        # With the first grammar: an engine without any does without the library.
+        from llguidance import LLMatcher, LLParserLimits
+
         self.grammar = grammar
         self._tables = tables
         try:
@@ -40,7 +39,9 @@ class CompiledGrammar:
             text.encode()  # a schema's escapes are characters by now
         except UnicodeEncodeError:
             raise GrammarRefused("it holds half a character (a lone surrogate)") from None
-        self._native = LLMatcher(tables.native, text, log_level=0, limits=LIMITS)
+        # The library's own limits: some 20 ms of building, and of a mask; what it says doesn't repeat the grammar.
+        limits = LLParserLimits(verbose_errors=False)
+        self._native = LLMatcher(tables.native, text, log_level=0, limits=limits)
         if self._native.is_error():
             raise GrammarRefused(_told(self._native.get_error()))
         self.broken = False

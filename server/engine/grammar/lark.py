@@ -5,9 +5,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llguidance import regex_to_lark
-from llguidance.gbnf_to_lark import any_to_lark
-
 from manylora.server.engine.grammar.formats import say_exactly
 from manylora.server.engine.grammar.grammar import Grammar, GrammarKind, GrammarRefused
 from manylora.server.engine.grammar.schema import check_schema, subschemas
@@ -57,9 +54,13 @@ def _body(grammar: Grammar) -> str:
     if len(grammar.text) > MAX_TEXT:
         raise GrammarRefused(f"it has {len(grammar.text):,} characters, at most {MAX_TEXT:,} are compiled")
     if grammar.kind is GrammarKind.REGEX:
+        from llguidance import regex_to_lark
+
         return f"start: /{regex_to_lark(grammar.text)}/\n"
     text = grammar.text
     if grammar.kind is GrammarKind.EBNF:
+        from llguidance.gbnf_to_lark import any_to_lark
+
         try:
             text = any_to_lark(text)
         except Exception as error:

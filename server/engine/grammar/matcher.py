@@ -6,12 +6,15 @@ Which ids end an answer is the request's: they do so only where the grammar lets
 import logging
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
 from manylora.server.engine.grammar.tables import Tables
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher
 
 log = logging.getLogger(__name__)
 _UNSPELLABLE = "none of the model's tokens can spell what must follow"
@@ -40,7 +43,7 @@ class GrammarFault(Exception):
 class Matcher:
     """Follows one answer. Not thread-safe."""
 
-    def __init__(self, native: LLMatcher, tables: Tables, ends: Iterable[int], min_tokens: int) -> None:
+    def __init__(self, native: "LLMatcher", tables: Tables, ends: Iterable[int], min_tokens: int) -> None:
         """``ends`` end the answer, once it has ``min_tokens`` and the grammar lets it end.
 
         Tokenizers and configurations name ids that the model has no row for: these never come.
@@ -115,6 +118,8 @@ class Masks:
             matchers[0].native.unsafe_compute_mask_ptr(found.ctypes.data, width)
         elif count:
             if self._executor is None:
+                from llguidance import LLExecutor
+
                 self._executor = LLExecutor(self._threads)
             rows = [(matcher.native, row) for row, matcher in enumerate(matchers)]
             self._executor.unsafe_compute_mask_ptr(rows, found.ctypes.data, width, count)

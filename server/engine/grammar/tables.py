@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from llguidance import LLTokenizer
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 EXTRA = "<|no token|>"
 """Ends a text for the library where the tokenizer has no token that does: an id beyond the model's."""
@@ -29,7 +31,7 @@ class TokenSet:
 class Tables:
     """A tokenizer's, over the width of the model's logits."""
 
-    native: LLTokenizer
+    native: "LLTokenizer"
     controls: Mapping[str, int]
     vocab_size: int
     eos_id: int
@@ -40,6 +42,8 @@ class Tables:
     @classmethod
     def of(cls, tokens: TokenSet, vocab_size: int) -> "Tables":
         """Build a tokenizer's tables: a second or so for 100,000 tokens, the interpreter's lock in hand in two goes."""
+        from llguidance import LLTokenizer
+
         eos_id = min((token_id for token_id in tokens.eos_ids if token_id < vocab_size), default=vocab_size)
         pieces = _Pieces(tokens, vocab_size, eos_id)
         # The library's type for it lists no callables of one's own, which it takes.

@@ -12,6 +12,7 @@ from manylora.loadtest.checks import gpu_check
 
 ROOT = Path(__file__).resolve().parents[3]
 ABSENT = (
+    "llguidance",
     "bitsandbytes",
     "fastapi",
     "httptools",
