@@ -1,11 +1,15 @@
 """A grammar for one tokenizer, ready to be followed."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from manylora.server.engine.grammar.grammar import Grammar, GrammarRefused
 from manylora.server.engine.grammar.lark import lark_of
 from manylora.server.engine.grammar.matcher import Matcher
 from manylora.server.engine.grammar.tables import Tables
+
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
 
 _CUT = ("\n   1 | ", "\n  1 | ")
 _PREFIXES = ("failed to compile JSON schema: ", "Unsatisfiable schema: ")
@@ -29,7 +33,7 @@ class CompiledGrammar:
     def __init__(self, grammar: Grammar, tables: Tables) -> None:
         """Compile (milliseconds as a rule, without the interpreter's lock). Raises GrammarRefused."""
         # With the first grammar: an engine without any does without the library.
-        from llguidance import LLMatcher, LLParserLimits
+        from llguidance import LLMatcher
 
         self.grammar = grammar
         self._tables = tables
@@ -39,9 +43,7 @@ class CompiledGrammar:
             text.encode()  # a schema's escapes are characters by now
         except UnicodeEncodeError:
             raise GrammarRefused("it holds half a character (a lone surrogate)") from None
-        # The library's own limits: some 20 ms of building, and of a mask; what it says doesn't repeat the grammar.
-        limits = LLParserLimits(verbose_errors=False)
-        self._native = LLMatcher(tables.native, text, log_level=0, limits=limits)
+        self._native = LLMatcher(tables.native, text, log_level=0, limits=limits())
         if self._native.is_error():
             raise GrammarRefused(_told(self._native.get_error()))
         self.broken = False
@@ -50,6 +52,13 @@ class CompiledGrammar:
     def matcher(self, ends: Iterable[int], min_tokens: int) -> Matcher:
         """Return an answer's place in it, at the beginning. One thread at a time."""
         return Matcher(self._native.deep_copy(), self._tables, ends, min_tokens)
+
+
+def limits() -> "LLParserLimits":
+    """Return the library's own: some 20 ms of building, and of a mask; what it says doesn't repeat the grammar."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(verbose_errors=False)
 
 
 def _told(error: str) -> str:

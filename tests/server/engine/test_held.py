@@ -214,7 +214,7 @@ def test_a_fault_fails_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_limit_is_met_by_the_answers_of_one_grammar_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{CompiledGrammar.__module__}.LIMITS", LLParserLimits(max_lexer_states=40))
+    monkeypatch.setattr(f"{CompiledGrammar.__module__}.limits", lambda: LLParserLimits(max_lexer_states=40))
     ambiguous, sound = held("[AB]*A[AB]{12}C"), held("[A-F]{9}")
     harness = run(request("a", ambiguous), request("b", ambiguous, seed=8), request("c", sound))
     assert isinstance(harness.error("a"), GrammarFailed)
