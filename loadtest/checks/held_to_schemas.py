@@ -11,15 +11,14 @@ import math
 import random
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import numpy as np
 
+from manylora.loadtest.material.findings import Findings
 from manylora.loadtest.material.random_schemas import SchemaMaker, byte_vocabulary
 from manylora.server.engine.grammar import (
     CompiledGrammar,
@@ -44,14 +43,6 @@ KEYWORDS = frozenset(
 MODELS = ("any", "spaces", "closes")
 
 
-@dataclass(slots=True)
-class Found:
-    """What was seen, and what was wrong."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-
 class Judge:
     """Compiles schemas over a vocabulary of bytes, and follows texts."""
 
@@ -62,7 +53,7 @@ class Judge:
         self.tables = Tables.of(tokens, len(pieces))
         self.masks = Masks(len(pieces), 1)
 
-    def compiled(self, schema: object, found: Found) -> CompiledGrammar | None:
+    def compiled(self, schema: object, found: Findings) -> CompiledGrammar | None:
         """Return a schema's grammar; None: it is refused, and that it isn't by a keyword is noted."""
         try:
             return CompiledGrammar(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)), self.tables)
@@ -106,9 +97,9 @@ class Judge:
         return raw.decode("utf-8", "ignore"), False
 
 
-def random_schemas(count: int, first: int) -> Found:
+def random_schemas(count: int, first: int) -> Findings:
     """Have random models write by random schemas from seed ``first``."""
-    judge, found = Judge(), Found()
+    judge, found = Judge(), Findings()
     for seed in range(first, first + count):
         schema = SchemaMaker(seed).make()
         grammar = judge.compiled(schema, found)
@@ -120,7 +111,9 @@ def random_schemas(count: int, first: int) -> Found:
     return found
 
 
-def _hold(judge: Judge, grammar: CompiledGrammar, schema: Any, model: str, seed: int, found: Found) -> None:
+def _hold(
+    judge: Judge, grammar: CompiledGrammar, schema: Any, model: str, seed: int, found: Findings
+) -> None:
     told = f"seed {seed}, model {model}: {json.dumps(schema)[:400]}"
     try:
         text, ended = judge.written(grammar, model, seed)
@@ -151,9 +144,9 @@ def _outside_strings(text: str) -> bool:
     return re.sub(r"\\.", "", text).count('"') % 2 == 0
 
 
-def suite(directory: Path) -> Found:
+def suite(directory: Path) -> Findings:
     """Hold the tests of a checkout against what is accepted."""
-    judge, found = Judge(), Found()
+    judge, found = Judge(), Findings()
     for name, case in _cases(directory):
         grammar = judge.compiled(case["schema"], found)
         if grammar is None:
@@ -187,11 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
     found = suite(asked.suite) if asked.suite else random_schemas(asked.schemas, asked.seed)
-    print(", ".join(f"{count:,} {what}" for what, count in sorted(found.counts.items())))  # noqa: T201
-    for wrong in found.wrong[:50]:
-        print(wrong)  # noqa: T201
-    print(f"{len(found.wrong)} wrong")  # noqa: T201
-    return 1 if found.wrong else 0
+    return found.report()
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ import argparse
 import json
 import random
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jsonschema_rs
 
 from manylora.loadtest.checks.held_to_schemas import MODELS, Judge, valid
+from manylora.loadtest.material.findings import Findings
 from manylora.loadtest.material.random_schemas import SchemaMaker
 from manylora.server.chat.deltas import Arguments, CallBegins, Content, Reasoning
 from manylora.server.chat.formats import hermes, llama, mistral, qwen_xml
@@ -35,14 +34,6 @@ CUSTOM = (
     Tool("digits", custom=True, grammar=InputGrammar("regex", "[0-9]{2,4}")),
     Tool("query", custom=True, grammar=InputGrammar("lark", 'start: "SELECT " /["a-z]{1,9}/ ";"')),
 )
-
-
-@dataclass(slots=True)
-class Found:
-    """What was seen, and what was wrong."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
 
 
 def use_of(pick: random.Random, seed: int) -> ToolUse:
@@ -92,9 +83,9 @@ def cut(text: str, pick: random.Random) -> list[str]:
     return [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
 
 
-def outputs(count: int, first: int) -> Found:
+def outputs(count: int, first: int) -> Findings:
     """Read so many outputs, from seed ``first``."""
-    judge, found, seed = Judge(), Found(), first
+    judge, found, seed = Judge(), Findings(), first
     while found.counts["outputs"] < count:
         seed += 1
         pick = random.Random(seed)
@@ -114,7 +105,7 @@ def outputs(count: int, first: int) -> Found:
 
 
 def _hold(
-    reading: Reading, written: str, ended: bool, pick: random.Random, found: Found, told_as: str
+    reading: Reading, written: str, ended: bool, pick: random.Random, found: Findings, told_as: str
 ) -> None:
     found.counts["outputs"] += 1
     found.counts["ended" if ended else "cut short"] += 1
@@ -160,11 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
     found = outputs(asked.outputs, asked.seed)
-    print(", ".join(f"{count:,} {what}" for what, count in sorted(found.counts.items())))  # noqa: T201
-    for wrong in found.wrong[:50]:
-        print(wrong)  # noqa: T201
-    print(f"{len(found.wrong)} wrong")  # noqa: T201
-    return 1 if found.wrong else 0
+    return found.report()
 
 
 if __name__ == "__main__":

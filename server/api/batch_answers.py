@@ -3,6 +3,7 @@
 from typing import Literal
 
 from manylora.server.api.answers import Answer
+from manylora.server.batches.records import Status
 
 
 class File(Answer):
@@ -76,16 +77,7 @@ class Batch(Answer):
     errors: BatchFaults | None
     input_file_id: str
     completion_window: Literal["24h"]
-    status: Literal[
-        "validating",
-        "failed",
-        "in_progress",
-        "finalizing",
-        "completed",
-        "expired",
-        "cancelling",
-        "cancelled",
-    ]
+    status: Status
     output_file_id: str | None
     error_file_id: str | None
     created_at: int

@@ -8,8 +8,8 @@ import httpx
 import jsonschema_rs
 import pytest
 
-from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter
 from tests.server.api.running import BASE, TEMPLATE, Files, Running, running
+from tests.server.api.talkers import talking
 from tests.server.api.tool_templates import HERMES, THINKING
 
 CITY: dict[str, Any] = {
@@ -41,15 +41,8 @@ TOLD += (
 
 @pytest.fixture(scope="module")
 def talkers(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    own = Files(tmp_path_factory.mktemp("talkers"))
-    own.base.symlink_to(files.base)
     templates = {"hermes": HERMES, "thinking": THINKING, "told": TOLD, "plain": TEMPLATE, "other": HERMES}
-    for name, template in templates.items():
-        folder = write_adapter(own.adapters / name, files.base, AdapterShape(rank=4, seed=7))
-        (folder / "chat_template.jinja").write_text(template)
-    with running(own, tmp_path_factory.mktemp("data")) as server:
-        for name in templates:
-            httpx.post(f"{server.url}/adapters", json={"name": name, "src": name}).raise_for_status()
+    with talking(files, tmp_path_factory, templates) as server:
         yield server
 
 

@@ -10,8 +10,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter
-from tests.server.api.running import Files, Running, running
+from tests.server.api.running import Files, Running
+from tests.server.api.talkers import talking
 from tests.server.api.test_messages import CITY, TOLD
 from tests.server.api.tool_templates import HERMES, THINKING
 
@@ -41,15 +41,8 @@ OPENED: dict[str, Any] = {"model": "thinking", "chat_template_kwargs": {"opened"
 
 @pytest.fixture(scope="module")
 def talkers(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    own = Files(tmp_path_factory.mktemp("responders"))
-    own.base.symlink_to(files.base)
     templates = {"hermes": HERMES, "thinking": THINKING, "told": TOLD, "other": HERMES}
-    for name, template in templates.items():
-        folder = write_adapter(own.adapters / name, files.base, AdapterShape(rank=4, seed=7))
-        (folder / "chat_template.jinja").write_text(template)
-    with running(own, tmp_path_factory.mktemp("data")) as server:
-        for name in templates:
-            httpx.post(f"{server.url}/adapters", json={"name": name, "src": name}).raise_for_status()
+    with talking(files, tmp_path_factory, templates) as server:
         yield server
 
 

@@ -10,8 +10,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from manylora.loadtest.material.checkpoints import AdapterShape, write_adapter
-from tests.server.api.running import Files, Running, running
+from tests.server.api.running import Files, Running
+from tests.server.api.talkers import talking
 from tests.server.api.tool_templates import FAMILIES, THINKING
 
 WEATHER: dict[str, Any] = {
@@ -38,14 +38,8 @@ FAMILY = pytest.mark.parametrize("family", list(FAMILIES))
 @pytest.fixture(scope="module")
 def callers(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server with an adapter for each family of templates."""
-    own = Files(tmp_path_factory.mktemp("callers"))
-    own.base.symlink_to(files.base)
-    for name, template in {**FAMILIES, "thinking": THINKING}.items():
-        folder = write_adapter(own.adapters / name, files.base, AdapterShape(rank=4, seed=7))
-        (folder / "chat_template.jinja").write_text(template)
-    with running(own, tmp_path_factory.mktemp("data")) as server:
-        for name in (*FAMILIES, "thinking"):
-            httpx.post(f"{server.url}/adapters", json={"name": name, "src": name}).raise_for_status()
+    templates = {**FAMILIES, "thinking": THINKING}
+    with talking(files, tmp_path_factory, templates) as server:
         yield server
 
 
