@@ -49,8 +49,8 @@ class Line:
             self.op,
             f"{self.work.nbytes / 1e6:.1f}",
             f"{2 * self.work.multiply_adds / 1e9:.2f}",
-            f"{1000 * bound:.2f} ({what})",
-            f"{1000 * self.seconds:.2f}",
+            f"{1000 * bound:.3f} ({what})",
+            f"{1000 * self.seconds:.3f}",
             f"{100 * bound / self.seconds:.0f} %",
         ]
         return f"| {' | '.join(cells)} |"
