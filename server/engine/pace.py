@@ -2,7 +2,8 @@
 
 A step's time is taken as that of its decodes plus what its chunks of prompts take (prompt_cost.py). Both are averages
 over the last steps, so that the bound follows the machine and what else runs on it. What decodes take is kept by their
-number: while few streams run and many come in, a step may take what one of all of them will.
+number: while few streams run and many wait, a step may take what one of all of them will. Else a burst would come in so
+slowly that its first streams end before its last begin, and what a step of all takes would never be measured.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ LEAST = 4
 take as long as a few decodes."""
 MIXED = 16
 """Steps of decodes and prompts in a row after which one of decodes alone says again what these take."""
+
+FURTHER = 3
+"""Times that the most decodes which were measured may be doubled to say what more of them take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +98,30 @@ class Pace:
     def beside_decodes(self, decodes: int, streams: int) -> Allowance:
         """Return what prompts may take of the next step beside so many decodes.
 
-        ``streams``: how many run, with those whose prompts are computed.
+        ``streams``: how many will run, with those whose prompts are computed or wait for it.
         """
         if self._mixed >= MIXED:
             return Allowance(self._prompts, 0.0, least=0)
         if not self._decodes or not self._prompts.measured:
             return Allowance.everything()
-        usual = self._alone(max(decodes, streams))
+        usual = self._expected(max(decodes, streams))
         return Allowance(self._prompts, WAIT * usual - min(self._alone(decodes), usual))
 
     def _alone(self, decodes: int) -> float:
-        """Return what a step of so many decodes takes, as far as that was measured."""
-        return self._by_number.get(decodes.bit_length(), self._decodes or 0.0)
+        """Return what a step of so many decodes takes; of a number that was never measured, what the next one takes."""
+        return self._by_number.get(self._nearest(decodes), 0.0)
+
+    def _expected(self, decodes: int) -> float:
+        """Return what a step of so many decodes will take: more than one of the most that was measured."""
+        nearest = self._nearest(decodes)
+        # Half of a step is taken to be the weights', which are read once, and half its rows'.
+        more = min(FURTHER, max(0, decodes.bit_length() - nearest))
+        return self._by_number[nearest] * (1 + 2**more) / 2
+
+    def _nearest(self, decodes: int) -> int:
+        """Return the measured number that is next to this one, the smaller of two; as in ``_by_number``."""
+        size = decodes.bit_length()
+        return min(self._by_number, key=lambda each: (abs(each - size), each), default=size)
 
 
 def _average(before: float | None, value: float) -> float:

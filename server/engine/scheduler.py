@@ -178,8 +178,14 @@ class Scheduler:
         self._advance(decodes, draft)
         if draft.rows:
             # Streams wait for the prompts that come in beside them.
-            draft.allowance = self.pace.beside_decodes(len(draft.rows), len(self.running))
+            draft.allowance = self.pace.beside_decodes(len(draft.rows), self._streams())
         self._advance(prompts, draft)
+
+    def _streams(self) -> int:
+        """Return how many run once all have begun that wait and are as urgent as whatever runs."""
+        urgent = min(s.priority for s in self.running)
+        due = (s for s in self.waiting.firsts() if s.priority <= urgent)
+        return len(self.running) + sum(1 for _ in islice(due, self._max_running - len(self.running)))
 
     def _advance(self, sequences: list[Sequence], draft: _Draft) -> None:
         for sequence in sequences:
