@@ -150,7 +150,7 @@ def _finish(finish: str | None, stop: str | int | None, parts: Parts) -> dict[st
 
 
 def _event(happening: Happening) -> str:
-    what, part, text = happening
+    what, part, text, _ = happening
     if what == "begins":
         begun = _block(Part(part.index, part.kind, part.call))
         return event("content_block_start", {"index": part.index, "content_block": begun})

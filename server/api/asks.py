@@ -81,6 +81,8 @@ class Ask:
     """Whether a stream tells it too."""
     priority: int = 0
     """Less is sooner."""
+    by_token: bool = False
+    """Whether answers tell which token brought what."""
     wants_reasoning: bool = True
     """Whether what is thought is told."""
 

@@ -1,6 +1,6 @@
 """One answer as it grows: what the engine gave, read by a parser of its own where there is more in it than text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,6 +9,16 @@ from manylora.server.engine.request import FinishReason, SequenceOutput, TokenLo
 
 CALLED = "tool_calls"
 """How OpenAI names the end of an answer that calls tools of its own accord."""
+
+
+class Brought(NamedTuple):
+    """A token with its log probability, and what was certain with it."""
+
+    token: TokenLogprobs | None
+    """None: the deltas came with the end."""
+    deltas: Sequence[Delta]
+    thought: bool = False
+    """Whether it is of what is thought: it may have no delta, and what it says next may be no thought."""
 
 
 class Step(NamedTuple):
@@ -22,6 +32,8 @@ class Step(NamedTuple):
     """As OpenAI names it; None: it goes on."""
     first: bool
     """Whether nothing of this choice came before."""
+    brought: Sequence[Brought] = ()
+    """The deltas by the tokens that brought them, where that is asked for."""
 
 
 @dataclass(slots=True)
@@ -42,11 +54,15 @@ class Choice:
     """None: all of its text is content."""
     after_calls: str = CALLED
     """The finish reason of an answer that called tools and then came to its end."""
+    by_token: bool = False
+    """Whether it is told which token brought what: log probabilities go beside what they are of."""
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     deltas: list[Delta] = field(default_factory=list)
     """What it says in its order, for those who tell it in that."""
+    brought: list[Brought] = field(default_factory=list)
+    """The same by tokens, where that is asked for."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
@@ -70,16 +86,32 @@ class Choice:
         self.last = output
         parser = self.parser
         deltas: Sequence[Delta]
-        if parser is None:
-            deltas = (Content(output.text),) if output.text else ()
+        brought: Sequence[Brought] = ()
+        thinking = parser is not None and parser.thinking
+        if self.by_token:
+            brought = [self._brought(token, text) for token, text in _by_token(output)]
+            deltas = [delta for each in brought for delta in each.deltas]
         else:
-            thinking = parser.thinking
-            deltas = parser.push(output.text) if output.text else ()
+            deltas = self._read(output.text)
+        if parser is not None:
             self._count_thought(output, thinking or parser.thinking)
             if output.finish_reason is not None:
-                deltas = [*deltas, *parser.end()]
+                rest = parser.end()
+                deltas, brought = [*deltas, *rest], [*brought, Brought(None, rest)]
             self._called = self._called or any(isinstance(delta, CallBegins) for delta in deltas)
-        return Step(index, deltas, output, None if output.finish_reason is None else self.finish, first)
+        finish = None if output.finish_reason is None else self.finish
+        return Step(index, deltas, output, finish, first, brought if self.by_token else ())
+
+    def _brought(self, token: TokenLogprobs | None, text: str) -> Brought:
+        before = self.parser is not None and self.parser.thinking
+        deltas = self._read(text)
+        return Brought(token, deltas, before or (self.parser is not None and self.parser.thinking))
+
+    def _read(self, text: str) -> Sequence[Delta]:
+        """Return what is certain with more of the text."""
+        if not text:
+            return ()
+        return (Content(text),) if self.parser is None else self.parser.push(text)
 
     def _count_thought(self, output: SequenceOutput, thinking: bool) -> None:
         if thinking or (self.thought is None and self.parser is not None and self.parser.may_think):
@@ -87,7 +119,9 @@ class Choice:
 
     def add(self, output: SequenceOutput) -> None:
         """Take in what came, and keep all of it."""
-        for delta in self.read(0, output).deltas:
+        step = self.read(0, output)
+        self.brought += step.brought
+        for delta in step.deltas:
             self.deltas.append(delta)
             if isinstance(delta, Content):
                 self.text.append(delta.text)
@@ -102,3 +136,13 @@ class Choice:
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = output.prompt_logprobs
         self.stop_reason = output.stop_reason
+
+
+def _by_token(output: SequenceOutput) -> Iterator[tuple[TokenLogprobs | None, str]]:
+    """Yield the tokens that were told of with the text that each brought; what is left over comes with none."""
+    text = output.text
+    lengths = output.lengths or (len(text),)
+    for token, length in zip(output.logprobs, lengths, strict=False):
+        yield token, text[:length]
+        text = text[length:]
+    yield None, text

@@ -84,7 +84,7 @@ class Generation:
         # OpenAI's own way: who names a tool hears of an answer that stopped, who leaves the choice that it called.
         after = FinishReason.STOP.value if self.reading.use.named else CALLED
         count = self.ask.n * len(self.prompts)
-        return [Choice(self.reading.parser(), after) for _ in range(count)]
+        return [Choice(self.reading.parser(), after, self.ask.by_token) for _ in range(count)]
 
     async def take(self) -> Sequence[tuple[int, SequenceOutput]] | None:
         """Return what has come since the last call as (choice index, output); nothing: all is there.

@@ -227,12 +227,11 @@ RESPONSE = Passing(
     inert={
         "background": (False,),
         "modalities": (["text"],),
-        "top_logprobs": (0,),
         "truncation": ("disabled",),
     },
     unread=frozenset(
         {
-            *("client_metadata", "context_management", "include", "include_obfuscation", "max_tool_calls"),
+            *("client_metadata", "context_management", "include_obfuscation", "max_tool_calls"),
             *("moderation", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
             *("safety_identifier", "service_tier", "stream_options", "verbosity"),
         }
@@ -247,7 +246,7 @@ RESPONSE = Passing(
         "prompt": "no prompts are kept here: send instructions and input",
         "reasoning_effort": "this route has it in reasoning, as effort",
         "response_format": "this route has it in text, as format",
-        "top_logprobs": "log probabilities are told by /v1/chat/completions",
+        "logprobs": 'say "include": ["message.output_text.logprobs"], and top_logprobs',
         "truncation": "nothing is left out of a conversation: shorten it",
     },
     open=True,

@@ -13,14 +13,18 @@ LEAST = -9999.0
 
 def chat_logprobs(tokens: Sequence[TokenLogprobs], vocabulary: Vocabulary) -> dict[str, object]:
     """Return ``choices[].logprobs`` of a chat completion: each token with its bytes and its alternatives."""
-    content = [
+    return {"content": token_logprobs(tokens, vocabulary), "refusal": None}
+
+
+def token_logprobs(tokens: Sequence[TokenLogprobs], vocabulary: Vocabulary) -> list[dict[str, object]]:
+    """Return each token with its bytes and its alternatives."""
+    return [
         {
             **_token(vocabulary, token.token_id, token.logprob),
             "top_logprobs": [_token(vocabulary, token_id, logprob) for token_id, logprob in token.top],
         }
         for token in tokens
     ]
-    return {"content": content, "refusal": None}
 
 
 class CompletionLogprobs:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from manylora.server.api.answers import Answer, ServedPart
+from manylora.server.api.chat_answers import ChatTokenLogprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -19,7 +20,7 @@ class ResponseContent(_MayBeLeftOut):
     type: Literal["output_text", "reasoning_text"]
     text: str
     annotations: list[Any] = Field(default_factory=list)
-    logprobs: list[Any] = Field(default_factory=list)
+    logprobs: list[ChatTokenLogprob] = Field(default_factory=list)
 
 
 class ResponseItem(_MayBeLeftOut):
@@ -96,6 +97,7 @@ class ResponseEvent(_MayBeLeftOut):
     item: ResponseItem | None = None
     part: ResponseContent | None = None
     delta: str | None = None
+    logprobs: list[ChatTokenLogprob] | None = None
     text: str | None = None
     arguments: str | None = None
     input: str | None = None

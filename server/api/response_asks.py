@@ -14,6 +14,7 @@ from manylora.server.errors import InvalidRequest
 def response_ask(body: ResponsesRequest) -> Ask:
     """Return what is asked for. Raises InvalidRequest."""
     sampling = SamplingParams(
+        logprobs=body.logprobs,
         temperature=body.temperature,
         top_p=body.top_p,
         max_tokens=UNBOUNDED if body.max_output_tokens is None else body.max_output_tokens,
@@ -26,6 +27,7 @@ def response_ask(body: ResponsesRequest) -> Ask:
         grammar=_grammar(body),
         stream=body.stream,
         priority=body.priority,
+        by_token=body.logprobs is not None,
     )
 
 

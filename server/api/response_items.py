@@ -1,13 +1,16 @@
 """The items of a response, and the events that tell how each of them comes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from manylora.server.api.blocks import Part
+from manylora.server.api.blocks import Happening, Part
+from manylora.server.engine.request import TokenLogprobs
 
 Status = Literal["in_progress", "incomplete", "completed"]
 Told = tuple[str, dict[str, Any]]
 """An event's type, and its fields but for that and its number."""
+Tokens = Callable[[Sequence[TokenLogprobs]], list[dict[str, object]]]
+"""How tokens are told of."""
 
 
 def item_id(part: Part, mark: str) -> str:
@@ -16,15 +19,15 @@ def item_id(part: Part, mark: str) -> str:
     return f"{kinds[part.kind]}_{mark[:24]}{part.index:08x}"
 
 
-def item_of(part: Part, mark: str, status: Status) -> dict[str, Any]:
+def item_of(part: Part, mark: str, status: Status, tokens: Tokens) -> dict[str, Any]:
     """Return an item as far as it has come; one in progress is empty."""
     begun = status == "in_progress"
     head = {"id": item_id(part, mark), "status": status}
     if part.kind == "text":
-        content = [] if begun else [content_of(part, part.text)]
+        content = [] if begun else [content_of(part, tokens)]
         return {"type": "message", **head, "role": "assistant", "content": content}
     if part.kind == "thought":
-        content = [] if begun else [content_of(part, part.text)]
+        content = [] if begun else [content_of(part, tokens)]
         return {"type": "reasoning", **head, "summary": [], "content": content}
     assert part.call is not None
     kind, name = ("custom_tool_call", "input") if _custom(part) else ("function_call", "arguments")
@@ -32,33 +35,34 @@ def item_of(part: Part, mark: str, status: Status) -> dict[str, Any]:
     return {"type": kind, **head, **called, name: "" if begun else part.text}
 
 
-def content_of(part: Part, text: str) -> dict[str, Any]:
+def content_of(part: Part, tokens: Tokens) -> dict[str, Any]:
     """Return the one part of a message's or a thought's content."""
     if part.kind == "thought":
-        return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        return {"type": "reasoning_text", "text": part.text}
+    return {"type": "output_text", "text": part.text, "annotations": [], "logprobs": tokens(part.tokens)}
 
 
-def events_of(
-    what: Literal["begins", "goes on", "ends"], part: Part, text: str, mark: str, status: Status
-) -> Iterator[Told]:
+def events_of(happening: Happening, mark: str, status: Status, tokens: Tokens) -> Iterator[Told]:
     """Yield the events that tell what happened to a part; ``status`` is that of an item that ends."""
+    what, part, text, told = happening
     place = {"output_index": part.index}
     here = {"item_id": item_id(part, mark), **place}
     kind, name = _text_of(part)
     inside = {} if part.kind == "call" else {"content_index": 0}
-    probable = {"logprobs": list[Any]()} if part.kind == "text" else {}
     if what == "begins":
-        yield "response.output_item.added", {**place, "item": item_of(part, mark, "in_progress")}
+        yield "response.output_item.added", {**place, "item": item_of(part, mark, "in_progress", tokens)}
         if inside:
-            yield "response.content_part.added", {**here, **inside, "part": content_of(part, "")}
+            empty = content_of(Part(part.index, part.kind), tokens)
+            yield "response.content_part.added", {**here, **inside, "part": empty}
     elif what == "goes on":
+        probable = {"logprobs": tokens(told)} if part.kind == "text" else {}
         yield f"{kind}.delta", {**here, **inside, "delta": text, **probable}
     else:
+        probable = {"logprobs": tokens(part.tokens)} if part.kind == "text" else {}
         yield f"{kind}.done", {**here, **inside, **_named(part), name: part.text, **probable}
         if inside:
-            yield "response.content_part.done", {**here, **inside, "part": content_of(part, part.text)}
-        yield "response.output_item.done", {**place, "item": item_of(part, mark, status)}
+            yield "response.content_part.done", {**here, **inside, "part": content_of(part, tokens)}
+        yield "response.output_item.done", {**place, "item": item_of(part, mark, status, tokens)}
 
 
 def _text_of(part: Part) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from manylora.server.api.inert import INPUT_ITEM, RESPONSE, TEXT_ONLY, Passing, refused
 from manylora.server.api.mixture_fields import ModelFields
+from manylora.server.api.schemas import MAX_TOP_LOGPROBS
 from manylora.server.api.strict import Strict
 from manylora.server.api.structured import Schema
 from manylora.server.api.template_variables import TemplateVariables
@@ -17,6 +18,9 @@ from manylora.server.chat.tools import InputGrammar, Tool, ToolUse
 LongName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,128}$")]
 _NAME = re.compile("[a-zA-Z0-9_-]{1,128}")
 MAX_PARTS, MAX_ITEMS = 4096, 16384
+MAX_INCLUDED = 64
+LOGPROBS = "message.output_text.logprobs"
+"""What asks for the log probabilities of a message."""
 SERVED = ("function", "custom")
 """Types of tools that a model here can be told of; the others are passed over."""
 
@@ -220,6 +224,13 @@ class ResponsesRequest(ModelFields):
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
     user: str | None = None
     stream: bool = False
+    include: Annotated[list[str], Field(max_length=MAX_INCLUDED, fail_fast=True)] = Field(
+        default_factory=list,
+        description=f"{LOGPROBS}: those of a message's tokens. Others tell nothing here.",
+    )
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_TOP_LOGPROBS, description="And so many of the best in each token's place."
+    )
     store: bool = Field(True, description="Nothing is kept, and the answer says so.")
     previous_response_id: str | None = None
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
@@ -244,6 +255,13 @@ class ResponsesRequest(ModelFields):
         if self.tool_choice == "required" and not names:
             raise refused("tool_choice", "goes with tools")
         return self
+
+    @property
+    def logprobs(self) -> int | None:
+        """How many of the best are told in the place of each of a message's tokens; None: nothing is told of it."""
+        if LOGPROBS in self.include or self.top_logprobs:
+            return self.top_logprobs or 0
+        return None
 
     @property
     def served_tools(self) -> Sequence[ResponseTool]:

@@ -1,7 +1,7 @@
 """POST /v1/responses: OpenAI's newer API, on the road that chats take. Nothing is kept of a response."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -15,10 +15,11 @@ from manylora.server.api.blocks import Happening, Parts
 from manylora.server.api.body import read_body
 from manylora.server.api.choices import Choice, Step
 from manylora.server.api.generation import Generation, Usage
+from manylora.server.api.logprobs import token_logprobs
 from manylora.server.api.openapi import body_of
 from manylora.server.api.rendering import dumps
 from manylora.server.api.response_asks import response_ask
-from manylora.server.api.response_items import events_of, item_of
+from manylora.server.api.response_items import Status, Tokens, events_of, item_of
 from manylora.server.api.response_schemas import ResponsesRequest
 
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
@@ -40,6 +41,9 @@ class ResponseForm:
     def __init__(self, generation: Generation, body: ResponsesRequest, mark: str, created: int) -> None:
         """``mark`` is what makes ids the answer's own, ``created`` a Unix time."""
         self._mark = mark
+        self._told = generation.ask.by_token
+        vocabulary = generation.text.vocabulary
+        self._tokens: Tokens = lambda tokens: token_logprobs(tokens, vocabulary)
         self._head = {**_echoed(body, mark, created), **told_parts(generation.model)}
         self._parts = Parts(thoughts=True)
         self._finish: str | None = None
@@ -48,13 +52,13 @@ class ResponseForm:
     @property
     def large(self) -> bool:
         """See writer.Form."""
-        return False
+        return self._told
 
     def whole(self, choices: Iterable[Choice], usage: Usage, *, at_once: bool) -> dict[str, object]:
         """See writer.Form."""
         [choice] = choices
         parts = Parts(thoughts=True)
-        list(parts.push(choice.deltas))
+        list(_pushed(parts, choice))
         list(parts.end())
         return self._ended(parts, choice.finish, usage)
 
@@ -65,7 +69,7 @@ class ResponseForm:
             begun = {**self._head, "status": "in_progress", "output": [], "usage": None}
             told = self._event("response.created", {"response": begun})
             told += self._event("response.in_progress", {"response": begun})
-        told += "".join(map(self._happened, self._parts.push(step.deltas)))
+        told += "".join(map(self._happened, _pushed(self._parts, step)))
         if step.finish is not None:
             self._finish = step.finish
             told += "".join(map(self._happened, self._parts.end()))
@@ -80,7 +84,7 @@ class ResponseForm:
         """See writer.Form."""
         error: Any = envelope["error"]
         told = {"code": error["code"] or "server_error", "message": error["message"]}
-        done = [item_of(part, self._mark, "incomplete") for part in self._parts.done]
+        done = [item_of(part, self._mark, "incomplete", self._tokens) for part in self._parts.done]
         ended = {**self._head, "status": "failed", "error": told, "output": done, "usage": None}
         return self._event("response.failed", {"response": ended})
 
@@ -88,7 +92,9 @@ class ResponseForm:
         cut = finish == "length"
         last = len(parts.done) - 1
         items = [
-            item_of(part, self._mark, "incomplete" if cut and part.index == last else "completed")
+            item_of(
+                part, self._mark, "incomplete" if cut and part.index == last else "completed", self._tokens
+            )
             for part in parts.done
         ]
         return {
@@ -100,17 +106,25 @@ class ResponseForm:
         }
 
     def _happened(self, happening: Happening) -> str:
-        what, part, text = happening
-        cut = what == "ends" and self._finish == "length" and part is self._parts.done[-1]
+        last = happening.what == "ends" and happening.part is self._parts.done[-1]
+        status: Status = "incomplete" if last and self._finish == "length" else "completed"
         return "".join(
             self._event(kind, fields)
-            for kind, fields in events_of(what, part, text, self._mark, "incomplete" if cut else "completed")
+            for kind, fields in events_of(happening, self._mark, status, self._tokens)
         )
 
     def _event(self, kind: str, fields: Mapping[str, object]) -> str:
         data = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
         return f"event: {kind}\ndata: {dumps(data)}\n\n"
+
+
+def _pushed(parts: Parts, come: Choice | Step) -> Iterator[Happening]:
+    """Have the parts take what has come, by its tokens where they are told of."""
+    if not come.brought:
+        yield from parts.push(come.deltas)
+    for each in come.brought:
+        yield from parts.push(each.deltas, each.token, thought=each.thought)
 
 
 def _usage(usage: Usage) -> dict[str, object]:
@@ -146,6 +160,7 @@ def _echoed(body: ResponsesRequest, mark: str, created: int) -> dict[str, object
         "service_tier": "default",
         "store": False,
         "temperature": body.temperature,
+        "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "truncation": "disabled",
         "user": body.user,

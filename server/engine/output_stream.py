@@ -137,6 +137,9 @@ def _join(parts: Sequence[SequenceOutput]) -> SequenceOutput:
         text="".join(part.text for part in parts),
         token_ids=tuple(token for part in parts for token in part.token_ids),
         logprobs=tuple(each for part in parts for each in part.logprobs),
+        lengths=tuple(
+            length for part in parts if part.logprobs for length in part.lengths or (len(part.text),)
+        ),
         prompt_logprobs=next(told, None),
         prompt_tokens=sized.prompt_tokens,
         completion_tokens=sized.completion_tokens,

@@ -145,5 +145,7 @@ class SequenceOutput:
     """Totals so far."""
     cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache."""
+    lengths: tuple[int, ...] = ()
+    """Of outputs that were joined, where log probabilities are told: characters of ``text`` that each token brought."""
     pooled: Vector | None = None
     """[hidden]: the prompt's states, pooled, of whatever length; with the one output of a request that asks for it."""

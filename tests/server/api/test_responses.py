@@ -138,6 +138,43 @@ def test_a_stream_says_what_the_whole_response_says(http: httpx.Client, fields: 
         assert text == item.get("arguments", item.get("input", (item.get("content") or [{}])[0].get("text")))
 
 
+LOGPROBS: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+
+
+@pytest.mark.parametrize("fields", [LOGPROBS, {**OPENED, **LOGPROBS}, {**NAMED, **LOGPROBS}])
+def test_logprobs_are_told_of_a_messages_tokens_streamed_or_not(
+    http: httpx.Client, fields: dict[str, Any]
+) -> None:
+    whole, events = ask(http, **fields), events_of(http, **fields)
+    assert without_ids(events[-1]["response"]) == without_ids(whole)
+    for place, item in enumerate(whole["output"]):
+        if item["type"] != "message":
+            assert '"logprob"' not in json.dumps(item)
+            continue
+        [content] = item["content"]
+        tokens = content["logprobs"]
+        assert len(tokens) == 12
+        assert all(len(token["top_logprobs"]) == 2 for token in tokens)
+        here = [event for event in events if event.get("output_index") == place and "logprobs" in event]
+        deltas = [event for event in here if event["type"] == "response.output_text.delta"]
+        assert [token for event in deltas for token in event["logprobs"]] == tokens
+        assert here[-1]["type"] == "response.output_text.done"
+        assert here[-1]["logprobs"] == tokens
+
+
+def test_responses_tell_the_logprobs_that_chats_tell(http: httpx.Client, client: openai.OpenAI) -> None:
+    [content] = ask(http, include=LOGPROBS["include"])["output"][0]["content"]
+    chat = {"model": "hermes", "messages": [{"role": "user", "content": "weather?"}], "temperature": 0}
+    told = http.post("/v1/chat/completions", json={**chat, "max_tokens": 12, "logprobs": True}).json()
+    assert content["logprobs"] == told["choices"][0]["logprobs"]["content"]
+    assert not ask(http)["output"][0]["content"][0]["logprobs"]
+    read = client.responses.create(model="hermes", input="x", max_output_tokens=3, top_logprobs=1)
+    [item] = read.output
+    assert item.type == "message"
+    assert item.content[0].type == "output_text"
+    assert [len(token.top_logprobs) for token in item.content[0].logprobs or []] == [1, 1, 1]
+
+
 def test_functions_and_custom_tools_are_called(http: httpx.Client) -> None:
     [call] = ask(http, **NAMED)["output"]
     assert (call["type"], call["name"], call["status"]) == ("function_call", "get_weather", "completed")
@@ -303,7 +340,8 @@ def test_what_codex_sends_is_answered(http: httpx.Client) -> None:
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
         ({"tools": [{"type": "function"}]}, "tools.0.name"),
         ({"text": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "text.format.schema"),
-        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True}, "logprobs"),
     ],
 )
 def test_what_is_wrong_is_refused_by_its_place(
