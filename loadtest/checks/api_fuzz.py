@@ -1,15 +1,17 @@
 """`python -m manylora.loadtest.checks.api_fuzz`: requests made from /openapi.json, and every answer held against it.
 
 A server of the demo is started unless `--url` names one, which then gets new adapters and loses some. Half of the
-requests keep to the description and half break it. What is told: a 5xx, a status, a header or a content type that isn't
-described, an answer of another form, and an answer that doesn't come.
+requests keep to the description and half break it; with an admin key a third of them come with the key of a tenant, of
+one that is at its limits, with a wrong one or with none. What is told: a 5xx, a status, a header or a content type that
+isn't described, an answer of another form, and an answer that doesn't come; and how many succeeded.
 """
 
 import argparse
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,34 +56,55 @@ class Known:
     """Directories of adapters, as ``src`` names them."""
     key: str | None = None
     """What opens all routes: once requests have made keys, nobody asks without one."""
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What each request carries."""
-        return {} if self.key is None else {"authorization": f"Bearer {self.key}"}
+    other_keys: tuple[str | None, ...] = ()
+    """Keys that open some routes or none, for a third of the requests; None: none is sent."""
 
 
-def fuzz(url: str, known: Known, examples: int, first: int) -> dict[str, list[str]]:
-    """Send ``examples`` requests of both kinds to each operation, from seed ``first``; return what was wrong with each.
+def headers_of(key: str | None) -> dict[str, str]:
+    """Return what a request with a key carries."""
+    return {} if key is None else {"authorization": f"Bearer {key}"}
+
+
+def other_keys(url: str, admin: str) -> tuple[str | None, ...]:
+    """Make keys of a tenant, one with room and one without; return them, a wrong one and none."""
+    made: list[str | None] = [None, "wrong"]
+    narrow = {"requests_per_minute": 1, "parallel": 1, "budget": 64, "adapter_rows": 1}
+    for terms in ({"rights": ["infer", "manage"]}, {"rights": ["infer", "manage"], **narrow}):
+        body = {"tenant": "acme", **terms}
+        answer = requests.post(
+            f"{url}/admin/keys", json=body, headers=headers_of(admin), timeout=ANSWER_SECONDS
+        )
+        answer.raise_for_status()
+        made.append(answer.json()["key"])
+    return tuple(made)
+
+
+@dataclass(slots=True)
+class Held:
+    """What came of an operation's requests."""
+
+    wrong: list[str] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+
+
+def fuzz(url: str, known: Known, examples: int, first: int) -> dict[str, Held]:
+    """Send ``examples`` requests of both kinds to each operation, from seed ``first``; return what came of each.
 
     The same arguments make the same requests.
     """
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    found: dict[str, list[str]] = {}
+    found: dict[str, Held] = {}
     for result in schema.get_all_operations():
         if isinstance(result, Err):
             raise result.err()
         operation = result.ok()
-        wrong: list[str] = []
+        held = found[operation.label] = Held()
         for mode in GenerationMode:
-            _try(operation, mode, known, examples, first, wrong)
-        found[operation.label] = wrong
+            _try(operation, mode, known, examples, first, held)
     return found
 
 
-def _try(
-    operation: Any, mode: GenerationMode, known: Known, examples: int, first: int, wrong: list[str]
-) -> None:
+def _try(operation: Any, mode: GenerationMode, known: Known, examples: int, first: int, held: Held) -> None:
     if mode is GenerationMode.NEGATIVE and not (
         operation.body or operation.path_parameters or operation.query
     ):
@@ -99,13 +122,17 @@ def _try(
     @given(case=operation.as_strategy(generation_mode=mode), data=st.data())
     def ask(case: Any, data: st.DataObject) -> None:
         _meet(case, known, data)
+        key = known.key
+        if known.other_keys and data.draw(st.integers(0, 2)) == 0:
+            key = data.draw(st.sampled_from(known.other_keys))
         try:
-            response = case.call(timeout=ANSWER_SECONDS, headers=known.headers)
+            response = case.call(timeout=ANSWER_SECONDS, headers=headers_of(key))
+            held.statuses[response.status_code] += 1
             case.validate_response(response, checks=CHECKS)
         except (FailureGroup, AssertionError) as error:
-            wrong.append(str(error))
+            held.wrong.append(str(error))
         except requests.Timeout:
-            wrong.append(f"no answer within {ANSWER_SECONDS:g} s: {case.as_curl_command()}")
+            held.wrong.append(f"no answer within {ANSWER_SECONDS:g} s: {case.as_curl_command()}")
 
     try:
         ask()
@@ -166,14 +193,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(url: str, key: str | None, examples: int, first: int) -> int:
-    console, headers = Console(), Known((), key=key).headers
-    models = requests.get(f"{url}/v1/models", headers=headers, timeout=ANSWER_SECONDS).json()["data"]
-    found = fuzz(url, Known(tuple(model["id"] for model in models), key=key), examples, first)
-    for label, wrong in found.items():
-        console.print(f"{label}: {len(wrong)} wrong" if wrong else f"{label}: as described")
-        for each in dict.fromkeys(wrong[:5]):
+    console = Console()
+    models = requests.get(f"{url}/v1/models", headers=headers_of(key), timeout=ANSWER_SECONDS).json()["data"]
+    others = () if key is None else other_keys(url, key)
+    known = Known(tuple(model["id"] for model in models), key=key, other_keys=others)
+    found = fuzz(url, known, examples, first)
+    for label, held in found.items():
+        told = f"{len(held.wrong)} wrong" if held.wrong else "as described"
+        console.print(f"{label}: {told} ({dict(sorted(held.statuses.items()))})", highlight=False)
+        for each in dict.fromkeys(held.wrong[:5]):
             console.print(each, markup=False)
-    return 1 if any(found.values()) else 0
+    return 1 if any(held.wrong for held in found.values()) else 0
 
 
 if __name__ == "__main__":

@@ -52,10 +52,11 @@ class Documented:
         """The answers that are objects."""
         return {model for media in self.answers.values() for model in media.values() if model is not None}
 
-    @property
-    def all_errors(self) -> list[int]:
-        """Every status over 400."""
-        door = {"open": set(), "api": {401, 403, 429}, "admin": {401, 403}}[self.door]
+    def all_errors(self, method: str) -> list[int]:
+        """Return every status over 400; ``method`` in small letters."""
+        # Who manages a namespace is limited in what it changes, not in what it reads.
+        limited = set() if method == "get" else {429}
+        door = {"open": set(), "api": {401, 403, 429}, "admin": {401, 403, *limited}}[self.door]
         return sorted(self.errors | ANYWHERE | door)
 
 

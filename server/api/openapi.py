@@ -40,7 +40,7 @@ def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
             documented = OPERATIONS[method, path]
-            operation["responses"] = _responses(documented)
+            operation["responses"] = _responses(method, documented)
             operation["security"] = _security(documented, settings)
             if EVENTS in documented.answers.get(200, {}):
                 operation["responses"]["200"]["headers"] |= PARTS
@@ -55,15 +55,21 @@ def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
     found["components"] = {
         "schemas": definitions["$defs"],
         "securitySchemes": {
-            "apiKey": {**bearer, "description": "A key of --api-key, or the admin key."},
-            "adminKey": {**bearer, "description": "The key of --admin-key."},
+            "apiKey": {
+                **bearer,
+                "description": "A key of --api-key, one of the registry's, or the admin key.",
+            },
+            "adminKey": {
+                **bearer,
+                "description": "The key of --admin-key, or one of the registry's that may manage or administer.",
+            },
         },
     }
     return found
 
 
-def _responses(documented: Documented) -> dict[str, Any]:
-    responses = {str(status): _error(status) for status in documented.all_errors}
+def _responses(method: str, documented: Documented) -> dict[str, Any]:
+    responses = {str(status): _error(status) for status in documented.all_errors(method)}
     for status, media in documented.answers.items():
         content = {kind: _content(kind, model) for kind, model in media.items()}
         if status in ERRORS:  # as well as the envelope

@@ -14,7 +14,7 @@ import schemathesis
 # CPython's parser counts the depth of both in one place, and fails now and then.
 import schemathesis.specs.openapi.schemas
 
-from manylora.loadtest.checks.api_fuzz import CHECKS, Known, fuzz
+from manylora.loadtest.checks.api_fuzz import CHECKS, Known, fuzz, other_keys
 from manylora.server.api.answers import CompletionChunk, ErrorAnswer
 from manylora.server.api.chat_answers import ChatCompletionChunk
 from manylora.server.api.documented import OPERATIONS
@@ -50,9 +50,10 @@ def description(server: Running) -> dict[str, Any]:
 
 def test_requests_made_from_the_description_get_what_it_says(own: Running) -> None:
     """No 5xx, no status, header or content type that isn't described, no other form, no hang."""
-    found = fuzz(own.url, Known((BASE, "a", "b"), ("a", "b"), KEY), EXAMPLES, SEED)
+    known = Known((BASE, "a", "b"), ("a", "b"), KEY, other_keys(own.url, KEY))
+    found = fuzz(own.url, known, EXAMPLES, SEED)
     assert len(found) == len(OPERATIONS)
-    assert {label: wrong for label, wrong in found.items() if wrong} == {}
+    assert {label: held.wrong for label, held in found.items() if held.wrong} == {}
     own.wait_until_idle()
     own.check_integrity()
 
@@ -155,6 +156,21 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     ask("POST", "/v1/load_lora_adapter", {"lora_name": "new", "lora_path": "b"})
     ask("POST", "/v1/unload_lora_adapter", {"lora_name": "new"})
     assert asked == set(OPERATIONS)
+
+
+def test_what_a_limited_key_gets_is_described(own: Running) -> None:
+    """Who manages a namespace is limited where it changes something: on admin routes too."""
+    schema = schemathesis.openapi.from_url(f"{own.url}/openapi.json")
+    terms = {"tenant": "acme", "rights": ["infer", "manage"], "requests_per_minute": 1}
+    key = httpx.post(f"{own.url}/admin/keys", json=terms, headers=HEAD).json()["key"]
+    asked = (("POST", "/v1/chat/completions", CHAT), ("POST", "/adapters", {"name": "acme/x", "src": "x"}))
+    for method, template, body in (*asked, *asked):
+        with httpx.Client(timeout=30) as client:
+            response = client.request(
+                method, own.url + template, json=body, headers={"authorization": f"Bearer {key}"}
+            )
+        schema[template][method].Case(body=body).validate_response(response, checks=CHECKS)
+    assert response.status_code == 429
 
 
 def is_over(job: dict[str, Any]) -> bool:
