@@ -22,6 +22,8 @@
 adapters/ and quant/ have trees of their own; server/api maps them to the same envelope.
 """
 
+from dataclasses import dataclass
+
 
 class ServerError(Exception):
     """An error that a client may be told about. ``message`` says what was wrong, what was expected, what to do."""
@@ -48,10 +50,33 @@ class InvalidRequest(ServerError):
     code: str | None = None
 
 
+@dataclass(frozen=True)
+class Overrun:
+    """How a request is longer than the context; all in tokens."""
+
+    prompt: int | str
+    """A text where no more is known than how many they are at least."""
+    asked: int | None
+    """max_tokens; 0: none are made, None: as many as there is room for."""
+    context: int
+
+    @property
+    def is_the_prompts(self) -> bool:
+        """Whether the prompt alone leaves no room."""
+        return isinstance(self.prompt, str) or self.prompt >= self.context
+
+
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt and max_tokens together are longer than the context."""
+    """The prompt and max_tokens together are longer than the context.
+
+    Clients that shorten a conversation tell this error by phrases of its message; `Overrun` has what other APIs' need.
+    """
 
     code = "context_length_exceeded"
+
+    def __init__(self, message: str, overrun: Overrun | None = None, *, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.overrun = overrun
 
 
 class MixtureRefused(InvalidRequest):

@@ -1,7 +1,10 @@
 """Errors as Anthropic's clients read them: ours, with a type of theirs and one more field around it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+from manylora.server.errors import ContextLengthExceeded
 
 PATH = "/v1/messages"
 _BY_STATUS = {
@@ -34,3 +37,22 @@ def in_anthropics_shape(envelope: Mapping[str, object], status: int | None = Non
     else:
         kind = "overloaded_error" if error["code"] in _OVERLOADED else "api_error"
     return {"type": "error", **envelope, "error": {**error, "type": kind}}
+
+
+@contextmanager
+def in_anthropics_words() -> Iterator[None]:
+    """Tell of a request over the context as Anthropic does: Claude Code reads the numbers, and asks for less."""
+    try:
+        yield
+    except ContextLengthExceeded as error:
+        over = error.overrun
+        if over is None:
+            raise
+        if over.is_the_prompts:
+            message = f"prompt is too long: {over.prompt} tokens > {over.context} maximum"
+        else:
+            message = (
+                f"input length and `max_tokens` exceed context limit: {over.prompt} + {over.asked} > {over.context}, "
+                "decrease input length or `max_tokens` and try again"
+            )
+        raise ContextLengthExceeded(message, over, param=error.param) from None

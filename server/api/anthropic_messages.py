@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from manylora.server.api.answering import respond
 from manylora.server.api.anthropic_asks import messages_ask, messages_prompt
-from manylora.server.api.anthropic_errors import in_anthropics_shape
+from manylora.server.api.anthropic_errors import in_anthropics_shape, in_anthropics_words
 from manylora.server.api.anthropic_schemas import CountRequest, MessagesRequest
 from manylora.server.api.asked_models import resolve, text_of, told_parts
 from manylora.server.api.auth import require_api_key
@@ -35,7 +35,10 @@ async def messages(request: Request) -> Response:
     """Answer messages, as one JSON object or as a stream of events."""
     body = await read_body(request, MessagesRequest)
     identity = f"msg_{uuid4().hex}"
-    return await respond(request, messages_ask(body), lambda generation: MessageForm(generation, identity))
+    with in_anthropics_words():
+        return await respond(
+            request, messages_ask(body), lambda generation: MessageForm(generation, identity)
+        )
 
 
 @router.post("/v1/messages/count_tokens", openapi_extra=body_of(CountRequest))

@@ -66,4 +66,5 @@ async def _begin(
     try:
         return await begin(deps, ask)
     except ContextLengthExceeded as error:
-        raise ContextLengthExceeded(f"{param}: {error}: send it in parts", param=param) from None
+        message = f"{param}: {error}: send it in parts"
+        raise ContextLengthExceeded(message, error.overrun, param=param) from None

@@ -6,7 +6,7 @@ import numpy as np
 
 from manylora.server.engine.adapter_cache import AdapterCache
 from manylora.server.engine.request import UNBOUNDED, GenerationRequest
-from manylora.server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from manylora.server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, Overrun
 
 LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 """Of float32, in which weights are computed."""
@@ -28,11 +28,15 @@ def fitted(request: GenerationRequest, limit: int) -> GenerationRequest:
 
 def context_exceeded(prompt: int | str, asked: int | None, context: int) -> ContextLengthExceeded:
     """Return the error with its numbers; ``asked`` None: as many as fit, 0: the prompt alone must."""
+    overrun = Overrun(prompt, asked, context)
+    # The words of OpenAI and vLLM, by which LiteLLM and others know that a conversation must be shortened.
+    longest = f"this model's maximum context length is {context} tokens"
     if asked == 0:
-        return ContextLengthExceeded(f"it has {prompt} tokens, more than the context of {context} tokens")
+        return ContextLengthExceeded(f"{longest}, and it has {prompt}", overrun)
     wanted = "max_tokens is at least 1" if asked is None else f"max_tokens is {asked}"
     return ContextLengthExceeded(
-        f"the prompt has {prompt} tokens and {wanted}, together more than the context of {context} tokens",
+        f"{longest}, but the prompt has {prompt} and {wanted}: reduce the length of the prompt or max_tokens",
+        overrun,
         param="max_tokens" if asked is not None else None,
     )
 

@@ -37,3 +37,17 @@ def test_it_reads_errors(client: Any) -> None:
     assert raised.value.body["error"]["type"] == "not_found_error"
     with pytest.raises(anthropic.BadRequestError):
         client.messages.create(**{**ASK, "messages": []})
+
+
+def test_a_conversation_over_the_context_is_told_in_anthropics_words(client: Any) -> None:
+    """Claude Code reads the numbers, and asks for less."""
+    with pytest.raises(anthropic.BadRequestError) as raised:
+        client.messages.create(**{**ASK, "max_tokens": 2000})
+    prompt = client.messages.count_tokens(model="a", messages=ASK["messages"]).input_tokens
+    told = raised.value.body["error"]["message"]
+    assert f"input length and `max_tokens` exceed context limit: {prompt} + 2000 > 1024" in told
+    for stream in (False, True):
+        with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: .* tokens > 1024 maximum"):
+            client.messages.create(
+                **{**ASK, "messages": [{"role": "user", "content": "x" * 5000}]}, stream=stream
+            )
