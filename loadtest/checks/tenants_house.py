@@ -36,10 +36,15 @@ class Tenant:
         return self.adapters | set(self.mixtures)
 
     @property
+    def broken(self) -> set[str]:
+        """Its mixtures of which a part is gone: its own, since what all share stays."""
+        there = self.adapters.union(SHARED)
+        return {name for name, parts in self.mixtures.items() if not there >= set(parts)}
+
+    @property
     def visible(self) -> set[str]:
-        """What it may ask: a mixture as long as its parts are there."""
-        whole = {name for name, parts in self.mixtures.items() if self.adapters.union(SHARED) >= set(parts)}
-        return {BASE, *SHARED, *self.adapters, *whole}
+        """What it may ask."""
+        return {BASE, *SHARED, *self.adapters, *self.mixtures} - self.broken
 
 
 def new_key(url: str, tenant: str, **terms: object) -> tuple[str, str]:

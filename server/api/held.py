@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 from manylora.server.api.asks import Ask
+from manylora.server.api.calling import current_caller
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.prompts import Tokenised
 from manylora.server.api.talk import held
@@ -54,7 +55,7 @@ async def compiled(deps: ApiDependencies, grammar: Grammar, text: ModelText) -> 
     if deps.grammars is None:
         raise InvalidRequest("answers can't be held to a grammar here", param=grammar.param)
     try:
-        return await deps.grammars.compile(grammar, tokens_of(deps, text))
+        return await deps.grammars.compile(grammar, tokens_of(deps, text), current_caller().tenant)
     except GrammarRefused as error:
         raise InvalidRequest(str(error), param=grammar.param) from error
 

@@ -1,8 +1,12 @@
-"""Compiles grammars off the event loop and the engine's thread, each once for a tokenizer, and keeps the last ones."""
+"""Compiles grammars off the event loop and the engine's thread, each once for a tokenizer, and keeps the last ones.
+
+Tenants share none: an answer that begins early would tell what another asked, and what answers learn of a grammar, and
+its limit, they have in common. They have turns at the threads, and who keeps the most is the first to lose.
+"""
 
 import asyncio
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from manylora.server.engine.grammar.compiled import CompiledGrammar
@@ -14,6 +18,8 @@ from manylora.server.threads import step_back
 THREADS = 2
 MOST_WAITING = 64
 """Grammars that wait to be compiled, over which more are refused."""
+MOST_OF_ONE = MOST_WAITING // 2
+"""Of them one tenant's."""
 MOST_GRAMMARS = 256
 MOST_CHARACTERS = 8 << 20
 """Of the kept grammars' texts together: what the library makes of a grammar grows with it."""
@@ -21,7 +27,9 @@ MOST_TABLES = 4
 """Adapters' tokenizers whose tables are kept, the last that were used: 10 to 50 MB each."""
 SECONDS = 10.0
 
-_Key = tuple[str, Grammar]
+_Key = tuple[str, str, Grammar]
+"""Tenant, tokenizer, grammar."""
+_Work = tuple["Future[CompiledGrammar]", Grammar, TokenSet]
 
 
 class Grammars:
@@ -35,7 +43,10 @@ class Grammars:
         self._lock = threading.Lock()
         self._tables_lock = threading.Lock()
         self._kept: OrderedDict[_Key, Future[CompiledGrammar]] = OrderedDict()
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
+        """By tenant, those under way included."""
+        self._queues: OrderedDict[str, deque[_Work]] = OrderedDict()
+        """Of each tenant that waits, who has the next turn first."""
         self._characters = 0
         self._tables: OrderedDict[str, Tables] = OrderedDict()
         self._base: str | None = None
@@ -47,9 +58,12 @@ class Grammars:
         self._base = tokens.key
         self._tables_of(tokens)
 
-    async def compile(self, grammar: Grammar, tokens: TokenSet) -> CompiledGrammar:
-        """Return a grammar that is ready to be followed. Raises GrammarRefused and QueueFull."""
-        future = self._compiling(grammar, tokens)
+    async def compile(self, grammar: Grammar, tokens: TokenSet, tenant: str = "") -> CompiledGrammar:
+        """Return a grammar that is ready to be followed, and is this tenant's alone; "": of all who are none's.
+
+        Raises GrammarRefused and QueueFull.
+        """
+        future = self._compiling(grammar, tokens, tenant)
         try:
             async with asyncio.timeout(self._seconds):
                 return await asyncio.shield(asyncio.wrap_future(future))
@@ -61,20 +75,24 @@ class Grammars:
     def close(self) -> None:
         """Let the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            for queue in self._queues.values():
+                for future, _, _ in queue:
+                    future.cancel()
+            self._queues.clear()
 
-    def _compiling(self, grammar: Grammar, tokens: TokenSet) -> "Future[CompiledGrammar]":
-        key = (tokens.key, grammar)
+    def _compiling(self, grammar: Grammar, tokens: TokenSet, tenant: str) -> "Future[CompiledGrammar]":
+        key = (tenant, tokens.key, grammar)
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None and not _to_do_again(kept):
                 self._kept.move_to_end(key)
                 return kept
-            if self._waiting >= MOST_WAITING:
-                raise QueueFull(
-                    f"{self._waiting} grammars wait to be compiled; try again later", retry_after=1
-                )
-            self._waiting += 1
-            future = self._threads.submit(self._compile, grammar, tokens)
+            self._check_room(tenant)
+            future: Future[CompiledGrammar] = Future()
+            self._threads.submit(self._work)
+            self._waiting[tenant] += 1
+            self._queues.setdefault(tenant, deque()).append((future, grammar, tokens))
             if kept is None:
                 self._characters += len(grammar.text)
             self._kept[key] = future
@@ -82,18 +100,52 @@ class Grammars:
             while len(self._kept) > 1 and (
                 len(self._kept) > MOST_GRAMMARS or self._characters > MOST_CHARACTERS
             ):
-                (_, oldest), _ = self._kept.popitem(last=False)
-                self._characters -= len(oldest.text)
+                self._forget_one()
         return future
 
-    def _compile(self, grammar: Grammar, tokens: TokenSet) -> CompiledGrammar:
+    def _check_room(self, tenant: str) -> None:
+        waiting = self._waiting.total()
+        # What belongs to no tenant is bounded with all others alone.
+        full = waiting >= MOST_WAITING or (tenant and self._waiting[tenant] >= MOST_OF_ONE)
+        if full:
+            count = self._waiting[tenant] if tenant else waiting
+            raise QueueFull(f"{count} grammars wait to be compiled; try again later", retry_after=1)
+
+    def _forget_one(self) -> None:
+        """Forget the oldest grammar of the tenant that keeps the most; the newest of all stays."""
+        older = list(self._kept)[:-1]
+        held: Counter[str] = Counter()
+        for tenant, _, grammar in older:
+            held[tenant] += MOST_CHARACTERS // MOST_GRAMMARS + len(grammar.text)
+        most = max(held.values())
+        oldest = next(key for key in older if held[key[0]] == most)
+        del self._kept[oldest]
+        self._characters -= len(oldest[2].text)
+
+    def _work(self) -> None:
+        """Compile one grammar: the first of the tenant whose turn it is."""
+        with self._lock:
+            if not self._queues:  # closed
+                return
+            tenant, queue = self._queues.popitem(last=False)
+            future, grammar, tokens = queue.popleft()
+            if queue:
+                self._queues[tenant] = queue
+        future.set_running_or_notify_cancel()
         try:
             found = CompiledGrammar(grammar, self._tables_of(tokens))
-        finally:
-            with self._lock:
-                self._waiting -= 1
-        self.compiled += 1
-        return found
+        except BaseException as error:
+            self._done_with(tenant)
+            future.set_exception(error)
+        else:
+            self.compiled += 1
+            self._done_with(tenant)
+            future.set_result(found)
+
+    def _done_with(self, tenant: str) -> None:
+        with self._lock:
+            self._waiting[tenant] -= 1
+            self._waiting += Counter()  # without those at none
 
     def _tables_of(self, tokens: TokenSet) -> Tables:
         """Return a tokenizer's tables; two threads that need them build them once."""

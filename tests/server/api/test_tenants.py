@@ -4,6 +4,7 @@ import json
 import sqlite3
 import stat
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,17 @@ def test_prefixes_are_shared_within_a_tenant_alone(house: Running, files: Files,
         acme, globex = (new_key(server, each) for each in ("acme", "globex"))
         assert cached(server, acme) == 0
         assert cached(server, globex) > 0
+
+
+def test_grammars_are_shared_within_a_tenant_alone(house: Running) -> None:
+    grammars = house.server.deps.grammars
+    assert grammars is not None
+    keys = [new_key(house, each) for each in ("acme", "globex", "acme")] + [ADMIN]
+    compiled = [grammars.compiled]
+    for key in keys:
+        assert complete(house, key, guided_regex="(what|others) asked").status_code == 200
+        compiled.append(grammars.compiled)
+    assert [later - before for before, later in pairwise(compiled)] == [1, 1, 0, 1]
 
 
 def test_metrics_name_nobodys_adapters_to_strangers(house: Running) -> None:

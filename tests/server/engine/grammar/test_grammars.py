@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from llguidance import LLParserLimits
 
 from manylora.server.engine.grammar import (
     CompiledGrammar,
@@ -102,4 +103,74 @@ async def test_the_event_loop_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch)
     assert not compiling.done()
     go_on.set()
     await compiling
+    made.close()
+
+
+async def test_tenants_share_no_grammar() -> None:
+    made = Grammars(len(PIECES))
+    one = await made.compile(number(1), TOKENS, "acme")
+    two, nobodys = await made.compile(number(1), TOKENS, "globex"), await made.compile(number(1), TOKENS)
+    assert made.compiled == 3, "whoever finds it compiled would know that another asked for it"
+    assert len({id(one), id(two), id(nobodys)}) == 3
+    one.broken = True
+    assert await made.compile(number(1), TOKENS, "globex") is two, "a limit that another met is not met here"
+    assert await made.compile(number(1), TOKENS, "acme") is not one
+    made.close()
+
+
+async def test_a_limit_that_one_tenant_s_answers_meet_is_not_met_by_another_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"{CompiledGrammar.__module__}.limits", lambda: LLParserLimits(max_lexer_states=40))
+    made, ambiguous = Grammars(len(PIECES)), Grammar(GrammarKind.REGEX, "[AB]*A[AB]{12}C")
+    one, two = [await made.compile(ambiguous, TOKENS, tenant) for tenant in ("acme", "globex")]
+    assert _follows(one, "AB")
+    assert not _follows(one, "ABBAAABBAABABB")
+    assert not _follows(one, "AB"), "answers to one tenant share the limit"
+    assert _follows(two, "AB")
+    made.close()
+
+
+def _follows(grammar: CompiledGrammar, text: str) -> bool:
+    """Return whether an answer can go on after a text."""
+    matcher = grammar.matcher((), 0)
+    for letter in text:
+        matcher.native.compute_bitmask()
+        if not matcher.native.consume_token(PIECES.index(letter.encode())):
+            return False
+    return not matcher.native.is_error()
+
+
+async def test_who_keeps_most_loses_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "MOST_GRAMMARS", 4)
+    made = Grammars(len(PIECES))
+    mine = await made.compile(number(1), TOKENS, "acme")
+    for n in range(20):
+        await made.compile(number(n), TOKENS, "globex")
+    assert await made.compile(number(1), TOKENS, "acme") is mine
+    made.close()
+
+
+async def test_tenants_have_turns_and_none_fills_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, build, order = threading.Event(), CompiledGrammar, list[str]()
+
+    def slow(grammar: Grammar, tokens: TokenSet) -> object:
+        go_on.wait(30)
+        order.append(grammar.text)
+        return build(grammar, tokens)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(f"{room.__name__}.CompiledGrammar", slow)
+    monkeypatch.setattr(room, "THREADS", 1)
+    monkeypatch.setattr(room, "MOST_OF_ONE", 5)
+    made = Grammars(len(PIECES))
+    theirs = [asyncio.ensure_future(made.compile(number(n), TOKENS, "globex")) for n in range(5)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await made.compile(number(9), TOKENS, "globex")
+    mine = asyncio.ensure_future(made.compile(number(100), TOKENS, "acme"))
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(mine, *theirs)
+    assert order.index("x{100}") <= 2, "behind what had begun, and one turn"
+    await made.compile(number(9), TOKENS, "globex")
     made.close()
