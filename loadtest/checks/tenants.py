@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from manylora.loadtest.checks.tenants_house import ADMIN, BASE, TENANTS, new_key
-from manylora.loadtest.checks.tenants_limits import STREAMS, stream_at_once
+from manylora.loadtest.checks.tenants_limits import stream_at_once
 from manylora.loadtest.checks.tenants_walk import walk
 from manylora.loadtest.material.checkpoints import TINY, AdapterShape, write_adapter, write_base
 from manylora.loadtest.material.server_process import ServerProcess, running, start_server
@@ -30,6 +30,7 @@ class Sizes:
     """How much is asked."""
 
     requests: int = 10_000
+    streams: int = 64
     kills: int = 10
     spent_between: int = 40
     """Requests until a kill, at most."""
@@ -84,7 +85,7 @@ def check(sizes: Sizes) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         with running(server := start("walked")):
             found[f"{sizes.requests} requests of two tenants"] = walk(server.url, sizes.requests, sizes.seed)
-            found[f"{STREAMS} streams at once"] = stream_at_once(server.url, sizes.seed)
+            found[f"{sizes.streams} streams at once"] = stream_at_once(server.url, sizes.streams, sizes.seed)
         found[f"{sizes.kills} kills"] = spend_and_kill(lambda: start("killed"), sizes)
         return found
 
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=usual.kills)
     parser.add_argument("--seed", type=int, default=usual.seed)
     given = parser.parse_args()
-    found = check(Sizes(given.requests, given.kills, seed=given.seed))
+    found = check(Sizes(given.requests, kills=given.kills, seed=given.seed))
     for promise, wrong in found.items():
         print(f"{promise}: {'kept' if not wrong else f'{len(wrong)} faults'}")  # noqa: T201
         for fault in wrong[:20]:

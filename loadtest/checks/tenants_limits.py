@@ -1,4 +1,4 @@
-"""64 streams at once against a key's limits, each of which is held to the request and to the token."""
+"""Many streams at once against a key's limits, each of which is held to the request and to the token."""
 
 import json
 import random
@@ -12,13 +12,14 @@ import httpx
 
 from manylora.loadtest.checks.tenants_house import ADMIN, ANSWER_SECONDS, BASE, new_key
 
-STREAMS, PLACES = 64, 8
+SHARE = 8
+"""Of so many streams one is let in."""
 SIZES = (8, 96)
 """Tokens that a stream of the ones of many sizes generates for a choice."""
 LONGEST = 900
 """Tokens of a stream that is to be there while the others come: most of the context."""
-MOST = 3000
-"""Tokens that the streams of many sizes may use: about half of what they ask for."""
+TOKENS = 48
+"""That streams of many sizes may use, for each of them: about half of what they ask for."""
 UNDER_WAY = ("manylora_requests_running", "manylora_requests_waiting")
 TRIES = 5
 BODY: dict[str, Any] = {
@@ -41,10 +42,15 @@ class Streamed:
 
 
 class Streams:
-    """Sends 64 streams at a time by one client."""
+    """Sends so many streams at a time by one client."""
 
-    def __init__(self, url: str, client: httpx.Client, threads: ThreadPoolExecutor, seed: int) -> None:
+    def __init__(
+        self, url: str, client: httpx.Client, threads: ThreadPoolExecutor, count: int, seed: int
+    ) -> None:
         self._url = url
+        self._count = count
+        self.places = count // SHARE
+        """How many of them a key's limit is to let in."""
         self._client = client
         self._threads = threads
         self._dice = random.Random(seed)
@@ -54,11 +60,11 @@ class Streams:
         self._prompt = self.tokens - BODY["max_tokens"]
 
     def of_one_size(self, what: str, terms: dict[str, int]) -> list[str]:
-        """Send equal streams with a key whose limit lets PLACES of them in; return what was wrong."""
-        sent, minutes = self._send(terms, [BODY] * STREAMS)
+        """Send equal streams with a key whose limit lets ``places`` of them in; return what was wrong."""
+        sent, minutes = self._send(terms, [BODY] * self._count)
         let_in = sum(each.used is not None for each in sent)
-        if not PLACES <= let_in <= PLACES * minutes:
-            return [f"{what}: {let_in} of {STREAMS} streams were let in, not {PLACES}"]
+        if not self.places <= let_in <= self.places * minutes:
+            return [f"{what}: {let_in} of {self._count} streams were let in, not {self.places}"]
         return _refusals(what, sent)
 
     def of_many_sizes(self, what: str, limit: str, most: int) -> list[str]:
@@ -68,7 +74,7 @@ class Streams:
         """
         bodies = [
             {**BODY, "max_tokens": self._dice.randint(*SIZES), "n": self._dice.choice((1, 1, 2, 3))}
-            for _ in range(STREAMS)
+            for _ in range(self._count)
         ]
         sent, minutes = self._send({limit: most}, bodies)
         used = sum(each.used or 0 for each in sent)
@@ -78,20 +84,22 @@ class Streams:
         return _refusals(what, sent)
 
     def under_way(self, what: str) -> list[str]:
-        """Send long streams with a key of PLACES parallel requests; return what was wrong.
+        """Send long streams with a key of ``places`` parallel requests; return what was wrong.
 
         Each that is let in stays until all have been answered; then the places must be free for others.
         """
-        key = new_key(self._url, "acme", parallel=PLACES)[1]
+        key = new_key(self._url, "acme", parallel=self.places)[1]
         for _ in range(TRIES):
             there: list[int] = []
-            room = threading.Barrier(STREAMS, lambda found=there: found.append(self._under_way()))
-            let_in = sum(self._threads.map(lambda _, room=room: self._stay(key, room), range(STREAMS)))
+            room = threading.Barrier(self._count, lambda found=there: found.append(self._under_way()))
+            let_in = sum(self._threads.map(lambda _, room=room: self._stay(key, room), range(self._count)))
             if not self._finds_room(key):
                 return [f"{what}: places weren't free when the streams had left"]
             # Where one ended before the last had come, another may have had its place.
             if there == [let_in]:
-                return [] if let_in == PLACES else [f"{what}: {let_in} were under way, not {PLACES}"]
+                return (
+                    [] if let_in == self.places else [f"{what}: {let_in} were under way, not {self.places}"]
+                )
         return [f"{what}: streams ended too soon to tell, {TRIES} times"]
 
     def _stay(self, key: str, room: threading.Barrier) -> bool:
@@ -113,10 +121,10 @@ class Streams:
         return sum(int(float(line[-1])) for line in lines)
 
     def _finds_room(self, key: str) -> bool:
-        """Return whether PLACES streams are let in before long, and wait until nothing is under way."""
+        """Return whether ``places`` streams are let in before long, and wait until nothing is under way."""
         deadline = time.monotonic() + ANSWER_SECONDS
         while time.monotonic() < deadline:
-            sent = list(self._threads.map(lambda _: self._ask(key, BODY), range(PLACES)))
+            sent = list(self._threads.map(lambda _: self._ask(key, BODY), range(self.places)))
             if all(each.status == 200 for each in sent) and not self._under_way():
                 return True
         return False
@@ -144,20 +152,20 @@ def _refusals(what: str, sent: list[Streamed]) -> list[str]:
     return [f"{what}: streams were answered {sorted(others)}"] if others else []
 
 
-def stream_at_once(url: str, seed: int) -> list[str]:
-    """Send 64 streams at once with keys that allow fewer; return what was wrong."""
-    together = httpx.Limits(max_connections=STREAMS)
+def stream_at_once(url: str, count: int, seed: int) -> list[str]:
+    """Send ``count`` streams at once with keys that allow fewer; return what was wrong."""
+    together = httpx.Limits(max_connections=count)
     with (
         httpx.Client(base_url=url, limits=together, timeout=ANSWER_SECONDS) as client,
-        ThreadPoolExecutor(STREAMS) as threads,
+        ThreadPoolExecutor(count) as threads,
     ):
-        streams = Streams(url, client, threads, seed)
-        tokens = PLACES * streams.tokens
+        streams = Streams(url, client, threads, count, seed)
+        tokens, most = streams.places * streams.tokens, count * TOKENS
         return [
-            *streams.of_one_size("requests a minute", {"requests_per_minute": PLACES}),
+            *streams.of_one_size("requests a minute", {"requests_per_minute": streams.places}),
             *streams.of_one_size("tokens a minute", {"tokens_per_minute": tokens}),
             *streams.of_one_size("a budget", {"budget": tokens}),
-            *streams.of_many_sizes("tokens a minute, many sizes", "tokens_per_minute", MOST),
-            *streams.of_many_sizes("a budget, many sizes", "budget", MOST),
+            *streams.of_many_sizes("tokens a minute, many sizes", "tokens_per_minute", most),
+            *streams.of_many_sizes("a budget, many sizes", "budget", most),
             *streams.under_way("requests under way"),
         ]
