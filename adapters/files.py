@@ -15,6 +15,8 @@ TOKENIZER_JSON = "tokenizer.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FILE = "manylora_base.json"
 """How the base was held while the adapter was trained: adapters/base_form.py reads it."""
+MODULES_FILE, POOLING_FILE = "modules.json", "1_Pooling/config.json"
+"""sentence-transformers': adapters/pooling.py reads them."""
 KNOWN_FILES = (
     "adapter_config.json",
     WEIGHTS_FILE,
@@ -24,6 +26,8 @@ KNOWN_FILES = (
     "special_tokens_map.json",
     TOKENIZER_JSON,
     BASE_FILE,
+    MODULES_FILE,
+    POOLING_FILE,
 )
 """In the order in which the digest takes them. The first two are required."""
 MAX_TEXT_BYTES = 16 << 20
@@ -36,6 +40,8 @@ _LIMITS = {
     "special_tokens_map.json": 1 << 20,
     TOKENIZER_JSON: 64 << 20,
     BASE_FILE: 1 << 16,
+    MODULES_FILE: 1 << 16,
+    POOLING_FILE: 1 << 16,
 }
 """JSON takes some thirty times its size in memory, and the interpreter's lock while it is parsed. tokenizer.json is
 parsed in another process; it has about 35 MB for a vocabulary of 256,000 tokens."""
@@ -211,16 +217,22 @@ def read_json_object(path: Path) -> dict[str, object]:
 
 def parse_json_object(raw: bytes, file: str) -> dict[str, object]:
     """Return the JSON object in ``raw``, whose texts are all UTF-8. Raises InvalidAdapter naming ``file``."""
+    value = parse_json(raw, file)
+    if not isinstance(value, dict):
+        raise InvalidAdapter("is not a JSON object", file=file)
+    return value
+
+
+def parse_json(raw: bytes, file: str) -> object:
+    """Return the JSON in ``raw``, whose texts are all UTF-8. Raises InvalidAdapter naming ``file``."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_int=_integer)
+        value: object = json.loads(raw.decode("utf-8-sig"), parse_int=_integer)
         if _HALF_A_PAIR.search(raw):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InvalidAdapter("holds half a surrogate pair, which is no character", file=file) from error
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(f"is not JSON: {error}", file=file) from error
-    if not isinstance(value, dict):
-        raise InvalidAdapter("is not a JSON object", file=file)
     return value
 
 

@@ -27,6 +27,7 @@ MAX_ADAPTER_BYTES = 8 << 30
 """Limit of all files of an adapter when the caller names no other."""
 _LISTED = 5
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+_INSIDE = "model."
 _TOKEN_MODULES = frozenset(("lm_head", "embed_tokens"))
 
 
@@ -111,7 +112,7 @@ def inspect_adapter(
     text, trained_on = read_text(directory, vocab_size), read_base_form(directory)
     _refuse_token_modules(spec)
     expected = (_tensor_name(path, half) for path in modules for half in "AB")
-    entries = read_header(directory / WEIGHTS_FILE, header_limit(expected))
+    entries = _of_whole_model(read_header(directory / WEIGHTS_FILE, header_limit(expected)), modules)
     with _told_the_base(spec):
         ranks = _expected_ranks(spec, modules, max_rank)
         _check_complete(entries, ranks)
@@ -119,6 +120,22 @@ def inspect_adapter(
             _check_shapes(entries, path, rank, modules[path])
     names = {name: entry.name for name, entry in entries.items()}
     return AdapterOutline(spec, ranks, text, names, trained_on)
+
+
+def _of_whole_model(entries: Mapping[str, TensorEntry], modules: BaseModules) -> Mapping[str, TensorEntry]:
+    """Return the tensors by the names that they have in a model with its head.
+
+    An adapter that was trained without one (AutoModel, as sentence-transformers does) names modules from inside.
+    """
+    inside = {path.removeprefix(_INSIDE) for path in modules if path.startswith(_INSIDE)}
+    found = [_FACTOR.fullmatch(name) for name in entries]
+    if not all(each is not None and each["module"] in inside - modules.keys() for each in found):
+        return entries
+    return {
+        _tensor_name(_INSIDE + each["module"], each["half"]): entry
+        for each, entry in zip(found, entries.values(), strict=True)
+        if each is not None
+    }
 
 
 @contextlib.contextmanager

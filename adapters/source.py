@@ -47,12 +47,15 @@ class Source:
             return AdapterFiles(lambda name: self._open_beneath(handle, name), max_bytes)
 
     def _open_beneath(self, directory: int, name: str) -> int | None:
+        folder, _, file = name.rpartition("/")
         try:
-            return os.open(name, READING | os.O_NOFOLLOW, dir_fd=directory)
+            with _beneath(directory, folder) as handle:
+                return os.open(file, READING | os.O_NOFOLLOW, dir_fd=handle)
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno != errno.ELOOP:
+            # A folder that is a link is none to who follows no link.
+            if error.errno != errno.ELOOP and not (folder and error.errno == errno.ENOTDIR):
                 raise unreadable(error, name) from error
         assert self.root is not None
         target = _follow(self.directory / name, name)
@@ -124,6 +127,19 @@ def _walk(root: Path, directory: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _beneath(handle: int, folder: str) -> Iterator[int]:
+    """Open a folder inside an open one, not by a link; "" is that itself. Raises OSError."""
+    if not folder:
+        yield handle
+        return
+    inner = os.open(folder, _PASSING | os.O_NOFOLLOW, dir_fd=handle)
+    try:
+        yield inner
+    finally:
+        os.close(inner)
 
 
 def _swapped(name: str) -> AdapterPathForbidden:

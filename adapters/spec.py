@@ -72,6 +72,8 @@ _NOT_SERVED = {
 }
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 120, 120
+_TASKS = ("CAUSAL_LM", "FEATURE_EXTRACTION")
+"""The second is what sentence-transformers trains, on a model without its head."""
 _PLAIN_INITS = frozenset(("true", "false", "gaussian", "eva", "orthogonal", "mica"))
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -197,8 +199,10 @@ def _refuse_other_kinds(config: Mapping[str, object]) -> None:
     if bias not in (None, "none"):
         raise UnsupportedAdapter(f"bias is {_shown(bias)}: a kind not served yet", file=CONFIG_FILE)
     task = config.get("task_type")
-    if task not in (None, "CAUSAL_LM"):
-        raise UnsupportedAdapter(f"task_type is {_shown(task)}; only CAUSAL_LM is served", file=CONFIG_FILE)
+    if task not in (None, *_TASKS):
+        raise UnsupportedAdapter(
+            f"task_type is {_shown(task)}; {' and '.join(_TASKS)} are served", file=CONFIG_FILE
+        )
     _refuse_changed_base(config.get("init_lora_weights", True))
     known = _READ | _TRAINING_ONLY | _NOT_SERVED.keys()
     for key in sorted(config.keys() - known):

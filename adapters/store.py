@@ -104,7 +104,8 @@ class AdapterStore:
     def nbytes(self, digest: str) -> int:
         """Return the bytes of the files of ``digest``; 0 if they aren't there."""
         try:
-            return sum(path.stat().st_size for path in (self._root / _checked(digest)).iterdir())
+            files = (path.stat() for path in (self._root / _checked(digest)).rglob("*") if path.is_file())
+            return sum(found.st_size for found in files)
         except OSError:
             return 0
 
@@ -195,9 +196,14 @@ def _copy(files: AdapterFiles, target: Path) -> str:
     with contextlib.ExitStack() as copies:
 
         def sink_of(name: str) -> Callable[[bytes], object]:
-            return copies.enter_context(_durable(target / name))
+            path = target / name
+            if path.parent != target:
+                path.parent.mkdir()
+            return copies.enter_context(_durable(path))
 
         digest = files.read_through(sink_of)
+    for path in {target / Path(name).parent for name in files.sizes}:
+        sync(path)
     sync(target)
     return digest
 

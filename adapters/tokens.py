@@ -1,4 +1,4 @@
-"""What an adapter brings for texts: a chat template, names of special tokens, added tokens, a whole tokenizer.
+"""What an adapter brings for texts: a chat template, special and added tokens, a whole tokenizer, how they are pooled.
 
 What it says is read and checked here as far as that needs no tokenizer; whether it goes with the base's is for who
 serves it to find out (server/tokenizer/model_texts.py).
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.files import TOKENIZER_JSON, read_json_object
+from manylora.adapters.pooling import Way, read_pooling
 
 TOKENS_FILE = "added_tokens.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -37,6 +38,13 @@ class AdapterText:
     """Tokens whose ids added_tokens.json or tokenizer_config.json give."""
     has_tokenizer: bool = False
     """Whether it brings a tokenizer.json."""
+    pooling: Way | None = None
+    """How vectors of texts are made with it; None: it doesn't say."""
+
+    @property
+    def poolings(self) -> frozenset[Way]:
+        """That as a set."""
+        return frozenset() if self.pooling is None else frozenset({self.pooling})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,9 @@ def read_text(directory: Path, vocab_size: int | None) -> AdapterText:
         **_special_tokens(config, TOKENIZER_FILE),
     }
     template = read_chat_template(directory)
-    return AdapterText(template, names, added, (directory / TOKENIZER_JSON).is_file())
+    return AdapterText(
+        template, names, added, (directory / TOKENIZER_JSON).is_file(), read_pooling(directory)
+    )
 
 
 def _read(path: Path) -> dict[str, object]:

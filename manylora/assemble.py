@@ -14,6 +14,7 @@ from manylora.adapters.audit import FILE as AUDIT_FILE
 from manylora.adapters.base_form import trained_otherwise
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.pairing import open_adapters
+from manylora.adapters.pooling import read_pooling
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.store import AdapterStore
 from manylora.adapters.types import ModuleShape
@@ -136,6 +137,7 @@ def assemble(
     settings: ServeSettings, directory: Path, name: str, progress: Callable[[int, int], None]
 ) -> Server:
     """Load the base in ``directory`` and build everything around it. Call on the event loop."""
+    pooling = _pooling(settings, directory)
     base = load_base(settings, directory, progress)
     context = context_of(settings, base)
     sizes = measure(settings, base, context)
@@ -157,7 +159,7 @@ def assemble(
     texts = ModelTexts(tokenizer, directory, base.config.vocab_size, templates, home.store.path_of)
     catalog = _catalog(settings, base, name, engine, home, metrics, texts, sizes.arena_rows)
     observer.scrape(engine, catalog, name, settings.block_size, base.kv_dtype)
-    api = _api_settings(settings, base, name, context)
+    api = _api_settings(settings, base, name, context, pooling)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
     rests = Rests(lambda: engine.tempo is not None)
     keys, batches = KeyRing(home.registry.keys), _batches(settings, home.batches)
@@ -174,7 +176,22 @@ def _batches(settings: ServeSettings, directory: Path) -> Batches:
     return Batches(files, in_flight=settings.batch_in_flight, largest_line=largest_line)
 
 
-def _api_settings(settings: ServeSettings, base: BaseModel, name: str, context: int) -> ApiSettings:
+def _pooling(settings: ServeSettings, directory: Path) -> Pooling:
+    """Return how texts are pooled where neither request nor adapter says. Raises ValueError."""
+    if settings.pooling != "auto":
+        return Pooling(settings.pooling)
+    try:
+        return Pooling(read_pooling(directory) or Pooling.LAST.value)
+    except AdapterError as error:
+        raise ValueError(
+            f"the base says how its texts are pooled, and that isn't served: {error}; {settings.name_of('pooling')} "
+            "last or mean goes over that"
+        ) from error
+
+
+def _api_settings(
+    settings: ServeSettings, base: BaseModel, name: str, context: int, pooling: Pooling
+) -> ApiSettings:
     return ApiSettings(
         base_model=name,
         context_length=context,
@@ -191,7 +208,7 @@ def _api_settings(settings: ServeSettings, base: BaseModel, name: str, context: 
         keep_alive_seconds=settings.keep_alive_seconds,
         tool_parser=None if settings.tool_parser == "auto" else settings.tool_parser,
         base_source=settings.base or "",
-        pooling=Pooling(settings.pooling),
+        pooling=pooling,
         matryoshka=settings.matryoshka,
         hidden_size=base.config.hidden_size,
         share_prefixes=settings.share_prefixes,

@@ -44,6 +44,7 @@ def blended(asked: str, label: str, parts: Sequence[Found], settings: CatalogSet
         parts=tuple(_resolved(part) for part in parts),
         text=AdapterText(template, text.special_tokens, text.added_tokens, text.has_tokenizer),
         digest=digest,
+        poolings=frozenset().union(*(part.entry.text.poolings for part in counted)),
         part_texts=_to_compare(counted),
     )
 

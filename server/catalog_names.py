@@ -66,7 +66,8 @@ class KnownNames:
         if entry.reason is not None:
             raise AdapterUnavailable(f"adapter {model!r} can't be served: {entry.reason}", param="model")
         record = entry.record
-        return ResolvedModel(((record.id, 1.0),), model, label_of(model), (), entry.text, record.digest)
+        own, label = ((record.id, 1.0),), label_of(model)
+        return ResolvedModel(own, model, label, (), entry.text, record.digest, entry.text.poolings)
 
     def kind_of(self, name: str) -> Kind | None:
         """Return what has this name, whether it can be served or not."""

@@ -9,6 +9,7 @@ import torch
 
 from manylora.adapters.base_form import BaseForm
 from manylora.adapters.mixtures import MixturePart
+from manylora.adapters.pooling import Way
 from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.adapters.tokens import AdapterText, PartText
 from manylora.adapters.types import AdapterWeights, BaseModules, FreedAdapter, Tier
@@ -207,6 +208,8 @@ class ResolvedModel:
     """What it brings for texts: the adapter's own, or what all parts have in common."""
     digest: str | None = None
     """Of the files that ``text``'s tokenizer is in; None: the base's tokenizer is used."""
+    poolings: frozenset[Way] = frozenset()
+    """How texts are pooled with it, as its adapters say: none, or parts that differ, say nothing."""
     part_texts: tuple[PartText, ...] = ()
     """Of parts that may be tokenised differently: who makes tokens for them checks that they are not."""
 

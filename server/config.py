@@ -190,8 +190,10 @@ class ServeSettings(BaseModel):
         ge=1,
         description="Log probabilities of prompt tokens that one answer may hold: tokens times n times (logprobs + 1).",
     )
-    pooling: Literal["last", "mean"] = Field(
-        "last", description="What an embedding is of a text's states: the last token's, or the mean."
+    pooling: Literal["auto", "last", "mean"] = Field(
+        "auto",
+        description="What an embedding is of a text's states: the last token's, or the mean. auto: as the base says, "
+        "else last. An adapter that says its own goes by that.",
     )
     matryoshka: bool = Field(
         False,

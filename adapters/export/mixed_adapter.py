@@ -236,6 +236,7 @@ def _copy_texts(parts: Sequence[Path], directory: Path) -> None:
     own = {CONFIG_FILE, WEIGHTS_FILE} | (set() if common_form(parts) is not None else {BASE_FILE})
     for name in KNOWN_FILES:
         if name not in own and (parts[0] / name).is_file():
+            (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(parts[0] / name, directory / name)
 
 

@@ -70,7 +70,7 @@ def other_keys(url: str, admin: str) -> tuple[str | None, ...]:
     made: list[str | None] = [None, "wrong"]
     narrow = {"requests_per_minute": 1, "parallel": 1, "budget": 64, "adapter_rows": 1}
     for terms in ({"rights": ["infer", "manage"]}, {"rights": ["infer", "manage"], **narrow}):
-        body = {"tenant": "acme", **terms}
+        body: dict[str, Any] = {"tenant": "acme", **terms}
         answer = requests.post(
             f"{url}/admin/keys", json=body, headers=headers_of(admin), timeout=ANSWER_SECONDS
         )

@@ -1,7 +1,7 @@
 """What a client asks for, in one shape whatever route it came by, and how chats and completions become that."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ from manylora.server.api.schemas import (
 from manylora.server.api.structured import asked_grammar
 from manylora.server.api.token_ids import check_token_ids
 from manylora.server.api.tool_schemas import tools_of
+from manylora.server.catalog import ResolvedModel
 from manylora.server.chat.tools import ToolUse
 from manylora.server.engine.grammar import Grammar
 from manylora.server.engine.request import UNBOUNDED, Pooling, SamplingParams
@@ -72,8 +73,8 @@ class Ask:
     sampling: SamplingParams
     grammar: Grammar | None = None
     """What answers are held to."""
-    pooling: Pooling | None = None
-    """Prompts aren't continued, their states are pooled."""
+    pooling: Callable[[ResolvedModel], Pooling] | None = None
+    """Prompts aren't continued, their states are pooled, for each model in its way. Raises InvalidRequest."""
     n: int = 1
     """Choices for each prompt."""
     stream: bool = False

@@ -330,12 +330,15 @@ class ExportJobs:
 
 
 def _link(source: Path, target: Path) -> None:
-    target.mkdir(parents=True)
-    for path in source.iterdir():
+    for path in source.rglob("*"):
+        if path.is_dir():
+            continue
+        linked = target / path.relative_to(source)
+        linked.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(path, target / path.name)
+            os.link(path, linked)
         except OSError:  # another file system
-            shutil.copyfile(path, target / path.name)
+            shutil.copyfile(path, linked)
 
 
 def _keep(home: Path, job: ExportJob) -> ExportJob:

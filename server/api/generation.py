@@ -207,6 +207,7 @@ def _start(
     # A client may send one request id twice; the engine's are its own.
     own = f"{request_id()}-{uuid4().hex[:8]}"
     caller = current_caller()
+    pooling = None if ask.pooling is None else ask.pooling(model)
     requests = [
         GenerationRequest(
             request_id=f"{own}-{index}",
@@ -220,7 +221,7 @@ def _start(
             arrival_time=arrival,
             origin=own,
             grammar=grammar,
-            pooling=ask.pooling,
+            pooling=pooling,
             tenant=caller.tenant,
             weight=caller.weight,
             priority=ask.priority + behind(),

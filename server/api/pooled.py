@@ -14,7 +14,7 @@ from manylora.server.api.embedding_schemas import Input, PoolingFields
 from manylora.server.api.generation import Generation, begin
 from manylora.server.catalog import ResolvedModel
 from manylora.server.engine.request import Pooling, SamplingParams, Vector
-from manylora.server.errors import ContextLengthExceeded
+from manylora.server.errors import ContextLengthExceeded, InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,25 @@ async def _begin(
     deps: ApiDependencies, body: PoolingFields, inputs: Sequence[Input], param: str
 ) -> Generation:
     prompt = PlainPrompts(prompts=inputs, add_special_tokens=body.add_special_tokens, param=param)
-    pooling = deps.settings.pooling if body.pooling is None else Pooling(body.pooling)
+
+    def pooling(model: ResolvedModel) -> Pooling:
+        return _pooling(body, model, deps.settings.pooling)
+
     ask = Ask(model=body.model, beside=body, prompt=prompt, sampling=SamplingParams(), pooling=pooling)
     try:
         return await begin(deps, ask)
     except ContextLengthExceeded as error:
         message = f"{param}: {error}: send it in parts"
         raise ContextLengthExceeded(message, error.overrun, param=param) from None
+
+
+def _pooling(body: PoolingFields, model: ResolvedModel, usual: Pooling) -> Pooling:
+    """Return how texts are pooled: as asked, else as its adapters say, else as is usual. Raises InvalidRequest."""
+    if body.pooling is not None:
+        return Pooling(body.pooling)
+    if len(model.poolings) > 1:
+        raise InvalidRequest(
+            "pooling: the mixture's adapters were made for different ones, last and mean: say which",
+            param="pooling",
+        )
+    return next((Pooling(way) for way in model.poolings), usual)

@@ -1,7 +1,9 @@
 """POST /v1/embeddings: through the openai client, against transformers, beside generation."""
 
 import base64
+import json
 import math
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,7 +169,7 @@ def test_an_unknown_model_is_404_and_what_asks_for_nothing_passes(http: httpx.Cl
 def test_the_server_says_how_texts_are_pooled_and_whether_vectors_may_be_cut(
     files: Files, tmp_path: Path
 ) -> None:
-    assert ServeSettings().pooling == "last"
+    assert ServeSettings().pooling == "auto"
     with running(files, tmp_path, pooling="mean", matryoshka=True) as server, server.client() as client:
         whole = client.embeddings.create(model=BASE, input=IDS[0]).data[0].embedding
         assert np.abs(np.array(whole) - unit(states(files.base, IDS[0]).mean(0))).max() < 1e-5
@@ -175,3 +177,70 @@ def test_the_server_says_how_texts_are_pooled_and_whether_vectors_may_be_cut(
         assert np.allclose(cut, unit(np.array(whole[:8])), atol=1e-6)
         last = client.embeddings.create(model=BASE, input=IDS[0], extra_body={"pooling": "last"})
         assert last.data[0].embedding != whole
+
+
+def said(directory: Path, *modes: str) -> None:
+    """Have an adapter or a base say how texts are pooled, as sentence-transformers does."""
+    (directory / "1_Pooling").mkdir()
+    config = {f"pooling_mode_{mode}": True for mode in modes}
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(config))
+
+
+def test_an_adapter_s_own_pooling_goes_over_the_servers_and_a_requests_over_that(
+    files: Files, tmp_path: Path
+) -> None:
+    own = Files(tmp_path / "files")
+    own.base.parent.mkdir()
+    shutil.copytree(files.base, own.base)
+    said(own.base, "mean_tokens")
+    for name, mode in (("mean", "mean_tokens"), ("last", "lasttoken"), ("plain", None), ("cls", "cls_token")):
+        shutil.copytree(files.adapters / "a", own.adapters / name)
+        if mode is not None:
+            said(own.adapters / name, mode)
+    with running(own, tmp_path / "data") as server, httpx.Client(base_url=server.url, timeout=30) as http:
+
+        def vector(model: str, **more: object) -> list[float]:
+            body = {"model": model, "input": IDS[0], **more}
+            answer = http.post("/v1/embeddings", json=body)
+            assert answer.status_code == 200, answer.text
+            found: list[float] = answer.json()["data"][0]["embedding"]
+            return found
+
+        for name in ("mean", "last", "plain"):
+            http.post("/adapters", json={"name": name, "src": name}).raise_for_status()
+        refused = http.post("/adapters", json={"name": "cls", "src": "cls"})
+        assert refused.status_code == 400
+        assert "cls" in refused.json()["error"]["message"]
+        mean, last = vector("plain", pooling="mean"), vector("plain", pooling="last")
+        assert mean != last
+        assert vector("mean") == vector("plain") == vector("last", pooling="mean") == mean
+        assert vector("last") == vector("mean", pooling="last") == vector("last:1") == last
+        assert vector(BASE) == vector(BASE, pooling="mean") != vector(BASE, pooling="last")
+        assert vector("last:0.5+plain") == vector("last:0.5+plain", pooling="last")
+        scored = {"model": "last", "text_1": "x", "text_2": "yz"}
+        scores = [
+            http.post("/v1/score", json={**scored, **more}).json()["data"][0]["score"]
+            for more in ({}, {"pooling": "last"}, {"pooling": "mean"})
+        ]
+        assert scores[0] == scores[1] != scores[2]
+        differ = http.post("/v1/embeddings", json={"model": "mean:0.5+last", "input": "x"})
+        assert (differ.status_code, differ.json()["error"]["param"]) == (400, "pooling")
+        assert vector("mean:0.5+last", pooling="mean")
+    with running(own, tmp_path / "data") as server:  # known again from the store
+        again = httpx.post(f"{server.url}/v1/embeddings", json={"model": "last", "input": IDS[0]}, timeout=30)
+        assert again.json()["data"][0]["embedding"] == last
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_base_that_pools_in_a_way_that_is_not_served_starts_only_with_another(
+    files: Files, tmp_path: Path
+) -> None:
+    own = Files(tmp_path / "files")
+    own.base.parent.mkdir()
+    shutil.copytree(files.base, own.base)
+    said(own.base, "cls_token")
+    own.adapters.mkdir()
+    with pytest.raises(ValueError, match="pooled by cls"), running(own, tmp_path / "data"):
+        pass
+    with running(own, tmp_path / "data", pooling="last"):
+        pass

@@ -163,7 +163,10 @@ def test_what_a_limited_key_gets_is_described(own: Running) -> None:
     schema = schemathesis.openapi.from_url(f"{own.url}/openapi.json")
     terms = {"tenant": "acme", "rights": ["infer", "manage"], "requests_per_minute": 1}
     key = httpx.post(f"{own.url}/admin/keys", json=terms, headers=HEAD).json()["key"]
-    asked = (("POST", "/v1/chat/completions", CHAT), ("POST", "/adapters", {"name": "acme/x", "src": "x"}))
+    asked: Any = (
+        ("POST", "/v1/chat/completions", CHAT),
+        ("POST", "/adapters", {"name": "acme/x", "src": "x"}),
+    )
     for method, template, body in (*asked, *asked):
         with httpx.Client(timeout=30) as client:
             response = client.request(
