@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from manylora.adapters.errors import UnknownKey
 from manylora.adapters.keys import (
+    KeyChange,
     KeyRecord,
     KeyTerms,
     digest_of,
@@ -69,13 +70,17 @@ class KeyRegistry:
 
         return self._database.on_a_full_disk_too(end)
 
+    def set_terms(self, key_id: str, change: KeyChange) -> KeyRecord:
+        """Have a key allow something else; what it has used stays used. Raises UnknownKey and InvalidKey."""
+        with self._database.transaction() as connection:
+            found = _in_force(connection, key_id)
+            return _change(connection, key_id, _columns(change.of(found.terms)))
+
     def rotate(self, key_id: str, overlap: timedelta) -> tuple[KeyRecord, str]:
         """Give a key another secret; the one before opens for ``overlap`` more. Raises UnknownKey."""
         secret = new_secret()
         with self._database.transaction() as connection:
-            found = _existing(connection, key_id)
-            if found.revoked_at is not None:
-                raise UnknownKey(f"key {key_id} is revoked: create another one")
+            found = _in_force(connection, key_id)
             until = datetime.now(UTC) + overlap
             changes = {
                 "digest": digest_of(secret.encode()),
@@ -114,6 +119,13 @@ def _existing(connection: Connection, key_id: str) -> KeyRecord:
     if row is None:
         raise UnknownKey(f"there is no key {key_id[:100]!r}")
     return _record(row)
+
+
+def _in_force(connection: Connection, key_id: str) -> KeyRecord:
+    found = _existing(connection, key_id)
+    if found.revoked_at is not None:
+        raise UnknownKey(f"key {key_id} is revoked: create another one")
+    return found
 
 
 def _change(connection: Connection, key_id: str, values: Mapping[str, object]) -> KeyRecord:

@@ -7,10 +7,11 @@ A slow hash is for what people think up: nobody finds 256 random bits, and each 
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
+from typing import Any
 
 from manylora.adapters.errors import InvalidKey
 
@@ -23,6 +24,16 @@ _PATTERN = re.compile(r"[A-Za-z0-9._\-/:*?]{1,160}(@[1-9][0-9]{0,8})?")
 MOST_PATTERNS = 256
 MOST = 1 << 53
 """Largest number of a limit: every JSON reader keeps it whole."""
+LIMITS = (
+    "requests_per_minute",
+    "tokens_per_minute",
+    "parallel",
+    "budget",
+    "adapter_bytes",
+    "adapter_rows",
+    "expires_at",
+)
+"""Terms that a key may do without."""
 MOST_WEIGHT, LEAST_WEIGHT = 1000.0, 0.001
 MOST_PRIORITY = 1 << 31
 
@@ -84,6 +95,30 @@ class KeyTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyChange:
+    """What of a key's terms is to be others. Raises InvalidKey when made of what makes no sense."""
+
+    given: Mapping[str, object]
+    """Terms by name, as KeyTerms has them."""
+    unlimited: Sequence[str] = ()
+    """Names of LIMITS that it is to do without."""
+
+    def __post_init__(self) -> None:
+        for name in self.unlimited:
+            if name not in LIMITS:
+                raise InvalidKey(f"unlimited: {name[:100]!r} is no limit of a key: give {', '.join(LIMITS)}")
+            if name in self.given:
+                raise InvalidKey(f"{name} is given, and is to be unlimited: choose one of the two")
+        if not self.given and not self.unlimited:
+            raise InvalidKey("nothing is to be changed: give a term that is to be another")
+
+    def of(self, terms: KeyTerms) -> KeyTerms:
+        """Return the terms with the change. Raises InvalidKey."""
+        changes: dict[str, Any] = {**self.given, **dict.fromkeys(self.unlimited)}
+        return replace(terms, **changes)
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRecord:
     """A key as the registry knows it."""
 
@@ -138,6 +173,18 @@ def parse_rights(words: Sequence[str]) -> frozenset[Right]:
         if word not in known:
             raise InvalidKey(f"there is no right {word[:100]!r}: give {', '.join(known)}")
     return frozenset(known[word] for word in words)
+
+
+def parse_terms(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return some of a key's terms, as JSON has them, as KeyTerms has them. Raises InvalidKey."""
+    parsed = dict(given)
+    if "models" in given:
+        parsed["models"] = tuple(given["models"])
+    if "rights" in given:
+        parsed["rights"] = parse_rights(given["rights"])
+    if given.get("expires_at") is not None:
+        parsed["expires_at"] = parse_time(given["expires_at"])
+    return parsed
 
 
 def parse_time(text: str) -> datetime:

@@ -1,4 +1,4 @@
-"""`manylora keys`: make, list, revoke and rotate API keys, in a data directory or on a running server.
+"""`manylora keys`: make, list, change, revoke and rotate API keys, in a data directory or on a running server.
 
 Without --url it works on the data directory, whether a server runs on it or not: one that does knows within a second.
 With --url it asks that server, as anyone with its admin key may.
@@ -6,7 +6,7 @@ With --url it asks that server, as anyone with its admin key may.
 
 import getpass
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,13 +19,25 @@ from rich.table import Table
 from manylora.adapters.audit import FILE as AUDIT_FILE
 from manylora.adapters.audit import append
 from manylora.adapters.errors import AdapterError
-from manylora.adapters.keys import KeyRecord, KeyTerms, parse_rights, parse_time
+from manylora.adapters.keys import LIMITS as ALL_LIMITS
+from manylora.adapters.keys import KeyChange, KeyRecord, KeyTerms, parse_terms
 from manylora.adapters.pairing import REGISTRY_FILE
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters_command import AdminKey, call
 from manylora.failing import fail
 from manylora.home import name_in
 from manylora.server.tenants.told import described
+
+
+def _flag(limit: str) -> str:
+    """Return what a limit is called on the command line."""
+    return limit.removesuffix("_at").replace("_", "-")
+
+
+def _term(flag: str) -> str:
+    """Return what a limit of the command line is called elsewhere; what is none stays, to be refused."""
+    return next((limit for limit in ALL_LIMITS if _flag(limit) == flag), flag)
+
 
 app = typer.Typer(
     no_args_is_help=True, help="API keys: in the data directory, or with --url on a running server."
@@ -63,6 +75,10 @@ Priority = Annotated[int, typer.Option(help="The least, most urgent priority tha
 Bytes = Annotated[int | None, typer.Option(help="Bytes of its tenant's adapters.")]
 Rows = Annotated[int | None, typer.Option(help="Rank rows of its tenant's adapters.")]
 Expires = Annotated[str | None, typer.Option(help="When it ends, as 2027-01-31 or 2027-01-31T12:00Z.")]
+Unlimited = Annotated[
+    list[str] | None,
+    typer.Option(help=f"A limit that it is to do without: {', '.join(map(_flag, ALL_LIMITS))}. Repeatable."),
+]
 DEFAULT_DIR = Path(".manylora")
 LIMITS = ("requests_per_minute", "tokens_per_minute", "parallel", "budget")
 
@@ -97,7 +113,7 @@ def create(
         _show_secret(call("POST", url, "/admin/keys", admin_key, asked), as_json)
         return
     with _registry(data_dir, base) as registry:
-        record, secret = registry.keys.create(_terms(asked))
+        record, secret = registry.keys.create(KeyTerms(**parse_terms(asked)))
     _write_down(data_dir, audit_log, "keys create", record)
     _show_secret({**described(record), "key": secret}, as_json)
 
@@ -126,6 +142,49 @@ def ls(
             *(", ".join(key["rights"]), ", ".join(key["models"]), _limits(key)),
         )
     Console(emoji=False).print(table)
+
+
+@app.command("set")
+def set_terms(
+    key: Annotated[str, typer.Argument(help="Its id, as `ls` shows it.")],
+    model: Models = None,
+    right: Rights = None,
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    parallel: Parallel = None,
+    budget: Budget = None,
+    weight: Annotated[float | None, typer.Option(help="Turns of its tenant in the queue.")] = None,
+    priority: Annotated[int | None, typer.Option(help="The least, most urgent one it may ask for.")] = None,
+    adapter_bytes: Bytes = None,
+    adapter_rows: Rows = None,
+    expires: Expires = None,
+    unlimited: Unlimited = None,
+    data_dir: DataDir = DEFAULT_DIR,
+    base: Base = None,
+    audit_log: AuditPath = None,
+    url: Url = None,
+    admin_key: AdminKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change what a key allows, from its next request on. What isn't named stays; models and rights are given anew."""
+    limits = (requests_per_minute, tokens_per_minute, parallel, budget)
+    rest = {"adapter_bytes": adapter_bytes, "adapter_rows": adapter_rows, "expires_at": expires}
+    named = {"models": model, "rights": right, "weight": weight, "priority": priority}
+    asked: dict[str, Any] = {**dict(zip(LIMITS, limits, strict=True)), **rest, **named}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    without = [_term(name) for name in unlimited or ()]
+    if url is not None:
+        changed = call("PATCH", url, f"/admin/keys/{key}", admin_key, {**asked, "unlimited": without})
+    else:
+        with _registry(data_dir, base) as registry:
+            record = registry.keys.set_terms(key, KeyChange(parse_terms(asked), without))
+        _write_down(data_dir, audit_log, "keys set", record, {**asked, "unlimited": without})
+        changed = described(record)
+    if as_json:
+        _print_json(changed)
+    else:
+        told = _limits(changed) or "no limits"
+        Console(emoji=False).print(f"changed {changed['id']} of {changed['tenant']}: {told}")
 
 
 @app.command("revoke")
@@ -176,18 +235,6 @@ def rotate(
     _show_secret({**described(record), "key": secret}, as_json)
 
 
-def _terms(asked: dict[str, Any]) -> KeyTerms:
-    expires = asked["expires_at"]
-    return KeyTerms(
-        **{
-            **asked,
-            "models": tuple(asked["models"]),
-            "rights": parse_rights(asked["rights"]),
-            "expires_at": None if expires is None else parse_time(expires),
-        }
-    )
-
-
 @contextmanager
 def _registry(data_dir: Path, base: str | None) -> Iterator[AdapterRegistry]:
     """Open the registry of a base in a data directory; what goes wrong ends the command in one line."""
@@ -218,8 +265,16 @@ def _home(data_dir: Path, base: str | None) -> Path:
     )
 
 
-def _write_down(data_dir: Path, audit_log: Path | None, act: str, record: KeyRecord) -> None:
-    facts = {"who": f"command line, {getpass.getuser()}", "act": act, "made": record.id}
+def _write_down(
+    data_dir: Path,
+    audit_log: Path | None,
+    act: str,
+    record: KeyRecord,
+    changed: Mapping[str, object] | None = None,
+) -> None:
+    facts: dict[str, object] = {"who": f"command line, {getpass.getuser()}", "act": act, "made": record.id}
+    if changed is not None:
+        facts["changed"] = changed
     path = audit_log or data_dir / AUDIT_FILE
     try:
         append(path, {**facts, "tenant": record.terms.tenant, "result": "done"})

@@ -127,6 +127,7 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
     ("post", "/admin/keys"): _one("admin", key_answers.NewKey, BODY | CHANGES, 201),
     ("get", "/admin/keys"): _one("admin", key_answers.Keys),
     ("get", "/admin/keys/{key}"): _one("admin", key_answers.Key, NAMED),
+    ("patch", "/admin/keys/{key}"): _one("admin", key_answers.Key, NAMED | BODY | CHANGES),
     ("delete", "/admin/keys/{key}"): _one("admin", key_answers.Key, NAMED | CHANGES),
     ("post", "/admin/keys/{key}/rotate"): _one("admin", key_answers.NewKey, NAMED | BODY | CHANGES),
     ("post", "/adapters/{name}/export"): _one("admin", answers.Export, NAMED | BODY | {429}, 202),

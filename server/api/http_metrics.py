@@ -6,7 +6,7 @@ Routes are templates ("/adapters/{name}"), never paths: what clients make up giv
 from prometheus_client import CollectorRegistry, Counter
 from starlette.types import Scope
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"
 
 

@@ -1,4 +1,4 @@
-"""/admin/keys: make, list, revoke and rotate keys. A secret is told once, to whoever made it."""
+"""/admin/keys: make, list, change, revoke and rotate keys. A secret is told once, to whoever made it."""
 
 from datetime import timedelta
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from manylora.adapters.errors import UnknownKey
-from manylora.adapters.keys import KeyRecord, KeyTerms, parse_rights, parse_time
+from manylora.adapters.keys import LIMITS, KeyChange, KeyRecord, KeyTerms, parse_terms
 from manylora.server.api.auth import require_admin
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import dependencies
@@ -23,10 +23,9 @@ Limit = Annotated[int | None, Field(ge=1, lt=1 << 53)]
 Room = Annotated[int | None, Field(ge=0, lt=1 << 53)]
 
 
-class KeyRequest(Strict):
-    """POST /admin/keys. What is left out is not limited."""
+class KeyFields(Strict):
+    """What a key allows."""
 
-    tenant: str = Field(min_length=1, max_length=64)
     models: list[str] = Field(
         ["*"], max_length=256, description="Patterns over names: * is any characters, name@3 version 3 alone."
     )
@@ -41,13 +40,35 @@ class KeyRequest(Strict):
     adapter_rows: Room = Field(None, description="Rank rows of its tenant's adapters.")
     expires_at: str | None = Field(None, description="ISO 8601; without a zone UTC is meant.")
 
+
+class KeyRequest(KeyFields):
+    """POST /admin/keys. What is left out is not limited."""
+
+    tenant: str = Field(min_length=1, max_length=64)
+
     @property
     def terms(self) -> KeyTerms:
         """What the key allows. Raises InvalidKey."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-        given["models"], given["rights"] = tuple(self.models), parse_rights(self.rights)
-        given["expires_at"] = None if self.expires_at is None else parse_time(self.expires_at)
-        return KeyTerms(**given)
+        return KeyTerms(**parse_terms({name: getattr(self, name) for name in type(self).model_fields}))
+
+
+class KeyUpdate(KeyFields):
+    """PATCH /admin/keys/{id}. What is left out stays as it is."""
+
+    unlimited: list[str] = Field(
+        [], max_length=len(LIMITS), description=f"Limits that it is to do without: {', '.join(LIMITS)}."
+    )
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What is given, as it was."""
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+
+    @property
+    def change(self) -> KeyChange:
+        """What is to be others. Raises InvalidKey."""
+        given = {name: value for name, value in self.asked.items() if name != "unlimited"}
+        return KeyChange(parse_terms(given), self.unlimited)
 
 
 class RotateRequest(Strict):
@@ -84,6 +105,15 @@ async def get_key(request: Request, key: str) -> dict[str, object]:
         if each.id == key:
             return described(each, keys.used(key))
     raise UnknownKey(f"there is no key {key[:100]!r}")
+
+
+@router.patch("/admin/keys/{key}", openapi_extra=body_of(KeyUpdate))
+async def change_key(request: Request, key: str) -> dict[str, object]:
+    """Change what a key allows, from its next request on; what it has used stays used."""
+    body = await read_body(request, KeyUpdate)
+    note(changed=body.asked)
+    keys = dependencies(request).keys
+    return described(await keys.set_terms(key, body.change), keys.used(key))
 
 
 @router.delete("/admin/keys/{key}")

@@ -46,11 +46,11 @@ class Account:
         self._tokens = _window(terms.tokens_per_minute)
 
     def change(self, terms: KeyTerms) -> None:
-        """Go on under other terms; what was used stays used."""
-        if terms.requests_per_minute != self.terms.requests_per_minute:
-            self._requests = _window(terms.requests_per_minute)
-        if terms.tokens_per_minute != self.terms.tokens_per_minute:
-            self._tokens = _window(terms.tokens_per_minute)
+        """Go on under other terms; what was used stays used. A budget where none was counts from now on."""
+        self._requests = _changed(self._requests, terms.requests_per_minute)
+        self._tokens = _changed(self._tokens, terms.tokens_per_minute)
+        if self.terms.budget is None and terms.budget is not None:
+            self.used = min(self.used, self.lent)
         self.terms = terms
 
     def enter(self, now: float, *, asks: bool = True) -> "Ticket":
@@ -200,6 +200,13 @@ class Ticket:
             self.account.inside -= 1
             for reservation in self._reservations:
                 reservation.settle(None)
+
+
+def _changed(window: SlidingWindow | None, limit: int | None) -> SlidingWindow | None:
+    if window is None or limit is None:
+        return _window(limit)
+    window.limit = limit
+    return window
 
 
 def _window(limit: int | None) -> SlidingWindow | None:

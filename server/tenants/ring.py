@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from manylora.adapters.keys import KeyRecord, KeyTerms, Right, digest_of
+from manylora.adapters.keys import KeyChange, KeyRecord, KeyTerms, Right, digest_of
 from manylora.server.tenants.access import Access
 from manylora.server.tenants.account import Account, Reservation, Ticket
 from manylora.server.tenants.caller import Caller
@@ -34,6 +34,10 @@ class KeyStore(Protocol):
 
     def revoke(self, key_id: str) -> KeyRecord:
         """End a key."""
+        ...
+
+    def set_terms(self, key_id: str, change: KeyChange) -> KeyRecord:
+        """Have a key allow something else."""
         ...
 
     def rotate(self, key_id: str, overlap: timedelta) -> tuple[KeyRecord, str]:
@@ -138,6 +142,12 @@ class KeyRing:
     async def revoke(self, key_id: str) -> KeyRecord:
         """End a key, for requests that come now; those under way go on. Raises UnknownKey."""
         record = await asyncio.to_thread(self._store.revoke, key_id)
+        await self._reload()
+        return record
+
+    async def set_terms(self, key_id: str, change: KeyChange) -> KeyRecord:
+        """Have a key allow something else, from the next request that it sends. Raises UnknownKey and InvalidKey."""
+        record = await asyncio.to_thread(self._store.set_terms, key_id, change)
         await self._reload()
         return record
 

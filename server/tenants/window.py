@@ -17,7 +17,7 @@ class Slot:
 
 
 class SlidingWindow:
-    """A limit of ``limit`` in any SECONDS. Times are seconds of a clock that only goes forward.
+    """A limit of ``limit``, which may become another, in any SECONDS. Times are seconds of a clock that only goes on.
 
     A second's amount is free again when all of it is SECONDS ago: up to a second late, never early.
     """
@@ -36,7 +36,8 @@ class SlidingWindow:
         """Return after how many seconds ``amount`` may be taken, 0: now; infinity: never, it is over the limit."""
         if amount > self.limit:
             return math.inf
-        lacking = amount - self.remaining(now)
+        self._forget(now)
+        lacking = amount + self._used - self.limit
         for slot in self._slots:
             if lacking <= 0:
                 break

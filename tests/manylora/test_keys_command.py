@@ -115,6 +115,28 @@ def test_keys_are_listed_revoked_and_rotated(data: Path) -> None:
     assert all(line["who"].startswith("command line") for line in lines)
 
 
+def test_a_key_is_changed(data: Path) -> None:
+    key = made(data, "acme", "--budget", "5000", "--parallel", "2", "--model", "sql", "--weight", "2")
+    words = ("--requests-per-minute", "60", "--budget", "7000", "--unlimited", "parallel")
+    status, out, _ = run(data, "set", key["id"], *words, "--expires", "2999-01-31", "--json")
+    assert status == 0
+    wanted = {**key, "requests_per_minute": 60, "budget": 7000, "parallel": None, "expires": 32474736000}
+    assert json.loads(out) == {name: value for name, value in wanted.items() if name != "key"}
+    status, out, _ = run(data, "set", key["id"], "--unlimited", "expires", "--model", "a", "--model", "b")
+    assert (status, "budget 7,000" in out) == (0, True)
+    _, out, _ = run(data, "ls", "--json")
+    (found,) = json.loads(out)["data"]
+    assert (found["models"], found["expires"], found["rights"], found["weight"]) == (
+        ["a", "b"],
+        None,
+        ["infer"],
+        2,
+    )
+    line = json.loads((data / "audit.jsonl").read_text().splitlines()[1])
+    assert (line["act"], line["made"], line["tenant"]) == ("keys set", key["id"], "acme")
+    assert line["changed"]["budget"] == 7000
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -125,6 +147,10 @@ def test_keys_are_listed_revoked_and_rotated(data: Path) -> None:
         (("create", "acme", "--expires", "soon"), "'soon' is no time"),
         (("revoke", "key-1"), "no key 'key-1'"),
         (("rotate", "key-1"), "no key 'key-1'"),
+        (("set", "key-1", "--budget", "5"), "no key 'key-1'"),
+        (("set", "key-1"), "nothing is to be changed"),
+        (("set", "key-1", "--unlimited", "weight"), "'weight' is no limit"),
+        (("set", "key-1", "--right", "root"), "no right 'root'"),
         (("ls", "--base", "other"), "no base 'other'; bases: tiny"),
         (("ls", "--url", "http://127.0.0.1:9"), "no server answers"),
     ],

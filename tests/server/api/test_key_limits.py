@@ -1,5 +1,6 @@
 """Limits of keys over HTTP: held to the request and the token, told as OpenAI's clients read them, kept on the disk."""
 
+import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -244,3 +245,96 @@ def test_a_client_that_leaves_frees_its_place(limited: Running) -> None:
         with asked(limited, body, f"/v1/completions HTTP/1.1\r\nauthorization: Bearer {key}\r\nx-rest:"):
             limited.wait_until_busy()
         limited.wait_until("free", lambda: complete(limited, key).status_code == 200)
+
+
+def _key_of(server: Running, secret: str) -> str:
+    keys = call(server, "GET", "/admin/keys", ADMIN).json()["data"]
+    found: str = next(each["id"] for each in keys if each["hint"][1:] == secret[-4:])
+    return found
+
+
+def _change(server: Running, secret: str, **changes: object) -> httpx.Response:
+    return call(server, "PATCH", f"/admin/keys/{_key_of(server, secret)}", ADMIN, changes)
+
+
+def test_other_limits_act_on_the_next_request(limited: Running) -> None:
+    key = new_key(limited, "acme", parallel=1)
+    with ThreadPoolExecutor() as threads, limited.held():
+        running = threads.submit(complete, limited, key)
+        limited.wait_until("under way", lambda: complete(limited, key, "nobody").status_code == 429)
+        changed = _change(limited, key, parallel=2)
+        assert (changed.status_code, changed.json()["parallel"]) == (200, 2)
+        assert complete(limited, key, "nobody").status_code == 404
+        assert _change(limited, key, parallel=1).status_code == 200
+        assert complete(limited, key, "nobody").status_code == 429
+    assert running.result().status_code == 200
+    assert _change(limited, key, unlimited=["parallel"]).json()["parallel"] is None
+    counted = new_key(limited, "acme", requests_per_minute=1)
+    assert complete(limited, counted).status_code == 200
+    assert _change(limited, counted, requests_per_minute=3).status_code == 200
+    assert [complete(limited, counted).status_code for _ in range(2)] == [200, 200]
+    refused = complete(limited, counted)
+    assert (refused.status_code, refused.headers["x-ratelimit-limit-requests"]) == (429, "3"), (
+        "what was sent counts"
+    )
+    _change(limited, counted, unlimited=["requests_per_minute"], models=["b"])
+    assert [complete(limited, counted, model).status_code for model in ("b", BASE)] == [200, 404]
+
+
+def test_a_budget_is_raised(limited: Running) -> None:
+    key = new_key(limited, "acme", budget=PROMPT + 4)
+    assert [complete(limited, key).status_code for _ in range(2)] == [200, 429]
+    assert _change(limited, key, budget=2 * (PROMPT + 4)).json()["used"] == PROMPT + 4
+    assert [complete(limited, key).status_code for _ in range(2)] == [200, 429]
+
+
+def test_a_change_is_written_down_with_what_it_was(limited: Running, data: Path) -> None:
+    key = new_key(limited, "acme")
+    named = _key_of(limited, key)
+    _change(limited, key, budget=123, unlimited=["parallel"])
+
+    def told() -> list[dict[str, object]]:
+        lines = map(json.loads, (data / "audit.jsonl").read_text().splitlines())
+        return [line for line in lines if line.get("key") == named and line["act"].startswith("PATCH")]
+
+    limited.wait_until("written", lambda: bool(told()))
+    assert told()[0]["changed"] == {"budget": 123, "unlimited": ["parallel"]}
+    assert key not in str(told())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "nothing is to be changed"),
+        ({"tenant": "globex"}, "tenant"),
+        ({"budget": 0}, "budget"),
+        ({"budget": "many"}, "budget"),
+        ({"weight": 0}, "weight"),
+        ({"rights": ["root"]}, "no right 'root'"),
+        ({"rights": []}, "without a right"),
+        ({"models": ["[x]"]}, "pattern '[x]'"),
+        ({"expires_at": "soon"}, "'soon' is no time"),
+        ({"unlimited": ["weight"]}, "'weight' is no limit"),
+        ({"unlimited": ["budget"], "budget": 5}, "choose one"),
+    ],
+)
+def test_a_change_that_makes_no_sense_changes_nothing(
+    limited: Running, changes: dict[str, object], said: str
+) -> None:
+    key = new_key(limited, "acme", budget=1000, parallel=3)
+    before = call(limited, "GET", f"/admin/keys/{_key_of(limited, key)}", ADMIN).json()
+    answer = _change(limited, key, **changes)
+    assert answer.status_code == 400, answer.text
+    assert said in error(answer)["message"]
+    assert call(limited, "GET", f"/admin/keys/{before['id']}", ADMIN).json() == before
+
+
+def test_only_who_administers_changes_keys_and_none_that_is_over(limited: Running) -> None:
+    key, other = new_key(limited, "acme", rights=["infer", "manage"]), new_key(limited, "acme")
+    path = f"/admin/keys/{_key_of(limited, other)}"
+    assert call(limited, "PATCH", path, key, {"budget": 5}).status_code == 403
+    assert call(limited, "PATCH", path, None, {"budget": 5}).status_code == 401
+    assert call(limited, "DELETE", path, ADMIN).status_code == 200
+    over = call(limited, "PATCH", path, ADMIN, {"budget": 5})
+    assert (over.status_code, "is revoked" in over.text) == (404, True)
+    assert call(limited, "PATCH", "/admin/keys/key-1", ADMIN, {"budget": 5}).status_code == 404

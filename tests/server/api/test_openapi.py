@@ -143,6 +143,7 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     key = ask("POST", "/admin/keys", {"tenant": "acme"})["id"]
     ask("GET", "/admin/keys")
     ask("GET", "/admin/keys/{key}", key=key)
+    ask("PATCH", "/admin/keys/{key}", {"parallel": 4, "unlimited": ["budget"]}, key=key)
     ask("POST", "/admin/keys/{key}/rotate", {}, key=key)
     ask("DELETE", "/admin/keys/{key}", key=key)
     ask("GET", "/exports")

@@ -126,3 +126,47 @@ def test_what_others_hold_for_a_moment_may_be_had_later() -> None:
     ticket.close()
     with pytest.raises(QuotaExhausted):
         account.check_tokens(40, 0.0)
+
+
+def test_other_limits_forget_nothing() -> None:
+    account = Account(KeyTerms("acme", requests_per_minute=4, tokens_per_minute=100, budget=100), 0)
+    for _ in range(4):
+        ticket = account.enter(10.0)
+    running = ticket.reserve(40, 10.0)
+    account.change(KeyTerms("acme", requests_per_minute=5, tokens_per_minute=60, budget=70))
+    account.enter(10.0)
+    with pytest.raises(RateLimited, match="5 requests per minute"):
+        account.enter(10.0)
+    account.check_tokens(20, 10.0)
+    with pytest.raises(RateLimited, match="are left: try again"):
+        account.check_tokens(21, 10.0)
+    running.settle(30)
+    account.check_tokens(30, 10.0)
+    account.change(KeyTerms("acme", requests_per_minute=2, tokens_per_minute=1000, budget=20))
+    with pytest.raises(QuotaExhausted):
+        account.enter(10.0)
+    account.change(KeyTerms("acme"))
+    account.enter(10.0)
+    assert not account.standings(10.0)
+
+
+def test_under_a_lower_limit_one_waits_until_enough_is_free() -> None:
+    window = SlidingWindow(10)
+    for second in range(10):
+        window.take(1, float(second))
+    window.limit = 3
+    assert window.remaining(9.0) == 0
+    wait = window.wait(1, 9.0)
+    assert deepcopy(window).wait(1, 9.0 + wait + 1e-6) == 0, "it says when"
+    assert window.wait(1, 9.0 + wait - 1e-6) > 0
+
+
+def test_a_budget_counts_from_when_it_is_set() -> None:
+    account = Account(KeyTerms("acme"), 0)
+    account.enter(0.0).reserve(5000, 0.0).settle(None)
+    account.change(KeyTerms("acme", budget=100))
+    ticket = account.enter(0.0)
+    assert account.loan_for(60) is not None
+    ticket.reserve(60, 0.0)
+    with pytest.raises(RateLimited):
+        ticket.reserve(60, 0.0)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from manylora.adapters.keys import KeyRecord, KeyTerms, digest_of
+from manylora.adapters.keys import KeyChange, KeyRecord, KeyTerms, digest_of
 from manylora.server.tenants.ring import KeyRing
 
 
@@ -33,6 +33,10 @@ class Store:
 
     def revoke(self, key_id: str) -> KeyRecord:
         self.change(key_id, revoked_at=datetime.now(UTC))
+        return self.records[key_id]
+
+    def set_terms(self, key_id: str, change: KeyChange) -> KeyRecord:
+        self.change(key_id, terms=change.of(self.records[key_id].terms))
         return self.records[key_id]
 
     def rotate(self, key_id: str, overlap: timedelta) -> tuple[KeyRecord, str]:
