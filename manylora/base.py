@@ -81,7 +81,8 @@ def load_base(settings: ServeSettings, directory: Path, progress: Callable[[int,
     cache = weight_cache(settings)
 
     def load(kernels: str) -> tuple[Decoder, LoadReport]:
-        backend = choose_backend(device, dtype, kernels, settings.threads, settings.activations, kv_dtype)
+        of_cpu = settings.threads, settings.activations
+        backend = choose_backend(device, dtype, kernels, *of_cpu, kv_dtype, cuda_graphs=settings.cuda_graphs)
         config, weights, report = load_weights(
             directory,
             backend,

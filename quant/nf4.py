@@ -7,6 +7,7 @@ quantisation the absmax values, less their mean, are quantised to 8 bits in bloc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar, Self
 
 import torch
@@ -109,8 +110,11 @@ class Nf4Tensor:
         # Both values of a byte are looked up at once.
         pairs = _pair_table(self.codes.device)
         values = pairs.index_select(0, self.codes.view(-1).int()).view(-1)
-        scales = self.scales().repeat_interleave(self.blocksize)[:count]
-        return values[:count].mul_(scales).view(self.shape).to(dtype)
+        if count % self.blocksize:
+            scales = self.scales().repeat_interleave(self.blocksize)[:count]
+            return values[:count].mul_(scales).view(self.shape).to(dtype)
+        out = torch.empty(count // self.blocksize, self.blocksize, dtype=dtype, device=values.device)
+        return torch.mul(values.view(out.shape), self.scales()[:, None], out=out).view(self.shape)
 
     def to(self, device: torch.device) -> Self:
         """Return the same matrix on ``device``."""
@@ -166,10 +170,13 @@ def _midpoints(device: torch.device) -> Tensor:
     return (code[1:] + code[:-1]) / 2
 
 
+@cache
 def _pair_table(device: torch.device) -> Tensor:
-    code = NF4_CODE.to(device)
-    both = torch.arange(256, device=device)
-    return torch.stack((code[both >> 4], code[both & 15]), dim=1)
+    """Return both values of each byte, float32 [256, 2]; kept: to make it is a transfer that a GPU waits for."""
+    with torch.inference_mode(mode=False):
+        code = NF4_CODE.to(device)
+        both = torch.arange(256, device=device)
+        return torch.stack((code[both >> 4], code[both & 15]), dim=1)
 
 
 def nest_scales(absmax: Tensor) -> NestedScales:

@@ -107,6 +107,10 @@ class ServeSettings(BaseModel):
         "int8",
         description="What native CPU kernels multiply 4- and 8-bit weights by; bfloat16: finer, prompts slower.",
     )
+    cuda_graphs: bool = Field(
+        True,
+        description="Give a GPU a step that only decodes at once, recorded; off: op by op, the same bits, slower.",
+    )
     exact: bool = Field(
         False, description="Compute in plain torch, as transformers does, and not with activations of 8 bits."
     )

@@ -11,8 +11,8 @@ import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from manylora.loadtest.bench.popularity import Popularity
 from manylora.loadtest.bench.workload import Workload
 from manylora.loadtest.checks.exactness import FAMILIES, Outcome, check_engine, check_family, check_nf4
 from manylora.loadtest.checks.mixture_exactness import check_mixtures
+from manylora.loadtest.checks.recorded_steps import check_recorded
+from manylora.loadtest.material.checkpoints import SHAPES
 from manylora.loadtest.material.environment import environment, headline
 from manylora.loadtest.material.random_model import QUANTIZATIONS, ModelChoice
 from manylora.loadtest.material.text_table import text_table
@@ -36,21 +38,25 @@ DISTINCT = Popularity("distinct")
 class Plan:
     """What is measured after the checks."""
 
-    shapes: tuple[str, ...]
-    streams: tuple[int, ...]
+    shapes: Sequence[str]
+    quantizations: Sequence[Quantization]
+    streams: Sequence[int]
     tokens: int
     """Of each prompt and each answer."""
     adapters: int
     rank: int
+    cuda_graphs: bool = True
+    peft: bool = True
 
 
-FULL = Plan(("qwen2.5-0.5b", "qwen2.5-7b"), (1, 8, 32), 64, 8, 16)
-SMALL = Plan(("tiny",), (2,), 8, 2, 4)
+FULL = Plan(("qwen2.5-0.5b", "qwen2.5-7b"), QUANTIZATIONS, (1, 8, 32), 64, 8, 16)
+SMALL = Plan(("tiny",), QUANTIZATIONS, (2,), 8, 2, 4)
 
 
 def checks(device: torch.device) -> Iterator[Outcome]:
     """Run every check."""
     with tempfile.TemporaryDirectory(prefix="manylora-check-") as scratch:
+        yield from check_recorded(Path(scratch), device)
         for family in FAMILIES:
             yield from check_family(family, Path(scratch), device)
         yield from check_nf4(Path(scratch), device)
@@ -61,10 +67,13 @@ def checks(device: torch.device) -> Iterator[Outcome]:
 def benches(plan: Plan, device: str) -> Iterator[dict[str, object]]:
     """Run and print `bench engine` and `bench peft` for each shape and weight format; yield their reports."""
     for shape in plan.shapes:
-        for quantization in QUANTIZATIONS:
+        for quantization in plan.quantizations:
             for streams in plan.streams:
-                yield _engine(plan, ModelChoice(shape, quantization, device=device), streams)
+                choice = ModelChoice(shape, quantization, device=device, cuda_graphs=plan.cuda_graphs)
+                yield _engine(plan, choice, streams)
                 _free(device)
+            if not plan.peft:
+                continue
             if _can_peft(quantization):
                 yield _peft(plan, ModelChoice(shape, quantization, device=device), max(plan.streams))
             else:
@@ -94,6 +103,18 @@ def _can_peft(quantization: Quantization) -> bool:
     return quantization == "none" or importlib.util.find_spec("bitsandbytes") is not None
 
 
+def _plan(options: argparse.Namespace) -> Plan:
+    plan = SMALL if options.small else FULL
+    return replace(
+        plan,
+        shapes=options.shapes or plan.shapes,
+        quantizations=options.quantizations,
+        streams=options.streams or plan.streams,
+        cuda_graphs=not options.no_cuda_graphs,
+        peft=not options.no_peft,
+    )
+
+
 def _free(device: str) -> None:
     """Give memory back before the next model is made."""
     gc.collect()
@@ -113,6 +134,12 @@ def main() -> None:
         "--small", action="store_true", help="measure a tiny model only: is everything there?"
     )
     parser.add_argument("--no-bench", action="store_true", help="only check")
+    parser.add_argument("--no-checks", action="store_true", help="only measure")
+    parser.add_argument("--no-peft", action="store_true", help="don't measure peft")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="measure steps issued op by op")
+    parser.add_argument("--shapes", nargs="+", default=[], help=f"of {', '.join(SHAPES)}, to be measured")
+    parser.add_argument("--quantizations", nargs="+", choices=QUANTIZATIONS, default=QUANTIZATIONS)
+    parser.add_argument("--streams", nargs="+", type=int, default=[], help="to be measured")
     parser.add_argument("--json", type=Path, help="write outcomes and figures here")
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
@@ -122,7 +149,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("highest")
     _say(headline() + "\n")
     outcomes = []
-    for outcome in checks(torch.device(options.device)):
+    for outcome in () if options.no_checks else checks(torch.device(options.device)):
         outcomes.append(outcome)
         _say(f"{'pass' if outcome.passed else 'FAIL'}  {outcome.name} ({outcome.detail})")
     failed = sum(not outcome.passed for outcome in outcomes)
@@ -133,7 +160,7 @@ def main() -> None:
     figures: list[dict[str, object]] = []
     if not options.no_bench:
         _say("")
-        figures += benches(SMALL if options.small else FULL, options.device)
+        figures += benches(_plan(options), options.device)
     if options.json is not None:
         found = [{"name": each.name, "passed": each.passed, "detail": each.detail} for each in outcomes]
         report = {"environment": environment(), "checks": found, "figures": figures}

@@ -40,6 +40,7 @@ class ModelChoice:
     device: str = "cpu"
     kernels: str = AUTO
     """Of a CPU: auto, plain, or a level of the native ones."""
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what isn't there."""
@@ -65,7 +66,7 @@ def build_decoder(choice: ModelChoice) -> Decoder:
     device = torch.device(choice.device)
     # Native kernels have no finer weights than bfloat16.
     kernels = PLAIN if choice.dtype == "float32" else choice.kernels
-    backend = choose_backend(device, DTYPES[choice.dtype], kernels)
+    backend = choose_backend(device, DTYPES[choice.dtype], kernels, cuda_graphs=choice.cuda_graphs)
     if choice.source not in SHAPES:
         config, weights, _ = load_weights(Path(choice.source), backend, quantization=choice.quantization)
         return Decoder(config, weights, backend)

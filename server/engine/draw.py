@@ -97,13 +97,63 @@ def sums_above(probs: Tensor, rows: Sequence[int], pivots: Sequence[float]) -> T
     """Block sums [m, blocks] of ``rows`` of ``probs`` [n, V] float32, counting only entries above each row's
     pivot."""
     if probs.is_cuda:
-        chosen = probs[torch.tensor(rows, device=probs.device)]
-        limit = torch.tensor(pivots, device=probs.device, dtype=probs.dtype).unsqueeze(1)
-        return block_sums(chosen.masked_fill(chosen <= limit, 0.0))
+        limits = torch.tensor(pivots, device=probs.device, dtype=probs.dtype)
+        return _sums_above(probs, torch.tensor(rows, device=probs.device), limits)
     # Row by row the copy stays in the core's cache: a sixth of the time of one masked pass over the batch.
     return torch.stack(
         [block_sums(F.threshold(probs[row], pivot, 0.0)) for row, pivot in zip(rows, pivots, strict=True)]
     )
+
+
+def _sums_above(probs: Tensor, rows: Tensor, pivots: Tensor) -> Tensor:
+    chosen = probs[rows]
+    return block_sums(chosen.masked_fill_(chosen <= pivots.unsqueeze(1), 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Of m draws: what they were, and which of them lie outside the nucleus."""
+
+    ids: list[int]
+    probabilities: list[float]
+    finite: list[bool]
+    """Whether there was anything to draw from: False too for a row that holds NaN."""
+    rejected: list[int]
+    """Those outside: numbers in 0 … m − 1."""
+    sums: Tensor
+    """[rejected, blocks]: block sums of the entries above each of them."""
+
+
+def judge(
+    probs: Tensor, rows: Sequence[int], drawn: tuple[Tensor, Tensor, Tensor], top_p: Sequence[float]
+) -> Judged:
+    """Say of draw_above's results which lie outside: the mass above them is at least ``top_p`` (inf: none is)."""
+    if probs.is_cuda and min(top_p) < math.inf:
+        return _judge_at_once(probs, rows, drawn, top_p)
+    ids, probabilities, mass = (each.tolist() for each in drawn)
+    finite = [each > 0 for each in mass]
+    asked = [j for j, limit in enumerate(top_p) if finite[j] and limit < math.inf]
+    if not asked:
+        return Judged(ids, probabilities, finite, [], probs[:0])
+    sums = sums_above(probs, [rows[j] for j in asked], [probabilities[j] for j in asked])
+    above = sums.double().cumsum(-1)[:, -1].tolist()
+    outside = [place for place, j in enumerate(asked) if above[place] >= top_p[j]]
+    chosen = torch.tensor(outside, device=probs.device, dtype=torch.int64)
+    return Judged(ids, probabilities, finite, [asked[place] for place in outside], sums[chosen])
+
+
+def _judge_at_once(
+    probs: Tensor, rows: Sequence[int], drawn: tuple[Tensor, Tensor, Tensor], top_p: Sequence[float]
+) -> Judged:
+    """Judge on a device that is waited for only once: so all rows are, and what isn't asked is thrown away."""
+    ids, probabilities, mass = drawn
+    sums = _sums_above(probs, torch.tensor(rows, device=probs.device), probabilities)
+    above = sums.double().cumsum(-1)[:, -1]
+    told = torch.stack((ids.double(), probabilities.double(), mass, above)).tolist()
+    finite = [each > 0 for each in told[2]]
+    outside = [j for j, limit in enumerate(top_p) if finite[j] and told[3][j] >= limit]
+    chosen = torch.tensor(outside, device=probs.device, dtype=torch.int64)
+    return Judged([int(each) for each in told[0]], told[1], finite, outside, sums[chosen])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from manylora.server.engine.columns import COLDEST, columns_of
-from manylora.server.engine.draw import best, block_maxima, block_sums, draw_above, draw_top, sums_above, top
+from manylora.server.engine.draw import (
+    best,
+    block_maxima,
+    block_sums,
+    draw_above,
+    draw_top,
+    judge,
+    sums_above,
+    top,
+)
 from manylora.server.engine.logits import SamplerState, SamplingRow, edit_logits, hide_masked
 from manylora.server.engine.prompt_logprobs import NO_ROWS, LogprobRows
 from manylora.server.engine.request import SamplingParams, TokenLogprobs
@@ -194,25 +203,16 @@ class Sampler:
         while waiting:
             u = [rows[members[w]].state.uniform(attempt) for w in waiting]
             limits = torch.tensor(pivots, device=self._device, dtype=torch.float32)
-            ids, drawn, mass = draw_above(probs, self._index(waiting), sums, limits, self._column(u))
-            hit = list(zip(ids.tolist(), drawn.tolist(), (mass > 0).tolist(), strict=True))
-            still: list[int] = []
-            pivots = []
-            for w, (token_id, probability, finite) in zip(waiting, hit, strict=True):
+            drawn = draw_above(probs, self._index(waiting), sums, limits, self._column(u))
+            judged = judge(probs, waiting, drawn, [_top_p(params[w]) for w in waiting])
+            for w, token_id, finite in zip(waiting, judged.ids, judged.finite, strict=True):
                 if finite:
                     chosen[w] = token_id
-                if finite and params[w].top_p < 1.0:
-                    still.append(w)
-                    pivots.append(probability)
-            if not still:
+            if not judged.rejected:
                 break
-            sums = sums_above(probs, still, pivots)
-            outside = (
-                sums.double().cumsum(-1)[:, -1] >= self._column([_top_p(params[w]) for w in still])
-            ).tolist()
-            rejected = [j for j, out in enumerate(outside) if out]
-            sums, pivots = sums[self._index(rejected)], [pivots[j] for j in rejected]
-            waiting = [still[j] for j in rejected]
+            sums = judged.sums
+            pivots = [judged.probabilities[j] for j in judged.rejected]
+            waiting = [waiting[j] for j in judged.rejected]
             attempt += 1
         return chosen
 

@@ -19,6 +19,7 @@ from manylora.server.kernels.cpu.library import (
     open_kernels,
 )
 from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.plain.cuda_graph import CudaRecorder
 
 AUTO, PLAIN = "auto", "plain"
 CPU = torch.device("cpu")
@@ -36,13 +37,16 @@ def choose_backend(
     threads: int = 0,
     activations: Activations = "int8",
     kv_dtype: torch.dtype | None = None,
+    *,
+    cuda_graphs: bool = True,
 ) -> AnyBackend:
     """Return the fastest backend for a device and the dtype of activations there, or the one that is asked for.
 
     ``kernels``: auto, plain (torch), or a level of the native CPU kernels; ``threads`` are theirs, 0: as many as torch
     has, and not more than there are cores; ``activations`` are what those multiply 4- and 8-bit weights by.
     ``kv_dtype``: in which type keys and values are kept, bfloat16 or int8; None: bfloat16 by native kernels, ``dtype``
-    by torch. Raises KernelsRefused for kernels that can't be had here.
+    by torch. ``cuda_graphs``: whether a GPU's decode steps are recorded. Raises KernelsRefused for kernels that can't
+    be had here.
     """
     if device.type != CPU.type and kernels not in (AUTO, PLAIN):
         raise KernelsRefused(f"{kernels}: these kernels are the CPU's, and the model runs on {device.type}")
@@ -51,7 +55,8 @@ def choose_backend(
         opened = sound_kernels(kernels, count, activations)
         if isinstance(opened, Kernels):
             return CpuBackend(opened, dtype, activations, kv_dtype or torch.bfloat16)
-    return PlainBackend(device, dtype, kv_dtype)
+    record = CudaRecorder(device) if cuda_graphs and device.type == "cuda" else None
+    return PlainBackend(device, dtype, kv_dtype, record)
 
 
 def sound_kernels(

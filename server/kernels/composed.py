@@ -1,8 +1,9 @@
 """A step in two halves for backends that have no call of their own for it: their ops, one after the other."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,7 +26,13 @@ class Composed:
     """Before and after them, on one that has not."""
 
 
-def launch_composed(backend: AnyBackend, plan: Any, rows: Ints, state_rows: Ints) -> Composed:
+Take: TypeAlias = Callable[[Any, Ints], tuple[Tensor, Tensor] | None]
+"""Compute the whole of a plan in another way: return logits of tokens and which are finite; None: op by op."""
+
+
+def launch_composed(
+    backend: AnyBackend, plan: Any, rows: Ints, state_rows: Ints, take: Take | None = None
+) -> Composed:
     """See Backend.launch; ``state_rows``: the batch's."""
     began = time.perf_counter()
     times = None
@@ -33,16 +40,17 @@ def launch_composed(backend: AnyBackend, plan: Any, rows: Ints, state_rows: Ints
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         times = (before, after)
         times[0].record()
-    x = backend.forward(plan)
-    hidden = backend.hidden(plan, x, rows)
-    logits = backend.logits(plan, hidden, rows.shape[0])
-    finite = backend.finite(plan, x)
     states = None
-    if len(state_rows):
-        states = backend.hidden(plan, x, state_rows)[: len(state_rows)].float()
+    taken = None if take is None else take(plan, rows)
+    if taken is None:
+        x = backend.forward(plan)
+        logits = backend.logits(plan, backend.hidden(plan, x, rows), rows.shape[0])
+        taken = logits, backend.finite(plan, x)
+        if len(state_rows):
+            states = backend.hidden(plan, x, state_rows)[: len(state_rows)].float()
     if times is not None:
         times[1].record()
-    return Composed(logits, finite, states, time.perf_counter() - began, times)
+    return Composed(*taken, states, time.perf_counter() - began, times)
 
 
 def collect_composed(launched: Composed) -> StepOutput:

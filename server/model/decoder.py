@@ -58,7 +58,7 @@ class Decoder:
     def forward(self, batch: StepBatch, kv: KVCache, arena: RankArena) -> StepOutput:
         """Compute a step, both halves; what is returned is the caller's."""
         output = self.collect(self.launch(batch, kv, arena))
-        return replace(output, logits=output.logits.clone())
+        return replace(output, logits=output.logits.clone(), finite=output.finite.clone())
 
     def _check(self, batch: StepBatch, kv: KVCache) -> None:
         attention = batch.attention

@@ -1,5 +1,8 @@
 """The plain backend's rank arena: two tensors a layer and module."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -8,25 +11,32 @@ from manylora.server.kernels.plain.memory import zeros
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AdapterRanges, RankRange
 
+SHARING = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+"""LORA_MODULES by the input that they have in common."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaLayer:
+    """A layer's buffers."""
+
+    pairs: Mapping[str, tuple[Tensor, Tensor]]
+    """By module A [rows, in] and B [rows, out], the scale folded into B."""
+    stacks: Mapping[str, Tensor]
+    """By the first module of each of SHARING: the A of them all, [modules · rows, in], whose parts ``pairs`` names."""
+
 
 class PlainArena:
-    """See RankArena. For each layer and module A [rows, in] and B [rows, out], the scale folded into B."""
+    """See RankArena."""
 
     def __init__(self, shape: DecoderShape, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.rows = rows
         self._paths = shape.paths
-        self.layers: tuple[dict[str, tuple[Tensor, Tensor]], ...] = tuple(
-            {
-                module: (zeros((rows, wide), dtype, device), zeros((rows, out), dtype, device))
-                for module, (out, wide) in shape.modules.items()
-            }
-            for _ in range(shape.num_layers)
-        )
+        self.layers = tuple(_layer(shape, rows, dtype, device) for _ in range(shape.num_layers))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(a.nbytes + b.nbytes for layer in self.layers for a, b in layer.values())
+        return sum(a.nbytes + b.nbytes for layer in self.layers for a, b in layer.pairs.values())
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
         """Copy an adapter's factors into its ranges; rows that a layer doesn't use become zero."""
@@ -34,7 +44,7 @@ class PlainArena:
             for module, owned in ranges.items():
                 pair = weights.pairs.get(paths[module])
                 used = 0 if pair is None else pair.a.shape[0]
-                for index, buffer in enumerate(buffers[module]):
+                for index, buffer in enumerate(buffers.pairs[module]):
                     rows = buffer[owned.start : owned.start + owned.rank]
                     if pair is not None:
                         rows[:used].copy_(pair.b if index else pair.a)
@@ -43,9 +53,21 @@ class PlainArena:
     def move(self, module: str, source: RankRange, target_start: int) -> None:
         """Move a range to another start; the two may overlap."""
         for buffers in self.layers:
-            for buffer in buffers[module]:
+            for buffer in buffers.pairs[module]:
                 rows = buffer[source.start : source.start + source.rank].clone()
                 buffer[target_start : target_start + source.rank] = rows
+
+
+def _layer(shape: DecoderShape, rows: int, dtype: torch.dtype, device: torch.device) -> ArenaLayer:
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    stacks: dict[str, Tensor] = {}
+    for modules in SHARING:
+        wide = shape.modules[modules[0]][1]
+        stacks[modules[0]] = stack = zeros((len(modules) * rows, wide), dtype, device)
+        for number, module in enumerate(modules):
+            a = stack[number * rows : (number + 1) * rows]
+            pairs[module] = a, zeros((rows, shape.modules[module][0]), dtype, device)
+    return ArenaLayer(pairs, stacks)
 
 
 def bytes_per_row(shape: DecoderShape, dtype: torch.dtype) -> dict[str, int]:

@@ -7,14 +7,20 @@ masked adds exact zeros, so that neither the padding of a context nor the keys a
 
 A masked value still meets a weight of 0 in a product, and 0 × NaN is NaN. So what a row gathers past its context is a
 copy of its own last key and value: nothing that another sequence wrote is read, whatever it holds.
+
+A GPU, on which no bits are promised and every op is a launch, computes all this in torch's own attention kernel, where
+that takes the type (``fuses``): then a plan's masks are of that type, 0 for keys that a query sees and −inf for others.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
 from manylora.server.kernels.plain.kv_cache import CachedRows
@@ -33,19 +39,26 @@ SCRATCH_BYTES = 16 << 20
 no pool counts them. Copies that leave the cache make long contexts several times slower."""
 CUDA_SCRATCH_BYTES = 256 << 20
 """The same on CUDA, where each part costs launches."""
+FUSED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Of torch's kernels those that take any mask, the one that keeps no scores first."""
+
+
+Masks: TypeAlias = Mapping[int | None, Tensor]
+"""By sliding window: bool, True for keys that a query doesn't see; or, where attention is fused, what is added to its
+scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
     """Sequences with one query each whose contexts are padded to the same length L."""
 
-    tokens: Tensor
-    """int64 [n]: where their queries are among the step's tokens."""
+    tokens: Tensor | None
+    """int64 [n]: where their queries are among the step's tokens; None: they are the step's first n."""
     slots: Tensor
     """int64 [n · L]: KV slots of their contexts, in order; padding repeats a context's last slot and is masked."""
     length: int
-    hidden: Mapping[int | None, Tensor]
-    """bool [n, 1, L] by sliding window: True for keys that the query doesn't see."""
+    masks: Masks
+    """[n, 1, L]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,8 @@ class Chunk:
     """int64 [L]"""
     position: int
     """Of the first query."""
+    masks: Masks
+    """[Q, L], where attention is fused; else none, they are made tile by tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +84,22 @@ class AttentionPlan:
     chunks: tuple[Chunk, ...]
 
 
+def fuses(device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype) -> bool:
+    """Whether attention is one kernel of torch's: on CUDA, in 16 bits."""
+    return device.type == "cuda" and dtype.itemsize == 2 and kv_dtype == dtype
+
+
 def plan_attention(
-    metadata: AttentionMetadata, block_size: int, windows: Collection[int | None], device: torch.device
+    metadata: AttentionMetadata,
+    block_size: int,
+    windows: Collection[int | None],
+    device: torch.device,
+    fused: torch.dtype | None = None,
 ) -> AttentionPlan:
-    """Turn a step's rows into index tensors for layers with the given sliding windows."""
+    """Turn a step's rows into index tensors for layers with the given sliding windows.
+
+    ``fused``: the type of q, keys and values, where torch's own kernel is to attend.
+    """
     decodes: dict[int, list[int]] = defaultdict(list)
     chunks = []
     tables, starts = index_tensor(metadata.block_tables, device), metadata.query_start.tolist()
@@ -84,9 +111,16 @@ def plan_attention(
             last = torch.full((1,), context - 1, device=device)
             slots = _slots(tables[row : row + 1], last, _padded(context), block_size)
             position = context - (starts[row + 1] - starts[row])
-            chunks.append(Chunk(starts[row], starts[row + 1], slots, position))
-    groups = tuple(_group(metadata, rows, tables, block_size, windows) for rows in decodes.values())
-    return AttentionPlan(index_tensor(metadata.slots, device), groups, tuple(chunks))
+            queries = torch.arange(position, context, device=device)[:, None]
+            masks = {} if fused is None else make_masks(queries, slots.shape[0], windows, fused)
+            chunks.append(Chunk(starts[row], starts[row + 1], slots, position, masks))
+    groups = []
+    for rows in decodes.values():
+        length, first = _padded(int(metadata.context_lens[rows].max())), metadata.query_start[rows]
+        tokens, positions = (index_tensor(each, device) for each in (first, metadata.positions[first]))
+        own = tables[torch.tensor(rows, device=device)]
+        groups.append(row_group(tokens, positions, own, length, block_size, windows, fused))
+    return AttentionPlan(index_tensor(metadata.slots, device), tuple(groups), tuple(chunks))
 
 
 def index_tensor(values: Ints, device: torch.device) -> Tensor:
@@ -94,21 +128,32 @@ def index_tensor(values: Ints, device: torch.device) -> Tensor:
     return torch.from_numpy(values).to(device, torch.int64)
 
 
-def _group(
-    metadata: AttentionMetadata,
-    rows: Sequence[int],
+def row_group(
+    tokens: Tensor | None,
+    positions: Tensor,
     tables: Tensor,
+    length: int,
     block_size: int,
     windows: Collection[int | None],
+    fused: torch.dtype | None,
 ) -> RowGroup:
-    device = tables.device
-    length = _padded(int(metadata.context_lens[rows].max()))
-    first = metadata.query_start[rows]
-    tokens, positions = (index_tensor(each, device) for each in (first, metadata.positions[first]))
-    keys = torch.arange(length, device=device)
-    hidden = {window: _hidden(positions[:, None, None], keys, window) for window in windows}
-    own = tables[torch.tensor(rows, device=device)]
-    return RowGroup(tokens, _slots(own, positions, length, block_size), length, hidden)
+    """Return rows with one query each: ``positions`` [n], ``tables`` [n, blocks], contexts padded to ``length``."""
+    masks = make_masks(positions[:, None, None], length, windows, fused)
+    return RowGroup(tokens, _slots(tables, positions, length, block_size), length, masks)
+
+
+def make_masks(
+    positions: Tensor, length: int, windows: Collection[int | None], fused: torch.dtype | None
+) -> Masks:
+    """Return masks over the first ``length`` keys for queries at ``positions``, [..., 1]."""
+    keys = torch.arange(length, device=positions.device)
+    masks = {window: _hidden(positions, keys, window) for window in windows}
+    if fused is None:
+        return masks
+    return {
+        window: torch.zeros(hidden.shape, dtype=fused, device=hidden.device).masked_fill_(hidden, -torch.inf)
+        for window, hidden in masks.items()
+    }
 
 
 def _padded(context: int) -> int:
@@ -137,7 +182,10 @@ def attend(
     for group in plan.groups:
         _attend_group(q, k_cache, v_cache, group, window, out)
     for chunk in plan.chunks:
-        _attend_chunk(q, k_cache, v_cache, chunk, window, out)
+        if chunk.masks:
+            _attend_fused_chunk(q, k_cache, v_cache, chunk, chunk.masks[window], out)
+        else:
+            _attend_chunk(q, k_cache, v_cache, chunk, window, out)
 
 
 def _attend_group(
@@ -146,19 +194,60 @@ def _attend_group(
     heads, dim = q.shape[1:]
     kv_heads, shared = k_cache.data.shape[1], heads // k_cache.data.shape[1]
     slots, out = group.slots.view(-1, group.length), out.view(-1, kv_heads, shared, dim)
+    mask = group.masks[window]
+    of_rows = _rows_by_score if mask.dtype is torch.bool else _rows_fused
     for rows, kept in _pieces(len(slots), kv_heads, group.length, dim, q.is_cuda):
-        tokens, count = group.tokens[rows], rows.stop - rows.start
-        k, v = _keys_and_values(
-            k_cache.of_heads(kept), v_cache.of_heads(kept), slots[rows].reshape(-1), count
-        )
-        # Rows past the heads that share a KV head are padding.
-        least = max(shared, _LIMITS.least_rows)
-        queries = q.new_zeros(count, kept.stop - kept.start, least, dim, dtype=torch.float32)
-        queries[:, :, :shared] = q.index_select(0, tokens).view(count, kv_heads, shared, dim)[:, kept]
-        scores = torch.bmm(queries.flatten(0, 1).mul_(dim**-0.5), k.transpose(1, 2))
-        scores.view(count, -1, group.length).masked_fill_(group.hidden[window][rows], -torch.inf)
-        result = _softmax_product(scores, v)[:, :shared].view(count, -1, shared, dim)
-        out[:, kept].index_copy_(0, tokens, result.to(out.dtype))
+        tokens = None if group.tokens is None else group.tokens[rows]
+        queries = q[rows] if tokens is None else q.index_select(0, tokens)
+        queries = queries.view(len(queries), kv_heads, shared, dim)[:, kept]
+        caches = k_cache.of_heads(kept), v_cache.of_heads(kept)
+        result = of_rows(queries, *caches, slots[rows], mask[rows]).to(out.dtype)
+        if tokens is None:
+            out[rows, kept] = result
+        else:
+            out[:, kept].index_copy_(0, tokens, result)
+
+
+def _rows_by_score(
+    q: Tensor, k_cache: CachedRows, v_cache: CachedRows, slots: Tensor, hidden: Tensor
+) -> Tensor:
+    """Return what q [n, KV heads, shared, D] attends to at ``slots`` [n, L], in float32."""
+    count, kv_heads, shared, dim = q.shape
+    k, v = _keys_and_values(k_cache, v_cache, slots.reshape(-1), count)
+    # Rows past the heads that share a KV head are padding.
+    least = max(shared, _LIMITS.least_rows)
+    queries = q.new_zeros(count, kv_heads, least, dim, dtype=torch.float32)
+    queries[:, :, :shared] = q
+    scores = torch.bmm(queries.flatten(0, 1).mul_(dim**-0.5), k.transpose(1, 2))
+    scores.view(count, -1, slots.shape[1]).masked_fill_(hidden, -torch.inf)
+    return _softmax_product(scores, v)[:, :shared].view(count, -1, shared, dim)
+
+
+def _rows_fused(q: Tensor, k_cache: CachedRows, v_cache: CachedRows, slots: Tensor, mask: Tensor) -> Tensor:
+    """As _rows_by_score, in q's type; the heads that share keys are queries beside each other."""
+    count, kv_heads, shared, dim = q.shape
+    k, v = (
+        cache.gather(slots.reshape(-1)).view(count, -1, kv_heads, dim).transpose(1, 2)
+        for cache in (k_cache, v_cache)
+    )
+    with sdpa_kernel(FUSED):
+        return F.scaled_dot_product_attention(q, k, v, mask[:, None].expand(-1, kv_heads, shared, -1))
+
+
+def _attend_fused_chunk(
+    q: Tensor, k_cache: CachedRows, v_cache: CachedRows, chunk: Chunk, mask: Tensor, out: Tensor
+) -> None:
+    """Attend for a sequence with several queries: KV heads as the batch, the heads that share one as its heads."""
+    kv_heads = k_cache.data.shape[1]
+    own = slice(chunk.start, chunk.stop)
+    queries = q[own].view(chunk.stop - chunk.start, kv_heads, -1, q.shape[2]).permute(1, 2, 0, 3)
+    k, v = (
+        cache.gather(chunk.slots).transpose(0, 1)[:, None].expand(-1, queries.shape[1], -1, -1)
+        for cache in (k_cache, v_cache)
+    )
+    with sdpa_kernel(FUSED):
+        result = F.scaled_dot_product_attention(queries, k, v, mask.expand(*queries.shape[:2], -1, -1))
+    out[own] = result.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _attend_chunk(

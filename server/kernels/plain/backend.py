@@ -7,7 +7,6 @@ invariance.py, and tests/server/kernels/plain/test_invariance.py holds it. So th
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,9 @@ from manylora.server.kernels.composed import Composed, collect_composed, launch_
 from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.owned import foreign, own
 from manylora.server.kernels.plain.arena import PlainArena, bytes_per_row
-from manylora.server.kernels.plain.attention import AttentionPlan, attend, index_tensor, plan_attention
-from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
+from manylora.server.kernels.plain.attention import attend, fuses, index_tensor, plan_attention
+from manylora.server.kernels.plain.decode_steps import DecodeSteps, Record
+from manylora.server.kernels.plain.invariance import limits_on
 from manylora.server.kernels.plain.kv_cache import PlainKVCache, bytes_per_block
 from manylora.server.kernels.plain.linear import (
     DenseLinear,
@@ -31,36 +31,17 @@ from manylora.server.kernels.plain.linear import (
     can_fuse_nf4,
     fuse_nf4,
     fused_nf4_reason,
+    stacked,
 )
-from manylora.server.kernels.plain.lora import LoraMetadata, build_lora_metadata
+from manylora.server.kernels.plain.lora import Slices, build_lora_metadata
+from manylora.server.kernels.plain.plan import PlainPlan, StepTensors
+from manylora.server.kernels.plain.rotary import angles, rotate
 from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import Ints, StepBatch, lora_spans
 from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LayerWeights, LinearWeight
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PlainPlan:
-    """A step, and what all of its layers share."""
-
-    batch: StepBatch
-    weights: DecoderWeights
-    kv: PlainKVCache
-    arena: PlainArena
-    attention: AttentionPlan
-    lora: LoraMetadata | None
-    """None when every token is the base's."""
-    cos: Tensor
-    """Of the tokens' positions, [T, 1, head dim]."""
-    sin: Tensor
-
-    def add_deltas(self, layer: int, module: str, x: Tensor, out: Tensor) -> None:
-        """Add the adapters' deltas for ``x`` [n, in] to ``out`` [n, out_features] in place."""
-        if self.lora is not None:
-            a, b = self.arena.layers[layer][module]
-            self.lora.add(module, x, a, b, out)
 
 
 class PlainBackend:
@@ -70,12 +51,29 @@ class PlainBackend:
     sampling = None
     wakes = False
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype | None = None) -> None:
-        """``kv_dtype``: int8, or a floating-point type; None: ``dtype``."""
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        kv_dtype: torch.dtype | None = None,
+        record: Record | None = None,
+        *,
+        fixed_decodes: bool | None = None,
+    ) -> None:
+        """``kv_dtype``: int8, or a floating-point type; None: ``dtype``.
+
+        ``fixed_decodes``: whether steps that only decode have the sizes of decode_steps.py, so that ``record`` can
+        record them; None: on CUDA.
+        """
         self.device = device
         self.dtype = dtype
         self.kv_dtype = kv_dtype or dtype
-        self._least_rows = MATMUL_LIMITS[dtype].least_rows
+        limits = limits_on(device, dtype)
+        self._least_rows = limits.least_rows
+        self._fused = dtype if fuses(device, dtype, self.kv_dtype) else None
+        self._decodes: DecodeSteps | None = None
+        if device.type == "cuda" if fixed_decodes is None else fixed_decodes:
+            self._decodes = DecodeSteps(self._all_rows, device, dtype, limits, self._fused, record)
         reason = fused_nf4_reason(device, dtype)
         self._fuses_nf4 = reason is None
         self.nf4_kernel = (
@@ -102,6 +100,7 @@ class PlainBackend:
         if self._fuses_nf4 and can_fuse_nf4(parts):
             return fuse_nf4([part for part in parts if isinstance(part, Nf4Tensor)], bias)
         if any(part.is_quantized for part in parts):
+            parts = stacked(parts) if self.device.type == "cuda" else parts
             own = (part.to(self.device) if part.is_quantized else self._dense(part) for part in parts)
             return DequantizedLinear(tuple(own), bias, self.dtype)
         matrices = [part.dequantize(self.dtype) for part in parts]
@@ -150,43 +149,49 @@ class PlainBackend:
 
     def begin_step(self, model: DecoderWeights, batch: StepBatch, kv: KVCache, arena: RankArena) -> PlainPlan:
         """See Backend."""
-        kv, attention = own(kv, PlainKVCache), batch.attention
-        windows = {layer.window for layer in model.layers}
-        rows = max(len(batch.token_ids), self._least_rows)
-        positions = index_tensor(attention.positions, self.device)
         return PlainPlan(
             batch,
             model,
-            kv,
+            own(kv, PlainKVCache),
             own(arena, PlainArena),
-            plan_attention(attention, kv.block_size, windows, self.device),
-            build_lora_metadata(lora_spans(batch), rows, self.device, self.dtype),
-            model.cos[positions][:, None],
-            model.sin[positions][:, None],
+            lambda: self._derive(model, batch, own(kv, PlainKVCache)),
+        )
+
+    def _derive(self, model: DecoderWeights, batch: StepBatch, kv: PlainKVCache) -> StepTensors:
+        attention, count = batch.attention, len(batch.token_ids)
+        windows = {layer.window for layer in model.layers}
+        positions = index_tensor(attention.positions, self.device)
+        spans, rows = lora_spans(batch), max(count, self._least_rows)
+        return StepTensors(
+            count,
+            self._padded(batch.token_ids),
+            plan_attention(attention, kv.block_size, windows, self.device, self._fused),
+            build_lora_metadata(spans, rows, self.device, self.dtype),
+            *angles(model, positions),
         )
 
     def embed(self, plan: PlainPlan) -> Tensor:
         """See Backend. Rows past T are those that ``least_rows`` asks for."""
-        ids = self._padded(plan.batch.token_ids)
-        return F.embedding(ids, own(plan.weights.embedding, Tensor))
+        return F.embedding(plan.tensors.ids, own(plan.weights.embedding, Tensor))
 
     def attn_in(self, plan: PlainPlan, layer: int, x: Tensor) -> Tensor:
         """See Backend."""
         weights = plan.weights.layers[layer]
         h = rms_norm(x, weights.attn_norm, plan.weights.eps)
         y = _multiply(weights.qkv, h)
-        _add_slices(plan, layer, ("q_proj", "k_proj", "v_proj"), h, y)
+        plan.add_deltas(layer, h, y, _slices(plan, ("q_proj", "k_proj", "v_proj")))
         return y
 
     def attend(self, plan: PlainPlan, layer: int, qkv: Tensor) -> Tensor:
         """See Backend."""
         weights, shape = plan.weights.layers[layer], plan.weights.shape
         k_cache, v_cache = plan.kv.layers[layer]
-        q, k, v = self._rotated(plan, weights, qkv)
-        k_cache.write(plan.attention.slots, k)
-        v_cache.write(plan.attention.slots, v)
+        q, k, v = _rotated(plan, weights, qkv)
+        attention = plan.tensors.attention
+        k_cache.write(attention.slots, k)
+        v_cache.write(attention.slots, v)
         out = qkv.new_zeros(qkv.shape[0], shape.num_heads, shape.head_dim)
-        attend(q, k_cache, v_cache, plan.attention, weights.window, out)
+        attend(q, k_cache, v_cache, attention, weights.window, out)
         return out.flatten(1)
 
     def attn_out(self, plan: PlainPlan, layer: int, o: Tensor, x: Tensor) -> Tensor:
@@ -198,7 +203,7 @@ class PlainBackend:
         weights = plan.weights.layers[layer]
         h = rms_norm(x, weights.mlp_norm, plan.weights.eps)
         y = _multiply(weights.gate_up, h)
-        _add_slices(plan, layer, ("gate_proj", "up_proj"), h, y)
+        plan.add_deltas(layer, h, y, _slices(plan, ("gate_proj", "up_proj")))
         gate, up = y.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
@@ -220,7 +225,9 @@ class PlainBackend:
 
     def launch(self, plan: PlainPlan, rows: Ints, columns: SamplingColumns | None) -> Composed:
         """See Backend."""
-        return launch_composed(self, plan, rows, plan.batch.state_rows)
+        if self._decodes is None:
+            return launch_composed(self, plan, rows, plan.batch.state_rows)
+        return launch_composed(self, plan, rows, plan.batch.state_rows, self._decodes.take)
 
     def collect(self, launched: Composed, wake: int = -1) -> StepOutput:
         """See Backend."""
@@ -228,26 +235,50 @@ class PlainBackend:
 
     def finite(self, plan: PlainPlan, x: Tensor) -> Tensor:
         """See Backend. As in PlainKVCache.finite: what is not finite in between stays in the residual stream."""
-        states: Tensor = x[: len(plan.batch.token_ids)].mul(0).sum(-1) == 0
-        return states & plan.kv.finite(plan.attention.slots)
+        own_rows = x[: plan.tensors.count]
+        # Where a norm makes zeros of a row whose squares overflow, they are looked at here: see rms_norm.
+        looked_at = own_rows.float().square() if x.is_cuda else own_rows
+        states: Tensor = looked_at.mul(0).sum(-1) == 0
+        return states & plan.kv.finite(plan.tensors.attention.slots)
+
+    def _all_rows(self, plan: PlainPlan) -> tuple[Tensor, Tensor]:
+        """Compute a step: logits of all its rows, and which are finite."""
+        x = self.forward(plan)
+        states = rms_norm(x, plan.weights.final_norm, plan.weights.eps)
+        return _multiply(plan.weights.head, states), self.finite(plan, x)
 
     def _padded(self, index: Ints) -> Tensor:
         """Bring ``index`` to the device, with zeros up to ``least_rows``."""
         missing = max(0, self._least_rows - len(index))
         return F.pad(index_tensor(index, self.device), (0, missing))
 
-    def _rotated(self, plan: PlainPlan, weights: LayerWeights, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k, v of the step's tokens, [T, heads, head dim], q and k normalised and rotated."""
-        shape, count = plan.weights.shape, len(plan.batch.token_ids)
-        heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
-        q, k, v = torch.split(qkv[:count].view(count, -1, shape.head_dim), heads, dim=1)
-        if weights.q_norm is not None and weights.k_norm is not None:
-            q = rms_norm(q, weights.q_norm, plan.weights.eps)
-            k = rms_norm(k, weights.k_norm, plan.weights.eps)
-        return rotate(q, plan.cos, plan.sin), rotate(k, plan.cos, plan.sin), v
+
+def _rotated(plan: PlainPlan, weights: LayerWeights, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k, v of the step's tokens, [T, heads, head dim], q and k normalised and rotated."""
+    shape, step = plan.weights.shape, plan.tensors
+    heads = [shape.num_heads + shape.num_kv_heads, shape.num_kv_heads]
+    qk, v = torch.split(qkv[: step.count].view(step.count, -1, shape.head_dim), heads, dim=1)
+    if weights.q_norm is not None and weights.k_norm is not None:
+        q, k = torch.split(qk, [shape.num_heads, shape.num_kv_heads], dim=1)
+        q = exact_rms_norm(q, weights.q_norm, plan.weights.eps)
+        k = exact_rms_norm(k, weights.k_norm, plan.weights.eps)
+        return rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin), v
+    q, k = torch.split(rotate(qk, step.cos, step.sin), [shape.num_heads, shape.num_kv_heads], dim=1)
+    return q, k, v
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """reference.rms_norm of the residual stream, computed in float32 and returned in x's dtype.
+
+    Where x² overflows it is NaN on a CPU. On CUDA it is torch's kernel, one launch for ten, which returns zeros there;
+    the row stays as it is to the end, where ``finite`` finds it.
+    """
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return exact_rms_norm(x, weight, eps)
+
+
+def exact_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """reference.rms_norm, computed in float32 and returned in x's dtype; NaN where x² overflows."""
     wide = x.float()
     power = wide.pow(2).mean(-1, keepdim=True)
@@ -256,26 +287,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * scale).to(x.dtype) * weight
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """reference.rope, computed in float32 and returned in x's dtype; cos and sin [T, 1, D]."""
-    wide = x.float()
-    first, second = wide.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1).mul_(sin).addcmul_(wide, cos).to(x.dtype)
-
-
 def _project(plan: PlainPlan, layer: int, module: str, weight: LinearWeight, x: Tensor) -> Tensor:
     y = _multiply(weight, x)
-    plan.add_deltas(layer, module, x, y)
+    plan.add_deltas(layer, x, y, _slices(plan, (module,)))
     return y
 
 
-def _add_slices(plan: PlainPlan, layer: int, modules: Sequence[str], x: Tensor, fused: Tensor) -> None:
-    """Add each module's deltas to its columns of a fused projection."""
-    first = 0
+def _slices(plan: PlainPlan, modules: Sequence[str]) -> Slices:
+    """Return where each module's outputs are in a fused projection."""
+    slices, first = [], 0
     for module in modules:
         last = first + plan.weights.shape.modules[module][0]
-        plan.add_deltas(layer, module, x, fused[:, first:last])
+        slices.append((module, first, last))
         first = last
+    return slices
 
 
 def _multiply(weight: LinearWeight, x: Tensor) -> Tensor:

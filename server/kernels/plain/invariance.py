@@ -35,3 +35,10 @@ MATMUL_LIMITS = {
     torch.bfloat16: MatmulLimits(2, 1, 512, 4097, 2),
     torch.float16: MatmulLimits(16, 16, 128, 4097, 2),
 }
+UNLIMITED = MatmulLimits(1, 1, 1 << 30, 1, 1)
+"""Where nothing is promised, nothing is padded or cut for it."""
+
+
+def limits_on(device: torch.device, dtype: torch.dtype) -> MatmulLimits:
+    """Return the limits that products in ``dtype`` are held to on a device."""
+    return UNLIMITED if device.type == "cuda" else MATMUL_LIMITS[dtype]

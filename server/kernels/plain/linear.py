@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.quant.nf4 import NF4_CODE, Nf4Tensor
+from manylora.quant.nf4 import NF4_CODE, Nf4Tensor, stack_rows
 from manylora.server.kernels.backend import WeightSource
 
 PACKED_ROWS = 32
@@ -120,6 +120,15 @@ def fuse_nf4(parts: Sequence[Nf4Tensor], bias: Tensor | None) -> FusedNf4Linear:
         blocksize,
         bias,
     )
+
+
+def stacked(parts: Sequence[WeightSource]) -> Sequence[WeightSource]:
+    """Return the parts as one where they are NF4 and no scale is of two of them: dequantised at once, for a GPU."""
+    nf4 = [part for part in parts if isinstance(part, Nf4Tensor) and isinstance(part.absmax, Tensor)]
+    if len(nf4) < max(2, len(parts)) or any(part.shape[0] * part.shape[1] % part.blocksize for part in nf4):
+        return parts
+    same = all(part.blocksize == nf4[0].blocksize for part in nf4)
+    return [stack_rows(nf4)] if same else parts
 
 
 def can_fuse_nf4(parts: Sequence[WeightSource]) -> bool:

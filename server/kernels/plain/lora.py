@@ -12,17 +12,21 @@ when they are read (manylora.adapters.reader).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.server.kernels.plain.invariance import MATMUL_LIMITS, MatmulLimits
+from manylora.server.kernels.plain.arena import ArenaLayer
+from manylora.server.kernels.plain.invariance import MatmulLimits, limits_on
 from manylora.server.kernels.step import LORA_MODULES, LoraSpan, RankRange
 
 # A product of its own costs a span three calls; up to this many elements of mask they cost more than zeros do.
 SHARED_MASK = 4096
+Slices: TypeAlias = Sequence[tuple[str, int, int]]
+"""Modules, in the order of LORA_MODULES, and their columns of a projection that they share: (module, first, last)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class LoraBlock:
 
     def add(self, x: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
         """Add the deltas to ``out`` [T, n] in place; x [T, in], a [rows, in], b [rows, n]."""
-        shrunk = _product(x[self.first : self.last], a[self.rows], self.least_size)
+        shrunk = product(x[self.first : self.last], a[self.rows], self.least_size)
         if self.kept is not None:
             # On the bits: it costs what a product would, half of masked_fill_.
             shrunk.view(self.kept.dtype).bitwise_and_(self.kept)
@@ -58,7 +62,7 @@ class LoraBlock:
             shrunk.mul_(self.weights)
         target, wide = out[self.first : self.last], b[self.rows]
         for start, stop in self.pieces:
-            _add_product(target, shrunk[:, start:stop], wide[start:stop], self.least_size)
+            add_product(target, shrunk[:, start:stop], wide[start:stop], self.least_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,11 @@ class LoraMetadata:
         """Add the module's deltas for x [T, in] to ``out`` [T, n]; a [rows, in] and b [rows, n] are a layer's."""
         for block in self.modules.get(module, ()):
             block.add(x, a, b, out)
+
+    def add_slices(self, arena: ArenaLayer, x: Tensor, fused: Tensor, slices: Slices) -> None:
+        """Add the deltas of modules that share their input to their columns of a fused projection [T, n]."""
+        for module, first, last in slices:
+            self.add(module, x, *arena.pairs[module], fused[:, first:last])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ def build_lora_metadata(
 
     Spans are in the order of their tokens. Modules in which the step owns the same ranges share one object.
     """
-    limits = MATMUL_LIMITS[dtype]
+    limits = limits_on(device, dtype)
     modules: dict[str, tuple[LoraBlock, ...]] = {}
     built: dict[tuple[_Use, ...], tuple[LoraBlock, ...]] = {}
     for module in LORA_MODULES:
@@ -153,7 +162,7 @@ def _block(
     return LoraBlock(first, last, rows, *_kept_and_weights(mask, device, dtype), tuple(pieces), least_size)
 
 
-def _product(x: Tensor, a: Tensor, least_size: int) -> Tensor:
+def product(x: Tensor, a: Tensor, least_size: int) -> Tensor:
     """Return x Aᵀ, [n, R]."""
     missing = -(-least_size // a.numel()) - x.shape[0]
     if missing <= 0:
@@ -161,7 +170,7 @@ def _product(x: Tensor, a: Tensor, least_size: int) -> Tensor:
     return F.linear(F.pad(x, (0, 0, 0, missing)), a)[: x.shape[0]]
 
 
-def _add_product(target: Tensor, shrunk: Tensor, b: Tensor, least_size: int) -> None:
+def add_product(target: Tensor, shrunk: Tensor, b: Tensor, least_size: int) -> None:
     """Add ``shrunk`` B to ``target`` [n, out] in place."""
     missing = -(-least_size // b.numel()) - shrunk.shape[0]
     if missing <= 0:

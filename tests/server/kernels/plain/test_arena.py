@@ -51,12 +51,12 @@ def test_writing_touches_no_row_of_another(tmp_path: Path) -> None:
     config = model.decoder.config
     assert isinstance(model.arena, PlainArena)
     for layer in model.arena.layers:
-        for buffers in layer.values():
+        for buffers in layer.pairs.values():
             for buffer in buffers:
                 buffer.fill_(7.0)
     model.arena.write({"q_proj": RankRange(10, 8), "v_proj": RankRange(30, 3)}, uneven(config))
     for layer in model.arena.layers:
-        for module, buffers in layer.items():
+        for module, buffers in layer.pairs.items():
             own = {"q_proj": slice(10, 18), "v_proj": slice(30, 33)}.get(module, slice(0, 0))
             for buffer in buffers:
                 assert not (buffer[own] == 7.0).any()

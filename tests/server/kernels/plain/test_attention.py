@@ -83,8 +83,8 @@ def make_case(
     return Case(q, k_cache, v_cache, metadata, block_size)
 
 
-def run(case: Case, window: int | None, padding: int = 0) -> Tensor:
-    plan = plan_attention(case.metadata, case.block_size, {window, None}, case.q.device)
+def run(case: Case, window: int | None, padding: int = 0, fused: torch.dtype | None = None) -> Tensor:
+    plan = plan_attention(case.metadata, case.block_size, {window, None}, case.q.device, fused)
     out = case.q.new_full((case.q.shape[0] + padding, *case.q.shape[1:]), 7.0)
     attend(case.q, CachedRows(case.k_cache), CachedRows(case.v_cache), plan, window, out)
     return out
@@ -101,6 +101,19 @@ def assert_like_reference(case: Case, window: int | None) -> None:
 @pytest.mark.parametrize("window", [None, 1, 20, 64, 150])
 def test_mixed_steps(heads: tuple[int, int, int], window: int | None, dtype: torch.dtype) -> None:
     assert_like_reference(make_case(MIXED, heads, 16, dtype), window)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("window", [None, 1, 150])
+def test_by_torchs_own_kernel(heads: tuple[int, int, int], window: int | None, dtype: torch.dtype) -> None:
+    """As a GPU attends: in the type of q, so that what bfloat16 loses is lost at each product."""
+    case = make_case(MIXED, heads, 16, dtype)
+    expected = paged_attention(case.q, case.k_cache, case.v_cache, case.metadata, case.block_size, window)
+    tolerance = 2e-6 if dtype is torch.float32 else 2**-6
+    found = run(case, window, padding=2, fused=dtype)
+    torch.testing.assert_close(found[:-2].float(), expected, rtol=tolerance, atol=tolerance)
+    assert (found[-2:] == 7).all()
 
 
 @pytest.mark.parametrize("rows", [DECODES, CHUNKS, ((1, 1),), ((500, 500),)])
