@@ -1,36 +1,27 @@
-"""What the lab counts of a step: ops where they are asked for, and the lines that read the device."""
+"""The count of launches has a line for each step, and names no line that waits for the device: there is none."""
 
+import subprocess
 import sys
 
-import pytest
-import torch
 
-from manylora.loadtest.lab import launches
-from manylora.loadtest.lab.launches import Tally
-
-
-def test_a_tally_counts_ops_that_are_no_views_and_lines_that_wait() -> None:
-    tally = Tally()
-    x = torch.ones(4)
-    with tally, tally.host_calls():
-        tally.of_part("twice", lambda: x.view(2, 2).add(1).mul_(2))()
-        assert bool((x > 0).all())
-        assert x.tolist() == [1, 1, 1, 1]
-    assert tally.ops["twice"] == 2
-    assert sorted(line.split(" at ")[0] for line in tally.waits) == [
-        ".tolist()",
-        "aten._local_scalar_dense.default",
+def test_a_step_of_fixed_shapes_asks_for_less_than_a_prompt_and_waits_nowhere() -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "manylora.loadtest.lab.launches",
+        "--model",
+        "tiny",
+        "--quantization",
+        "nf4",
     ]
-    assert all("test_launches.py" in line for line in tally.waits)
-
-
-def test_a_step_waits_nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model", "tiny", "--rows", "3", "--adapters", "2", "--rank", "4", "--context", "70"]
-    monkeypatch.setattr(sys, "argv", ["launches", *arguments, "--quantization", "nf4"])
-    launches.main()
-    shown = capsys.readouterr().out
-    assert "waits" not in shown
-    decode, prefill = (
-        next(line for line in shown.splitlines() if line.startswith(name)) for name in ("decode", "prefill")
-    )
-    assert float(decode.split()[1]) < float(prefill.split()[1])
+    sizes = ["--rows", "3", "--adapters", "2", "--rank", "4", "--context", "70"]
+    done = subprocess.run([*words, *sizes], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "waits" not in done.stdout
+    lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
+    assert lines["step"][2:] == [
+        *("begin_step", "embed", "attn_in", "attend", "attn_out", "mlp_in", "mlp_out", "hidden", "logits"),
+        *("finite", "other"),
+    ]
+    assert 20 < float(lines["decode"][0]) < float(lines["prefill"][0])
+    assert int(lines["decode"][3]) > 0
