@@ -9,7 +9,7 @@ CONSTRAINTS := $(if $(HAS_GPU),,-c constraints-cpu.txt)
 LINKS   := build/links
 FOLDERS := adapters demo loadtest quant server training
 
-.PHONY: serve test kernels sanitize lint format bench gpu-check links clean
+.PHONY: serve test clients kernels sanitize lint format bench gpu-check links clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.serve kernels  ## one 4-bit base and three adapters on port 8000
@@ -17,6 +17,10 @@ serve: $(VENV)/.serve kernels  ## one 4-bit base and three adapters on port 8000
 
 test: $(VENV)/.dev kernels  ## the whole suite on the CPU
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# Some can't be installed beside the suite's packages, so they get an environment of their own; its tests are skipped else.
+clients: build/clients/.made  ## the client libraries that tests/clients runs and that `make test` doesn't install
+	! command -v npm >/dev/null || npm ci --prefix tests/clients/node --omit=peer
 
 kernels: $(VENV)/.torch  ## the native CPU kernels, where there is a C++ compiler and a source has changed
 	$(BIN)/python server/kernels/cpu/build.py --optional
@@ -65,5 +69,10 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml setup.py
 	$(BIN)/python -m pip install -q -e '.[dev]' $(CONSTRAINTS)
 	touch $@ $(VENV)/.serve
 
+build/clients/.made: tests/clients/requirements.txt
+	test -x build/clients/bin/python || $(PYTHON) -m venv build/clients
+	build/clients/bin/python -m pip install -q -r tests/clients/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info server/kernels/cpu/_kernels.so
+	rm -rf $(VENV) build dist tests/clients/node/node_modules *.egg-info server/kernels/cpu/_kernels.so

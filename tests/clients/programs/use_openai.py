@@ -1,0 +1,112 @@
+"""openai-python's usual program: chats, streams, parsed output, tools, responses, embeddings, files, batches."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+from pydantic import BaseModel
+
+URL = os.environ["MANYLORA_URL"]
+TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
+QUESTION = f"{TABLE}Which city does Ada have?"
+LOOK_UP = "Which city does Ada have?"
+SQL = "SELECT city FROM crew WHERE name = 'Ada';"
+ASK: Any = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+
+
+class Person(BaseModel):
+    """What is known of somebody."""
+
+    name: str
+    city: str
+
+
+class GetCity(BaseModel):
+    """Tell in which city somebody lives."""
+
+    name: str
+
+
+@pytest.fixture
+def client() -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{URL}/v1", api_key="none")
+
+
+def test_the_page(printed_by: Callable[[str], str]) -> None:
+    assert printed_by("openai-python") == SQL
+
+
+def test_chats(client: openai.OpenAI) -> None:
+    chunks = client.chat.completions.create(model="sql", **ASK, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == SQL
+    with client.chat.completions.stream(model="json", **ASK, response_format=Person) as stream:
+        kinds = {event.type for event in stream}
+        assert stream.get_final_completion().choices[0].message.parsed == Person(name="Ada", city="London")
+    assert {"chunk", "content.delta", "content.done"} <= kinds
+    parsed = client.chat.completions.parse(model="json", **ASK, response_format=Person)
+    assert parsed.choices[0].message.parsed == Person(name="Ada", city="London")
+
+
+@pytest.mark.trained
+def test_a_loop_of_tools(client: openai.OpenAI) -> None:
+    tools = [openai.pydantic_function_tool(GetCity, name="get_city")]
+    told: list[Any] = [{"role": "user", "content": LOOK_UP}]
+    ask: Any = {"model": "tools", "tools": tools, "temperature": 0}
+    message = client.chat.completions.parse(messages=told, **ask).choices[0].message
+    assert message.tool_calls is not None
+    [call] = message.tool_calls
+    assert call.function.parsed_arguments == GetCity(name="Ada")
+    with client.chat.completions.stream(messages=told, **ask) as stream:
+        again = stream.get_final_completion().choices[0].message
+    assert [each.function.arguments for each in again.tool_calls or ()] == [call.function.arguments]
+    told += [message, {"role": "tool", "tool_call_id": call.id, "content": "London"}]
+    answer = client.chat.completions.create(messages=told, **ask).choices[0]
+    assert (answer.message.content, answer.finish_reason) == ("The city of Ada is London.", "stop")
+
+
+def test_responses(client: openai.OpenAI) -> None:
+    ask: Any = {"model": "sql", "input": QUESTION, "temperature": 0}
+    assert client.responses.create(**ask).output_text == SQL
+    with client.responses.stream(**ask) as stream:
+        assert stream.get_final_response().output_text == SQL
+    parsed = client.responses.parse(**{**ask, "model": "json"}, text_format=Person)
+    assert parsed.output_parsed == Person(name="Ada", city="London")
+
+
+@pytest.mark.trained
+def test_a_loop_of_tools_by_responses(client: openai.OpenAI) -> None:
+    tools = [
+        {"type": "function", "name": "get_city", "parameters": GetCity.model_json_schema(), "strict": False}
+    ]
+    told: list[Any] = [{"role": "user", "content": LOOK_UP}]
+    ask: Any = {"model": "tools", "tools": tools, "temperature": 0}
+    response = client.responses.create(input=told, **ask)
+    [call] = [item for item in response.output if item.type == "function_call"]
+    told += [*response.output, {"type": "function_call_output", "call_id": call.call_id, "output": "London"}]
+    assert client.responses.create(input=told, **ask).output_text == "The city of Ada is London."
+
+
+def test_embeddings(client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(model="sql", input=["Ada", "Leo"])
+    assert [len(each.embedding) for each in answer.data] == [128, 128]
+
+
+def test_files_and_batches(client: openai.OpenAI) -> None:
+    line = '{"custom_id": "one", "method": "POST", "url": "/v1/embeddings", "body": {"model": "sql", "input": "Ada"}}'
+    file = client.files.create(file=("ask.jsonl", line.encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    while batch.status not in ("completed", "failed"):
+        time.sleep(0.02)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.output_file_id is not None
+    assert '"custom_id":"one"' in client.files.content(batch.output_file_id).text.replace(" ", "")
+    assert client.files.delete(file.id).deleted
+
+
+def test_models_and_errors(client: openai.OpenAI) -> None:
+    assert {"sql", "json", "pirate", "tools"} <= {model.id for model in client.models.list()}
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="nobody", **ASK)

@@ -1,0 +1,94 @@
+"""Programs that people run today, against the demo: written as for OpenAI but for address, key and model.
+
+Each is a file of tests in programs/ or node/ that knows nothing of manylora, run in a process of its own: some of these
+libraries don't go together with each other or with what the suite needs. Those that do come with `manylora[clients]`;
+`make clients` puts the others into build/clients and node/node_modules.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.server.api.tool_templates import HERMES
+from tests.serving import Served, serving
+
+HERE = Path(__file__).resolve().parent
+ENVIRONMENT = HERE.parents[1] / "build" / "clients"
+DEMO = HERE.parents[1] / "demo"
+TRAINED = (DEMO / "adapters" / "tools").is_dir()
+"""Whether the demo has an adapter that was trained to call functions; else none is called that isn't forced."""
+SECONDS = 240.0
+AS_IT_IS = {
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # programs get nothing of the suite's
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it asks the network for a list of prices
+    # What asks for anything beyond this machine fails.
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+OTHERS = ("MANYLORA_", "OPENAI_", "ANTHROPIC_", "LANGCHAIN_", "LANGSMITH_", "LITELLM_")
+"""Beginnings of variables that these libraries read."""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("demo")
+    with serving(folder, *([] if TRAINED else stand_in(folder / "adapters"))) as served:
+        yield served
+
+
+def stand_in(root: Path) -> list[str]:
+    """Write an adapter that knows how functions are called by its template alone; return the flags that serve it."""
+    shutil.copytree(DEMO / "adapters" / "json", root / "tools")
+    (root / "tools" / "chat_template.jinja").write_text(HERMES)
+    return ["--adapter-root", str(root), "--adapter", f"tools={root / 'tools'}"]
+
+
+@pytest.mark.parametrize(
+    ("program", "packages"),
+    [
+        ("openai", ["openai"]),
+        ("anthropic", ["anthropic"]),
+        ("langchain", ["langchain_openai"]),
+        ("pydantic_ai", ["pydantic_ai", "openai"]),
+        ("litellm", ["litellm"]),
+        ("llama_index", ["llama_index/llms/openai_like", "llama_index/embeddings/openai_like"]),
+        ("instructor", ["instructor"]),
+    ],
+)
+def test_in_python(demo: Served, program: str, packages: list[str]) -> None:
+    line = [interpreter_with(packages), "-m", "pytest", "-q", str(HERE / "programs" / f"use_{program}.py")]
+    run(demo, line)
+
+
+def test_in_node(demo: Served) -> None:
+    node, folder = shutil.which("node"), HERE / "node"
+    if node is None:
+        pytest.skip("node isn't installed")
+    if not (folder / "node_modules" / "openai").is_dir():
+        pytest.skip("openai-node isn't installed: `make clients`")
+    run(demo, [node, "--test", str(folder / "use_openai.mjs")])
+
+
+def interpreter_with(packages: Sequence[str]) -> str:
+    """Return a Python that has the packages, given as folders: this one, or that of `make clients`; else skip."""
+    if all(importlib.util.find_spec(each.split("/")[0]) for each in packages):
+        return sys.executable
+    roots = list(ENVIRONMENT.glob("lib/python*/site-packages"))
+    if any(all((root / each).is_dir() for each in packages) for root in roots):
+        return str(ENVIRONMENT / "bin" / "python")
+    pytest.skip(f"{packages[0].split('/')[0]} isn't installed: `make clients`")
+
+
+def run(demo: Served, line: list[str]) -> None:
+    """Run a program against the server; fail with what it printed."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
+    environment = {**own, **AS_IT_IS, "MANYLORA_URL": demo.url, "MANYLORA_TRAINED": str(int(TRAINED))}
+    done = subprocess.run(line, check=False, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
