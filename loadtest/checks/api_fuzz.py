@@ -10,7 +10,7 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,16 @@ CHECKS = [
     response_schema_conformance,
 ]
 MOST_TOKENS = 16
+MADE = {
+    "file_id": ("/v1/files",),
+    "batch_id": ("/v1/batches",),
+    "key": ("/admin/keys",),
+    "job": ("/exports", "/adapters/{name}/export"),
+}
+"""Which routes make what paths have a name for."""
+NEEDED = frozenset(
+    "model messages prompt input max_tokens tokens query documents text_1 text_2 name src mixture tenant".split()  # noqa: SIM905
+)
 ADMIN_KEY = "of-a-server-for-this-check-alone"
 EXAMPLES, SEED = 500, 1
 
@@ -58,6 +68,8 @@ class Known:
     """What opens all routes: once requests have made keys, nobody asks without one."""
     other_keys: tuple[str | None, ...] = ()
     """Keys that open some routes or none, for a third of the requests; None: none is sent."""
+    made: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in MADE})
+    """What requests have made since, by what paths call it."""
 
 
 def headers_of(key: str | None) -> dict[str, str]:
@@ -84,6 +96,7 @@ class Held:
     """What came of an operation's requests."""
 
     wrong: list[str] = field(default_factory=list)
+    """What was told."""
     statuses: Counter[int] = field(default_factory=Counter)
 
 
@@ -121,13 +134,14 @@ def _try(operation: Any, mode: GenerationMode, known: Known, examples: int, firs
     )
     @given(case=operation.as_strategy(generation_mode=mode), data=st.data())
     def ask(case: Any, data: st.DataObject) -> None:
-        _meet(case, known, data)
+        _meet(case, mode, known, data)
         key = known.key
-        if known.other_keys and data.draw(st.integers(0, 2)) == 0:
-            key = data.draw(st.sampled_from(known.other_keys))
+        if known.other_keys:
+            key = data.draw(st.sampled_from([key] * 2 * len(known.other_keys) + [*known.other_keys]))
         try:
             response = case.call(timeout=ANSWER_SECONDS, headers=headers_of(key))
             held.statuses[response.status_code] += 1
+            _note(case, response, known)
             case.validate_response(response, checks=CHECKS)
         except (FailureGroup, AssertionError) as error:
             held.wrong.append(str(error))
@@ -140,26 +154,53 @@ def _try(operation: Any, mode: GenerationMode, known: Known, examples: int, firs
         assert mode is GenerationMode.NEGATIVE  # an operation without parameters can't be asked wrongly
 
 
-def _meet(case: Any, known: Known, data: st.DataObject) -> None:
+def _meet(case: Any, mode: GenerationMode, known: Known, data: st.DataObject) -> None:
     """Put names that exist into half of the places where a name is asked for, not of deletions; ask for few tokens."""
-    sometimes = st.booleans()
-    places = [("model", known.models), ("src", known.sources), ("lora_path", known.sources)]
     if isinstance(case.body, dict):
-        for key, values in places:
-            if key in case.body and values and data.draw(sometimes):
-                case.body[key] = data.draw(st.sampled_from(values))
-        for key, part in (("adapters", "name"), ("mixture", "adapter")):
-            for each in case.body[key] if isinstance(case.body.get(key), list) else ():
-                if isinstance(each, dict) and part in each and data.draw(sometimes):
-                    each[part] = data.draw(st.sampled_from(known.models))
+        if mode is GenerationMode.POSITIVE and data.draw(st.booleans()):
+            _thin(case.body, data)
+        _name(case.body, known, data)
         if {"messages", "prompt"} & case.body.keys() and "v1" in case.path:
             _shorten(case.body, "max_tokens")
         elif case.path.endswith("/responses"):
             _shorten(case.body, "max_output_tokens")
-    parameters = case.path_parameters or {}
-    for key in ("model", "name"):
-        if key in parameters and case.method.upper() in ("GET", "POST") and data.draw(sometimes):
-            parameters[key] = data.draw(st.sampled_from(known.models))
+    parameters, reads = case.path_parameters, case.method.upper() in ("GET", "POST")
+    for key in [*parameters] if isinstance(parameters, Mapping) else ():
+        values = known.models if key in ("model", "name") and reads else known.made.get(key)
+        if values and data.draw(st.booleans()):
+            parameters[key] = data.draw(st.sampled_from(values))
+
+
+def _name(body: dict[str, Any], known: Known, data: st.DataObject) -> None:
+    """Put names that exist into a body."""
+    sources = known.sources
+    places = {
+        "model": known.models,
+        "src": sources,
+        "lora_path": sources,
+        "input_file_id": known.made["file_id"],
+    }
+    for key, values in places.items():
+        if key in body and values and data.draw(st.booleans()):
+            body[key] = data.draw(st.sampled_from(values))
+    for key, part in (("adapters", "name"), ("mixture", "adapter")):
+        for each in body[key] if isinstance(body.get(key), list) else ():
+            if isinstance(each, dict) and part in each and data.draw(st.booleans()):
+                each[part] = data.draw(st.sampled_from(known.models))
+
+
+def _note(case: Any, response: Any, known: Known) -> None:
+    """Remember what a request made."""
+    for name, paths in MADE.items():
+        if case.method.upper() == "POST" and case.path in paths and response.status_code < 300:
+            known.made[name].append(response.json()["id"])
+
+
+def _thin(body: dict[str, Any], data: st.DataObject) -> None:
+    """Few fields go with each other: with most of them there, next to nothing is answered."""
+    for key in [key for key in body if key not in NEEDED]:
+        if data.draw(st.booleans()):
+            del body[key]
 
 
 def _shorten(body: dict[str, Any], limit: str) -> None:

@@ -21,14 +21,14 @@ from manylora.server.api.export_sources import (
     source_of,
     source_of_name,
 )
-from manylora.server.api.openapi import body_of
+from manylora.server.api.openapi import PATTERNS, body_of
 from manylora.server.errors import InvalidRequest, ShuttingDown
 
 
 class _ExportId(StringConvertor):
     """An export's id in a path. Nothing else is one, so that adapters may be called team/export/1."""
 
-    regex = "export-[0-9a-f]{16}"
+    regex = PATTERNS["job"]
 
 
 register_url_convertor("export", _ExportId())

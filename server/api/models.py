@@ -1,6 +1,7 @@
 """GET /v1/models, /tokenize and /detokenize: what can be asked, and how texts become tokens."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
@@ -29,20 +30,34 @@ router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
 
 
 @router.get("/v1/models")
-async def list_models(request: Request) -> dict[str, object]:
-    """List the base and every adapter and mixture that can answer; these name the base as their parent."""
+async def list_models(request: Request, client_version: str | None = None) -> dict[str, object]:
+    """List the base and every adapter and mixture that can answer; these name the base as their parent.
+
+    Codex, which says its ``client_version``, reads ``models`` and nothing else: what it must know of each of those is
+    its maker's own, so there are none, and it goes by what it knows.
+    """
     deps = dependencies(request)
     seen = seen_catalog(deps)
     base = [base_model(deps)] if seen.kind_of(deps.settings.base_model) == "base" else []
     adapters = [adapter_model(deps, entry) for entry in seen.list() if entry.reason is None]
     mixtures = [mixture_model(deps, entry) for entry in seen.mixtures() if entry.reason is None]
-    return {"object": "list", "data": [*base, *adapters, *mixtures]}
+    models = [_as_asked(request, each) for each in (*base, *adapters, *mixtures)]
+    listed: dict[str, object] = {"object": "list", "data": models}
+    if client_version is not None:
+        listed["models"] = []
+    if _is_anthropics(request):
+        ends = [models[place]["id"] for place in (0, -1)] if models else [None, None]
+        listed |= {"first_id": ends[0], "last_id": ends[1], "has_more": False}
+    return listed
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(request: Request, model: str) -> dict[str, object]:
     """Describe one model; of a mixture that a request could spell so, what that would be."""
-    deps = dependencies(request)
+    return _as_asked(request, _described(dependencies(request), model))
+
+
+def _described(deps: ApiDependencies, model: str) -> dict[str, object]:
     seen = seen_catalog(deps)
     with told_of("model"):
         found = seen.resolve(model)
@@ -55,6 +70,18 @@ async def get_model(request: Request, model: str) -> dict[str, object]:
         return mixture_model(deps, named)
     parts = [MixturePart(part.name, part.weight) for part in found.parts]
     return _mixture(deps, model, parts, deps.settings.created)
+
+
+def _is_anthropics(request: Request) -> bool:
+    return "anthropic-version" in request.headers
+
+
+def _as_asked(request: Request, model: dict[str, object]) -> dict[str, object]:
+    """Return a model object, for Anthropic's clients with what theirs have besides."""
+    if not _is_anthropics(request):
+        return model
+    created = datetime.fromtimestamp(int(str(model["created"])), UTC).isoformat().replace("+00:00", "Z")
+    return {**model, "type": "model", "display_name": model["id"], "created_at": created}
 
 
 def base_model(deps: ApiDependencies) -> dict[str, object]:

@@ -16,6 +16,8 @@ from manylora.server.api.dependencies import ApiSettings
 from manylora.server.api.documented import ERRORS, EVENTS, JSON, OPERATIONS, Documented
 
 COMPONENTS = "#/components/schemas/{model}"
+PATTERNS = {"job": "export-[0-9a-f]{16}"}
+"""What some names in paths look like: with another the path is none of the route's."""
 RETRY_AFTER = {"retry-after": {"description": "Seconds", "schema": {"type": "integer"}}}
 PARTS = {
     HEADER: {
@@ -42,6 +44,9 @@ def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
             documented = OPERATIONS[method, path]
             operation["responses"] = _responses(method, documented)
             operation["security"] = _security(documented, settings)
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] in PATTERNS and parameter["in"] == "path":
+                    parameter["schema"]["pattern"] = f"^{PATTERNS[parameter['name']]}$"
             if EVENTS in documented.answers.get(200, {}):
                 operation["responses"]["200"]["headers"] |= PARTS
             if 202 in documented.answers:

@@ -1,4 +1,5 @@
-"""Formats and white space in patterns, said as expressions where the library's own let too much through.
+"""Formats and white space in patterns, said as expressions where the library's own let too much through; and words left
+out that demand nothing, which it would refuse by their names alone.
 
 What is accepted here is a part of what the formats allow: no leap seconds, host names of up to four labels without two
 hyphens in a row. Dates know leap years (RFC 3339).
@@ -25,8 +26,25 @@ _SPACE = r"\t\n\x0b\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\
 _PART = re.compile(r"\\.|\[|\]|.", re.DOTALL)
 
 
+_NOTHING: dict[str, tuple[object, ...]] = {
+    "uniqueItems": (False,),
+    "not": (False,),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "dependencies": ({},),
+    "propertyNames": (True, {}),
+    "unevaluatedItems": (True, {}),
+    "unevaluatedProperties": (True, {}),
+}
+"""Values by which these words ask for nothing."""
+_WITHOUT = {"then": "if", "else": "if", "minContains": "contains", "maxContains": "contains"}
+"""Words that ask for nothing without another one."""
+
+
 def say_exactly(schema: dict[str, Any]) -> None:
-    """Put patterns in the place of a schema's format, and of what white space is in its pattern; in place."""
+    """Leave out what asks for nothing, and put patterns in the place of a format and of white space; in place."""
+    for word in [word for word in schema if _asks_for_nothing(word, schema)]:
+        del schema[word]
     pattern = schema.get("pattern")
     if isinstance(pattern, str):
         schema["pattern"] = with_spaces(pattern)
@@ -36,6 +54,15 @@ def say_exactly(schema: dict[str, Any]) -> None:
     del schema["format"]
     every = schema.get("allOf")
     schema["allOf"] = [*(every if isinstance(every, list) else ()), {"pattern": FORMATS[name]}]
+
+
+def _asks_for_nothing(word: str, schema: dict[str, Any]) -> bool:
+    if word == "if":
+        return "then" not in schema and "else" not in schema
+    if word in _WITHOUT:
+        return _WITHOUT[word] not in schema
+    value = schema[word]
+    return any(value is each if isinstance(each, bool) else value == each for each in _NOTHING.get(word, ()))
 
 
 def with_spaces(pattern: str) -> str:

@@ -1,12 +1,14 @@
 """Who may call what: keys, loopback, browsers."""
 
 import http.client
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from manylora.server.api.documented import OPERATIONS
 from tests.server.api.running import BASE, Files, Running, running
 
 PAGE = "https://app.example"
@@ -64,6 +66,22 @@ def test_what_changes_adapters_asks_for_the_admin_key(guarded: Running, method: 
     for key in (None, "one", "bos"):
         assert status(guarded, method, path, key) == 401
     assert status(guarded, method, path, "boss") in (200, 400, 404)
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(OPERATIONS))
+def test_no_route_is_forgotten(guarded: Running, method: str, path: str) -> None:
+    """Whatever else is wrong with a request: who has no key hears of that alone."""
+    door, asked = (
+        OPERATIONS[method, path].door,
+        re.sub(r"\{[a-z_]+\}", "x", path.replace("{job}", "export-0123456789abcdef")),
+    )
+    closed = (
+        {None, "two"} if door == "api" else {None, "two", "one"} if door == "admin" else set[str | None]()
+    )
+    for key in closed:
+        assert status(guarded, method.upper(), asked, key) == 401, key
+    if door != "open":
+        assert status(guarded, method.upper(), asked, "boss") != 401
 
 
 @pytest.mark.parametrize("path", OPEN)

@@ -31,6 +31,14 @@ def test_it_reads_answers_and_streams(client: Any) -> None:
     assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
 
 
+def test_it_lists_models(client: Any) -> None:
+    models = {model.id: model for model in client.models.list()}
+    assert {"a", "b"} < set(models)
+    assert (models["a"].type, models["a"].display_name) == ("model", "a")
+    assert client.models.retrieve("a").created_at == models["a"].created_at
+    assert models["a"].created_at.year > 2000
+
+
 def test_it_reads_errors(client: Any) -> None:
     with pytest.raises(anthropic.NotFoundError) as raised:
         client.messages.create(**{**ASK, "model": "nobody"})

@@ -25,6 +25,13 @@ def test_each_model_says_what_it_is_and_since_when(http: httpx.Client) -> None:
     assert {name: models[name]["created"] for name in registered} == registered
 
 
+def test_codex_finds_the_list_that_it_reads(http: httpx.Client) -> None:
+    """Without one it doesn't go on to ask anything."""
+    listed = http.get("/v1/models", params={"client_version": "0.156.0"}).json()
+    assert listed.pop("models") == []
+    assert listed == http.get("/v1/models").json()
+
+
 def test_a_model_that_is_not_there_is_404_with_those_that_are(http: httpx.Client) -> None:
     missing = http.get("/v1/models/nobody")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")

@@ -217,6 +217,21 @@ def test_thoughts_are_items_of_their_own(http: httpx.Client) -> None:
     assert told["usage"]["output_tokens_details"]["reasoning_tokens"] == 12
 
 
+def test_answers_are_held_to_a_format_beside_tools_and_thoughts(http: httpx.Client) -> None:
+    point = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}
+    schema = {**point, "additionalProperties": False}
+    held = {"text": {"format": {"type": "json_schema", "name": "p", "schema": schema, "strict": True}}}
+    [item] = ask(http, **held, model="thinking", reasoning={"effort": "none"}, max_output_tokens=60)["output"]
+    assert jsonschema_rs.is_valid(schema, json.loads(item["content"][0]["text"]))
+    for seed_of_a_prompt in "abc":
+        told = ask(http, **held, input=seed_of_a_prompt, tools=TOOLS[:1], max_output_tokens=200)["output"]
+        texts = [item for item in told if item["type"] == "message"]
+        assert all(jsonschema_rs.is_valid(schema, json.loads(t["content"][0]["text"])) for t in texts)
+        assert texts or told[0]["type"] == "function_call"
+    # What is thought is held by nothing, and told apart.
+    assert [item["type"] for item in ask(http, **held, **OPENED)["output"]] == ["reasoning"]
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [

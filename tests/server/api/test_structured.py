@@ -106,6 +106,18 @@ def test_parse_of_the_openai_client(client: openai.OpenAI) -> None:
     assert parsed.kind in ("here", "there")
 
 
+def test_openais_client_is_told_of_an_answer_that_was_cut(client: openai.OpenAI) -> None:
+    class Long(pydantic.BaseModel):
+        text: str = pydantic.Field(min_length=200)
+
+    with pytest.raises(openai.LengthFinishReasonError) as raised:
+        client.chat.completions.parse(
+            model=BASE, messages=[{"role": "user", "content": "x"}], response_format=Long, max_tokens=20
+        )
+    assert raised.value.completion.usage is not None
+    assert raised.value.completion.usage.completion_tokens == 20
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},

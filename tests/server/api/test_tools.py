@@ -213,6 +213,23 @@ def test_turns_of_tools_are_told_in_the_models_own_way(callers: Running, family:
         assert create(client, family, messages=TURNS, max_tokens=2).choices[0].finish_reason == "length"
 
 
+@FAMILY
+def test_who_may_call_nothing_is_told_of_tools_all_the_same(callers: Running, family: str) -> None:
+    """And a function without parameters takes none."""
+    told = rendered(callers, family, ASK, tools=TOOLS)
+    assert '"now"' in told
+    with callers.client() as client:
+        counts = {
+            create(client, family, tool_choice=choice, max_tokens=1).usage.prompt_tokens
+            for choice in ("none", "auto", "required")
+        }
+    assert len(counts) == 1
+    named = {"type": "function", "function": {"name": "now"}}
+    with callers.client() as client:
+        [choice] = create(client, family, tool_choice=named, max_tokens=300).choices
+    assert [json.loads(arguments) for _, arguments in calls_of(choice.message)] == [{}]
+
+
 def test_a_list_of_no_calls_is_none_at_all(callers: Running) -> None:
     turns = [*ASK, {"role": "assistant", "content": "no", "tool_calls": []}, *ASK]
     assert "assistant: no" in rendered(callers, "llama", turns)

@@ -106,6 +106,22 @@ def test_a_token_that_may_not_follow_is_a_fault_of_its_row_alone() -> None:
     assert set(np.flatnonzero(bits[1]).tolist()) == {A}
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (GrammarKind.JSON_SCHEMA, '{"enum": ["swordfish", "swordtail"]}'),
+        (GrammarKind.REGEX, "swordfish|swordtail"),
+        (GrammarKind.LARK, 'start: "swordfish" | "swordtail"'),
+    ],
+)
+def test_what_is_said_of_a_fault_repeats_nothing_of_the_grammar(kind: GrammarKind, text: str) -> None:
+    matcher = compiled(kind, text).matcher({END}, 0)
+    with pytest.raises(GrammarFault) as raised:
+        matcher.take(ord("}"))
+    told = f"{raised.value} {Masks(len(PIECES), 1).fill([matcher])[1]}"
+    assert "sword" not in told
+
+
 def test_what_the_model_has_no_token_for_is_a_fault() -> None:
     pieces = [b"a", b"b", b"<end>"]
     tables = Tables.of(TokenSet("ab", pieces, {"<end>": 2}, frozenset({2})), 3)

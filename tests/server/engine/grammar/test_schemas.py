@@ -15,7 +15,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "array", "uniqueItems": True}, "uniqueItems"),
     ({"type": "array", "contains": {}}, "contains"),
     ({"propertyNames": {"maxLength": 3}}, "propertyNames"),
-    ({"dependentRequired": {}}, "dependentRequired"),
+    ({"dependentRequired": {"a": ["b"]}}, "dependentRequired"),
     ({"unevaluatedProperties": False}, "unevaluatedProperties"),
     ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "oneOf"),
     ({"type": "string", "format": "uri-reference"}, "format"),
@@ -36,6 +36,14 @@ REFUSED: list[tuple[Any, str]] = [
     ({"items": {"$id": "other", "$ref": "#/a"}}, "$id"),
     (False, "false"),
     ([], "object"),
+    ({"dependentSchemas": {"a": {}}}, "dependentSchemas"),
+    ({"type": "array", "unevaluatedItems": False}, "unevaluatedItems"),
+    ({"type": "array", "contains": {}, "minContains": 2}, "contains"),
+    ({"allOf": [{"not": {"type": "null"}}, {"type": "string"}]}, "not"),
+    ({"anyOf": [{"type": "null"}, {"type": "array", "uniqueItems": True}]}, "uniqueItems"),
+    ({"$defs": {"a": {"if": {}, "then": False}}, "$ref": "#/$defs/a"}, "if"),
+    ({"type": "string", "pattern": "(a)\\1"}, "pattern"),
+    ({"type": "string", "pattern": "a(?!b)"}, "pattern"),
 ]
 ENDLESS: list[dict[str, Any]] = [
     {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
@@ -82,6 +90,42 @@ HELD: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({"type": "string", "format": "hostname"}, ['"a-b.example"'], ['"xn--07jceefgh4c"', '"-a"']),
     ({"type": "string", "format": "date", "pattern": "^2024"}, ['"2024-01-01"'], ['"2023-01-01"']),
     ({"type": "string", "pattern": "^\\S[\\s]$"}, ['"a\ufeff"'], ['"\ufeffa"']),
+    (
+        {"allOf": [{"properties": {"a": {"type": "integer"}}, "required": ["a"]}, {"minProperties": 1}]},
+        ['{"a":1}', '{"a":1,"b":2}'],
+        ['{"a":"x"}', "{}", '{"b":1}'],
+    ),
+    ({"allOf": [{"type": "integer", "minimum": 2}, {"maximum": 4}]}, ["2", "4"], ["1", "5"]),
+    ({"oneOf": [{"type": "string"}, {"type": "integer", "minimum": 5}]}, ['"a"', "5"], ["4", "null"]),
+    (
+        {
+            "oneOf": [
+                {"properties": {"k": {"const": name}, name: {}}, "required": ["k", name]}
+                for name in ("a", "b")
+            ],
+            "type": "object",
+            "discriminator": {"propertyName": "k"},
+        },
+        ['{"k":"a","a":1}'],
+        ['{"k":"a"}', '{"k":"c","a":1}'],
+    ),
+    (
+        {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3},
+        ["[1,2]"],
+        ["[1]", "[1,2,3,4]"],
+    ),
+    ({"type": "string"}, ['"\\\\é"', '"\\"é"'], ['"\\é"', '"a\nb"', '"\\x41"']),
+    ({"type": "integer", "multipleOf": 3}, ["6"], ["7"]),
+    ({"type": "array", "uniqueItems": False, "minContains": 1}, ["[1,1]"], ["{}"]),
+    (
+        {
+            **{"if": {"type": "null"}, "not": False, "dependentRequired": {}, "propertyNames": {}},
+            **{"type": "object", "properties": {"a": {"then": {"const": 1}, "type": "integer"}}},
+            "unevaluatedProperties": True,
+        },
+        ['{"a":2}'],
+        ['{"a":"x"}', "1"],
+    ),
     ({"title": "x", "description": "y", "examples": [1], "made-up": 3, "type": "null"}, ["null"], ["1"]),
 ]
 
