@@ -116,7 +116,7 @@ class Pace:
         nearest = self._nearest(decodes)
         # Half of a step is taken to be the weights', which are read once, and half its rows'.
         more = min(FURTHER, max(0, decodes.bit_length() - nearest))
-        return self._by_number[nearest] * (1 + 2**more) / 2
+        return self._by_number[nearest] * (1 + (1 << more)) / 2
 
     def _nearest(self, decodes: int) -> int:
         """Return the measured number that is next to this one, the smaller of two; as in ``_by_number``."""

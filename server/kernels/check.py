@@ -8,6 +8,7 @@ from manylora.adapters.types import AdapterWeights, LoraPair
 from manylora.quant.nf4 import quantize_nf4
 from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.plain import PlainBackend
+from manylora.server.kernels.sampling import UNTOLD, SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights, LinearWeight
@@ -23,6 +24,8 @@ MODULES = {
     "down_proj": (HIDDEN, INTERMEDIATE),
 }
 SHAPE = DecoderShape(1, HEADS, 1, HEAD_DIM, MODULES, ({name: name for name in MODULES},))
+FEW = 3
+"""Rows whose best tokens are looked for: a head may be read otherwise for so few."""
 LENGTHS = (60, 1, 9)
 """Tokens of the sequences of the one step; the first uses an adapter, the second and third are the base's. Together
 they are so many that products are those of prompts: by unpacked weights, and by tiles where there are some."""
@@ -34,15 +37,18 @@ def fault(backend: AnyBackend, near: float) -> str | None:
     Its logits may be off by ``near`` of theirs.
     """
     with torch.inference_mode():
-        logits, finite = _answers(backend)
-        expected, _ = _answers(PlainBackend(torch.device("cpu"), torch.float32, backend.kv_dtype))
+        logits, finite, tokens = _answers(backend)
+        expected, _, _ = _answers(PlainBackend(torch.device("cpu"), torch.float32, backend.kv_dtype))
     off = float((logits.cpu() - expected).norm() / expected.norm())
     if not bool(finite.all()):
         return "sound numbers are told to be none"
+    if tokens is not None and not torch.equal(tokens, logits[: len(tokens)].argmax(-1).cpu()):
+        return "the best tokens that it finds are not those of its logits"
     return None if off <= near else f"its logits are {off:.2g} off plain torch's, of which {near} are allowed"
 
 
-def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor]:
+def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the logits of all tokens, whether these are finite, and the best token of the first few, if it samples."""
     noise = torch.Generator().manual_seed(0)
     model = backend.assemble(_weights(backend, noise))
     kv, arena = backend.new_kv(SHAPE, len(LENGTHS) * 3, BLOCK), backend.new_arena(SHAPE, 2 * RANK)
@@ -55,7 +61,19 @@ def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor]:
     batch = _batch(StepAdapters.of_rows([((owned, 0.5),), (), ()]))
     plan = backend.begin_step(model, batch, kv, arena)
     output = backend.collect(backend.launch(plan, batch.logits_rows, None))
-    return output.logits, output.finite
+    logits, finite = output.logits.clone(), output.finite
+    if backend.sampling is None:
+        return logits, finite, None
+    found = backend.collect(backend.launch(plan, batch.logits_rows[:FEW], _greedy(FEW))).sampled
+    return logits, finite, None if found is None else torch.from_numpy(found.ids.astype(np.int64))
+
+
+def _greedy(rows: int) -> SamplingColumns:
+    none, zeros = np.zeros(rows, dtype=np.int32), np.zeros(rows)
+    draws = np.zeros(rows, dtype=np.uint64)
+    told = np.full(rows, UNTOLD, dtype=np.int32)
+    places = np.arange(rows, dtype=np.int32)
+    return SamplingColumns(places, zeros, none, np.ones(rows), zeros, draws, draws, draws, told)
 
 
 def _weights(backend: AnyBackend, noise: torch.Generator) -> DecoderWeights:

@@ -12,7 +12,7 @@ class StepOutput:
     """What comes out of the model."""
 
     logits: Tensor
-    """float32 [n, vocab], of the tokens that were asked for."""
+    """float32 [n, vocab], of the tokens that were asked for; [0, vocab] where these were sampled without them."""
     finite: Tensor
     """bool [T]: whether what the token wrote to the KV cache, in each layer, and its last hidden state are finite.
     What is not must be neither read again nor sampled from."""

@@ -7,11 +7,11 @@ import ctypes
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any, TypeAlias
 
-VERSION = 6
+VERSION = 7
 """ML_ABI: a library with another one isn't loaded."""
 BLOCK = 32
 MODULES = 7
-TABLE4, INT8, BF16 = 0, 1, 2
+TABLE4, INT8, BF16, SPLIT8 = 0, 1, 2, 3
 ACTIVATIONS_INT8, ACTIVATIONS_BF16 = 0, 1
 KV_BF16, KV_INT8 = 0, 1
 
@@ -70,6 +70,8 @@ class Encoding(Structure):
         ("between", c_void_p),
         ("codes", c_void_p),
         ("scales", c_void_p),
+        ("most", c_int32),
+        ("reserved", c_int32),
     )
 
 
@@ -223,6 +225,8 @@ class RunCall(Structure):
         ("seconds", c_void_p),
         ("wake", c_int32),
         ("strange", c_int32),
+        ("searched", c_int32),
+        ("reserved", c_int32),
     )
 
 
@@ -282,6 +286,7 @@ SIGNATURES: dict[str, Signature] = {
     "encode_nf4": (c_int32, (c_void_p,)),
     "encode_int8": (c_int32, (c_void_p,)),
     "linear": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p)),
+    "search": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)),
     "embedding": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
     "read_words": (c_int64, (c_void_p, c_int64)),
     "dot_words": (c_int64, (c_int64,)),

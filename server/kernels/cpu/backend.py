@@ -26,7 +26,7 @@ from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.cpu.linear import CpuLinear
 from manylora.server.kernels.cpu.memory import WeightMemory
 from manylora.server.kernels.cpu.model import CpuModel
-from manylora.server.kernels.cpu.pack import PackedMatrix, pack
+from manylora.server.kernels.cpu.pack import SPLIT_MOST, PackedMatrix, SplitTensor, pack
 from manylora.server.kernels.cpu.plan import CpuPlan, Op, plan_step
 from manylora.server.kernels.cpu.run import CpuStep, SamplingCall
 from manylora.server.kernels.output import StepOutput
@@ -63,7 +63,7 @@ class CpuBackend:
         self.kv_dtype = kv_dtype
         self._kernels = kernels
         self._memory = WeightMemory()
-        self.keeper = CpuKeeper(kernels, f"head in 8 bits by {HEAD_GROUP}, from {dtype}")
+        self.keeper = CpuKeeper(kernels, f"head in halves of 8 bits by {HEAD_GROUP}, from {dtype}")
 
     @property
     def description(self) -> str:
@@ -88,13 +88,12 @@ class CpuBackend:
 
     def prepare_embedding(self, matrix: Tensor, *, tied: bool) -> CpuLinear:
         """See Backend. Where it is the head too it is held in 8 bits, else as it is."""
-        source = encode_int8(matrix, self._kernels, HEAD_GROUP) if tied else DenseTensor(matrix)
-        return CpuLinear((self._pack(source, None),))
+        return CpuLinear((self._pack_head(matrix) if tied else self._pack(DenseTensor(matrix), None),))
 
     def prepare_head(self, matrix: WeightSource) -> CpuLinear:
         """See Backend. It is held in 8 bits, unless it is in 8 or fewer already."""
         if isinstance(matrix, DenseTensor):
-            return self.prepare([encode_int8(matrix.weight, self._kernels, HEAD_GROUP)], None)
+            return CpuLinear((self._pack_head(matrix.weight),))
         return self.prepare([matrix], None)
 
     def tie_head(self, embedding: EmbeddingWeight) -> CpuLinear:
@@ -225,6 +224,10 @@ class CpuBackend:
     def finite(self, plan: CpuPlan, x: Tensor) -> Tensor:
         """See Backend. What is not finite in between stays in the residual stream."""
         return (x.mul(0).sum(-1) == 0) & torch.from_numpy(plan.finite).bool()
+
+    def _pack_head(self, matrix: Tensor) -> PackedMatrix:
+        """Return it in 8 bits whose halves lie apart: for greedy tokens the high ones are nearly all that is read."""
+        return self._pack(SplitTensor(encode_int8(matrix, self._kernels, HEAD_GROUP, SPLIT_MOST)), None)
 
     def _pack(self, source: WeightSource, bias: Tensor | None) -> PackedMatrix:
         return pack(source, bias, self._kernels, self._memory)

@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from manylora.quant.int8 import GROUP, Int8Tensor
+from manylora.quant.int8 import GROUP, LARGEST, Int8Tensor
 from manylora.quant.nf4 import BLOCKSIZE, NF4_CODE, Nf4Tensor, nest_scales
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.pack import Packer
@@ -24,11 +24,14 @@ def encode_nf4(weight: Tensor, packer: Packer, *, double_quant: bool = False) ->
     return Nf4Tensor(codes, absmax, (weight.shape[0], weight.shape[1]))
 
 
-def encode_int8(weight: Tensor, packer: Packer, group: int = GROUP) -> Int8Tensor:
-    """Quantise a matrix [out, in] as quant.int8.quantize_int8 does; non-finite values raise ValueError."""
+def encode_int8(weight: Tensor, packer: Packer, group: int = GROUP, most: int = LARGEST) -> Int8Tensor:
+    """Quantise a matrix [out, in] as quant.int8.quantize_int8 does; non-finite values raise ValueError.
+
+    ``most``: the largest code's magnitude, at most 127.
+    """
     codes = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(weight.shape[0], -(-weight.shape[1] // group))
-    _encode("encode_int8", packer, weight, group, codes, scales)
+    _encode("encode_int8", packer, weight, group, codes, scales, most=most)
     return Int8Tensor(codes, scales, group)
 
 
@@ -40,6 +43,7 @@ def _encode(
     codes: Tensor,
     scales: Tensor,
     between: Tensor | None = None,
+    most: int = 0,
 ) -> None:
     source = weight.contiguous()
     encoding = abi.Encoding(
@@ -50,6 +54,7 @@ def _encode(
         between=None if between is None else between.data_ptr(),
         codes=codes.data_ptr(),
         scales=scales.data_ptr(),
+        most=most,
         **{"in": source.shape[1]},
     )
     if packer.call(name, ctypes.addressof(encoding)):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from manylora.server.kernels.cpu.abi import BF16, BLOCK, INT8, TABLE4
+from manylora.server.kernels.cpu.abi import BF16, BLOCK, INT8, SPLIT8, TABLE4
 from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.cpu.linear import CpuLinear
 from manylora.server.kernels.cpu.pack import PackedMatrix, half_bytes
@@ -83,7 +83,11 @@ def _matrix(facts: Facts, tensors: Mapping[str, Tensor | None]) -> PackedMatrix:
 
 def _expected(matrix: PackedMatrix) -> Iterator[tuple[str, torch.dtype, tuple[int, ...], bool]]:
     """Yield each tensor's name, type and shape, and whether it must be there."""
-    if matrix.kind not in (TABLE4, INT8, BF16) or matrix.group not in (32, 64) or min(matrix.shape) < 1:
+    if (
+        matrix.kind not in (TABLE4, INT8, BF16, SPLIT8)
+        or matrix.group not in (32, 64)
+        or min(matrix.shape) < 1
+    ):
         raise ValueError(f"kind {matrix.kind}, group {matrix.group}, shape {matrix.shape}")
     scaled = matrix.kind != BF16
     per_group = (matrix.blocks, matrix.padded_in // matrix.group, BLOCK)

@@ -7,7 +7,7 @@ power of two of the whole matrix; a scale under 2⁻³⁹ of the largest becomes
 import ctypes
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from manylora.quant.int8 import Int8Tensor
 from manylora.quant.nf4 import NF4_CODE, Nf4Tensor
 from manylora.server.kernels.backend import WeightSource
 from manylora.server.kernels.cpu import abi
-from manylora.server.kernels.cpu.abi import BF16, BLOCK, INT8, TABLE4
+from manylora.server.kernels.cpu.abi import BF16, BLOCK, INT8, SPLIT8, TABLE4
 from manylora.server.kernels.cpu.memory import WeightMemory
 
 FROM_NF4, FROM_GPTQ, FROM_AWQ, FROM_INT8, FROM_BF16 = range(5)
@@ -33,6 +33,8 @@ VALUES = {
     INT4_TABLE: torch.tensor(INT4_TABLE).to(torch.bfloat16),
 }
 """What codes stand for beside activations of bfloat16, by the table of bytes: as fine as those are."""
+SPLIT_MOST = 119
+"""ML_SPLIT_MOST: the largest code that can be split into halves after what is added to it."""
 LARGEST_EXPONENT = 15
 """A matrix's largest scale lies in [2¹⁴, 2¹⁵): within f16's range, whose normal numbers begin at 2⁻¹⁴."""
 
@@ -43,6 +45,33 @@ class Packer(Protocol):
     def call(self, name: str, *arguments: int) -> int:
         """Run a function of the library on its threads; structures are given by their addresses."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTensor:
+    """A matrix in 8 bits whose bytes' halves are to lie apart, which the kernels' search() reads: codes ±SPLIT_MOST."""
+
+    whole: Int8Tensor
+
+    is_quantized: ClassVar[bool] = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return self.whole.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, scales included."""
+        return self.whole.nbytes
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return the [out, in] matrix."""
+        return self.whole.dequantize(dtype)
+
+    def to(self, device: torch.device) -> "SplitTensor":
+        """Return the same matrix on ``device``."""
+        return SplitTensor(self.whole.to(device))
 
 
 class CannotPack(ValueError):
@@ -211,6 +240,9 @@ def _recipe(source: WeightSource) -> _Recipe:
     if isinstance(source, Int8Tensor):
         grouping = _even_groups(source.shape[1], source.group)
         return _Recipe(FROM_INT8, INT8, source.codes, grouping, source.scales.float().contiguous())
+    if isinstance(source, SplitTensor):
+        assert max(abs(int(bound)) for bound in source.whole.codes.aminmax()) <= SPLIT_MOST
+        return replace(_recipe(source.whole), kind=SPLIT8)
     if isinstance(source, DenseTensor):
         grouping = _even_groups(source.shape[1], PADDING)
         return _Recipe(FROM_BF16, BF16, source.weight.to(torch.bfloat16), grouping)
@@ -282,7 +314,7 @@ def _gain(scales: Tensor, factor: float) -> float:
 
 def half_bytes(kind: int) -> int:
     """Return half bytes of a weight of ``kind``."""
-    return 1 << kind
+    return {TABLE4: 1, INT8: 2, SPLIT8: 2, BF16: 4}[kind]
 
 
 def _padded(wide: int) -> int:

@@ -103,7 +103,7 @@ class CpuStep:
         model_seconds, sample_seconds = self._seconds.tolist()
         strange, tokens = self._structure.strange, self.plan.structure.tokens
         return StepOutput(
-            self._logits,
+            self._logits[:0] if self._structure.searched else self._logits,
             torch.from_numpy(self.plan.finite.view(np.bool_)) if strange else self.plan.model.truth(tokens),
             strange == 0,
             None if self._sampling is None else self._sampling.sampled,

@@ -5,13 +5,13 @@
 #pragma once
 #include <stdint.h>
 
-#define ML_ABI 6
+#define ML_ABI 7
 #define ML_PUBLIC __attribute__((visibility("default")))
 #define ML_BLOCK 32  // outputs of a packed block
 #define ML_MODULES 7 // q, k, v, o, gate, up, down: LORA_MODULES' order
 
 enum { ML_Q, ML_K, ML_V, ML_O, ML_GATE, ML_UP, ML_DOWN };
-enum { ML_TABLE4 = 0, ML_INT8 = 1, ML_BF16 = 2 };
+enum { ML_TABLE4 = 0, ML_INT8 = 1, ML_BF16 = 2, ML_SPLIT8 = 3 };
 enum { ML_ACTIVATIONS_INT8 = 0, ML_ACTIVATIONS_BF16 = 1 };
 enum { ML_KV_BF16 = 0, ML_KV_INT8 = 1 };
 #define ML_KV_GROUP 32 // neighbouring values of a head that share a scale in an int8 cache
@@ -24,13 +24,15 @@ enum { ML_KV_BF16 = 0, ML_KV_INT8 = 1 };
 //           output 16 + l / 4 in its high half
 //   INT8    [blocks][padded_in / 4][128]: byte l holds input 4w + l % 4 of output l / 4
 //   BF16    [blocks][padded_in / 2][32][2] bf16; group, scales, sums and zeros are unused
+//   SPLIT8  a signed byte whose halves lie apart: all blocks' high halves as TABLE4's codes, then all blocks' low halves.
+//           Input i's value is the byte less ml_dither(i) (split.h); search.h says what that is for
 typedef struct {
     int32_t kind, out, in;
     int32_t blocks;    // ceil(out / 32)
     int32_t padded_in; // a multiple of 64
     int32_t group;     // 64 or 32 inputs to a scale
     float gain;        // a power of two that keeps the scales within f16's normal range
-    int32_t activations; // what TABLE4 and INT8 are multiplied by; BF16 takes f32
+    int32_t activations; // what all but BF16 are multiplied by, which takes f32
     const int8_t *table;    // [16], TABLE4
     const void *codes;      // 64-byte aligned
     const uint16_t *scales; // f16 [blocks][padded_in / group][32]
@@ -63,7 +65,9 @@ typedef struct {
     const void *weights;  // [rows][in]
     const float *between; // NF4: the fifteen values between codes
     uint8_t *codes;       // NF4: [ceil(in / 2)], the first of two in the high half; int8: [rows][in]
-    float *scales;        // [rows][ceil(in / block)]: NF4: largest magnitudes; int8: those over 127. NaN if one is not finite
+    float *scales;        // [rows][ceil(in / block)]: NF4: largest magnitudes; int8: those over `most`. NaN if one is not finite
+    int32_t most;         // int8: the largest code's magnitude
+    int32_t reserved;
 } ml_encoding;
 
 typedef struct {
@@ -185,4 +189,6 @@ typedef struct {
     double *seconds;             // [2]: what layers and head took, and what sampling did
     int32_t wake;                // a file descriptor that gets a byte before anything is computed; -1: none
     int32_t strange;             // out: how many tokens' states, keys or values are not finite
+    int32_t searched;            // out: whether the tokens were found without the logits, which weren't written then
+    int32_t reserved;
 } ml_run_call;

@@ -26,6 +26,13 @@ ML_INLINE void load_table4(const uint8_t *codes, vtable table, vw *low, vw *high
     *high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(both, 4), half));
 }
 ML_INLINE vw load_bytes(const int8_t *codes) { return _mm512_loadu_si512(codes); }
+ML_INLINE void load_split(const uint8_t *high_halves, const uint8_t *low_halves, int32_t dither, vw *low, vw *high) {
+    const __m512i half = _mm512_set1_epi8(15), less = _mm512_set1_epi32(dither);
+    const __m512i top = _mm512_loadu_si512(high_halves), rest = _mm512_loadu_si512(low_halves);
+    // 0xca: bit by bit, the second where the first is set, else the third.
+    *low = _mm512_sub_epi8(_mm512_ternarylogic_epi32(half, rest, _mm512_slli_epi16(top, 4), 0xca), less);
+    *high = _mm512_sub_epi8(_mm512_ternarylogic_epi32(half, _mm512_srli_epi16(rest, 4), top, 0xca), less);
+}
 ML_INLINE void store_bytes(int8_t *p, vw w) { _mm512_storeu_si512(p, w); }
 ML_INLINE vx load_word(const uint8_t *u) {
     int32_t word;
@@ -83,6 +90,16 @@ ML_INLINE void load_table4(const uint8_t *codes, vtable table, vw *low, vw *high
     *high = widen(_mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(both, 4), half)));
 }
 ML_INLINE vw load_bytes(const int8_t *codes) { return widen(_mm256_loadu_si256((const __m256i *)codes)); }
+ML_INLINE __m256i pick_bits(__m256i where, __m256i set, __m256i clear) {
+    return _mm256_or_si256(_mm256_and_si256(where, set), _mm256_andnot_si256(where, clear));
+}
+ML_INLINE void load_split(const uint8_t *high_halves, const uint8_t *low_halves, int32_t dither, vw *low, vw *high) {
+    const __m256i half = _mm256_set1_epi8(15), less = _mm256_set1_epi32(dither);
+    const __m256i top = _mm256_loadu_si256((const __m256i *)high_halves);
+    const __m256i rest = _mm256_loadu_si256((const __m256i *)low_halves);
+    *low = widen(_mm256_sub_epi8(pick_bits(half, rest, _mm256_slli_epi16(top, 4)), less));
+    *high = widen(_mm256_sub_epi8(pick_bits(half, _mm256_srli_epi16(rest, 4), top), less));
+}
 ML_INLINE void store_bytes(int8_t *p, vw w) {
     __m256i even = _mm256_and_si256(w.even, _mm256_set1_epi16(255));
     _mm256_storeu_si256((__m256i *)p, _mm256_or_si256(even, _mm256_slli_epi16(w.odd, 8)));
@@ -140,6 +157,12 @@ ML_INLINE void load_table4(const uint8_t *codes, vtable table, vw *low, vw *high
     *high = vqtbl1q_s8(table, vshrq_n_u8(both, 4));
 }
 ML_INLINE vw load_bytes(const int8_t *codes) { return vld1q_s8(codes); }
+ML_INLINE void load_split(const uint8_t *high_halves, const uint8_t *low_halves, int32_t dither, vw *low, vw *high) {
+    const uint8x16_t half = vdupq_n_u8(15), top = vld1q_u8(high_halves), rest = vld1q_u8(low_halves);
+    const int8x16_t less = vreinterpretq_s8_s32(vdupq_n_s32(dither));
+    *low = vsubq_s8(vreinterpretq_s8_u8(vbslq_u8(half, rest, vshlq_n_u8(top, 4))), less);
+    *high = vsubq_s8(vreinterpretq_s8_u8(vbslq_u8(half, vshrq_n_u8(rest, 4), top)), less);
+}
 ML_INLINE void store_bytes(int8_t *p, vw w) { vst1q_s8(p, w); }
 ML_INLINE vx load_word(const uint8_t *u) {
     int32_t word;

@@ -107,17 +107,17 @@ static void encode_nf4_block(const ml_encoding *e, float *x, int32_t count, floa
     *scale = largest;
 }
 
-static void encode_int8_block(float *x, int32_t count, float *scale, uint8_t *codes) {
+static void encode_int8_block(float *x, int32_t count, float most, float *scale, uint8_t *codes) {
     float largest = largest_of(x, count);
-    float inverse = largest > 1e-36f ? 1.0f / largest * 127.0f : 0.0f; // as torch divides a number by a tensor
+    float inverse = largest > 1e-36f ? 1.0f / largest * most : 0.0f; // as torch divides a number by a tensor
     int32_t whole[ML_ENCODE_SPAN];
     for (int32_t i = 0; i < count; i += VW) {
         vf v = vround(vmul(vload(x + i), vset(inverse)));
-        vi of_all = vint(vmin(vmax(v, vset(-127.0f)), vset(127.0f)));
+        vi of_all = vint(vmin(vmax(v, vset(-most)), vset(most)));
         memcpy(whole + i, &of_all, sizeof of_all);
     }
     for (int32_t i = 0; i < count; i++) codes[i] = (uint8_t)whole[i];
-    *scale = largest / 127.0f;
+    *scale = largest / most;
 }
 
 static void mark(ml_encode_run *run, float scale) {
@@ -151,7 +151,7 @@ static void encode_int8_program(ml_team team, void *argument) {
             int32_t count = (int32_t)(left < e->block ? left : e->block);
             float *scale = e->scales + row * groups + g;
             read_weights(e, at, count, x);
-            encode_int8_block(x, count, scale, e->codes + at);
+            encode_int8_block(x, count, (float)e->most, scale, e->codes + at);
             mark(run, *scale);
         }
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include "abi.h"
 #include "attention.h"
+#include "embedding.h"
 #include "linear.h"
 #include "lora.h"
 #include "norm.h"

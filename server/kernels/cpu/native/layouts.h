@@ -8,6 +8,7 @@
      AT(ml_source, of_output), AT(ml_source, of_group), AT(ml_source, scaled), AT(ml_source, reserved),
     SIZE(ml_encoding), AT(ml_encoding, type), AT(ml_encoding, block), AT(ml_encoding, rows), AT(ml_encoding, in),
      AT(ml_encoding, weights), AT(ml_encoding, between), AT(ml_encoding, codes), AT(ml_encoding, scales),
+     AT(ml_encoding, most), AT(ml_encoding, reserved),
     SIZE(ml_layer), AT(ml_layer, attn_norm), AT(ml_layer, q_norm), AT(ml_layer, k_norm), AT(ml_layer, mlp_norm),
      AT(ml_layer, module), AT(ml_layer, window), AT(ml_layer, reserved),
     SIZE(ml_model), AT(ml_model, layers), AT(ml_model, hidden), AT(ml_model, heads), AT(ml_model, kv_heads),
@@ -32,4 +33,4 @@
      AT(ml_sampling, top_ids), AT(ml_sampling, top_logprobs), AT(ml_sampling, masks),
     SIZE(ml_run_call), AT(ml_run_call, call), AT(ml_run_call, rows), AT(ml_run_call, count), AT(ml_run_call, hidden),
      AT(ml_run_call, logits), AT(ml_run_call, sampling), AT(ml_run_call, seconds),
-     AT(ml_run_call, wake), AT(ml_run_call, strange),
+     AT(ml_run_call, wake), AT(ml_run_call, strange), AT(ml_run_call, searched), AT(ml_run_call, reserved),

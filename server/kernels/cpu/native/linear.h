@@ -5,6 +5,7 @@
 #pragma once
 #include "ask.h"
 #include "quantize.h"
+#include "split.h"
 #include "team.h"
 
 #if defined(__AMX_INT8__)
@@ -18,23 +19,27 @@
 // A block: its part of each of the matrix's arrays.
 typedef struct {
     const uint8_t *codes;
+    const uint8_t *low; // SPLIT8: of the low halves
     const uint16_t *scales;
     const int16_t *sums, *zeros;
     const float *bias; // [32]
     vtable table;
     float gain;
     int32_t groups, words; // words of a group
-    const uint8_t *next;   // codes that are read after these
+    const uint8_t *next, *next_low; // codes that are read after these
     const uint8_t *ask;    // a tile's share of them, which it asks for,
     int32_t step;          // so many bytes with each word that it multiplies
     lora_asks *more;       // what else it asks for, or null
 } ml_part;
 
-enum { NIBBLES, BYTES };
+enum { NIBBLES, BYTES, HALVES };
 
 template <int FORM> ML_INLINE void load_weights(const ml_part *p, int32_t word, int column, vw *low, vw *high) {
     if (FORM == NIBBLES) {
         load_table4(p->codes + (int64_t)word * 64 + column * 4, p->table, low, high);
+    } else if (FORM == HALVES) {
+        const int64_t at = (int64_t)word * 64 + column * 4;
+        load_split(p->codes + at, p->low + at, ml_dither_word(word), low, high);
     } else {
         const int8_t *bytes = (const int8_t *)p->codes + (int64_t)word * 128 + column * 4;
         *low = load_bytes(bytes);
@@ -163,26 +168,30 @@ ML_INLINE void dense_of(int count, const ml_part *p, const float *x, int32_t in,
 
 ML_INLINE void some_rows(const ml_part *p, int form, const ml_quantized *q, int64_t row, int count, float *y,
                          int64_t stride) {
-    if (form == NIBBLES && p->zeros) tile_of<ML_TILE, NIBBLES, 1>(count, p, q, row, y, stride);
+    if (form == HALVES) tile_of<ML_TILE, HALVES, 0>(count, p, q, row, y, stride);
+    else if (form == NIBBLES && p->zeros) tile_of<ML_TILE, NIBBLES, 1>(count, p, q, row, y, stride);
     else if (form == NIBBLES) tile_of<ML_TILE, NIBBLES, 0>(count, p, q, row, y, stride);
     else if (p->zeros) tile_of<ML_TILE, BYTES, 1>(count, p, q, row, y, stride);
     else tile_of<ML_TILE, BYTES, 0>(count, p, q, row, y, stride);
 }
 
-static void unpack_block(const ml_part *p, int8_t *bytes) {
+template <int FORM> static void unpack_block(const ml_part *p, int8_t *bytes) {
     for (int32_t word = 0; word < p->groups * p->words; word++)
         for (int column = 0; column < 16; column += VW) {
             vw low, high;
-            load_weights<NIBBLES>(p, word, column, &low, &high);
+            load_weights<FORM>(p, word, column, &low, &high);
             store_bytes(bytes + (int64_t)word * 128 + column * 4, low);
             store_bytes(bytes + (int64_t)word * 128 + 64 + column * 4, high);
         }
 }
 
 static const uint8_t *codes_of(const ml_matrix *m, int64_t block) {
-    const int64_t half_bytes = m->kind == ML_TABLE4 ? 1 : m->kind == ML_INT8 ? 2 : 4;
+    const int64_t half_bytes = m->kind == ML_INT8 ? 2 : m->kind == ML_BF16 ? 4 : 1;
     return (const uint8_t *)m->codes + block * m->padded_in * 16 * half_bytes;
 }
+
+// SPLIT8: a block's low halves.
+static const uint8_t *low_halves_of(const ml_matrix *m, int64_t block) { return codes_of(m, m->blocks + block); }
 
 ML_INLINE ml_part part_of(const ml_matrix *m, int32_t block, float *bias) {
     ml_part p;
@@ -193,6 +202,7 @@ ML_INLINE ml_part part_of(const ml_matrix *m, int32_t block, float *bias) {
     p.gain = m->gain;
     p.codes = codes_of(m, block);
     p.next = codes_of(m, block + 1);
+    if (m->kind == ML_SPLIT8) p.low = low_halves_of(m, block);
     if (m->kind == ML_BF16) return p;
     p.words = m->group / 4;
     p.groups = m->padded_in / m->group;
@@ -207,8 +217,9 @@ ML_INLINE ml_part part_of(const ml_matrix *m, int32_t block, float *bias) {
 // Bytes of memory of its own that a member needs for linear_block().
 static inline size_t linear_own_bytes(const ml_matrix *m) {
     if (m->kind == ML_BF16) return 0;
-    if (m->activations == ML_ACTIVATIONS_BF16) return (size_t)m->padded_in * 32 * sizeof(uint16_t);
-    return m->kind == ML_TABLE4 ? (size_t)m->padded_in * 32 : 0;
+    const size_t bytes = m->kind == ML_INT8 ? 0 : (size_t)m->padded_in * 32; // of a block, unpacked
+    if (m->activations == ML_ACTIVATIONS_INT8) return bytes;
+    return (size_t)m->padded_in * 32 * sizeof(uint16_t) + (m->kind == ML_SPLIT8 ? bytes : 0);
 }
 
 // Whether linear_tiles.h multiplies.
@@ -228,11 +239,20 @@ static void wide_block(const ml_matrix *m, ml_part *p, const ml_quantized *q, in
                        int64_t stride, void *own);
 
 // Let tile t of so many ask for its share of the codes that come next: memory is never idle while rows are multiplied.
-// A single tile of INT8 reads as fast as memory gives; asking makes it slower.
+// A single tile of 8 bits reads as fast as memory gives; asking makes it slower.
 ML_INLINE void ask_a_share(ml_part *p, const ml_matrix *m, int64_t t, int64_t tiles) {
     const int32_t words = m->padded_in / 4;
-    p->step = tiles == 1 && m->kind == ML_INT8 ? 0 : (int32_t)((m->kind == ML_INT8 ? 128 : 64) / tiles);
-    p->ask = p->next + t * p->step * words;
+    const uint8_t *from = p->next;
+    int64_t share = t, of = tiles;
+    if (m->kind == ML_SPLIT8 && tiles > 1) { // some ask for the high halves, the others for the low ones
+        of = t < tiles / 2 ? tiles / 2 : tiles - tiles / 2;
+        if (t >= tiles / 2) {
+            from = p->next_low;
+            share -= tiles / 2;
+        }
+    }
+    p->step = tiles == 1 && m->kind != ML_TABLE4 ? 0 : (int32_t)((m->kind == ML_INT8 ? 128 : 64) / of);
+    p->ask = from + share * p->step * words;
 }
 
 // Tiles of nearly the same height: 8 rows are 4 and 4, not 6 and 2.
@@ -251,13 +271,20 @@ static void linear_block(const ml_matrix *m, const ml_quantized *q, const float 
     if (next) p.next = next;
     p.more = more;
     int32_t left = m->out - block * 32;
+    p.next_low = m->kind == ML_SPLIT8 ? low_halves_of(m, block + 1) : nullptr;
     if (q->wide) {
+        if (m->kind == ML_SPLIT8) {
+            int8_t *bytes = (int8_t *)own + (size_t)m->padded_in * 32 * sizeof(uint16_t);
+            unpack_block<HALVES>(&p, bytes);
+            p.codes = (const uint8_t *)bytes;
+        }
         wide_block(m, &p, q, rows, left, y, stride, own);
         return;
     }
-    int form = m->kind == ML_TABLE4 ? NIBBLES : BYTES;
-    if (form == NIBBLES && (rows > ML_UNPACK || by_tiles(rows))) {
-        unpack_block(&p, (int8_t *)own);
+    int form = m->kind == ML_TABLE4 ? NIBBLES : m->kind == ML_SPLIT8 ? HALVES : BYTES;
+    if (form != BYTES && (rows > (form == HALVES ? 2 * ML_TILE : ML_UNPACK) || by_tiles(rows))) {
+        if (form == HALVES) unpack_block<HALVES>(&p, (int8_t *)own);
+        else unpack_block<NIBBLES>(&p, (int8_t *)own);
         p.codes = (const uint8_t *)own;
         form = BYTES;
     }
@@ -279,35 +306,6 @@ static void linear_block(const ml_matrix *m, const ml_quantized *q, const float 
         else some_rows(&p, form, q, row, count, to, apart);
         if (left < 32)
             for (int r = 0; r < count; r++) memcpy(y + (row + r) * stride, edge + r * 32, (size_t)left * sizeof(float));
-    }
-}
-
-// What a code of TABLE4 stands for.
-ML_INLINE float value_of(const ml_matrix *m, int code) {
-    return m->activations == ML_ACTIVATIONS_BF16 ? bf16_to_float(m->values[code]) : m->table[code];
-}
-
-// x[i] = weight [output, i], dequantised: a row of an embedding.
-static void embedding_row(const ml_matrix *m, int32_t output, float *x) {
-    int32_t block = output / 32, lane = output % 32;
-    float bias[32];
-    ml_part p = part_of(m, block, bias);
-    const uint16_t *dense = (const uint16_t *)(const void *)p.codes;
-    for (int32_t i = 0; i < m->in; i++) {
-        if (m->kind == ML_BF16) {
-            x[i] = bf16_to_float(dense[(int64_t)(i / 2) * 64 + lane * 2 + i % 2]);
-            continue;
-        }
-        int64_t word = i / 4;
-        int32_t byte = lane % 16 * 4 + i % 4, at = i / m->group * 32 + lane;
-        float value;
-        if (m->kind == ML_TABLE4) value = value_of(m, p.codes[word * 64 + byte] >> (lane / 16 * 4) & 15);
-        else value = ((const int8_t *)p.codes)[word * 128 + lane / 16 * 64 + byte];
-        if (p.zeros) value -= p.zeros[at];
-        float scales[VW];
-        uint16_t bits[VW] = {p.scales[at]};
-        vstore(scales, vf16(bits));
-        x[m->order ? m->order[i] : i] = scales[0] * m->gain * value;
     }
 }
 
@@ -350,26 +348,7 @@ static int32_t linear(ml_pool *pool, const ml_matrix *matrix, const float *x, in
     return a.failed;
 }
 
-typedef struct {
-    const ml_matrix *matrix;
-    const int32_t *ids;
-    float *x;
-    int64_t rows;
-} ml_lookup;
-
-static void lookup_program(ml_team team, void *argument) {
-    ml_lookup *a = (ml_lookup *)argument;
-    for (int64_t row; (row = ml_take(team)) < a->rows;)
-        embedding_row(a->matrix, a->ids[row], a->x + row * a->matrix->in);
-}
-
-// x [rows, in] = rows ids[...] of the matrix, dequantised.
-static void embedding(ml_pool *pool, const ml_matrix *matrix, const int32_t *ids, int64_t rows, float *x) {
-    ml_lookup a = {matrix, ids, x, rows};
-    ml_run(pool, lookup_program, &a);
-}
-
-#define ML_LINEAR_EXPORTS ML_EXPORT(linear), ML_EXPORT(embedding),
+#define ML_LINEAR_EXPORTS ML_EXPORT(linear),
 
 #ifdef ML_BY_TILES
 #include "linear_tiles.h"

@@ -12,7 +12,7 @@
 #include "team.h"
 
 // Raised whenever matrices are laid out otherwise than before: what was kept of them in files isn't read then.
-#define ML_LAYOUT 1
+#define ML_LAYOUT 2
 
 static int32_t layout(ml_pool *) { return ML_LAYOUT; }
 
@@ -120,6 +120,21 @@ static void store_codes(const ml_matrix *m, const uint8_t *codes, uint8_t *block
             }
 }
 
+// The same of bytes in halves: word w of lane l goes to byte 4l of 64 of both planes, lane 16 + l beside it.
+static void store_halves(const ml_matrix *m, const uint8_t *codes, int32_t block) {
+    const int64_t pitch = pitch_of(m), at = (int64_t)block * m->padded_in * 16;
+    uint8_t *high = (uint8_t *)m->codes + at, *low = high + (int64_t)m->blocks * m->padded_in * 16;
+    for (int32_t first = 0; first < m->padded_in; first += 64)
+        for (int32_t lane = 0; lane < 16; lane++)
+            for (int32_t i = first; i < first + 64; i++) {
+                const uint8_t one = (uint8_t)(codes[lane * pitch + i] + ml_dither(i));
+                const uint8_t other = (uint8_t)(codes[(lane + 16) * pitch + i] + ml_dither(i));
+                const int64_t byte = (int64_t)(i / 4) * 64 + lane * 4 + i % 4;
+                high[byte] = (uint8_t)(one >> 4 | (other & 0xf0));
+                low[byte] = (uint8_t)((one & 15) | other << 4);
+            }
+}
+
 // The sums of a block's groups: its products with ones.
 static void store_sums(const ml_matrix *m, int32_t block) {
     static const uint8_t ones[4] = {1, 1, 1, 1};
@@ -131,6 +146,7 @@ static void store_sums(const ml_matrix *m, int32_t block) {
             for (int32_t word = g * p.words; word < (g + 1) * p.words; word++) {
                 vw low, high;
                 if (m->kind == ML_TABLE4) load_weights<NIBBLES>(&p, word, column, &low, &high);
+                else if (m->kind == ML_SPLIT8) load_weights<HALVES>(&p, word, column, &low, &high);
                 else load_weights<BYTES>(&p, word, column, &low, &high);
                 sums[0] = dot(sums[0], load_word(ones), low);
                 sums[1] = dot(sums[1], load_word(ones), high);
@@ -160,7 +176,8 @@ static void store_scales(const ml_source *s, const ml_matrix *m, int32_t block) 
 static void pack_codes(const ml_source *s, const ml_matrix *m, int32_t block, uint8_t *memory) {
     int64_t bytes = (int64_t)m->padded_in * (m->kind == ML_TABLE4 ? 16 : 32);
     read_block(s, m, block, memory + 32 * pitch_of(m), memory);
-    store_codes(m, memory, (uint8_t *)m->codes + block * bytes);
+    if (m->kind == ML_SPLIT8) store_halves(m, memory, block);
+    else store_codes(m, memory, (uint8_t *)m->codes + block * bytes);
     store_sums(m, block);
     store_scales(s, m, block);
 }
@@ -203,7 +220,9 @@ static void use_huge_pages(const ml_matrix *m) {
 #ifdef MADV_HUGEPAGE
     const uintptr_t page = (uintptr_t)2 << 20;
     uintptr_t first = ((uintptr_t)m->codes + page - 1) / page * page;
-    uintptr_t end = ((uintptr_t)m->codes + (uintptr_t)m->blocks * m->padded_in * (16u << m->kind)) / page * page;
+    // Both planes of SPLIT8 are as many bytes as INT8's.
+    const uintptr_t bytes = 16u << (m->kind == ML_SPLIT8 ? ML_INT8 : m->kind);
+    uintptr_t end = ((uintptr_t)m->codes + (uintptr_t)m->blocks * m->padded_in * bytes) / page * page;
     if (first < end) madvise((void *)first, end - first, MADV_HUGEPAGE);
 #else
     (void)m;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "report.h"
+#include "search.h"
 #include "step.h"
 
 static double seconds_now() {
@@ -45,9 +46,12 @@ static int32_t run(ml_pool *pool, ml_run_call *a) {
     a->strange = 0;
     for (int32_t token = 0; token < a->call->step->tokens; token++) a->strange += !a->call->step->finite[token];
     hidden(pool, model, a->call->x, a->rows, a->count, a->hidden);
-    if (a->count && linear(pool, model->head, a->hidden, a->count, a->logits)) return 1;
+    a->searched = can_search(model->head, a->sampling, a->count);
+    int32_t failed = 0;
+    if (a->searched) failed = search(pool, model->head, a->hidden, a->count, a->sampling->places, a->sampling->ids);
+    else if (a->count) failed = linear(pool, model->head, a->hidden, a->count, a->logits);
     double computed = seconds_now();
-    int32_t failed = a->sampling ? sample(pool, a->sampling) : 0;
+    if (!failed && a->sampling && !a->searched) failed = sample(pool, a->sampling);
     a->seconds[0] = computed - began;
     a->seconds[1] = seconds_now() - computed;
     return failed;

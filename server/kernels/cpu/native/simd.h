@@ -29,6 +29,7 @@ ML_INLINE vf vadd(vf a, vf b) { return _mm512_add_ps(a, b); }
 ML_INLINE vf vsub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 ML_INLINE vf vmul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 ML_INLINE vf vdiv(vf a, vf b) { return _mm512_div_ps(a, b); }
+ML_INLINE vf vsqrt(vf x) { return _mm512_sqrt_ps(x); }
 ML_INLINE vf vmin(vf a, vf b) { return _mm512_min_ps(a, b); }
 ML_INLINE vf vmax(vf a, vf b) { return _mm512_max_ps(a, b); }
 ML_INLINE vf vfma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
@@ -61,6 +62,7 @@ ML_INLINE vf vadd(vf a, vf b) { return _mm256_add_ps(a, b); }
 ML_INLINE vf vsub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 ML_INLINE vf vmul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 ML_INLINE vf vdiv(vf a, vf b) { return _mm256_div_ps(a, b); }
+ML_INLINE vf vsqrt(vf x) { return _mm256_sqrt_ps(x); }
 ML_INLINE vf vmin(vf a, vf b) { return _mm256_min_ps(a, b); }
 ML_INLINE vf vmax(vf a, vf b) { return _mm256_max_ps(a, b); }
 ML_INLINE vf vfma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
@@ -95,6 +97,7 @@ ML_INLINE vf vadd(vf a, vf b) { return vaddq_f32(a, b); }
 ML_INLINE vf vsub(vf a, vf b) { return vsubq_f32(a, b); }
 ML_INLINE vf vmul(vf a, vf b) { return vmulq_f32(a, b); }
 ML_INLINE vf vdiv(vf a, vf b) { return vdivq_f32(a, b); }
+ML_INLINE vf vsqrt(vf x) { return vsqrtq_f32(x); }
 ML_INLINE vf vmin(vf a, vf b) { return vminq_f32(a, b); }
 ML_INLINE vf vmax(vf a, vf b) { return vmaxq_f32(a, b); }
 ML_INLINE vf vfma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }

@@ -18,6 +18,9 @@ static const ml_export ml_exports[] = {
 #ifdef ML_LINEAR_EXPORTS
     ML_LINEAR_EXPORTS
 #endif
+#ifdef ML_EMBEDDING_EXPORTS
+    ML_EMBEDDING_EXPORTS
+#endif
 #ifdef ML_LIMITS_EXPORTS
     ML_LIMITS_EXPORTS
 #endif
@@ -38,6 +41,9 @@ static const ml_export ml_exports[] = {
 #endif
 #ifdef ML_SAMPLE_EXPORTS
     ML_SAMPLE_EXPORTS
+#endif
+#ifdef ML_SEARCH_EXPORTS
+    ML_SEARCH_EXPORTS
 #endif
 #ifdef ML_RUN_EXPORTS
     ML_RUN_EXPORTS

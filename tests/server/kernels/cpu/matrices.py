@@ -9,9 +9,10 @@ from torch import Tensor
 from manylora.quant.awq import AwqTensor, pack_awq
 from manylora.quant.dense import DenseTensor
 from manylora.quant.gptq import GptqTensor, quantize_gptq_nearest
-from manylora.quant.int8 import quantize_int8
+from manylora.quant.int8 import LARGEST, quantize_int8
 from manylora.quant.nf4 import quantize_nf4
 from manylora.server.kernels.backend import WeightSource
+from manylora.server.kernels.cpu.pack import SPLIT_MOST, SplitTensor
 
 NF4_SHAPES = ((1, 64), (31, 192), (33, 128), (64, 896))
 GPTQ = ((4, 32), (4, 64), (4, 128), (4, -1), (8, 32), (8, 128))
@@ -43,6 +44,12 @@ def awq(out: int, wide: int, group: int, zero: int | None = None) -> AwqTensor:
     return pack_awq(codes, zeros if zero is None else torch.full_like(zeros, zero), scales)
 
 
+def split(weight: Tensor) -> SplitTensor:
+    """Return codes from −119 to 119, all of which there are in a large matrix."""
+    eight = quantize_int8(weight, 32)
+    return SplitTensor(replace(eight, codes=(eight.codes * (SPLIT_MOST / LARGEST)).round().to(torch.int8)))
+
+
 def every_format() -> Iterator[tuple[str, WeightSource]]:
     """Yield names and matrices."""
     for out, wide in NF4_SHAPES:
@@ -60,6 +67,7 @@ def every_format() -> Iterator[tuple[str, WeightSource]]:
     for out, wide in ((1, 32), (50, 100), (33, 192)):
         yield f"int8-{out}x{wide}", quantize_int8(normal(out, wide))
         yield f"bf16-{out}x{wide}", DenseTensor(normal(out, wide))
+        yield f"split-{out}x{wide}", split(normal(out, wide))
     yield "bf16-50x101", DenseTensor(normal(50, 101))
 
 

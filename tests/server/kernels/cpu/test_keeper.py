@@ -18,6 +18,7 @@ from manylora.server.kernels.backend import WeightSource
 from manylora.server.kernels.cpu.backend import CpuBackend
 from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.cpu.linear import CpuLinear
+from manylora.server.kernels.cpu.pack import SplitTensor
 from manylora.server.kernels.kept import Apart
 from tests.server.kernels.cpu.matrices import FORMATS
 
@@ -52,10 +53,13 @@ def counted_matrices() -> dict[str, WeightSource]:
             (counted(OUT, WIDE, step=37, below=255) - 127).to(torch.int8), powers(OUT, groups)
         ),
         "bf16": DenseTensor(counted(OUT, WIDE, step=37, below=251).bfloat16()),
+        "split": SplitTensor(
+            Int8Tensor((counted(OUT, WIDE, step=37, below=239) - 119).to(torch.int8), powers(OUT, groups))
+        ),
     }
 
 
-PACKED_BY_LAYOUT = {1: "1786ccff0f0a6452"}
+PACKED_BY_LAYOUT = {2: "d3563a1e7bb05873"}
 """By the number of the layout (ML_LAYOUT in native/pack.h): the digest of all matrices, packed."""
 
 

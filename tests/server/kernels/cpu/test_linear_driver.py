@@ -22,7 +22,10 @@ from tests.server.kernels.cpu.products import product, rows_of, weights_of
 from tests.server.kernels.cpu.test_pool import can_link
 
 DRIVER = Path(__file__).parent / "native" / "linear_driver.cpp"
-NAMES = ("nf4-31x192", "nf4-by-32", "gptq4-shuffled", "gptq8-by-128", "awq", "int8-50x100", "bf16-50x101")
+NAMES = (
+    *("nf4-31x192", "nf4-by-32", "gptq4-shuffled", "gptq8-by-128", "awq", "int8-50x100", "split-50x100"),
+    "bf16-50x101",
+)
 ROWS = 70
 ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 

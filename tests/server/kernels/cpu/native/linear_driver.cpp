@@ -10,7 +10,9 @@
 #include "dot.h"
 #include "quantize.h"
 #include "linear.h"
+#include "embedding.h"
 #include "pack.h"
+#include "search.h"
 
 extern "C" ml_pool *ml_pool_create(int32_t members, const int32_t *cores);
 extern "C" void ml_pool_destroy(ml_pool *pool);
@@ -52,6 +54,18 @@ static void check_asks(const ml_matrix *m, const float *x, int64_t rows) {
     free(memory), free(own), free(y);
 }
 
+// A search finds what is the largest of the products y.
+static void check_search(ml_pool *pool, const ml_matrix *m, const float *x, const float *y) {
+    for (int64_t rows = 1; rows <= ML_SEARCH_ROWS; rows++) {
+        int32_t places[ML_SEARCH_ROWS], ids[ML_SEARCH_ROWS];
+        for (int32_t row = 0; row < rows; row++) places[row] = row;
+        if (search(pool, m, x, rows, places, ids)) abort();
+        for (int64_t row = 0; row < rows; row++)
+            for (int32_t i = 0; i < m->out; i++)
+                if (y[row * m->out + i] > y[row * m->out + ids[row]]) abort();
+    }
+}
+
 static void run(ml_pool *pool, const Case *c, FILE *in, FILE *out) {
     ml_source s = {c->form, c->out, c->in, c->bits, nullptr, nullptr, nullptr, nullptr, c->of_output, c->of_group, c->scaled, 0};
     s.codes = blob(in);
@@ -64,7 +78,8 @@ static void run(ml_pool *pool, const Case *c, FILE *in, FILE *out) {
     m.blocks = (c->out + 31) / 32;
     m.padded_in = c->padded_in, m.group = c->group, m.gain = c->gain;
     size_t weights = (size_t)m.blocks * 32 * m.padded_in, pairs = weights / m.group * 2;
-    m.codes = aligned(weights * (1u << m.kind) / 2);
+    const unsigned half_bytes[] = {1, 2, 4, 2}; // by kind
+    m.codes = aligned(weights * half_bytes[m.kind] / 2);
     m.scales = c->kind == ML_BF16 ? nullptr : (uint16_t *)aligned(pairs);
     m.sums = c->kind == ML_BF16 ? nullptr : (int16_t *)aligned(pairs);
     m.zeros = s.zeros ? (int16_t *)aligned(pairs) : nullptr;
@@ -79,6 +94,7 @@ static void run(ml_pool *pool, const Case *c, FILE *in, FILE *out) {
     fwrite(y, sizeof(float), (size_t)c->rows * c->out, out);
     fwrite(row, sizeof(float), (size_t)c->in, out);
     for (int64_t rows = 1; rows <= c->rows; rows += 23) check_asks(&m, x, rows);
+    if (m.kind == ML_SPLIT8) check_search(pool, &m, x, y);
     // The same by activations of bfloat16, the codes' values as they are in the table.
     uint16_t values[16] = {};
     for (int i = 0; m.table && i < 16; i++) values[i] = float_to_bf16(m.table[i]);
