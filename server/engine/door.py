@@ -29,13 +29,13 @@ def fitted(request: GenerationRequest, limit: int) -> GenerationRequest:
 def context_exceeded(prompt: int | str, asked: int | None, context: int) -> ContextLengthExceeded:
     """Return the error with its numbers; ``asked`` None: as many as fit, 0: the prompt alone must."""
     overrun = Overrun(prompt, asked, context)
-    # The words of OpenAI and vLLM, by which LiteLLM and others know that a conversation must be shortened.
+    # The words of vLLM and Anthropic, by which LiteLLM and LangChain know that a conversation must be shortened.
     longest = f"this model's maximum context length is {context} tokens"
     if asked == 0:
         return ContextLengthExceeded(f"{longest}, and it has {prompt}", overrun)
     wanted = "max_tokens is at least 1" if asked is None else f"max_tokens is {asked}"
     return ContextLengthExceeded(
-        f"{longest}, but the prompt has {prompt} and {wanted}: reduce the length of the prompt or max_tokens",
+        f"the prompt is too long: {longest}, but it has {prompt} and {wanted}; reduce its length or max_tokens",
         overrun,
         param="max_tokens" if asked is not None else None,
     )

@@ -58,7 +58,7 @@ def stand_in(root: Path) -> list[str]:
         ("langchain", ["langchain_openai"]),
         ("pydantic_ai", ["pydantic_ai", "openai"]),
         ("litellm", ["litellm"]),
-        ("llama_index", ["llama_index/llms/openai_like", "llama_index/embeddings/openai_like"]),
+        ("llama_index", ["llama_index.llms.openai_like", "llama_index.embeddings.openai_like"]),
         ("instructor", ["instructor"]),
     ],
 )
@@ -77,13 +77,20 @@ def test_in_node(demo: Served) -> None:
 
 
 def interpreter_with(packages: Sequence[str]) -> str:
-    """Return a Python that has the packages, given as folders: this one, or that of `make clients`; else skip."""
-    if all(importlib.util.find_spec(each.split("/")[0]) for each in packages):
+    """Return a Python that has the packages: this one, or that of `make clients`. Skips the test if neither has."""
+    if all(map(is_here, packages)):
         return sys.executable
     roots = list(ENVIRONMENT.glob("lib/python*/site-packages"))
-    if any(all((root / each).is_dir() for each in packages) for root in roots):
+    if any(all((root / each.replace(".", "/")).is_dir() for each in packages) for root in roots):
         return str(ENVIRONMENT / "bin" / "python")
-    pytest.skip(f"{packages[0].split('/')[0]} isn't installed: `make clients`")
+    pytest.skip(f"{packages[0]} isn't installed: `make clients`")
+
+
+def is_here(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # what it is a part of
+        return False
 
 
 def run(demo: Served, line: list[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -165,6 +166,15 @@ def test_a_forced_tool_by_responses() -> None:
     model = chat("tools", use_responses_api=True).bind_tools([get_city], tool_choice="get_city")
     [call] = model.invoke(QUESTION).tool_calls
     assert call["name"] == "get_city"
+
+
+@pytest.mark.parametrize("responses", [False, True])
+def test_what_is_too_long(responses: bool) -> None:
+    model = chat("sql", use_responses_api=responses)
+    with pytest.raises(ContextOverflowError):
+        model.invoke("Ada " * 2000)
+    with pytest.raises(ContextOverflowError):
+        list(model.stream("Ada " * 2000))
 
 
 def test_embeddings() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,18 @@ def test_responses(provider: str) -> None:
         litellm.responses(model=f"{provider}/sql", input=QUESTION, temperature=0, stream=True, **WHERE)
     )
     assert events[-1].response.output[0].content[0].text == SQL
+
+
+def test_files_and_batches() -> None:
+    where = {**WHERE, "custom_llm_provider": "openai"}
+    line = b'{"custom_id": "one", "method": "POST", "url": "/v1/embeddings", "body": {"model": "sql", "input": "Ada"}}'
+    file = litellm.create_file(file=("ask.jsonl", line), purpose="batch", **where)
+    endpoint, window = "/v1/embeddings", "24h"
+    batch = litellm.create_batch(completion_window=window, endpoint=endpoint, input_file_id=file.id, **where)
+    while batch.status not in ("completed", "failed"):
+        time.sleep(0.02)
+        batch = litellm.retrieve_batch(batch_id=batch.id, **where)
+    assert b"embedding" in litellm.file_content(file_id=batch.output_file_id, **where).content
 
 
 def test_anthropics_messages() -> None:

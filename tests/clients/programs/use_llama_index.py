@@ -12,6 +12,7 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+from llama_index.llms.openai import OpenAIResponses
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
 
@@ -78,6 +79,13 @@ def test_functions() -> None:
     streamed = list(model.stream_chat_with_tools([tool], user_msg=QUESTION, tool_required=True))
     [call] = model.get_tool_calls_from_response(streamed[-1])
     assert call.tool_name == "get_city"
+
+
+def test_responses() -> None:
+    where = {"api_base": f"{URL}/v1", "api_key": "none"}
+    model = OpenAIResponses(model="sql", **where, temperature=0, context_window=1024, max_output_tokens=100)
+    assert model.complete(QUESTION).text == SQL
+    assert "".join(chunk.delta or "" for chunk in model.stream_complete(QUESTION)) == SQL
 
 
 @pytest.mark.trained

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent, Embedder, NativeOutput, RunContext
 from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
+from pydantic_ai.exceptions import ModelContextWindowExceededError, ModelNotFoundError
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -94,6 +95,14 @@ def test_a_streamed_output(model: Any) -> None:
             return [each async for each in stream.stream_output(debounce_by=None)]
 
     assert isinstance(asyncio.run(run())[-1], City)
+
+
+@BOTH
+def test_errors(model: Any) -> None:
+    with pytest.raises(ModelContextWindowExceededError):
+        agent(model, "sql").run_sync("Ada " * 2000)
+    with pytest.raises(ModelNotFoundError):
+        agent(model, "nobody").run_sync(QUESTION)
 
 
 def test_embeddings() -> None:

@@ -166,8 +166,9 @@ def test_a_prompt_over_the_context_is_told_with_three_numbers(http: httpx.Client
     error = refusal(http, "/v1/completions", body)
     assert error["code"] == "context_length_exceeded"
     assert all(number in str(error["message"]) for number in ("1000", "25", "1024"))
-    # By which LiteLLM knows it, whatever the code.
+    # By which LiteLLM and LangChain know it, whatever the code.
     assert "this model's maximum context length is" in str(error["message"])
+    assert "prompt is too long" in str(error["message"])
     assert http.post("/v1/completions", json={**body, "max_tokens": 24}).status_code == 200
 
 
