@@ -1,7 +1,8 @@
 """Times one decode step of the decoder on random weights, beside its base's bare matmuls in plain torch, and by op.
 
-Run it with ``python -m manylora.loadtest.lab.decoder_step``, pinned to as many cores as it has threads. It measures no
-engine, no sampling and no HTTP: `manylora bench engine` does.
+A step ends with its rows' logits, and where the backend samples another time with greedy tokens instead, which is what
+most benchmarks ask of a server. Run it with ``python -m manylora.loadtest.lab.decoder_step``, pinned to as many cores
+as it has threads. It measures no engine and no HTTP: `manylora bench engine` does.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from manylora.loadtest.material.text_table import text_table
 from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.plain.linear import PlainLinear
+from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.step import StepBatch
 from manylora.server.model.served import ServedModel
 
@@ -69,9 +71,9 @@ class Clock:
         return call
 
 
-def run_step(model: ServedModel, step: StepBatch) -> None:
-    """Compute a step to its end."""
-    logits = model(step).logits
+def run_step(model: ServedModel, step: StepBatch, columns: SamplingColumns | None = None) -> None:
+    """Compute a step to its end, and sample as ``columns`` say."""
+    logits = model.collect(model.launch(step, columns)).logits
     if logits.is_cuda:
         torch.cuda.synchronize(logits.device)
 
@@ -119,7 +121,10 @@ def time_choice(choice: ModelChoice, options: argparse.Namespace, clock: Clock |
                 clock.seconds.clear()
             spent = median_ms(partial(run_step, model, step), options.repeats)
             cells = [choice.quantization, str(rows), str(count)]
-            cells += [f"{floor:.1f}", f"{spent:.1f}", f"{spent / floor:.2f}"]
+            cells += [f"{floor:.1f}", f"{spent:.1f}", f"{spent / floor:.2f}", "-"]
+            if model.decoder.backend.sampling is not None and clock is None:
+                greedy = partial(run_step, model, step, SamplingColumns.greedy(rows))
+                cells[-1] = f"{median_ms(greedy, options.repeats):.1f}"
             if clock is not None:
                 calls = options.repeats + WARM_UP
                 cells += [f"{1000 * clock.seconds[name] / calls:.1f}" for name in OPS]
@@ -154,7 +159,16 @@ def main() -> None:
         rows += time_choice(choice, options, clock)
     print(f"A decode step, median ms: context {options.context}, rank {options.rank}")  # noqa: T201  # the result
     print(headline(), end="\n\n")  # noqa: T201  # the result
-    head = ["weights", "rows", "adapters", "matmuls", "step", "ratio", *(OPS if clock else ())]
+    head = [
+        "weights",
+        "rows",
+        "adapters",
+        "matmuls",
+        "step",
+        "ratio",
+        "greedy tokens",
+        *(OPS if clock else ()),
+    ]
     print(text_table(head, rows))  # noqa: T201  # the result
 
 

@@ -8,7 +8,7 @@ from manylora.adapters.types import AdapterWeights, LoraPair
 from manylora.quant.nf4 import quantize_nf4
 from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.plain import PlainBackend
-from manylora.server.kernels.sampling import UNTOLD, SamplingColumns
+from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AttentionMetadata, RankRange, StepAdapters, StepBatch
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights, LinearWeight
@@ -64,16 +64,10 @@ def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor, Tensor | None]:
     logits, finite = output.logits.clone(), output.finite
     if backend.sampling is None:
         return logits, finite, None
-    found = backend.collect(backend.launch(plan, batch.logits_rows[:FEW], _greedy(FEW))).sampled
+    found = backend.collect(
+        backend.launch(plan, batch.logits_rows[:FEW], SamplingColumns.greedy(FEW))
+    ).sampled
     return logits, finite, None if found is None else torch.from_numpy(found.ids.astype(np.int64))
-
-
-def _greedy(rows: int) -> SamplingColumns:
-    none, zeros = np.zeros(rows, dtype=np.int32), np.zeros(rows)
-    draws = np.zeros(rows, dtype=np.uint64)
-    told = np.full(rows, UNTOLD, dtype=np.int32)
-    places = np.arange(rows, dtype=np.int32)
-    return SamplingColumns(places, zeros, none, np.ones(rows), zeros, draws, draws, draws, told)
 
 
 def _weights(backend: AnyBackend, noise: torch.Generator) -> DecoderWeights:

@@ -43,6 +43,13 @@ class SamplingColumns:
     masks: Sequence[Ints | None] = ()
     """[n]: of each row the ids that may be drawn, as bits, the lowest first; None: all. Empty: all of all."""
 
+    @classmethod
+    def greedy(cls, rows: int) -> "SamplingColumns":
+        """Return those of the first so many rows of logits, of which nothing but the best token is wanted."""
+        none, zeros, draws = np.zeros(rows, np.int32), np.zeros(rows), np.zeros(rows, np.uint64)
+        places, told = np.arange(rows, dtype=np.int32), np.full(rows, UNTOLD, np.int32)
+        return cls(places, zeros, none, np.ones(rows), zeros, draws, draws, draws, told)
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:

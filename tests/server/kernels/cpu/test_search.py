@@ -125,12 +125,6 @@ def test_a_level_that_finds_other_tokens_is_not_trusted(kernels: Kernels) -> Non
     assert "best tokens" in (fault(Misled(kernels, torch.float32), 0.05) or "")
 
 
-def greedy(rows: int) -> SamplingColumns:
-    none, zeros, draws = np.zeros(rows, np.int32), np.zeros(rows), np.zeros(rows, np.uint64)
-    told, places = np.full(rows, UNTOLD, np.int32), np.arange(rows, dtype=np.int32)
-    return SamplingColumns(places, zeros, none, np.ones(rows), zeros, draws, draws, draws, told)
-
-
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -146,12 +140,14 @@ def test_a_step_of_a_few_greedy_tokens_writes_no_logits_unless_they_are_wanted(
     model = native(tmp_path, kernels)
     step = decode_step(model, 2, 9, [])
     whole = model.collect(model.launch(step, None)).logits.clone()
-    few = model.collect(model.launch(step, greedy(2)))
+    few = model.collect(model.launch(step, SamplingColumns.greedy(2)))
     assert few.sampled is not None
     assert few.sampled.ids.tolist() == whole.argmax(-1).tolist()
     assert len(few.logits) == 0
-    assert torch.equal(model.collect(model.launch(step, replace(greedy(2), **wanted))).logits, whole)
-    some = replace(greedy(1), places=np.array([1], np.int32))
+    assert torch.equal(
+        model.collect(model.launch(step, replace(SamplingColumns.greedy(2), **wanted))).logits, whole
+    )
+    some = replace(SamplingColumns.greedy(1), places=np.array([1], np.int32))
     assert torch.equal(model.collect(model.launch(step, some)).logits, whole), "of another row they are"
 
 
