@@ -1,10 +1,12 @@
 """A grammar as the library takes it: everything becomes Lark, so that there is one way in."""
 
+import copy
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from manylora.server.engine.grammar.bounds import fractions_of, move_in
 from manylora.server.engine.grammar.formats import say_exactly
 from manylora.server.engine.grammar.grammar import Grammar, GrammarKind, GrammarRefused
 from manylora.server.engine.grammar.schema import check_schema, subschemas
@@ -69,14 +71,29 @@ def _body(grammar: Grammar) -> str:
 
 
 def _schema(schema: Any) -> str:
-    check_schema(schema)
-    for _, each in subschemas(schema):
+    check_schema(schema, _satisfiable)
+    if schema is False:
+        raise GrammarRefused("nothing satisfies the schema false")
+    return _said({} if schema is True else schema)
+
+
+def _said(schema: dict[str, Any]) -> str:
+    """Return a schema as the library is to take it; it is changed."""
+    every = [each for _, each in subschemas(schema)]
+    fractions = fractions_of(every)
+    for each in every:
         say_exactly(each)
-    if isinstance(schema, bool):
-        if not schema:
-            raise GrammarRefused("nothing satisfies the schema false")
-        schema = {}
+        move_in(each, fractions)
     return json.dumps({**schema, "x-guidance": OPTIONS}, ensure_ascii=False)
+
+
+def _satisfiable(schema: Mapping[str, Any]) -> bool:
+    """Say whether the library knows a text of a schema without references; what else it refuses, it names later."""
+    from llguidance import LLMatcher
+
+    text = f"start: %json {_said(copy.deepcopy(dict(schema)))}\n"
+    wrong, told = LLMatcher.validate_grammar_with_warnings(text)
+    return not (wrong and any("Unsatisfiable" in each for each in told))
 
 
 def _with_options(text: str) -> str:

@@ -4,12 +4,13 @@ The compiler refuses by name what it can't enforce. Not its to find: references 
 that loosen what it enforces, and those that mean nothing to it but something to whoever wrote them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
 from manylora.server.engine.grammar.grammar import GrammarRefused
 
+Satisfiable = Callable[[Mapping[str, Any]], bool]
 MAX_CHARACTERS = 256 << 10
 """Of a schema's names and values."""
 MAX_VALUES = 20_000
@@ -30,14 +31,17 @@ _BY_LOWER_CASE = {name.lower(): name for name in _KNOWN}
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 
 
-def check_schema(schema: object) -> None:
-    """Raise GrammarRefused for a schema that isn't to be compiled; ``schema`` is JSON."""
+def check_schema(schema: object, satisfiable: Satisfiable) -> None:
+    """Raise GrammarRefused for a schema that isn't to be compiled; ``schema`` is JSON.
+
+    ``satisfiable`` says whether a schema without references has a text.
+    """
     if not isinstance(schema, dict | bool):
         raise GrammarRefused(f"a schema is an object, not {type(schema).__name__}")
     check_size(schema)
     for path, each in subschemas(schema):
         _check_words(path, each)
-    _check_ends(schema)
+    _check_ends(schema, satisfiable)
 
 
 def check_size(value: object) -> None:
@@ -105,7 +109,7 @@ def _check_words(path: str, schema: Mapping[str, Any]) -> None:
         raise GrammarRefused(f'$id and $anchor at {path} are not followed: use $defs and "$ref": "#/$defs/…"')
 
 
-def _check_ends(root: object) -> None:
+def _check_ends(root: object, satisfiable: Satisfiable) -> None:
     """Raise GrammarRefused if a reference is not to the schema itself, or no text of the schema can end.
 
     The least fixed point: a schema can end if what it demands can, by those already known to.
@@ -126,12 +130,13 @@ def _check_ends(root: object) -> None:
         references[reference] = _target(root, reference)
     if not references:
         return
-    ending: set[str] = set()
+    ends = _Ends(satisfiable)
+    ending = ends.ending
     grown = True
     while grown:
         grown = False
         for reference, target in references.items():
-            if reference not in ending and _ends(target, ending):
+            if reference not in ending and ends.of(target):
                 ending.add(reference)
                 grown = True
     endless = [reference for reference in references if reference not in ending]
@@ -157,41 +162,51 @@ def _target(root: object, reference: str) -> object:
     return found
 
 
-def _ends(schema: object, ending: set[str]) -> bool:
-    """Say whether a text of the schema can end, if those of the references in ``ending`` can."""
-    if not isinstance(schema, dict):
-        return schema is not False
-    if "enum" in schema or "const" in schema:
-        return True
-    if isinstance(schema.get("$ref"), str) and schema["$ref"] not in ending:
-        return False
-    if not all(_ends(each, ending) for each in _list(schema, "allOf")):
-        return False
-    for word in ("anyOf", "oneOf"):
-        members = _list(schema, word)
-        if members and not any(_ends(each, ending) for each in members):
+class _Ends:
+    """Which schemas have a text that ends, if those of the references in ``ending`` have."""
+
+    def __init__(self, satisfiable: Satisfiable) -> None:
+        self.ending: set[str] = set()
+        self._satisfiable = satisfiable
+        self._known: dict[int, bool] = {}
+        """Of schemas without references, by identity."""
+
+    def of(self, schema: object) -> bool:
+        """Say whether a text of the schema can end."""
+        if not isinstance(schema, dict):
+            return schema is not False
+        if "enum" in schema or "const" in schema:
+            return True
+        if not any("$ref" in each for _, each in subschemas(schema)):
+            if id(schema) not in self._known:
+                self._known[id(schema)] = self._satisfiable(schema)
+            return self._known[id(schema)]
+        if isinstance(schema.get("$ref"), str) and schema["$ref"] not in self.ending:
             return False
-    kinds = schema.get("type", _TYPES)
-    return any(_kind_ends(kind, schema, ending) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+        if not all(map(self.of, _list(schema, "allOf"))):
+            return False
+        for word in ("anyOf", "oneOf"):
+            members = _list(schema, word)
+            if members and not any(map(self.of, members)):
+                return False
+        kinds = schema.get("type", _TYPES)
+        return any(self._kind(kind, schema) for kind in ([kinds] if isinstance(kinds, str) else kinds))
 
-
-def _kind_ends(kind: object, schema: Mapping[str, Any], ending: set[str]) -> bool:
-    if kind == "object":
-        properties = schema.get("properties")
-        known = properties if isinstance(properties, dict) else {}
-        others = schema.get("additionalProperties", True)
-        required = [name for name in _list(schema, "required") if isinstance(name, str)]
-        return all(_ends(known.get(name, others), ending) for name in required)
-    if kind == "array":
-        least = schema.get("minItems", 0)
-        prefix = [*_list(schema, "prefixItems"), *_list(schema, "items")]
-        rest = schema.get("items", True)
-        rest = schema.get("additionalItems", True) if isinstance(rest, list) else rest
-        count = int(min(least, MAX_VALUES)) if isinstance(least, int | float) else 0
-        return all(_ends(each, ending) for each in prefix[:count]) and (
-            count <= len(prefix) or _ends(rest, ending)
-        )
-    return True
+    def _kind(self, kind: object, schema: Mapping[str, Any]) -> bool:
+        if kind == "object":
+            properties = schema.get("properties")
+            known = properties if isinstance(properties, dict) else {}
+            others = schema.get("additionalProperties", True)
+            required = [name for name in _list(schema, "required") if isinstance(name, str)]
+            return all(self.of(known.get(name, others)) for name in required)
+        if kind == "array":
+            least = schema.get("minItems", 0)
+            prefix = [*_list(schema, "prefixItems"), *_list(schema, "items")]
+            rest = schema.get("items", True)
+            rest = schema.get("additionalItems", True) if isinstance(rest, list) else rest
+            count = int(min(least, MAX_VALUES)) if isinstance(least, int | float) else 0
+            return all(map(self.of, prefix[:count])) and (count <= len(prefix) or self.of(rest))
+        return True
 
 
 def _list(schema: Mapping[str, Any], word: str) -> list[Any]:

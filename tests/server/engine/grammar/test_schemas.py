@@ -53,6 +53,18 @@ ENDLESS: list[dict[str, Any]] = [
     {"type": "array", "prefixItems": [{"type": "null"}, SELF], "minItems": 2},
     {"anyOf": [SELF, {"type": "object", "properties": {"a": SELF}, "required": ["a"]}]},
     {"type": "object", "additionalProperties": SELF, "required": ["a"]},
+    {"anyOf": [SELF, {"type": "number", "exclusiveMinimum": 9, "maximum": 7}]},
+    {
+        "anyOf": [
+            SELF,
+            {
+                "allOf": [
+                    {"type": "object", "additionalProperties": False},
+                    {"type": "object", "required": ["a"]},
+                ]
+            },
+        ]
+    },
 ]
 ENDING: list[tuple[dict[str, Any], str]] = [
     ({"type": "object", "properties": {"next": SELF}, "additionalProperties": False}, '{"next":{"next":{}}}'),
@@ -115,6 +127,12 @@ HELD: list[tuple[dict[str, Any], list[str], list[str]]] = [
         ["[1]", "[1,2,3,4]"],
     ),
     ({"type": "string"}, ['"\\\\é"', '"\\"é"'], ['"\\é"', '"a\nb"', '"\\x41"']),
+    ({"exclusiveMinimum": 2, "maximum": 2.25}, ["2.25", "2.1"], ["2", "2.0", "2.00", "1.9", "3"]),
+    ({"allOf": [{"type": "number", "maximum": 2.5}, {"exclusiveMinimum": 2}]}, ["2.5"], ["2", "3"]),
+    ({"type": "number", "minimum": -0.25, "exclusiveMaximum": 0}, ["-0.25", "-0.1"], ["-0", "0", "0.0"]),
+    ({"minimum": 2, "exclusiveMinimum": True, "maximum": 2.25}, ["2.1"], ["2", "2.0"]),
+    ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, ["1", "0.00000001"], ["0", "-0"]),
+    ({"type": "integer", "exclusiveMinimum": 1, "maximum": 2.5}, ["2"], ["1", "3"]),
     ({"type": "integer", "multipleOf": 3}, ["6"], ["7"]),
     ({"type": "array", "uniqueItems": False, "minContains": 1}, ["[1,1]"], ["{}"]),
     (
