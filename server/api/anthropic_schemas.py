@@ -113,10 +113,10 @@ class ClientTool(_Open):
         """Whether a model here can be told of it."""
         return self.type == "custom"
 
-    @property
-    def tool(self) -> Tool:
-        """It as templates, parsers and grammars know it."""
-        return Tool(self.name, self.description, self.input_schema, self.strict)
+    def tool(self, place: int) -> Tool:
+        """Return it as templates, parsers and grammars know it; ``place`` is its place among the request's tools."""
+        param = f"tools.{place}.input_schema"
+        return Tool(self.name, self.description, self.input_schema, self.strict, param=param)
 
 
 class Choice(_Open):
@@ -189,7 +189,7 @@ class CountRequest(ModelFields):
     @property
     def tool_use(self) -> ToolUse:
         """The tools and how they may be used."""
-        tools = tuple(tool.tool for tool in self.tools if tool.served)
+        tools = tuple(tool.tool(place) for place, tool in enumerate(self.tools) if tool.served)
         choice = self.tool_choice or Choice(type="auto")
         mode: Literal["none", "auto", "required"] = "required"
         if choice.type in ("auto", "none"):

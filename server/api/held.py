@@ -41,13 +41,10 @@ async def grammar_of(
 
 async def _name_the_tool(deps: ApiDependencies, use: ToolUse, text: ModelText) -> None:
     """Raise InvalidRequest for the first tool that alone can't be held."""
-    for place, tool in enumerate(use.tools):
+    for tool in use.tools:
         if tool.held and not tool.raw:
-            kind = "custom.format" if tool.custom else "function.parameters"
             schema = json.dumps(tool.schema, ensure_ascii=False)
-            await compiled(
-                deps, Grammar(GrammarKind.JSON_SCHEMA, schema, param=f"tools.{place}.{kind}"), text
-            )
+            await compiled(deps, Grammar(GrammarKind.JSON_SCHEMA, schema, param=tool.param), text)
 
 
 async def compiled(deps: ApiDependencies, grammar: Grammar, text: ModelText) -> CompiledGrammar:

@@ -128,19 +128,25 @@ class ResponseTool(_Open):
 
     @model_validator(mode="after")
     def _has_a_name(self) -> "ResponseTool":
-        if self.type in SERVED and not _NAME.fullmatch(self.name):
+        if self.served and not _NAME.fullmatch(self.name):
             raise refused("name", "it has 1 to 128 letters, digits, - and _")
         return self
 
     @property
-    def tool(self) -> Tool:
-        """It as templates, parsers and grammars know it."""
+    def served(self) -> bool:
+        """Whether a model here can be told of it."""
+        return self.type in SERVED
+
+    def tool(self, place: int) -> Tool:
+        """Return it as templates, parsers and grammars know it; ``place`` is its place among the request's tools."""
         if self.type == "function":
-            return Tool(self.name, self.description, self.parameters, self.strict)
+            param = f"tools.{place}.parameters"
+            return Tool(self.name, self.description, self.parameters, self.strict, param=param)
         held = None
         if self.format is not None and self.format.syntax is not None:
             held = InputGrammar(self.format.syntax, self.format.definition or "")
-        return Tool(self.name, self.description, custom=True, grammar=held)
+        param = f"tools.{place}.format"
+        return Tool(self.name, self.description, custom=True, grammar=held, param=param)
 
 
 class ToolByName(_Open):
@@ -266,7 +272,7 @@ class ResponsesRequest(ModelFields):
     @property
     def served_tools(self) -> Sequence[ResponseTool]:
         """The tools that a model here can be told of."""
-        return [tool for tool in self.tools if tool.type in SERVED]
+        return [tool for tool in self.tools if tool.served]
 
     @property
     def _chosen(self) -> frozenset[str] | None:
@@ -287,5 +293,5 @@ class ResponsesRequest(ModelFields):
             mode = choice
         elif choice.mode is not None:
             mode = choice.mode
-        tools = tuple(tool.tool for tool in self.served_tools)
+        tools = tuple(tool.tool(place) for place, tool in enumerate(self.tools) if tool.served)
         return ToolUse(tools, mode, self._chosen, parallel=self.parallel_tool_calls and not named)

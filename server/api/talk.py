@@ -129,8 +129,7 @@ def held(
     try:
         text = reading.grammar(controls, answer, loose=loose)
     except ToolsRefused as error:
-        place = next(i for i, tool in enumerate(reading.use.tools) if tool.name == error.tool)
-        param = f"tools.{place}.function.parameters"
+        param = reading.use.by_name[error.tool].param
         raise InvalidRequest(f"{param}: {error}", param=param) from error
     return None if text is None else Grammar(GrammarKind.LARK, text, after=thought, param="tools")
 

@@ -98,15 +98,23 @@ class ToolSpec(Strict):
         return self
 
     @property
-    def tool(self) -> Tool:
-        """It as templates, parsers and grammars know it."""
+    def name(self) -> str:
+        """What it is called by."""
+        spec = self.custom if self.function is None else self.function
+        assert spec is not None
+        return spec.name
+
+    def tool(self, place: int) -> Tool:
+        """Return it as templates, parsers and grammars know it; ``place`` is its place among the request's tools."""
         if self.custom is not None:
             grammar = None if self.custom.format is None else self.custom.format.grammar
             held = None if grammar is None else InputGrammar(grammar.syntax, grammar.definition)
-            return Tool(self.custom.name, self.custom.description, custom=True, grammar=held)
+            param = f"tools.{place}.custom.format"
+            return Tool(self.custom.name, self.custom.description, custom=True, grammar=held, param=param)
         function = self.function
         assert function is not None
-        return Tool(function.name, function.description, function.parameters, function.strict)
+        param = f"tools.{place}.function.parameters"
+        return Tool(function.name, function.description, function.parameters, function.strict, param=param)
 
 
 class Named(Strict):
@@ -183,7 +191,7 @@ class ToolFields(Strict):
 
     @model_validator(mode="after")
     def _choice_of_what_is_there(self) -> "ToolFields":
-        names = [spec.tool.name for spec in self.tools]
+        names = [spec.name for spec in self.tools]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise refused("tools", f"two of them have the name {twice!r}")
@@ -227,7 +235,7 @@ class ToolFields(Strict):
 
 def tools_of(specs: Sequence[ToolSpec]) -> tuple[Tool, ...]:
     """Return the tools."""
-    return tuple(spec.tool for spec in specs)
+    return tuple(spec.tool(place) for place, spec in enumerate(specs))
 
 
 class FunctionCalled(Strict):

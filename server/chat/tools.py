@@ -29,6 +29,8 @@ class Tool:
     custom: bool = False
     grammar: InputGrammar | None = None
     """Of a custom tool's input; None: any text."""
+    param: str = "tools"
+    """Where the request says what it takes, as whoever sent it knows that place."""
 
     @property
     def schema(self) -> Mapping[str, Any]:

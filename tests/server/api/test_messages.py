@@ -22,6 +22,7 @@ TOOLS: list[dict[str, Any]] = [
     {"name": "get_weather", "description": "Forecast.", "input_schema": CITY},
     {"type": "custom", "name": "now", "input_schema": {"type": "object", "maxProperties": 0}},
 ]
+CANT_BE_HELD = {"name": "f", "strict": True, "input_schema": {"type": "object", "not": {}}}
 ASK: dict[str, Any] = {
     "model": "hermes",
     "max_tokens": 12,
@@ -352,6 +353,7 @@ def test_what_claude_code_sends_is_answered(http: httpx.Client) -> None:
         ({"tools": TOOLS, "model": "plain"}, "tools"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"temperature": 3}, "temperature"),
+        ({"tools": [{"type": "web_search_1", "name": "web_search"}, CANT_BE_HELD]}, "tools.1.input_schema"),
         (
             {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
             "output_config.format.schema",

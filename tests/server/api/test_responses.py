@@ -29,6 +29,12 @@ TOOLS: list[dict[str, Any]] = [
         "format": {"type": "grammar", "syntax": "regex", "definition": "[ab]{3}"},
     },
 ]
+CANT_BE_HELD = {"type": "function", "name": "f", "strict": True, "parameters": {"not": {}}}
+BAD_GRAMMAR = {
+    "type": "custom",
+    "name": "g",
+    "format": {"type": "grammar", "syntax": "regex", "definition": "(?=x)y"},
+}
 ASK: dict[str, Any] = {"model": "hermes", "input": "weather?", "max_output_tokens": 12, "temperature": 0}
 NAMED: dict[str, Any] = {
     "tools": TOOLS,
@@ -357,6 +363,8 @@ def test_what_codex_sends_is_answered(http: httpx.Client) -> None:
         ({"text": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "text.format.schema"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": True}, "logprobs"),
+        ({"tools": [{"type": "web_search"}, CANT_BE_HELD]}, "tools.1.parameters"),
+        ({"tools": [*TOOLS, BAD_GRAMMAR]}, f"tools.{len(TOOLS)}.format"),
     ],
 )
 def test_what_is_wrong_is_refused_by_its_place(
