@@ -23,6 +23,13 @@ from manylora.server.tenants.account import Account
 from manylora.server.tenants.caller import ADMIN_KEY, API_KEY, LOCAL, OPEN, Caller
 
 
+_OPERATOR = "who runs the server may, with its admin key or a key that has the right to admin"
+_EXPORTS = (
+    "this key may not export: a merged model holds the base's weights, which a tenant asks and doesn't have, and results"
+    f" take disk that no quota bounds; {_OPERATOR}"
+)
+
+
 async def require_api_key(request: Request) -> None:
     """Let a /v1 request through: with a key of --api-key or the registry's, or the admin key; if there is none, any.
 
@@ -50,12 +57,18 @@ async def require_admin(request: Request) -> None:
     await _require(request, Right.ADMIN)
 
 
+async def require_exporter(request: Request) -> None:
+    """Let through who may administer, as ``require_admin``; a tenant is told why not, and who may."""
+    await _require(request, Right.ADMIN, _EXPORTS)
+
+
 async def require_manager(request: Request) -> None:
     """Let through who may administer, and who may manage a namespace: what that is, the route must ask."""
     await _require(request, Right.MANAGE)
 
 
-async def _require(request: Request, right: Right) -> None:
+async def _require(request: Request, right: Right, refusal: str = "") -> None:
+    """Let through who has a right; ``refusal`` is said to a key that hasn't, if there is more to say than that."""
     deps, secret = dependencies(request), _secret(request)
     caller: Caller | None = None
     try:
@@ -72,7 +85,7 @@ async def _require(request: Request, right: Right) -> None:
     _pass(caller)
     audited(request, deps.audit, caller.name, caller.tenant)
     if not caller.may(right):
-        raise Forbidden(f"this key may not do that: it has no right to {right.value}")
+        raise Forbidden(refusal or f"this key may not do that: it has no right to {right.value}; {_OPERATOR}")
     if caller.account is not None and request.method not in READING:
         _enter(caller.account, asks=False)
 

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from manylora.adapters.mixtures import shortest
-from manylora.server.api.auth import require_admin
+from manylora.server.api.auth import require_exporter
 from manylora.server.api.body import read_body
 from manylora.server.api.dependencies import dependencies
 from manylora.server.api.export_jobs import ExportForm, ExportJob, ExportJobs
@@ -32,7 +32,7 @@ class _ExportId(StringConvertor):
 
 
 register_url_convertor("export", _ExportId())
-router = APIRouter(dependencies=[Depends(require_admin)], tags=["exports"])
+router = APIRouter(dependencies=[Depends(require_exporter)], tags=["exports"])
 _PIECE = 1 << 20
 LONGEST_TOP = 40
 """Characters of a name in that of a download's directory."""

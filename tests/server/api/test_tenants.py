@@ -167,6 +167,24 @@ def test_rights_are_kept_apart(house: Running) -> None:
     assert call(house, "POST", "/admin/keys", ADMIN, {"tenant": "a", "rights": ["root"]}).status_code == 400
 
 
+def test_a_tenant_is_told_who_exports(house: Running) -> None:
+    key = new_key(house, "acme", rights=["infer", "manage"])
+    answers = [
+        call(house, "POST", f"/adapters/{name}/export", key, {"format": "peft"})
+        for name in ("acme/x", "acme/nobody", "globex/secret")
+    ]
+    answers += [
+        call(house, "POST", "/exports", key, {"model": "acme/x"}),
+        call(house, "GET", "/exports/export-0123456789abcdef", key),
+        call(house, "GET", "/adapters/acme/x/export/export-0123456789abcdef/download", key),
+        call(house, "DELETE", "/exports/export-0123456789abcdef", key),
+    ]
+    assert [answer.status_code for answer in answers] == [403] * 7
+    (said,) = {error(answer)["message"] for answer in answers}
+    assert "holds the base's weights" in said
+    assert "who runs the server may" in said
+
+
 def test_a_tenant_manages_its_own_namespace_alone(house: Running) -> None:
     key = new_key(house, "acme", rights=["infer", "manage"], models=["a"])
 
