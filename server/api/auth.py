@@ -22,11 +22,10 @@ from manylora.server.errors import Forbidden, Unauthorized
 from manylora.server.tenants.account import Account
 from manylora.server.tenants.caller import ADMIN_KEY, API_KEY, LOCAL, OPEN, Caller
 
-
 _OPERATOR = "who runs the server may, with its admin key or a key that has the right to admin"
 _EXPORTS = (
-    "this key may not export: a merged model holds the base's weights, which a tenant asks and doesn't have, and results"
-    f" take disk that no quota bounds; {_OPERATOR}"
+    "this key may not export: a merged model holds the base's weights, which a tenant asks and doesn't have, and"
+    f" results take disk that no quota bounds; {_OPERATOR}"
 )
 
 

@@ -56,7 +56,7 @@ def store_of(request: Request) -> FileStore:
 async def upload(request: Request) -> dict[str, object]:
     """Keep a file."""
     store, owner = store_of(request), current_caller().tenant
-    incoming = await asyncio.to_thread(store.new)
+    incoming = await asyncio.to_thread(store.new, owner)
     try:
         form = await read_upload(request, incoming.write)
         expires_at = _checked(form)

@@ -91,10 +91,11 @@ class BatchDatabase:
         with self._transaction() as connection:
             return [r[0] for r in connection.execute("SELECT id FROM files WHERE expires_at <= ?", (now,))]
 
-    def bytes_held(self) -> int:
-        """Return how large all files are together."""
+    def bytes_held(self) -> dict[str, int]:
+        """Return how large each owner's files are together."""
         with self._transaction() as connection:
-            return int(connection.execute("SELECT coalesce(sum(nbytes), 0) FROM files").fetchone()[0])
+            rows = connection.execute("SELECT owner, sum(nbytes) FROM files GROUP BY owner")
+            return {owner: int(nbytes) for owner, nbytes in rows}
 
     def delete_file(self, file_id: str) -> bool:
         """Forget a file; whether there was one."""

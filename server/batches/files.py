@@ -58,18 +58,18 @@ class FileStore:
                 if path.name not in ids:
                     path.unlink(missing_ok=True)
 
-    def new(self, *, bounded: bool = True) -> "Incoming":
-        """Begin a file; its content comes in pieces. What a batch makes is there already, and isn't bounded."""
+    def new(self, owner: str = "", *, bounded: bool = True) -> "Incoming":
+        """Begin an owner's file, to be written in pieces. What a batch makes is there already, and isn't bounded."""
         largest = self.largest if bounded else sys.maxsize
         if bounded:
             self._room.look()
         room = self._room if bounded else None
-        return Incoming(self._directory / "files", f"file-{uuid.uuid4().hex}", largest, room)
+        return Incoming(self._directory / "files", f"file-{uuid.uuid4().hex}", largest, room, owner)
 
     def add(
         self, incoming: "Incoming", owner: str, filename: str, purpose: str, expires_at: int | None = None
     ) -> StoredFile:
-        """Keep a file that is whole."""
+        """Keep a file that is whole, of the owner for whom it was begun."""
         incoming.finish()
         file = incoming.described(owner, filename, purpose, expires_at)
         with incoming.keeping():
@@ -124,24 +124,29 @@ class FileStore:
         """Close the table."""
         self.database.close()
 
-    def _held(self) -> int:
-        """Return the bytes of all files, and of those deleted that batches still read."""
-        links, found = Counter[int](), dict[int, os.stat_result]()
+    def _held(self) -> Counter[str]:
+        """Return the bytes of all files by owner, and of those deleted that batches still read."""
+        links, found = Counter[int](), dict[int, tuple[os.stat_result, str]]()
         for path in (self._directory / "inputs").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
                 links[stat.st_ino] += 1
-                found[stat.st_ino] = stat
-        alone = sum(stat.st_size for inode, stat in found.items() if stat.st_nlink <= links[inode])
-        return self.database.bytes_held() + alone
+                found[stat.st_ino] = stat, path.name
+        held = Counter(self.database.bytes_held())
+        for inode, (stat, batch_id) in found.items():
+            if stat.st_nlink <= links[inode]:
+                batch = self.database.batch(batch_id)
+                held["" if batch is None else batch.owner] += stat.st_size
+        return held
 
 
 class Incoming:
     """A file that is being written. ``finish`` or ``discard`` it; any thread may, while another still writes."""
 
-    def __init__(self, directory: Path, file_id: str, largest: int, room: Room | None) -> None:
-        """``room``: of which it takes what it needs; None: all it wants."""
+    def __init__(self, directory: Path, file_id: str, largest: int, room: Room | None, owner: str) -> None:
+        """``room``: of which it takes what it needs for its owner; None: all it wants."""
         self.id = file_id
+        self._owner = owner
         self.nbytes = 0
         self._largest, self._room = largest, room
         self._lock = threading.RLock()
@@ -160,7 +165,7 @@ class Incoming:
             if self.nbytes > self._largest:
                 raise BodyTooLarge(f"the file is over the limit of {self._largest} bytes", param="file")
             if self._room is not None:
-                self._room.take(len(data))
+                self._room.take(len(data), self._owner)
                 self._taken += len(data)
             with told_of_full_disks():
                 self._file.write(data)
@@ -174,7 +179,11 @@ class Incoming:
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """Let it be one of those kept from the block's end on: it isn't discarded any more."""
-        with self._lock, contextlib.nullcontext() if self._room is None else self._room.keeping(self._taken):
+        room = self._room
+        with (
+            self._lock,
+            contextlib.nullcontext() if room is None else room.keeping(self._taken, self._owner),
+        ):
             yield
             self._is_kept = True
 
@@ -184,7 +193,7 @@ class Incoming:
             if self._is_kept:
                 return
             if self._room is not None:
-                self._room.give_back(self._taken)
+                self._room.give_back(self._taken, self._owner)
                 self._taken = 0
             with contextlib.suppress(OSError):
                 self._file.close()

@@ -22,6 +22,7 @@ from manylora.server.batches.ending import finish, give_up_rest
 from manylora.server.batches.files import FileStore
 from manylora.server.batches.lines import FAILED, Answered, Line, check, lines_of, usage_of, written
 from manylora.server.batches.records import DAY, Batch, BatchError, Counts, Status, StoredFile, Usage
+from manylora.server.batches.turns import Turns
 from manylora.server.errors import InvalidRequest, ObjectNotFound, QueueFull
 from manylora.server.threads import step_back
 
@@ -71,7 +72,7 @@ class Batches:
     async def open(self, answer: Answer) -> None:
         """Go on with what was not over when the server ended."""
         self._answer = answer
-        self._slots = asyncio.Semaphore(self._in_flight)
+        self._turns = Turns(self._in_flight)
         for batch in await asyncio.to_thread(self._database.unfinished):
             self._begin(batch)
         self._sweeping = asyncio.create_task(self._sweep())
@@ -305,7 +306,7 @@ class Batches:
         pause = SHORTEST_PAUSE
         assert self._answer is not None
         while True:
-            async with self._slots:
+            async with self._turns.turn(batch.owner):
                 answer = await self._answer(batch.key, batch.endpoint, line.body)
             if answer.final:
                 return answer

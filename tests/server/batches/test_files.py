@@ -66,6 +66,33 @@ def test_uploads_at_once_share_what_room_there_is(tmp_path: Path) -> None:
     files.close()
 
 
+def test_one_tenant_leaves_room_for_others(tmp_path: Path) -> None:
+    files = FileStore(tmp_path, largest=100, most=100)
+    one = files.new("acme")
+    one.write(b"x" * 30)
+    kept = files.add(one, "acme", "x", "batch")
+    files.take_input(kept, "batch_1")
+    files.database.add_batch(Batch("batch_1", "acme", "key", "/v1/completions", kept.id, 0, 0))
+    files.delete(kept.id, "acme")
+    two = files.new("acme")
+    two.write(b"x" * 20)
+    with pytest.raises(StoreFull, match="one tenant"):
+        two.write(b"x")
+    other = files.new("globex")
+    other.write(b"x" * 50)
+    files.drop_input("batch_1")
+    last = files.new("globex")
+    with pytest.raises(StoreFull, match="one tenant"):
+        last.write(b"x")
+    two.write(b"x" * 30)
+    operators = files.new()
+    with pytest.raises(StoreFull, match="at their limit"):
+        operators.write(b"x")
+    for each in (two, other, last, operators):
+        each.discard()
+    files.close()
+
+
 def test_what_a_batch_reads_is_counted_after_its_file_is_deleted(tmp_path: Path) -> None:
     files = FileStore(tmp_path, largest=100, most=100)
     incoming = files.new()
