@@ -29,10 +29,10 @@ def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path, largest=1 << 30, most=1 << 30)
 
 
-def kept(files: FileStore, content: bytes) -> StoredFile:
-    incoming = files.new()
+def kept(files: FileStore, content: bytes, owner: str = "me") -> StoredFile:
+    incoming = files.new(owner)
     incoming.write(content)
-    return files.add(incoming, "me", "in.jsonl", "batch")
+    return files.add(incoming, owner, "in.jsonl", "batch")
 
 
 def lines(count: int) -> bytes:
@@ -85,6 +85,34 @@ async def cut_off(key: str, endpoint: str, body: bytes) -> Answered:
 
 async def empty(key: str, endpoint: str, body: bytes) -> Answered:
     return Answered(500, "req", b"") if json.loads(body)["n"] == 1 else GOOD
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(100 * SECONDS):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never happens")
+
+
+async def test_tenants_have_turns_at_lines_however_many_batches_each_has(tmp_path: Path) -> None:
+    order, go_on = list[str](), asyncio.Event()
+
+    async def answer(key: str, endpoint: str, body: bytes) -> Answered:
+        order.append(key)
+        await go_on.wait()
+        return GOOD
+
+    async with under_way(store(tmp_path), answer) as batches:
+        for owner in ("acme", "acme", "acme", "globex"):
+            file = await asyncio.to_thread(kept, batches.files, lines(20), owner)
+            await batches.create(owner, owner, ENDPOINT, file.id, {}, None)
+        # Each has four lines that it reads ahead.
+        await until(lambda: sum(map(len, batches._turns._waiting.values())) == 12)
+        already = order.count("globex")
+        go_on.set()
+        await asyncio.wait([work.task for work in batches._work.values() if work.task is not None])
+        assert order[:12].count("globex") >= already + 3, "he has every other turn"
 
 
 @pytest.mark.parametrize("answer", [broken, cut_off, empty])

@@ -1,6 +1,7 @@
 """Places that tenants have in turn."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -27,24 +28,19 @@ async def test_tenants_have_turns_however_many_wait_for_each() -> None:
 
 @pytest.mark.parametrize("given", [False, True])
 async def test_who_goes_while_he_waits_takes_no_place_with_him(given: bool) -> None:
-    turns, leave = Turns(1), asyncio.Event()
-
-    async def hold() -> None:
-        async with turns.turn("acme"):
-            await leave.wait()
+    turns = Turns(1)
 
     async def pass_through() -> None:
         async with turns.turn("globex"):
             pass
 
-    holder, waiting = asyncio.create_task(hold()), asyncio.create_task(pass_through())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    if given:
-        leave.set()
-        await holder
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    leave.set()
-    await holder
+    async with AsyncExitStack() as held:
+        await held.enter_async_context(turns.turn("acme"))
+        waiting = asyncio.create_task(pass_through())
+        await asyncio.sleep(0)
+        if given:
+            await held.aclose()  # he has the place, and hasn't gone on
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert waiting.cancelled()
     await asyncio.wait_for(pass_through(), 5)
