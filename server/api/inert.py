@@ -169,7 +169,7 @@ BODY = Passing(
 
 MESSAGE = Passing(
     inert={"images": ([],), "thinking_blocks": ([],), "refusal": ("",)},
-    unread=frozenset({"annotations", "cache_control", "id", "provider_specific_fields"}),
+    unread=frozenset({"annotations", "cache_control", "id", "parsed", "provider_specific_fields"}),
     unserved={
         "function_call": "it is the old name of tool_calls: send those, each with its id",
         **dict.fromkeys(("audio", "images"), TEXT_ONLY),

@@ -19,6 +19,8 @@ _AROUND = Passing(inert={}, unread=frozenset({"cache_control", "defer_loading", 
 """Around a tool: what others' clients say of caches."""
 _AROUND_CALL = Passing(inert={}, unread=frozenset({"index", "provider_specific_fields", "extra_content"}))
 """Around a call, as clients send back what they got, from here or elsewhere."""
+_IN_CALL = Passing(inert={}, unread=frozenset({"parsed_arguments"}))
+"""What OpenAI's clients made of the arguments, which they send back with them."""
 Name = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
@@ -241,7 +243,7 @@ def tools_of(specs: Sequence[ToolSpec]) -> tuple[Tool, ...]:
 class FunctionCalled(Strict):
     """A function that was called."""
 
-    passing: ClassVar[Passing] = NOTHING
+    passing: ClassVar[Passing] = _IN_CALL
 
     name: str = Field(min_length=1)
     arguments: str = Field("", description="JSON: an object.")

@@ -12,7 +12,8 @@ URL = os.environ["MANYLORA_URL"]
 TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
 QUESTION = f"{TABLE}Which city does Ada have?"
 SQL = "SELECT city FROM crew WHERE name = 'Ada';"
-ASK: Any = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 100}
+GREEDY = {"extra_body": {"temperature": 0}}
+ASK: Any = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 100, **GREEDY}
 TOOLS: Any = [
     {
         "name": "get_city",
@@ -51,7 +52,7 @@ def test_parsed_output() -> None:
 @pytest.mark.trained
 def test_a_loop_of_tools() -> None:
     told: list[Any] = [{"role": "user", "content": "Which city does Ada have?"}]
-    ask: Any = {"model": "tools", "tools": TOOLS, "max_tokens": 100}
+    ask: Any = {"model": "tools", "tools": TOOLS, "max_tokens": 100, **GREEDY}
     message = client().messages.create(messages=told, **ask)
     [use] = [block for block in message.content if block.type == "tool_use"]
     assert (message.stop_reason, use.name, use.input) == ("tool_use", "get_city", {"name": "Ada"})

@@ -48,6 +48,8 @@ def test_chats(client: openai.OpenAI) -> None:
     assert {"chunk", "content.delta", "content.done"} <= kinds
     parsed = client.chat.completions.parse(model="json", **ASK, response_format=Person)
     assert parsed.choices[0].message.parsed == Person(name="Ada", city="London")
+    told = [*ASK["messages"], parsed.choices[0].message, *ASK["messages"]]
+    assert client.chat.completions.create(model="json", messages=told, max_tokens=1).choices
 
 
 @pytest.mark.trained
@@ -74,13 +76,14 @@ def test_responses(client: openai.OpenAI) -> None:
         assert stream.get_final_response().output_text == SQL
     parsed = client.responses.parse(**{**ask, "model": "json"}, text_format=Person)
     assert parsed.output_parsed == Person(name="Ada", city="London")
+    told: Any = [{"role": "user", "content": QUESTION}, *parsed.output, {"role": "user", "content": QUESTION}]
+    assert client.responses.create(model="json", input=told, max_output_tokens=16).output
 
 
 @pytest.mark.trained
 def test_a_loop_of_tools_by_responses(client: openai.OpenAI) -> None:
-    tools = [
-        {"type": "function", "name": "get_city", "parameters": GetCity.model_json_schema(), "strict": False}
-    ]
+    form = GetCity.model_json_schema()
+    tools = [{"type": "function", "name": "get_city", "parameters": form, "strict": False}]
     told: list[Any] = [{"role": "user", "content": LOOK_UP}]
     ask: Any = {"model": "tools", "tools": tools, "temperature": 0}
     response = client.responses.create(input=told, **ask)

@@ -73,6 +73,7 @@ PASSES_IN_MESSAGES: list[dict[str, object]] = [
     {"tool_calls": None, "function_call": None, "audio": None, "refusal": "", "name": None},
     {"annotations": [{"type": "url_citation"}], "provider_specific_fields": {"refusal": None}, "id": "msg_1"},
     {"images": [], "thinking_blocks": [], "reasoning_content": None, "reasoning": ""},
+    {"parsed": {"name": "Ada"}},
     {"content": [{"type": "text", "text": "hello", "cache_control": {"type": "ephemeral"}}]},
     {"content": [{"type": "text", "text": "hello", "annotations": [], "prompt_cache_breakpoint": {}}]},
 ]

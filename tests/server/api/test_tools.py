@@ -255,6 +255,8 @@ def test_openais_client_parses_and_streams(caller: openai.OpenAI) -> None:
     )
     [call] = parsed.choices[0].message.tool_calls or []
     assert isinstance(call.function.parsed_arguments, Weather)
+    turns = [*ASK, parsed.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    assert create(caller, "hermes", messages=turns, max_tokens=2).choices
     with caller.chat.completions.stream(
         model="hermes",
         messages=messages,
