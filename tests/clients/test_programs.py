@@ -15,14 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.api.tool_templates import HERMES
 from tests.serving import Served, serving
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = HERE.parents[1] / "build" / "clients"
-DEMO = HERE.parents[1] / "demo"
-TRAINED = (DEMO / "adapters" / "tools").is_dir()
-"""Whether the demo has an adapter that was trained to call functions; else none is called that isn't forced."""
 SECONDS = 240.0
 AS_IT_IS = {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # programs get nothing of the suite's
@@ -38,16 +34,10 @@ OTHERS = ("MANYLORA_", "OPENAI_", "ANTHROPIC_", "LANGCHAIN_", "LANGSMITH_", "LIT
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("demo")
-    with serving(folder, *([] if TRAINED else stand_in(folder / "adapters"))) as served:
+    """The demo, and an adapter that calls a function."""
+    caller = ("--adapter-root", str(HERE), "--adapter", f"caller={HERE / 'caller'}")
+    with serving(tmp_path_factory.mktemp("demo"), *caller) as served:
         yield served
-
-
-def stand_in(root: Path) -> list[str]:
-    """Write an adapter that knows how functions are called by its template alone; return the flags that serve it."""
-    shutil.copytree(DEMO / "adapters" / "json", root / "tools")
-    (root / "tools" / "chat_template.jinja").write_text(HERMES)
-    return ["--adapter-root", str(root), "--adapter", f"tools={root / 'tools'}"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +86,6 @@ def is_here(package: str) -> bool:
 def run(demo: Served, line: list[str]) -> None:
     """Run a program against the server; fail with what it printed."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
-    environment = {**own, **AS_IT_IS, "MANYLORA_URL": demo.url, "MANYLORA_TRAINED": str(int(TRAINED))}
+    environment = {**own, **AS_IT_IS, "MANYLORA_URL": demo.url}
     done = subprocess.run(line, check=False, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"

@@ -92,7 +92,7 @@ const tools = [
   },
 ];
 const lookUp = {
-  model: 'tools',
+  model: 'caller',
   messages: [{ role: 'user', content: 'Which city does Ada have?' }],
   temperature: 0,
   tools,
@@ -106,7 +106,7 @@ test('a tool by its name', async () => {
   }
 });
 
-test('a loop of tools', { skip: process.env.MANYLORA_TRAINED === '0' }, async () => {
+test('a loop of tools', async () => {
   for (const stream of [false, true]) {
     const runner = client.chat.completions.runTools({ ...lookUp, stream });
     assert.equal(await runner.finalContent(), 'The city of Ada is London.');
@@ -123,7 +123,7 @@ test('responses', async () => {
   assert.equal(text, SQL);
   assert.equal((await stream.finalResponse()).output_text, SQL);
   const called = await client.responses.create({
-    model: 'tools',
+    model: 'caller',
     input: QUESTION,
     temperature: 0,
     tools: [{ type: 'function', name: 'get_city', parameters: NAMES, strict: false }],

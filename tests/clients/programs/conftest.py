@@ -22,10 +22,3 @@ def printed_by(capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
         return capsys.readouterr().out.strip()
 
     return run
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what only a model does that was trained to call functions, where there is none."""
-    for item in items:
-        if item.get_closest_marker("trained") and os.environ["MANYLORA_TRAINED"] == "0":
-            item.add_marker(pytest.mark.skip("no adapter that was trained to call functions"))

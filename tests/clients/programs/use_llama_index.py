@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-import pytest
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.llms import ChatMessage
@@ -69,7 +68,7 @@ def test_completions() -> None:
 
 
 def test_functions() -> None:
-    model = llm("tools", is_function_calling_model=True)
+    model = llm("caller", is_function_calling_model=True)
     tool = FunctionTool.from_defaults(get_city)
     answer = model.chat_with_tools([tool], user_msg=QUESTION, tool_required=True)
     [call] = model.get_tool_calls_from_response(answer)
@@ -88,7 +87,6 @@ def test_responses() -> None:
     assert "".join(chunk.delta or "" for chunk in model.stream_complete(QUESTION)) == SQL
 
 
-@pytest.mark.trained
 def test_an_agent() -> None:
     asked = []
 
@@ -98,7 +96,7 @@ def test_an_agent() -> None:
         return "London"
 
     async def run() -> str:
-        model = llm("tools", is_function_calling_model=True)
+        model = llm("caller", is_function_calling_model=True)
         return str(await FunctionAgent(tools=[get_city], llm=model).run(LOOK_UP))
 
     assert asyncio.run(run()) == "The city of Ada is London."
@@ -109,7 +107,7 @@ def test_structured_output() -> None:
     prompt = PromptTemplate("{question}")
     native = llm("json", should_use_structured_outputs=True)
     assert native.structured_predict(Person, prompt, question=QUESTION) == Person(name="Ada", city="London")
-    caller = llm("tools", is_function_calling_model=True)
+    caller = llm("caller", is_function_calling_model=True)
     assert isinstance(caller.structured_predict(City, prompt, question=QUESTION), City)
     told = caller.as_structured_llm(City).chat([ChatMessage(role="user", content=QUESTION)])
     assert isinstance(told.raw, City)
