@@ -5,6 +5,7 @@
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar, Self
 
 import torch
@@ -67,7 +68,14 @@ def pack_awq(codes: Tensor, zeros: Tensor, scales: Tensor) -> AwqTensor:
 def _columns(words: Tensor) -> Tensor:
     """Return the codes in their columns' order, uint8 [rows, out]."""
     places = torch.unflatten(unpack(words, BITS, 1), 1, (-1, 8))
-    return places[..., torch.tensor(ORDER, device=words.device).argsort()].flatten(1)
+    return places[..., _order(words.device)].flatten(1)
+
+
+@cache
+def _order(device: torch.device) -> Tensor:
+    """Return where each column's code is among eight; kept: to make it is a transfer, which a GPU waits for."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(ORDER, device=device).argsort()
 
 
 def _words(codes: Tensor) -> Tensor:

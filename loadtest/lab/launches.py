@@ -7,6 +7,7 @@ and transformers, nothing else.
 """
 
 import argparse
+import gc
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -206,6 +207,7 @@ def tell_times(options: argparse.Namespace, quantization: str, title: str) -> No
         if not recorded:
             _tell_parts(model, steps(model, options), options.repeats)
         del model
+        gc.collect()  # a backend and the steps that it keeps know each other
         torch.cuda.empty_cache()
     _say(text_table([title, "", "ms", "kernels", "GPU busy, ms"], rows))
 

@@ -50,14 +50,10 @@ def fault(backend: AnyBackend, near: float) -> str | None:
 def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the logits of all tokens, whether these are finite, and the best token of the first few, if it samples."""
     noise = torch.Generator().manual_seed(0)
-    model = backend.assemble(_weights(backend, noise))
+    model = backend.assemble(model_of_noise(backend, noise))
     kv, arena = backend.new_kv(SHAPE, len(LENGTHS) * 3, BLOCK), backend.new_arena(SHAPE, 2 * RANK)
     owned = dict.fromkeys(MODULES, RankRange(RANK, RANK))
-    pairs = {
-        name: LoraPair(_noise(noise, RANK, wide), _noise(noise, RANK, out) * 0.3)
-        for name, (out, wide) in MODULES.items()
-    }
-    arena.write(owned, AdapterWeights(pairs))
+    arena.write(owned, adapter_of_noise(noise))
     batch = _batch(StepAdapters.of_rows([((owned, 0.5),), (), ()]))
     plan = backend.begin_step(model, batch, kv, arena)
     output = backend.collect(backend.launch(plan, batch.logits_rows, None))
@@ -70,15 +66,18 @@ def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor, Tensor | None]:
     return logits, finite, None if found is None else torch.from_numpy(found.ids.astype(np.int64))
 
 
-def _weights(backend: AnyBackend, noise: torch.Generator) -> DecoderWeights:
+def model_of_noise(backend: AnyBackend, noise: torch.Generator) -> DecoderWeights:
+    """Return a 4-bit decoder of SHAPE on the backend's device."""
+
     def linear(*names: str) -> LinearWeight:
         parts = [quantize_nf4(_noise(noise, *MODULES[name])) for name in names]
         return backend.prepare(parts, None)
 
     def norm(width: int) -> Tensor:
-        return torch.randn(width, generator=noise) * 0.1 + 1
+        return (torch.randn(width, generator=noise) * 0.1 + 1).to(backend.device, backend.dtype)
 
     angles = torch.arange(POSITIONS)[:, None] * 100.0 ** -(torch.arange(HEAD_DIM) % (HEAD_DIM // 2) / 16)
+    cos, sin = (each.to(backend.device) for each in (angles.cos(), angles.sin()))
     embedding = backend.prepare_embedding(torch.randn(VOCAB, HIDDEN, generator=noise), tied=True)
     layer = LayerWeights(
         attn_norm=norm(HIDDEN),
@@ -92,9 +91,16 @@ def _weights(backend: AnyBackend, noise: torch.Generator) -> DecoderWeights:
         window=6,
     )
     head = backend.tie_head(embedding)
-    return DecoderWeights(
-        SHAPE, 1e-6, angles.cos(), angles.sin(), embedding, (layer,), norm(HIDDEN), head, True
-    )
+    return DecoderWeights(SHAPE, 1e-6, cos, sin, embedding, (layer,), norm(HIDDEN), head, True)
+
+
+def adapter_of_noise(noise: torch.Generator) -> AdapterWeights:
+    """Return an adapter of RANK for all modules of SHAPE."""
+    pairs = {
+        name: LoraPair(_noise(noise, RANK, wide), _noise(noise, RANK, out) * 0.3)
+        for name, (out, wide) in MODULES.items()
+    }
+    return AdapterWeights(pairs)
 
 
 def _noise(noise: torch.Generator, rows: int, wide: int) -> Tensor:

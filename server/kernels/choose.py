@@ -20,6 +20,7 @@ from manylora.server.kernels.cpu.library import (
 )
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.plain.cuda_graph import CudaRecorder
+from manylora.server.kernels.plain_check import sound_plain
 
 AUTO, PLAIN = "auto", "plain"
 CPU = torch.device("cpu")
@@ -55,8 +56,9 @@ def choose_backend(
         opened = sound_kernels(kernels, count, activations)
         if isinstance(opened, Kernels):
             return CpuBackend(opened, dtype, activations, kv_dtype or torch.bfloat16)
-    record = CudaRecorder(device) if cuda_graphs and device.type == "cuda" else None
-    return PlainBackend(device, dtype, kv_dtype, record)
+    if device.type != "cuda":
+        return PlainBackend(device, dtype, kv_dtype)
+    return sound_plain(device, dtype, kv_dtype, CudaRecorder(device) if cuda_graphs else None)
 
 
 def sound_kernels(

@@ -9,7 +9,8 @@ A masked value still meets a weight of 0 in a product, and 0 × NaN is NaN. So w
 copy of its own last key and value: nothing that another sequence wrote is read, whatever it holds.
 
 A GPU, on which no bits are promised and every op is a launch, computes all this in torch's own attention kernel, where
-that takes the type (``fuses``): then a plan's masks are of that type, 0 for keys that a query sees and −inf for others.
+that takes the type (``can_fuse``): then a plan's masks are of that type, 0 for keys that a query sees and −inf for the
+others.
 """
 
 from collections import defaultdict
@@ -84,9 +85,9 @@ class AttentionPlan:
     chunks: tuple[Chunk, ...]
 
 
-def fuses(device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype) -> bool:
-    """Whether attention is one kernel of torch's: on CUDA, in 16 bits."""
-    return device.type == "cuda" and dtype.itemsize == 2 and kv_dtype == dtype
+def can_fuse(dtype: torch.dtype, kv_dtype: torch.dtype) -> bool:
+    """Whether attention can be one kernel of torch's: in 16 bits."""
+    return dtype.itemsize == 2 and kv_dtype == dtype
 
 
 def plan_attention(

@@ -20,7 +20,7 @@ from manylora.server.kernels.composed import Composed, collect_composed, launch_
 from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.owned import foreign, own
 from manylora.server.kernels.plain.arena import PlainArena, bytes_per_row
-from manylora.server.kernels.plain.attention import attend, fuses, index_tensor, plan_attention
+from manylora.server.kernels.plain.attention import attend, can_fuse, index_tensor, plan_attention
 from manylora.server.kernels.plain.decode_steps import DecodeSteps, Record
 from manylora.server.kernels.plain.invariance import limits_on
 from manylora.server.kernels.plain.kv_cache import PlainKVCache, bytes_per_block
@@ -59,18 +59,22 @@ class PlainBackend:
         record: Record | None = None,
         *,
         fixed_decodes: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         """``kv_dtype``: int8, or a floating-point type; None: ``dtype``.
 
         ``fixed_decodes``: whether steps that only decode have the sizes of decode_steps.py, so that ``record`` can
-        record them; None: on CUDA.
+        record them. ``fused``: whether RMSNorm and, in 16 bits, attention are each one kernel of torch's; see
+        plain_check.py. None: on CUDA.
         """
         self.device = device
         self.dtype = dtype
         self.kv_dtype = kv_dtype or dtype
         limits = limits_on(device, dtype)
         self._least_rows = limits.least_rows
-        self._fused = dtype if fuses(device, dtype, self.kv_dtype) else None
+        self._fuses_norm = device.type == "cuda" if fused is None else fused
+        self._norm = fused_rms_norm if self._fuses_norm else rms_norm
+        self._fused = dtype if self._fuses_norm and can_fuse(dtype, self.kv_dtype) else None
         self._decodes: DecodeSteps | None = None
         if device.type == "cuda" if fixed_decodes is None else fixed_decodes:
             self._decodes = DecodeSteps(self._all_rows, device, dtype, limits, self._fused, record)
@@ -177,7 +181,7 @@ class PlainBackend:
     def attn_in(self, plan: PlainPlan, layer: int, x: Tensor) -> Tensor:
         """See Backend."""
         weights = plan.weights.layers[layer]
-        h = rms_norm(x, weights.attn_norm, plan.weights.eps)
+        h = self._norm(x, weights.attn_norm, plan.weights.eps)
         y = _multiply(weights.qkv, h)
         plan.add_deltas(layer, h, y, _slices(plan, ("q_proj", "k_proj", "v_proj")))
         return y
@@ -201,7 +205,7 @@ class PlainBackend:
     def mlp_in(self, plan: PlainPlan, layer: int, x: Tensor) -> Tensor:
         """See Backend."""
         weights = plan.weights.layers[layer]
-        h = rms_norm(x, weights.mlp_norm, plan.weights.eps)
+        h = self._norm(x, weights.mlp_norm, plan.weights.eps)
         y = _multiply(weights.gate_up, h)
         plan.add_deltas(layer, h, y, _slices(plan, ("gate_proj", "up_proj")))
         gate, up = y.chunk(2, dim=-1)
@@ -217,7 +221,7 @@ class PlainBackend:
 
     def hidden(self, plan: PlainPlan, x: Tensor, rows: Ints) -> Tensor:
         """See Backend."""
-        return rms_norm(x[self._padded(rows)], plan.weights.final_norm, plan.weights.eps)
+        return self._norm(x[self._padded(rows)], plan.weights.final_norm, plan.weights.eps)
 
     def logits(self, plan: PlainPlan, hidden: Tensor, count: int) -> Tensor:
         """See Backend."""
@@ -236,15 +240,15 @@ class PlainBackend:
     def finite(self, plan: PlainPlan, x: Tensor) -> Tensor:
         """See Backend. As in PlainKVCache.finite: what is not finite in between stays in the residual stream."""
         own_rows = x[: plan.tensors.count]
-        # Where a norm makes zeros of a row whose squares overflow, they are looked at here: see rms_norm.
-        looked_at = own_rows.float().square() if x.is_cuda else own_rows
-        states: Tensor = looked_at.mul(0).sum(-1) == 0
-        return states & plan.kv.finite(plan.tensors.attention.slots)
+        # A fused norm's zeros for a row whose squares add up to infinity are told here: see fused_rms_norm.
+        power = own_rows.float().square().sum(-1) if self._fuses_norm else None
+        left = own_rows.mul(0).sum(-1) if power is None else power.mul_(0)
+        return (left == 0) & plan.kv.finite(plan.tensors.attention.slots)
 
     def _all_rows(self, plan: PlainPlan) -> tuple[Tensor, Tensor]:
         """Compute a step: logits of all its rows, and which are finite."""
         x = self.forward(plan)
-        states = rms_norm(x, plan.weights.final_norm, plan.weights.eps)
+        states = self._norm(x, plan.weights.final_norm, plan.weights.eps)
         return _multiply(plan.weights.head, states), self.finite(plan, x)
 
     def _padded(self, index: Ints) -> Tensor:
@@ -260,25 +264,22 @@ def _rotated(plan: PlainPlan, weights: LayerWeights, qkv: Tensor) -> tuple[Tenso
     qk, v = torch.split(qkv[: step.count].view(step.count, -1, shape.head_dim), heads, dim=1)
     if weights.q_norm is not None and weights.k_norm is not None:
         q, k = torch.split(qk, [shape.num_heads, shape.num_kv_heads], dim=1)
-        q = exact_rms_norm(q, weights.q_norm, plan.weights.eps)
-        k = exact_rms_norm(k, weights.k_norm, plan.weights.eps)
+        q = rms_norm(q, weights.q_norm, plan.weights.eps)
+        k = rms_norm(k, weights.k_norm, plan.weights.eps)
         return rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin), v
     q, k = torch.split(rotate(qk, step.cos, step.sin), [shape.num_heads, shape.num_kv_heads], dim=1)
     return q, k, v
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """reference.rms_norm of the residual stream, computed in float32 and returned in x's dtype.
+def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """reference.rms_norm of the residual stream by torch's kernel: one launch for ten, rounded once.
 
-    Where x² overflows it is NaN on a CPU. On CUDA it is torch's kernel, one launch for ten, which returns zeros there;
-    the row stays as it is to the end, where ``finite`` finds it.
+    Where x² overflows it returns zeros; the row stays as it is to the end, where ``finite`` finds it.
     """
-    if x.is_cuda:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    return exact_rms_norm(x, weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def exact_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """reference.rms_norm, computed in float32 and returned in x's dtype; NaN where x² overflows."""
     wide = x.float()
     power = wide.pow(2).mean(-1, keepdim=True)

@@ -36,6 +36,9 @@ from manylora.server.kernels.step import NULL_BLOCK, AttentionMetadata, Ints, St
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 LENGTHS = tuple(64 * factor << power for power in range(16) for factor in (2, 3))
 """Tokens of a step's longest context."""
+FEW_KEYS, MOST_PADDING = 1 << 18, 4
+"""A step of more keys with its padding isn't for here if they are so many times those of its contexts: one long context
+makes all rows long."""
 MOST_RECORDED = 48
 """Sizes whose work is kept recorded; those that were used longest ago go first."""
 NOTHING = StepBatch(
@@ -101,9 +104,7 @@ class DecodeSteps:
             step = self._steps[size] = self._begin(plan, size)
         self._steps.move_to_end(size)
         step.fill(plan.batch, self._table)
-        if step.again is not None:
-            step.again()
-        else:
+        if step.again is None or not self._play(step.again):
             step.run()
             self._try_to_record(step)
         return step.outputs.of(len(plan.batch.token_ids))
@@ -131,6 +132,8 @@ class DecodeSteps:
         length = next((each for each in LENGTHS if each >= longest), None)
         if rows is None or length is None or self._table is None:
             return None
+        if rows * length > max(FEW_KEYS, MOST_PADDING * int(attention.context_lens.sum())):
+            return None
         return StepSize(rows, length, self._table.form)
 
     def _begin(self, plan: PlainPlan, size: StepSize) -> "FixedStep":
@@ -142,6 +145,18 @@ class DecodeSteps:
             rows = next(each for each in ROWS if each >= max(size.rows, 32)) if size.rows <= 32 else ROWS[-1]
             self._outputs = Outputs.of_size(rows, plan.weights.head.shape[0], self._device)
         return FixedStep(self._compute, plan, size, self._dtype, self._limits, self._fused, self._outputs)
+
+    def _play(self, again: Call) -> bool:
+        """Play a recording back. Return False where that is refused: nothing recorded is played from then on."""
+        try:
+            again()
+        except RuntimeError as error:
+            log.warning("decode steps are issued op by op from now on: one can't be played back: %s", error)
+            self._record = None
+            for step in self._steps.values():
+                step.again = None
+            return False
+        return True
 
     def _try_to_record(self, step: "FixedStep") -> None:
         if self._record is None:

@@ -7,11 +7,13 @@ where, what is padded, and when something new has to be recorded.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from manylora.server.kernels.plain import PlainBackend
-from manylora.server.kernels.step import WeightedAdapters
+from manylora.server.kernels.plain import PlainBackend, decode_steps
+from manylora.server.kernels.plain.backend import fused_rms_norm
+from manylora.server.kernels.step import AttentionMetadata, StepAdapters, StepBatch, WeightedAdapters
 from manylora.server.model.served import ServedModel
 from tests.server.model.models import save_model
 from tests.server.model.steps import CPU, Stream, all_logits, load, place, random_adapter, step
@@ -101,6 +103,62 @@ def test_what_cannot_be_recorded_is_computed_op_by_op(
     assert [record.getMessage() for record in caplog.records] == [
         "decode steps are issued op by op from now on: they can't be recorded: out of memory"
     ]
+
+
+def test_what_cannot_be_played_back_is_computed_op_by_op(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also what was recorded before: its playing is refused as well."""
+    save_model("qwen2", tmp_path)
+    played = []
+
+    def record(call: Callable[[], None]) -> Callable[[], None]:
+        def again() -> None:
+            played.append(call)
+            if len(played) > 2:
+                raise RuntimeError("out of memory")
+            call()
+
+        return again
+
+    fixed = PlainBackend(CPU, torch.float32, record=record, fixed_decodes=True)
+    same(tmp_path, [PlainBackend(CPU, torch.float32), fixed], 512)
+    assert [record.getMessage() for record in caplog.records] == [
+        "decode steps are issued op by op from now on: one can't be played back: out of memory"
+    ]
+    assert len(played) == 3
+
+
+def test_rows_are_not_padded_to_one_long_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless that is little: below so many keys a GPU takes as long to be told as to compute."""
+    save_model("qwen2", tmp_path)
+
+    def recorded(*prompts: int) -> int:
+        recorder = Recorder()
+        model = load(tmp_path, backend=PlainBackend(CPU, torch.bfloat16, record=recorder, fixed_decodes=True))
+        run(model, prompts, 1, [()] * len(prompts))
+        return recorder.recorded
+
+    assert recorded(150, 1, 1, 1) == 1
+    monkeypatch.setattr(decode_steps, "FEW_KEYS", 0)
+    assert recorded(150, 1, 1, 1) == 0
+    assert recorded(150, 150, 150, 150) == 1
+
+
+def test_a_fused_norm_hides_no_row_whose_squares_overflow_only_in_their_sum(tmp_path: Path) -> None:
+    save_model("qwen2", tmp_path)
+    model = load(tmp_path, backend=PlainBackend(CPU, torch.float32, fused=True))
+    backend, weights = model.decoder.backend, model.decoder.weights
+    attention = AttentionMetadata.of_rows([0, 0, 0], [1, 1, 1], [[1], [2], [3]], model.kv.block_size)
+    every = np.arange(3, dtype=np.int32)
+    plan = backend.begin_step(
+        weights, StepBatch(every, attention, StepAdapters.of_rows([(), (), ()]), every), model.kv, model.arena
+    )
+    x = torch.ones(3, weights.final_norm.shape[0])
+    x[1] = 1.5e19
+    assert bool(x[1].square().isfinite().all())
+    assert not bool(fused_rms_norm(x, weights.final_norm, weights.eps)[1].any())
+    assert backend.finite(plan, x).tolist() == [True, False, True]
 
 
 def test_other_adapters_are_no_other_work(tmp_path: Path) -> None:
