@@ -63,7 +63,7 @@ def main() -> None:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         paths = ["--model_name_or_path", base, "--data_path", data, "--output_dir", made]
         flags = [text for name, value in FLAGS.items() for text in (f"--{name}", str(value))]
-        line = [sys.executable, "-m", "manylora", "train", *paths, "--use_lora", "--q_lora", *flags]
+        line = [sys.executable, "-m", "manylora", "train", *map(str, paths), "--use_lora", "--q_lora", *flags]
         subprocess.run(line, check=True)
         config = json.loads((made / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = "manylora/demo-base"
