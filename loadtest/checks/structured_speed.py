@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 
 from manylora.loadtest.material.answer import Answer
@@ -62,48 +63,64 @@ def schema_of(number: int, members: int = 3, texts: int = 1) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Asks one model of one server."""
+
+    client: httpx.AsyncClient
+    target: Target
+    body: Mapping[str, object]
+    streams: int
+    tokens: int
+
+    async def one(
+        self, schema: Mapping[str, Any] | None, number: int = 0, length: int | None = None
+    ) -> Answer:
+        """Return an answer of ``length`` tokens, held to a schema or not."""
+        held = {} if schema is None else {"guided_json": schema}
+        more = {"max_tokens": self.tokens if length is None else length, "seed": number, **held}
+        answer = await ask(self.client, self.target, {**self.body, **more})
+        if answer.error is not None:
+            raise RuntimeError(f"the server answered {answer.error}")
+        return answer
+
+    async def speed(self, *, held: bool) -> float:
+        """Return the tokens a second of all streams at once."""
+        schemas = [schema_of(number, texts=self.tokens) if held else None for number in range(self.streams)]
+        began = time.perf_counter()
+        answers = await asyncio.gather(*map(self.one, schemas, range(self.streams)))
+        seconds = time.perf_counter() - began
+        made = sum(answer.output_tokens for answer in answers)
+        if made != self.streams * self.tokens:
+            raise RuntimeError(f"{self.streams * self.tokens} tokens were to be made, {made} were")
+        return made / seconds
+
+    async def first(self, schema: Mapping[str, Any] | None) -> float:
+        """Return the seconds to an answer of one token: noise's may have no text that a stream could show."""
+        return (await self.one(schema, length=1)).seconds
+
+
 async def measure(url: str, streams: int, tokens: int, rounds: int, tries: int) -> Figures:
     """Ask a server by turns with schemas and without."""
     target = Target.at(url, None, "completions")
     async with new_client(target, streams, Timeouts()) as client:
         model = (await client.get(f"{url}/v1/models")).json()["data"][0]["id"]
-        options = {"max_tokens": tokens, "ignore_eos": True, "stream": True, "stream_options": USAGE}
-        body = target.body(model, PROMPT, options)
-
-        async def one(schema: Mapping[str, Any] | None, number: int = 0, length: int = tokens) -> Answer:
-            held = {} if schema is None else {"guided_json": schema}
-            answer = await ask(client, target, {**body, "max_tokens": length, "seed": number, **held})
-            if answer.error is not None:
-                raise RuntimeError(f"the server answered {answer.error}")
-            return answer
-
-        async def all_at_once(*, held: bool) -> float:
-            began = time.perf_counter()
-            schemas = [schema_of(number, texts=tokens) if held else None for number in range(streams)]
-            answers = await asyncio.gather(*map(one, schemas, range(streams)))
-            made = sum(answer.output_tokens for answer in answers)
-            if made != streams * tokens:
-                raise RuntimeError(f"{streams * tokens} tokens were to be made, {made} were")
-            return made / (time.perf_counter() - began)
-
-        async def first(schema: Mapping[str, Any] | None) -> float:
-            # Whole answers of one token: noise's may have no text that a stream could show.
-            return (await one(schema, length=1)).seconds
-
+        options = {"ignore_eos": True, "stream": True, "stream_options": USAGE}
+        asker = Asker(client, target, target.body(model, PROMPT, options), streams, tokens)
         for held in (False, True):
-            await all_at_once(held=held)  # warms up: tables, grammars, prefix
+            await asker.speed(held=held)  # warms up: tables, grammars, prefix
         speeds: dict[bool, list[float]] = {False: [], True: []}
         for number in range(rounds):
             # Whoever comes second has the warmer machine, or the hotter one.
             for held in (False, True) if number % 2 == 0 else (True, False):
-                speeds[held].append(await all_at_once(held=held))
+                speeds[held].append(await asker.speed(held=held))
         known = schema_of(0, MEMBERS)
-        await first(known)
+        await asker.first(known)
         firsts: dict[str, list[float]] = {"plain": [], "seen": [], "new": []}
         for number in range(tries):
             new = schema_of(1000 + number, MEMBERS)
             for name, schema in (("plain", None), ("seen", known), ("new", new)):
-                firsts[name].append(await first(schema))
+                firsts[name].append(await asker.first(schema))
     told = {held: statistics.median(each) for held, each in speeds.items()}
     plain, seen, later = (statistics.median(firsts[name]) for name in ("plain", "seen", "new"))
     return Figures(told[False], told[True], seen - plain, later - plain)
