@@ -109,7 +109,7 @@ class ServeSettings(BaseModel):
     )
     cuda_graphs: bool = Field(
         True,
-        description="Give a GPU a step that only decodes at once, recorded; off: op by op, the same bits, slower.",
+        description="Record a GPU's decode steps and play them back, if what is tried at load is right; off: op by op.",
     )
     exact: bool = Field(
         False, description="Compute in plain torch, as transformers does, and not with activations of 8 bits."
