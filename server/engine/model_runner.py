@@ -105,7 +105,8 @@ class ModelRunner:
         self._rows = StepRows(block_size, sampler.vocab_size, table, ranges)
         self._table, self._ranges, self._block_size = table, ranges, block_size
         self._steady: SteadyStep | None = None
-        self._masks = Masks(sampler.vocab_size, len(os.sched_getaffinity(0)))
+        # Threads that kernels have on the same cores wait for their next step without giving them up at once.
+        self._masks = Masks(sampler.vocab_size, max(1, len(os.sched_getaffinity(0)) // 2))
 
     def launch(self, rows: Rows) -> LaunchedStep:
         """Begin to compute the rows, and to sample those that end at their sequence's last token."""

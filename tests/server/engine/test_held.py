@@ -118,6 +118,13 @@ def test_forced_tokens_take_no_step_and_change_no_answer() -> None:
     assert answer(leapt, "a") == answer(told, "a")
     assert re.fullmatch(pattern, answer(leapt, "a"))
     assert len(told.observer.steps) - len(leapt.observer.steps) >= 8
+    several = [
+        run(replace(request("a", held(pattern, known()), **more), n=3)) for more in ({}, {"logprobs": 0})
+    ]
+    choices = [[each.tokens("a", index) for index in range(3)] for each in several]
+    assert choices[0] == choices[1]
+    assert len({tuple(tokens) for tokens in choices[0]}) == 3
+    assert choices[0][0] == leapt.tokens("a")
     crowded = run(*(request(name, held(pattern, known())) for name in "abcd"), pools=Pools(blocks=16))
     assert crowded.engine.preemptions > 0
     assert all(crowded.tokens(name) == leapt.tokens("a") for name in "abcd")
