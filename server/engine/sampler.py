@@ -88,6 +88,8 @@ class Sampler:
             told, columns = columns.told, replace(columns, told=np.full_like(columns.told, UNTOLD))
             sampled = self._native.draw(logits, columns)
             edits.restore(logits)
+            if (told == UNTOLD).all():
+                return tokens_of(sampled, told.tolist())
             return tokens_of(self._native.report(logits, columns.places, sampled.ids, told), told.tolist())
         hidden = hide_masked(logits, rows)
         chosen: list[int | None] = [None] * len(rows)
