@@ -13,7 +13,15 @@ import torch
 
 from manylora.server.kernels.plain import PlainBackend, decode_steps
 from manylora.server.kernels.plain.backend import fused_rms_norm
-from manylora.server.kernels.step import AttentionMetadata, StepAdapters, StepBatch, WeightedAdapters
+from manylora.server.kernels.plain.invariance import MATMUL_LIMITS, UNLIMITED
+from manylora.server.kernels.plain.lora_table import lay_out_table
+from manylora.server.kernels.step import (
+    AttentionMetadata,
+    RankRange,
+    StepAdapters,
+    StepBatch,
+    WeightedAdapters,
+)
 from manylora.server.model.served import ServedModel
 from tests.server.model.models import save_model
 from tests.server.model.steps import CPU, Stream, all_logits, load, place, random_adapter, step
@@ -209,3 +217,35 @@ def test_a_row_that_overflows_is_told_and_its_neighbour_is_not(tmp_path: Path) -
     for _ in range(4):
         step(model, [(stream, 1) for stream in streams])
     assert [stream.finite[-1] for stream in streams] == [True, False, True]
+
+
+def test_adapters_that_change_places_are_told_to_what_was_recorded(tmp_path: Path) -> None:
+    save_model("qwen2", tmp_path)
+    recorder = Recorder()
+    found = []
+    for backend in (
+        PlainBackend(CPU, torch.float32),
+        PlainBackend(CPU, torch.float32, record=recorder, fixed_decodes=True),
+    ):
+        model = load(tmp_path, backend=backend)
+        one, two = place(model, [random_adapter(model.decoder.config, 8, seed) for seed in (1, 2)])
+        logits = []
+        for uses in ((one, two), (two, one), (two, two)):
+            streams = [Stream(n, list(range(n, n + 6)), ((used, 1.0),)) for n, used in enumerate(uses)]
+            for _ in range(3):
+                step(model, [(stream, 1) for stream in streams])
+            logits += [all_logits(stream) for stream in streams]
+        found.append(logits)
+    assert recorder.recorded == 1
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_table_keeps_to_the_order_and_the_groups_in_which_terms_are_added() -> None:
+    limits = MATMUL_LIMITS[torch.bfloat16]
+    odd, even = ({"q_proj": RankRange(start, 3)} for start in (301, 320))
+    table = lay_out_table(StepAdapters.of_rows([((odd, 1.0),), ((even, 1.0),)]), 512, limits)
+    assert table is not None
+    assert table.rows[0, : 4 + 3].tolist() == [301, 302, 303, 0, 320, 321, 322]
+    falling = StepAdapters.of_rows([((even, 1.0), (odd, 1.0))])
+    assert lay_out_table(falling, 512, limits) is None
+    assert lay_out_table(falling, 512, UNLIMITED) is not None
