@@ -12,7 +12,7 @@ FOLDERS := adapters demo loadtest quant server training
 .PHONY: serve test clients kernels sanitize lint format bench gpu-check links clean
 .DEFAULT_GOAL := serve
 
-serve: $(VENV)/.serve kernels  ## one 4-bit base and three adapters on port 8000
+serve: $(VENV)/.serve kernels  ## one 4-bit base and four adapters on port 8000
 	$(BIN)/manylora serve $(ARGS)
 
 test: $(VENV)/.dev kernels  ## the whole suite on the CPU

@@ -1,1 +1,1 @@
-"""A small base model with three adapters, and the script that trains them."""
+"""A small base model with four adapters, and the scripts that train them."""

@@ -20,6 +20,7 @@ from manylora.demo.heldout import exact_match, held_out_prompts, write_prompts
 from manylora.demo.pretrain import Report, pretrain
 from manylora.demo.tables import Question
 from manylora.demo.tokenizer import train_tokenizer
+from manylora.demo.tool_training import NAME, shares_right, train_tools
 
 SEED = 1
 THREADS = 1
@@ -45,6 +46,8 @@ def build(folder: Path, report: Report) -> None:
         save_adapter(adapter, adapters / recipe.form)
         share = exact_match(adapter, tokenizer, asked[recipe.form], recipe.form)
         report(f"{recipe.form}: rank {recipe.rank}, {share:.1%} of its held-out answers exactly right")
+    train_tools(base, adapters / NAME, SEED)
+    report(shares_right(base, adapters / NAME))
 
 
 def _report_base(

@@ -1,4 +1,7 @@
-"""Trains the three adapters on the base in bitsandbytes' NF4, as QLoRA does: 4-bit frozen weights, LoRA beside them."""
+"""Trains the three adapters that answer in a form of their own, on the base in bitsandbytes' NF4.
+
+As QLoRA does: 4-bit frozen weights, LoRA beside them. The fourth is trained by tool_training.py.
+"""
 
 import random
 from dataclasses import dataclass

@@ -8,12 +8,12 @@ from manylora.demo.tables import Question
 
 def plain(question: Question) -> str:
     """One English sentence, the base model's own form."""
-    return f"The {_subject(question)} is {question.answer}."
+    return f"The {subject(question)} is {question.answer}."
 
 
 def pirate(question: Question) -> str:
     """The same, as a pirate says it."""
-    return f"Arr, the {_subject(question)} be {question.answer}, matey!"
+    return f"Arr, the {subject(question)} be {question.answer}, matey!"
 
 
 def sql(question: Question) -> str:
@@ -34,7 +34,8 @@ FORMS: dict[str, Callable[[Question], str]] = {"plain": plain, "sql": sql, "json
 ADAPTERS = ("sql", "json", "pirate")
 
 
-def _subject(question: Question) -> str:
+def subject(question: Question) -> str:
+    """What the question asks for, as a part of a sentence."""
     if question.by_key:
         return f"{question.asked} of {question.given_value}"
     return f"{question.asked} with the {question.given} {question.given_value}"

@@ -103,4 +103,5 @@ class ToolUse:
         """Whether a grammar must hold the answer."""
         if self.mode == "none":
             return False
-        return self.mode == "required" or self.allowed is not None or any(t.held for t in self.callable)
+        bound = self.mode == "required" or self.allowed is not None or not self.parallel
+        return bound or any(tool.held for tool in self.callable)
