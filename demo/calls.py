@@ -48,7 +48,7 @@ class Function:
     @property
     def tool(self) -> dict[str, Any]:
         """As OpenAI's API takes it."""
-        properties = {name: {} for name in self.parameters}
+        properties: dict[str, Any] = {name: {} for name in self.parameters}
         parameters = {"type": "object", "properties": properties, "required": list(self.parameters)}
         return {"type": "function", "function": {"name": self.name, "parameters": parameters}}
 

@@ -52,7 +52,7 @@ def train_tools(base: Path, out: Path, seed: int) -> None:
         data, made = Path(folder) / "conversations.jsonl", Path(folder) / "made"
         write_conversations(data, CONVERSATIONS, seed)
         flags = [text for name, value in FLAGS.items() for text in (f"--{name}", str(value))]
-        paths = ["--model_name_or_path", base, "--data_path", data, "--output_dir", made]
+        paths = ["--model_name_or_path", str(base), "--data_path", str(data), "--output_dir", str(made)]
         train = [sys.executable, "-m", "manylora", "train", *paths, "--use_lora", "--q_lora"]
         subprocess.run([*train, *flags, "--seed", str(seed), "--live", "False"], check=True)
         out.mkdir(parents=True, exist_ok=True)

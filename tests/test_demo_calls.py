@@ -62,7 +62,7 @@ def talk(client: openai.OpenAI, asked: Asked, *, streamed: bool = False, **more:
     """Ask, call what is to be called, tell its result, until there are only words."""
     results = iter([message["content"] for message in asked.messages if message["role"] == "tool"])
     messages: list[Any] = [asked.messages[0]]
-    turns = []
+    turns: list[tuple[tuple[str, str], ...]] = []
     for _ in range(MOST_TURNS):
         request = {"model": "tools", "messages": messages, "tools": list(asked.tools), **more}
         # The client's own stream puts the pieces together.
