@@ -34,9 +34,8 @@ OTHERS = ("MANYLORA_", "OPENAI_", "ANTHROPIC_", "LANGCHAIN_", "LANGSMITH_", "LIT
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The demo, and an adapter that calls a function."""
-    caller = ("--adapter-root", str(HERE), "--adapter", f"caller={HERE / 'caller'}")
-    with serving(tmp_path_factory.mktemp("demo"), *caller) as served:
+    """The demo, whose adapter `tools` calls functions."""
+    with serving(tmp_path_factory.mktemp("demo")) as served:
         yield served
 
 

@@ -92,7 +92,7 @@ const tools = [
   },
 ];
 const lookUp = {
-  model: 'caller',
+  model: 'tools',
   messages: [{ role: 'user', content: 'Which city does Ada have?' }],
   temperature: 0,
   tools,
@@ -123,7 +123,7 @@ test('responses', async () => {
   assert.equal(text, SQL);
   assert.equal((await stream.finalResponse()).output_text, SQL);
   const called = await client.responses.create({
-    model: 'caller',
+    model: 'tools',
     input: QUESTION,
     temperature: 0,
     tools: [{ type: 'function', name: 'get_city', parameters: NAMES, strict: false }],

@@ -50,7 +50,7 @@ def test_parsed_output() -> None:
 
 def test_a_loop_of_tools() -> None:
     told: list[Any] = [{"role": "user", "content": "Which city does Ada have?"}]
-    ask: Any = {"model": "caller", "tools": TOOLS, "max_tokens": 100, **GREEDY}
+    ask: Any = {"model": "tools", "tools": TOOLS, "max_tokens": 100, **GREEDY}
     message = client().messages.create(messages=told, **ask)
     [use] = [block for block in message.content if block.type == "tool_use"]
     assert (message.stop_reason, use.name, use.input) == ("tool_use", "get_city", {"name": "Ada"})

@@ -48,7 +48,7 @@ def test_the_page(printed_by: Callable[[str], str]) -> None:
 
 @pytest.mark.parametrize("mode", ["TOOLS", "RESPONSES_TOOLS"])
 def test_tools(mode: str) -> None:
-    city = client(mode).create(model="caller", response_model=City, **ASK)
+    city = client(mode).create(model="tools", response_model=City, **ASK)
     assert isinstance(city, City)
 
 
@@ -66,16 +66,16 @@ def test_json(mode: str) -> None:
 def test_partial_many_and_with_completion() -> None:
     partial = list(client("JSON_SCHEMA").create_partial(model="json", response_model=Person, **ASK))
     assert partial[-1].model_dump() == {"name": "Ada", "city": "London"}
-    partial = list(client("TOOLS").create_partial(model="caller", response_model=City, **ASK))
+    partial = list(client("TOOLS").create_partial(model="tools", response_model=City, **ASK))
     assert partial[-1].city is not None
     person, raw = client("JSON_SCHEMA").create_with_completion(model="json", response_model=Person, **ASK)
     assert (person.name, raw.choices[0].finish_reason) == ("Ada", "stop")
 
 
 def test_from_provider() -> None:
-    made = instructor.from_provider("openai/caller", base_url=f"{URL}/v1", api_key="none")
+    made = instructor.from_provider("openai/tools", base_url=f"{URL}/v1", api_key="none")
     assert isinstance(made.create(response_model=City, **ASK), City)
     several = instructor.from_provider(
-        "openai/caller", base_url=f"{URL}/v1", api_key="none", async_client=True
+        "openai/tools", base_url=f"{URL}/v1", api_key="none", async_client=True
     )
     assert isinstance(asyncio.run(several.create(response_model=City, **ASK)), City)

@@ -100,7 +100,7 @@ def test_logprobs_and_stop() -> None:
     ],
 )
 def test_structured_output(method: str, strict: bool | None) -> None:
-    model, form = ("json", Person) if method != "function_calling" else ("caller", City)
+    model, form = ("json", Person) if method != "function_calling" else ("tools", City)
     reader = chat(model, max_tokens=200).with_structured_output(form, method=method, strict=strict)
     person = reader.invoke(QUESTION)
     assert isinstance(person, form)
@@ -119,7 +119,7 @@ def test_structured_output_with_the_raw_answer() -> None:
 
 def test_a_forced_tool() -> None:
     for choice in ("required", "any", "get_city"):
-        model = chat("caller", max_tokens=200).bind_tools([get_city], tool_choice=choice)
+        model = chat("tools", max_tokens=200).bind_tools([get_city], tool_choice=choice)
         answer = model.invoke(QUESTION)
         [call] = answer.tool_calls
         assert call["name"] == "get_city"
@@ -130,7 +130,7 @@ def test_a_forced_tool() -> None:
 
 @pytest.mark.parametrize("responses", [False, True])
 def test_a_loop_of_tools(responses: bool) -> None:
-    model = chat("caller", use_responses_api=responses).bind_tools([get_city])
+    model = chat("tools", use_responses_api=responses).bind_tools([get_city])
     told: list[Any] = [HumanMessage(LOOK_UP)]
     answer = model.invoke(told)
     assert answer.tool_calls
@@ -142,7 +142,7 @@ def test_a_loop_of_tools(responses: bool) -> None:
 
 def test_a_streamed_tool_call() -> None:
     whole: Any = None
-    model = chat("caller", max_tokens=200).bind_tools([get_city], tool_choice="get_city", strict=True)
+    model = chat("tools", max_tokens=200).bind_tools([get_city], tool_choice="get_city", strict=True)
     for chunk in model.stream(QUESTION):
         whole = chunk if whole is None else whole + chunk
     [call] = whole.tool_calls
@@ -162,7 +162,7 @@ def test_responses() -> None:
 
 
 def test_a_forced_tool_by_responses() -> None:
-    model = chat("caller", use_responses_api=True).bind_tools([get_city], tool_choice="get_city")
+    model = chat("tools", use_responses_api=True).bind_tools([get_city], tool_choice="get_city")
     [call] = model.invoke(QUESTION).tool_calls
     assert call["name"] == "get_city"
 

@@ -71,7 +71,7 @@ def test_streams(provider: str) -> None:
 
 @BOTH
 def test_a_forced_tool(provider: str) -> None:
-    answer = litellm.completion(f"{provider}/caller", **ASK, tools=[TOOL], tool_choice="required")
+    answer = litellm.completion(f"{provider}/tools", **ASK, tools=[TOOL], tool_choice="required")
     [call] = answer.choices[0].message.tool_calls
     assert call.function.name == "get_city"
 
@@ -83,7 +83,7 @@ def test_a_loop_of_tools(provider: str, stream: bool) -> None:
     told: list[Any] = [{"role": "user", "content": LOOK_UP}]
 
     def answered() -> Any:
-        answer = litellm.completion(f"{provider}/caller", messages=told, **ask, stream=stream)
+        answer = litellm.completion(f"{provider}/tools", messages=told, **ask, stream=stream)
         return litellm.stream_chunk_builder(list(answer)) if stream else answer
 
     message = answered().choices[0].message

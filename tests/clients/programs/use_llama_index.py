@@ -68,7 +68,7 @@ def test_completions() -> None:
 
 
 def test_functions() -> None:
-    model = llm("caller", is_function_calling_model=True)
+    model = llm("tools", is_function_calling_model=True)
     tool = FunctionTool.from_defaults(get_city)
     answer = model.chat_with_tools([tool], user_msg=QUESTION, tool_required=True)
     [call] = model.get_tool_calls_from_response(answer)
@@ -96,7 +96,7 @@ def test_an_agent() -> None:
         return "London"
 
     async def run() -> str:
-        model = llm("caller", is_function_calling_model=True)
+        model = llm("tools", is_function_calling_model=True)
         return str(await FunctionAgent(tools=[get_city], llm=model).run(LOOK_UP))
 
     assert asyncio.run(run()) == "The city of Ada is London."
@@ -107,9 +107,9 @@ def test_structured_output() -> None:
     prompt = PromptTemplate("{question}")
     native = llm("json", should_use_structured_outputs=True)
     assert native.structured_predict(Person, prompt, question=QUESTION) == Person(name="Ada", city="London")
-    caller = llm("caller", is_function_calling_model=True)
-    assert isinstance(caller.structured_predict(City, prompt, question=QUESTION), City)
-    told = caller.as_structured_llm(City).chat([ChatMessage(role="user", content=QUESTION)])
+    model = llm("tools", is_function_calling_model=True)
+    assert isinstance(model.structured_predict(City, prompt, question=QUESTION), City)
+    told = model.as_structured_llm(City).chat([ChatMessage(role="user", content=QUESTION)])
     assert isinstance(told.raw, City)
 
 

@@ -55,7 +55,7 @@ def test_chats(client: openai.OpenAI) -> None:
 def test_a_loop_of_tools(client: openai.OpenAI) -> None:
     tools = [openai.pydantic_function_tool(GetCity, name="get_city")]
     told: list[Any] = [{"role": "user", "content": LOOK_UP}]
-    ask: Any = {"model": "caller", "tools": tools, "temperature": 0}
+    ask: Any = {"model": "tools", "tools": tools, "temperature": 0}
     message = client.chat.completions.parse(messages=told, **ask).choices[0].message
     assert message.tool_calls is not None
     [call] = message.tool_calls
@@ -83,7 +83,7 @@ def test_a_loop_of_tools_by_responses(client: openai.OpenAI) -> None:
     form = GetCity.model_json_schema()
     tools = [{"type": "function", "name": "get_city", "parameters": form, "strict": False}]
     told: list[Any] = [{"role": "user", "content": LOOK_UP}]
-    ask: Any = {"model": "caller", "tools": tools, "temperature": 0}
+    ask: Any = {"model": "tools", "tools": tools, "temperature": 0}
     response = client.responses.create(input=told, **ask)
     [call] = [item for item in response.output if item.type == "function_call"]
     told += [*response.output, {"type": "function_call_output", "call_id": call.call_id, "output": "London"}]
@@ -108,6 +108,6 @@ def test_files_and_batches(client: openai.OpenAI) -> None:
 
 
 def test_models_and_errors(client: openai.OpenAI) -> None:
-    assert {"sql", "json", "pirate", "caller"} <= {model.id for model in client.models.list()}
+    assert {"sql", "json", "pirate", "tools"} <= {model.id for model in client.models.list()}
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="nobody", **ASK)

@@ -84,14 +84,14 @@ def test_an_output_that_is_json(model: Any) -> None:
 
 @BOTH
 def test_an_output_that_is_a_tool(model: Any) -> None:
-    result = agent(model, "caller", output_type=City).run_sync(QUESTION)
+    result = agent(model, "tools", output_type=City).run_sync(QUESTION)
     assert isinstance(result.output, City)
 
 
 @BOTH
 def test_a_streamed_output(model: Any) -> None:
     async def run() -> list[Any]:
-        async with agent(model, "caller", output_type=City).run_stream(QUESTION) as stream:
+        async with agent(model, "tools", output_type=City).run_stream(QUESTION) as stream:
             return [each async for each in stream.stream_output(debounce_by=None)]
 
     assert isinstance(asyncio.run(run())[-1], City)
@@ -120,11 +120,11 @@ def test_tools_that_are_called(model: Any) -> None:
         asked.append(name)
         return "London"
 
-    caller = agent(model, "caller", tools=[get_city])
-    assert caller.run_sync(LOOK_UP).output == "The city of Ada is London."
+    knowing = agent(model, "tools", tools=[get_city])
+    assert knowing.run_sync(LOOK_UP).output == "The city of Ada is London."
 
     async def run() -> str:
-        async with agent(model, "caller", tools=[get_city]).run_stream(LOOK_UP) as stream:
+        async with agent(model, "tools", tools=[get_city]).run_stream(LOOK_UP) as stream:
             return str(await stream.get_output())
 
     assert asyncio.run(run()) == "The city of Ada is London."
