@@ -28,7 +28,7 @@ from manylora.quant.nf4 import BLOCKSIZE, Nf4Tensor
 from manylora.server.kernels.backend import WeightSource
 from manylora.server.kernels.cpu.backend import ACTIVATIONS, HEAD_GROUP, Activations, CpuBackend
 from manylora.server.kernels.cpu.library import Kernels, Unavailable, open_kernels
-from manylora.server.kernels.cpu.pack import PackedMatrix, pack
+from manylora.server.kernels.cpu.pack import SPLIT_MOST, PackedMatrix, SplitTensor, pack
 from manylora.server.kernels.step import AdapterRanges
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.served import ServedModel
@@ -139,10 +139,12 @@ def random_source(form: str, out: int, wide: int) -> WeightSource:
     if form == "nf4":
         codes = torch.randint(0, 256, (out * wide // 2,), dtype=torch.uint8)
         return Nf4Tensor(codes, torch.rand(out * wide // BLOCKSIZE), (out, wide))
-    if form in ("int8", "head"):
-        group = HEAD_GROUP if form == "head" else GROUP
+    if form == "head":
+        codes = torch.randint(-SPLIT_MOST, SPLIT_MOST + 1, (out, wide), dtype=torch.int8)
+        return SplitTensor(Int8Tensor(codes, torch.rand(out, -(-wide // HEAD_GROUP)), HEAD_GROUP))
+    if form == "int8":
         codes = torch.randint(-127, 128, (out, wide), dtype=torch.int8)
-        return Int8Tensor(codes, torch.rand(out, -(-wide // group)), group)
+        return Int8Tensor(codes, torch.rand(out, -(-wide // GROUP)), GROUP)
     return DenseTensor(torch.randn(out, wide, dtype=torch.bfloat16))
 
 

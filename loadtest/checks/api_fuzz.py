@@ -103,7 +103,7 @@ class Held:
 def fuzz(url: str, known: Known, examples: int, first: int) -> dict[str, Held]:
     """Send ``examples`` requests of both kinds to each operation, from seed ``first``; return what came of each.
 
-    The same arguments make the same requests.
+    The same arguments make the same requests, but for ids and keys that the server makes.
     """
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     found: dict[str, Held] = {}

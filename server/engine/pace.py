@@ -20,6 +20,9 @@ take as long as a few decodes."""
 MIXED = 16
 """Steps of decodes and prompts in a row after which one of decodes alone says again what these take."""
 
+CROWD = 2.5
+"""Times what a step of its decodes alone takes that a step of all who wait may be reckoned to take: streams that run
+are not to wait longer for a burst, however large it is."""
 FURTHER = 3
 """Times that the most decodes which were measured may be doubled to say what more of them take."""
 
@@ -104,8 +107,9 @@ class Pace:
             return Allowance(self._prompts, 0.0, least=0)
         if not self._decodes or not self._prompts.measured:
             return Allowance.everything()
-        usual = self._expected(max(decodes, streams))
-        return Allowance(self._prompts, WAIT * usual - min(self._alone(decodes), usual))
+        alone = self._alone(decodes)
+        usual = min(self._expected(max(decodes, streams)), CROWD * alone)
+        return Allowance(self._prompts, WAIT * usual - min(alone, usual))
 
     def _alone(self, decodes: int) -> float:
         """Return what a step of so many decodes takes; of a number that was never measured, what the next one takes."""

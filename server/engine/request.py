@@ -111,6 +111,11 @@ class GenerationRequest:
         """Tokens that a choice may have beyond the prompt."""
         return self.sampling.max_tokens if self.pooling is None else 0
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it decodes after its prompt."""
+        return self.asked_tokens > 1
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:

@@ -10,12 +10,13 @@ adapters that others might have to give up.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from operator import attrgetter
 from typing import NamedTuple
 
 from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, Placement
 from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.crowd import with_room
 from manylora.server.engine.pace import Allowance, Pace
 from manylora.server.engine.request import FinishReason
 from manylora.server.engine.sequence import AdapterKey, LiveRequest, Sequence, SequenceStatus
@@ -176,16 +177,16 @@ class Scheduler:
     def _continue(self, draft: _Draft) -> None:
         decodes, prompts = self._in_turn()
         self._advance(decodes, draft)
-        if draft.rows:
-            # Streams wait for the prompts that come in beside them.
-            draft.allowance = self.pace.beside_decodes(len(draft.rows), self._streams())
+        if count := len(draft.rows):  # streams wait for the prompts that come in beside them
+            draft.allowance = self.pace.beside_decodes(count, self._streams(count, prompts))
         self._advance(prompts, draft)
 
-    def _streams(self) -> int:
-        """Return how many run once all have begun that wait and are as urgent as whatever runs."""
+    def _streams(self, decodes: int, prompts: list[Sequence]) -> int:
+        """Return how many will decode once these prompts are in, and those that wait, have room and are as urgent."""
         urgent = min(s.priority for s in self.running)
-        due = (s for s in self.waiting.firsts() if s.priority <= urgent)
-        return len(self.running) + sum(1 for _ in islice(due, self._max_running - len(self.running)))
+        first = islice(self.waiting.firsts(), self._max_running - len(self.running))
+        due = (s for s in with_room(first, self._blocks, self._cache) if s.priority <= urgent)
+        return decodes + sum(s.owner.request.goes_on for s in chain(prompts, due))
 
     def _advance(self, sequences: list[Sequence], draft: _Draft) -> None:
         for sequence in sequences:

@@ -40,8 +40,10 @@ SCRATCH_BYTES = 16 << 20
 no pool counts them. Copies that leave the cache make long contexts several times slower."""
 CUDA_SCRATCH_BYTES = 256 << 20
 """The same on CUDA, where each part costs launches."""
-FUSED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Of torch's kernels those that take any mask, the one that keeps no scores first."""
+MASK_BYTES = 3
+"""Of a query and a key in the masks of fused attention: what is hidden, and what is added."""
+FUSED = {"cuda": [SDPBackend.EFFICIENT_ATTENTION], "cpu": [SDPBackend.MATH]}
+"""Of torch's kernels the one that takes any mask; on a GPU it keeps no scores. Cards that lack it are found at load."""
 
 
 Masks: TypeAlias = Mapping[int | None, Tensor]
@@ -113,7 +115,8 @@ def plan_attention(
             slots = _slots(tables[row : row + 1], last, _padded(context), block_size)
             position = context - (starts[row + 1] - starts[row])
             queries = torch.arange(position, context, device=device)[:, None]
-            masks = {} if fused is None else make_masks(queries, slots.shape[0], windows, fused)
+            bounded = len(queries) * len(slots) * MASK_BYTES * len(windows) <= CUDA_SCRATCH_BYTES
+            masks = {} if fused is None or not bounded else make_masks(queries, len(slots), windows, fused)
             chunks.append(Chunk(starts[row], starts[row + 1], slots, position, masks))
     groups = []
     for rows in decodes.values():
@@ -231,7 +234,7 @@ def _rows_fused(q: Tensor, k_cache: CachedRows, v_cache: CachedRows, slots: Tens
         cache.gather(slots.reshape(-1)).view(count, -1, kv_heads, dim).transpose(1, 2)
         for cache in (k_cache, v_cache)
     )
-    with sdpa_kernel(FUSED):
+    with sdpa_kernel(FUSED[q.device.type]):
         return F.scaled_dot_product_attention(q, k, v, mask[:, None].expand(-1, kv_heads, shared, -1))
 
 
@@ -246,7 +249,7 @@ def _attend_fused_chunk(
         cache.gather(chunk.slots).transpose(0, 1)[:, None].expand(-1, queries.shape[1], -1, -1)
         for cache in (k_cache, v_cache)
     )
-    with sdpa_kernel(FUSED):
+    with sdpa_kernel(FUSED[q.device.type]):
         result = F.scaled_dot_product_attention(queries, k, v, mask.expand(*queries.shape[:2], -1, -1))
     out[own] = result.permute(2, 0, 1, 3).flatten(1, 2)
 

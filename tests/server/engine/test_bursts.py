@@ -1,12 +1,13 @@
 """How a burst of prompts comes in beside streams: at the pace of all that will run, of which it is as urgent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
+from manylora.server.engine.pace import CROWD, WAIT
 from manylora.server.engine.prompt_cost import Chunk
-from manylora.server.engine.request import GenerationRequest
+from manylora.server.engine.request import GenerationRequest, Pooling
 from tests.server.engine.fakes import Harness, Pools, ask
 
 POOLS = Pools(blocks=600, block_size=16, rows=8, max_running=64, max_step_tokens=512)
@@ -63,3 +64,41 @@ def test_what_waits_less_urgently_takes_no_more_of_a_step(harness: Harness) -> N
     before = harness.model.computed
     harness.step()
     assert harness.model.computed - before < 16
+
+
+Change = Callable[[GenerationRequest], GenerationRequest]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda it: replace(it, adapters=((7, 1.0),)),
+        lambda it: replace(it, prompt_token_ids=it.prompt_token_ids * 100),
+        lambda it: replace(it, pooling=Pooling.LAST),
+        lambda it: replace(it, sampling=replace(it.sampling, max_tokens=1)),
+    ],
+    ids=["no rows", "no blocks", "pooled", "one token"],
+)
+def test_who_will_not_decode_beside_it_makes_no_stream_wait_longer(harness: Harness, change: Change) -> None:
+    harness.know(7, cold=True)
+    harness.engine.add_request(request("stream"))
+    for _ in range(3):
+        harness.step()
+    for number in range(32):
+        harness.engine.add_request(change(request(f"r{number}")))
+    harness.engine.add_request(request("other"))
+    before = harness.model.computed
+    harness.step()
+    assert harness.model.computed - before < 16
+
+
+def test_streams_wait_a_few_steps_for_a_burst_at_most(harness: Harness) -> None:
+    harness.engine.add_request(request("stream"))
+    for _ in range(3):
+        harness.step()
+    for number in range(60):
+        harness.engine.add_request(request(f"r{number}"))
+    before = harness.model.computed
+    harness.step()
+    # A step of one decode takes 11 ms, a prompt's token 1 ms.
+    assert harness.model.computed - before < WAIT * CROWD * 11

@@ -2,7 +2,7 @@
 
 import pytest
 
-from manylora.server.engine.pace import LEAST, MIXED, WAIT, Pace
+from manylora.server.engine.pace import CROWD, LEAST, MIXED, WAIT, Pace
 from manylora.server.engine.prompt_cost import MANY
 
 
@@ -83,7 +83,8 @@ def test_while_few_run_and_many_come_in_a_step_may_take_what_one_of_all_will() -
         for _ in range(100):
             pace.note(decodes, (), seconds)
     assert beside(pace, 32, 33) == pytest.approx((WAIT - 1) * 80, abs=2)
-    assert beside(pace, 2, 32) == pytest.approx(WAIT * 80 - 10, abs=2)
+    assert beside(pace, 16, 32) == pytest.approx(WAIT * CROWD * 20 - 20, abs=2)
+    assert beside(pace, 2, 32) == pytest.approx(WAIT * CROWD * 10 - 10, abs=2), "but no stream waits for ever"
 
 
 def test_a_number_of_decodes_that_was_never_measured_takes_what_others_took() -> None:

@@ -231,23 +231,56 @@ static int32_t draw_all(const ml_sampling *call, int32_t row, const float *x, co
     }
 }
 
+// The 32 logits from `first` on, those that the bits hide being no more than any; fewer at the vocabulary's end.
+static void hide(const float *x, int32_t vocab, int32_t first, uint32_t bits, float *to) {
+    int32_t i = 0, count = vocab - first < 32 ? vocab - first : 32;
+    for (; i + VW <= count; i += VW)
+        vstore(to + i, vpick(vbits(bits >> i), vload(x + first + i), vset(-INFINITY)));
+    for (; i < count; i++) to[i] = bits >> i & 1 ? x[first + i] : -INFINITY;
+    for (; i < 32; i++) to[i] = -INFINITY;
+}
+
 // The row's logits, without those that its mask hides.
 static const float *allowed_of(const ml_sampling *call, int32_t row, const sample_space *space) {
     const float *x = row_of(call, row);
     const uint32_t *mask = call->masks ? call->masks[row] : NULL;
     if (!mask) return x;
     for (int32_t first = 0; first < call->vocab; first += 32) {
-        const uint32_t bits = mask[first / 32];
-        const int32_t count = call->vocab - first < 32 ? call->vocab - first : 32;
-        float *to = space->allowed + first;
-        for (int32_t i = 0; i < count; i++) to[i] = bits >> i & 1 ? x[first + i] : -INFINITY;
+        float part[32];
+        hide(x, call->vocab, first, mask[first / 32], part);
+        memcpy(space->allowed + first, part, (size_t)(call->vocab - first < 32 ? call->vocab - first : 32) * sizeof(float));
     }
     return space->allowed;
 }
 
+// The lowest id of the largest logit that the mask lets through. Where it lets nothing through nothing is read.
+static int32_t best_allowed(const float *x, int32_t vocab, const uint32_t *mask) {
+    float most = -INFINITY;
+    int32_t best = SAMPLE_NOT_FINITE;
+    vf check = vzero();
+    for (int32_t first = 0; first < vocab; first += 32) {
+        float part[32];
+        vf top = vset(-INFINITY);
+        if (!mask[first / 32]) continue;
+        hide(x, vocab, first, mask[first / 32], part);
+        for (int i = 0; i < 32; i += VW) {
+            const vf some = vload(part + i);
+            top = vmax(top, some);
+            check = vfma(vmin(vset(FLT_MAX), vmax(vset(-FLT_MAX), some)), vzero(), check); // as find_maxima()
+        }
+        const float found = vtop(top);
+        if (!(found > most)) continue;
+        most = found;
+        for (best = first; part[best - first] != found;) best++;
+    }
+    return vsum(check) == 0.0f && most <= FLT_MAX ? best : SAMPLE_NOT_FINITE;
+}
+
 static int32_t sample_row(const ml_sampling *call, int32_t row, const sample_space *space) {
+    const double inverse = call->inverse_temperature[row];
+    const uint32_t *mask = call->masks ? call->masks[row] : NULL;
+    if (mask && inverse <= 0.0) return best_allowed(row_of(call, row), call->vocab, mask);
     const float *x = allowed_of(call, row, space);
-    double inverse = call->inverse_temperature[row];
     float most = find_maxima(x, call->vocab, space->maxima);
     if (!isfinite(most)) return SAMPLE_NOT_FINITE;
     if (inverse <= 0.0) return first_of(x, call->vocab, space->maxima, most);

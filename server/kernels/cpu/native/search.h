@@ -200,6 +200,7 @@ static void search_program(ml_team team, void *argument) {
 // Whether search() finds what `rows` rows of logits are wanted for.
 static int can_search(const ml_matrix *head, const ml_sampling *sampling, int64_t rows) {
     if (head->kind != ML_SPLIT8 || head->activations != ML_ACTIVATIONS_INT8) return 0;
+    if (head->padded_in > ML_DITHERED) return 0; // what is left out would not be independent
     if (!sampling || sampling->rows != rows || rows > ML_SEARCH_ROWS || rows < 1) return 0;
     for (int64_t row = 0; row < rows; row++)
         if (sampling->inverse_temperature[row] > 0.0 || sampling->told[row] >= 0) return 0;
@@ -207,9 +208,10 @@ static int can_search(const ml_matrix *head, const ml_sampling *sampling, int64_
 }
 
 // ids[i] = the lowest id of the largest of x[places[i]] · headᵀ, x [rows, in], or SAMPLE_NOT_FINITE: what sample() makes of
-// linear()'s logits at temperature 0. Returns 0, or 1 if there was no memory.
+// linear()'s logits at temperature 0. Returns 0, or 1 if there was no memory, or there are more than ML_SEARCH_ROWS.
 static int32_t search(ml_pool *pool, const ml_matrix *head, const float *x, int64_t rows, const int32_t *places,
                       int32_t *ids) {
+    if (rows > ML_SEARCH_ROWS) return 1;
     ml_search s;
     memset(&s, 0, sizeof s);
     s.matrix = head;

@@ -49,6 +49,8 @@ typedef __mmask16 vm;
 ML_INLINE vm vless(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 ML_INLINE vm vboth(vm a, vm b) { return a & b; }
 ML_INLINE vf vpick(vm mask, vf yes, vf no) { return _mm512_mask_blend_ps(mask, no, yes); }
+// Lanes whose bits are set, the first lane's being the lowest.
+ML_INLINE vm vbits(uint32_t bits) { return (vm)bits; }
 // The largest lane. Where one is NaN: any lane, or NaN.
 ML_INLINE float vtop(vf x) { return _mm512_reduce_max_ps(x); }
 #elif defined(__AVX2__)
@@ -80,6 +82,10 @@ typedef __m256 vm;
 ML_INLINE vm vless(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 ML_INLINE vm vboth(vm a, vm b) { return _mm256_and_ps(a, b); }
 ML_INLINE vf vpick(vm mask, vf yes, vf no) { return _mm256_blendv_ps(no, yes, mask); }
+ML_INLINE vm vbits(uint32_t bits) {
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), lanes), lanes));
+}
 ML_INLINE float vtop(vf x) {
     __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     y = _mm_max_ps(y, _mm_movehl_ps(y, y));
@@ -115,6 +121,10 @@ typedef uint32x4_t vm;
 ML_INLINE vm vless(vf a, vf b) { return vcltq_f32(a, b); }
 ML_INLINE vm vboth(vm a, vm b) { return vandq_u32(a, b); }
 ML_INLINE vf vpick(vm mask, vf yes, vf no) { return vbslq_f32(mask, yes, no); }
+ML_INLINE vm vbits(uint32_t bits) {
+    const uint32_t lanes[4] = {1, 2, 4, 8};
+    return vtstq_u32(vdupq_n_u32(bits), vld1q_u32(lanes));
+}
 ML_INLINE float vtop(vf x) { return vmaxvq_f32(x); }
 #else
 #error "no vectors for this instruction set"

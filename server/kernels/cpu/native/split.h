@@ -10,7 +10,8 @@
 #include "simd.h"
 
 #define ML_DITHERED 8192 // inputs after which the numbers come again
-#define ML_SPLIT_MOST 119 // the largest value's magnitude: no sum leaves a signed byte
+
+// Values are at most 119 in magnitude (pack.py's SPLIT_MOST), so that no sum leaves a signed byte.
 
 struct ml_dithers {
     int8_t of_input[ML_DITHERED];

@@ -116,6 +116,17 @@ def test_by_torchs_own_kernel(heads: tuple[int, int, int], window: int | None, d
     assert (found[-2:] == 7).all()
 
 
+def test_a_chunk_whose_masks_would_be_too_large_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks of 2,048 queries behind 131,072 keys would take 0.8 GB for each window."""
+    case = make_case(((500, 300), (90, 20)), HEADS[0], 16, torch.bfloat16)
+    monkeypatch.setattr(attention, "CUDA_SCRATCH_BYTES", 2 * 3 * 128 * 20)
+    plan = plan_attention(case.metadata, case.block_size, {None, 64}, case.q.device, torch.bfloat16)
+    assert [bool(chunk.masks) for chunk in plan.chunks] == [False, True]
+    expected = paged_attention(case.q, case.k_cache, case.v_cache, case.metadata, case.block_size, 64)
+    found = run(case, 64, fused=torch.bfloat16)
+    torch.testing.assert_close(found.float(), expected, rtol=2**-6, atol=2**-6)
+
+
 @pytest.mark.parametrize("rows", [DECODES, CHUNKS, ((1, 1),), ((500, 500),)])
 @pytest.mark.parametrize("block_size", [1, 7, 16, 64])
 def test_any_block_size(rows: Sequence[tuple[int, int]], block_size: int) -> None:
