@@ -6,7 +6,7 @@ moved in by a thousandth of the range: what is accepted is a part of what the sc
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from manylora.server.engine.grammar.grammar import GrammarRefused
 
@@ -16,11 +16,14 @@ _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"
 
 
 def fractions_of(schemas: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Return the bounds that are no integers: which bound meets which is known once all is merged."""
-    found = {
-        float(each[word]) for each in schemas for word in (*_LOWER, *_UPPER) if _is_number(each.get(word))
-    }
-    return tuple(sorted(bound for bound in found if not bound.is_integer()))
+    """Return the bounds that are no integers, of schemas whose numbers are finite."""
+    found: set[float] = set()
+    for each in schemas:
+        for word in (*_LOWER, *_UPPER):
+            bound = each.get(word)
+            if is_number(bound) and not float(bound).is_integer():
+                found.add(float(bound))
+    return tuple(sorted(found))
 
 
 def move_in(schema: dict[str, Any], fractions: Iterable[float]) -> None:
@@ -31,21 +34,22 @@ def move_in(schema: dict[str, Any], fractions: Iterable[float]) -> None:
     for (plain, strict), inside in ((_LOWER, 1), (_UPPER, -1)):
         # The fourth draft has a flag beside the bound.
         bound = schema.get(plain) if schema.get(strict) is True else schema.get(strict)
-        if not _is_number(bound) or not float(bound).is_integer():
+        if not is_number(bound) or not float(bound).is_integer():
             continue
         room = min((gap for each in fractions if 0 < (gap := (each - bound) * inside) < 1), default=None)
         if room is None:
             continue
-        moved = bound + inside * 10.0 ** (math.floor(math.log10(room)) - _PARTS)
+        moved: float = bound + inside * 10.0 ** (math.floor(math.log10(room)) - _PARTS)
         if moved == bound:
             raise GrammarRefused(f"it can't be held: {strict} {bound} is too close to another bound")
         if schema[strict] is True:
             del schema[strict], schema[plain]
         else:
             del schema[strict]
-        kept = schema.get(plain, moved)
-        schema[plain] = moved if not _is_number(kept) else (max if inside == 1 else min)(kept, moved)
+        kept = schema.get(plain)
+        schema[plain] = moved if not is_number(kept) else (max if inside == 1 else min)(kept, moved)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """Say whether a value of JSON is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -6,25 +6,11 @@ from typing import TYPE_CHECKING
 from manylora.server.engine.grammar.grammar import Grammar, GrammarRefused
 from manylora.server.engine.grammar.lark import lark_of
 from manylora.server.engine.grammar.matcher import Matcher
+from manylora.server.engine.grammar.refusals import told
 from manylora.server.engine.grammar.tables import Tables
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
-
-_CUT = ("\n   1 | ", "\n  1 | ")
-_PREFIXES = ("failed to compile JSON schema: ", "Unsatisfiable schema: ")
-_KEYWORDS = {
-    "Unknown format": "format",
-    "regex parse error": "pattern",
-    "is not present in a registry": "$ref",
-    "incompatible types": "type",
-    "anyOf is empty": "enum or anyOf",
-    "Invalid type": "type",
-    "schema is false": "allOf, anyOf or oneOf",
-    "float range": "minimum or maximum",
-    "Regex is empty": "pattern, minLength or maxLength",
-}
-"""What refusals that don't name the schema's keyword are about."""
 
 
 class CompiledGrammar:
@@ -45,7 +31,7 @@ class CompiledGrammar:
             raise GrammarRefused("it holds half a character (a lone surrogate)") from None
         self._native = LLMatcher(tables.native, text, log_level=0, limits=limits())
         if self._native.is_error():
-            raise GrammarRefused(_told(self._native.get_error()))
+            raise GrammarRefused(told(self._native.get_error()))
         self.broken = False
         """Whether one that follows it met a limit: the next request has it compiled anew."""
 
@@ -59,18 +45,3 @@ def limits() -> "LLParserLimits":
     from llguidance import LLParserLimits
 
     return LLParserLimits(verbose_errors=False)
-
-
-def _told(error: str) -> str:
-    """Return what the library says, without its frame around our form of the grammar; the keyword is named."""
-    text = error.partition("\n<backtrace>")[0]
-    if text.startswith("at "):
-        text = text.partition(": ")[2]
-    for cut in _CUT:
-        text = text.partition(cut)[0]
-    for prefix in _PREFIXES:
-        text = text.replace(prefix, "")
-    text = " ".join(text.split())
-    about = next((word for part, word in _KEYWORDS.items() if part in text), None)
-    named = f"{about}: {text}" if about is not None and about not in text else text
-    return f"it can't be held: {named[:500]}"

@@ -6,6 +6,7 @@ its limit, they have in common. They have turns at the threads, and who keeps th
 
 import asyncio
 import threading
+import time
 from collections import Counter, OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -20,6 +21,8 @@ MOST_WAITING = 64
 """Grammars that wait to be compiled, over which more are refused."""
 MOST_OF_ONE = MOST_WAITING // 2
 """Of them one tenant's."""
+RESERVE = MOST_WAITING // 4
+"""Over them, for tenants of whose none waits."""
 MOST_GRAMMARS = 256
 MOST_CHARACTERS = 8 << 20
 """Of the kept grammars' texts together: what the library makes of a grammar grows with it."""
@@ -29,20 +32,27 @@ SECONDS = 10.0
 
 _Key = tuple[str, str, Grammar]
 """Tenant, tokenizer, grammar."""
-_Work = tuple["Future[CompiledGrammar]", Grammar, TokenSet]
+
+
+class _Compiling(Future[CompiledGrammar]):
+    began: float | None = None
+    """When its turn came."""
+
+
+_Work = tuple[_Compiling, Grammar, TokenSet]
 
 
 class Grammars:
     """Grammars over the ids of one model. Methods may be called from any thread."""
 
     def __init__(self, vocab_size: int, seconds: float = SECONDS) -> None:
-        """``seconds``: that a request waits for its grammar at most."""
+        """``seconds``: that a request waits for its grammar at most, and that a grammar may take."""
         self._vocab_size = vocab_size
         self._seconds = seconds
         self._threads = ThreadPoolExecutor(THREADS, "grammar", step_back)
         self._lock = threading.Lock()
         self._tables_lock = threading.Lock()
-        self._kept: OrderedDict[_Key, Future[CompiledGrammar]] = OrderedDict()
+        self._kept: OrderedDict[_Key, _Compiling] = OrderedDict()
         self._waiting: Counter[str] = Counter()
         """By tenant, those under way included."""
         self._queues: OrderedDict[str, deque[_Work]] = OrderedDict()
@@ -68,6 +78,11 @@ class Grammars:
             async with asyncio.timeout(self._seconds):
                 return await asyncio.shield(asyncio.wrap_future(future))
         except TimeoutError:
+            if future.began is None or time.monotonic() - future.began < self._seconds / 2:
+                raise QueueFull(
+                    f"other grammars took the {self._seconds:g} s that a request waits for its own; try again later",
+                    retry_after=1,
+                ) from None
             raise GrammarRefused(
                 f"it takes longer than {self._seconds:g} s to be compiled: give a simpler one, or try again"
             ) from None
@@ -81,7 +96,7 @@ class Grammars:
                     future.cancel()
             self._queues.clear()
 
-    def _compiling(self, grammar: Grammar, tokens: TokenSet, tenant: str) -> "Future[CompiledGrammar]":
+    def _compiling(self, grammar: Grammar, tokens: TokenSet, tenant: str) -> _Compiling:
         key = (tenant, tokens.key, grammar)
         with self._lock:
             kept = self._kept.get(key)
@@ -89,7 +104,7 @@ class Grammars:
                 self._kept.move_to_end(key)
                 return kept
             self._check_room(tenant)
-            future: Future[CompiledGrammar] = Future()
+            future = _Compiling()
             self._threads.submit(self._work)
             self._waiting[tenant] += 1
             self._queues.setdefault(tenant, deque()).append((future, grammar, tokens))
@@ -104,11 +119,11 @@ class Grammars:
         return future
 
     def _check_room(self, tenant: str) -> None:
-        waiting = self._waiting.total()
+        waiting, own = self._waiting.total(), self._waiting[tenant]
+        most = MOST_WAITING if own else MOST_WAITING + RESERVE
         # What belongs to no tenant is bounded with all others alone.
-        full = waiting >= MOST_WAITING or (tenant and self._waiting[tenant] >= MOST_OF_ONE)
-        if full:
-            count = self._waiting[tenant] if tenant else waiting
+        if waiting >= most or (tenant and own >= MOST_OF_ONE):
+            count = own if tenant and own else waiting
             raise QueueFull(f"{count} grammars wait to be compiled; try again later", retry_after=1)
 
     def _forget_one(self) -> None:
@@ -131,6 +146,7 @@ class Grammars:
             future, grammar, tokens = queue.popleft()
             if queue:
                 self._queues[tenant] = queue
+        future.began = time.monotonic()
         future.set_running_or_notify_cancel()
         try:
             found = CompiledGrammar(grammar, self._tables_of(tokens))

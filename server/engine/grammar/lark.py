@@ -9,7 +9,10 @@ from typing import Any
 from manylora.server.engine.grammar.bounds import fractions_of, move_in
 from manylora.server.engine.grammar.formats import say_exactly
 from manylora.server.engine.grammar.grammar import Grammar, GrammarKind, GrammarRefused
-from manylora.server.engine.grammar.schema import check_schema, subschemas
+from manylora.server.engine.grammar.meeting import groups
+from manylora.server.engine.grammar.places import places_in
+from manylora.server.engine.grammar.refusals import told
+from manylora.server.engine.grammar.schema import check_schema
 
 WHITESPACE = r" ?|\n {0,32}|\n\t{0,8}"
 """Between two parts of JSON: nothing, a space, or a new line with its indent. Models that may go on with white space
@@ -71,7 +74,7 @@ def _body(grammar: Grammar) -> str:
 
 
 def _schema(schema: Any) -> str:
-    check_schema(schema, _satisfiable)
+    check_schema(schema, _unsatisfiable)
     if schema is False:
         raise GrammarRefused("nothing satisfies the schema false")
     return _said({} if schema is True else schema)
@@ -79,21 +82,26 @@ def _schema(schema: Any) -> str:
 
 def _said(schema: dict[str, Any]) -> str:
     """Return a schema as the library is to take it; it is changed."""
-    every = [each for _, each in subschemas(schema)]
-    fractions = fractions_of(every)
-    for each in every:
-        say_exactly(each)
-        move_in(each, fractions)
+    places = list(places_in(schema))
+    meeting = groups(schema, places)
+    for place in places:
+        say_exactly(place.schema)
+    for group in meeting:
+        fractions = fractions_of(group)
+        for each in group:
+            move_in(each, fractions)
     return json.dumps({**schema, "x-guidance": OPTIONS}, ensure_ascii=False)
 
 
-def _satisfiable(schema: Mapping[str, Any]) -> bool:
-    """Say whether the library knows a text of a schema without references; what else it refuses, it names later."""
+def _unsatisfiable(schema: Mapping[str, Any]) -> str | None:
+    """See ends.Unsatisfiable."""
     from llguidance import LLMatcher
 
     text = f"start: %json {_said(copy.deepcopy(dict(schema)))}\n"
-    wrong, told = LLMatcher.validate_grammar_with_warnings(text)
-    return not (wrong and any("Unsatisfiable" in each for each in told))
+    wrong, reasons = LLMatcher.validate_grammar_with_warnings(text)
+    if not wrong:
+        return None
+    return next((told(each) for each in reasons if "Unsatisfiable" in each), "")
 
 
 def _with_options(text: str) -> str:

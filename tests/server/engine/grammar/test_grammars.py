@@ -79,10 +79,13 @@ async def test_one_that_takes_too_long_is_refused_and_too_many_at_once_wait(
     monkeypatch.setattr(f"{room.__name__}.CompiledGrammar", slow)
     monkeypatch.setattr(room, "MOST_WAITING", 3)
     made = Grammars(len(PIECES), seconds=0.05)
-    for n in range(3):
+    for n in range(2):
         with pytest.raises(GrammarRefused, match="takes longer"):
             await made.compile(number(n), TOKENS)
-    with pytest.raises(QueueFull):
+    with pytest.raises(QueueFull, match="other grammars took") as waited:
+        await made.compile(number(2), TOKENS)
+    assert waited.value.retry_after is not None, "its time went in the queue: it is told to come again"
+    with pytest.raises(QueueFull, match="wait to be compiled"):
         await made.compile(number(9), TOKENS)
     go_on.set()
     made.close()
@@ -173,4 +176,27 @@ async def test_tenants_have_turns_and_none_fills_the_queue(monkeypatch: pytest.M
     await asyncio.gather(mine, *theirs)
     assert order.index("x{100}") <= 2, "behind what had begun, and one turn"
     await made.compile(number(9), TOKENS, "globex")
+    made.close()
+
+
+async def test_a_full_queue_takes_in_one_of_a_tenant_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, build = threading.Event(), CompiledGrammar
+
+    def slow(grammar: Grammar, tokens: TokenSet) -> object:
+        go_on.wait(30)
+        return build(grammar, tokens)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(f"{room.__name__}.CompiledGrammar", slow)
+    for name, count in (("MOST_WAITING", 6), ("MOST_OF_ONE", 3), ("RESERVE", 2)):
+        monkeypatch.setattr(room, name, count)
+    made = Grammars(len(PIECES))
+    asked = [made.compile(number(n), TOKENS, tenant) for tenant in ("acme", "globex") for n in range(3)]
+    asked += [made.compile(number(9), TOKENS, tenant) for tenant in ("third", "")]
+    waiting = [asyncio.ensure_future(each) for each in asked]
+    await asyncio.sleep(0)
+    for tenant in ("third", "", "acme", "one beyond the reserve"):
+        with pytest.raises(QueueFull):
+            await made.compile(number(10), TOKENS, tenant)
+    go_on.set()
+    await asyncio.gather(*waiting)
     made.close()

@@ -1,14 +1,18 @@
 """JSON schemas: what is held, what is refused and by which name, and what can't loosen anything."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
 
-from manylora.server.engine.grammar import GrammarKind
+from manylora.server.engine.grammar import GrammarKind, GrammarRefused, ends
+from manylora.server.engine.grammar.places import target
+from manylora.server.engine.grammar.schema import check_schema
 from tests.server.engine.grammar.texts import accepts, compiled, of_schema, refusal
 
 SELF = {"$ref": "#"}
+UNMET = {"type": "string", "minLength": 5, "maxLength": 2}
 REFUSED: list[tuple[Any, str]] = [
     ({"not": {}}, "not"),
     ({"if": {}, "then": {}}, "if"),
@@ -44,6 +48,22 @@ REFUSED: list[tuple[Any, str]] = [
     ({"$defs": {"a": {"if": {}, "then": False}}, "$ref": "#/$defs/a"}, "if"),
     ({"type": "string", "pattern": "(a)\\1"}, "pattern"),
     ({"type": "string", "pattern": "a(?!b)"}, "pattern"),
+    ({"type": "integer", "maximum": 10**400}, "maximum at # has a number"),
+    (
+        {"properties": {"a": {"exclusiveMinimum": -(10**400)}}},
+        "exclusiveMinimum at #/properties/a has a number",
+    ),
+    ({"enum": [{"a": [10**400]}]}, "enum at # has a number"),
+    ({"$ref": "#/$defs/x", "$defs": {"x": UNMET}}, "minLength (5)"),
+    ({"properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": UNMET}}, "minLength (5)"),
+    (
+        {"anyOf": [{"type": "array", "items": SELF, "minItems": 1}, UNMET]},
+        "no text: it can't be held: minLength (5)",
+    ),
+    ({"$ref": "#/components/x", "components": {"x": {"nullable": True}}}, "nullable at #/components/x"),
+    ({"$ref": "#/properties", "properties": {"if": {"type": "null"}}}, "points at no schema"),
+    ({"$ref": "#/const", "const": {"if": {}}}, "points at no schema"),
+    ({"type": 5, "properties": {"a": SELF}}, "type"),
 ]
 ENDLESS: list[dict[str, Any]] = [
     {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
@@ -73,6 +93,7 @@ ENDING: list[tuple[dict[str, Any], str]] = [
     ({"type": ["object", "null"], "properties": {"a": SELF}, "required": ["a"]}, '{"a":{"a":null}}'),
     ({"properties": {"a": SELF}, "required": ["a"], "type": ["object", "integer"]}, '{"a":3}'),
     ({"$ref": "#/$defs/a~1b%25", "$defs": {"a/b%": {"type": "null"}}}, "null"),
+    ({"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"allOf": [SELF]}, {"minLength": 2}]}}}, '"ab"'),
 ]
 HELD: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({"enum": [2.5, None, True]}, ["2.5", "null", "true"], ['"2.5"', "1", "false"]),
@@ -158,6 +179,11 @@ def test_what_no_text_can_end_is_refused(schema: dict[str, Any]) -> None:
     assert "can't end" in refusal(GrammarKind.JSON_SCHEMA, json.dumps(schema))
 
 
+def test_a_part_that_has_no_text_is_told_as_the_library_tells_it() -> None:
+    told = refusal(GrammarKind.JSON_SCHEMA, json.dumps({"$ref": "#/$defs/x", "$defs": {"x": UNMET}}))
+    assert told == refusal(GrammarKind.JSON_SCHEMA, json.dumps(UNMET))
+
+
 @pytest.mark.parametrize(("schema", "text"), ENDING, ids=str)
 def test_what_can_end_is_taken(schema: dict[str, Any], text: str) -> None:
     assert accepts(of_schema(schema), text)
@@ -168,6 +194,115 @@ def test_texts_are_held(schema: dict[str, Any], good: list[str], bad: list[str])
     grammar = of_schema(schema)
     assert [text for text in good if not accepts(grammar, text)] == []
     assert [text for text in bad if accepts(grammar, text)] == []
+
+
+BELOW_ONE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+
+
+@pytest.mark.parametrize(
+    ("schema", "finer", "coarser"),
+    [
+        (
+            {"properties": {"price": {"exclusiveMinimum": 0, "type": "number"}, "share": {"maximum": 0.5}}},
+            ['{"price":0.00005}'],
+            [],
+        ),
+        ({"properties": {"a": BELOW_ONE}, "items": {"maximum": 1e-300}}, ['{"a":0.00005}'], ['{"a":0}']),
+        (
+            {
+                "allOf": [
+                    {"properties": {"a": {"type": "number", "exclusiveMinimum": 0}}},
+                    {"properties": {"a": {"$ref": "#/$defs/half"}}},
+                ],
+                "$defs": {"half": {"maximum": 0.5}},
+            },
+            [],
+            ['{"a":0}', '{"a":0.0}', '{"a":0.6}'],
+        ),
+        (
+            {
+                "allOf": [
+                    {"additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
+                    {"properties": {"a": {"maximum": 0.5}}},
+                ]
+            },
+            [],
+            ['{"a":0}', '{"a":0.0}'],
+        ),
+        (
+            {
+                "allOf": [
+                    {"prefixItems": [{"type": "number", "exclusiveMinimum": 0}]},
+                    {"items": {"maximum": 0.5}},
+                ]
+            },
+            [],
+            ["[0]", "[0.0]"],
+        ),
+        (
+            {
+                "properties": {"a": {"type": "number", "exclusiveMinimum": 0}},
+                "patternProperties": {"^a": {"maximum": 0.5}},
+            },
+            [],
+            ['{"a":0}', '{"a":0.0}'],
+        ),
+    ],
+    ids=str,
+)
+def test_bounds_are_moved_by_those_that_they_meet_alone(
+    schema: dict[str, Any], finer: list[str], coarser: list[str]
+) -> None:
+    grammar = of_schema(schema)
+    assert [text for text in finer if not accepts(grammar, text)] == []
+    assert [text for text in coarser if accepts(grammar, text)] == []
+
+
+@pytest.mark.parametrize("length", [100, 800])
+def test_the_library_is_asked_as_often_for_long_chains_of_references_as_for_short(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them is known to end each time, the last in the schema first."""
+    asked, looked = list[object](), list[object]()
+
+    def noted(root: object, reference: str) -> object:
+        looked.append(reference)
+        return target(root, reference)
+
+    monkeypatch.setattr(ends, "target", noted)
+    chain: dict[str, Any] = {f"d{n}": {"$ref": f"#/$defs/d{n + 1}", "minLength": 1} for n in range(length)}
+    members = {"a": {"minLength": 1}, "b": {"maxLength": 2}, "again": {"$ref": "#/$defs/d0"}}
+    chain[f"d{length}"] = {"type": "object", "properties": members, "required": ["a", "b"]}
+
+    def unsatisfiable(schema: object) -> None:
+        asked.append(schema)
+
+    check_schema({"$ref": "#/$defs/d0", "$defs": chain}, unsatisfiable)
+    assert len(asked) == 1
+    assert len(looked) <= 2 * length + 4
+
+
+def test_many_parts_that_cannot_be_held_are_not_all_asked_for() -> None:
+    asked = list[object]()
+
+    def unsatisfiable(schema: object) -> str:
+        asked.append(schema)
+        return ""
+
+    members = {f"m{n}": {"minLength": n} for n in range(2000)}
+    schema = {"$ref": "#/$defs/a", "$defs": {"a": {"properties": members, "required": list(members), **SELF}}}
+    with pytest.raises(GrammarRefused, match=r"\$ref"):
+        check_schema(schema, unsatisfiable)
+    assert len(asked) <= ends.MOST_ASKED
+
+
+def test_places_are_spelled_only_where_they_are_told() -> None:
+    names: dict[str, Any] = {f"{n:05}": {} for n in range(9000)}
+    long = {"properties": {"x" * 150_000: {"properties": names}}}
+    tracemalloc.start()
+    check_schema(long, lambda schema: None)
+    assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    tracemalloc.stop()
 
 
 def test_white_space_is_bounded() -> None:
