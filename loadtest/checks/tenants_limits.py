@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -91,7 +92,7 @@ class Streams:
         key = new_key(self._url, "acme", parallel=self.places)[1]
         for _ in range(TRIES):
             there: list[int] = []
-            room = threading.Barrier(self._count, lambda found=there: found.append(self._under_way()))
+            room = threading.Barrier(self._count, partial(self._count_into, there))
             let_in = sum(self._threads.map(lambda _, room=room: self._stay(key, room), range(self._count)))
             if not self._finds_room(key):
                 return [f"{what}: places weren't free when the streams had left"]
@@ -101,6 +102,9 @@ class Streams:
                     [] if let_in == self.places else [f"{what}: {let_in} were under way, not {self.places}"]
                 )
         return [f"{what}: streams ended too soon to tell, {TRIES} times"]
+
+    def _count_into(self, found: list[int]) -> None:
+        found.append(self._under_way())
 
     def _stay(self, key: str, room: threading.Barrier) -> bool:
         """Be there until all have been answered; return whether the stream was let in."""
