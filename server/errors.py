@@ -54,8 +54,8 @@ class InvalidRequest(ServerError):
 class Overrun:
     """How a request is longer than the context; all in tokens."""
 
-    prompt: int | str
-    """A text where no more is known than how many they are at least."""
+    prompt: int
+    """At least: a text may be too long by its length alone."""
     asked: int | None
     """max_tokens; 0: none are made, None: as many as there is room for."""
     context: int
@@ -63,7 +63,7 @@ class Overrun:
     @property
     def is_the_prompts(self) -> bool:
         """Whether the prompt alone leaves no room."""
-        return isinstance(self.prompt, str) or self.prompt >= self.context
+        return self.prompt >= self.context
 
 
 class ContextLengthExceeded(InvalidRequest):

@@ -49,7 +49,9 @@ def in_anthropics_words() -> Iterator[None]:
         if over is None:
             raise
         if over.is_the_prompts:
-            message = f"prompt is too long: {over.prompt} tokens > {over.context} maximum"
+            # A number, and a greater one, is what is looked for: one that fills the context leaves no room for a token.
+            least = max(over.prompt, over.context + 1)
+            message = f"prompt is too long: {least} tokens > {over.context} maximum"
         else:
             message = (
                 f"input length and `max_tokens` exceed context limit: {over.prompt} + {over.asked} > {over.context}, "

@@ -44,7 +44,7 @@ class Parts:
     """Takes an answer piece by piece. The parts are the same however it was cut.
 
     Tokens that are told of are the text's that comes next, or that is open at the end: what spelled a thought is of
-    no text, nor what spelled a call up to the end of its arguments.
+    no text, nor what spelled a call and closed it.
     """
 
     def __init__(self, *, thoughts: bool) -> None:
@@ -72,6 +72,8 @@ class Parts:
             if isinstance(delta, Content | Reasoning):
                 kind = "text" if isinstance(delta, Content) else "thought"
             if not self._open or self.done[-1].kind != kind:
+                if self._open and self.done[-1].kind == "call":
+                    tokens = tokens[-1:] if token is not None else []  # those before closed the call
                 yield from self._begin(kind)
             if delta.text:
                 yield self._goes_on(delta.text, tokens)

@@ -193,5 +193,5 @@ def _told_in_full(max_tokens: int, context: int) -> Iterator[None]:
     try:
         yield
     except TooManyTokens as error:
-        count = f"at least {error.count}" if error.at_least else error.count
-        raise context_exceeded(count, None if max_tokens == UNBOUNDED else max_tokens, context) from None
+        asked = None if max_tokens == UNBOUNDED else max_tokens
+        raise context_exceeded(error.count, asked, context, at_least=error.at_least) from None

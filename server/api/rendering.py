@@ -10,9 +10,18 @@ from manylora.server.api.pacing import Rests
 
 SCALARS_A_PART = 256
 """Numbers or texts of a list that are written as one part."""
-LEVELS = 5
-"""How deep an answer is taken apart: choices, choice, logprobs, content, token."""
+LEVELS = 6
+"""How deep an answer is taken apart: that of /v1/responses has its tokens in response, output, item, content, part,
+logprobs."""
 
+
+class Written(str):
+    """JSON text inside a value: it goes into the value's text as it is, by ``dumps_with`` and ``dumps_in_parts``."""
+
+    __slots__ = ()
+
+
+_WITH_MORE_INSIDE = (dict, list, Iterator, Written)
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -20,6 +29,11 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 def dumps(value: object) -> str:
     """Return compact JSON."""
     return _ENCODER.encode(value)
+
+
+def dumps_with(value: object) -> str:
+    """Return compact JSON of a value with Written in it."""
+    return "".join(_parts(value, LEVELS))
 
 
 def dumps_in_parts(value: object, rests: Rests) -> str:
@@ -40,7 +54,9 @@ async def json_response(make: Callable[[], object], rests: Rests | None) -> Resp
 
 
 def _parts(value: object, levels: int) -> Iterator[str]:
-    if levels and isinstance(value, dict):
+    if isinstance(value, Written):
+        yield value
+    elif levels and isinstance(value, dict) and _has_more_inside(value):
         yield "{"
         for index, (key, item) in enumerate(value.items()):
             yield f"{',' if index else ''}{dumps(key)}:"
@@ -60,3 +76,8 @@ def _parts(value: object, levels: int) -> Iterator[str]:
         yield "]"
     else:
         yield dumps(value)
+
+
+def _has_more_inside(value: dict[str, object]) -> bool:
+    """Say whether a dict is worth being taken apart: one of texts and numbers alone is short."""
+    return any(isinstance(item, _WITH_MORE_INSIDE) for item in value.values())

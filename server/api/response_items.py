@@ -1,16 +1,44 @@
 """The items of a response, and the events that tell how each of them comes."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from manylora.server.api.blocks import Happening, Part
+from manylora.server.api.logprobs import token_logprobs
+from manylora.server.api.rendering import Written, dumps
 from manylora.server.engine.request import TokenLogprobs
+from manylora.server.tokenizer import Vocabulary
 
 Status = Literal["in_progress", "incomplete", "completed"]
 Told = tuple[str, dict[str, Any]]
 """An event's type, and its fields but for that and its number."""
-Tokens = Callable[[Sequence[TokenLogprobs]], list[dict[str, object]]]
-"""How tokens are told of."""
+Tokens = Callable[[Part], object]
+"""What is told of a part's tokens."""
+
+
+class TokenTexts:
+    """What is told of a stream's tokens, as JSON: it is written once, when they come, and told again at each end."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._by_part: defaultdict[int, list[str]] = defaultdict(list)
+
+    def more(self, part: Part, tokens: Sequence[TokenLogprobs]) -> object:
+        """Return what is told of a part's next tokens."""
+        if not tokens:
+            return []
+        text = dumps(token_logprobs(tokens, self._vocabulary))
+        self._by_part[part.index].append(text[1:-1])
+        return Written(text)
+
+    def of(self, part: Part) -> object:
+        """Return what has been told of a part's tokens."""
+        texts = self._by_part.get(part.index)
+        if not texts:
+            return []
+        texts[:] = [",".join(texts)]
+        return Written(f"[{texts[0]}]")
 
 
 def item_id(part: Part, mark: str) -> str:
@@ -39,30 +67,30 @@ def content_of(part: Part, tokens: Tokens) -> dict[str, Any]:
     """Return the one part of a message's or a thought's content."""
     if part.kind == "thought":
         return {"type": "reasoning_text", "text": part.text}
-    return {"type": "output_text", "text": part.text, "annotations": [], "logprobs": tokens(part.tokens)}
+    return {"type": "output_text", "text": part.text, "annotations": [], "logprobs": tokens(part)}
 
 
-def events_of(happening: Happening, mark: str, status: Status, tokens: Tokens) -> Iterator[Told]:
+def events_of(happening: Happening, mark: str, status: Status, texts: TokenTexts) -> Iterator[Told]:
     """Yield the events that tell what happened to a part; ``status`` is that of an item that ends."""
-    what, part, text, told = happening
+    what, part, text, tokens = happening
     place = {"output_index": part.index}
     here = {"item_id": item_id(part, mark), **place}
     kind, name = _text_of(part)
     inside = {} if part.kind == "call" else {"content_index": 0}
     if what == "begins":
-        yield "response.output_item.added", {**place, "item": item_of(part, mark, "in_progress", tokens)}
+        yield "response.output_item.added", {**place, "item": item_of(part, mark, "in_progress", texts.of)}
         if inside:
-            empty = content_of(Part(part.index, part.kind), tokens)
+            empty = content_of(Part(part.index, part.kind), texts.of)
             yield "response.content_part.added", {**here, **inside, "part": empty}
     elif what == "goes on":
-        probable = {"logprobs": tokens(told)} if part.kind == "text" else {}
+        probable = {"logprobs": texts.more(part, tokens)} if part.kind == "text" else {}
         yield f"{kind}.delta", {**here, **inside, "delta": text, **probable}
     else:
-        probable = {"logprobs": tokens(part.tokens)} if part.kind == "text" else {}
+        probable = {"logprobs": texts.of(part)} if part.kind == "text" else {}
         yield f"{kind}.done", {**here, **inside, **_named(part), name: part.text, **probable}
         if inside:
-            yield "response.content_part.done", {**here, **inside, "part": content_of(part, tokens)}
-        yield "response.output_item.done", {**place, "item": item_of(part, mark, status, tokens)}
+            yield "response.content_part.done", {**here, **inside, "part": content_of(part, texts.of)}
+        yield "response.output_item.done", {**place, "item": item_of(part, mark, status, texts.of)}
 
 
 def _text_of(part: Part) -> tuple[str, str]:

@@ -11,15 +11,15 @@ from fastapi.responses import Response
 from manylora.server.api.answering import respond
 from manylora.server.api.asked_models import told_parts
 from manylora.server.api.auth import require_api_key
-from manylora.server.api.blocks import Happening, Parts
+from manylora.server.api.blocks import Happening, Part, Parts
 from manylora.server.api.body import read_body
 from manylora.server.api.choices import Choice, Step
 from manylora.server.api.generation import Generation, Usage
 from manylora.server.api.logprobs import token_logprobs
 from manylora.server.api.openapi import body_of
-from manylora.server.api.rendering import dumps
+from manylora.server.api.rendering import dumps, dumps_with
 from manylora.server.api.response_asks import response_ask
-from manylora.server.api.response_items import Status, Tokens, events_of, item_of
+from manylora.server.api.response_items import Status, Tokens, TokenTexts, events_of, item_of
 from manylora.server.api.response_schemas import ResponsesRequest
 
 router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
@@ -42,8 +42,8 @@ class ResponseForm:
         """``mark`` is what makes ids the answer's own, ``created`` a Unix time."""
         self._mark = mark
         self._told = generation.ask.by_token
-        vocabulary = generation.text.vocabulary
-        self._tokens: Tokens = lambda tokens: token_logprobs(tokens, vocabulary)
+        self._vocabulary = generation.text.vocabulary
+        self._texts = TokenTexts(self._vocabulary)
         self._head = {**_echoed(body, mark, created), **told_parts(generation.model)}
         self._parts = Parts(thoughts=True)
         self._finish: str | None = None
@@ -60,7 +60,7 @@ class ResponseForm:
         parts = Parts(thoughts=True)
         list(_pushed(parts, choice))
         list(parts.end())
-        return self._ended(parts, choice.finish, usage)
+        return self._ended(parts, choice.finish, usage, self._one_by_one)
 
     async def events(self, step: Step) -> str:
         """See writer.Form."""
@@ -77,24 +77,28 @@ class ResponseForm:
 
     def last(self, usage: Usage) -> str:
         """See writer.Form."""
-        ended = self._ended(self._parts, self._finish, usage)
+        ended = self._ended(self._parts, self._finish, usage, self._texts.of)
         return self._event(f"response.{ended['status']}", {"response": ended})
 
     def failed(self, envelope: Mapping[str, object]) -> str:
         """See writer.Form."""
         error: Any = envelope["error"]
         told = {"code": error["code"] or "server_error", "message": error["message"]}
-        done = [item_of(part, self._mark, "incomplete", self._tokens) for part in self._parts.done]
+        done = [item_of(part, self._mark, "incomplete", self._texts.of) for part in self._parts.done]
         ended = {**self._head, "status": "failed", "error": told, "output": done, "usage": None}
         return self._event("response.failed", {"response": ended})
 
-    def _ended(self, parts: Parts, finish: str | None, usage: Usage) -> dict[str, object]:
+    def _one_by_one(self, part: Part) -> object:
+        """Return what is told of a whole answer's tokens, each made when it is written."""
+        if not part.tokens:
+            return []
+        return (told for token in part.tokens for told in token_logprobs((token,), self._vocabulary))
+
+    def _ended(self, parts: Parts, finish: str | None, usage: Usage, tokens: Tokens) -> dict[str, object]:
         cut = finish == "length"
         last = len(parts.done) - 1
         items = [
-            item_of(
-                part, self._mark, "incomplete" if cut and part.index == last else "completed", self._tokens
-            )
+            item_of(part, self._mark, "incomplete" if cut and part.index == last else "completed", tokens)
             for part in parts.done
         ]
         return {
@@ -110,13 +114,14 @@ class ResponseForm:
         status: Status = "incomplete" if last and self._finish == "length" else "completed"
         return "".join(
             self._event(kind, fields)
-            for kind, fields in events_of(happening, self._mark, status, self._tokens)
+            for kind, fields in events_of(happening, self._mark, status, self._texts)
         )
 
     def _event(self, kind: str, fields: Mapping[str, object]) -> str:
         data = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
-        return f"event: {kind}\ndata: {dumps(data)}\n\n"
+        text = dumps_with(data) if self._told else dumps(data)
+        return f"event: {kind}\ndata: {text}\n\n"
 
 
 def _pushed(parts: Parts, come: Choice | Step) -> Iterator[Happening]:

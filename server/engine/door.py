@@ -26,16 +26,22 @@ def fitted(request: GenerationRequest, limit: int) -> GenerationRequest:
     return replace(request, sampling=replace(request.sampling, max_tokens=wanted))
 
 
-def context_exceeded(prompt: int | str, asked: int | None, context: int) -> ContextLengthExceeded:
-    """Return the error with its numbers; ``asked`` None: as many as fit, 0: the prompt alone must."""
+def context_exceeded(
+    prompt: int, asked: int | None, context: int, *, at_least: bool = False
+) -> ContextLengthExceeded:
+    """Return the error with its numbers; ``asked`` None: as many as fit, 0: the prompt alone must.
+
+    ``at_least``: no more is known of a prompt than that it has ``prompt`` tokens or more.
+    """
     overrun = Overrun(prompt, asked, context)
+    count = f"at least {prompt}" if at_least else f"{prompt}"
     # The words of vLLM and Anthropic, by which LiteLLM and LangChain know that a conversation must be shortened.
     longest = f"this model's maximum context length is {context} tokens"
     if asked == 0:
-        return ContextLengthExceeded(f"{longest}, and it has {prompt}", overrun)
+        return ContextLengthExceeded(f"{longest}, and it has {count}", overrun)
     wanted = "max_tokens is at least 1" if asked is None else f"max_tokens is {asked}"
     return ContextLengthExceeded(
-        f"the prompt is too long: {longest}, but it has {prompt} and {wanted}; reduce its length or max_tokens",
+        f"the prompt is too long: {longest}, but it has {count} and {wanted}; reduce its length or max_tokens",
         overrun,
         param="max_tokens" if asked is not None else None,
     )

@@ -1,5 +1,6 @@
 """/v1/messages asked by Anthropic's own client."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,8 +55,14 @@ def test_a_conversation_over_the_context_is_told_in_anthropics_words(client: Any
     prompt = client.messages.count_tokens(model="a", messages=ASK["messages"]).input_tokens
     told = raised.value.body["error"]["message"]
     assert f"input length and `max_tokens` exceed context limit: {prompt} + 2000 > 1024" in told
+    around = client.messages.count_tokens(model="a", messages=[{"role": "user", "content": "x"}]).input_tokens
     for stream in (False, True):
-        with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: .* tokens > 1024 maximum"):
-            client.messages.create(
-                **{**ASK, "messages": [{"role": "user", "content": "x" * 5000}]}, stream=stream
-            )
+        # By its tokens, by its length alone, and as long as the context itself.
+        for length in (5000, 2_000_000, 1024 - (around - 1)):
+            messages = [{"role": "user", "content": "x" * length}]
+            with pytest.raises(anthropic.BadRequestError) as raised:
+                client.messages.create(**{**ASK, "messages": messages}, stream=stream)
+            told = raised.value.body["error"]["message"]
+            found = re.search(r"prompt is too long: (\d+) tokens > (\d+) maximum", told)
+            assert found, told
+            assert int(found[1]) > int(found[2]) == 1024

@@ -3,8 +3,12 @@
 import json
 from collections.abc import Iterator
 
+import pytest
+
+from manylora.server.api.blocks import Part
 from manylora.server.api.pacing import Rests
-from manylora.server.api.rendering import LEVELS, _parts, dumps, dumps_in_parts
+from manylora.server.api.rendering import LEVELS, Written, _parts, dumps, dumps_in_parts, dumps_with
+from manylora.server.api.response_items import item_of
 
 RESTS = Rests(lambda: False)
 
@@ -40,3 +44,33 @@ def test_an_iterator_is_a_list_whose_items_are_made_one_after_the_other() -> Non
 
     written = dumps_in_parts({"choices": items(), "usage": 1}, RESTS)
     assert json.loads(written) == {"choices": [{"n": n} for n in range(5)], "usage": 1}
+
+
+ALTERNATIVES = [{"token": "x" * 9, "logprob": -1.25, "bytes": [120] * 9}] * 20
+TOKEN = {**ALTERNATIVES[0], "top_logprobs": ALTERNATIVES}
+SOME = [TOKEN] * 500
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"output": [item_of(Part(0, "text"), "m", "completed", lambda part: SOME)]},
+        {"output": [item_of(Part(0, "text"), "m", "completed", lambda part: iter(SOME))]},
+        {"choices": [{"message": {}, "logprobs": {"content": SOME, "refusal": None}}]},
+        {
+            "choices": [
+                {"text": "", "logprobs": {"top_logprobs": [dict.fromkeys(map(str, range(20)), -1.25)] * 500}}
+            ]
+        },
+    ],
+    ids=["response", "response, one by one", "chat", "completion"],
+)
+def test_no_part_of_an_answer_is_more_than_a_tokens(answer: object) -> None:
+    parts = [*_parts(answer, LEVELS)]
+    assert max(map(len, parts)) <= len(dumps(TOKEN))
+    assert len(parts) < 500 * 20, "nor is it taken apart number by number"
+
+
+def test_json_that_is_written_goes_into_a_value_as_it_is() -> None:
+    value = {"a": [{"b": Written('[1,"é"]'), "c": "d"}], "e": 2}
+    assert dumps_with(value) == dumps_in_parts(value, RESTS) == '{"a":[{"b":[1,"é"],"c":"d"}],"e":2}'

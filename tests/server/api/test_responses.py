@@ -10,6 +10,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from manylora.server.api import logprobs
+from manylora.server.tokenizer import Vocabulary
 from tests.server.api.running import Files, Running
 from tests.server.api.talkers import talking
 from tests.server.api.test_messages import CITY, TOLD
@@ -166,6 +168,23 @@ def test_logprobs_are_told_of_a_messages_tokens_streamed_or_not(
         assert [token for event in deltas for token in event["logprobs"]] == tokens
         assert here[-1]["type"] == "response.output_text.done"
         assert here[-1]["logprobs"] == tokens
+
+
+def test_a_stream_s_logprobs_are_made_into_text_once(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its end they are told four times: nobody waits until tokens by the thousand are made again."""
+    made, make = list[object](), logprobs._token
+
+    def noted(vocabulary: Vocabulary, token_id: int, logprob: float) -> dict[str, object]:
+        made.append(token_id)
+        return make(vocabulary, token_id, logprob)
+
+    monkeypatch.setattr(logprobs, "_token", noted)
+    events = events_of(http, **LOGPROBS)
+    told = [json.dumps(event).count('"bytes"') for event in events[-4:]]
+    assert told == [12 * 3] * 4
+    assert len(made) == 12 * 3
 
 
 def test_responses_tell_the_logprobs_that_chats_tell(http: httpx.Client, client: openai.OpenAI) -> None:
