@@ -33,14 +33,15 @@ class _Meeting:
     def __init__(self, places: Sequence[Place]) -> None:
         self._up = {id(place.schema): id(place.schema) for place in places}
         self._slots: dict[int, dict[_Slot, int]] = {identity: {} for identity in self._up}
+        several: list[tuple[int, int]] = []
         for place in places:
-            schema, slots = place.schema, self._slots[id(place.schema)]
-            several = [
+            slots = self._slots[id(place.schema)]
+            several += [
                 (slots.setdefault(slot, id(inner)), id(inner))
-                for slot, inner in _slots_of(schema)
+                for slot, inner in _slots_of(place.schema)
                 if id(inner) in self._up
             ]
-            self._unite(several)
+        self._unite(several)
         for place in places:
             if place.schema.get("patternProperties"):  # they hold of the named members too
                 self._unite(self._spread(self.first(id(place.schema))))

@@ -241,6 +241,14 @@ BELOW_ONE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
         ),
         (
             {
+                "additionalProperties": {"items": {"maximum": 0.5}},
+                "patternProperties": {"^a": {"items": {"type": "number", "exclusiveMinimum": 0}}},
+            },
+            [],
+            ['{"a":[0]}', '{"b":[0.6]}'],
+        ),
+        (
+            {
                 "properties": {"a": {"type": "number", "exclusiveMinimum": 0}},
                 "patternProperties": {"^a": {"maximum": 0.5}},
             },
