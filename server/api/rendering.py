@@ -16,7 +16,7 @@ logprobs."""
 
 
 class Written(str):
-    """JSON text inside a value: it goes into the value's text as it is, by ``dumps_with`` and ``dumps_in_parts``."""
+    """JSON text inside a value: it goes into the value's text as it is, by ``pieces_of`` and ``dumps_in_parts``."""
 
     __slots__ = ()
 
@@ -31,9 +31,9 @@ def dumps(value: object) -> str:
     return _ENCODER.encode(value)
 
 
-def dumps_with(value: object) -> str:
-    """Return compact JSON of a value with Written in it."""
-    return "".join(_parts(value, LEVELS))
+def pieces_of(value: object) -> Iterator[str]:
+    """Yield compact JSON of a value, Written inside it as it is: to be joined with what goes around it."""
+    return _parts(value, LEVELS)
 
 
 def dumps_in_parts(value: object, rests: Rests) -> str:

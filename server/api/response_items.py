@@ -23,6 +23,7 @@ class TokenTexts:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._by_part: defaultdict[int, list[str]] = defaultdict(list)
+        self._joined: dict[int, Written] = {}
 
     def more(self, part: Part, tokens: Sequence[TokenLogprobs]) -> object:
         """Return what is told of a part's next tokens."""
@@ -30,6 +31,7 @@ class TokenTexts:
             return []
         text = dumps(token_logprobs(tokens, self._vocabulary))
         self._by_part[part.index].append(text[1:-1])
+        self._joined.pop(part.index, None)
         return Written(text)
 
     def of(self, part: Part) -> object:
@@ -37,8 +39,9 @@ class TokenTexts:
         texts = self._by_part.get(part.index)
         if not texts:
             return []
-        texts[:] = [",".join(texts)]
-        return Written(f"[{texts[0]}]")
+        if part.index not in self._joined:
+            self._joined[part.index] = Written(f"[{','.join(texts)}]")
+        return self._joined[part.index]
 
 
 def item_id(part: Part, mark: str) -> str:

@@ -1,7 +1,7 @@
 """POST /v1/responses: OpenAI's newer API, on the road that chats take. Nothing is kept of a response."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +17,7 @@ from manylora.server.api.choices import Choice, Step
 from manylora.server.api.generation import Generation, Usage
 from manylora.server.api.logprobs import token_logprobs
 from manylora.server.api.openapi import body_of
-from manylora.server.api.rendering import dumps, dumps_with
+from manylora.server.api.rendering import dumps, pieces_of
 from manylora.server.api.response_asks import response_ask
 from manylora.server.api.response_items import Status, Tokens, TokenTexts, events_of, item_of
 from manylora.server.api.response_schemas import ResponsesRequest
@@ -64,21 +64,23 @@ class ResponseForm:
 
     async def events(self, step: Step) -> str:
         """See writer.Form."""
-        told = ""
+        told: list[str] = []
         if step.first:
             begun = {**self._head, "status": "in_progress", "output": [], "usage": None}
-            told = self._event("response.created", {"response": begun})
+            told += self._event("response.created", {"response": begun})
             told += self._event("response.in_progress", {"response": begun})
-        told += "".join(map(self._happened, _pushed(self._parts, step)))
+        for happening in _pushed(self._parts, step):
+            told += self._happened(happening)
         if step.finish is not None:
             self._finish = step.finish
-            told += "".join(map(self._happened, self._parts.end()))
-        return told
+            for happening in self._parts.end():
+                told += self._happened(happening)
+        return "".join(told)
 
     def last(self, usage: Usage) -> str:
         """See writer.Form."""
         ended = self._ended(self._parts, self._finish, usage, self._texts.of)
-        return self._event(f"response.{ended['status']}", {"response": ended})
+        return "".join(self._event(f"response.{ended['status']}", {"response": ended}))
 
     def failed(self, envelope: Mapping[str, object]) -> str:
         """See writer.Form."""
@@ -86,7 +88,7 @@ class ResponseForm:
         told = {"code": error["code"] or "server_error", "message": error["message"]}
         done = [item_of(part, self._mark, "incomplete", self._texts.of) for part in self._parts.done]
         ended = {**self._head, "status": "failed", "error": told, "output": done, "usage": None}
-        return self._event("response.failed", {"response": ended})
+        return "".join(self._event("response.failed", {"response": ended}))
 
     def _one_by_one(self, part: Part) -> object:
         """Return what is told of a whole answer's tokens, each made when it is written."""
@@ -109,19 +111,18 @@ class ResponseForm:
             "usage": _usage(usage),
         }
 
-    def _happened(self, happening: Happening) -> str:
+    def _happened(self, happening: Happening) -> Iterator[str]:
         last = happening.what == "ends" and happening.part is self._parts.done[-1]
         status: Status = "incomplete" if last and self._finish == "length" else "completed"
-        return "".join(
-            self._event(kind, fields)
-            for kind, fields in events_of(happening, self._mark, status, self._texts)
-        )
+        for kind, fields in events_of(happening, self._mark, status, self._texts):
+            yield from self._event(kind, fields)
 
-    def _event(self, kind: str, fields: Mapping[str, object]) -> str:
+    def _event(self, kind: str, fields: Mapping[str, object]) -> Sequence[str]:
+        """Return the pieces of an event: those that are long are joined once, with all of a step's."""
         data = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
-        text = dumps_with(data) if self._told else dumps(data)
-        return f"event: {kind}\ndata: {text}\n\n"
+        text = pieces_of(data) if self._told else (dumps(data),)
+        return (f"event: {kind}\ndata: ", *text, "\n\n")
 
 
 def _pushed(parts: Parts, come: Choice | Step) -> Iterator[Happening]:

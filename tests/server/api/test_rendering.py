@@ -7,7 +7,7 @@ import pytest
 
 from manylora.server.api.blocks import Part
 from manylora.server.api.pacing import Rests
-from manylora.server.api.rendering import LEVELS, Written, _parts, dumps, dumps_in_parts, dumps_with
+from manylora.server.api.rendering import LEVELS, Written, _parts, dumps, dumps_in_parts, pieces_of
 from manylora.server.api.response_items import item_of
 
 RESTS = Rests(lambda: False)
@@ -73,4 +73,4 @@ def test_no_part_of_an_answer_is_more_than_a_tokens(answer: object) -> None:
 
 def test_json_that_is_written_goes_into_a_value_as_it_is() -> None:
     value = {"a": [{"b": Written('[1,"é"]'), "c": "d"}], "e": 2}
-    assert dumps_with(value) == dumps_in_parts(value, RESTS) == '{"a":[{"b":[1,"é"],"c":"d"}],"e":2}'
+    assert "".join(pieces_of(value)) == dumps_in_parts(value, RESTS) == '{"a":[{"b":[1,"é"],"c":"d"}],"e":2}'
