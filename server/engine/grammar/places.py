@@ -10,8 +10,8 @@ from manylora.server.engine.grammar.grammar import GrammarRefused
 SCHEMAS = ("items", "additionalProperties", "additionalItems", "contains", "not", "if", "then", "else")
 LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-VALUES = frozenset(("const", "enum", "default", "examples"))
-"""Words whose values are no schemas, whatever they look like."""
+VALUES = frozenset(("const", "enum"))
+"""Words whose values are held as they are: what looks like a schema there must not be taken for one, and changed."""
 MOST_TOLD = 200
 """Characters of a pointer."""
 

@@ -93,6 +93,7 @@ ENDING: list[tuple[dict[str, Any], str]] = [
     ({"type": ["object", "null"], "properties": {"a": SELF}, "required": ["a"]}, '{"a":{"a":null}}'),
     ({"properties": {"a": SELF}, "required": ["a"], "type": ["object", "integer"]}, '{"a":3}'),
     ({"$ref": "#/$defs/a~1b%25", "$defs": {"a/b%": {"type": "null"}}}, "null"),
+    ({"$ref": "#/examples/0", "examples": [{"type": "null"}]}, "null"),
     ({"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"allOf": [SELF]}, {"minLength": 2}]}}}, '"ab"'),
 ]
 HELD: list[tuple[dict[str, Any], list[str], list[str]]] = [
