@@ -1,5 +1,6 @@
 """Which files make an adapter, how large they may be, and the digest of their contents. Not their meaning."""
 
+import errno
 import hashlib
 import json
 import os
@@ -187,7 +188,17 @@ def digest_of(directory: Path, max_bytes: int) -> str:
 
 def unreadable(error: OSError, name: str) -> InvalidAdapter:
     """Return the error for a file that is there and can't be read."""
+    folder, _, _ = name.rpartition("/")
+    if folder and error.errno == errno.ENOTDIR:
+        return no_folder(folder)
     return InvalidAdapter(f"can't be read: {error.strerror}", file=name)
+
+
+def no_folder(name: str) -> InvalidAdapter:
+    """Return the error for a plain file where a folder is looked into."""
+    return InvalidAdapter(
+        "is not a folder, and files are looked for in it: make it one or take it away", file=name
+    )
 
 
 def _refuse_pickled(opener: Opener) -> None:

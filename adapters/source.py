@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from manylora.adapters.errors import (
     InvalidAdapter,
     UnsupportedAdapter,
 )
-from manylora.adapters.files import READING, AdapterFiles, open_directory, unreadable
+from manylora.adapters.files import READING, AdapterFiles, no_folder, open_directory, unreadable
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 # Only to pass through: that takes no permission to list what is in a directory.
@@ -119,8 +120,10 @@ def _walk(root: Path, directory: Path) -> Iterator[int]:
             except FileNotFoundError as error:
                 raise AdapterNotFound(f"{directory.name!r} is gone; try again") from error
             except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                if error.errno == errno.ELOOP or (error.errno == errno.ENOTDIR and _is_link(part, handle)):
                     raise _swapped(part) from error
+                if error.errno == errno.ENOTDIR:
+                    raise no_folder(part) from error
                 raise unreadable(error, part) from error
             os.close(handle)
             handle = inner
@@ -140,6 +143,14 @@ def _beneath(handle: int, folder: str) -> Iterator[int]:
         yield inner
     finally:
         os.close(inner)
+
+
+def _is_link(name: str, directory: int) -> bool:
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISLNK(found.st_mode)
 
 
 def _swapped(name: str) -> AdapterPathForbidden:

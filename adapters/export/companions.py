@@ -1,8 +1,8 @@
-"""The files beside a merged model's weights: config, generation config, tokenizer, chat template, model card."""
+"""The files beside a merged model's weights: configs, tokenizer, chat template, how texts are pooled, model card."""
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from manylora.adapters.export.nf4_layout import quantization_config
 from manylora.adapters.export.outline import EMBEDDING, QUANTIZATION_FIELDS
 from manylora.adapters.export.write import OutputForm
-from manylora.adapters.files import TOKENIZER_JSON
+from manylora.adapters.files import MODULES_FILE, POOLING_FILE, TOKENIZER_JSON
 from manylora.adapters.tokenizer import TokenizerRefused, load_tokenizer
 from manylora.adapters.tokens import TEMPLATE_FILE, TOKENIZER_FILE, read_chat_template
 from manylora.quant.served_form import SECTION
@@ -53,11 +53,14 @@ def write_config(directory: Path, config: Mapping[str, object]) -> None:
     _write_json(directory / "config.json", config)
 
 
-def copy_tokenizer(base: Path, adapter: Path, directory: Path, *, vocab_size: int) -> None:
-    """Copy generation config and tokenizer; the adapter's tokenizer and chat template win, as when it is served.
+def copy_texts(base: Path, brought: Sequence[Path], directory: Path, *, vocab_size: int) -> None:
+    """Copy generation config, tokenizer, chat template and how texts are pooled.
 
-    A tokenizer of the adapter's that has ids from ``vocab_size`` (the merged model's) on is left out.
+    What the adapter, or a mixture's parts, bring (in ``brought``) wins, as when they are served: tokenizer and template
+    are alike in all of them. A tokenizer that has ids from ``vocab_size`` (the merged model's) on is left out.
     """
+    copy_pooling((*brought, base), directory)
+    adapter = brought[0]
     source = adapter if _brings_tokenizer(adapter, vocab_size) else base
     for name, owner in [(_GENERATION, base), *((name, source) for name in TOKENIZER_FILES)]:
         if (owner / name).is_file():
@@ -71,6 +74,17 @@ def copy_tokenizer(base: Path, adapter: Path, directory: Path, *, vocab_size: in
         found = json.loads(settings.read_text(encoding="utf-8"))
         if found.pop("chat_template", None) is not None:
             _write_json(settings, found)
+
+
+def copy_pooling(owners: Iterable[Path], directory: Path) -> None:
+    """Copy how texts are pooled from the first of ``owners`` that says it: both files, which name each other."""
+    told = next((owner for owner in owners if (owner / POOLING_FILE).is_file()), None)
+    if told is None:
+        return
+    for name in (MODULES_FILE, POOLING_FILE):
+        if (told / name).is_file():
+            (directory / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(told / name, directory / name)
 
 
 def _brings_tokenizer(adapter: Path, vocab_size: int) -> bool:

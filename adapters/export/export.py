@@ -12,7 +12,7 @@ import torch
 
 from manylora.adapters.export.archive import SUFFIXES, archived_files, write_archive
 from manylora.adapters.export.companions import (
-    copy_tokenizer,
+    copy_texts,
     dtype_name,
     merged_config,
     write_card,
@@ -100,7 +100,7 @@ def _merge(
     check_survival(survived, lambda: remedy(plan, kept))
     write_config(partial, config)
     rows = plan.shapes[EMBEDDING][0]
-    copy_tokenizer(plan.base.directory, plan.text, partial, vocab_size=rows)
+    copy_texts(plan.base.directory, plan.texts, partial, vocab_size=rows)
     checked = verify(
         plan,
         partial,

@@ -20,7 +20,7 @@ from manylora.adapters.durable import make_ordinary
 from manylora.adapters.export.base import DTYPES, BaseCheckpoint
 from manylora.adapters.export.change import PREFIX, TrainedAdapter
 from manylora.adapters.export.combine import Combination, Pair, difference, nearest, norm, side_by_side
-from manylora.adapters.export.companions import write_manifest
+from manylora.adapters.export.companions import copy_pooling, write_manifest
 from manylora.adapters.export.errors import ExportFailed, ExportRefused
 from manylora.adapters.export.forms import common_form
 from manylora.adapters.export.mixture import TrainedMixture, natural, outline_of_parts
@@ -29,7 +29,7 @@ from manylora.adapters.export.peft_methods import by_peft, check_ranks
 from manylora.adapters.export.publish import check_space
 from manylora.adapters.export.settings import PEFT_METHODS, RANDOM_METHODS, ExportSettings
 from manylora.adapters.export.texts import check_texts
-from manylora.adapters.files import BASE_FILE, KNOWN_FILES, WEIGHTS_FILE
+from manylora.adapters.files import BASE_FILE, KNOWN_FILES, MODULES_FILE, POOLING_FILE, WEIGHTS_FILE
 from manylora.adapters.spec import ALL_LINEAR, CONFIG_FILE
 
 EXACT = {torch.float32: 1e-6, torch.bfloat16: 0.01, torch.float16: 0.002}
@@ -233,11 +233,12 @@ def _base_model(mixture: TrainedMixture, settings: ExportSettings) -> str | None
 
 def _copy_texts(parts: Sequence[Path], directory: Path) -> None:
     """Copy what all parts have alike: texts, and which form of the base they were trained on if that is one."""
-    own = {CONFIG_FILE, WEIGHTS_FILE} | (set() if common_form(parts) is not None else {BASE_FILE})
+    own = {CONFIG_FILE, WEIGHTS_FILE, MODULES_FILE, POOLING_FILE}
+    own |= set() if common_form(parts) is not None else {BASE_FILE}
     for name in KNOWN_FILES:
         if name not in own and (parts[0] / name).is_file():
-            (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(parts[0] / name, directory / name)
+    copy_pooling(parts, directory)
 
 
 def _peft_version(settings: ExportSettings) -> dict[str, str]:

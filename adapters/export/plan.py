@@ -29,8 +29,8 @@ class MergePlan:
     choice: Choice
     outline: ModelOutline
     adapter: Changes
-    text: Path
-    """A directory with the adapter's texts: the template and the tokenizer that it brings, if any."""
+    texts: tuple[Path, ...]
+    """Directories with the texts of the adapter, or of each part of a mixture: all go together."""
     head: HeadPlan
     shapes: Mapping[str, tuple[int, ...]]
     form: OutputForm
@@ -77,7 +77,7 @@ def plan_merge(settings: ExportSettings) -> MergePlan:
     choice = choose(settings, forms, served, dense)
     base = dense if choice.into == SIXTEEN_BIT and dense is not None else served
     dtype = base.dtype() if settings.dtype == "auto" else DTYPES[settings.dtype]
-    adapter, text = _changes(settings, outline, served)
+    adapter, texts = _changes(settings, outline, served)
     head = plan_head(base, adapter, outline)
     form = OutputForm(dtype)
     if settings.format == "merged-4bit":
@@ -89,15 +89,17 @@ def plan_merge(settings: ExportSettings) -> MergePlan:
             served, outline.linears, forms.nf4_dtype, double_quant=forms.double_quant
         )
     shapes = merged_shapes(outline, adapter, head)
-    return MergePlan(base, weights, forms, choice, outline, adapter, text, head, shapes, form)
+    return MergePlan(base, weights, forms, choice, outline, adapter, texts, head, shapes, form)
 
 
-def _changes(settings: ExportSettings, outline: ModelOutline, served: BaseCheckpoint) -> tuple[Changes, Path]:
+def _changes(
+    settings: ExportSettings, outline: ModelOutline, served: BaseCheckpoint
+) -> tuple[Changes, tuple[Path, ...]]:
     if settings.adapter is not None:
-        return TrainedAdapter(settings.adapter, outline), settings.adapter
+        return TrainedAdapter(settings.adapter, outline), (settings.adapter,)
     mixture = TrainedMixture(settings.parts, outline)
     check_texts(mixture.parts, served.directory)
-    return mixture, mixture.parts[0].directory
+    return mixture, tuple(part.directory for part in mixture.parts)
 
 
 def _check_twin(dense: BaseCheckpoint, outline: ModelOutline) -> None:

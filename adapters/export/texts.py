@@ -1,7 +1,7 @@
-"""Whether the parts of a mixture agree on their texts: the chat template and the tokenizer that each is asked with.
+"""Whether the parts of a mixture agree on their texts: the template and tokenizer each is asked with, how it pools.
 
 A part without its own goes by the base's, so a part with a template and one without differ unless the template is the
-base's.
+base's. How texts are pooled is what those parts say that say it, as where the mixture is served.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ from typing import Any
 
 from manylora.adapters.errors import InvalidMixture
 from manylora.adapters.export.settings import ExportPart
-from manylora.adapters.files import TOKENIZER_JSON
+from manylora.adapters.files import POOLING_FILE, TOKENIZER_JSON
+from manylora.adapters.pooling import Way
 from manylora.adapters.tokenizer import TokenizerRefused, load_tokenizer
 from manylora.adapters.tokens import AdapterText, read_text
 
@@ -28,14 +29,15 @@ class _Texts:
     """A directory with a tokenizer.json."""
     names: dict[str, str | None]
     """Special tokens."""
+    pooling: Way | None
 
 
 def check_texts(parts: Sequence[ExportPart], base: Path | None) -> None:
-    """Raise InvalidMixture for the first two parts that have different templates or tokenizers.
+    """Raise InvalidMixture for the first two parts that have different templates, tokenizers or ways of pooling.
 
     Without a base, its texts differ from anybody's own.
     """
-    ground = _Texts(None, None, {}) if base is None else _own(base)
+    ground = _Texts(None, None, {}, None) if base is None else _own(base)
     texts = [_over(ground, _own(part.directory)) for part in parts]
     for part, found in zip(parts[1:], texts[1:], strict=True):
         what = _difference(texts[0], found)
@@ -44,16 +46,28 @@ def check_texts(parts: Sequence[ExportPart], base: Path | None) -> None:
                 f"{parts[0].name!r} and {part.name!r} have different {what}: a mixture is asked with one"
                 + ("" if base is not None else "; if one of them is the base's, name it with --base")
             )
+    _check_poolings(parts, texts)
+
+
+def _check_poolings(parts: Sequence[ExportPart], texts: Sequence[_Texts]) -> None:
+    told = [(part.name, text.pooling) for part, text in zip(parts, texts, strict=True) if text.pooling]
+    for name, way in told[1:]:
+        if way != told[0][1]:
+            raise InvalidMixture(
+                f"{told[0][0]!r} and {name!r} pool texts in different ways, {told[0][1]} and {way}: one adapter or"
+                f" model says one, so give both the same {POOLING_FILE}, or take it out of one"
+            )
 
 
 def _own(directory: Path) -> _Texts:
     text: AdapterText = read_text(directory, None)
-    return _Texts(text.chat_template, directory if text.has_tokenizer else None, dict(text.special_tokens))
+    tokenizer = directory if text.has_tokenizer else None
+    return _Texts(text.chat_template, tokenizer, dict(text.special_tokens), text.pooling)
 
 
 def _over(base: _Texts, own: _Texts) -> _Texts:
     template = base.template if own.template is None else own.template
-    return _Texts(template, own.tokenizer or base.tokenizer, {**base.names, **own.names})
+    return _Texts(template, own.tokenizer or base.tokenizer, {**base.names, **own.names}, own.pooling)
 
 
 def _difference(one: _Texts, other: _Texts) -> str | None:

@@ -1,7 +1,7 @@
 """Routes that export adapters and mixtures: ask for a merged model or an archive, follow it, cancel it, download it."""
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
@@ -102,10 +102,10 @@ def _download(request: Request, found: ExportJob) -> Response:
         return FileResponse(path, media_type="application/gzip", filename=path.name)
     # Under the 100 bytes that a plain entry's name may have: a longer one takes entries that aren't counted.
     top = f"{found.file_name[:LONGEST_TOP]}-{found.format}"
-    files = sorted(path.iterdir())
+    files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
     headers = {
         "content-disposition": f'attachment; filename="{top}.tar"',
-        "content-length": str(_tar_bytes(files)),
+        "content-length": str(_tar_bytes(files.values())),
     }
     if request.method == "HEAD":  # gigabytes would be read for nobody
         return Response(headers=headers, media_type="application/x-tar")
@@ -146,15 +146,15 @@ def _padding(size: int) -> int:
     return -size % tarfile.BLOCKSIZE
 
 
-def _tar_bytes(files: list[Path]) -> int:
+def _tar_bytes(files: Iterable[Path]) -> int:
     sizes = [path.stat().st_size for path in files]
     return sum(tarfile.BLOCKSIZE + size + _padding(size) for size in sizes) + 2 * tarfile.BLOCKSIZE
 
 
-def _tar(files: list[Path], top: str) -> Iterator[bytes]:
-    """Yield a tar archive of plain files, a header's or a piece's bytes at a time."""
-    for path in files:
-        info = tarfile.TarInfo(f"{top}/{path.name}")
+def _tar(files: Mapping[str, Path], top: str) -> Iterator[bytes]:
+    """Yield a tar archive of plain files by their names, a header's or a piece's bytes at a time."""
+    for name, path in files.items():
+        info = tarfile.TarInfo(f"{top}/{name}")
         info.size = path.stat().st_size
         info.mode = 0o644
         yield info.tobuf(tarfile.GNU_FORMAT)

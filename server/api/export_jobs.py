@@ -344,7 +344,7 @@ def _link(source: Path, target: Path) -> None:
 def _keep(home: Path, job: ExportJob) -> ExportJob:
     """Add where the result is, and write the record by which a later start knows it."""
     result = home / "result"
-    files = [path for path in result.iterdir() if path.is_file()]
+    files = [path for path in result.rglob("*") if path.is_file()]
     path = files[0] if job.format == "peft" else result
     kept = replace(job, path=str(path), bytes=sum(file.stat().st_size for file in files))
     # A record that is there is whole: without one the next start deletes the result.

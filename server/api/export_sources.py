@@ -98,6 +98,12 @@ def _source(deps: ApiDependencies, found: ResolvedModel, combine: str | None) ->
     if not found.adapters:
         what = "every weight is 0" if found.parts else f"{found.name[:200]!r} is the base"
         raise InvalidRequest(f"{what}: there is nothing to export", param="model")
+    if len(found.poolings) > 1:
+        raise InvalidRequest(
+            "the mixture's adapters pool texts in different ways, last and mean, and what is exported says one:"
+            " give them the same 1_Pooling/config.json, or take it out of one",
+            param="model",
+        )
     if not found.parts:
         return _of_adapter(deps.catalog.get(found.name).record, combine)
     parts = tuple(

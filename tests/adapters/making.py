@@ -52,6 +52,16 @@ def factors(
     return tensors
 
 
+def pool(directory: Path, way: str, *modules: str) -> None:
+    """Have an adapter or a base say how texts are pooled, as sentence-transformers does."""
+    (directory / "1_Pooling").mkdir(exist_ok=True)
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": way}))
+    paths = {"Transformer": "", "Pooling": "1_Pooling"}
+    listed = [{"path": paths[each], "type": f"sentence_transformers.models.{each}"} for each in modules]
+    if modules:
+        (directory / "modules.json").write_text(json.dumps(listed))
+
+
 def write(
     directory: Path,
     seed: int = 0,

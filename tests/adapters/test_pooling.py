@@ -9,7 +9,7 @@ import torch
 from manylora.adapters.errors import AdapterPathForbidden, InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.pooling import read_pooling
 from manylora.adapters.reader import inspect_adapter, read_adapter
-from manylora.adapters.source import Source, resolve_source
+from manylora.adapters.source import Source, operator_source, resolve_source
 from manylora.adapters.store import AdapterStore
 from tests.adapters.making import MODULES, factors, write
 
@@ -117,6 +117,19 @@ def test_no_folder_that_is_a_link_leads_out_of_the_root(tmp_path: Path) -> None:
     (adapter / "1_Pooling").symlink_to(inside / "1_Pooling")
     with resolve_source("adapter", tmp_path / "root").open(LIMIT) as files:
         assert "1_Pooling/config.json" in files.sizes
+
+
+@pytest.mark.parametrize("by_link", [False, True])
+def test_a_file_where_the_folder_should_be_is_called_one(tmp_path: Path, by_link: bool) -> None:
+    """Not a link that came while it was opened, which may be tried again."""
+    adapter = write(tmp_path / "root" / "adapter")
+    file = tmp_path / "root" / "file" if by_link else adapter / "1_Pooling"
+    file.write_text("{}")
+    if by_link:
+        (adapter / "1_Pooling").symlink_to(file)
+    for source in (resolve_source("adapter", tmp_path / "root"), operator_source(adapter)):
+        with pytest.raises(InvalidAdapter, match="is not a folder"):
+            source.open(LIMIT)
 
 
 def test_an_adapter_of_a_model_without_its_head_is_that_of_the_whole(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from manylora.adapters.export.export import export
+from manylora.adapters.pooling import read_pooling
 from manylora.adapters.tokenizer import load_tokenizer
 from manylora.quant.checkpoint import Checkpoint
 from tests.adapters.export.making import FAMILIES, MIXED, load, logits_of, make_adapter, make_base, settings
+from tests.adapters.making import pool
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
@@ -64,6 +66,21 @@ def test_the_adapter_s_own_tokenizer_goes_with_it_if_the_model_has_its_ids(tmp_p
     own.save_pretrained(tmp_path / "adapter")
     export(settings(base, tmp_path / "adapter", tmp_path / "other"))
     assert load_tokenizer(tmp_path / "other").get_vocab() == load_tokenizer(base).get_vocab()
+
+
+def test_how_texts_are_pooled_goes_with_it_and_the_adapter_s_way_wins(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    make_adapter(tmp_path / "adapter", base)
+    export(settings(base, tmp_path / "adapter", tmp_path / "silent"))
+    assert read_pooling(tmp_path / "silent") is None
+    pool(base, "lasttoken", "Transformer", "Pooling")
+    export(settings(base, tmp_path / "adapter", tmp_path / "as-base"))
+    assert read_pooling(tmp_path / "as-base") == "last"
+    assert (tmp_path / "as-base" / "modules.json").read_bytes() == (base / "modules.json").read_bytes()
+    pool(tmp_path / "adapter", "mean")
+    export(settings(base, tmp_path / "adapter", tmp_path / "own"))
+    assert read_pooling(tmp_path / "own") == "mean"
+    assert not (tmp_path / "own" / "modules.json").exists()  # of whom says it, not of both
 
 
 def test_shards_and_their_index_are_what_transformers_reads(tmp_path: Path) -> None:

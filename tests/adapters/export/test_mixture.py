@@ -17,11 +17,14 @@ from manylora.adapters.export.merge import MergedWeights
 from manylora.adapters.export.mixture import TrainedMixture
 from manylora.adapters.export.outline import outline_of
 from manylora.adapters.export.settings import ExportPart, ExportSettings
+from manylora.adapters.files import BASE_FILE, digest_of
+from manylora.adapters.pooling import read_pooling
 from manylora.adapters.reader import read_adapter
 from manylora.adapters.tokenizer import load_tokenizer
 from manylora.adapters.tokens import read_chat_template
 from manylora.adapters.types import ModuleShape
 from tests.adapters.export.making import MIXED, load, logits_of, make_adapter, make_base
+from tests.adapters.making import pool
 from tests.server.model.steps import Stream, all_logits, place, step
 from tests.server.model.steps import load as load_ours
 
@@ -178,7 +181,7 @@ def test_a_part_that_does_not_fit_is_named(tmp_path: Path, base: Path, parts: tu
         assert "part 'odd'" in refusal(AdapterError, asked(mixture, tmp_path / "out", base, **more))
 
 
-@pytest.mark.parametrize("own", ["template", "tokenizer", "names"])
+@pytest.mark.parametrize("own", ["template", "tokenizer", "names", "pooling"])
 @pytest.mark.parametrize("form", ["merged", "peft"])
 def test_parts_whose_texts_differ_are_refused_with_their_names(
     tmp_path: Path, base: Path, form: str, own: str
@@ -186,11 +189,14 @@ def test_parts_whose_texts_differ_are_refused_with_their_names(
     for seed, name in enumerate(("one", "two")):
         make_adapter(tmp_path / name, base, seed=seed)
     bring(own, base, tmp_path / "two")
+    if own == "pooling":
+        pool(tmp_path / "one", "lasttoken")  # a part that says nothing has no say
     mixture = tuple(ExportPart(name, tmp_path / name, 1.0) for name in ("one", "two"))
     said = refusal(InvalidMixture, asked(mixture, tmp_path / "out", base, format=form))
     assert "'one'" in said
     assert "'two'" in said
-    assert {"template": "chat templates", "tokenizer": "tokenizers", "names": "eos_token"}[own] in said
+    named = {"template": "chat templates", "tokenizer": "tokenizers", "names": "eos_token", "pooling": "pool"}
+    assert named[own] in said
     # Alike in both, or the base's own, they are one text.
     bring(own, base, tmp_path / "one")
     export(asked(mixture, tmp_path / "both", base, format=form))
@@ -199,6 +205,9 @@ def test_parts_whose_texts_differ_are_refused_with_their_names(
 def bring(what: str, base: Path, adapter: Path) -> None:
     if what == "template":
         (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+        return
+    if what == "pooling":
+        pool(adapter, "mean")
         return
     own: Any = load_tokenizer(base)
     if what == "names":
@@ -209,6 +218,24 @@ def bring(what: str, base: Path, adapter: Path) -> None:
     content["model"]["unk_token"] = None
     content["normalizer"] = {"type": "Lowercase"}
     (adapter / "tokenizer.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("comes_first", [True, False])
+def test_how_parts_pool_texts_goes_with_the_result_whichever_says_it(
+    tmp_path: Path, base: Path, comes_first: bool
+) -> None:
+    silent, teller = tmp_path / "silent", tmp_path / "teller"
+    for seed, directory in enumerate((silent, teller)):
+        make_adapter(directory, base, seed=seed)
+    pool(teller, "mean", "Transformer", "Pooling")
+    while (digest_of(teller, 1 << 30) < digest_of(silent, 1 << 30)) is not comes_first:  # parts' order
+        with (silent / BASE_FILE).open("a") as file:
+            file.write(" ")
+    mixture = tuple(ExportPart(each.name, each, 1.0) for each in (silent, teller))
+    for form in ("merged", "peft"):
+        export(asked(mixture, tmp_path / form, base, format=form))
+        assert read_pooling(tmp_path / form) == "mean"
+        assert (tmp_path / form / "modules.json").read_bytes() == (teller / "modules.json").read_bytes()
 
 
 def test_the_text_that_all_parts_share_goes_with_the_result(tmp_path: Path, base: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shutil
 import tarfile
 import threading
 import time
@@ -21,6 +22,7 @@ from safetensors.torch import load, load_file
 
 from manylora.adapters.errors import AdapterNotFound
 from manylora.server.api.export_jobs import MOST_QUEUED, ExportJob
+from tests.adapters.making import pool
 from tests.server.api.running import BASE, Files, Running, running
 
 SECONDS = 60.0
@@ -94,6 +96,28 @@ def test_a_merged_model_is_made_followed_downloaded_and_deleted(http: httpx.Clie
     assert gone["deleted"] is True
     assert not home.exists()
     assert http.get(f"/adapters/a/export/{job['id']}").status_code == 404
+
+
+def test_what_lies_in_a_folder_of_the_result_is_downloaded_and_counted(
+    http: httpx.Client, files: Files
+) -> None:
+    own = files.adapters / "pooled"
+    shutil.copytree(files.adapters / "b", own)
+    pool(own, "mean")
+    try:
+        http.post("/adapters", json={"name": "mine", "src": "pooled"}).raise_for_status()
+        done = wait(http, ask(http, "mine", dtype="float32"), is_over)
+        assert done["status"] == "succeeded", done
+        response = http.get(f"/adapters/mine/export/{done['id']}/download")
+        assert response.headers["content-length"] == str(len(response.content))
+        with tarfile.open(fileobj=io.BytesIO(response.content)) as tar:
+            told = tar.extractfile("mine-merged/1_Pooling/config.json")
+            assert told is not None
+            assert told.read() == (own / "1_Pooling" / "config.json").read_bytes()
+            assert done["bytes"] == sum(member.size for member in tar.getmembers())
+    finally:
+        http.delete("/adapters/mine")
+        shutil.rmtree(own)
 
 
 def test_an_archive_holds_the_adapter(http: httpx.Client, files: Files) -> None:

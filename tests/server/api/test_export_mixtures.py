@@ -18,6 +18,7 @@ from safetensors.torch import load, load_file
 from manylora.adapters.errors import AdapterError, AdapterNotFound
 from manylora.adapters.export.export import export
 from manylora.adapters.export.settings import ExportSettings
+from tests.adapters.making import pool
 from tests.server.api.running import BASE, Files, Running, running
 
 SECONDS = 60.0
@@ -314,6 +315,25 @@ def test_parts_whose_tokenizers_differ_are_refused_before_there_is_a_job(
     finally:
         http.delete("/adapters/mine")
         shutil.rmtree(own)
+
+
+def test_parts_that_pool_texts_in_different_ways_are_refused(http: httpx.Client, files: Files) -> None:
+    """One that says nothing has no say."""
+    try:
+        for name, way in (("first", "mean"), ("second", "lasttoken")):
+            shutil.copytree(files.adapters / "b", files.adapters / name)
+            pool(files.adapters / name, way)
+            http.post("/adapters", json={"name": name, "src": name}).raise_for_status()
+        response = http.post("/exports", json={"model": "first:1+second:1"})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+        assert "pool texts in different ways" in response.json()["error"]["message"]
+        assert http.get("/exports").json()["data"] == []
+        done = wait(http, ask(http, model="a:1+second:1"))
+        assert json.loads(unpacked(http, done)["1_Pooling/config.json"]) == {"pooling_mode": "lasttoken"}
+    finally:
+        for name in ("first", "second"):
+            http.delete(f"/adapters/{name}")
+            shutil.rmtree(files.adapters / name, ignore_errors=True)
 
 
 def test_an_unavailable_mixture_is_503_with_the_part(http: httpx.Client) -> None:
