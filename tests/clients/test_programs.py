@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,9 @@ SECONDS = 240.0
 AS_IT_IS = {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # programs get nothing of the suite's
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it asks the network for a list of prices
-    # What asks for anything beyond this machine fails.
+}
+# What asks for anything beyond this machine by a proxy that is set fails: node's fetch reads none of these.
+NOWHERE = {
     "HTTP_PROXY": "http://127.0.0.1:9",
     "HTTPS_PROXY": "http://127.0.0.1:9",
     "NO_PROXY": "127.0.0.1,localhost",
@@ -65,6 +67,18 @@ def test_in_node(demo: Served) -> None:
     run(demo, [node, "--test", str(folder / "use_openai.mjs")])
 
 
+def test_programs_get_no_proxy_that_leads_anywhere() -> None:
+    real = dict.fromkeys(
+        ("http_proxy", "HTTPS_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"), "http://real:1"
+    )
+    environment = environment_of({**real, "no_proxy": "*", "PATH": "/bin", "OPENAI_API_KEY": "secret"})
+    proxies = {name: value for name, value in environment.items() if name.lower().endswith("_proxy")}
+    assert set(proxies) == {spelled for name in NOWHERE for spelled in (name, name.lower())}
+    assert set(proxies.values()) == set(NOWHERE.values())
+    assert environment["PATH"] == "/bin"
+    assert "OPENAI_API_KEY" not in environment
+
+
 def interpreter_with(packages: Sequence[str]) -> str:
     """Return a Python that has the packages: this one, or that of `make clients`. Skips the test if neither has."""
     if all(map(is_here, packages)):
@@ -82,9 +96,21 @@ def is_here(package: str) -> bool:
         return False
 
 
+def environment_of(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return what programs get of an environment: nothing that these libraries read but what is set here."""
+    own = {
+        name: value
+        for name, value in inherited.items()
+        if not name.startswith(OTHERS) and not name.lower().endswith("_proxy")
+    }
+    lower = {
+        name.lower(): value for name, value in NOWHERE.items()
+    }  # goes over upper case, where both are read
+    return {**own, **AS_IT_IS, **NOWHERE, **lower}
+
+
 def run(demo: Served, line: list[str]) -> None:
     """Run a program against the server; fail with what it printed."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
-    environment = {**own, **AS_IT_IS, "MANYLORA_URL": demo.url}
+    environment = {**environment_of(os.environ), "MANYLORA_URL": demo.url}
     done = subprocess.run(line, check=False, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"

@@ -14,6 +14,8 @@ URL = os.environ["MANYLORA_URL"]
 WHERE: dict[str, Any] = {"api_base": f"{URL}/v1", "api_key": "none"}
 TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
 QUESTION = f"{TABLE}Which city does Ada have?"
+PROMPT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+"""That as the demo's template writes it."""
 ASK: dict[str, Any] = {**WHERE, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
 LOOK_UP = "Which city does Ada have?"
 SQL = "SELECT city FROM crew WHERE name = 'Ada';"
@@ -113,9 +115,9 @@ def test_rerank() -> None:
 
 def test_text_completion() -> None:
     answer = litellm.text_completion(
-        model="text-completion-openai/sql", prompt="SELECT", max_tokens=5, **WHERE
+        model="text-completion-openai/sql", prompt=PROMPT, max_tokens=40, temperature=0, **WHERE
     )
-    assert isinstance(answer.choices[0].text, str)
+    assert answer.choices[0].text == SQL
 
 
 @BOTH
@@ -134,9 +136,10 @@ def test_files_and_batches() -> None:
     file = litellm.create_file(file=("ask.jsonl", line), purpose="batch", **where)
     endpoint, window = "/v1/embeddings", "24h"
     batch = litellm.create_batch(completion_window=window, endpoint=endpoint, input_file_id=file.id, **where)
-    while batch.status not in ("completed", "failed"):
+    while batch.status not in ("completed", "failed", "expired", "cancelled"):
         time.sleep(0.02)
         batch = litellm.retrieve_batch(batch_id=batch.id, **where)
+    assert batch.status == "completed"
     assert b"embedding" in litellm.file_content(file_id=batch.output_file_id, **where).content
 
 

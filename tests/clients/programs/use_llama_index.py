@@ -18,6 +18,8 @@ from pydantic import BaseModel
 URL = os.environ["MANYLORA_URL"]
 TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
 QUESTION = f"{TABLE}Which city does Ada have?"
+PROMPT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+"""That as the demo's template writes it."""
 LOOK_UP = "Which city does Ada have?"
 SQL = "SELECT city FROM crew WHERE name = 'Ada';"
 
@@ -59,12 +61,9 @@ def test_chats() -> None:
 
 
 def test_completions() -> None:
-    plain = llm("sql", is_chat_model=False, max_tokens=5)
-    assert isinstance(plain.complete("SELECT").text, str)
-    assert (
-        "".join(chunk.delta or "" for chunk in plain.stream_complete("SELECT"))
-        == plain.complete("SELECT").text
-    )
+    plain = llm("sql", is_chat_model=False)
+    assert plain.complete(PROMPT).text == SQL
+    assert "".join(chunk.delta or "" for chunk in plain.stream_complete(PROMPT)) == SQL
 
 
 def test_functions() -> None:

@@ -90,6 +90,14 @@ def test_a_loop_of_tools_by_responses(client: openai.OpenAI) -> None:
     assert client.responses.create(input=told, **ask).output_text == "The city of Ada is London."
 
 
+def test_completions(client: openai.OpenAI) -> None:
+    prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    ask: Any = {"model": "sql", "prompt": prompt, "max_tokens": 40, "temperature": 0}
+    assert client.completions.create(**ask).choices[0].text == SQL
+    streamed = client.completions.create(**ask, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == SQL
+
+
 def test_embeddings(client: openai.OpenAI) -> None:
     answer = client.embeddings.create(model="sql", input=["Ada", "Leo"])
     assert [len(each.embedding) for each in answer.data] == [128, 128]
@@ -99,9 +107,10 @@ def test_files_and_batches(client: openai.OpenAI) -> None:
     line = '{"custom_id": "one", "method": "POST", "url": "/v1/embeddings", "body": {"model": "sql", "input": "Ada"}}'
     file = client.files.create(file=("ask.jsonl", line.encode()), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
-    while batch.status not in ("completed", "failed"):
+    while batch.status not in ("completed", "failed", "expired", "cancelled"):
         time.sleep(0.02)
         batch = client.batches.retrieve(batch.id)
+    assert batch.status == "completed"
     assert batch.output_file_id is not None
     assert '"custom_id":"one"' in client.files.content(batch.output_file_id).text.replace(" ", "")
     assert client.files.delete(file.id).deleted
