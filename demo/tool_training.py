@@ -6,6 +6,7 @@ file of data, one command. Writes adapters/tools/ beside this file, or below the
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,9 @@ def train_tools(base: Path, out: Path, seed: int) -> None:
         flags = [text for name, value in FLAGS.items() for text in (f"--{name}", str(value))]
         paths = ["--model_name_or_path", str(base), "--data_path", str(data), "--output_dir", str(made)]
         train = [sys.executable, "-m", "manylora", "train", *paths, "--use_lora", "--q_lora"]
-        subprocess.run([*train, *flags, "--seed", str(seed), "--live", "False"], check=True)
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums come in one order, on any number of cores
+        command = [*train, *flags, "--seed", str(seed), "--live", "False"]
+        subprocess.run(command, check=True, env=one_thread)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy(made / "adapter_model.safetensors", out)
         config = json.loads((made / "adapter_config.json").read_text())
