@@ -49,6 +49,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "string", "pattern": "(a)\\1"}, "pattern"),
     ({"type": "string", "pattern": "a(?!b)"}, "pattern"),
     ({"type": "integer", "maximum": 10**400}, "maximum at # has a number"),
+    ({"exclusiveMinimum": 10**15, "maximum": 10**15 + 0.5}, "too close to another bound"),
     (
         {"properties": {"a": {"exclusiveMinimum": -(10**400)}}},
         "exclusiveMinimum at #/properties/a has a number",
@@ -153,6 +154,7 @@ HELD: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({"allOf": [{"type": "number", "maximum": 2.5}, {"exclusiveMinimum": 2}]}, ["2.5"], ["2", "3"]),
     ({"type": "number", "minimum": -0.25, "exclusiveMaximum": 0}, ["-0.25", "-0.1"], ["-0", "0", "0.0"]),
     ({"minimum": 2, "exclusiveMinimum": True, "maximum": 2.25}, ["2.1"], ["2", "2.0"]),
+    ({"exclusiveMinimum": 2, "minimum": 2.2, "maximum": 2.25}, ["2.21"], ["2", "2.1"]),
     ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, ["1", "0.00000001"], ["0", "-0"]),
     ({"type": "integer", "exclusiveMinimum": 1, "maximum": 2.5}, ["2"], ["1", "3"]),
     ({"type": "integer", "multipleOf": 3}, ["6"], ["7"]),
