@@ -125,9 +125,16 @@ def plain(sink: Sink) -> Reader[None]:
 def until(sink: Sink, marks: Sequence[str], first: str = "") -> Reader[str]:
     """Let content out up to one of ``marks`` and return it; "" at the end. White space before a mark is dropped.
 
-    ``first`` was read already.
+    So is what an answer leaves of a mark right behind a call: it was cut inside of it. ``first`` was read already.
     """
-    return (yield from up_to(sink.content, marks, first, at_end=lambda space: not (space and sink.calls)))
+    said = False
+
+    def emit(text: str) -> None:
+        nonlocal said
+        said = True
+        sink.content(text)
+
+    return (yield from up_to(emit, marks, first, at_end=lambda space: not sink.calls or (said and not space)))
 
 
 def up_to(

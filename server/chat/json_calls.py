@@ -222,12 +222,13 @@ class _Call:
 
 
 def _raw(raw: list[str], emit: Emit, end: RawEnd) -> Reader[None]:
-    """Emit what stands before ``end``."""
+    """Emit what stands before ``end``, or before the beginning of it that a cut answer has."""
     held = ""
     while True:
         character = yield
         if not character:
-            emit(held.removesuffix(end.text))
+            begun = next(size for size in range(len(end.text), -1, -1) if held.endswith(end.text[:size]))
+            emit(held[: len(held) - begun])
             raise Ended
         raw.append(character)
         held += character

@@ -36,7 +36,7 @@ def thinking(sink: Sink, answer: Reader[None], *, opened: bool) -> Reader[None]:
         opened = held.strip(SPACE) == OPEN
     if opened:
         sink.thinking = True
-        ended = not (yield from up_to(_told(sink), (CLOSE,), at_end=lambda space: not space))
+        ended = not (yield from up_to(_told(sink), (CLOSE,), at_end=lambda space: False))
         sink.thinking = False
         held = SPACE[0]
         while not ended and held and held in SPACE:

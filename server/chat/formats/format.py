@@ -32,7 +32,7 @@ class Calls:
     rules: Sequence[str]
     """Lark: what the body refers to."""
     repeats: bool = True
-    """Whether several calls are as many triggers; else they are inside the body."""
+    """Whether several calls are as many triggers; else they are inside the body, and it ends the answer."""
     between: str = ""
     """Text between two calls that repeat."""
     closed: str = ""
@@ -98,6 +98,7 @@ def json_bodies(
 def grammar(calls: Calls, use: ToolUse, spell: Spell, answer: str | None = None) -> str:
     """Return the grammar of an answer: calls where one is required, else text, calls, or both.
 
+    Where no call can follow the first one nothing can: text could begin another, spelled a little otherwise.
     ``answer`` is Lark for what the answer must be where it calls nothing; None: any text.
     """
     trigger, token = spell(calls.trigger), not spell(calls.trigger).startswith('"')
@@ -116,7 +117,8 @@ def grammar(calls: Calls, use: ToolUse, spell: Spell, answer: str | None = None)
         if calls.leads:
             return "\n".join([f"start: {all_calls} | TEXT", f"TEXT: {text}", *rules]) + "\n"
         before = f"TEXT {trigger}" if token else "free"
-        start = [f"start: ({before} call){'*' if several else '?'} TEXT", f"TEXT: {text}"]
+        answers = f"({before} call)* TEXT" if several else f"{before} call | TEXT"
+        start = [f"start: {answers}", f"TEXT: {text}"]
         if not token:
             start.append(f"free[lazy]: /(?s:.*){regex(calls.trigger)}/")
     return "\n".join([*start, *rules]) + "\n"

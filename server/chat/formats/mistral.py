@@ -33,8 +33,8 @@ def read(sink: Sink, use: ToolUse) -> Reader[None]:
                 yield from _named(sink, raw, character)
         except NotACall:
             give_back(sink, raw, calls)
-        except Ended:
-            give_back(sink, raw, calls)
+        except Ended:  # of a call behind another one nothing is shown
+            give_back(sink, raw, 0)
             return
 
 

@@ -38,8 +38,8 @@ def read(sink: Sink, use: ToolUse) -> Reader[None]:
         except NotACall:
             inside = sink.calls > calls
             give_back(sink, raw, calls)
-        except Ended:
-            give_back(sink, raw, calls)
+        except Ended:  # of a call behind another one nothing is shown
+            give_back(sink, raw, 0)
             return
 
 

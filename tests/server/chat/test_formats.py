@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.server.chat.deltas import Arguments, CallBegins, Content, Reasoning
@@ -179,6 +179,42 @@ def test_each_family_is_read(form: Format, text: str, content: str, calls: list[
     assert found(form, [rest], thinks=True, opened=True) == found(form, [thought], thinks=True)
 
 
+CALL = '{"name": "get_weather", "arguments": {}}'
+QUERIED = '{"name": "query", "arguments": {"input": "SELECT x"}}'
+
+
+@pytest.mark.parametrize(
+    ("form", "whole", "mark", "calls"),
+    [
+        (hermes.FORMAT, f"<tool_call>\n{CALL}", "\n</tool_call>", [("get_weather", "{}")]),
+        (hermes.FORMAT, f"<tool_call>{CALL}</tool_call>", "\n<tool_call>\n", [("get_weather", "{}")]),
+        (hermes.FORMAT, f"<tool_call>\n{QUERIED[:-3]}", '"}}\n</tool_call>', [("query", "SELECT x")]),
+        (
+            qwen_xml.FORMAT,
+            "<tool_call>\n<function=get_weather>\n</function>",
+            "\n</tool_call>\n<tool_call>\n<function=",
+            [("get_weather", "{}")],
+        ),
+        (mistral.OLD, f"[TOOL_CALLS][{QUERIED[:-3]}", '"}}]', [("query", "SELECT x")]),
+        (mistral.NEW, '[TOOL_CALLS]query[ARGS]{"input": "SELECT x', '"}', [("query", "SELECT x")]),
+        (mistral.NEW, "[TOOL_CALLS]get_weather[ARGS]{}", "[TOOL_CALLS]", [("get_weather", "{}")]),
+        (llama.FORMAT, f"{QUERIED[:-3]}".replace("arguments", "parameters"), '"}}', [("query", "SELECT x")]),
+    ],
+)
+def test_an_answer_that_is_cut_inside_a_mark_behind_a_call_shows_nothing_of_it(
+    form: Format, whole: str, mark: str, calls: list[tuple[str, str]]
+) -> None:
+    for size in range(len(mark) + 1):
+        for pieces in ([whole + mark[:size]], list(whole + mark[:size])):
+            assert found(form, pieces) == ("", "", calls)
+
+
+def test_an_answer_that_is_cut_inside_the_mark_behind_its_thoughts_shows_nothing_of_it() -> None:
+    mark = "\n</think>"
+    for size in range(len(mark)):
+        assert found(None, ["<think>hm" + mark[:size]], thinks=True) == ("", "hm", [])
+
+
 MARKS = sorted(
     {mark for form in (hermes.FORMAT, qwen_xml.FORMAT, llama.FORMAT, mistral.NEW) for mark in form.marks}
     | {
@@ -219,6 +255,7 @@ MARKS = sorted(
 FORMATS = (None, hermes.FORMAT, qwen_xml.FORMAT, llama.FORMAT, mistral.OLD, mistral.NEW)
 
 
+@settings(deadline=None)
 @given(
     form=st.sampled_from(FORMATS),
     parts=st.lists(st.sampled_from(MARKS) | st.sampled_from([text for _, text, _, _ in CASES]), max_size=12),

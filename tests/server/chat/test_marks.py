@@ -96,7 +96,7 @@ def test_grammars_hold_calls_whether_marks_are_control_tokens_or_texts(
         return CompiledGrammar(Grammar(GrammarKind.LARK, written), tables)
 
     other = text.replace('"f"', '"h"').replace("=f>", "=h>").replace("]f", "]h")
-    required, free = held(mode="required"), held()
+    required, free, once = held(mode="required"), held(), held(parallel=False)
     assert accepts(required, text)
     assert not accepts(required, "no")
     assert not accepts(required, other)
@@ -106,6 +106,10 @@ def test_grammars_hold_calls_whether_marks_are_control_tokens_or_texts(
         assert accepts(grammar, "no call at all {}")
         assert accepts(grammar, lead + text) is is_held
         assert not accepts(grammar, lead + other)
+    assert accepts(once, lead + text)
+    assert accepts(once, "no call at all {}")
+    for more in ("\n", " bye", text, f"\n{text}", "\n<tool_caller\n"):
+        assert not accepts(once, lead + text + more)
 
 
 def test_a_reference_out_of_a_parameter_is_refused_where_each_is_held_alone() -> None:
