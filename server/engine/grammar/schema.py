@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from manylora.server.engine.grammar.bounds import is_number
 from manylora.server.engine.grammar.ends import Unsatisfiable, check_ends
 from manylora.server.engine.grammar.grammar import GrammarRefused
+from manylora.server.engine.grammar.members import check_members, name_members
 from manylora.server.engine.grammar.places import LISTS, MAPS, SCHEMAS, Place, is_local, places_in
 
 MAX_CHARACTERS = 256 << 10
@@ -24,20 +25,30 @@ _WORDS = """
     not if then else dependentRequired dependentSchemas dependencies unevaluatedProperties unevaluatedItems
 """
 _KNOWN = frozenset(_WORDS.split())
+_HELD_NUMBERS = frozenset(
+    ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const", "enum")
+)
+MOST_EXACT = (1 << 53) - 1
+"""The library computes with doubles: of larger whole numbers it takes others next to them."""
 _CONTENT = ("contentEncoding", "contentMediaType", "contentSchema")
 _BY_LOWER_CASE = {name.lower(): name for name in _KNOWN}
 
 
 def check_schema(schema: object, unsatisfiable: Unsatisfiable) -> None:
-    """Raise GrammarRefused for a schema that isn't to be compiled; ``schema`` is JSON."""
+    """Raise GrammarRefused for a schema that isn't to be compiled.
+
+    ``schema`` is JSON; members that patterns name are said in it by their names from now on.
+    """
     if not isinstance(schema, dict | bool):
         raise GrammarRefused(f"a schema is an object, not {type(schema).__name__}")
     check_size(schema)
     places: list[Place] = []
     for place in places_in(schema):
+        name_members(place.schema)
         _check_words(place, root=place.schema is schema)
         _check_numbers(place)
         places.append(place)
+    check_members(schema, places)
     check_ends(schema, places, unsatisfiable)
 
 
@@ -92,7 +103,7 @@ def _check_words(path: Place, *, root: bool) -> None:
 
 
 def _check_numbers(path: Place) -> None:
-    """Raise GrammarRefused for a number that is too large to be computed with."""
+    """Raise GrammarRefused for a number that is too large to be computed with, or to be held exactly."""
     for word, value in path.schema.items():
         if word in SCHEMAS or word in LISTS or word in MAPS:
             continue  # schemas, looked at on their own
@@ -100,6 +111,11 @@ def _check_numbers(path: Place) -> None:
             if not -sys.float_info.max <= number <= sys.float_info.max:
                 raise GrammarRefused(
                     f"{word[:100]} at {path} has a number that is too large: at most 1.7e308 is taken"
+                )
+            if word in _HELD_NUMBERS and not -MOST_EXACT <= number <= MOST_EXACT:
+                raise GrammarRefused(
+                    f"{word} at {path} has a number that can't be held exactly: at most {MOST_EXACT} (2^53 - 1) is "
+                    "taken; give it as a string, or leave it out"
                 )
 
 

@@ -292,6 +292,7 @@ def test_answers_are_calls_or_what_the_response_format_says(caller: openai.OpenA
             assert jsonschema_rs.is_valid(point, json.loads(choice.message.content))
 
 
+LARGE = {"type": "object", "properties": {"id": {"enum": [1234567890123456789]}}}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
     ({"tools": [{"type": "function"}]}, "tools.0.function"),
@@ -306,6 +307,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
                 {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {}}}}
             ]
         },
+        "tools.0.function.parameters",
+    ),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": LARGE}}]},
         "tools.0.function.parameters",
     ),
     (

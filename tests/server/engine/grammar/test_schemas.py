@@ -55,6 +55,13 @@ REFUSED: list[tuple[Any, str]] = [
         "exclusiveMinimum at #/properties/a has a number",
     ),
     ({"enum": [{"a": [10**400]}]}, "enum at # has a number"),
+    ({"enum": [1234567890123456789]}, "enum at # has a number"),
+    ({"const": {"a": [-(2**53)]}}, "const at # has a number"),
+    ({"properties": {"a": {"type": "integer", "minimum": 2**53}}}, "minimum at #/properties/a has a number"),
+    ({"type": "number", "maximum": 1e300}, "maximum at # has a number"),
+    ({"exclusiveMinimum": 2**53}, "exclusiveMinimum at # has a number"),
+    ({"exclusiveMaximum": 2**64}, "exclusiveMaximum at # has a number"),
+    ({"multipleOf": 2**60}, "multipleOf at # has a number"),
     ({"$ref": "#/$defs/x", "$defs": {"x": UNMET}}, "minLength (5)"),
     ({"properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": UNMET}}, "minLength (5)"),
     (
@@ -158,6 +165,17 @@ HELD: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, ["1", "0.00000001"], ["0", "-0"]),
     ({"type": "integer", "exclusiveMinimum": 1, "maximum": 2.5}, ["2"], ["1", "3"]),
     ({"type": "integer", "multipleOf": 3}, ["6"], ["7"]),
+    ({"const": 2**53 - 1}, ["9007199254740991"], ["9007199254740990", "9007199254740992"]),
+    ({"enum": [1 - 2**53]}, ["-9007199254740991"], ["-9007199254740990", "-9007199254740992"]),
+    ({"type": "integer", "exclusiveMinimum": 2**53 - 1}, ["9007199254740992"], ["9007199254740991"]),
+    ({"minimum": 2**53 - 1, "maximum": 2**53 - 1}, ["9007199254740991"], ["9007199254740992"]),
+    (
+        {"type": "integer", "multipleOf": 4, "default": 10**18},
+        ["1000000000000000004"],
+        ["1000000000000000002"],
+    ),
+    ({"const": 0.12345678901234568}, ["0.12345678901234568"], ["0.12345678901234567", "0.1234567890123457"]),
+    ({"type": "string", "minProperties": 3, "maxLength": 1}, ['"a"'], ["{}"]),
     ({"type": "array", "uniqueItems": False, "minContains": 1}, ["[1,1]"], ["{}"]),
     (
         {
@@ -309,7 +327,7 @@ def test_many_parts_that_cannot_be_held_are_not_all_asked_for() -> None:
 
 def test_places_are_spelled_only_where_they_are_told() -> None:
     names: dict[str, Any] = {f"{n:05}": {} for n in range(9000)}
-    long = {"properties": {"x" * 150_000: {"properties": names}}}
+    long = {"properties": {"x" * 150_000: {"properties": names, "required": list(names)}}}
     tracemalloc.start()
     check_schema(long, lambda schema: None)
     assert tracemalloc.get_traced_memory()[1] < 50 << 20
