@@ -183,7 +183,7 @@ def parse_terms(given: Mapping[str, Any]) -> dict[str, Any]:
     if "rights" in given:
         parsed["rights"] = parse_rights(given["rights"])
     if given.get("expires_at") is not None:
-        parsed["expires_at"] = parse_time(given["expires_at"])
+        parsed["expires_at"] = _to_come(parse_time(given["expires_at"]))
     return parsed
 
 
@@ -194,6 +194,17 @@ def parse_time(text: str) -> datetime:
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidKey(f"{text[:100]!r} is no time: write it as 2027-01-31 or 2027-01-31T12:00Z") from None
+
+
+def _to_come(end: datetime) -> datetime:
+    """Return a key's end. Raises InvalidKey if it is over: that key would open nothing."""
+    now = datetime.now(UTC)
+    if end <= now:
+        raise InvalidKey(
+            f"{end:%Y-%m-%dT%H:%MZ} is over, it is {now:%Y-%m-%dT%H:%MZ}: a key ends at a time to come (UTC, if no zone"
+            " is given); one that is to end now is revoked"
+        )
+    return end
 
 
 def _check_patterns(patterns: Sequence[str]) -> None:

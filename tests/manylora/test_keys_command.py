@@ -145,6 +145,8 @@ def test_a_key_is_changed(data: Path) -> None:
         (("create", "acme", "--model", "[x]"), "pattern '[x]'"),
         (("create", "acme", "--budget", "0"), "budget is 0"),
         (("create", "acme", "--expires", "soon"), "'soon' is no time"),
+        (("create", "acme", "--expires", "2020-01-01"), "2020-01-01T00:00Z is over"),
+        (("set", "key-1", "--expires", "2020-01-01"), "2020-01-01T00:00Z is over"),
         (("revoke", "key-1"), "no key 'key-1'"),
         (("rotate", "key-1"), "no key 'key-1'"),
         (("set", "key-1", "--budget", "5"), "no key 'key-1'"),

@@ -314,6 +314,7 @@ def test_a_change_is_written_down_with_what_it_was(limited: Running, data: Path)
         ({"rights": []}, "without a right"),
         ({"models": ["[x]"]}, "pattern '[x]'"),
         ({"expires_at": "soon"}, "'soon' is no time"),
+        ({"expires_at": "2020-01-01T01:00+01:00"}, "2020-01-01T00:00Z is over"),
         ({"unlimited": ["weight"]}, "'weight' is no limit"),
         ({"unlimited": ["budget"], "budget": 5}, "choose one"),
     ],
