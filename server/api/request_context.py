@@ -89,22 +89,28 @@ class RequestContext:
             return
         given = dict(scope["headers"]).get(HEADER, b"").decode("latin-1")
         name = given if _SANE.fullmatch(given) else uuid4().hex
-        status = CLIENT_GONE
+        status, ended = CLIENT_GONE, False
         started = time.monotonic()
         kept = _Kept()
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_headers(name, kept, started)]
             await send(message)
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         tokens = _current.set(name), _kept.set(kept)
         try:
             with bound_contextvars(request_id=name):
                 try:
                     await self._app(scope, receive, send_with_id)
+                except Exception:
+                    # What was answered with a 500 is logged, and over: uvicorn would log it again, and close the
+                    # connection without having said so. An answer that broke off it shall close.
+                    if not ended:
+                        raise
                 finally:
                     _end(kept, status)
                     self._counters.count(scope, status)

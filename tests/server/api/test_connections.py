@@ -179,6 +179,20 @@ def test_another_protocol_that_is_offered_is_not_taken(server: Running) -> None:
         assert answer(client)[0] == 200
 
 
+def test_a_fault_in_a_request_costs_no_connection(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """Its 500 is whole, so the next request may follow; uvicorn hung up, and told of the fault once more."""
+    with server.broken_tokenizer(), server.logged() as lines, connection(server) as client:
+        client.sendall(POST + b"content-length: %d\r\n\r\n" % len(CHAT) + CHAT)
+        status, headers, body = answer(client)
+        assert (status, json.loads(body)["error"]["code"]) == (500, "internal_error")
+        assert "connection" not in headers
+        client.sendall(HEALTH)
+        assert answer(client)[0] == 200
+    with server.logged():  # what was asked before is over
+        assert [line["event"] for line in lines if line["log_level"] == "error"] == ["unexpected error"]
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 # Time
 
 
