@@ -30,6 +30,7 @@ from manylora.server.errors import (
     StepFailed,
 )
 from manylora.server.tenants.account import Reservation
+from manylora.server.tenants.caller import OPEN
 from manylora.server.tokenizer import ModelText
 
 
@@ -158,10 +159,11 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
 
 def _check_priority(asked: int) -> None:
     """Refuse a priority that is more urgent than the caller's may be. Raises InvalidRequest."""
-    most = current_caller().priority
-    if asked < most:
+    caller = current_caller()
+    if asked < caller.priority:
+        whom = "may be asked for on a server without keys" if caller == OPEN else "this key may ask for"
         raise InvalidRequest(
-            f"priority is {asked}, the most urgent that this key may ask for is {most}: less is sooner",
+            f"priority is {asked}, the most urgent that {whom} is {caller.priority}: less is sooner",
             param="priority",
         )
 

@@ -186,6 +186,13 @@ def test_priority_is_bounded_by_the_key(limited: Running) -> None:
         found = [complete(limited, key, priority=priority) for key in (plain, urgent)]
         assert tuple(each.status_code for each in found) == statuses
     assert error(found[0])["param"] == "priority"
+    assert "this key may ask for is 0" in error(found[0])["message"]
+
+
+def test_without_keys_no_priority_is_below_zero(server: Running) -> None:
+    answers = [complete(server, None, priority=priority) for priority in (0, 7, -1)]
+    assert [answer.status_code for answer in answers] == [200, 200, 400]
+    assert "may be asked for on a server without keys is 0" in error(answers[-1])["message"]
 
 
 def test_changes_count_as_requests(limited: Running) -> None:
