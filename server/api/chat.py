@@ -83,7 +83,7 @@ class ChatForm:
         return {
             "index": index,
             "message": self._message(choice),
-            "logprobs": chat_logprobs(choice.logprobs, self._vocabulary) if self._told else None,
+            "logprobs": chat_logprobs(choice.spoken_logprobs, self._vocabulary) if self._told else None,
             "finish_reason": choice.finish,
             "stop_reason": choice.stop_reason,
         }
@@ -134,7 +134,8 @@ class ChatForm:
         delta = self._delta(step)
         if not delta and not output.logprobs and step.finish is None:
             return ""
-        logprobs = chat_logprobs(output.logprobs, self._vocabulary) if self._told else None
+        spoken = output.spoken_logprobs
+        logprobs = chat_logprobs(spoken, self._vocabulary) if spoken else None
         return self._chunk(step.choice, delta, logprobs, step.finish, {})
 
     def _delta(self, step: Step) -> dict[str, object]:

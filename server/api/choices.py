@@ -73,6 +73,12 @@ class Choice:
     _called: bool = False
 
     @property
+    def spoken_logprobs(self) -> list[TokenLogprobs]:
+        """``logprobs`` without that of a token that ended it as an id."""
+        silent = self.last is not None and self.last.silent_end
+        return self.logprobs[:-1] if silent else self.logprobs
+
+    @property
     def finish(self) -> str | None:
         """Why it ended, as OpenAI names it; None: it hasn't."""
         reason = None if self.last is None else self.last.finish_reason
@@ -142,7 +148,7 @@ def _by_token(output: SequenceOutput) -> Iterator[tuple[TokenLogprobs | None, st
     """Yield the tokens that were told of with the text that each brought; what is left over comes with none."""
     text = output.text
     lengths = output.lengths or (len(text),)
-    for token, length in zip(output.logprobs, lengths, strict=False):
+    for token, length in zip(output.spoken_logprobs, lengths, strict=False):
         yield token, text[:length]
         text = text[length:]
     yield None, text

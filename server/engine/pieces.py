@@ -51,6 +51,7 @@ def output_of(piece: Piece | SequenceOutput) -> tuple[SequenceOutput, StepFailed
         sequence.num_prompt_tokens,
         piece.completion_tokens,
         sequence.num_cached_tokens,
+        silent_end=piece.silent,
     )
     return output, None
 

@@ -154,3 +154,10 @@ class SequenceOutput:
     """Of outputs that were joined, where log probabilities are told: characters of ``text`` that each token brought."""
     pooled: Vector | None = None
     """[hidden]: the prompt's states, pooled, of whatever length; with the one output of a request that asks for it."""
+    silent_end: bool = False
+    """Whether the last of the tokens ended the choice as an id: it is of no text."""
+
+    @property
+    def spoken_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """``logprobs`` without that of a silent end: OpenAI's chats and responses leave it out."""
+        return self.logprobs[:-1] if self.silent_end else self.logprobs

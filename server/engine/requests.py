@@ -230,7 +230,7 @@ class LiveRequests:
             if live.request.sampling.prompt_logprobs is not None:
                 told = live.prompt_logprobs
         count = sequence.num_output_tokens
-        silent = finish is FinishReason.STOP and standing is not Standing.COMPLETES
+        silent = text.stop.ended_by_id
         self._pieces.append(
             Piece(sequence, token_id, count, emitted, finish, stop_reason, logprobs, told, silent)
         )

@@ -39,6 +39,8 @@ class StopChecker:
         self._held = ""
         self._finished = False
         self._stopped_by_text = False
+        self.ended_by_id = False
+        """Whether the last token ended the sequence as an id: it is of no text."""
 
     @property
     def reads_text(self) -> bool:
@@ -52,7 +54,7 @@ class StopChecker:
         assert not self._finished, "push after the end"
         self._count += 1
         if self._ends_by_id(token_id, standing):
-            self._finished = True
+            self._finished = self.ended_by_id = True
             return FinishReason.STOP, self._reason_of(token_id)
         if standing is Standing.COMPLETES:
             self._finished = True
@@ -71,6 +73,7 @@ class StopChecker:
         assert not self._finished, "push after the end"
         self._count += 1
         if self._ends_by_id(token_id, standing):
+            self.ended_by_id = True
             return self._end(self._held, self._reason_of(token_id))
         decision = self._take(new_text)
         if decision.finish_reason is None and standing is Standing.COMPLETES:

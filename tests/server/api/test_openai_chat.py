@@ -3,6 +3,7 @@
 import asyncio
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import openai
 import pytest
@@ -175,6 +176,34 @@ def test_a_stream_has_the_same_logprobs(client: openai.OpenAI) -> None:
         for entry in choice.logprobs.content or []
     ]
     assert [entry.model_dump() for entry in entries] == [entry.model_dump() for entry in whole.content or []]
+
+
+def test_logprobs_leave_out_the_token_that_ended_the_answer(client: openai.OpenAI) -> None:
+    """Tokens join to the text, as OpenAI's do."""
+    for end in (LETTER_A, END):
+        options: dict[str, Any] = {
+            "logprobs": True,
+            "logit_bias": {LETTER_A: 100} if end == LETTER_A else {END: 100},
+            "extra_body": {"min_tokens": 3, "stop_token_ids": [int(LETTER_A)]} if end == LETTER_A else {},
+        }
+        answer = ask(client, **options)
+        [choice] = answer.choices
+        assert choice.finish_reason == "stop"
+        assert answer.usage is not None
+        assert choice.logprobs is not None
+        told = choice.logprobs.content or []
+        assert len(told) == (3 if end == LETTER_A else 0)
+        spelled = b"".join(bytes(entry.bytes or []) for entry in told)
+        assert spelled.decode("utf-8", "replace") == text_of(answer)
+        assert answer.usage.completion_tokens == len(told) + 1, "it was made all the same"
+        chunks = list(
+            client.chat.completions.create(
+                model="a", messages=MESSAGES, max_tokens=16, temperature=0, stream=True, **options
+            )
+        )
+        of_chunks = [chunk.choices[0].logprobs for chunk in chunks]
+        assert [entry for each in of_chunks if each for entry in each.content or []] == told
+        assert of_chunks[-1] is None
 
 
 def test_logprobs_without_alternatives(client: openai.OpenAI) -> None:
