@@ -170,7 +170,9 @@ class ServeSettings(BaseModel):
         (), description="Host name under which adapters are managed without an admin key. Repeatable."
     )
     max_body_mib: float = Field(12.0, gt=0, description="Largest request body in MiB; more gets 413.")
-    max_head_kib: float = Field(64.0, gt=0, description="Largest head of a request in KiB; more gets 431.")
+    max_head_kib: float = Field(
+        64.0, gt=0, description="Largest head of a request in KiB; more gets 431 or 414."
+    )
     max_connections: int = Field(
         0, ge=0, description="Connections at the same time; 0: most of the open files that are allowed."
     )

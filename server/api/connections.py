@@ -19,6 +19,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 PIECE = 8 << 10
 """Bytes that the parser gets at once: how far over a limit it may read."""
+LONGEST_URL = 65535
+"""Bytes of path and query that the parser can take apart."""
 RESERVE = 32
 """Connections beyond the limit that are taken for probes."""
 PROBES = frozenset({b"/health", b"/ready", b"/metrics"})
@@ -129,7 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request exists; its body may follow."""
-        if len(self.headers) > self.limits.headers:
+        if self._is_over_limits():
             self._refuse_head()
             raise Refused
         if self.parser.get_method() == b"CONNECT":
@@ -194,10 +196,24 @@ class BoundedProtocol(HttpToolsProtocol):
                     400, "invalid_http", "the body's chunks carry more beside the body than a head may"
                 )
 
+    def _is_over_limits(self) -> bool:
+        """Return whether a head that is whole is over a limit, to the byte; before, pieces alone are counted."""
+        first = len(self.parser.get_method()) + len(self.url) + len(b"  HTTP/1.1\r\n")
+        size = (
+            first
+            + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+            + len(b"\r\n")
+        )
+        limits = self.limits
+        return size > limits.head_bytes or len(self.headers) > limits.headers or len(self.url) > LONGEST_URL
+
     def _refuse_head(self) -> None:
         bytes_, count = self.limits.head_bytes, self.limits.headers
-        if not self.headers and len(self.url) > bytes_ // 2:
-            self._refuse(414, "uri_too_long", f"the path and its query are over {bytes_ // 2} bytes")
+        if len(self.url) > LONGEST_URL:
+            self._refuse(414, "uri_too_long", f"the path and its query are over {LONGEST_URL} bytes")
+        elif len(self.headers) <= count and len(self.url) > bytes_ // 2:
+            message = f"the request's head is over {bytes_} bytes, most of it the path and its query"
+            self._refuse(414, "uri_too_long", message)
         else:
             message = f"the request's head is over {bytes_} bytes or {count} headers"
             self._refuse(431, "head_too_large", message)

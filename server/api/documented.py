@@ -25,7 +25,7 @@ ERRORS: dict[int, str] = {
     408: "The request took too long to arrive",
     409: "Other weights, or other parts, have the name",
     413: "The body is over a limit",
-    414: "The path and query are over a limit",
+    414: "The head is over a limit, and most of it is path and query",
     429: "Too much waits already, or the key is over a limit or its budget",
     431: "The head is over a limit",
     500: "A fault of the server's",

@@ -119,15 +119,34 @@ def test_what_has_no_end_is_cut_off_early(server: Running, kind: str) -> None:
 
 
 def test_a_whole_head_over_the_limits_is_refused_and_one_below_is_not(server: Running) -> None:
-    for header, status in (("x" * 60_000, 200), ("x" * 80_000, 431)):
+    rest = len("GET /health HTTP/1.1\r\nhost: x\r\nx: \r\n\r\n")
+    for header, status in ((65_536 - rest, 200), (65_537 - rest, 431), (70_000, 431), (80_000, 431)):
         with connection(server) as client:
-            client.sendall(f"GET /health HTTP/1.1\r\nhost: x\r\nx: {header}\r\n\r\n".encode())
+            client.sendall(f"GET /health HTTP/1.1\r\nhost: x\r\nx: {'x' * header}\r\n\r\n".encode())
             assert answer(client)[0] == status
     for count, status in ((120, 200), (129, 431)):
         with connection(server) as client:
             lines = "".join(f"x{i}: y\r\n" for i in range(count))
             client.sendall(f"GET /health HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode())
             assert answer(client)[0] == status
+
+
+def test_a_path_too_long_is_414_whole_or_not(server: Running, files: Files, tmp_path: Path) -> None:
+    """The parser can't take one of 64 KiB apart: it was told of as no HTTP."""
+
+    def told(server: Running, target: str) -> tuple[int, str]:
+        with connection(server) as client:
+            client.sendall(f"GET {target} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            status, _, body = answer(client)
+            return status, json.loads(body).get("error", {}).get("message", "")
+
+    assert told(server, f"/health?{'a' * 65_000}")[0] == 200
+    assert told(server, f"/{'a' * 66_000}") == (414, "the path and its query are over 65535 bytes")
+    most = "the request's head is over 65536 bytes, most of it the path and its query"
+    assert told(server, f"/{'a' * 65_530}") == (414, most)
+    with running(files, tmp_path, max_head_kib=128) as wide:
+        assert told(wide, f"/health?{'a' * 65_500}")[0] == 200
+        assert told(wide, f"/{'a' * 66_000}") == (414, "the path and its query are over 65535 bytes")
 
 
 def test_a_head_may_come_in_single_bytes(server: Running) -> None:
