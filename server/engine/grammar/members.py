@@ -6,7 +6,7 @@ still lets one begin.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from manylora.server.engine.grammar.bounds import is_number
@@ -37,14 +37,34 @@ def name_members(schema: dict[str, Any]) -> None:
 
 def check_members(root: object, places: Sequence[Place]) -> None:
     """Raise GrammarRefused for objects whose members the library can't hold."""
-    runs = {id(place.schema): _run(place.schema) for place in places}
+    found = {id(place.schema): list(_runs(place.schema)) for place in places}
+    runs = {of: max(its) for of, its in found.items()}
+    first = {of: its[0] for of, its in found.items()}
     for place in places:
         _check_least(place)
+        _check_choices(root, place, first)
         run = sum(runs.get(id(each), 0) for each in _merged(root, place.schema))
         if run > MOST_OPTIONAL:
             raise GrammarRefused(
                 f"properties at {place} has {run:,} members one after the other that may be left out, and at most "
                 f"{MOST_OPTIONAL} can be held: name some in required, or put them into objects of their own"
+            )
+
+
+def _check_choices(root: object, place: Place, first: Mapping[int, int]) -> None:
+    """Raise GrammarRefused if too many members may be left out before others in the schemas of a choice.
+
+    ``first`` says how many in each, by the schema's identity.
+    """
+    for word in ("anyOf", "oneOf"):
+        each = place.schema.get(word)
+        parts = [part for part in each if isinstance(part, dict)] if isinstance(each, list) else []
+        found = {id(target(root, part["$ref"]) if is_local(part.get("$ref")) else part) for part in parts}
+        count = sum(first.get(one, 0) for one in found)
+        if count > MOST_OPTIONAL:
+            raise GrammarRefused(
+                f"{word} at {place} has {count:,} members that may be left out before any that must be there, and at "
+                f"most {MOST_OPTIONAL} can be held: have each begin with one that is required"
             )
 
 
@@ -62,17 +82,18 @@ def _check_least(place: Place) -> None:
         )
 
 
-def _run(schema: dict[str, Any]) -> int:
-    """Return how many of a schema's own members may be left out one after the other, at most."""
+def _runs(schema: dict[str, Any]) -> Iterator[int]:
+    """Yield how many of a schema's own members may be left out one after the other, those that come first at first."""
     properties, required = schema.get("properties"), schema.get("required")
-    if not isinstance(properties, dict):
-        return 0
     needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
-    most = run = 0
-    for name in properties:
-        run = 0 if name in needed else run + 1
-        most = max(most, run)
-    return most
+    run = 0
+    for name in properties if isinstance(properties, dict) else ():
+        if name in needed:
+            yield run
+            run = 0
+        else:
+            run += 1
+    yield run
 
 
 def _merged(root: object, schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -92,3 +92,13 @@ def test_so_many_members_may_be_left_out_and_no_more(schema: dict[str, Any], tak
         of_schema({"type": ["object", "array"], **schema}),
         "{" + ",".join(f'"m{n}":1' for n in range(len(schema.get("properties", ())))) + "}",
     )
+
+
+@pytest.mark.parametrize("word", ["anyOf", "oneOf"])
+def test_so_many_may_come_first_in_a_choice_and_no_more(word: str) -> None:
+    def choice(required: list[str]) -> dict[str, Any]:
+        kinds = ({"kind": {"const": kind}, **members(300)} for kind in "ab")
+        return {word: [{"type": "object", "properties": each, "required": required} for each in kinds]}
+
+    assert f"{word} at #" in refused(choice(["m299"]))
+    assert accepts(of_schema(choice(["kind", "m299"])), '{"kind":"a","m1":1,"m299":1}')
