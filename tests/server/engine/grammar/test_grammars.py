@@ -78,7 +78,7 @@ async def test_one_that_takes_too_long_is_refused_and_too_many_at_once_wait(
 
     monkeypatch.setattr(f"{room.__name__}.CompiledGrammar", slow)
     monkeypatch.setattr(room, "MOST_WAITING", 3)
-    made = Grammars(len(PIECES), seconds=0.05)
+    made = Grammars(len(PIECES), seconds=1.0)
     for n in range(2):
         with pytest.raises(GrammarRefused, match="takes longer"):
             await made.compile(number(n), TOKENS)
