@@ -129,7 +129,7 @@ def test_requests_are_counted_by_route_and_status(files: Files, tmp_path: Path) 
         http.get("/adapters/one")
         http.delete("/adapters/two")
         http.get("/v1/made/up/by/a/client")
-        http.request("PATCH", "/coffee")
+        http.request("PROPFIND", "/coffee")
         http.get("/v1/completions")
         http.get("/openapi.json")
         with server.held():

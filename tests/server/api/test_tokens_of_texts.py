@@ -24,8 +24,8 @@ SAID = ["\n\n", "I ", "<", "3 ", "", "O", "slo", ": "]
 CALL = ["\n<tool", "_call>\n", '{"name": "w", ', '"arguments": {"a"', ": 1}}", "\n</tool_call>"]
 LAST = ["\n", "so", ""]
 ANSWER = [*THOUGHT, *SAID, *CALL, *LAST]
-SPOKEN = [[*range(4, 12)], [*range(17, 21)]]
-"""The tokens of each text, by number: what closes a call is of the text behind it."""
+SPOKEN = [[*range(4, 12)], [*range(19, 21)]]
+"""The tokens of each text, by number: what closes a call is of no text."""
 
 
 def outputs(tokens: Sequence[str]) -> list[SequenceOutput]:
