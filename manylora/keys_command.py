@@ -19,8 +19,7 @@ from rich.table import Table
 from manylora.adapters.audit import FILE as AUDIT_FILE
 from manylora.adapters.audit import append
 from manylora.adapters.errors import AdapterError
-from manylora.adapters.keys import LIMITS as ALL_LIMITS
-from manylora.adapters.keys import KeyChange, KeyRecord, KeyTerms, parse_terms
+from manylora.adapters.keys import LIMITS, KeyChange, KeyRecord, KeyTerms, parse_terms
 from manylora.adapters.pairing import REGISTRY_FILE
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters_command import AdminKey, call
@@ -36,7 +35,7 @@ def _flag(limit: str) -> str:
 
 def _term(flag: str) -> str:
     """Return what a limit of the command line is called elsewhere; what is none stays, to be refused."""
-    return next((limit for limit in ALL_LIMITS if _flag(limit) == flag), flag)
+    return next((limit for limit in LIMITS if _flag(limit) == flag), flag)
 
 
 app = typer.Typer(
@@ -77,10 +76,10 @@ Rows = Annotated[int | None, typer.Option(help="Rank rows of its tenant's adapte
 Expires = Annotated[str | None, typer.Option(help="When it ends, as 2027-01-31 or 2027-01-31T12:00Z.")]
 Unlimited = Annotated[
     list[str] | None,
-    typer.Option(help=f"A limit that it is to do without: {', '.join(map(_flag, ALL_LIMITS))}. Repeatable."),
+    typer.Option(help=f"A limit that it is to do without: {', '.join(map(_flag, LIMITS))}. Repeatable."),
 ]
 DEFAULT_DIR = Path(".manylora")
-LIMITS = ("requests_per_minute", "tokens_per_minute", "parallel", "budget")
+TOLD = ("requests_per_minute", "tokens_per_minute", "parallel", "budget")
 
 
 @app.command("create")
@@ -105,10 +104,9 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown this once: what is kept opens nothing."""
-    limits = (requests_per_minute, tokens_per_minute, parallel, budget)
-    rest = {"adapter_bytes": adapter_bytes, "adapter_rows": adapter_rows, "expires_at": expires}
+    limits = (requests_per_minute, tokens_per_minute, parallel, budget, adapter_bytes, adapter_rows, expires)
     asked: dict[str, Any] = {"tenant": tenant, "models": model or ["*"], "rights": right or ["infer"]}
-    asked |= {"weight": weight, "priority": priority, **dict(zip(LIMITS, limits, strict=True)), **rest}
+    asked |= {"weight": weight, "priority": priority, **dict(zip(LIMITS, limits, strict=True))}
     if url is not None:
         _show_secret(call("POST", url, "/admin/keys", admin_key, asked), as_json)
         return
@@ -167,10 +165,9 @@ def set_terms(
     as_json: AsJson = False,
 ) -> None:
     """Change what a key allows, from its next request on. What isn't named stays; models and rights are given anew."""
-    limits = (requests_per_minute, tokens_per_minute, parallel, budget)
-    rest = {"adapter_bytes": adapter_bytes, "adapter_rows": adapter_rows, "expires_at": expires}
+    limits = (requests_per_minute, tokens_per_minute, parallel, budget, adapter_bytes, adapter_rows, expires)
     named = {"models": model, "rights": right, "weight": weight, "priority": priority}
-    asked: dict[str, Any] = {**dict(zip(LIMITS, limits, strict=True)), **rest, **named}
+    asked: dict[str, Any] = {**dict(zip(LIMITS, limits, strict=True)), **named}
     asked = {name: value for name, value in asked.items() if value is not None}
     without = [_term(name) for name in unlimited or ()]
     if url is not None:
@@ -283,7 +280,7 @@ def _write_down(
 
 
 def _limits(key: dict[str, Any]) -> str:
-    told = [f"{name.replace('_', ' ')} {key[name]:,}" for name in LIMITS if key[name] is not None]
+    told = [f"{name.replace('_', ' ')} {key[name]:,}" for name in TOLD if key[name] is not None]
     if key["budget"] is not None:
         told[-1] += f" ({key['used']:,} used)"
     return ", ".join(told)

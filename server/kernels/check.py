@@ -1,5 +1,7 @@
 """Holds a backend to the plain one on a decoder of noise: what a server asks of kernels before it trusts them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,13 @@ from manylora.server.kernels.backend import AnyBackend
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
-from manylora.server.kernels.step import AttentionMetadata, RankRange, StepAdapters, StepBatch
+from manylora.server.kernels.step import (
+    AttentionMetadata,
+    RankRange,
+    StepAdapters,
+    StepBatch,
+    WeightedAdapters,
+)
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights, LinearWeight
 
 HIDDEN, HEADS, HEAD_DIM, INTERMEDIATE, VOCAB, POSITIONS, RANK, BLOCK = 64, 2, 32, 128, 50, 64, 4, 20
@@ -54,7 +62,7 @@ def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor, Tensor | None]:
     kv, arena = backend.new_kv(SHAPE, len(LENGTHS) * 3, BLOCK), backend.new_arena(SHAPE, 2 * RANK)
     owned = dict.fromkeys(MODULES, RankRange(RANK, RANK))
     arena.write(owned, adapter_of_noise(noise))
-    batch = _batch(StepAdapters.of_rows([((owned, 0.5),), (), ()]))
+    batch = step_of_noise([0] * len(LENGTHS), LENGTHS, [((owned, 0.5),), (), ()])
     plan = backend.begin_step(model, batch, kv, arena)
     output = backend.collect(backend.launch(plan, batch.logits_rows, None))
     logits, finite = output.logits.clone(), output.finite
@@ -107,9 +115,12 @@ def _noise(noise: torch.Generator, rows: int, wide: int) -> Tensor:
     return torch.randn(rows, wide, generator=noise).mul_(wide**-0.5)
 
 
-def _batch(adapters: StepAdapters) -> StepBatch:
-    """One step of prompts, with each sequence's blocks backwards."""
-    tables = [[3 * row + 3, 3 * row + 2, 3 * row + 1] for row in range(len(LENGTHS))]
-    every = np.arange(sum(LENGTHS), dtype=np.int32)
-    attention = AttentionMetadata.of_rows([0] * len(LENGTHS), LENGTHS, tables, BLOCK)
-    return StepBatch(7 * every % VOCAB, attention, adapters, every)
+def step_of_noise(
+    computed: Sequence[int], lengths: Sequence[int], uses: Sequence[WeightedAdapters]
+) -> StepBatch:
+    """Return a step of sequences that have ``computed`` tokens and compute so many more, their blocks backwards."""
+    tables = [[3 * row + 3, 3 * row + 2, 3 * row + 1] for row in range(len(lengths))]
+    every = np.arange(sum(lengths), dtype=np.int32)
+    attention = AttentionMetadata.of_rows(computed, lengths, tables, BLOCK)
+    ids = (7 * every + sum(computed)) % VOCAB
+    return StepBatch(ids.astype(np.int32), attention, StepAdapters.of_rows(uses), every)

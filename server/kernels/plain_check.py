@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,19 +18,13 @@ from manylora.server.kernels.check import (
     MODULES,
     RANK,
     SHAPE,
-    VOCAB,
     adapter_of_noise,
     model_of_noise,
+    step_of_noise,
 )
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.plain.decode_steps import Call, Record
-from manylora.server.kernels.step import (
-    AttentionMetadata,
-    RankRange,
-    StepAdapters,
-    StepBatch,
-    WeightedAdapters,
-)
+from manylora.server.kernels.step import RankRange, WeightedAdapters
 
 NEAR = {2: 0.03, 4: 1e-4}
 """How far logits by torch's own kernels may be off those without, relative, by the bytes of a number: where those are
@@ -183,7 +176,7 @@ def _run(backend: PlainBackend, rows: int) -> list[tuple[Tensor, Tensor]]:
         if number == REPLACED:
             arena.write(SECOND, adapter_of_noise(noise))
         lengths = [1 if number else PROMPTS[row] for row in range(len(uses))]
-        batch = _batch(computed[: len(uses)], lengths, uses)
+        batch = step_of_noise(computed[: len(uses)], lengths, uses)
         plan = backend.begin_step(model, batch, kv, arena)
         output = backend.collect(backend.launch(plan, batch.logits_rows, None))
         # Copies: the next step writes where this one did.
@@ -191,12 +184,3 @@ def _run(backend: PlainBackend, rows: int) -> list[tuple[Tensor, Tensor]]:
         for row, length in enumerate(lengths):
             computed[row] += length
     return found
-
-
-def _batch(computed: list[int], lengths: list[int], uses: tuple[WeightedAdapters, ...]) -> StepBatch:
-    """Return a step with each sequence's blocks backwards."""
-    tables = [[3 * row + 3, 3 * row + 2, 3 * row + 1] for row in range(len(uses))]
-    attention = AttentionMetadata.of_rows(computed, lengths, tables, BLOCK)
-    every = np.arange(sum(lengths), dtype=np.int32)
-    ids = (7 * every + sum(computed)) % VOCAB
-    return StepBatch(ids.astype(np.int32), attention, StepAdapters.of_rows(uses), every)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from manylora.server.engine.grammar.grammar import GrammarRefused
-from manylora.server.engine.grammar.places import Place, target
+from manylora.server.engine.grammar.places import Place, list_of, required_names, target
 
 Unsatisfiable = Callable[[Mapping[str, Any]], str | None]
 """Says why a schema without references has no text; "": it is refused for another reason; None: for none."""
@@ -18,7 +18,6 @@ MOST_ASKED = 256
 """Times that the library is asked of a schema's parts."""
 SECONDS = 5.0
 """In which it is."""
-_MOST_ITEMS = 20_000
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _PLAIN = frozenset(("type", "title", "description", "default", "examples", "$comment", "deprecated"))
 
@@ -146,11 +145,11 @@ class _Demands:
 
     def _demanded(self, schema: Mapping[str, Any]) -> list[int]:
         """Return nodes all of which must hold for a schema."""
-        parts = [self.node(each) for each in _list(schema, "allOf")]
+        parts = [self.node(each) for each in list_of(schema, "allOf")]
         if isinstance(schema.get("$ref"), str):
             parts.append(self.node(target(self._root, schema["$ref"])))
         for word in ("anyOf", "oneOf"):
-            members = _list(schema, word)
+            members = list_of(schema, word)
             if members:
                 parts.append(self._new([self.node(member) for member in members], 1))
         kinds = schema.get("type")
@@ -163,14 +162,13 @@ class _Demands:
             properties = schema.get("properties")
             known = properties if isinstance(properties, dict) else {}
             others = schema.get("additionalProperties", True)
-            required = dict.fromkeys(name for name in _list(schema, "required") if isinstance(name, str))
-            return self._all(known.get(name, others) for name in required)
+            return self._all(known.get(name, others) for name in required_names(schema))
         if kind == "array":
             least = schema.get("minItems", 0)
-            prefix = [*_list(schema, "prefixItems"), *_list(schema, "items")]
+            prefix = [*list_of(schema, "prefixItems"), *list_of(schema, "items")]
             rest = schema.get("items", True)
             rest = schema.get("additionalItems", True) if isinstance(rest, list) else rest
-            count = int(min(least, _MOST_ITEMS)) if isinstance(least, int | float) else 0
+            count = int(min(least, len(prefix) + 1)) if isinstance(least, int | float) else 0
             return self._all([*prefix[: max(count, 0)], *([rest] if count > len(prefix) else ())])
         return self._always
 
@@ -202,8 +200,3 @@ def _without_texts(schemas: Sequence[Mapping[str, Any]], unsatisfiable: Unsatisf
                 half = len(group) // 2
                 waiting += [group[:half], group[half:]]
     return wrong
-
-
-def _list(schema: Mapping[str, Any], word: str) -> list[Any]:
-    found = schema.get(word)
-    return found if isinstance(found, list) else []

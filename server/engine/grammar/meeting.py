@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
-from manylora.server.engine.grammar.places import Place, is_local, target
+from manylora.server.engine.grammar.places import Place, is_local, list_of, target
 
 _TOGETHER = ("allOf", "anyOf", "oneOf")
 _ALONE = ("not", "if", "then", "else")
@@ -85,7 +85,7 @@ class _Meeting:
 
 def _together(root: object, schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what holds of the value that a schema holds of."""
-    found = [each for word in _TOGETHER if isinstance(schema.get(word), list) for each in schema[word]]
+    found = [each for word in _TOGETHER for each in list_of(schema, word)]
     found += [schema.get(word) for word in _ALONE]
     if isinstance(schema.get("dependentSchemas"), dict):
         found += schema["dependentSchemas"].values()

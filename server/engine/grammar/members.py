@@ -11,7 +11,7 @@ from typing import Any
 
 from manylora.server.engine.grammar.bounds import is_number
 from manylora.server.engine.grammar.grammar import GrammarRefused
-from manylora.server.engine.grammar.places import Place, is_local, target
+from manylora.server.engine.grammar.places import Place, is_local, list_of, required_names, target
 
 MOST_OPTIONAL = 450
 """Members one after the other that may be left out: of 498 the library takes four ways each, and 2,000 at most."""
@@ -57,8 +57,7 @@ def _check_choices(root: object, place: Place, first: Mapping[int, int]) -> None
     ``first`` says how many in each, by the schema's identity.
     """
     for word in ("anyOf", "oneOf"):
-        each = place.schema.get(word)
-        parts = [part for part in each if isinstance(part, dict)] if isinstance(each, list) else []
+        parts = [part for part in list_of(place.schema, word) if isinstance(part, dict)]
         found = {id(target(root, part["$ref"]) if is_local(part.get("$ref")) else part) for part in parts}
         count = sum(first.get(one, 0) for one in found)
         if count > MOST_OPTIONAL:
@@ -72,10 +71,9 @@ def _check_least(place: Place) -> None:
     kinds = place.schema.get("type", "object")
     if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
         return
-    least, required = place.schema.get("minProperties"), place.schema.get("required")
-    names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
-    # Of others one is there if one is written, however often.
-    if is_number(least) and least > len(names) + 1:
+    least = place.schema.get("minProperties")
+    # Of others than the required one is there if one is written, however often.
+    if is_number(least) and least > len(required_names(place.schema)) + 1:
         raise GrammarRefused(
             f"minProperties at {place} can't be held: the same member could be written twice, and count for two; "
             "name members in properties and required"
@@ -84,8 +82,7 @@ def _check_least(place: Place) -> None:
 
 def _runs(schema: dict[str, Any]) -> Iterator[int]:
     """Yield how many of a schema's own members may be left out one after the other, those that come first at first."""
-    properties, required = schema.get("properties"), schema.get("required")
-    needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    properties, needed = schema.get("properties"), required_names(schema)
     run = 0
     for name in properties if isinstance(properties, dict) else ():
         if name in needed:
@@ -98,8 +95,7 @@ def _runs(schema: dict[str, Any]) -> Iterator[int]:
 
 def _merged(root: object, schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a schema and those whose members the library takes for its own, each as far as one reference leads."""
-    every = schema.get("allOf")
-    for part in (schema, *(every if isinstance(every, list) else ())):
+    for part in (schema, *list_of(schema, "allOf")):
         if isinstance(part, dict):
             yield part
             found = target(root, part["$ref"]) if is_local(part.get("$ref")) else None

@@ -1,6 +1,6 @@
 """The schemas that a JSON schema is made of, and where each is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -63,6 +63,17 @@ def places_in(root: object) -> Iterator[Place]:
             references.append(place.schema["$ref"])
         maps.update(id(place.schema[word]) for word in MAPS if isinstance(place.schema.get(word), dict))
         waiting += [Place(inner, place, path) for path, inner in _inside(place.schema)]
+
+
+def list_of(schema: Mapping[str, Any], word: str) -> list[Any]:
+    """Return a schema's list; an empty one where it has none."""
+    found = schema.get(word)
+    return found if isinstance(found, list) else []
+
+
+def required_names(schema: Mapping[str, Any]) -> dict[str, None]:
+    """Return the members that an object must have, each once, in order."""
+    return dict.fromkeys(name for name in list_of(schema, "required") if isinstance(name, str))
 
 
 def is_local(reference: object) -> bool:

@@ -1,16 +1,12 @@
 """Anthropic's client's usual program: messages, streams, tools, JSON by a schema."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import anthropic
-from pydantic import BaseModel
 
-URL = os.environ["MANYLORA_URL"]
-TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
-QUESTION = f"{TABLE}Which city does Ada have?"
-SQL = "SELECT city FROM crew WHERE name = 'Ada';"
+from tests.clients.programs.crew import LOOK_UP, QUESTION, SQL, URL, Person
+
 GREEDY = {"extra_body": {"temperature": 0}}
 ASK: Any = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 100, **GREEDY}
 TOOLS: Any = [
@@ -20,13 +16,6 @@ TOOLS: Any = [
         "input_schema": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
     }
 ]
-
-
-class Person(BaseModel):
-    """What is known of somebody."""
-
-    name: str
-    city: str
 
 
 def client() -> anthropic.Anthropic:
@@ -49,7 +38,7 @@ def test_parsed_output() -> None:
 
 
 def test_a_loop_of_tools() -> None:
-    told: list[Any] = [{"role": "user", "content": "Which city does Ada have?"}]
+    told: list[Any] = [{"role": "user", "content": LOOK_UP}]
     ask: Any = {"model": "tools", "tools": TOOLS, "max_tokens": 100, **GREEDY}
     message = client().messages.create(messages=told, **ask)
     [use] = [block for block in message.content if block.type == "tool_use"]

@@ -1,7 +1,6 @@
 """instructor's usual program: models of pydantic out of chats, in its modes, whole, partial and many."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -10,17 +9,10 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-URL = os.environ["MANYLORA_URL"]
-TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
-QUESTION: Any = [{"role": "user", "content": f"{TABLE}Which city does Ada have?"}]
-ASK: dict[str, Any] = {"messages": QUESTION, "temperature": 0, "max_tokens": 200, "max_retries": 0}
+from tests.clients.programs.crew import QUESTION, SQL, URL, Person
 
-
-class Person(BaseModel):
-    """What is known of somebody."""
-
-    name: str
-    city: str
+MESSAGES: Any = [{"role": "user", "content": QUESTION}]
+ASK: dict[str, Any] = {"messages": MESSAGES, "temperature": 0, "max_tokens": 200, "max_retries": 0}
 
 
 class City(BaseModel):
@@ -43,7 +35,7 @@ def client(mode: str) -> Any:
 
 
 def test_the_page(printed_by: Callable[[str], str]) -> None:
-    assert printed_by("instructor") == "SELECT city FROM crew WHERE name = 'Ada';"
+    assert printed_by("instructor") == SQL
 
 
 @pytest.mark.parametrize("mode", ["TOOLS", "RESPONSES_TOOLS"])

@@ -1,9 +1,8 @@
 """LangChain's usual program: chats, streams, tools, structured output, embeddings, batches."""
 
 import asyncio
-import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from langchain_core.exceptions import ContextOverflowError
@@ -12,28 +11,8 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from pydantic import BaseModel
 
-URL = os.environ["MANYLORA_URL"]
-TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
-QUESTION = f"{TABLE}Which city does Ada have?"
-LOOK_UP = "Which city does Ada have?"
-SQL = "SELECT city FROM crew WHERE name = 'Ada';"
-Name = Literal["Ada", "Leo", "Yuki"]
-
-
-class Person(BaseModel):
-    """What is known of somebody."""
-
-    name: str
-    city: str
-
-
-class City(BaseModel):
-    """Somebody's city."""
-
-    name: Name
-    city: Literal["London", "Rome", "Tokyo"]
+from tests.clients.programs.crew import LOOK_UP, QUESTION, SQL, TABLE, URL, City, Name, Person
 
 
 @tool

@@ -1,24 +1,17 @@
 """LiteLLM's usual program: completions, streams, tools, embeddings, reranking, responses, messages, a router."""
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import litellm
 import pytest
-from pydantic import BaseModel
 
-URL = os.environ["MANYLORA_URL"]
+from tests.clients.programs.crew import LOOK_UP, PROMPT, QUESTION, SQL, URL, Person
+
 WHERE: dict[str, Any] = {"api_base": f"{URL}/v1", "api_key": "none"}
-TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
-QUESTION = f"{TABLE}Which city does Ada have?"
-PROMPT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-"""That as the demo's template writes it."""
 ASK: dict[str, Any] = {**WHERE, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-LOOK_UP = "Which city does Ada have?"
-SQL = "SELECT city FROM crew WHERE name = 'Ada';"
 # `openai/` and `hosted_vllm/` are LiteLLM's names of servers that speak OpenAI's API.
 BOTH = pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
 TOOL = {
@@ -33,13 +26,6 @@ TOOL = {
         },
     },
 }
-
-
-class Person(BaseModel):
-    """What is known of somebody."""
-
-    name: str
-    city: str
 
 
 def test_the_page(printed_by: Callable[[str], str]) -> None:

@@ -1,7 +1,6 @@
 """LlamaIndex's usual program: chats, completions, streams, functions, structured output, an index of embeddings."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,29 +12,8 @@ from llama_index.core.tools import FunctionTool
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai import OpenAIResponses
 from llama_index.llms.openai_like import OpenAILike
-from pydantic import BaseModel
 
-URL = os.environ["MANYLORA_URL"]
-TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
-QUESTION = f"{TABLE}Which city does Ada have?"
-PROMPT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-"""That as the demo's template writes it."""
-LOOK_UP = "Which city does Ada have?"
-SQL = "SELECT city FROM crew WHERE name = 'Ada';"
-
-
-class Person(BaseModel):
-    """What is known of somebody."""
-
-    name: str
-    city: str
-
-
-class City(BaseModel):
-    """Somebody's city."""
-
-    name: Literal["Ada", "Leo", "Yuki"]
-    city: Literal["London", "Rome", "Tokyo"]
+from tests.clients.programs.crew import LOOK_UP, PROMPT, QUESTION, SQL, URL, City, Person
 
 
 def get_city(name: Literal["Ada", "Leo", "Yuki"]) -> str:
@@ -121,5 +99,5 @@ def test_an_index() -> None:
     index = VectorStoreIndex.from_documents(documents, embed_model=embeddings)
     [found] = index.as_retriever(similarity_top_k=1).retrieve("Ada lives in London")
     assert found.text == "Ada lives in London"
-    answer = index.as_query_engine(llm=llm("sql", max_tokens=20)).query("Which city does Ada have?")
+    answer = index.as_query_engine(llm=llm("sql", max_tokens=20)).query(LOOK_UP)
     assert answer.source_nodes

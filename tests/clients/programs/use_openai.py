@@ -1,6 +1,5 @@
 """openai-python's usual program: chats, streams, parsed output, tools, responses, embeddings, files, batches."""
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,19 +8,9 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-URL = os.environ["MANYLORA_URL"]
-TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
-QUESTION = f"{TABLE}Which city does Ada have?"
-LOOK_UP = "Which city does Ada have?"
-SQL = "SELECT city FROM crew WHERE name = 'Ada';"
+from tests.clients.programs.crew import LOOK_UP, QUESTION, SQL, URL, Person
+
 ASK: Any = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-
-
-class Person(BaseModel):
-    """What is known of somebody."""
-
-    name: str
-    city: str
 
 
 class GetCity(BaseModel):

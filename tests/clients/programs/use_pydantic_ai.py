@@ -1,41 +1,21 @@
 """pydantic-ai's usual program: agents with output types, tools and streams, by chats and by responses."""
 
 import asyncio
-import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import openai
 import pytest
-from pydantic import BaseModel
 from pydantic_ai import Agent, Embedder, NativeOutput, RunContext
 from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
 from pydantic_ai.exceptions import ModelContextWindowExceededError, ModelNotFoundError
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-URL = os.environ["MANYLORA_URL"]
-TABLE = "crew\nname | age | city\nAda | 36 | London\nLeo | 52 | Rome\nYuki | 29 | Tokyo\n\n"
-QUESTION = f"{TABLE}Which city does Ada have?"
-LOOK_UP = "Which city does Ada have?"
-SQL = "SELECT city FROM crew WHERE name = 'Ada';"
+from tests.clients.programs.crew import LOOK_UP, QUESTION, SQL, URL, City, Person
+
 MODELS = [OpenAIChatModel, OpenAIResponsesModel]
 BOTH = pytest.mark.parametrize("model", MODELS)
-Name = Literal["Ada", "Leo", "Yuki"]
-
-
-class Person(BaseModel):
-    """What is known of somebody."""
-
-    name: str
-    city: str
-
-
-class City(BaseModel):
-    """Somebody's city."""
-
-    name: Name
-    city: Literal["London", "Rome", "Tokyo"]
 
 
 def provider() -> OpenAIProvider:

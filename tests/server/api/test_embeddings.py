@@ -179,6 +179,14 @@ def test_the_server_says_how_texts_are_pooled_and_whether_vectors_may_be_cut(
         assert last.data[0].embedding != whole
 
 
+def with_own_base(files: Files, directory: Path) -> Files:
+    """Return files with a copy of the base."""
+    own = Files(directory)
+    own.base.parent.mkdir()
+    shutil.copytree(files.base, own.base)
+    return own
+
+
 def said(directory: Path, *modes: str) -> None:
     """Have an adapter or a base say how texts are pooled, as sentence-transformers does."""
     (directory / "1_Pooling").mkdir()
@@ -189,9 +197,7 @@ def said(directory: Path, *modes: str) -> None:
 def test_an_adapter_s_own_pooling_goes_over_the_servers_and_a_requests_over_that(
     files: Files, tmp_path: Path
 ) -> None:
-    own = Files(tmp_path / "files")
-    own.base.parent.mkdir()
-    shutil.copytree(files.base, own.base)
+    own = with_own_base(files, tmp_path / "files")
     said(own.base, "mean_tokens")
     for name, mode in (("mean", "mean_tokens"), ("last", "lasttoken"), ("plain", None), ("cls", "cls_token")):
         shutil.copytree(files.adapters / "a", own.adapters / name)
@@ -235,9 +241,7 @@ def test_an_adapter_s_own_pooling_goes_over_the_servers_and_a_requests_over_that
 def test_a_base_that_pools_in_a_way_that_is_not_served_starts_only_with_another(
     files: Files, tmp_path: Path
 ) -> None:
-    own = Files(tmp_path / "files")
-    own.base.parent.mkdir()
-    shutil.copytree(files.base, own.base)
+    own = with_own_base(files, tmp_path / "files")
     said(own.base, "cls_token")
     own.adapters.mkdir()
     with pytest.raises(ValueError, match="pooled by cls"), running(own, tmp_path / "data"):

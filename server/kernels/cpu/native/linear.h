@@ -202,7 +202,7 @@ ML_INLINE ml_part part_of(const ml_matrix *m, int32_t block, float *bias) {
     p.gain = m->gain;
     p.codes = codes_of(m, block);
     p.next = codes_of(m, block + 1);
-    if (m->kind == ML_SPLIT8) p.low = low_halves_of(m, block);
+    if (m->kind == ML_SPLIT8) p.low = low_halves_of(m, block), p.next_low = low_halves_of(m, block + 1);
     if (m->kind == ML_BF16) return p;
     p.words = m->group / 4;
     p.groups = m->padded_in / m->group;
@@ -271,7 +271,6 @@ static void linear_block(const ml_matrix *m, const ml_quantized *q, const float 
     if (next) p.next = next;
     p.more = more;
     int32_t left = m->out - block * 32;
-    p.next_low = m->kind == ML_SPLIT8 ? low_halves_of(m, block + 1) : nullptr;
     if (q->wide) {
         if (m->kind == ML_SPLIT8) {
             int8_t *bytes = (int8_t *)own + (size_t)m->padded_in * 32 * sizeof(uint16_t);
