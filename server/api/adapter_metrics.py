@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.types import FreedAdapter
-from manylora.server.catalog_types import MIXTURE_LABEL, OTHER_LABEL, label_of
+from manylora.server.catalog.types import MIXTURE_LABEL, OTHER_LABEL, label_of
 from manylora.server.engine.observer import EndedRequest
 
 LOAD_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

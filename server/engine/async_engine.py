@@ -164,7 +164,7 @@ class AsyncEngine:
         if request_id in self._streams:
             self._inbox.put(lambda engine: engine.abort(request_id))
 
-    # Adapters, on the event loop; see manylora.server.catalog_types.AdapterEngine
+    # Adapters, on the event loop; see manylora.server.catalog.types.AdapterEngine
 
     async def add_adapter(
         self,

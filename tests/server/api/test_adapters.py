@@ -262,7 +262,7 @@ def test_a_spoilt_adapter_is_400_and_changes_nothing(
     spoil, named = SPOILT[kind]
     spoilt = write_adapter(directory / "spoilt", files.base, AdapterShape(rank=4, seed=9))
     spoil(spoilt)
-    before = http.get("/adapters").json(), answer(http, "a")
+    before = answer(http, "a"), http.get("/adapters").json()
     for method, path in (("POST", "/adapters"), ("PUT", "/adapters/a")):
         body = {"src": "made/spoilt"} | ({"name": "new"} if method == "POST" else {})
         refused = http.request(method, path, json=body)
@@ -271,7 +271,7 @@ def test_a_spoilt_adapter_is_400_and_changes_nothing(
         assert error["code"] in ("invalid_adapter", "unsupported_adapter", "adapter_not_found")
         assert named in error["message"]
         assert str(files.root) not in error["message"]
-    assert (http.get("/adapters").json(), answer(http, "a")) == before
+    assert (answer(http, "a"), http.get("/adapters").json()) == before
     assert http.get("/ready").status_code == 200
 
 

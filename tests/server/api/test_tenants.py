@@ -339,7 +339,7 @@ def test_who_is_not_let_in_is_written_down(house: Running, data: Path) -> None:
 
 
 def test_a_namespace_holds_so_many_mixtures(house: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manylora.server.catalog_mixtures.MOST_OF_TENANT", 2)
+    monkeypatch.setattr("manylora.server.catalog.mixtures.MOST_OF_TENANT", 2)
     key = new_key(house, "acme", rights=["manage"])
 
     def mix(name: str, key: str, method: str = "POST", weight: float = 1.0) -> int:

@@ -19,7 +19,7 @@ from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.reserve import Reserve
 from manylora.adapters.source import Source
 from manylora.server.errors import AdapterUnavailable, ModelNotFound
-from tests.server.catalog_fakes import FakeEngine, House
+from tests.server.catalog.fakes import FakeEngine, House
 
 
 @pytest.fixture
@@ -324,7 +324,7 @@ async def test_files_that_could_not_be_read_are_not_called_whole(
     def fail(*_args: object, **_more: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("manylora.server.catalog_intake.read_adapter", fail)
+    monkeypatch.setattr("manylora.server.catalog.intake.read_adapter", fail)
     with pytest.raises(AdapterUnavailable, match="Input/output error"):
         house.engine.held[record.id].load_from()
     monkeypatch.undo()

@@ -14,8 +14,8 @@ from manylora.adapters.records import AdapterRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.tokens import AdapterText
 from manylora.adapters.types import AdapterWeights
-from manylora.server.catalog_intake import AdapterIntake, Prepared, reason_of
-from manylora.server.catalog_types import AdapterEngine, CatalogObserver, Wishes
+from manylora.server.catalog.intake import AdapterIntake, Prepared, reason_of
+from manylora.server.catalog.types import AdapterEngine, CatalogObserver, Wishes
 from manylora.server.errors import AdapterUnavailable
 
 INHERITED = (

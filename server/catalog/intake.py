@@ -21,7 +21,7 @@ from manylora.adapters.spec import AdapterSpec
 from manylora.adapters.store import AdapterStore, StagedAdapter
 from manylora.adapters.tokens import AdapterText
 from manylora.adapters.types import AdapterWeights
-from manylora.server.catalog_types import CatalogSettings
+from manylora.server.catalog.types import CatalogSettings
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from manylora.adapters.mixtures import MixturePart
 from manylora.adapters.tokens import PartText
 from manylora.server.catalog import ResolvedPart
 from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound
-from tests.server.catalog_fakes import House
+from tests.server.catalog.fakes import House
 
 
 def single(value: float) -> float:

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from tests.server.catalog_fakes import SECONDS, House
+from tests.server.catalog.fakes import SECONDS, House
 
 
 async def test_a_house_is_left_at_once_whatever_is_under_way_in_it(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ from manylora.adapters.names import LONGEST_ECHO, check_name, list_names
 from manylora.adapters.records import MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.tokens import PartText
-from manylora.server.catalog_blend import Found, blended
-from manylora.server.catalog_intake import KeyedLocks
-from manylora.server.catalog_operations import Caller, Operations
-from manylora.server.catalog_seen import Seen, Sees
-from manylora.server.catalog_serving import Entry
-from manylora.server.catalog_types import (
+from manylora.server.catalog.blend import Found, blended
+from manylora.server.catalog.intake import KeyedLocks
+from manylora.server.catalog.operations import Caller, Operations
+from manylora.server.catalog.seen import Seen, Sees
+from manylora.server.catalog.serving import Entry
+from manylora.server.catalog.types import (
     MIXTURE_LABEL,
     CatalogSettings,
     MixtureEntry,

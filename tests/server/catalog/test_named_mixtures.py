@@ -18,7 +18,7 @@ from manylora.adapters.mixtures import MixturePart
 from manylora.adapters.tokens import PartText
 from manylora.server.catalog import ResolvedPart
 from manylora.server.errors import AdapterUnavailable, ModelNotFound, ShuttingDown
-from tests.server.catalog_fakes import SECONDS, House
+from tests.server.catalog.fakes import SECONDS, House
 
 
 def parts(**weights: float) -> tuple[MixturePart, ...]:

@@ -14,7 +14,7 @@ from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.store import AdapterStore
 from manylora.server.catalog import AdapterCatalog, CatalogSettings
 from tests.adapters.making import MODULES, VOCABULARY
-from tests.server.catalog_fakes import SECONDS, FakeEngine, House
+from tests.server.catalog.fakes import SECONDS, FakeEngine, House
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
 from manylora.adapters.store import AdapterStore
-from manylora.server.catalog_intake import Prepared
-from manylora.server.catalog_serving import Entry
+from manylora.server.catalog.intake import Prepared
+from manylora.server.catalog.serving import Entry
 from manylora.server.errors import NamespaceFull
 
 

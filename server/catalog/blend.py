@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from manylora.adapters.errors import InvalidMixture
 from manylora.adapters.tokens import AdapterText, PartText
-from manylora.server.catalog_serving import Entry
-from manylora.server.catalog_types import (
+from manylora.server.catalog.serving import Entry
+from manylora.server.catalog.types import (
     MIXTURE_LABEL,
     CatalogSettings,
     ResolvedModel,

@@ -21,7 +21,7 @@ from manylora.adapters.store import AdapterStore, StagedAdapter
 from manylora.adapters.types import BaseModules
 from manylora.server.errors import AdapterUnavailable, ModelNotFound, ShuttingDown
 from tests.adapters.making import factors, write
-from tests.server.catalog_fakes import FakeEngine, House
+from tests.server.catalog.fakes import FakeEngine, House
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ async def test_fifty_at_once_are_one_copy_one_read_one_id(
         return read_adapter(directory, modules, **more)
 
     monkeypatch.setattr(AdapterStore, "stage", counted_stage)
-    monkeypatch.setattr("manylora.server.catalog_intake.read_adapter", counted_read)
+    monkeypatch.setattr("manylora.server.catalog.intake.read_adapter", counted_read)
     src = house.source("one")
     answers = await asyncio.gather(*(house.catalog.register("a", src) for _ in range(50)))
     assert len({record.id for record, _ in answers}) == 1

@@ -11,7 +11,7 @@ import pytest
 from manylora.adapters.errors import AdapterNameTaken, InvalidMixture, UnknownAdapter
 from manylora.adapters.mixtures import MixturePart, spell
 from manylora.server.errors import AdapterUnavailable, ModelNotFound
-from tests.server.catalog_fakes import House
+from tests.server.catalog.fakes import House
 
 NAMES = ("a", "b", "c", "d", "a:1")
 WEIGHTS = (-1.5, 0.0, 0.25, 1.0, 3.0)

@@ -9,7 +9,7 @@ import pytest
 
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.store import AdapterStore, StagedAdapter
-from tests.server.catalog_fakes import SECONDS, House
+from tests.server.catalog.fakes import SECONDS, House
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The adapters that a running server knows: names to ids, and their whole life on the way in, over and out.
 
-Lives on the event loop; whatever reads or hashes files runs in threads (server/catalog_intake.py). Every
+Lives on the event loop; whatever reads or hashes files runs in threads (server/catalog/intake.py). Every
 change is an operation of its own that no caller can cut short: if the caller leaves, the operation notices at
 its next step, undoes what it did, and nobody sees a half-made adapter. Touches no tensors and knows no HTTP.
 """
@@ -18,44 +18,24 @@ from manylora.adapters.reader import AdapterOutline
 from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.store import AdapterStore
-from manylora.adapters.types import FreedAdapter, Tier
-from manylora.server.catalog_intake import AdapterIntake, KeyedLocks, Prepared, reason_of
-from manylora.server.catalog_mixtures import Mixtures
-from manylora.server.catalog_names import Kind, KnownNames
-from manylora.server.catalog_operations import Caller, Operations
-from manylora.server.catalog_quota import Quota, Quotas
-from manylora.server.catalog_seen import Sees
-from manylora.server.catalog_serving import Entry, Serving, new_entry
-from manylora.server.catalog_types import (
+from manylora.adapters.types import FreedAdapter
+from manylora.server.catalog.intake import AdapterIntake, KeyedLocks, Prepared, reason_of
+from manylora.server.catalog.mixtures import Mixtures
+from manylora.server.catalog.names import KnownNames
+from manylora.server.catalog.operations import Caller, Operations
+from manylora.server.catalog.quota import Quota, Quotas
+from manylora.server.catalog.seen import Sees
+from manylora.server.catalog.serving import Entry, Serving, new_entry
+from manylora.server.catalog.types import (
     AdapterEngine,
-    CatalogEntry,
     CatalogObserver,
     CatalogSettings,
     MixtureEntry,
     PutOutcome,
-    ResolvedModel,
-    ResolvedPart,
     RestoreReport,
     SilentObserver,
     Wishes,
 )
-
-__all__ = [
-    "AdapterCatalog",
-    "AdapterEngine",
-    "CatalogEntry",
-    "CatalogObserver",
-    "CatalogSettings",
-    "FreedAdapter",
-    "Kind",
-    "MixtureEntry",
-    "PutOutcome",
-    "Quota",
-    "ResolvedModel",
-    "ResolvedPart",
-    "RestoreReport",
-    "Tier",
-]
 
 Admission = Callable[[Entry | None, str | None], None]
 """Raises if weights may not be put under a name: given what the name means now and their digest, if it is known."""

@@ -1,6 +1,6 @@
 """What names mean while a server runs: the base, adapters and mixtures, and who sees which of them. Changes nothing.
 
-Lives on the event loop. How names come to mean something is the catalog's own side (server/catalog.py).
+Lives on the event loop. How names come to mean something is the catalog's own side (server/catalog/catalog.py).
 """
 
 from collections.abc import MutableMapping, Sequence
@@ -10,10 +10,10 @@ from typing import Literal, Self
 from manylora.adapters.errors import UnknownAdapter
 from manylora.adapters.mixtures import MixturePart
 from manylora.adapters.names import LONGEST_ECHO, list_names
-from manylora.server.catalog_mixtures import Mixtures
-from manylora.server.catalog_seen import Seen, Sees
-from manylora.server.catalog_serving import INHERITED, Entry
-from manylora.server.catalog_types import (
+from manylora.server.catalog.mixtures import Mixtures
+from manylora.server.catalog.seen import Seen, Sees
+from manylora.server.catalog.serving import INHERITED, Entry
+from manylora.server.catalog.types import (
     AdapterEngine,
     CatalogEntry,
     CatalogSettings,

@@ -11,9 +11,9 @@ from manylora.adapters.spec import AdapterSpec
 from manylora.adapters.store import AdapterStore
 from manylora.adapters.tokens import AdapterText
 from manylora.adapters.types import AdapterWeights
-from manylora.server.catalog_intake import Prepared
-from manylora.server.catalog_quota import Quota, Quotas
-from manylora.server.catalog_serving import Entry
+from manylora.server.catalog.intake import Prepared
+from manylora.server.catalog.quota import Quota, Quotas
+from manylora.server.catalog.serving import Entry
 from manylora.server.errors import NamespaceFull
 
 

@@ -1,0 +1,34 @@
+"""Names → adapter ids while the server runs, and an adapter's whole life there. Touches no tensors, knows no HTTP."""
+
+from manylora.adapters.types import FreedAdapter, Tier
+from manylora.server.catalog.catalog import AdapterCatalog
+from manylora.server.catalog.names import Kind
+from manylora.server.catalog.quota import Quota
+from manylora.server.catalog.types import (
+    AdapterEngine,
+    CatalogEntry,
+    CatalogObserver,
+    CatalogSettings,
+    MixtureEntry,
+    PutOutcome,
+    ResolvedModel,
+    ResolvedPart,
+    RestoreReport,
+)
+
+__all__ = [
+    "AdapterCatalog",
+    "AdapterEngine",
+    "CatalogEntry",
+    "CatalogObserver",
+    "CatalogSettings",
+    "FreedAdapter",
+    "Kind",
+    "MixtureEntry",
+    "PutOutcome",
+    "Quota",
+    "ResolvedModel",
+    "ResolvedPart",
+    "RestoreReport",
+    "Tier",
+]
