@@ -109,7 +109,11 @@ class Pace:
             return Allowance.everything()
         alone = self._alone(decodes)
         usual = min(self._expected(max(decodes, streams)), CROWD * alone)
-        return Allowance(self._prompts, WAIT * usual - min(alone, usual))
+        seconds = WAIT * usual - min(alone, usual)
+        # Where a step with a prompt takes long by itself, streams wait for it whatever the prompt's length: what it may
+        # take again for its tokens makes such steps few.
+        of_step = self._prompts.of_step
+        return Allowance(self._prompts, max(seconds - of_step, of_step))
 
     def _alone(self, decodes: int) -> float:
         """Return what a step of so many decodes takes; of a number that was never measured, what the next one takes."""

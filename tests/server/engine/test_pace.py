@@ -175,3 +175,44 @@ def test_where_only_what_comes_before_seems_to_cost_a_prompt_is_bounded_too(behi
     assert LEAST < length < MANY
     assert length * length / 2 * each == pytest.approx((WAIT - 1) * DECODES, rel=0.25)
     assert length >= pace.beside_decodes(8, 9).tokens(behind)
+
+
+OF_STEP, RECORDED, ISSUED = 0.060, 0.006, 0.00005
+
+
+def on_a_gpu(length: int) -> float:
+    """Return what a step with a prompt takes where it is told op by op; one of decodes alone is a recording."""
+    return RECORDED + OF_STEP + ISSUED * length
+
+
+def test_where_a_step_with_a_prompt_takes_long_by_itself_prompts_come_in_few_steps() -> None:
+    """By what tokens took in short steps each would seem to cost the whole step, and four would be all that fits."""
+    pace = Pace()
+    pace.note(8, (), RECORDED)
+    pace.note(8, [(0, 512)], on_a_gpu(512))
+    left, steps = 32 * 64, 0
+    while left:
+        allowance = pace.beside_decodes(8, 40)
+        length = 0 if allowance.spent else min(left, allowance.tokens(0))
+        pace.note(8, [(0, length)] if length else [], on_a_gpu(length) if length else RECORDED)
+        left, steps = left - length, steps + 1
+    assert steps < 10, "and not the five hundred of four tokens each"
+    assert on_a_gpu(beside(pace, 8, 9)) < 3 * OF_STEP, "and are not waited for without end"
+
+
+def test_what_a_step_takes_by_itself_is_kept_while_all_steps_are_alike() -> None:
+    pace = Pace()
+    pace.note(8, (), RECORDED)
+    for length in (512, 8, *[200] * 300):
+        pace.note(8, [(0, length)], on_a_gpu(length))
+        pace.note(8, (), RECORDED)
+    assert on_a_gpu(beside(pace, 8, 9)) == pytest.approx(RECORDED + 2 * OF_STEP, rel=0.35)
+
+
+def test_where_a_step_costs_nothing_by_itself_lengths_that_differ_say_so() -> None:
+    pace = Pace()
+    pace.note(8, (), DECODES)
+    for length in (512, 4, 60, 20, 33, 250) * 4:
+        pace.note(8, [(0, length)], DECODES + seconds_of(0, length))
+        pace.note(8, (), DECODES)
+    assert seconds_of(0, beside(pace, 8, 9)) == pytest.approx((WAIT - 1) * DECODES, rel=0.1)
