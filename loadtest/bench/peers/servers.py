@@ -131,9 +131,12 @@ class LlamaCpp:
         process = start_line(line, os.environ, port, self.scratch / "llama.cpp", "/health")
         with _until_ready(process, self.name):
             names = tuple(path.stem for path in self.files.adapters) if adapters else ()
-            found = _SYSTEM.search(process.log.read_text(errors="replace"))
-            features = re.findall(r"(\w+) = 1", found[1]) if found else []
-            yield Started(process.url, "llama.cpp", "base", names, " ".join(features) or "unknown")
+            yield Started(process.url, "llama.cpp", "base", names, self._features() or "unknown")
+
+    def _features(self) -> str:
+        """Return what it is built for and finds: told to who asks for more, before it sees that there is no model."""
+        found = _SYSTEM.search(_said([str(self.server), "-lv", "4", "-m", os.devnull]))
+        return " ".join(re.findall(r"(\w+) = 1", found[1])) if found else ""
 
 
 @dataclass(frozen=True, slots=True)

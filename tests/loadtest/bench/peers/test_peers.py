@@ -27,12 +27,13 @@ def after(flag, default=""):
     return words[words.index(flag) + 1] if flag in words else default
 if "--version" in words:
     print("version: 4321 (abcdef)", file=sys.stderr)
+elif "-lv" in words:
+    sys.exit("system_info: n_threads = 2 / 2 | CPU : SSE3 = 1 | AVX512 = 1 | AMX_INT8 = 0 |")
 elif words[0] == "-c":
     print("0.32.0+cpu|torch|2.13.0|AVX512")
 else:
     import uvicorn
     from tests.loadtest.fake_server import FakeServer
-    print("system_info: n_threads = 2 / 2 | CPU : SSE3 = 1 | AVX512 = 1 | AMX_INT8 = 0 |", flush=True)
     lora = tuple(filter(None, after("--lora").split(",")))
     open({log!r}, "a").write(" ".join(words) + chr(10))
     uvicorn.run(FakeServer(lora=lora).app(), port=int(after("--port")), log_level="critical")
