@@ -17,7 +17,9 @@ _ROOM_FOR_METADATA = 256 << 10
 _ENTRY_BYTES = 200
 """Of a tensor in a header, beside its name: type, shape, offsets."""
 MAX_DIMENSIONS = 8
-_BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_MAGNITUDE = "magnitude_vector"
+"""What is a parameter in files, and a module with a weight in models."""
+_BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def read_header(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Mapping[str, T
 
     Raises InvalidAdapter when the header is longer than ``max_bytes`` (before it is read: parsing takes thirty
     times its size in memory), is malformed, or does not describe every byte of the file exactly once, and
-    UnsupportedAdapter for tensors that are not floating point of 16 to 64 bits.
+    UnsupportedAdapter for tensors that are not floating point of 8 to 64 bits.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -74,7 +76,9 @@ def _saved_name(name: str) -> str:
     """Return "….lora_A.weight" for "….lora_A.default.weight": a model's state dict names the adapter, too."""
     module, lora, rest = name.rpartition(".lora_")
     kind, default, tail = rest.partition(".default")
-    return f"{module}{lora}{kind}{tail}" if lora and default and tail[:1] in ("", ".") else name
+    if not (lora and default and tail[:1] in ("", ".")):
+        return name
+    return f"{module}{lora}{kind}{'' if kind == _MAGNITUDE else tail}"
 
 
 def _decode(path: Path, raw: bytes) -> dict[str, object]:

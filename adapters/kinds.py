@@ -25,6 +25,8 @@ READ = frozenset(
         "fan_in_fan_out",
         "init_lora_weights",
         "bias",
+        "use_dora",
+        "lora_bias",
     ]
 )
 TRAINING_ONLY = frozenset(
@@ -47,9 +49,7 @@ TRAINING_ONLY = frozenset(
 """Fields that change nothing once the tensors exist, whatever their value."""
 
 NOT_SERVED = {
-    "use_dora": "DoRA",
     "modules_to_save": "whole modules saved beside the factors",
-    "lora_bias": "biases in the factors",
     "trainable_token_indices": "trained token embeddings",
     "target_parameters": "factors of bare parameters",
     "megatron_config": "Megatron layers",
@@ -62,6 +62,8 @@ NOT_SERVED = {
     "monteclora_config": "MonteCLoRA",
     "kasa_config": "KaSA",
 }
+BIASES = ("none", "all", "lora_only")
+"""Which of the base's biases were trained: of all linear layers, or of those that have factors."""
 _TASKS = ("CAUSAL_LM", "FEATURE_EXTRACTION")
 """The second is what sentence-transformers trains, on a model without its head."""
 _PLAIN_INITS = frozenset(("true", "false", "gaussian", "eva", "orthogonal", "mica"))
@@ -77,8 +79,8 @@ def refuse_other_kinds(config: Mapping[str, object]) -> None:
         if config.get(key):
             raise UnsupportedAdapter(f"{key} is set: {what} is a kind not served yet", file=CONFIG_FILE)
     bias = config.get("bias")
-    if bias not in (None, "none"):
-        raise UnsupportedAdapter(f"bias is {shown(bias)}: a kind not served yet", file=CONFIG_FILE)
+    if bias not in (None, *BIASES):
+        raise UnsupportedAdapter(f"bias is {shown(bias)}; {', '.join(BIASES)} are served", file=CONFIG_FILE)
     task = config.get("task_type")
     if task not in (None, *_TASKS):
         raise UnsupportedAdapter(

@@ -31,6 +31,12 @@ class AdapterSpec:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     use_rslora: bool = False
+    use_dora: bool = False
+    """Whether each adapted row of the base is scaled to a trained length (2402.09353)."""
+    bias: str = "none"
+    """Which biases of the base it brings: see kinds.BIASES."""
+    lora_bias: bool = False
+    """Whether each B has a bias, which is scaled as B is."""
     layers_to_transform: tuple[int, ...] = ()
     """Empty means all layers."""
     layers_pattern: tuple[str, ...] = ()
@@ -54,6 +60,9 @@ class AdapterSpec:
             rank_pattern={key: read.rank(value, key) for key, value in ranks.items()},
             alpha_pattern={key: read.number(value, key) for key, value in alphas.items()},
             use_rslora=read.flag(config, "use_rslora"),
+            use_dora=read.flag(config, "use_dora"),
+            bias=str(config.get("bias") or "none"),
+            lora_bias=read.flag(config, "lora_bias"),
             layers_to_transform=read.layers(config.get("layers_to_transform")),
             layers_pattern=read.layer_names(config.get("layers_pattern")),
             base_model=read.optional_text(config, "base_model_name_or_path"),
@@ -61,6 +70,8 @@ class AdapterSpec:
         )
         if not spec.target_modules:
             raise read.malformed("target_modules", "is missing; a LoRA config names the modules it adapts")
+        if spec.lora_bias and spec.use_dora:
+            raise read.malformed("lora_bias", "doesn't go with use_dora, in peft neither")
         if spec.layers_to_transform and isinstance(spec.target_modules, str):
             raise read.malformed("layers_to_transform", "needs target_modules to be a list")
         try:
@@ -108,7 +119,7 @@ class AdapterSpec:
         return Selector(self.exclude_modules, "exclude_modules")
 
     @cached_property
-    def layers(self) -> frozenset[int | None]:
+    def _layers(self) -> frozenset[int | None]:
         return frozenset(self.layers_to_transform)
 
     @cached_property

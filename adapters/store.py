@@ -2,6 +2,7 @@
 
     root/<digest>/        published, never written to again
     root/.staging/<…>/    being copied or deleted; whatever a crash leaves here is rubbish
+    root/.derived/<digest>.<…>  what was computed of one; whatever is lost is computed again
 
 Knows no names and no versions. All methods block and may be called from any thread.
 """
@@ -23,7 +24,7 @@ from manylora.adapters.files import AdapterFiles, Fingerprint, open_directory
 from manylora.adapters.source import Source
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_STAGING = ".staging"
+_STAGING, _DERIVED = ".staging", ".derived"
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -97,6 +98,13 @@ class AdapterStore:
             raise AdapterNotFound(f"the store has no adapter with digest {digest}")
         return path
 
+    def derived(self, digest: str, name: str) -> Path:
+        """Return where what is computed of an adapter may be kept under a name, until the adapter's files go.
+
+        The directory may have to be made.
+        """
+        return self._root / _DERIVED / f"{_checked(digest)}.{name}"
+
     def holds(self, digest: str) -> bool:
         """Return whether files of ``digest`` are there; not whether they are intact."""
         return (self._root / _checked(digest)).is_dir()
@@ -137,6 +145,7 @@ class AdapterStore:
         with self._publishing:
             self.distrust(digest)
             self._put_aside(self._root / _checked(digest))
+            self._remove_derived(lambda owner: owner == digest)
 
     def digests(self) -> frozenset[str]:
         """Return the digests of all published files."""
@@ -153,6 +162,7 @@ class AdapterStore:
         orphans = self.digests() - frozenset(keep)
         for digest in orphans:
             self.remove(digest)
+        self._remove_derived(lambda owner: owner not in keep)
         return len(leftovers) + len(orphans)
 
     def is_intact(self, digest: str) -> bool:
@@ -162,6 +172,12 @@ class AdapterStore:
         except AdapterError:
             return False
         return True
+
+    def _remove_derived(self, of: Callable[[str], bool]) -> None:
+        """Delete what was derived of some adapters; what is half written belongs to none."""
+        for path in (self._root / _DERIVED).glob("*"):
+            if of(path.name.partition(".")[0]):
+                path.unlink(missing_ok=True)
 
     def _put_aside(self, path: Path) -> None:
         """Delete a directory by way of the staging area, so that no half of it is seen under its name."""

@@ -1,8 +1,8 @@
-"""Adapters in memory: what a peft config says and the tensors, checked and in serving layout."""
+"""Adapters in memory: each one thing to the model, a delta to its base, checked and in serving layout."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -13,6 +13,8 @@ class ModuleShape:
 
     out_features: int
     in_features: int
+    bias: bool = False
+    """Whether it has a bias."""
 
 
 BaseModules = Mapping[str, ModuleShape]
@@ -29,24 +31,63 @@ class LoraPair:
     """[rank, out_features]: lora_B transposed and scaled, contiguous."""
 
 
+class ServedBase(Protocol):
+    """What some adapters are relative to: the base's linear layers as they are served. Called from any thread."""
+
+    def row_norms(self, path: str, a: Tensor, b: Tensor) -> Tensor:
+        """Return ‖W + b a‖ of each row of the W at ``path``, float32 [out], for float32 a [rank, in] and b [out, rank].
+
+        DoRA divides by them (2402.09353). Takes memory for a few rows of W.
+        """
+        ...
+
+    def bias(self, path: str) -> Tensor:
+        """Return the bias of a layer that has one, float32 [out]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterWeights:
-    """All pairs of an adapter by full module path. Immutable; safe to share between threads."""
+    """What an adapter changes, by full module path: y = (1 + gain) ⊙ W x + bias + offset + x aᵀ b.
+
+    Immutable; safe to share between threads. A mixture sums gains, offsets and pairs, each times its part's weight.
+    """
 
     pairs: Mapping[str, LoraPair]
+    gains: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of modules whose output is scaled, float32 [out_features]: what is added to 1 (DoRA)."""
+    offsets: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of modules whose output is shifted, float32 [out_features]: trained biases, less the base's."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all factors."""
-        return sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
+        """Bytes of all tensors."""
+        factors = sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
+        return factors + sum(own.nbytes for each in (self.gains, self.offsets) for own in each.values())
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of all modules."""
+        return max((pair.a.shape[0] for pair in self.pairs.values()), default=0)
 
     def rank_by_module(self) -> dict[str, int]:
-        """Return the largest rank over all layers for each module name ("q_proj", …), as the arena needs."""
-        ranks: dict[str, int] = {}
-        for path, pair in self.pairs.items():
-            module = path.rsplit(".", 1)[-1]
-            ranks[module] = max(ranks.get(module, 0), pair.a.shape[0])
-        return ranks
+        """Return the rank rows that the arena needs for each module name ("q_proj", …): see ``rows_by_module``."""
+        ranks = {path: pair.a.shape[0] for path, pair in self.pairs.items()}
+        return rows_by_module(ranks, self.gains, self.offsets)
+
+
+def rows_by_module(ranks: Mapping[str, int], *outputs: Collection[str]) -> dict[str, int]:
+    """Return the rank rows of each module name: the largest rank over all layers, and one more for each of ``outputs``
+    in which the module is: those that are scaled, those that are shifted. All by full path.
+    """
+    rows: dict[str, int] = {}
+    for path, rank in ranks.items():
+        module = path.rsplit(".", 1)[-1]
+        rows[module] = max(rows.get(module, 0), rank)
+    for paths in outputs:
+        for module in {path.rsplit(".", 1)[-1] for path in paths}:
+            rows[module] = rows.get(module, 0) + 1
+    return rows
 
 
 Tier = Literal["device", "host", "disk"]

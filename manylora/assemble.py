@@ -13,6 +13,7 @@ import torch
 from manylora.adapters.audit import FILE as AUDIT_FILE
 from manylora.adapters.base_form import trained_otherwise
 from manylora.adapters.errors import AdapterError
+from manylora.adapters.kept_norms import KeptNorms
 from manylora.adapters.pairing import open_adapters
 from manylora.adapters.pooling import read_pooling
 from manylora.adapters.registry import AdapterRegistry
@@ -37,6 +38,7 @@ from manylora.server.engine.engine import Engine, EngineSettings, Load
 from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.request import Pooling
 from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.model.decoder_base import DecoderBase
 from manylora.server.model.served import ServedModel
 from manylora.server.tenants.ring import KeyRing
 from manylora.server.tokenizer import ModelTexts, Tokenizer
@@ -99,7 +101,9 @@ def measure(settings: ServeSettings, base: BaseModel, context: int) -> Sizes:
     free = free_memory(base.device)
     backend, shape = base.decoder.backend, base.config.shape
     block, row = backend.block_bytes(shape, settings.block_size), sum(backend.row_bytes(shape).values())
-    rows = settings.arena_rows or max(settings.max_rank, min(MOST_ARENA_ROWS, int(free * ARENA_SHARE) // row))
+    rows = settings.arena_rows or max(
+        settings.max_rank + 1, min(MOST_ARENA_ROWS, int(free * ARENA_SHARE) // row)
+    )
     budget = int(settings.kv_cache_gib * GIB) or int(free * KV_SHARE)
     # More than every running sequence at full length is of no use.
     most = settings.max_running * -(-context // settings.block_size)
@@ -316,6 +320,12 @@ def _exported(settings: ServeSettings, base: BaseModel, directory: Path, name: s
     )
 
 
+def _norms(base: BaseModel, store: AdapterStore) -> KeptNorms:
+    """Return the lengths of the base's rows as it is served."""
+    form = f"{base.report.format}, {base.decoder.backend.rows_form}"
+    return KeptNorms(DecoderBase(base.decoder), form, store.derived)
+
+
 def _catalog(
     settings: ServeSettings,
     base: BaseModel,
@@ -326,7 +336,10 @@ def _catalog(
     texts: ModelTexts,
     arena_rows: int,
 ) -> AdapterCatalog:
-    modules = {path: ModuleShape(out, wide) for path, (out, wide) in base.config.base_modules().items()}
+    modules = {
+        path: ModuleShape(*shape, base.config.has_bias(path))
+        for path, shape in base.config.base_modules().items()
+    }
     catalog = CatalogSettings(
         base_names=(name,),
         adapter_root=settings.adapter_root,
@@ -342,5 +355,6 @@ def _catalog(
         max_mixture_parts=settings.max_mixture_parts,
         note_on=lambda trained: trained_otherwise(trained, base.form, from_16bit=base.report.from_16bit),
         arena_rows=arena_rows,
+        norms=_norms(base, home.store),
     )
     return AdapterCatalog(engine, home.registry, home.store, catalog, metrics)

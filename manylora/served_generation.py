@@ -218,7 +218,7 @@ class ServedGeneration:
             dtype=self._base.dtype,
             block_size=BLOCK,
             kv_cache_gib=sequences * blocks * block / GIB,
-            arena_rows=room.rank,
+            arena_rows=room.rank + 1,  # DoRA has one more
             max_rank=room.rank,
             max_running=MOST_RUNNING,
             max_waiting=1 << 30,

@@ -1,6 +1,6 @@
 """What a trained adapter changes in its base, parameter by parameter: LoRA, rsLoRA, DoRA, and whole tensors.
 
-More is merged than is served: DoRA, modules_to_save, trained biases, factors of embedding and head. What can't be
+More is merged than is served: modules_to_save, trained biases, factors of embedding and head. What can't be
 merged exactly is refused, naming the field or the tensor. Tensors are read when they are asked for.
 """
 
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from manylora.adapters.conversion import widened
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline
 from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
@@ -28,7 +29,7 @@ _MAGNITUDE = re.compile(r"\.lora_magnitude_vector(\.weight)?$")
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)\.")
 _UNTRAINED = ".original_module."
 """What modules_to_save started from; peft saves it too when a vocabulary grew."""
-_MERGED_BUT_NOT_SERVED = ("use_dora", "modules_to_save", "bias")
+_MERGED_BUT_NOT_SERVED = ("modules_to_save", "bias")
 _TIE = "ensure_weight_tying"
 
 
@@ -130,7 +131,6 @@ class TrainedAdapter:
         config = read_json_object(directory / CONFIG_FILE)
         self.directory = directory
         self.keeps_tied = bool(config.get(_TIE))
-        self.uses_dora = bool(config.get("use_dora"))
         self.spec = AdapterSpec.parse({k: v for k, v in config.items() if k not in _MERGED_BUT_NOT_SERVED})
         self.digest = digest_of(directory, MAX_ADAPTER_BYTES)
         self._entries = read_header(directory / WEIGHTS_FILE)
@@ -157,7 +157,7 @@ class TrainedAdapter:
     def method(self) -> str:
         """What it is, in words."""
         kind = "rsLoRA" if self.spec.use_rslora else "LoRA"
-        return f"{'DoRA, ' if self.uses_dora else ''}{kind} of rank {self.spec.rank}"
+        return f"{'DoRA, ' if self.spec.use_dora else ''}{kind} of rank {self.spec.rank}"
 
     def describe(self) -> dict[str, object]:
         """Return what a manifest says of it."""
@@ -210,7 +210,7 @@ class TrainedAdapter:
     def _read(self, tensor: str) -> Tensor:
         try:
             with safe_open(self.directory / WEIGHTS_FILE, framework="pt") as file:
-                found: Tensor = file.get_tensor(self._entries[tensor].name).clone()
+                found = widened(file.get_tensor(self._entries[tensor].name).clone())
         except SafetensorError as error:
             raise InvalidAdapter(f"can't be read: {error}", file=WEIGHTS_FILE, tensor=tensor) from error
         if not bool(torch.isfinite(found).all()):
@@ -237,9 +237,9 @@ class TrainedAdapter:
         for tensor, sizes in wanted.items():
             if self._entries[tensor].shape != sizes:
                 raise _misfit(tensor, self._entries[tensor].shape, sizes)
-        if self.uses_dora != (name in self._magnitudes):
+        if self.spec.use_dora != (name in self._magnitudes):
             raise InvalidAdapter(
-                f"use_dora is {str(self.uses_dora).lower()}, which its magnitude vector contradicts",
+                f"use_dora is {str(self.spec.use_dora).lower()}, which its magnitude vector contradicts",
                 file=WEIGHTS_FILE,
                 tensor=path,
             )

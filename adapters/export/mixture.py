@@ -155,8 +155,8 @@ def _adapter(part: ExportPart, outline: ModelOutline) -> TrainedAdapter:
 
 def _beyond_factors(adapter: TrainedAdapter) -> str | None:
     """Return what an adapter has or is that can't be mixed, if there is anything."""
-    if adapter.uses_dora:
-        return "is DoRA, whose change depends on the other parts"
+    if adapter.spec.use_dora:
+        return "is DoRA, which scales the base's own rows"
     for name in (EMBEDDING, HEAD):
         if adapter.touches(name):
             return f"changes {name}"

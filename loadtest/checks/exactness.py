@@ -28,8 +28,8 @@ from manylora.loadtest.material.quiet import advice_off
 from manylora.quant.nf4 import NestedScales, quantize_nf4
 from manylora.server.engine.request import GenerationRequest, SamplingParams
 from manylora.server.kernels.plain import PlainBackend
-from manylora.server.model.config import ModelConfig
 from manylora.server.model.decoder import Decoder
+from manylora.server.model.decoder_base import DecoderBase
 
 TOLERANCE = 1e-4
 """Of logits in float32."""
@@ -43,6 +43,8 @@ TARGETS: tuple[tuple[str, ...], ...] = (
     ("o_proj", "down_proj"),
     ("gate_proj", "up_proj", "k_proj"),
 )
+DORA = (False, True, True, False)
+"""Which of them scale the base's outputs too."""
 NEW_TOKENS = 24
 
 
@@ -77,7 +79,7 @@ def check_family(family: str, scratch: Path, device: torch.device) -> Iterator[O
     yield within(f"{family}: logits are transformers'", worst, TOLERANCE)
 
     paths = _adapters(scratch / family, base)
-    ours = [read(path, model.decoder.config) for path in paths]
+    ours = [read(path, model.decoder) for path in paths]
     placed = place(model, ours)
     uses = [(), *(((ranges, 1.0),) for ranges in placed)]
     alone = [Row(number, prompt(33), adapters) for number, adapters in enumerate(uses)]
@@ -91,7 +93,7 @@ def check_family(family: str, scratch: Path, device: torch.device) -> Iterator[O
     expected = _peft_logits(theirs, paths, prompt(33), device)
     worst = max(difference(row.all_logits(), peft) for row, peft in zip(mixed[1:], expected, strict=True))
     yield within(
-        f"{family}: adapters of ranks {', '.join(map(str, RANKS))} give peft's logits", worst, TOLERANCE
+        f"{family}: LoRA and DoRA of ranks {', '.join(map(str, RANKS))} give peft's logits", worst, TOLERANCE
     )
     apart = min(difference(a.all_logits(), b.all_logits()) for n, a in enumerate(alone) for b in alone[:n])
     yield Outcome(
@@ -133,7 +135,7 @@ def check_engine(scratch: Path, device: torch.device) -> Iterator[Outcome]:
     base = write_base(scratch / "engine", shape_of("qwen2"), seed=4)
     paths = _adapters(scratch / "engine", base)
     model = load(base, PlainBackend(device, torch.float32), 1, "none")
-    adapters = [read(path, model.decoder.config) for path in paths]
+    adapters = [read(path, model.decoder) for path in paths]
     for name, sampling in (
         ("greedy", SamplingParams(temperature=0, max_tokens=NEW_TOKENS)),
         ("seeded, top_p 0.9", SamplingParams(top_p=0.9, seed=5, max_tokens=NEW_TOKENS)),
@@ -163,7 +165,9 @@ def _generate(
     decoder: Decoder, adapters: list[AdapterWeights], requests: list[GenerationRequest]
 ) -> list[list[int]]:
     """Run requests that arrive two steps apart; return their tokens."""
-    engine = build_engine(decoder, EngineSizes(len(requests), 300, sum(RANKS), max_step_tokens=64))
+    engine = build_engine(
+        decoder, EngineSizes(len(requests), 300, sum(RANKS) + sum(DORA), max_step_tokens=64)
+    )
     for number, weights in enumerate(adapters):
         add_adapter(engine, number + 1, weights)
     tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
@@ -196,15 +200,18 @@ def interleave(run: Callable[[list[tuple[Row, int]]], None], rows: list[Row]) ->
 
 def _adapters(directory: Path, base: Path) -> list[Path]:
     return [
-        write_adapter(directory / f"adapter{seed}", base, AdapterShape(rank, 2.0 * rank, targets, seed))
-        for seed, (rank, targets) in enumerate(zip(RANKS, TARGETS, strict=True))
+        write_adapter(
+            directory / f"adapter{seed}", base, AdapterShape(rank, 2.0 * rank, targets, seed, dora=dora)
+        )
+        for seed, (rank, targets, dora) in enumerate(zip(RANKS, TARGETS, DORA, strict=True))
     ]
 
 
-def read(path: Path, config: ModelConfig) -> AdapterWeights:
+def read(path: Path, decoder: Decoder) -> AdapterWeights:
     """Return an adapter's weights in float32, for that base."""
-    modules = {name: ModuleShape(out, wide) for name, (out, wide) in config.base_modules().items()}
-    return read_adapter(path, modules, max_rank=max(RANKS), dtype=torch.float32).weights
+    modules = {name: ModuleShape(out, wide) for name, (out, wide) in decoder.config.base_modules().items()}
+    base = DecoderBase(decoder)
+    return read_adapter(path, modules, max_rank=max(RANKS), dtype=torch.float32, base=base).weights
 
 
 def load_reference(base: Path, device: torch.device) -> Any:

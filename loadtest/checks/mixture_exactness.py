@@ -51,6 +51,8 @@ TARGETS: tuple[tuple[str, ...], ...] = (
     ("o_proj", "down_proj"),
     ("gate_proj", "up_proj", "k_proj"),
 )
+DORA = (3, 4, 7)
+"""Adapters that scale the base's outputs too, by number."""
 Parts = tuple[tuple[int, float], ...]
 """(number of an adapter, weight) pairs in order; () is the base."""
 
@@ -64,10 +66,16 @@ class Told:
 
 
 def adapter_shapes() -> list[AdapterShape]:
-    """Return ranks of 1 to 64, each kind of targets, each rule of scaling."""
+    """Return ranks of 1 to 64, each kind of targets, each rule of scaling, LoRA and DoRA."""
     return [
         AdapterShape(
-            rank, 0.75 * rank + 2, TARGETS[number % len(TARGETS)], 100 + number, 0.3, rslora=number % 3 == 0
+            rank,
+            0.75 * rank + 2,
+            TARGETS[number % len(TARGETS)],
+            100 + number,
+            0.3,
+            rslora=number % 3 == 0,
+            dora=number in DORA,
         )
         for number, rank in enumerate(RANKS)
     ]
@@ -100,7 +108,7 @@ def check_mixtures(scratch: Path, device: torch.device) -> Iterator[Outcome]:
     ]
     asked = kinds()
     model = load(base, PlainBackend(device, torch.float32), len(asked), "none")
-    adapters = [read(path, model.decoder.config) for path in paths]
+    adapters = [read(path, model.decoder) for path in paths]
     together = _answers(model.decoder, adapters, asked, together=True)
     alone = _answers(model.decoder, adapters, asked, together=False)
     equal = sum(_same(one, other, device) for one, other in zip(together, alone, strict=True))
@@ -124,7 +132,9 @@ def check_mixtures(scratch: Path, device: torch.device) -> Iterator[Outcome]:
 
     theirs = _by_peft(base, paths, list(zip(asked, texts, strict=True)), device)
     worst, limit = max(map(difference, ours, theirs)), max(TOLERANCE, least_difference(device))
-    yield within(f"mixtures: {MIXTURES} of 2 to 8 adapters have the logits of peft's cat", worst, limit)
+    yield within(
+        f"mixtures: {MIXTURES} of 2 to 8 adapters, DoRA among them, have peft's logits", worst, limit
+    )
     equal = sum(_follows(answer, logits) for answer, logits in zip(together, theirs, strict=True))
     yield _all("mixtures: the tokens are peft's", equal, len(asked))
     ends = [logits[0] for logits in ours]  # the first token is the same in all
@@ -146,7 +156,9 @@ def _answers(
 ) -> list[Told]:
     """Ask for all of ``asked`` greedily, at once or one after the other, and return the answers in order."""
     context = LONGEST_PROMPT + NEW_TOKENS
-    engine = build_engine(decoder, EngineSizes(len(asked), context, sum(RANKS), max_step_tokens=200))
+    engine = build_engine(
+        decoder, EngineSizes(len(asked), context, sum(RANKS) + len(DORA), max_step_tokens=200)
+    )
     for number, weights in enumerate(adapters):
         add_adapter(engine, number + 1, weights)
     sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=3)
@@ -178,7 +190,7 @@ def _by_peft(
     """Return the logits of all tokens of each text by peft: float32 [tokens, vocab]."""
     from peft import PeftModel
 
-    from manylora.loadtest.material.peft_mixture import mixed
+    from manylora.loadtest.material.peft_mixture import mixed, summed
 
     with advice_off():
         model = PeftModel.from_pretrained(load_reference(base, device), paths[0], adapter_name="0")
@@ -190,7 +202,8 @@ def _by_peft(
                 with model.disable_adapter():
                     found.append(logits_of(model, text, device))
             else:
-                with mixed(model, [(str(part), weight) for part, weight in parts]) as adapted:
+                way = mixed if all(part not in DORA for part, _ in parts) else summed
+                with way(model, [(str(part), weight) for part, weight in parts]) as adapted:
                     found.append(logits_of(adapted, text, device))
     return found
 

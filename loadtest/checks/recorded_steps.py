@@ -21,6 +21,7 @@ from manylora.loadtest.material.checkpoints import ALL_LINEAR, AdapterShape, wri
 from manylora.server.kernels.plain import PlainBackend
 from manylora.server.kernels.plain.cuda_graph import CudaRecorder
 from manylora.server.kernels.plain.decode_steps import Call, Record
+from manylora.server.model.decoder_base import DecoderBase
 from manylora.server.model.loader import Quantization
 from manylora.server.model.served import ServedModel
 
@@ -59,7 +60,10 @@ def check_recorded(scratch: Path, device: torch.device) -> Iterator[Outcome]:
     """Run the same steps recorded and op by op, in several types and weight formats."""
     record: Callable[[Call], Call] = CudaRecorder(device) if device.type == "cuda" else _call_again
     base = write_base(scratch / "recorded", shape_of("qwen2"), seed=6)
-    shapes = (AdapterShape(8, 16.0, ALL_LINEAR, 1), AdapterShape(16, 16.0, ("q_proj", "down_proj"), 2))
+    shapes = (
+        AdapterShape(8, 16.0, ALL_LINEAR, 1, dora=True),
+        AdapterShape(16, 16.0, ("q_proj", "down_proj"), 2),
+    )
     paths = [write_adapter(scratch / f"recorded{each.seed}", base, each) for each in shapes]
     for dtype, quantization in FORMS:
         counted = Counted(record)
@@ -84,8 +88,10 @@ def _logits(model: ServedModel, paths: list[Path]) -> list[Tensor]:
     """Bring prompts in and decode them; return each row's logits. The last row is there every other eight steps."""
     backend, config = model.decoder.backend, model.decoder.config
     modules = {name: ModuleShape(out, wide) for name, (out, wide) in config.base_modules().items()}
+    base = DecoderBase(model.decoder)
     one, two = place(
-        model, [read_adapter(path, modules, max_rank=16, dtype=backend.dtype).weights for path in paths]
+        model,
+        [read_adapter(path, modules, max_rank=16, dtype=backend.dtype, base=base).weights for path in paths],
     )
     uses = [(), ((one, 1.0),), ((two, 1.0),), ((one, 0.7), (two, 0.3)), ((one, 1.0),)]
     rows = [

@@ -175,10 +175,10 @@ class Doors:
 
 
 def train(job: Job, method: Method, output: Path, doors: Doors) -> tuple[str, dict[str, Any]]:
-    """Train, unless it is done, and return what was said and run.json. DoRA can't be asked of the served base."""
+    """Train, unless it is done, and return what was said and run.json."""
     asked = ["--eval_answers", "exact", "--eval_answers_limit", str(job.questions)]
     asked += ["--eval_answers_max_new_tokens", str(job.new_tokens())]
-    words = train_words(job, method, output) + ([] if "--use_dora" in method.flags else asked)
+    words = train_words(job, method, output) + asked
     log, record = output.with_suffix(".log"), output / "run.json"
     said = log.read_text(encoding="utf-8") if record.exists() else doors.run(words, log)
     return said, json.loads(record.read_text(encoding="utf-8"))

@@ -115,6 +115,8 @@ class AdapterShape:
     answers differ from the base's and between adapters within a few tokens."""
     rslora: bool = False
     """Whether the scale is alpha/√rank and not alpha/rank (2312.03732)."""
+    dora: bool = False
+    """Whether it brings a length for each row of the base (2402.09353): around 1, as the random base's are."""
 
     @property
     def scale(self) -> float:
@@ -174,6 +176,9 @@ def write_adapter(
         b = torch.randn(out, shape.rank, generator=generator) * spread
         tensors[f"base_model.model.{path}.lora_A.weight"] = a.to(dtype)
         tensors[f"base_model.model.{path}.lora_B.weight"] = b.to(dtype)
+        if shape.dora:
+            length = 1 + shape.strength / 2 * torch.randn(out, generator=generator)
+            tensors[f"base_model.model.{path}.lora_magnitude_vector"] = length.to(dtype)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
@@ -183,6 +188,7 @@ def write_adapter(
         "r": shape.rank,
         "lora_alpha": shape.alpha,
         "use_rslora": shape.rslora,
+        "use_dora": shape.dora,
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,

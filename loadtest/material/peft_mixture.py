@@ -1,10 +1,15 @@
-"""A mixture as peft makes it: the parts' factors side by side, as one adapter. What ours are held against."""
+"""A mixture by peft: the parts' factors side by side as one adapter, or what each part adds alone, summed.
 
-from collections.abc import Iterator, Sequence
+What ours are held against.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from torch import Tensor
 
 _NAME = "mixture"
 
@@ -28,3 +33,35 @@ def mixed(model: PeftModel, parts: Sequence[tuple[str, float]]) -> Iterator[Peft
     finally:
         model.set_adapter(names[0])  # peft warns when the active one is deleted
         model.delete_adapter(_NAME)
+
+
+@contextmanager
+def summed(model: PeftModel, parts: Sequence[tuple[str, float]]) -> Iterator[PeftModel]:
+    """Give the model in which each layer adds weight · (what it gives with a part alone less the base's); forget that.
+
+    For parts that peft can't put side by side: DoRA, whose scaling of the base isn't in the factors.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.forward = _sum(layer, parts)
+    try:
+        yield model.eval()
+    finally:
+        for layer in layers:
+            del layer.forward
+        model.set_adapter(parts[0][0])
+
+
+def _sum(layer: Any, parts: Sequence[tuple[str, float]]) -> Callable[[Tensor], Tensor]:
+    alone = layer.forward
+
+    def forward(x: Tensor) -> Tensor:
+        base: Tensor = layer.base_layer(x)
+        total = base
+        for name, weight in parts:
+            if name in layer.lora_A:
+                layer.set_adapter(name)
+                total = total + weight * (alone(x) - base)
+        return total
+
+    return forward

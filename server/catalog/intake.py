@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from manylora.adapters.base_form import BaseForm
 from manylora.adapters.errors import AdapterError
-from manylora.adapters.reader import AdapterOutline, inspect_adapter, read_adapter
+from manylora.adapters.reader import AdapterOutline, LoadedAdapter, inspect_adapter, read_adapter
 from manylora.adapters.source import Source, operator_source, resolve_source
 from manylora.adapters.spec import AdapterSpec
 from manylora.adapters.store import AdapterStore, StagedAdapter
@@ -134,17 +134,9 @@ class AdapterIntake:
 
     def read(self, digest: str) -> AdapterWeights:
         """Read the stored weights (blocking), hashing them if this process never did. Raises AdapterError."""
-        settings = self._settings
         directory = self._store.verify(digest)
         try:
-            return read_adapter(
-                directory,
-                settings.modules,
-                max_rank=settings.max_rank,
-                dtype=settings.dtype,
-                vocab_size=settings.vocab_size,
-                digest=digest,
-            ).weights
+            return self._read(directory, digest).weights
         except (AdapterError, OSError):
             self._store.distrust(digest)
             raise
@@ -173,21 +165,27 @@ class AdapterIntake:
         """Check the staged copy, and publish it only then."""
         settings = self._settings
         try:
-            loaded = read_adapter(
-                staged.path,
-                settings.modules,
-                max_rank=settings.max_rank,
-                dtype=settings.dtype,
-                vocab_size=settings.vocab_size,
-                digest=staged.digest,
-            )
+            loaded = self._read(staged.path, staged.digest)
             settings.check_text(staged.path, loaded.text)
             self._store.publish(staged)
         finally:
             self._store.discard(staged)
         weights = loaded.weights
-        rank = max(weights.rank_by_module().values())
-        return Prepared(staged.digest, loaded.spec, rank, loaded.text, weights, loaded.trained_on)
+        return Prepared(staged.digest, loaded.spec, weights.rank, loaded.text, weights, loaded.trained_on)
+
+    def _read(self, directory: Path, digest: str) -> LoadedAdapter:
+        settings = self._settings
+        norms = contextlib.nullcontext() if settings.norms is None else settings.norms.of(digest)
+        with norms as base:
+            return read_adapter(
+                directory,
+                settings.modules,
+                max_rank=settings.max_rank,
+                dtype=settings.dtype,
+                vocab_size=settings.vocab_size,
+                digest=digest,
+                base=base,
+            )
 
 
 def reason_of(error: AdapterError | OSError) -> str:

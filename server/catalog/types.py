@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from manylora.adapters.base_form import BaseForm
+from manylora.adapters.kept_norms import KeptNorms
 from manylora.adapters.mixtures import MixturePart
 from manylora.adapters.pooling import Way
 from manylora.adapters.records import AdapterRecord, MixtureRecord
@@ -151,6 +152,8 @@ class CatalogSettings:
     """Says what its owner should know of an adapter that was trained on the base in such a form."""
     arena_rows: int | None = None
     """Rank rows that the arena has of each module; None: a mixture of any ranks is taken."""
+    norms: KeptNorms | None = None
+    """Lengths of the served base's rows; None: adapters that need them (DoRA) are refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ What it makes is opaque to everybody else. Above it stand the decoder, which che
 which knows of numbers only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 import torch
@@ -71,7 +71,7 @@ class KVCache(Protocol):
 
 
 class RankArena(Protocol):
-    """The A and B of every adapter on the device: in each module an adapter owns a contiguous range of rank rows.
+    """What every adapter on the device adds: in each module an adapter owns a contiguous range of rank rows.
 
     Which ranges are free, the engine knows. Changed between steps only.
     """
@@ -87,7 +87,7 @@ class RankArena(Protocol):
         ...
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
-        """Copy an adapter's factors into its ranges.
+        """Copy an adapter's factors and gains into its ranges, which have a row more than its rank where it has gains.
 
         Rows that a layer doesn't use, because it isn't targeted or its rank is smaller, add nothing afterwards.
         """
@@ -158,6 +158,22 @@ class Backend(Protocol[ModelT, PlanT]):
 
     def tie_head(self, embedding: EmbeddingWeight) -> LinearWeight:
         """Return the head of a model that ties it to its embedding: the same storage."""
+        ...
+
+    def rows(self, weight: LinearWeight, first: int, last: int) -> Iterator[Tensor]:
+        """Yield rows [first, last) of a prepared matrix as it multiplies by them, float32 [n, in], a few at a time.
+
+        Callable from any thread; a step may run meanwhile.
+        """
+        ...
+
+    def bias(self, weight: LinearWeight) -> Tensor | None:
+        """Return the bias that is added to a prepared matrix's products, [out]; callable from any thread."""
+        ...
+
+    @property
+    def rows_form(self) -> str:
+        """What ``rows`` of a checkpoint's matrices depend on beside how it is quantised, in a few words."""
         ...
 
     @property

@@ -59,9 +59,9 @@ def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the logits of all tokens, whether these are finite, and the best token of the first few, if it samples."""
     noise = torch.Generator().manual_seed(0)
     model = backend.assemble(model_of_noise(backend, noise))
-    kv, arena = backend.new_kv(SHAPE, len(LENGTHS) * 3, BLOCK), backend.new_arena(SHAPE, 2 * RANK)
-    owned = dict.fromkeys(MODULES, RankRange(RANK, RANK))
-    arena.write(owned, adapter_of_noise(noise))
+    kv, arena = backend.new_kv(SHAPE, len(LENGTHS) * 3, BLOCK), backend.new_arena(SHAPE, 3 * RANK)
+    owned = dict.fromkeys(MODULES, RankRange(RANK, RANK + 2))
+    arena.write(owned, adapter_of_noise(noise, outputs=True))
     batch = step_of_noise([0] * len(LENGTHS), LENGTHS, [((owned, 0.5),), (), ()])
     plan = backend.begin_step(model, batch, kv, arena)
     output = backend.collect(backend.launch(plan, batch.logits_rows, None))
@@ -77,9 +77,10 @@ def _answers(backend: AnyBackend) -> tuple[Tensor, Tensor, Tensor | None]:
 def model_of_noise(backend: AnyBackend, noise: torch.Generator) -> DecoderWeights:
     """Return a 4-bit decoder of SHAPE on the backend's device."""
 
-    def linear(*names: str) -> LinearWeight:
+    def linear(*names: str, bias: bool = False) -> LinearWeight:
         parts = [quantize_nf4(_noise(noise, *MODULES[name])) for name in names]
-        return backend.prepare(parts, None)
+        width = sum(part.shape[0] for part in parts)
+        return backend.prepare(parts, torch.randn(width, generator=noise) if bias else None)
 
     def norm(width: int) -> Tensor:
         return (torch.randn(width, generator=noise) * 0.1 + 1).to(backend.device, backend.dtype)
@@ -89,7 +90,7 @@ def model_of_noise(backend: AnyBackend, noise: torch.Generator) -> DecoderWeight
     embedding = backend.prepare_embedding(torch.randn(VOCAB, HIDDEN, generator=noise), tied=True)
     layer = LayerWeights(
         attn_norm=norm(HIDDEN),
-        qkv=linear("q_proj", "k_proj", "v_proj"),
+        qkv=linear("q_proj", "k_proj", "v_proj", bias=True),
         q_norm=norm(HEAD_DIM),
         k_norm=norm(HEAD_DIM),
         o=linear("o_proj"),
@@ -102,13 +103,19 @@ def model_of_noise(backend: AnyBackend, noise: torch.Generator) -> DecoderWeight
     return DecoderWeights(SHAPE, 1e-6, cos, sin, embedding, (layer,), norm(HIDDEN), head, True)
 
 
-def adapter_of_noise(noise: torch.Generator) -> AdapterWeights:
-    """Return an adapter of RANK for all modules of SHAPE."""
+def adapter_of_noise(noise: torch.Generator, *, outputs: bool = False) -> AdapterWeights:
+    """Return an adapter of RANK for all modules of SHAPE; ``outputs``: their own are changed too, by two rows more."""
     pairs = {
         name: LoraPair(_noise(noise, RANK, wide), _noise(noise, RANK, out) * 0.3)
         for name, (out, wide) in MODULES.items()
     }
-    return AdapterWeights(pairs)
+    if not outputs:
+        return AdapterWeights(pairs)
+    gains, offsets = (
+        {name: torch.randn(out, generator=noise) * 0.3 for name, (out, _) in MODULES.items()}
+        for _ in range(2)
+    )
+    return AdapterWeights(pairs, gains, offsets)
 
 
 def _noise(noise: torch.Generator, rows: int, wide: int) -> Tensor:

@@ -33,7 +33,9 @@ PROMPTS = (40, 1, 9)
 """Tokens of the sequences before they decode."""
 ARENAS = (4 * RANK, 300)
 """Rank rows: few are multiplied as they are, of many those in use are gathered."""
-FIRST, SECOND = (dict.fromkeys(MODULES, RankRange(start, RANK)) for start in (RANK, 2 * RANK))
+FIRST = dict.fromkeys(MODULES, RankRange(RANK - 2, RANK + 2))
+SECOND = dict.fromkeys(MODULES, RankRange(2 * RANK, RANK))
+"""The first scales and shifts outputs too."""
 BASE: WeightedAdapters = ()
 ONE: WeightedAdapters = ((FIRST, 1.0),)
 TWO: WeightedAdapters = ((SECOND, 1.0),)
@@ -169,8 +171,8 @@ def _run(backend: PlainBackend, rows: int) -> list[tuple[Tensor, Tensor]]:
     noise = torch.Generator().manual_seed(0)
     model = model_of_noise(backend, noise)
     kv, arena = backend.new_kv(SHAPE, 3 * len(PROMPTS), BLOCK), backend.new_arena(SHAPE, rows)
-    for owned in (FIRST, SECOND):
-        arena.write(owned, adapter_of_noise(noise))
+    arena.write(FIRST, adapter_of_noise(noise, outputs=True))
+    arena.write(SECOND, adapter_of_noise(noise))
     computed, found = [0] * len(PROMPTS), []
     for number, uses in enumerate(((ONE, BASE, TWO), *DECODES)):
         if number == REPLACED:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from manylora.server.kernels.output_rows import OutputRows
 from manylora.server.kernels.step import AttentionMetadata, LoraSpan
 
 
@@ -55,6 +56,27 @@ def lora(x: Tensor, arena_a: Tensor, arena_b: Tensor, module: str, spans: Sequen
                 shrunk = x[tokens].float() @ arena_a[rows].float().T
                 delta[tokens] += weight * (shrunk @ arena_b[rows].float())
     return delta
+
+
+def outputs(
+    y: Tensor, bias: Tensor | None, arena_b: Tensor, module: str, spans: Sequence[LoraSpan], rows: OutputRows
+) -> Tensor:
+    """y[t] + (y[t] − bias) ⊙ Σ weight · gain + Σ weight · offset over the adapters of t's span (2402.09353).
+
+    y [T, out] is W x + bias, before adapters' deltas; arena_b [rows, out] holds gains and offsets in ``rows``.
+    """
+    after = y.float().clone()
+    for span in spans:
+        tokens = slice(span.start, span.start + span.length)
+        own = y[tokens].float() if bias is None else y[tokens].float() - bias.float()
+        for ranges, weight in span.adapters:
+            if (owned := ranges.get(module)) is None:
+                continue
+            if (row := rows.gain(module, owned)) is not None:
+                after[tokens] += own * (weight * arena_b[row].float())
+            if (row := rows.offset(module, owned)) is not None:
+                after[tokens] += weight * arena_b[row].float()
+    return after
 
 
 def paged_attention(

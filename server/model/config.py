@@ -90,6 +90,13 @@ class ModelConfig:
             for name in self.module_shapes()
         }
 
+    def has_bias(self, path: str) -> bool:
+        """Return whether a linear layer has a bias; by its path or its name."""
+        module = path.rsplit(".", 1)[-1]
+        if module in FUSED["qkv"]:
+            return self.qkv_bias
+        return self.output_bias if module in FUSED["o"] else self.mlp_bias
+
     def base_modules(self) -> dict[str, tuple[int, int]]:
         """Return (out_features, in_features) of every linear layer that an adapter may target, by its path."""
         shapes = self.module_shapes()

@@ -94,6 +94,66 @@ def test_the_scale_is_applied_before_rounding(tmp_path: Path) -> None:
     assert pair.a.dtype == torch.float16
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_factors_of_8_bits_are_what_they_are_in_more(tmp_path: Path, dtype: torch.dtype) -> None:
+    rounded = {name: tensor.to(dtype) for name, tensor in factors().items()}
+    narrow = write(tmp_path / "narrow", tensors=rounded)
+    wide = write(tmp_path / "wide", tensors={name: tensor.float() for name, tensor in rounded.items()})
+    for path, pair in read(narrow).weights.pairs.items():
+        other = read(wide).weights.pairs[path]
+        assert torch.equal(pair.a, other.a)
+        assert torch.equal(pair.b, other.b)
+    rounded[f"{Q0}.lora_A.weight"] = torch.full((4, HIDDEN), torch.nan).to(dtype)
+    with pytest.raises(InvalidAdapter, match="NaN"):
+        read(write(narrow, tensors=rounded))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*changes the base weights of the model:UserWarning")
+@pytest.mark.parametrize("init", ["pissa_niter_4", "olora"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_what_peft_converted_adds_to_the_plain_base_what_training_did(
+    base: LlamaForCausalLM, tmp_path: Path, init: str, rslora: bool
+) -> None:
+    """Unconverted it is refused; converted it has twice the rank, and its own scale."""
+    torch.manual_seed(1)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=6,
+        target_modules=["q_proj", "up_proj"],
+        # peft converts no rsLoRA that has patterns.
+        rank_pattern={} if rslora else {"up_proj": 3},
+        alpha_pattern={} if rslora else {"up_proj": 2},
+        init_lora_weights=init,
+        use_rslora=rslora,
+    )
+    model = get_peft_model(copy.deepcopy(base), config)
+    assert isinstance(model, PeftModel)
+    config.init_lora_weights = True  # as peft asks for, to save the start
+    model.save_pretrained(tmp_path / "start", save_embedding_layers=False)
+    config.init_lora_weights = init
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "own", save_embedding_layers=False)
+    with pytest.raises(UnsupportedAdapter, match="convert it"):
+        read(tmp_path / "own")
+    to = tmp_path / "converted"
+    model.save_pretrained(
+        to, save_embedding_layers=False, path_initial_model_for_weight_conversion=str(tmp_path / "start")
+    )
+    pairs = read(to).weights.pairs
+    before = dict(base.named_parameters())
+    after = dict(model.merge_and_unload().named_parameters())
+    assert pairs
+    for path, pair in pairs.items():
+        change = (after[f"{path}.weight"] - before[f"{path}.weight"]).detach()
+        assert len(pair.a) == (6 if path.endswith("up_proj") and not rslora else 8)
+        torch.testing.assert_close(pair.b.T @ pair.a, change, rtol=1e-4, atol=1e-5)
+
+
 def test_the_outline_says_what_reading_gives(tmp_path: Path) -> None:
     write(tmp_path)
     outline = inspect_adapter(tmp_path, MODULES, max_rank=16)

@@ -84,10 +84,8 @@ def test_all_linear_takes_every_module_but_the_excluded() -> None:
     ("change", "named"),
     [
         ({"peft_type": "IA3"}, "IA3"),
-        ({"use_dora": True}, "use_dora"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "bias"),
-        ({"lora_bias": True}, "lora_bias"),
+        ({"bias": "some"}, "none, all, lora_only"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"target_parameters": ["experts"]}, "target_parameters"),
         ({"megatron_config": {"a": 1}}, "megatron_config"),
@@ -115,6 +113,8 @@ def test_other_kinds_are_refused_by_name(change: dict[str, object], named: str) 
     [
         ({"r": 0}, "r is 0"),
         ({"r": True}, "r is True"),
+        ({"use_dora": True, "lora_bias": True}, "lora_bias"),
+        ({"use_dora": "yes"}, "use_dora"),
         ({"lora_alpha": "8"}, "lora_alpha"),
         ({"lora_alpha": float("nan")}, "lora_alpha"),
         ({"lora_alpha": 10**401}, "lora_alpha"),

@@ -114,8 +114,8 @@ def test_what_cannot_be_generated_is_told_in_one_line(
 ) -> None:
     with pytest.raises(BaseRefused, match="base can't be served"):
         ServedGeneration(ServedBase(tmp_path / "nowhere"))(conversations, None, 8)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "use_dora": True}))
-    with pytest.raises(TrainingError, match="DoRA"):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "use_qalora": True}))
+    with pytest.raises(TrainingError, match="QALoRA"):
         generate(conversations, tmp_path, 8)
     with pytest.raises(InvalidData, match="fills the base's context"):
         generate([[{"role": "user", "content": "word " * 5000}]], None, 8)

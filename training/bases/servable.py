@@ -35,9 +35,8 @@ def servable(base: Base, lora: LoraSettings) -> Servable:
     reason = next(_obstacles(base, lora), None)
     if reason is not None:
         return Servable(False, f"{reason}; transformers and peft load it (load_finetuned_model)")
-    return Servable(
-        True, "; ".join(("it is plain LoRA on linear layers of the blocks", *_advice(base, lora)))
-    )
+    kind = "DoRA" if lora.use_dora else "plain LoRA" if lora.bias == "none" else "LoRA with biases"
+    return Servable(True, "; ".join((f"it is {kind} on linear layers of the blocks", *_advice(base, lora))))
 
 
 def serve_command(base: Base, adapters: "Mapping[str, Path]", rank: int) -> str:
@@ -54,10 +53,6 @@ def _obstacles(base: Base, lora: LoraSettings) -> "Iterator[str]":
     family = base.model.config.model_type
     if family not in SERVED_FAMILIES:
         yield f"the server has no family {family!r} (it has {', '.join(SERVED_FAMILIES)})"
-    if lora.use_dora:
-        yield "the server has no DoRA, which scales the base's own rows"
-    if lora.bias != "none":
-        yield f"--lora_bias {lora.bias} trains biases of the base, which all adapters share"
     if lora.new_tokens:
         yield f"it brings tokens that the base doesn't have ({', '.join(lora.new_tokens)})"
     if lora.modules_to_save:

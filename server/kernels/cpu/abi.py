@@ -7,13 +7,14 @@ import ctypes
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any, TypeAlias
 
-VERSION = 7
+VERSION = 8
 """ML_ABI: a library with another one isn't loaded."""
 BLOCK = 32
 MODULES = 7
 TABLE4, INT8, BF16, SPLIT8 = 0, 1, 2, 3
 ACTIVATIONS_INT8, ACTIVATIONS_BF16 = 0, 1
 KV_BF16, KV_INT8 = 0, 1
+TERM_GAIN, TERM_OFFSET = 0, 1
 
 
 class Matrix(Structure):
@@ -137,17 +138,37 @@ class Job(Structure):
         ("start", c_int32),
         ("rank", c_int32),
         ("count", c_int32),
-        ("reserved", c_int32),
+        ("others", c_int32),
         ("tokens", c_void_p),
         ("weights", c_void_p),
         ("places", c_void_p),
     )
 
 
+class Term(Structure):
+    """ml_term."""
+
+    _fields_ = (
+        ("token", c_int32),
+        ("start", c_int32),
+        ("rank", c_int32),
+        ("row", c_int32),
+        ("kind", c_int32),
+        ("weight", c_float),
+    )
+
+
 class Jobs(Structure):
     """ml_jobs."""
 
-    _fields_ = (("count", c_int32), ("width", c_int32), ("job", c_void_p))
+    _fields_ = (
+        ("count", c_int32),
+        ("width", c_int32),
+        ("job", c_void_p),
+        ("terms", c_int32),
+        ("reserved", c_int32),
+        ("term", c_void_p),
+    )
 
 
 class Step(Structure):
@@ -240,6 +261,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "ml_pair": Pair,
     "ml_arena": Arena,
     "ml_job": Job,
+    "ml_term": Term,
     "ml_jobs": Jobs,
     "ml_step": Step,
     "ml_call": Call,
@@ -288,6 +310,7 @@ SIGNATURES: dict[str, Signature] = {
     "linear": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p)),
     "search": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)),
     "embedding": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
+    "matrix_rows": (None, (c_void_p, c_int64, c_int64, c_void_p)),
     "read_words": (c_int64, (c_void_p, c_int64)),
     "dot_words": (c_int64, (c_int64,)),
     "rms_norm_rows": (None, (c_void_p, c_void_p, c_float, c_int64, c_int32, c_void_p)),

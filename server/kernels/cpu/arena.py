@@ -8,6 +8,7 @@ from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
 from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.output_rows import OutputRows, outputs_of
 from manylora.server.kernels.plain.memory import zeros
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import LORA_MODULES, AdapterRanges, RankRange
@@ -25,6 +26,7 @@ class CpuArena:
     def __init__(self, shape: DecoderShape, rows: int) -> None:
         self.rows = rows
         self._paths = shape.paths
+        self.output_rows = OutputRows(shape.modules)
         layers = self._num_layers = shape.num_layers
         self._modules = {
             module: (
@@ -52,7 +54,8 @@ class CpuArena:
         return ctypes.addressof(self.structure)
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
-        """Copy an adapter's factors into its ranges; rows that a layer doesn't use become zero."""
+        """Copy an adapter into its ranges; rows that a layer doesn't use become zero."""
+        self.output_rows.written(ranges, weights)
         for module, owned in ranges.items():
             every_a, every_b = self._shares(module, owned)
             for paths, own_a, own_b in zip(self._paths, every_a, every_b, strict=True):
@@ -63,6 +66,8 @@ class CpuArena:
                     own_b[:, :used] = _in_blocks(pair.b)
                 own_a[used:] = 0
                 own_b[:, used:] = 0
+                for row, values in outputs_of(self.output_rows, module, owned, paths[module], weights):
+                    own_b[:, row - owned.start] = _in_blocks(values[None])[:, 0]
 
     def _shares(self, module: str, owned: RankRange) -> tuple[Tensor, Tensor]:
         """Return an adapter's A [layers, rank, in] and B [layers, ⌈out / 32⌉, rank, 32] of a module, to be written."""
@@ -73,6 +78,7 @@ class CpuArena:
 
     def move(self, module: str, source: RankRange, target_start: int) -> None:
         """Move a range to another start; the two may overlap."""
+        self.output_rows.moved(module, source, target_start)
         old = slice(source.start, source.start + source.rank)
         new = slice(target_start, target_start + source.rank)
         for factor in self._modules[module]:

@@ -6,7 +6,7 @@ residual stream is float32; adapters are bfloat16, keys and values too, or in 8 
 """
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -34,11 +34,13 @@ from manylora.server.kernels.owned import own
 from manylora.server.kernels.sampling import Sampled, SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import Ints, StepBatch
-from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight
+from manylora.server.kernels.weights import DecoderWeights, EmbeddingWeight, LinearWeight
 
 HEAD_GROUP = 32
 """Inputs that share a scale in the head, of weights and activations: logits are more sensitive than layers are. By 64
 the head alone would be a third of what 8-bit activations cost."""
+PIECE = 1 << 21
+"""Weights of a piece of rows: 8 MiB."""
 CPU = torch.device("cpu")
 Activations: TypeAlias = Literal["int8", "bfloat16"]
 """What 4- and 8-bit weights are multiplied by. Weights are laid out alike for both."""
@@ -99,6 +101,32 @@ class CpuBackend:
     def tie_head(self, embedding: EmbeddingWeight) -> CpuLinear:
         """See Backend."""
         return own(embedding, CpuLinear)
+
+    def rows(self, weight: LinearWeight, first: int, last: int) -> Iterator[Tensor]:
+        """See Backend."""
+        activations = ACTIVATIONS[self.activations]
+        start = 0
+        for part in own(weight, CpuLinear).parts:
+            structure = part.structure(activations)
+            begin, end = max(first - start, 0), min(last - start, part.shape[0])
+            for row in range(begin, end, step := max(1, PIECE // part.shape[1])):
+                piece = torch.empty(min(step, end - row), part.shape[1])
+                self._kernels.call(
+                    "matrix_rows", ctypes.addressof(structure), row, len(piece), piece.data_ptr()
+                )
+                yield piece
+            start += part.shape[0]
+
+    def bias(self, weight: LinearWeight) -> Tensor | None:
+        """See Backend."""
+        found = [part.bias for part in own(weight, CpuLinear).parts]
+        biases = [bias for bias in found if bias is not None]
+        return torch.cat(biases) if len(biases) == len(found) else None
+
+    @property
+    def rows_form(self) -> str:
+        """See Backend."""
+        return f"{self.keeper.layout}, {self.activations} activations"
 
     def assemble(self, weights: DecoderWeights) -> CpuModel:
         """See Backend."""

@@ -14,6 +14,7 @@ from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.arena import CpuArena
 from manylora.server.kernels.cpu.kv_cache import CpuKVCache
 from manylora.server.kernels.cpu.model import CpuModel
+from manylora.server.kernels.output_rows import OutputRows
 from manylora.server.kernels.step import LORA_MODULES, AdapterRanges, Floats, Ints, StepBatch
 
 
@@ -34,13 +35,15 @@ JOB = np.dtype(
         ("start", "i4"),
         ("rank", "i4"),
         ("count", "i4"),
-        ("reserved", "i4"),
+        ("others", "i4"),
         ("tokens", "u8"),
         ("weights", "u8"),
         ("places", "u8"),
     ]
 )
 """abi.Job."""
+TERM = np.dtype([(name, "i4") for name in ("token", "start", "rank", "row", "kind")] + [("weight", "f4")])
+"""abi.Term."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def plan_step(model: CpuModel, batch: StepBatch, kv: CpuKVCache, arena: CpuArena
         block_tables=arrays[5].ctypes.data,
         finite=finite.ctypes.data,
     )
-    jobs = step_jobs(model, batch)
+    jobs = step_jobs(model, batch, arena.output_rows)
     structure.jobs = jobs.structures
     plan = CpuPlan(batch, model, kv, arena, finite, structure, (arrays, jobs))
     # A copy wouldn't change with what it was made of.
@@ -106,22 +109,24 @@ class StepJobs:
     ranges: tuple[AdapterRanges, ...]
     """Kept, so that no other mapping can be taken for one of these."""
     rows: tuple[bytes, ...]
+    output_changes: int
     uses: "Uses | None"
     structures: "ctypes.Array[abi.Jobs]"
 
 
-def step_jobs(model: CpuModel, batch: StepBatch) -> StepJobs:
+def step_jobs(model: CpuModel, batch: StepBatch, output_rows: OutputRows) -> StepJobs:
     """Return a step's jobs: those of the one before, where the same rows use the same adapters, as streams do."""
     adapters = batch.adapters
     arrays = (adapters.start, adapters.which, adapters.weights, batch.attention.query_start)
     rows = tuple(array.tobytes() for array in arrays)
     last = model.last_jobs
     # Mappings never change: an adapter that is moved gets another.
-    if last is not None and last.rows == rows and _same(last.ranges, adapters.ranges):
+    same = last is not None and last.rows == rows and last.output_changes == output_rows.changes
+    if last is not None and same and _same(last.ranges, adapters.ranges):
         return last
-    uses = Uses.of(batch)
+    uses = Uses.of(batch, output_rows)
     structures = (abi.Jobs * len(LORA_MODULES))(*(() if uses is None else uses.jobs()))
-    model.last_jobs = StepJobs(adapters.ranges, rows, uses, structures)
+    model.last_jobs = StepJobs(adapters.ranges, rows, output_rows.changes, uses, structures)
     return model.last_jobs
 
 
@@ -136,10 +141,12 @@ class Uses:
     tokens: Ints
     """Of one use after the other."""
     weights: Floats
+    outputs: npt.NDArray[np.int32]
+    """[uses, modules, kinds]: which of an adapter's rows holds gains, and which offsets; −1: none does."""
     kept: list[Any] = field(default_factory=list)
 
     @classmethod
-    def of(cls, batch: StepBatch) -> "Uses | None":
+    def of(cls, batch: StepBatch, output_rows: OutputRows) -> "Uses | None":
         """Collect the tokens of each adapter; None if all are the base's.
 
         A token's first adapter comes before any token's second: so its order is its own, whoever else is there.
@@ -159,11 +166,14 @@ class Uses:
         ends = np.cumsum(lengths)
         tokens = np.arange(ends[-1]) + np.repeat(starts[rows[order]] - ends + lengths, lengths)
         ranges = np.array([_ranges(owned) for owned in adapters.ranges], dtype=np.int32)
+        outputs = np.array([_outputs(owned, output_rows) for owned in adapters.ranges], dtype=np.int32)
+        adapter = adapters.which[order][first]
         return cls(
-            ranges[adapters.which[order][first]],
+            ranges[adapter],
             of_use,
             tokens.astype(np.int32),
             np.repeat(adapters.weights[order], lengths),
+            outputs[adapter],
         )
 
     def jobs(self) -> list[abi.Jobs]:
@@ -183,14 +193,53 @@ class Uses:
             ranks[used],
             self.counts[used],
         )
+        jobs["others"] = (self.outputs[used, index] >= 0).sum(axis=-1)
         for name, array in (("tokens", self.tokens), ("weights", self.weights), ("places", places)):
             jobs[name] = array.ctypes.data + 4 * firsts[used]
-        self.kept.extend((places, jobs))
-        return abi.Jobs(count=len(jobs), width=int(ends[-1]), job=jobs.ctypes.data)
+        terms = self._terms(index)
+        self.kept.extend((places, jobs, terms))
+        return abi.Jobs(
+            count=len(jobs),
+            width=int(ends[-1]),
+            job=jobs.ctypes.data,
+            terms=len(terms),
+            term=terms.ctypes.data if len(terms) else None,
+        )
+
+    def _terms(self, index: int) -> npt.NDArray[np.void]:
+        """Return what adapters do to a module's output; a token's stand together, in its own order."""
+        outputs = self.outputs[:, index]
+        if (outputs < 0).all():
+            return np.zeros(0, dtype=TERM)
+        owner = np.repeat(np.arange(len(self.counts)), self.counts)
+        found = []
+        for kind in (abi.TERM_GAIN, abi.TERM_OFFSET):
+            wanted = np.flatnonzero(outputs[owner, kind] >= 0)
+            terms = np.zeros(len(wanted), dtype=TERM)
+            terms["token"], terms["weight"], terms["kind"] = self.tokens[wanted], self.weights[wanted], kind
+            terms["start"], terms["rank"] = self.ranges[owner[wanted], index].T
+            terms["row"] = outputs[owner[wanted], kind]
+            found.append(terms)
+        every = np.concatenate(found)
+        return every[every["token"].argsort(kind="stable")]
 
 
 def _same(ones: Sequence[object], others: Sequence[object]) -> bool:
     return len(ones) == len(others) and all(map(operator.is_, ones, others))
+
+
+def _outputs(ranges: AdapterRanges, output_rows: OutputRows) -> list[list[int]]:
+    """Return of each module which rows of its range hold gains and offsets, counted within it; −1: none does."""
+    found = []
+    for module in LORA_MODULES:
+        owned = ranges.get(module)
+        rows = (
+            (None, None)
+            if owned is None
+            else (output_rows.gain(module, owned), output_rows.offset(module, owned))
+        )
+        found.append([-1 if row is None or owned is None else row - owned.start for row in rows])
+    return found
 
 
 def _ranges(ranges: AdapterRanges) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
+from manylora.server.kernels.output_rows import OutputRows, outputs_of
 from manylora.server.kernels.plain.memory import zeros
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AdapterRanges, RankRange
@@ -32,6 +33,7 @@ class PlainArena:
         self.rows = rows
         self._paths = shape.paths
         self.layers = tuple(_layer(shape, rows, dtype, device) for _ in range(shape.num_layers))
+        self.output_rows = OutputRows(shape.modules)
 
     @property
     def nbytes(self) -> int:
@@ -39,7 +41,8 @@ class PlainArena:
         return sum(a.nbytes + b.nbytes for layer in self.layers for a, b in layer.pairs.values())
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
-        """Copy an adapter's factors into its ranges; rows that a layer doesn't use become zero."""
+        """Copy an adapter into its ranges; rows that a layer doesn't use become zero."""
+        self.output_rows.written(ranges, weights)
         for buffers, paths in zip(self.layers, self._paths, strict=True):
             for module, owned in ranges.items():
                 pair = weights.pairs.get(paths[module])
@@ -49,9 +52,12 @@ class PlainArena:
                     if pair is not None:
                         rows[:used].copy_(pair.b if index else pair.a)
                     rows[used:].zero_()
+                for row, values in outputs_of(self.output_rows, module, owned, paths[module], weights):
+                    buffers.pairs[module][1][row].copy_(values)
 
     def move(self, module: str, source: RankRange, target_start: int) -> None:
         """Move a range to another start; the two may overlap."""
+        self.output_rows.moved(module, source, target_start)
         for buffers in self.layers:
             for buffer in buffers.pairs[module]:
                 rows = buffer[source.start : source.start + source.rank].clone()

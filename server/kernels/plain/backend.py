@@ -6,7 +6,7 @@ invariance.py, and tests/server/kernels/plain/test_invariance.py holds it. So th
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +131,19 @@ class PlainBackend:
         """See Backend."""
         return DenseLinear(own(embedding, Tensor), None)
 
+    def rows(self, weight: LinearWeight, first: int, last: int) -> Iterator[Tensor]:
+        """See Backend."""
+        return _linear(weight).rows(first, last)
+
+    def bias(self, weight: LinearWeight) -> Tensor | None:
+        """See Backend."""
+        return _linear(weight).bias
+
+    @property
+    def rows_form(self) -> str:
+        """See Backend."""
+        return f"plain, {self.dtype}, {self.nf4_kernel}"
+
     def assemble(self, weights: DecoderWeights) -> DecoderWeights:
         """See Backend."""
         return weights
@@ -158,10 +171,12 @@ class PlainBackend:
             model,
             own(kv, PlainKVCache),
             own(arena, PlainArena),
-            lambda: self._derive(model, batch, own(kv, PlainKVCache)),
+            lambda: self._derive(model, batch, own(kv, PlainKVCache), own(arena, PlainArena)),
         )
 
-    def _derive(self, model: DecoderWeights, batch: StepBatch, kv: PlainKVCache) -> StepTensors:
+    def _derive(
+        self, model: DecoderWeights, batch: StepBatch, kv: PlainKVCache, arena: PlainArena
+    ) -> StepTensors:
         attention, count = batch.attention, len(batch.token_ids)
         windows = {layer.window for layer in model.layers}
         positions = index_tensor(attention.positions, self.device)
@@ -170,7 +185,7 @@ class PlainBackend:
             count,
             self._padded(batch.token_ids),
             plan_attention(attention, kv.block_size, windows, self.device, self._fused),
-            build_lora_metadata(spans, rows, self.device, self.dtype),
+            build_lora_metadata(spans, rows, self.device, self.dtype, arena.output_rows),
             *angles(model, positions),
         )
 
@@ -182,9 +197,7 @@ class PlainBackend:
         """See Backend."""
         weights = plan.weights.layers[layer]
         h = self._norm(x, weights.attn_norm, plan.weights.eps)
-        y = _multiply(weights.qkv, h)
-        plan.add_deltas(layer, h, y, _slices(plan, ("q_proj", "k_proj", "v_proj")))
-        return y
+        return _adapted(plan, layer, ("q_proj", "k_proj", "v_proj"), weights.qkv, h)
 
     def attend(self, plan: PlainPlan, layer: int, qkv: Tensor) -> Tensor:
         """See Backend."""
@@ -200,20 +213,19 @@ class PlainBackend:
 
     def attn_out(self, plan: PlainPlan, layer: int, o: Tensor, x: Tensor) -> Tensor:
         """See Backend."""
-        return _project(plan, layer, "o_proj", plan.weights.layers[layer].o, o).add_(x)
+        return _adapted(plan, layer, ("o_proj",), plan.weights.layers[layer].o, o).add_(x)
 
     def mlp_in(self, plan: PlainPlan, layer: int, x: Tensor) -> Tensor:
         """See Backend."""
         weights = plan.weights.layers[layer]
         h = self._norm(x, weights.mlp_norm, plan.weights.eps)
-        y = _multiply(weights.gate_up, h)
-        plan.add_deltas(layer, h, y, _slices(plan, ("gate_proj", "up_proj")))
+        y = _adapted(plan, layer, ("gate_proj", "up_proj"), weights.gate_up, h)
         gate, up = y.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
     def mlp_out(self, plan: PlainPlan, layer: int, h: Tensor, x: Tensor) -> Tensor:
         """See Backend."""
-        return _project(plan, layer, "down_proj", plan.weights.layers[layer].down, h).add_(x)
+        return _adapted(plan, layer, ("down_proj",), plan.weights.layers[layer].down, h).add_(x)
 
     def forward(self, plan: PlainPlan) -> Tensor:
         """See Backend."""
@@ -288,9 +300,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * scale).to(x.dtype) * weight
 
 
-def _project(plan: PlainPlan, layer: int, module: str, weight: LinearWeight, x: Tensor) -> Tensor:
+def _adapted(plan: PlainPlan, layer: int, modules: Sequence[str], weight: LinearWeight, x: Tensor) -> Tensor:
+    """Return x times the weight that ``modules`` share, each with its adapters."""
     y = _multiply(weight, x)
-    plan.add_deltas(layer, x, y, _slices(plan, (module,)))
+    plan.add_deltas(layer, x, y, _slices(plan, modules), _linear(weight).bias)
     return y
 
 
@@ -305,6 +318,10 @@ def _slices(plan: PlainPlan, modules: Sequence[str]) -> Slices:
 
 
 def _multiply(weight: LinearWeight, x: Tensor) -> Tensor:
+    return _linear(weight)(x)
+
+
+def _linear(weight: LinearWeight) -> PlainLinear:
     if not isinstance(weight, PlainLinear):
         raise foreign(weight)
-    return weight(x)
+    return weight

@@ -29,6 +29,7 @@ from manylora.server.kernels.plain.lora_table import (
     padded_weights,
 )
 from manylora.server.kernels.plain.mirrored import Mirrored
+from manylora.server.kernels.plain.output_table import MirroredOutputs
 from manylora.server.kernels.plain.plan import PlainPlan, StepTensors
 from manylora.server.kernels.plain.rotary import angles
 from manylora.server.kernels.step import NULL_BLOCK, AttentionMetadata, Ints, StepAdapters, StepBatch
@@ -87,7 +88,8 @@ class DecodeSteps:
         self._owner: tuple[object, object, object] | None = None
         self._steps: OrderedDict[StepSize, FixedStep] = OrderedDict()
         self._outputs: Outputs | None = None
-        self._adapters: StepAdapters | None = None
+        self._laid_out: tuple[StepAdapters, int] | None = None
+        """What ``_table`` is of: a step's adapters, and the arena's gains as they were."""
         self._table: LoraTable | None = None
 
     def take(self, plan: PlainPlan, logits_rows: Ints) -> "tuple[Tensor, Tensor] | None":
@@ -113,7 +115,7 @@ class DecodeSteps:
         """Forget what was made for another model or other memory."""
         owner = (plan.weights, plan.kv, plan.arena)
         if self._owner is None or any(a is not b for a, b in zip(self._owner, owner, strict=True)):
-            self._owner, self._outputs, self._adapters = owner, None, None
+            self._owner, self._outputs, self._laid_out = owner, None, None
             self._steps.clear()
 
     def _size(self, plan: PlainPlan, logits_rows: Ints) -> StepSize | None:
@@ -124,9 +126,10 @@ class DecodeSteps:
             return None
         if (np.diff(logits_rows) != 1).any():
             return None
-        if batch.adapters is not self._adapters:
-            self._adapters = batch.adapters
-            self._table = lay_out_table(batch.adapters, plan.arena.rows, self._limits)
+        laid_out = batch.adapters, plan.arena.output_rows.changes
+        if self._laid_out is None or self._laid_out[0] is not laid_out[0] or self._laid_out[1] != laid_out[1]:
+            self._laid_out = laid_out
+            self._table = lay_out_table(batch.adapters, plan.arena.rows, self._limits, plan.arena.output_rows)
         rows = next((each for each in ROWS if each >= max(count, self._limits.least_rows)), None)
         longest = int(attention.context_lens.max())
         length = next((each for each in LENGTHS if each >= longest), None)
@@ -220,6 +223,7 @@ class FixedStep:
         """Ids, positions, slots and block tables."""
         self._rows = Mirrored((modules, size.lora.columns), torch.int32, device)
         self._weights = Mirrored((size.rows, modules, size.lora.columns), torch.float32, device)
+        self._outputs = MirroredOutputs(size.lora.outputs, size.rows, modules, device)
         self._table: LoraTable | None = None
 
     def fill(self, batch: StepBatch, table: LoraTable) -> None:
@@ -238,6 +242,7 @@ class FixedStep:
             self._weights.host[:] = padded_weights(table.weights, rows)
             self._rows.send()
             self._weights.send()
+            self._outputs.fill(table.outputs)
         self._table = table
 
     def run(self) -> None:
@@ -257,6 +262,6 @@ class FixedStep:
         group = row_group(None, positions, tables, length, kv.block_size, windows, self._fused)
         lora = None
         if self._size.lora.modules:
-            of_step = self._rows.device, self._weights.device
+            of_step = self._rows.device, self._weights.device, self._outputs.on_device()
             lora = TableLora.of(self._size.lora, *of_step, arena.rows, self._dtype, self._limits)
         return StepTensors(rows, ids, AttentionPlan(slots, (group,), ()), lora, *angles(weights, positions))

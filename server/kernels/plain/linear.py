@@ -1,7 +1,7 @@
 """Linear weights of the plain backend: 16/32-bit, dequantised at use, or bitsandbytes' fused NF4 kernel."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from manylora.quant.nf4 import NF4_CODE, Nf4Tensor, stack_rows
 from manylora.server.kernels.backend import WeightSource
 
+PIECE = 1 << 21
+"""Weights of a piece of rows: 8 MiB."""
 PACKED_ROWS = 32
 """Output rows that bitsandbytes' kernel packs together."""
 
@@ -33,6 +35,10 @@ class DenseLinear:
     def nbytes(self) -> int:
         """Bytes held."""
         return self.weight.nbytes
+
+    def rows(self, first: int, last: int) -> Iterator[Tensor]:
+        """See Backend."""
+        yield from _pieces(self.weight[first:last])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply."""
@@ -56,6 +62,15 @@ class DequantizedLinear:
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(part.nbytes for part in self.parts)
+
+    def rows(self, first: int, last: int) -> Iterator[Tensor]:
+        """See Backend. Takes one of the parts at a time in ``dtype``, as a product does."""
+        start = 0
+        for part in self.parts:
+            begin, end = max(first - start, 0), min(last - start, part.shape[0])
+            if begin < end:
+                yield from _pieces(part.dequantize(self.dtype)[begin:end])
+            start += part.shape[0]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply."""
@@ -89,6 +104,18 @@ class FusedNf4Linear:
         """Bytes held."""
         return self.packed.nbytes + self.scales.nbytes
 
+    def rows(self, first: int, last: int) -> Iterator[Tensor]:
+        """See Backend."""
+        wide = self.shape[1]
+        step = max(1, PIECE // (PACKED_ROWS * wide)) * PACKED_ROWS
+        for begin in range(first // PACKED_ROWS * PACKED_ROWS, last, step):
+            end = min(begin + step, -(-last // PACKED_ROWS) * PACKED_ROWS)
+            packed = self.packed[begin:end].view(-1, wide // 2, PACKED_ROWS)
+            pairs = torch.stack((packed & 15, packed >> 4), dim=2).view(-1, wide // 2, PACKED_ROWS, 2)
+            values = self.code[pairs.transpose(1, 2).reshape(-1, wide).long()]
+            found = values * self.scales[:, begin:end].T.float().repeat_interleave(self.blocksize, dim=1)
+            yield found[max(0, first - begin) : last - begin]
+
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply."""
         y: Tensor = torch.ops.bitsandbytes.gemv_4bit(
@@ -99,6 +126,12 @@ class FusedNf4Linear:
 
 PlainLinear: TypeAlias = DenseLinear | DequantizedLinear | FusedNf4Linear
 """y = x Wᵀ + bias for x [T, in] in the backend's dtype; returns [T, out], freshly allocated."""
+
+
+def _pieces(matrix: Tensor) -> Iterator[Tensor]:
+    """Yield some rows after the other, in float32."""
+    for piece in torch.split(matrix, max(1, PIECE // matrix.shape[1])):
+        yield piece.float()
 
 
 def fuse_nf4(parts: Sequence[Nf4Tensor], bias: Tensor | None) -> FusedNf4Linear:

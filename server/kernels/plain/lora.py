@@ -10,7 +10,7 @@ when they are read (manylora.adapters.reader).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -19,12 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manylora.server.kernels.output_rows import OutputRows
 from manylora.server.kernels.plain.arena import ArenaLayer
 from manylora.server.kernels.plain.invariance import MatmulLimits, limits_on
+from manylora.server.kernels.plain.outputs import OutputBlock, build_outputs
 from manylora.server.kernels.step import LORA_MODULES, LoraSpan, RankRange
 
 # A product of its own costs a span three calls; up to this many elements of mask they cost more than zeros do.
 SHARED_MASK = 4096
+NO_OUTPUTS = OutputRows(LORA_MODULES)
 Slices: TypeAlias = Sequence[tuple[str, int, int]]
 """Modules, in the order of LORA_MODULES, and their columns of a projection that they share: (module, first, last)."""
 
@@ -70,16 +73,23 @@ class LoraMetadata:
     """What a step's LoRA needs, by module; modules that no adapter of the step targets are absent."""
 
     modules: dict[str, tuple[LoraBlock, ...]]
+    outputs: dict[str, tuple[OutputBlock, ...]] = field(default_factory=dict)
+    """What is done to modules' own outputs first."""
 
     def add(self, module: str, x: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
         """Add the module's deltas for x [T, in] to ``out`` [T, n]; a [rows, in] and b [rows, n] are a layer's."""
         for block in self.modules.get(module, ()):
             block.add(x, a, b, out)
 
-    def add_slices(self, arena: ArenaLayer, x: Tensor, fused: Tensor, slices: Slices) -> None:
-        """Add the deltas of modules that share their input to their columns of a fused projection [T, n]."""
+    def add_slices(
+        self, arena: ArenaLayer, x: Tensor, fused: Tensor, slices: Slices, bias: Tensor | None
+    ) -> None:
+        """See StepLora."""
         for module, first, last in slices:
-            self.add(module, x, *arena.pairs[module], fused[:, first:last])
+            a, b = arena.pairs[module]
+            for block in self.outputs.get(module, ()):
+                block.apply(b, None if bias is None else bias[first:last], fused[:, first:last])
+            self.add(module, x, a, b, fused[:, first:last])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,29 +102,39 @@ class _Use:
 
 
 def build_lora_metadata(
-    spans: Sequence[LoraSpan], num_tokens: int, device: torch.device, dtype: torch.dtype
+    spans: Sequence[LoraSpan],
+    num_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    output_rows: OutputRows = NO_OUTPUTS,
 ) -> LoraMetadata | None:
     """Return the metadata of a step of ``num_tokens`` rows, padding included, or None if it is all base.
 
-    Spans are in the order of their tokens. Modules in which the step owns the same ranges share one object.
+    Spans are in the order of their tokens; ``output_rows`` are the arena's. Modules in which the
+    step owns the same ranges share one object.
     """
     limits = limits_on(device, dtype)
     modules: dict[str, tuple[LoraBlock, ...]] = {}
     built: dict[tuple[_Use, ...], tuple[LoraBlock, ...]] = {}
     for module in LORA_MODULES:
-        uses = tuple(_uses(spans, module))
+        uses = tuple(_uses(spans, module, output_rows))
         if not uses:
             continue
         if uses not in built:
             groups = _groups(uses)
             built[uses] = tuple(_block(group, num_tokens, device, dtype, limits) for group in groups)
         modules[module] = built[uses]
-    return LoraMetadata(modules) if modules else None
+    outputs = build_outputs(spans, output_rows, device)
+    return LoraMetadata(modules, outputs) if modules or outputs else None
 
 
-def _uses(spans: Sequence[LoraSpan], module: str) -> Iterator[_Use]:
+def _uses(spans: Sequence[LoraSpan], module: str, output_rows: OutputRows) -> Iterator[_Use]:
     for span in spans:
-        ranges = tuple((owned[module], weight) for owned, weight in span.adapters if module in owned)
+        ranges = tuple(
+            (factors, weight)
+            for owned, weight in span.adapters
+            if module in owned and (factors := output_rows.factors(module, owned[module])).rank
+        )
         if ranges and span.length:
             yield _Use(span.start, span.start + span.length, ranges)
 

@@ -13,16 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from manylora.server.kernels.output_rows import OutputRows
 from manylora.server.kernels.plain.arena import SHARING, ArenaLayer
 from manylora.server.kernels.plain.invariance import UNLIMITED, MatmulLimits
-from manylora.server.kernels.plain.lora import Slices, add_product, product
+from manylora.server.kernels.plain.lora import NO_OUTPUTS, Slices, add_product, product
+from manylora.server.kernels.plain.output_table import OutputTable, TableOutputs, Uses
 from manylora.server.kernels.step import LORA_MODULES, Floats, Ints, RankRange, StepAdapters
 
 LEAST_COLUMNS, MOST_COLUMNS = 16, 2048
 WHOLE_ROWS = 256
 """An arena of up to so many rows is multiplied as it is: that takes less than gathering its rows."""
-Uses = Sequence[tuple[int, RankRange, float]]
-"""(row, range, weight)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class TableForm:
     """Whether the columns are all rows of the arena, in order."""
     weighted: bool
     """Whether there are weights other than 1."""
+    outputs: tuple[int, int] = (0, 0)
+    """See OutputTable.terms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,27 @@ class LoraTable:
     """[modules, columns]: each column's row in the arena."""
     weights: Floats
     """[B, modules, columns]: 0 where a row doesn't use a column."""
+    outputs: OutputTable
 
 
-def lay_out_table(adapters: StepAdapters, arena_rows: int, limits: MatmulLimits) -> LoraTable | None:
-    """Return the table of a step's adapters; None: its sums take more than one product of such a size."""
+def lay_out_table(
+    adapters: StepAdapters, arena_rows: int, limits: MatmulLimits, output_rows: OutputRows = NO_OUTPUTS
+) -> LoraTable | None:
+    """Return the table of a step's adapters; None: its sums take more than one product of such a size.
+
+    ``output_rows``: which rows of the arena hold no factors.
+    """
     count = len(adapters.start) - 1
-    uses = {module: list(_uses(adapters, module)) for module in LORA_MODULES}
-    modules = tuple(module for module in LORA_MODULES if uses[module])
+    owning = {module: list(_uses(adapters, module)) for module in LORA_MODULES}
+    modules = tuple(module for module in LORA_MODULES if owning[module])
+    uses = {
+        module: [
+            (row, factors, weight)
+            for row, owned, weight in each
+            if (factors := output_rows.factors(module, owned)).rank
+        ]
+        for module, each in owning.items()
+    }
     if limits is not UNLIMITED and not all(_rises(uses[module]) for module in modules):
         return None
     used = {module: sorted({owned for _, owned, _ in uses[module]}, key=_start) for module in modules}
@@ -73,7 +89,9 @@ def lay_out_table(adapters: StepAdapters, arena_rows: int, limits: MatmulLimits)
         for row, owned, weight in uses[module]:
             weights[row, number, at[owned] : at[owned] + owned.rank] = weight
     weighted = bool((adapters.weights != 1).any())
-    return LoraTable(TableForm(modules, columns if modules else 0, whole, weighted), rows, weights)
+    outputs = OutputTable.of([owning[module] for module in modules], modules, output_rows, count)
+    form = TableForm(modules, columns if modules else 0, whole, weighted, outputs.terms)
+    return LoraTable(form, rows, weights, outputs)
 
 
 def _uses(adapters: StepAdapters, module: str) -> Iterator[tuple[int, RankRange, float]]:
@@ -124,6 +142,7 @@ class TableLora:
     """Integers as wide as the dtype, [n, modules, columns]: all bits where a row uses a column, none where not."""
     weights: Tensor | None
     """float32 [n, modules, columns]; None if none is other than 1."""
+    outputs: TableOutputs
     least_size: int
     """See MatmulLimits."""
 
@@ -133,11 +152,12 @@ class TableLora:
         form: TableForm,
         rows: Tensor,
         weights: Tensor,
+        outputs: TableOutputs,
         arena_rows: int,
         dtype: torch.dtype,
         limits: MatmulLimits,
     ) -> "TableLora":
-        """Derive it from a table's ``rows`` and ``weights`` on the device."""
+        """Derive it from a table's arrays on the device."""
         stacked: dict[str, Tensor] = {}
         for modules in SHARING:
             if not form.whole and set(modules) <= set(form.modules):
@@ -145,11 +165,19 @@ class TableLora:
                 begins = torch.arange(len(modules), device=rows.device, dtype=rows.dtype) * arena_rows
                 stacked[modules[0]] = (rows[first : first + len(modules)] + begins[:, None]).view(-1)
         kept = (weights != 0).to({2: torch.int16, 4: torch.int32}[dtype.itemsize]).neg_()
-        return cls(form, rows, stacked, kept, weights if form.weighted else None, limits.least_size)
+        weighted = weights if form.weighted else None
+        return cls(form, rows, stacked, kept, weighted, outputs, limits.least_size)
 
-    def add_slices(self, arena: ArenaLayer, x: Tensor, fused: Tensor, slices: Slices) -> None:
+    def add_slices(
+        self, arena: ArenaLayer, x: Tensor, fused: Tensor, slices: Slices, bias: Tensor | None
+    ) -> None:
         """See StepLora. Modules that lie in one stack of the arena have one product for all their A."""
         present = [each for each in slices if each[0] in self.form.modules]
+        if any(self.form.outputs):
+            for module, begin, end in present:
+                own = None if bias is None else bias[begin:end]
+                number = self.form.modules.index(module)
+                self.outputs.apply(number, arena.pairs[module][1], own, fused[:, begin:end])
         if present and len(present) == len(slices):
             first = slices[0][0]
             self._add(arena, arena.stacks[first], self.stacked.get(first), x, fused, slices)

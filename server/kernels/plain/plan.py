@@ -18,8 +18,13 @@ from manylora.server.kernels.weights import DecoderWeights
 class StepLora(Protocol):
     """A step's adapters, as one layer after the other adds them."""
 
-    def add_slices(self, arena: ArenaLayer, x: Tensor, fused: Tensor, slices: Slices) -> None:
-        """Add the deltas of modules that share their input x [n, in] to their columns of a projection [n, out]."""
+    def add_slices(
+        self, arena: ArenaLayer, x: Tensor, fused: Tensor, slices: Slices, bias: Tensor | None
+    ) -> None:
+        """Scale the columns of a projection [n, out], whose modules share their input x [n, in], and add their deltas.
+
+        ``bias`` [out] is what the projection has in it of the base's own, which isn't scaled.
+        """
         ...
 
 
@@ -62,8 +67,8 @@ class PlainPlan:
         """What the layers share."""
         return self._derive()
 
-    def add_deltas(self, layer: int, x: Tensor, out: Tensor, slices: Slices) -> None:
-        """Add the adapters' deltas for ``x`` [n, in] to their columns of ``out`` in place."""
+    def add_deltas(self, layer: int, x: Tensor, out: Tensor, slices: Slices, bias: Tensor | None) -> None:
+        """Apply the adapters for ``x`` [n, in] to their columns of ``out`` in place; see StepLora."""
         lora = self.tensors.lora
         if lora is not None:
-            lora.add_slices(self.arena.layers[layer], x, out, slices)
+            lora.add_slices(self.arena.layers[layer], x, out, slices, bias)

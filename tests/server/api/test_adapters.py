@@ -248,7 +248,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a wrong shape": (change_tensors(lambda tensors: tensors.update({Q_A: torch.ones(4, 64)})), Q_A),
     "NaN": (change_tensors(lambda tensors: tensors[Q_A].fill_(float("nan"))), Q_A),
     "no module fits": (change_config(target_modules=["z_proj"]), "z_proj"),
-    "DoRA": (change_config(use_dora=True), "use_dora"),
+    "DoRA without lengths": (change_config(use_dora=True), "lora_magnitude_vector"),
     "modules_to_save": (change_config(modules_to_save=["lm_head"]), "modules_to_save"),
     "not LoRA": (change_config(peft_type="IA3"), "IA3"),
     "a rank over the limit": (change_config(r=512), "512"),

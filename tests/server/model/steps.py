@@ -100,19 +100,31 @@ def all_logits(stream: Stream) -> Tensor:
 
 
 def random_adapter(
-    config: ModelConfig, rank: int, seed: int, modules: Sequence[str] | None = None, scale: float = 0.3
+    config: ModelConfig,
+    rank: int,
+    seed: int,
+    modules: Sequence[str] | None = None,
+    scale: float = 0.3,
+    *,
+    outputs: bool = False,
 ) -> AdapterWeights:
-    """Return factors that change the output visibly, for the given modules (None: all) of every layer."""
+    """Return factors that change the output visibly, for the given modules (None: all) of every layer.
+
+    With ``outputs`` their modules' own outputs are scaled and shifted too.
+    """
     generator = torch.Generator().manual_seed(seed)
     shapes = config.module_shapes()
-    pairs = {}
+    pairs, gains, offsets = {}, {}, {}
     for layer in range(config.num_layers):
         for module, path in config.module_paths(layer).items():
             if modules is None or module in modules:
                 out, wide = shapes[module]
                 a = torch.randn(rank, wide, generator=generator) * wide**-0.5
                 pairs[path] = LoraPair(a, torch.randn(rank, out, generator=generator) * scale * rank**-0.5)
-    return AdapterWeights(pairs)
+                if outputs:
+                    gains[path] = torch.randn(out, generator=generator) * scale
+                    offsets[path] = torch.randn(out, generator=generator) * scale
+    return AdapterWeights(pairs, gains, offsets)
 
 
 def place(model: ServedModel, adapters: Sequence[AdapterWeights], first_row: int = 5) -> list[AdapterRanges]:

@@ -63,7 +63,8 @@ def mixed_step(model: ServedModel, adapters: Sequence[WeightedAdapters]) -> Tens
 def adapters_for(model: ServedModel) -> list[WeightedAdapters]:
     config = model.decoder.config
     one, two = place(
-        model, [random_adapter(config, 8, 1), random_adapter(config, 4, 2, ("q_proj", "o_proj"))]
+        model,
+        [random_adapter(config, 8, 1, outputs=True), random_adapter(config, 4, 2, ("q_proj", "o_proj"))],
     )
     return [((one, 1.0),), ((one, 0.5), (two, 0.5))]
 

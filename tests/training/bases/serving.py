@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.reader import LoadedAdapter, read_adapter
-from manylora.adapters.types import ModuleShape
+from manylora.adapters.types import ModuleShape, ServedBase
+from manylora.server.model.decoder_base import DecoderBase
 from manylora.server.model.families import model_config
 from manylora.server.model.loader import read_config
 from manylora.training.bases.load import Base
@@ -15,17 +16,32 @@ from tests.server.model.steps import Stream, all_logits, load, place, step
 MAX_RANK = 256
 
 
-def read_for(base: Base, adapter: Path) -> LoadedAdapter:
+class AnyBase:
+    """Stands for a base that isn't loaded: whether an adapter is taken doesn't depend on what it holds."""
+
+    def row_norms(self, path: str, a: Tensor, b: Tensor) -> Tensor:
+        return torch.ones(len(b))
+
+    def bias(self, path: str) -> Tensor:
+        return torch.zeros(1)
+
+
+def read_for(base: Base, adapter: Path, served: ServedBase | None = None) -> LoadedAdapter:
     """Read an adapter for the base as the server does, or raise what it answers."""
     config = model_config(read_config(base.directory))
     shapes = config.module_shapes()
     modules = {
-        path: ModuleShape(*shapes[module])
+        path: ModuleShape(*shapes[module], config.has_bias(module))
         for layer in range(config.num_layers)
         for module, path in config.module_paths(layer).items()
     }
     return read_adapter(
-        adapter, modules, max_rank=MAX_RANK, dtype=torch.float32, vocab_size=config.vocab_size
+        adapter,
+        modules,
+        max_rank=MAX_RANK,
+        dtype=torch.float32,
+        vocab_size=config.vocab_size,
+        base=served or AnyBase(),
     )
 
 
@@ -36,7 +52,7 @@ def served_logits(base: Base, adapter: Path, tokens: list[int]) -> Tensor:
         quantization="nf4" if base.from_16bit else "auto" if base.kind != "dense" else "none",
         double_quant=base.double_quant,
     )
-    [ranges] = place(model, [read_for(base, adapter).weights])
+    [ranges] = place(model, [read_for(base, adapter, DecoderBase(model.decoder)).weights])
     stream = Stream(0, tokens, ((ranges, 1.0),))
     step(model, [(stream, len(tokens))])
     return all_logits(stream)

@@ -1,11 +1,11 @@
 // What Python and the kernels hand each other: plain C structures, mirrored by ctypes in server/kernels/cpu/abi.py as
-// Matrix, Layer, Model, KV, Pair, Arena, Job, Jobs, Step and Call, whose pointers are c_void_p.
+// Matrix, Layer, Model, KV, Pair, Arena, Job, Term, Jobs, Step and Call, whose pointers are c_void_p.
 //
 // All matrices are row-major. f32 is float, bf16 and f16 are their bits in uint16_t. Pointers are borrowed.
 #pragma once
 #include <stdint.h>
 
-#define ML_ABI 7
+#define ML_ABI 8
 #define ML_PUBLIC __attribute__((visibility("default")))
 #define ML_BLOCK 32  // outputs of a packed block
 #define ML_MODULES 7 // q, k, v, o, gate, up, down: LORA_MODULES' order
@@ -114,19 +114,33 @@ typedef struct {
 } ml_arena;
 
 // Tokens that use an adapter's range of rank rows of a module, each once. A token's jobs stand in the order in which they
-// are added; ranges of rank 0 have none.
+// are added; ranges of rank 0 have none. The last `others` of the rank rows hold no factors: see ml_term.
 typedef struct {
     int32_t start, rank, count;
-    int32_t reserved;
+    int32_t others;
     const int32_t *tokens; // [count]
     const float *weights;  // [count]
     const int32_t *places; // [count]: where the token's rank products lie in the step's shrunk buffer
 } ml_job;
 
+// What an adapter does to the module's own output for a token: row `row` of the range's B is a gain or an offset. A token's
+// stand together, in order: y = (1 + sum of weight * gain) * W x + bias + sum of weight * offset.
+enum { ML_TERM_GAIN, ML_TERM_OFFSET };
+typedef struct {
+    int32_t token;
+    int32_t start, rank; // the range's, as ml_job's
+    int32_t row;
+    int32_t kind;
+    float weight;
+} ml_term;
+
 typedef struct {
     int32_t count;
     int32_t width;    // f32 of the shrunk buffer that all jobs together use
     const ml_job *job;
+    int32_t terms;
+    int32_t reserved;
+    const ml_term *term; // [terms]
 } ml_jobs;
 
 typedef struct {

@@ -7,13 +7,21 @@
 #define ML_FAR 2 // the second cache, for __builtin_prefetch: a block is more than the first one holds
 
 // Which of all rank rows, layer by layer, a job's first one is.
-ML_INLINE int64_t first_row(const ml_pair *pair, const ml_job *job) {
-    return (int64_t)job->start * pair->layers + (int64_t)pair->layer * job->rank;
+ML_INLINE int64_t first_row_of(const ml_pair *pair, int32_t start, int32_t rank) {
+    return (int64_t)start * pair->layers + (int64_t)pair->layer * rank;
 }
+
+ML_INLINE int64_t first_row(const ml_pair *pair, const ml_job *job) { return first_row_of(pair, job->start, job->rank); }
 
 // A block of an adapter's B [rank][32], of a module with so many blocks.
 ML_INLINE const uint16_t *block_of(const ml_pair *pair, const ml_job *job, int64_t blocks, int64_t block) {
     return pair->b + (first_row(pair, job) * blocks + block * job->rank) * ML_BLOCK;
+}
+
+// A term's row of the same block.
+ML_INLINE const uint16_t *values_of(const ml_pair *pair, const ml_term *term, int64_t blocks, int64_t block) {
+    const int64_t first = first_row_of(pair, term->start, term->rank) * blocks + block * term->rank;
+    return pair->b + (first + term->row) * ML_BLOCK;
 }
 
 typedef struct {

@@ -98,15 +98,16 @@ static int32_t outputs_of(const ml_matrix *m, int64_t block) {
     return (int32_t)(left < ML_BLOCK ? left : ML_BLOCK);
 }
 
-// Outputs [32 · block, …) of matrix i for all tokens, deltas added: y [tokens][32]. `rest` is for linear_block.
+// Outputs [32 · block, …) of matrix i for all tokens, adapters applied: y [tokens][32]. `rest` is for linear_block.
 static void output_block(const ml_work *work, const ml_projection *p, int i, int32_t block, const float *x, float *y,
                          void *rest, const uint8_t *next) {
     const ml_matrix *m = p->matrix[i];
     const int64_t rows = work->call.step->tokens, times = linear_asks(m, &p->quantized[i], rows);
     lora_asks more = ask_for_block(&p->lora.pair[i], p->lora.jobs[i], m->blocks, block + 1, times);
     linear_block(m, &p->quantized[i], x, rows, block, y, ML_BLOCK, rest, next, &more);
-    lora_expand_block(&p->lora.pair[i], p->lora.jobs[i], p->lora.shrunk[i], m->blocks, block, outputs_of(m, block), y,
-                      ML_BLOCK);
+    const int32_t outputs = outputs_of(m, block);
+    lora_term_block(&p->lora.pair[i], p->lora.jobs[i], m->bias, m->blocks, block, outputs, y);
+    lora_expand_block(&p->lora.pair[i], p->lora.jobs[i], p->lora.shrunk[i], m->blocks, block, outputs, y, ML_BLOCK);
 }
 
 // Bytes of [tokens][32] f32.

@@ -32,8 +32,11 @@ typedef struct {
 
 ML_INLINE int32_t shrink_rows_of(const ml_job *job) { return job->count <= SHRINK_TOKENS ? SHRINK_FEW : SHRINK_ROWS; }
 
+// Rank rows that hold factors.
+ML_INLINE int32_t factors_of(const ml_job *job) { return job->rank - job->others; }
+
 ML_INLINE int64_t shrink_pieces_of(const ml_job *job) {
-    int64_t rows = (job->rank + shrink_rows_of(job) - 1) / shrink_rows_of(job);
+    int64_t rows = (factors_of(job) + shrink_rows_of(job) - 1) / shrink_rows_of(job);
     return rows * ((job->count + SHRINK_TOKENS - 1) / SHRINK_TOKENS);
 }
 
@@ -161,13 +164,13 @@ static void lora_shrink_piece(lora_walk *walk, int64_t piece, const float *x, in
         walk->job++;
     }
     const ml_job *job = &group->jobs[walk->module]->job[walk->job];
-    int32_t most = shrink_rows_of(job), across = (job->rank + most - 1) / most, nth = (int32_t)(piece - walk->first);
+    int32_t most = shrink_rows_of(job), across = (factors_of(job) + most - 1) / most, nth = (int32_t)(piece - walk->first);
     int32_t row = nth % across * most, token = nth / across * SHRINK_TOKENS;
-    int32_t rows = job->rank - row < most ? job->rank - row : most;
+    int32_t rows = factors_of(job) - row < most ? factors_of(job) - row : most;
     int32_t tokens = job->count - token < SHRINK_TOKENS ? job->count - token : SHRINK_TOKENS;
     const ml_pair *pair = &group->pair[walk->module];
     const uint16_t *after =
-        row + rows < job->rank ? pair->a + (first_row(pair, job) + row + rows) * in : next_rows(walk, in);
+        row + rows < factors_of(job) ? pair->a + (first_row(pair, job) + row + rows) * in : next_rows(walk, in);
     shrink_part(pair, job, x, in, group->shrunk[walk->module], token, tokens, row, rows, after);
 }
 
@@ -211,6 +214,31 @@ static void expand_short(int32_t outputs, float *y, const float *shrunk, const u
     memcpy(y, whole, (size_t)outputs * sizeof(float));
 }
 
+// Scale and shift a block of 32 outputs of the tokens that have terms, before anything is added to them: y [tokens][32] is
+// W x + bias, and the bias isn't scaled. What lies behind the outputs that exist is nobody's.
+static void lora_term_block(const ml_pair *pair, const ml_jobs *jobs, const float *bias, int32_t blocks, int32_t block,
+                            int32_t outputs, float *y) {
+    if (!jobs->terms) return;
+    float whole[ML_BLOCK] = {0};
+    for (int32_t j = 0; bias && j < outputs; j++) whole[j] = bias[block * ML_BLOCK + j];
+    for (const ml_term *term = jobs->term, *end = term + jobs->terms; term < end;) {
+        const int32_t token = term->token;
+        float *own = y + (int64_t)token * ML_BLOCK;
+        vf sum[2][BLOCK_VECTORS]; // by kind
+        for (int v = 0; v < BLOCK_VECTORS; v++) sum[ML_TERM_GAIN][v] = sum[ML_TERM_OFFSET][v] = vzero();
+        for (; term < end && term->token == token; term++) {
+            const uint16_t *row = values_of(pair, term, blocks, block);
+            vf *of_kind = sum[term->kind];
+            for (int v = 0; v < BLOCK_VECTORS; v++)
+                of_kind[v] = vfma(vset(term->weight), vbf16(row + v * VW), of_kind[v]);
+        }
+        for (int v = 0; v < BLOCK_VECTORS; v++) {
+            const vf before = vload(own + v * VW), product = vsub(before, vload(whole + v * VW));
+            vstore(own + v * VW, vadd(vfma(product, sum[ML_TERM_GAIN][v], before), sum[ML_TERM_OFFSET][v]));
+        }
+    }
+}
+
 // Add a block of 32 outputs (its first `outputs` exist) of all tokens that have jobs. y + token · stride is a token's
 // part of the block; the module has `blocks`.
 static void lora_expand_block(const ml_pair *pair, const ml_jobs *jobs, const float *shrunk, int32_t blocks,
@@ -225,9 +253,9 @@ static void lora_expand_block(const ml_pair *pair, const ml_jobs *jobs, const fl
                 target[t] = y + job->tokens[token + t] * stride;
                 source[t] = shrunk + job->places[token + t];
             }
-            if (outputs < ML_BLOCK) expand_short(outputs, target[0], source[0], own, job->rank);
-            else if (group == EXPAND_TOKENS) expand_tile(EXPAND_TOKENS, target, source, own, job->rank);
-            else expand_tile(1, target, source, own, job->rank);
+            if (outputs < ML_BLOCK) expand_short(outputs, target[0], source[0], own, factors_of(job));
+            else if (group == EXPAND_TOKENS) expand_tile(EXPAND_TOKENS, target, source, own, factors_of(job));
+            else expand_tile(1, target, source, own, factors_of(job));
             token += group;
         }
     }

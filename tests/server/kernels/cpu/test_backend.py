@@ -22,6 +22,8 @@ from tests.server.model.test_devices import FORMATS, save
 
 IDS = list(range(3, 203))
 RANKS = (8, 3, 16)
+SCALING = (3, 16)
+"""Ranks of those that scale and shift outputs too."""
 NEAR = 0.05
 """Of logits of noise, relative: an activation is off by up to 1/255 of its group's range, in every matrix."""
 FINER = 0.02
@@ -45,8 +47,8 @@ def native(
 def uses(model: ServedModel, first_row: int = 5) -> list[tuple[tuple[AdapterRanges, float], ...]]:
     """Base, single adapters and mixtures."""
     config = model.decoder.config
-    adapters = [random_adapter(config, rank, rank) for rank in RANKS]
-    adapters.append(random_adapter(config, 4, 9, ("q_proj", "down_proj")))
+    adapters = [random_adapter(config, rank, rank, outputs=rank in SCALING) for rank in RANKS]
+    adapters.append(random_adapter(config, 4, 9, ("q_proj", "down_proj"), outputs=True))
     one, two, three, few = place(model, adapters, first_row)
     return [(), ((one, 1.0),), ((two, 0.5), (three, -0.7)), ((few, 1.0), (one, 0.3)), ((three, 1.0),)]
 

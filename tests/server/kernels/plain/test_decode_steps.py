@@ -70,9 +70,9 @@ def same(scratch: Path, backends: Sequence[PlainBackend], rows: int, mixtures: b
         one, two, three = place(
             model,
             [
-                random_adapter(config, 8, 1),
+                random_adapter(config, 8, 1, outputs=True),
                 random_adapter(config, 4, 2, ("q_proj", "v_proj", "down_proj")),
-                random_adapter(config, 16, 3, ("k_proj", "gate_proj", "up_proj", "o_proj")),
+                random_adapter(config, 16, 3, ("k_proj", "gate_proj", "up_proj", "o_proj"), outputs=True),
             ],
             first_row=6,
         )
