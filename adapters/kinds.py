@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from manylora.adapters.config_fields import CONFIG_FILE, shown
 from manylora.adapters.errors import UnsupportedAdapter
+from manylora.adapters.invocation import FIELDS as INVOCATION
 
 READ = frozenset(
     [
@@ -27,6 +28,7 @@ READ = frozenset(
         "bias",
         "use_dora",
         "lora_bias",
+        *INVOCATION,
     ]
 )
 TRAINING_ONLY = frozenset(
@@ -55,7 +57,6 @@ NOT_SERVED = {
     "megatron_config": "Megatron layers",
     "use_qalora": "QALoRA",
     "layer_replication": "replicated layers",
-    "alora_invocation_tokens": "activated LoRA",
     "arrow_config": "Arrow routing",
     "use_bdlora": "block-diagonal LoRA",
     "velora_config": "VeLoRA",

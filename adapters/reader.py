@@ -39,6 +39,7 @@ from manylora.adapters.expected import (
 )
 from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
 from manylora.adapters.header import TensorEntry, header_limit, read_header
+from manylora.adapters.invocation import check_invocation
 from manylora.adapters.spec import CONFIG_FILE, AdapterSpec
 from manylora.adapters.tokens import AdapterText, read_text
 from manylora.adapters.types import (
@@ -135,7 +136,7 @@ def _weights(
         offset = None if base is None else biases.offset(dtype, base)
         if offset is not None:
             offsets[path] = offset
-    return AdapterWeights(pairs, gains, offsets)
+    return AdapterWeights(pairs, gains, offsets, outline.spec.invocation)
 
 
 def _modules(
@@ -170,6 +171,7 @@ def inspect_adapter(
     spec = AdapterSpec.parse(read_json_object(directory / CONFIG_FILE))
     text, trained_on = read_text(directory, vocab_size), read_base_form(directory)
     refuse_token_modules(spec)
+    check_invocation(spec.invocation, vocab_size)
     most = (tensor_name(path, part) for path in modules for part in parts_of(spec))
     entries = _of_whole_model(read_header(directory / WEIGHTS_FILE, header_limit(most)), modules)
     with _told_the_base(spec):

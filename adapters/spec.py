@@ -12,6 +12,7 @@ from functools import cached_property
 from manylora.adapters import config_fields as read
 from manylora.adapters.config_fields import CONFIG_FILE
 from manylora.adapters.errors import InvalidAdapter
+from manylora.adapters.invocation import read_invocation
 from manylora.adapters.kinds import refuse_other_kinds
 from manylora.adapters.patterns import KeyPatterns, LayerNumbers, Selector, check_work
 
@@ -43,6 +44,8 @@ class AdapterSpec:
     base_model: str | None = None
     fan_in_fan_out: bool = False
     """How the trained base stored its weight; the factors are laid out the same either way."""
+    invocation: tuple[int, ...] = ()
+    """Token ids from whose last occurrence in a prompt on it acts (aLoRA); (): it always does."""
 
     @classmethod
     def parse(cls, config: Mapping[str, object]) -> "AdapterSpec":
@@ -67,6 +70,7 @@ class AdapterSpec:
             layers_pattern=read.layer_names(config.get("layers_pattern")),
             base_model=read.optional_text(config, "base_model_name_or_path"),
             fan_in_fan_out=read.flag(config, "fan_in_fan_out"),
+            invocation=read_invocation(config),
         )
         if not spec.target_modules:
             raise read.malformed("target_modules", "is missing; a LoRA config names the modules it adapts")

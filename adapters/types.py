@@ -58,6 +58,8 @@ class AdapterWeights:
     """Of modules whose output is scaled, float32 [out_features]: what is added to 1 (DoRA)."""
     offsets: Mapping[str, Tensor] = field(default_factory=dict)
     """Of modules whose output is shifted, float32 [out_features]: trained biases, less the base's."""
+    invocation: tuple[int, ...] = ()
+    """Token ids from whose last occurrence in a prompt on it acts (aLoRA); (): it always does."""
 
     @property
     def nbytes(self) -> int:

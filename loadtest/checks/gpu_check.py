@@ -22,6 +22,7 @@ from manylora.loadtest.bench.local_report import engine_json, engine_text, peft_
 from manylora.loadtest.bench.peft import PeftBench, run_peft
 from manylora.loadtest.bench.popularity import Popularity
 from manylora.loadtest.bench.workload import Workload
+from manylora.loadtest.checks.activated_exactness import check_activated
 from manylora.loadtest.checks.exactness import FAMILIES, Outcome, check_engine, check_family, check_nf4
 from manylora.loadtest.checks.mixture_exactness import check_mixtures
 from manylora.loadtest.checks.recorded_steps import check_recorded
@@ -62,6 +63,7 @@ def checks(device: torch.device) -> Iterator[Outcome]:
         yield from check_nf4(Path(scratch), device)
         yield from check_engine(Path(scratch), device)
         yield from check_mixtures(Path(scratch), device)
+        yield from check_activated(Path(scratch), device)
 
 
 def benches(plan: Plan, device: str) -> Iterator[dict[str, object]]:

@@ -117,6 +117,8 @@ class AdapterShape:
     """Whether the scale is alpha/√rank and not alpha/rank (2312.03732)."""
     dora: bool = False
     """Whether it brings a length for each row of the base (2402.09353): around 1, as the random base's are."""
+    invocation: tuple[int, ...] = ()
+    """Token ids from whose last occurrence in a prompt on it acts (aLoRA, 2504.12397); (): it always does."""
 
     @property
     def scale(self) -> float:
@@ -193,6 +195,7 @@ def write_adapter(
         "bias": "none",
         "inference_mode": True,
         "target_modules": list(shape.targets),
+        "alora_invocation_tokens": list(shape.invocation) or None,
     }
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2))
     return directory

@@ -112,8 +112,13 @@ class Serving:
 
     async def _restore_cold(self, record: AdapterRecord, outline: AdapterOutline) -> None:
         load_from = self._loader(record)
-        ranks = outline.rank_by_module()
-        await self._engine.add_adapter_cold(record.id, ranks, load_from=load_from, pinned=record.pinned)
+        await self._engine.add_adapter_cold(
+            record.id,
+            outline.rank_by_module(),
+            load_from=load_from,
+            pinned=record.pinned,
+            invocation=outline.spec.invocation,
+        )
 
     def _loader(self, record: AdapterRecord) -> Callable[[], AdapterWeights]:
         """Return what the engine calls, in a thread of its own, to read the weights again."""

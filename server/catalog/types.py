@@ -45,8 +45,12 @@ class AdapterEngine(Protocol):
         *,
         load_from: Callable[[], AdapterWeights],
         pinned: bool,
+        invocation: tuple[int, ...] = (),
     ) -> None:
-        """Make known an adapter that is on disk only; ``load_from`` reads it at its first request."""
+        """Make known an adapter that is on disk only; ``load_from`` reads it at its first request.
+
+        ``invocation``: the token ids from whose last occurrence in a prompt on it acts; (): it always does.
+        """
         ...
 
     async def keep_adapter(

@@ -32,6 +32,12 @@ class HeldAdapter:
     """Its rows on the device."""
     retired: bool = False
     """Takes no new requests."""
+    invocation: tuple[int, ...] = ()
+    """Token ids from whose last occurrence in a prompt on it acts; (): it always does. Weights, where given, say it."""
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            self.invocation = self.weights.invocation
 
     @property
     def tier(self) -> Tier:

@@ -187,10 +187,16 @@ class AsyncEngine:
                 raise
 
     async def add_adapter_cold(
-        self, adapter_id: int, rank_by_module: Mapping[str, int], *, load_from: LoadFrom, pinned: bool
+        self,
+        adapter_id: int,
+        rank_by_module: Mapping[str, int],
+        *,
+        load_from: LoadFrom,
+        pinned: bool,
+        invocation: tuple[int, ...] = (),
     ) -> None:
         """Make known an adapter that is on disk only."""
-        held = HeldAdapter(adapter_id, rank_by_module, load_from, pinned, None)
+        held = HeldAdapter(adapter_id, rank_by_module, load_from, pinned, None, invocation=invocation)
         await self._between_steps(lambda engine: engine.add_adapter(held, preload=False))
 
     async def keep_adapter(

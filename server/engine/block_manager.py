@@ -1,8 +1,9 @@
 """Who owns which KV block, and which blocks hold a prefix that may be used again. Integers only; no torch.
 
 Blocks are numbered from 1: the null block is never anybody's.
-A cached block is known by (entry of the block before it, its tokens); the first one by the adapters and the scope
-instead: what one scope has computed is never found by another.
+A cached block is known by (entry of the block before it, the adapters that act on its tokens, the tokens); the first
+one by the scope instead of an entry: what one scope has computed is never found by another. Where adapters begin to act
+in the middle of a prompt (engine/activation.py), the blocks before that are the base's, for all of that scope.
 Entry numbers are never used again and tokens are compared, so a hit is never a mere equality of hashes.
 """
 
@@ -11,11 +12,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from manylora.server.engine.activation import AdapterKey, Regime, Stages
 from manylora.server.kernels.step import NULL_BLOCK
 
-AdapterKey = tuple[tuple[int, float], ...]
-_Parent = int | tuple[str, AdapterKey]
-_Key = tuple[_Parent, tuple[int, ...]]
+_Parent = int | str
+_Key = tuple[_Parent, Regime, tuple[int, ...]]
 SWEPT = 1024
 """Blocks of a forgotten adapter that are given back at a time: about a millisecond's work."""
 
@@ -24,16 +25,20 @@ SWEPT = 1024
 class _Cached:
     entry: int
     key: _Key
-    adapters: AdapterKey
+
+    @property
+    def adapters(self) -> AdapterKey:
+        """All that had a part in it: who acts on a token acts on all later ones."""
+        return self.key[1][-1][1]
 
 
 @dataclass(slots=True)
 class _Table:
     blocks: "array[int]"
     """int32: what a step copies as it is."""
-    adapters: AdapterKey
+    stages: Stages
     parent: _Parent
-    """Entry of the last block that is in the cache, or scope and adapters if none is."""
+    """Entry of the last block that is in the cache, or the scope if none is."""
     known: int
     """Blocks whose content has been offered to the cache."""
 
@@ -79,13 +84,14 @@ class BlockManager:
         """Return the sequence's blocks in order. Not to be changed."""
         return self._tables[sequence].blocks
 
-    def match(self, adapters: AdapterKey, token_ids: Sequence[int], scope: str = "") -> list[int]:
+    def match(self, stages: Stages, token_ids: Sequence[int], scope: str = "") -> list[int]:
         """Return the scope's cached blocks that begin ``token_ids``; at least one token is left to compute."""
         found: list[int] = []
-        parent: _Parent = (scope, adapters)
+        parent: _Parent = scope
         size = self.block_size
         for start in range(0, len(token_ids) - size, size):
-            block = self._by_key.get((parent, tuple(token_ids[start : start + size])))
+            regime = stages.within(start, start + size)
+            block = self._by_key.get((parent, regime, tuple(token_ids[start : start + size])))
             if block is None:
                 break
             found.append(block)
@@ -97,15 +103,15 @@ class BlockManager:
         taken = sum(1 for block in prefix if self._refs[block] == 0)
         return self.blocks_for(num_tokens) - len(prefix) <= self.num_free - taken
 
-    def allocate(self, sequence: int, adapters: AdapterKey, prefix: Sequence[int], scope: str = "") -> int:
+    def allocate(self, sequence: int, stages: Stages, prefix: Sequence[int], scope: str = "") -> int:
         """Open a sequence's table with cached blocks of its scope; return the tokens that they hold."""
         assert sequence not in self._tables, "allocated twice"
         for block in prefix:
             if self._refs[block] == 0:
                 del self._idle[block]
             self._refs[block] += 1
-        parent: _Parent = self._cached[prefix[-1]].entry if prefix else (scope, adapters)
-        self._tables[sequence] = _Table(array("i", prefix), adapters, parent, len(prefix))
+        parent: _Parent = self._cached[prefix[-1]].entry if prefix else scope
+        self._tables[sequence] = _Table(array("i", prefix), stages, parent, len(prefix))
         return len(prefix) * self.block_size
 
     def count_query(self, num_tokens: int, num_hit: int) -> None:
@@ -130,14 +136,15 @@ class BlockManager:
         size = self.block_size
         while (table.known + 1) * size <= num_computed:
             start = table.known * size
-            key = (table.parent, tuple(token_ids[start : start + size]))
+            regime = table.stages.within(start, start + size)
+            key = (table.parent, regime, tuple(token_ids[start : start + size]))
             twin = self._by_key.get(key)
             if twin is None:
                 block = table.blocks[table.known]
                 self._entries += 1
-                self._cached[block] = _Cached(self._entries, key, table.adapters)
+                self._cached[block] = cached = _Cached(self._entries, key)
                 self._by_key[key] = twin = block
-                for adapter_id, _ in table.adapters:
+                for adapter_id, _ in cached.adapters:
                     self._by_adapter.setdefault(adapter_id, set()).add(block)
             table.parent = self._cached[twin].entry
             table.known += 1

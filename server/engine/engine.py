@@ -12,6 +12,7 @@ import torch
 
 from manylora.adapters.errors import UnsupportedAdapter
 from manylora.adapters.types import AdapterWeights, FreedAdapter
+from manylora.server.engine.activation import stages_of
 from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement
 from manylora.server.engine.arena_writer import Arena, ArenaWriter
 from manylora.server.engine.block_manager import BlockManager
@@ -111,7 +112,9 @@ class Engine:
         """Queue a request; one that can't be queued (its adapter has gone meanwhile) fails, and is told."""
         try:
             self.check(request)
-            self.requests.add(request)
+            prompt = request.prompt_token_ids
+            stages = stages_of(request.adapters, prompt, lambda each: self.cache[each].invocation)
+            self.requests.add(request, stages)
         except ServerError as error:
             self.requests.refuse(request, error)
         except Exception as error:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from manylora.server.engine.activation import Stages
 from manylora.server.engine.detokenizer import Detokenizer, TokenDecoder
 from manylora.server.engine.grammar import GrammarFault, Matcher, Standing
 from manylora.server.engine.health import Health
@@ -114,9 +115,9 @@ class LiveRequests:
         """Choices that wait and are not yet sequences. Callable from any thread."""
         return sum(live.num_unmade for live in list(self._live.values()))
 
-    def add(self, request: GenerationRequest) -> None:
+    def add(self, request: GenerationRequest, stages: Stages) -> None:
         """Queue a request: its first choice now, the others once that has computed the prompt."""
-        live = LiveRequest(request, request.n, arrived=request.arrival_time or time.monotonic())
+        live = LiveRequest(request, request.n, stages, arrived=request.arrival_time or time.monotonic())
         first = self._make(live)
         self._live[request.request_id] = live
         self._scheduler.add(first)

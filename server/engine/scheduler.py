@@ -14,12 +14,13 @@ from itertools import chain, islice
 from operator import attrgetter
 from typing import NamedTuple
 
+from manylora.server.engine.activation import AdapterKey
 from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, Placement
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.crowd import with_room
 from manylora.server.engine.pace import Allowance, Pace
 from manylora.server.engine.request import FinishReason
-from manylora.server.engine.sequence import AdapterKey, LiveRequest, Sequence, SequenceStatus
+from manylora.server.engine.sequence import LiveRequest, Sequence, SequenceStatus
 from manylora.server.engine.waiting import WaitingQueue
 
 _READ_AHEAD = 4
@@ -276,7 +277,7 @@ class Scheduler:
             most = max(1, min(draft.budget, draft.allowance.tokens(start)))
             if sequence.wants_prompt_logprobs:
                 most = min(_LOGPROB_CHUNK, -(-most // _LOGPROB_COST))
-            length = min(left, most)
+            length = sequence.stages.alike(start, min(left, most))
         samples = sequence.pooling is None and length == left
         row = ScheduledRow(sequence, start, length, samples)
         draft.rows[sequence.number] = row
@@ -312,7 +313,7 @@ class Scheduler:
             prefix: list[int] = []
             if not sequence.shuns_prefixes:
                 scope = sequence.owner.request.cache_scope
-                prefix = self._blocks.match(sequence.adapters, sequence.token_ids, scope)
+                prefix = self._blocks.match(sequence.stages, sequence.token_ids, scope)
             fits = self._blocks.can_allocate(prefix, len(sequence.token_ids))
             if fits and len(self.running) < self._max_running:
                 return prefix
@@ -373,7 +374,7 @@ class Scheduler:
         self._cache.touch(sequence.adapter_ids)
         in_use |= sequence.adapter_ids
         scope = live.request.cache_scope
-        cached = self._blocks.allocate(sequence.number, sequence.adapters, prefix, scope)
+        cached = self._blocks.allocate(sequence.number, sequence.stages, prefix, scope)
         sequence.room = self._blocks.grow(sequence.number, len(sequence.token_ids))
         if sequence.status is SequenceStatus.WAITING:
             self._blocks.count_query(sequence.num_prompt_tokens, cached)
@@ -395,4 +396,4 @@ def _turn(sequence: Sequence) -> tuple[bool, int, int]:
 
 def _place(row: ScheduledRow) -> tuple[bool, AdapterKey]:
     """Return what rows are in order of: decodes first, and those of the same adapters together."""
-    return row.length > 1, row.sequence.adapters
+    return row.length > 1, row.sequence.stages.at(row.start)

@@ -6,6 +6,7 @@ Only this file changes a sequence's status.
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from manylora.server.engine.activation import AdapterKey, Stages
 from manylora.server.engine.detokenizer import Detokenizer
 from manylora.server.engine.grammar import Matcher
 from manylora.server.engine.logits import SamplerState
@@ -14,9 +15,6 @@ from manylora.server.engine.prompt_logprobs import PromptLogprobs
 from manylora.server.engine.request import FinishReason, GenerationRequest, Pooling
 from manylora.server.engine.stop import StopChecker
 from manylora.server.kernels.sampling import UNTOLD
-
-AdapterKey = tuple[tuple[int, float], ...]
-"""What tells one adapted model from another: (adapter id, weight) pairs. Empty is the base."""
 
 
 class SequenceStatus(Enum):
@@ -49,6 +47,8 @@ class LiveRequest:
     request: GenerationRequest
     choices: int
     """How many sequences it is to have: n, or those made already once nothing more is to come of it."""
+    stages: Stages
+    """From which token on which of its adapters act: the same in all of them, as they share the prompt."""
     sequences: list["Sequence"] = field(default_factory=list)
     prompt_logprobs: PromptLogprobs = field(default_factory=PromptLogprobs)
     pooled: PooledStates | None = None
@@ -98,6 +98,7 @@ class Sequence:
         "pooling",
         "reported",
         "room",
+        "stages",
         "status",
         "text",
         "token_ids",
@@ -111,8 +112,10 @@ class Sequence:
         self.owner = owner
         self.text = text
         self.token_ids = list(owner.request.prompt_token_ids)
-        self.adapters: AdapterKey = owner.request.adapters
-        self.adapter_ids = owner.adapter_ids
+        self.stages = owner.stages
+        self.adapters: AdapterKey = owner.stages.last
+        """What acts in the end; ``stages`` say from where on."""
+        self.adapter_ids = frozenset(adapter_id for adapter_id, _ in self.adapters)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from manylora.server.engine.activation import AdapterKey
 from manylora.server.engine.columns import KEPT, columns_from, kept_of
 from manylora.server.engine.logits import SamplingRow
 from manylora.server.engine.scheduler import ScheduledRow
@@ -47,6 +48,8 @@ class _Picked:
     places: list[int]
     index: Ints
     """[B]: the rows' places."""
+    keys: list[AdapterKey]
+    """The rows' adapters."""
     every: Ints
     """0 … B: with one token a row, the rows' numbers and where each begins."""
     ranges: list[AdapterRanges]
@@ -112,18 +115,18 @@ class StepRows:
         return columns_from(self._drawn_kept, np.array(places, dtype=np.int32), states)
 
     def _pick(self, places: list[int], rows: Sequence[ScheduledRow]) -> _Picked:
-        ranges = [self._ranges(adapter_id) for row in rows for adapter_id, _ in row.sequence.adapters]
+        keys = [row.sequence.stages.at(row.start) for row in rows]
+        ranges = [self._ranges(adapter_id) for key in keys for adapter_id, _ in key]
         last = self._picked
-        if last is not None and last.places == places and all(map(operator.is_, last.ranges, ranges)):
+        same = last is not None and last.places == places and last.keys == keys
+        if last is not None and same and all(map(operator.is_, last.ranges, ranges)):
             return last
         self._forget_those_over()
         of_rows = iter(ranges)
-        adapters = StepAdapters.of_rows(
-            [tuple((next(of_rows), weight) for _, weight in row.sequence.adapters) for row in rows]
-        )
+        adapters = StepAdapters.of_rows([tuple((next(of_rows), weight) for _, weight in key) for key in keys])
         every = np.arange(len(places) + 1, dtype=np.int32)
         index = np.array(places, dtype=np.int32)
-        self._picked = _Picked(places, index, every, ranges, adapters)
+        self._picked = _Picked(places, index, keys, every, ranges, adapters)
         return self._picked
 
     def _place(self, stream: Stream) -> _Place:

@@ -91,7 +91,6 @@ def test_all_linear_takes_every_module_but_the_excluded() -> None:
         ({"megatron_config": {"a": 1}}, "megatron_config"),
         ({"use_qalora": True}, "use_qalora"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
-        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"kasa_config": {"a": 1}}, "kasa_config"),
         ({"task_type": "SEQ_CLS"}, "SEQ_CLS"),
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from manylora.loadtest.checks.bars import exact, hangups, mixtures, neighbours, swap, thousand
+from manylora.loadtest.checks.bars import activated, exact, hangups, mixtures, neighbours, swap, thousand
 from manylora.loadtest.checks.bars.hostile import bar as hostile
 from manylora.loadtest.checks.bars.material import kernels_option
 from manylora.loadtest.checks.bars.report import Report
@@ -23,6 +23,9 @@ Bar = Callable[[Path, bool, str], Awaitable[Report]]
 BARS: dict[str, Bar] = {
     "exact": lambda where, small, kernels: exact.exact(
         where, exact.SMALL if small else exact.ExactSize(), kernels
+    ),
+    "activated": lambda where, small, kernels: activated.activated(
+        where, activated.SMALL if small else exact.ExactSize(), kernels
     ),
     "swap": lambda where, small, kernels: swap.swap(where, swap.SMALL if small else swap.SwapSize(), kernels),
     "thousand": lambda where, small, kernels: thousand.thousand(

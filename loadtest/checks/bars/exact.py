@@ -42,10 +42,27 @@ async def exact(directory: Path, size: ExactSize, kernels: str = PLAIN) -> Repor
     material = Material.make(directory, kernels)
     sources = {f"adapter{number}": source for number, source in enumerate(material.mixed(ADAPTERS))}
     asks = make_asks([material.base.name, *sources], size)
+    await hold_exact(report, directory, material, sources, asks, size)
+    return report
+
+
+async def hold_exact(
+    report: Report,
+    directory: Path,
+    material: Material,
+    sources: Mapping[str, str],
+    asks: Sequence[Ask],
+    size: ExactSize,
+    mixtures: Mapping[str, Sequence[tuple[str, float]]] | None = None,
+) -> None:
+    """Hold what ``asks`` get mixed against what they get alone, and against transformers + peft.
+
+    ``sources`` are adapters by name; ``mixtures`` (adapter, weight) pairs by the models that the asks call them.
+    """
     paths = {name: material.adapters / source for name, source in sources.items()}
     for quantization in ("none", "nf4"):
         name = quantization if quantization != "none" else "16 bits" if material.native else "float32"
-        reference = Reference(material.base, paths, quantization=quantization)
+        reference = Reference(material.base, paths, mixtures, quantization)
         ways = await ask_both_ways(directory, material, sources, asks, size, quantization, reference)
         for kind, answers in (("mixed", ways.mixed), ("mixed again, prefixes cached", ways.warm)):
             wrong = [
@@ -66,7 +83,6 @@ async def exact(directory: Path, size: ExactSize, kernels: str = PLAIN) -> Repor
         f"{len(asks)} requests within {size.spread_seconds:g} s, prompts of {min(lengths)} to {max(lengths)} tokens,"
         f" {size.max_tokens} tokens each"
     )
-    return report
 
 
 def make_asks(models: Sequence[str], size: ExactSize) -> list[Ask]:

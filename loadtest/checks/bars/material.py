@@ -44,11 +44,17 @@ class Material:
         """Whether native kernels compute."""
         return self.kernels != PLAIN
 
-    def adapter(self, number: int, rank: int = 8, targets: tuple[str, ...] = ("q_proj", "v_proj")) -> str:
+    def adapter(
+        self,
+        number: int,
+        rank: int = 8,
+        targets: tuple[str, ...] = ("q_proj", "v_proj"),
+        invocation: tuple[int, ...] = (),
+    ) -> str:
         """Write adapter ``number``, if it isn't there, and return its source: a path below the root."""
-        source = f"{number}-r{rank}-{len(targets)}"
+        source = "-".join([str(number), f"r{rank}", str(len(targets)), *map(str, invocation)])
         if not (self.adapters / source).is_dir():
-            shape = AdapterShape(rank=rank, alpha=2.0 * rank, targets=targets, seed=number)
+            shape = AdapterShape(rank, 2.0 * rank, targets, seed=number, invocation=invocation)
             write_adapter(self.adapters / source, self.base, shape)
         return source
 

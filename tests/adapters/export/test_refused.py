@@ -61,6 +61,7 @@ def change_tensors(adapter: Path, change: Callable[[dict[str, torch.Tensor]], ob
         ({"lora_bias": True}, "lora_bias"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"use_dora": True}, "use_dora"),
+        ({"alora_invocation_tokens": [1]}, "acts from its invocation on"),
         ({"r": 8}, "has shape"),
         ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, "o_proj"),
         ({"surprise": 1}, "surprise"),

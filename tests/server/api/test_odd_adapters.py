@@ -29,6 +29,8 @@ FIELDS = [
     "bias",
     "lora_dropout",
     "use_dora",
+    "alora_invocation_tokens",
+    "invocation_string",
     "unheard_of",
 ]
 ODD = {

@@ -56,6 +56,7 @@ class Held:
     load_from: Callable[[], AdapterWeights]
     pinned: bool
     device: bool
+    invocation: tuple[int, ...] = ()
 
 
 class FakeEngine:
@@ -85,7 +86,7 @@ class FakeEngine:
             raise self.fault
         if preload and self._on_device() >= self.room:
             raise AdapterUnavailable("no room in the arena")
-        self._know(adapter_id, Held(weights, load_from, pinned, preload))
+        self._know(adapter_id, Held(weights, load_from, pinned, preload, weights.invocation))
         self.added += 1
 
     async def add_adapter_cold(
@@ -95,9 +96,10 @@ class FakeEngine:
         *,
         load_from: Callable[[], AdapterWeights],
         pinned: bool,
+        invocation: tuple[int, ...] = (),
     ) -> None:
         assert all(rank > 0 for rank in rank_by_module.values())
-        self._know(adapter_id, Held(None, load_from, pinned, False))
+        self._know(adapter_id, Held(None, load_from, pinned, False, invocation))
         self.added_cold += 1
 
     async def keep_adapter(

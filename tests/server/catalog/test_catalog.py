@@ -261,6 +261,20 @@ async def test_a_restart_reads_nothing_that_is_not_asked_for(house: House) -> No
     assert fresh.id not in old_ids
 
 
+async def test_the_engine_knows_an_activated_adapter_s_invocation_from_the_start_and_after_a_restart(
+    house: House,
+) -> None:
+    source = house.source("judge")
+    write(house.sources / "judge", changes={"alora_invocation_tokens": [3, 4]})
+    record, _ = await house.catalog.register("judge", source)
+    assert house.engine.held[record.id].invocation == (3, 4)
+    await house.catalog.close()
+    house.open()
+    await house.catalog.restore()
+    assert (house.engine.added_cold, house.engine.held[record.id].invocation) == (1, (3, 4))
+    assert house.engine.held[record.id].load_from().invocation == (3, 4)
+
+
 async def test_a_thousand_adapters(house: House) -> None:
     template = house.source("one")
     house.store.publish(house.store.stage(Source(house.sources / template)))

@@ -6,8 +6,9 @@ So a wrong block, a stale row or another request's adapter changes the tokens.
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -85,12 +86,31 @@ def mark_of(adapters: Sequence[tuple[int, float]]) -> int:
     return sum(int(1000 * value * float(np.float32(weight))) for value, weight in adapters)
 
 
-def expected(prompt: Sequence[int], count: int, adapters: Sequence[tuple[int, float]] = ()) -> list[int]:
-    """Greedy tokens that follow the prompt, computed alone."""
+def expected(
+    prompt: Sequence[int],
+    count: int,
+    adapters: Sequence[tuple[int, float]] = (),
+    invocations: Mapping[int, Sequence[int]] = MappingProxyType({}),
+) -> list[int]:
+    """Greedy tokens that follow the prompt, computed alone; ``invocations`` of the adapters that have one, by id."""
     tokens = list(prompt)
+    from_places = {i: _last_place(prompt, invocation) for i, invocation in invocations.items() if invocation}
+
+    def marked(place: int) -> int:
+        return tokens[place] + 64 * mark_of(
+            [part for part in adapters if from_places.get(part[0], 0) <= place]
+        )
+
     for _ in range(count):
-        tokens.append(int(next_logits([t + 64 * mark_of(adapters) for t in tokens]).argmax()))
+        tokens.append(int(next_logits([marked(place) for place in range(len(tokens))]).argmax()))
     return tokens[len(prompt) :]
+
+
+def _last_place(prompt: Sequence[int], invocation: Sequence[int]) -> float:
+    """Where ``invocation`` begins for the last time, looked for place by place; infinity: nowhere."""
+    places = range(len(prompt) - len(invocation), -1, -1)
+    found = (i for i in places if list(prompt[i : i + len(invocation)]) == list(invocation))
+    return next(found, float("inf"))
 
 
 class FakeModel:
@@ -233,15 +253,24 @@ class Harness:
             self.pools, self.model, self.arena, self.letters, self.loads.append, self.observer
         )
 
-    def know(self, adapter_id: int, rank: int = 4, *, pinned: bool = False, cold: bool = False) -> None:
+    def know(
+        self,
+        adapter_id: int,
+        rank: int = 4,
+        *,
+        pinned: bool = False,
+        cold: bool = False,
+        invocation: Sequence[int] = (),
+    ) -> None:
         """Add an adapter whose value is its id."""
-        held = weights(adapter_id, rank)
+        held = replace(weights(adapter_id, rank), invocation=tuple(invocation))
 
         def load_from() -> AdapterWeights:
             self.reads[adapter_id] += 1
             return held
 
-        entry = HeldAdapter(adapter_id, held.rank_by_module(), load_from, pinned, None if cold else held)
+        host, words = None if cold else held, held.invocation
+        entry = HeldAdapter(adapter_id, held.rank_by_module(), load_from, pinned, host, invocation=words)
         self.engine.add_adapter(entry, preload=False)
 
     def finish_loads(self) -> None:

@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from manylora.server.engine.block_manager import SWEPT, AdapterKey, BlockManager
+from manylora.server.engine.activation import AdapterKey, Stages
+from manylora.server.engine.block_manager import SWEPT, BlockManager
 from manylora.server.kernels.step import NULL_BLOCK
 
 BASE: AdapterKey = ()
@@ -16,9 +17,10 @@ ADAPTERS: tuple[AdapterKey, ...] = (BASE, ((1, 1.0),), ((1, 0.5),), ((2, 1.0),),
 
 def filled(blocks: BlockManager, number: int, adapters: AdapterKey, tokens: list[int]) -> int:
     """Compute a whole prompt as the engine would; return its cached tokens."""
-    prefix = blocks.match(adapters, tokens)
+    stages = Stages.throughout(adapters)
+    prefix = blocks.match(stages, tokens)
     assert blocks.can_allocate(prefix, len(tokens))
-    cached = blocks.allocate(number, adapters, prefix)
+    cached = blocks.allocate(number, stages, prefix)
     blocks.grow(number, len(tokens))
     blocks.commit(number, tokens, len(tokens))
     return cached
@@ -50,7 +52,7 @@ def test_forgetting_an_adapter_leaves_the_others_prefixes() -> None:
         blocks.free(number)
     blocks.forget_adapter(1)
     blocks.check_integrity()
-    hits = [len(blocks.match(adapters, list(range(9)))) for adapters in ADAPTERS]
+    hits = [len(blocks.match(Stages.throughout(adapters), list(range(9)))) for adapters in ADAPTERS]
     assert hits == [2, 0, 0, 2, 0]
     assert blocks.num_free == 64
 
@@ -84,11 +86,11 @@ def test_forgetting_takes_as_long_as_an_adapter_has_blocks_and_never_long(own: i
     assert blocks.num_cached == others + own - min(own, SWEPT)
     blocks.check_integrity()
     # Blocks of the one that is gone are taken before those of an adapter that somebody may ask for.
-    blocks.allocate(3, BASE, [])
+    blocks.allocate(3, Stages.throughout(BASE), [])
     blocks.grow(3, (own + 10) * size)
     assert blocks.num_cached == others
     blocks.check_integrity()
-    assert len(blocks.match(((2, 1.0),), [*range(others * size), 0])) == others
+    assert len(blocks.match(Stages.throughout(((2, 1.0),)), [*range(others * size), 0])) == others
 
 
 def test_a_swept_block_that_has_a_new_owner_keeps_its_prefix() -> None:
@@ -112,8 +114,8 @@ def test_the_longest_unused_prefix_goes_first_and_its_end_before_its_beginning()
     blocks.free(1)
     blocks.free(2)
     filled(blocks, 3, BASE, [9, 9])
-    assert len(blocks.match(BASE, [1, 2, 3, 4, 0])) == 1
-    assert len(blocks.match(BASE, [5, 6, 7, 8, 0])) == 2
+    assert len(blocks.match(Stages.throughout(BASE), [1, 2, 3, 4, 0])) == 1
+    assert len(blocks.match(Stages.throughout(BASE), [5, 6, 7, 8, 0])) == 2
 
 
 def test_the_null_block_is_never_anybodys() -> None:
@@ -133,25 +135,29 @@ class Blocks(RuleBasedStateMachine):
         super().__init__()
         self.blocks = BlockManager(12, 2)
         self.tokens: dict[int, list[int]] = {}
-        self.adapters: dict[int, AdapterKey] = {}
-        self.content: dict[int, tuple[AdapterKey, tuple[int, ...]]] = {}
+        self.stages: dict[int, Stages] = {}
+        self.content: dict[int, list[tuple[int, AdapterKey]]] = {}
+        """Of each block: its tokens and all before them, with the adapters that acted on each."""
         self.born = 0
 
     @rule(
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=10),
         adapters=st.sampled_from(ADAPTERS),
+        point=st.integers(0, 6),
     )
-    def begin(self, tokens: list[int], adapters: AdapterKey) -> None:
-        prefix = self.blocks.match(adapters, tokens)
+    def begin(self, tokens: list[int], adapters: AdapterKey, point: int) -> None:
+        """Adapters act from a place on: from the first token, or somewhere in the prompt, where a block may begin."""
+        stages = Stages((0, point), ((), adapters)) if point else Stages.throughout(adapters)
+        prefix = self.blocks.match(stages, tokens)
         assert len(prefix) * 2 < len(tokens)
         for i, block in enumerate(prefix):
-            assert self.content[block] == (adapters, tuple(tokens[: 2 * i + 2])), "another's KV"
+            assert self.content[block] == _acted_on(tokens[: 2 * i + 2], stages), "another's KV"
         if not self.blocks.can_allocate(prefix, len(tokens)):
             return
         self.born += 1
-        self.blocks.allocate(self.born, adapters, prefix)
+        self.blocks.allocate(self.born, stages, prefix)
         self.blocks.grow(self.born, len(tokens))
-        self.tokens[self.born], self.adapters[self.born] = tokens, adapters
+        self.tokens[self.born], self.stages[self.born] = tokens, stages
         self._compute(self.born)
 
     @precondition(lambda self: self.tokens)
@@ -168,14 +174,14 @@ class Blocks(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.tokens)))
         self.blocks.free(number)
-        del self.tokens[number], self.adapters[number]
+        del self.tokens[number], self.stages[number]
 
     @rule(adapter_id=st.integers(1, 2))
     def forget(self, adapter_id: int) -> None:
         self.blocks.forget_adapter(adapter_id)
         for adapters in ADAPTERS:
             if any(each == adapter_id for each, _ in adapters):
-                assert not self.blocks.match(adapters, [0] * 9)
+                assert not self.blocks.match(Stages.throughout(adapters), [0] * 9)
 
     @invariant()
     def books_balance(self) -> None:
@@ -184,11 +190,15 @@ class Blocks(RuleBasedStateMachine):
         assert len(used) + self.blocks.num_free == 12
 
     def _compute(self, number: int) -> None:
-        tokens, adapters = self.tokens[number], self.adapters[number]
+        tokens, stages = self.tokens[number], self.stages[number]
         for i, block in enumerate(self.blocks.table(number)):
             if len(tokens) >= 2 * i + 2:
-                self.content[block] = (adapters, tuple(tokens[: 2 * i + 2]))
+                self.content[block] = _acted_on(tokens[: 2 * i + 2], stages)
         self.blocks.commit(number, tokens, len(tokens))
+
+
+def _acted_on(tokens: list[int], stages: Stages) -> list[tuple[int, AdapterKey]]:
+    return [(token, stages.at(place)) for place, token in enumerate(tokens)]
 
 
 TestBlocks = Blocks.TestCase

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from manylora.server.engine.activation import Stages
 from manylora.server.engine.columns import columns_of
 from manylora.server.engine.detokenizer import Detokenizer
 from manylora.server.engine.logits import SamplerState, SamplingRow
@@ -46,7 +47,8 @@ class Bench:
     def begin(self, number: int, prompt: int = 3, adapters: Items[tuple[int, float]] = ()) -> Sequence:
         params = SamplingParams(temperature=0.5 + number, top_k=number, seed=number, logprobs=number % 3)
         ids = tuple(range(prompt))
-        live = LiveRequest(GenerationRequest(f"r{number}", ids, params, tuple(adapters)), 1)
+        request = GenerationRequest(f"r{number}", ids, params, tuple(adapters))
+        live = LiveRequest(request, 1, Stages.throughout(request.adapters))
         text = TextState(
             SamplerState(params, ids),
             Detokenizer(Letters(), ids),

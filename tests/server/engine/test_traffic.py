@@ -48,7 +48,10 @@ class Traffic:
         """Hold each choice against the same request alone."""
         assert self._failed() == self.in_failed_steps, "a request failed without a fault of its own"
         for name, request in self.asked.items():
-            right = expected(request.prompt_token_ids, request.sampling.max_tokens, request.adapters)
+            invocations = {i: self.harness.engine.cache[i].invocation for i, _ in request.adapters}
+            right = expected(
+                request.prompt_token_ids, request.sampling.max_tokens, request.adapters, invocations
+            )
             for index in range(request.n):
                 reason, tokens = self.harness.reason(name, index), self.harness.tokens(name, index)
                 assert tokens == right[: len(tokens)]
@@ -96,7 +99,12 @@ def test_any_traffic_ends_once_with_the_right_tokens(data: st.DataObject) -> Non
     traffic = Traffic(Harness(data.draw(small_pools())))
     harness = traffic.harness
     for adapter_id in range(1, 6):
-        harness.know(adapter_id, data.draw(st.integers(1, 4)), cold=data.draw(st.booleans()))
+        harness.know(
+            adapter_id,
+            data.draw(st.integers(1, 4)),
+            cold=data.draw(st.booleans()),
+            invocation=data.draw(st.sampled_from([(), (), (1,), (0, 1), (1, 1, 0)])),
+        )
     for number in range(data.draw(st.integers(1, 10))):
         request = data.draw(requests(f"r{number}"))
         traffic.asked[request.request_id] = request
@@ -126,9 +134,13 @@ def test_prefixes_chunks_and_aborts_at_any_moment_leave_every_answer_right(data:
     harness = traffic.harness
     harness.know(1)
     prompt = data.draw(st.lists(st.integers(0, 63), min_size=20, max_size=30))
+    for adapter_id in (2, 3):
+        harness.know(adapter_id, invocation=prompt[data.draw(st.integers(0, 19)) :][:2])
     for number in range(data.draw(st.integers(2, 12))):
         cut = data.draw(st.integers(1, len(prompt)))
-        adapters = data.draw(st.sampled_from([(), ((1, 1.0),), ((1, 0.5),)]))
+        adapters = data.draw(
+            st.sampled_from([(), ((1, 1.0),), ((1, 0.5),), ((2, 1.0),), ((3, 1.0),), ((1, 1.0), (3, 0.5))])
+        )
         request = ask(f"r{number}", prompt[:cut], data.draw(st.integers(1, 4)), adapters)
         traffic.asked[request.request_id] = request
         harness.engine.add_request(request)
