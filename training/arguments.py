@@ -112,6 +112,16 @@ class LoraArguments:
     modules_to_save: list[str] = field(
         default_factory=list, metadata={"help": "Modules to train whole and save beside the factors."}
     )
+    alora_invocation_string: str | None = field(
+        default=None,
+        metadata={
+            "help": "aLoRA (arXiv 2504.12397): the adapter acts from the last place of this text in a prompt on, and"
+            " what comes before is the base's."
+        },
+    )
+    alora_invocation_tokens: list[int] = field(
+        default_factory=list, metadata={"help": "The same by token ids, as PEFT's config has them."}
+    )
     rank_schedule: str | None = field(
         default=None,
         metadata={"help": "RANK:SHARE,… grows the rank, as in 8:0,16:0.3,64:0.6; adalora:… prunes it."},

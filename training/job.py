@@ -98,7 +98,7 @@ class Job:
             ),
             train_dataset=rows,
             eval_dataset=eval_rows,
-            data_collator=Collator(pad, None if args.use_cpu else PAD_MULTIPLE),
+            data_collator=Collator(pad, None if args.use_cpu else PAD_MULTIPLE, prepared.lora.invocation),
             processing_class=prepared.base.tokenizer,
         )
         for watcher in self.watchers:

@@ -10,6 +10,7 @@ from transformers import set_seed
 
 from manylora.training.arguments import Arguments
 from manylora.training.bases.find import find_base, read_config
+from manylora.training.bases.invocation import invocation_of
 from manylora.training.bases.load import BaseSettings, load_base, load_tokenizer
 from manylora.training.bases.lora import LoraSettings, Servable, attach, attach_notes, servable
 from manylora.training.bases.save import load_adapter
@@ -19,6 +20,7 @@ from manylora.training.bases.tokens import ChatSetup, prepare_chat
 from manylora.training.bases.types import Base, DtypeName
 from manylora.training.check.check import CheckSettings, check_data
 from manylora.training.check.report import CheckReport
+from manylora.training.data.activation import check_rows
 from manylora.training.data.columns import Columns, parse_columns
 from manylora.training.data.dataset import DataSettings, TrainingData, load_data, load_split
 from manylora.training.data.files import parse_data_path
@@ -137,6 +139,7 @@ def prepare(arguments: Arguments, total_steps: Callable[[int], int], say: Say) -
         tell(note)
     train, held_out = load_sets(arguments, base, tell)
     lora = lora_settings(arguments)
+    lora = replace(lora, invocation=_invocation(arguments, base, lora, train))
     check_targets(base, lora, arguments)
     policy = policy_of(arguments, lora)
     lora = replace(lora, r=policy.initial_rank, new_tokens=chat.new_tokens)
@@ -152,6 +155,21 @@ def prepare(arguments: Arguments, total_steps: Callable[[int], int], say: Say) -
         load_adapter(model, Path(arguments.adapter_start))
         tell(f"starting from the adapter in {arguments.adapter_start}")
     return Prepared(base, model, lora, policy, train, held_out, check, answer, tuple(said))
+
+
+def _invocation(arguments: Arguments, base: Base, lora: LoraSettings, train: TrainingData) -> tuple[int, ...]:
+    """Return what the adapter is to act from; (): its first token. Raises InvalidArgument for what can't learn it."""
+    asked = arguments.lora
+    found = invocation_of(lora, base, asked.alora_invocation_string, asked.alora_invocation_tokens)
+    others = {
+        "--packing": arguments.data.packing,
+        f"--rank_schedule {asked.rank_schedule}": asked.rank_schedule is not None,
+    }
+    for name in (name for name, given in others.items() if found and given):
+        raise InvalidArgument(f"{name} doesn't go with an adapter that acts from an invocation on")
+    if found:
+        check_rows(found, (train.dataset[number] for number in range(len(train.dataset))))
+    return found
 
 
 def holds_conversations(arguments: Arguments) -> bool:

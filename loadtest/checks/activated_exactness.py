@@ -101,7 +101,7 @@ def check_activated(scratch: Path, device: torch.device) -> Iterator[Outcome]:
     paths = [write_adapter(scratch / f"activated{n}", base, shape) for n, shape in enumerate(SHAPES)]
     wanted = asked()
     decoder = load_decoder(base, PlainBackend(device, torch.float32), "none")
-    adapters = [read(path, decoder.config) for path in paths]
+    adapters = [read(path, decoder) for path in paths]
     together = answers(decoder, adapters, wanted, together=True)
     alone = [answers(decoder, adapters, [each], together=True)[0] for each in wanted]
     shared = answers(decoder, adapters, wanted, together=False)
@@ -123,12 +123,7 @@ def check_activated(scratch: Path, device: torch.device) -> Iterator[Outcome]:
     worst = max(distance(answer, logits) for answer, logits in zip(together, theirs, strict=True))
     yield within("activated: so are the log probabilities", worst, TOLERANCE)
 
-    single = [
-        n for n, each in enumerate(wanted) if len(each.parts) < 2 and all(w == 1 for _, w in each.parts)
-    ]
-    expected = peft_answers(base, paths, [wanted[n] for n in single], device)
-    equal = sum(together[n].tokens == tokens for n, tokens in zip(single, expected, strict=True))
-    yield _all("activated: tokens are peft's, activated or not", equal, len(single))
+    yield _hold_against_peft(base, paths, wanted, together, device)
     different = len(
         {(each.prompt, tuple(answer.tokens)) for each, answer in zip(wanted, together, strict=True)}
     )
@@ -138,6 +133,18 @@ def check_activated(scratch: Path, device: torch.device) -> Iterator[Outcome]:
     yield Outcome(
         "activated: answers differ by what acts and by nothing else", different == len(acting), told
     )
+
+
+def _hold_against_peft(
+    base: Path, paths: Sequence[Path], wanted: Sequence[Asked], found: Sequence[Answer], device: torch.device
+) -> Outcome:
+    """Hold the answers of the base and of single adapters, all that peft has a word for, token for token."""
+    single = [
+        n for n, each in enumerate(wanted) if len(each.parts) < 2 and all(w == 1 for _, w in each.parts)
+    ]
+    expected = peft_answers(base, paths, [wanted[n] for n in single], device)
+    equal = sum(found[n].tokens == tokens for n, tokens in zip(single, expected, strict=True))
+    return _all("activated: tokens are peft's, activated or not", equal, len(single))
 
 
 def load_decoder(base: Path, backend: PlainBackend, quantization: Quantization) -> Decoder:

@@ -41,6 +41,7 @@ def attach(base: Base, lora: LoraSettings) -> "PeftModel":
         use_dora=lora.use_dora,
         init_lora_weights=_peft_init(lora),
         revision=base.revision,
+        alora_invocation_tokens=list(lora.invocation) or None,
         **trained_tokens(base, lora),
     )
     with quiet_peft():

@@ -64,6 +64,8 @@ def _obstacles(base: Base, lora: LoraSettings) -> "Iterator[str]":
 
 def _advice(base: Base, lora: LoraSettings) -> "Iterator[str]":
     rank = lora.saved_rank
+    if lora.invocation:
+        yield f"it acts from the last place of its invocation in a prompt on, {list(lora.invocation)}"
     if lora.starts_from_base:
         yield f"its start is saved with it, which makes it rank up to {rank} on the unchanged base"
     if rank > SERVER_RANK:

@@ -34,6 +34,8 @@ class LoraSettings:
     """Modules that are trained whole and saved with the adapter."""
     new_tokens: tuple[str, ...] = ()
     """Tokens that were added to the tokenizer (chat.prepare_chat), whose embeddings must be trained."""
+    invocation: tuple[int, ...] = ()
+    """Token ids from whose last place in a prompt on it acts (aLoRA, 2504.12397); (): it always does."""
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -52,6 +54,26 @@ class LoraSettings:
             )
         if self.init == "orthogonal" and self.r % 2:
             raise InvalidArgument(f"--init_lora_weights orthogonal needs an even rank, not {self.r}")
+        if self.invocation:
+            self._check_activated()
+
+    def _check_activated(self) -> None:
+        """Refuse what would change the base before the invocation, or what peft has no activated form of."""
+        others = {
+            "--use_dora": self.use_dora,
+            f"--lora_bias {self.bias}": self.bias != "none",
+            "--modules_to_save": bool(self.modules_to_save),
+            "an added token": bool(self.new_tokens),
+            f"--init_lora_weights {self.init}": self.starts_from_base or self.init == "loftq",
+            "--lora_target_modules embed_tokens": any(
+                name.rpartition(".")[2] == "embed_tokens" for name in self.targets
+            ),
+        }
+        named = next((name for name, given in others.items() if given), None)
+        if named is not None:
+            raise InvalidArgument(
+                f"{named} doesn't go with an invocation: what comes before that is the base's as it is"
+            )
 
     @property
     def starts_from_base(self) -> bool:

@@ -24,7 +24,10 @@ FLAGS = {
     "modules_to_save": "modules_to_save",
 }
 """PEFT's fields that this command has flags for, and those."""
-_READ = frozenset((*FLAGS, "target_modules", "rank_pattern", "alpha_pattern", "init_lora_weights"))
+_INVOCATION = "alora_invocation_tokens"
+_READ = frozenset(
+    (*FLAGS, "target_modules", "rank_pattern", "alpha_pattern", "init_lora_weights", _INVOCATION)
+)
 _BY_TENSORS = frozenset(("exclude_modules", "layers_to_transform", "layers_pattern"))
 """Fields that narrow the targets: which are left is read from the tensors' names."""
 _OF_TRAINING = frozenset(
@@ -74,6 +77,7 @@ def settings_of_adapter(directory: Path, asked: LoraSettings, given: frozenset[s
         use_rslora=bool(config.get("use_rslora")),
         use_dora=bool(config.get("use_dora")),
         modules_to_save=tuple(config.get("modules_to_save") or ()),
+        invocation=tuple(config.get(_INVOCATION) or ()),
     )
     names = {"lora_alpha": "alpha"}
     for name, flag in FLAGS.items():

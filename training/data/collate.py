@@ -6,6 +6,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from manylora.training.data.activation import NOWHERE, place_of
 from manylora.training.data.render import IGNORED
 
 
@@ -18,6 +19,8 @@ class Batch(TypedDict, total=False):
     """1 for tokens, 0 for padding. Not there in packed batches."""
     position_ids: Tensor
     """In packed batches alone: from 0 in every example, by which the model keeps examples apart."""
+    activated_at: Tensor
+    """[rows, 1], for an activated adapter alone: from which token on it acts; NOWHERE."""
 
 
 class Collator:
@@ -28,9 +31,13 @@ class Collator:
     example of its own there.
     """
 
-    def __init__(self, pad_token_id: int, pad_to_multiple_of: int | None = None) -> None:
+    def __init__(
+        self, pad_token_id: int, pad_to_multiple_of: int | None = None, invocation: Sequence[int] = ()
+    ) -> None:
+        """``invocation`` of an activated adapter: tokens are trained where it acts."""
         self._pad = pad_token_id
         self._multiple = pad_to_multiple_of or 1
+        self._invocation = tuple(invocation)
 
     def __call__(self, items: Sequence[Mapping[str, Sequence[int]]]) -> Batch:
         """Collate items of ``input_ids``, ``labels`` and, when packed, ``position_ids``."""
@@ -54,4 +61,14 @@ class Collator:
                 batch["position_ids"][row, count:] = torch.arange(width - count)
             else:
                 batch["attention_mask"][row, :count] = 1
+        if self._invocation:
+            self._activate(batch, items)
         return batch
+
+    def _activate(self, batch: Batch, items: Sequence[Mapping[str, Sequence[int]]]) -> None:
+        """Say from where on the adapter acts, and train no token that is predicted before that."""
+        places = [place_of(self._invocation, item["input_ids"], item["labels"]) for item in items]
+        for row, place in enumerate(places):
+            # The token at the place itself is predicted by the one before it, which is the base's.
+            batch["labels"][row, : place + 1 if place != NOWHERE else None] = IGNORED
+        batch["activated_at"] = torch.tensor(places)[:, None]

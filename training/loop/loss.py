@@ -52,12 +52,28 @@ def token_losses(
     """
     labels = inputs["labels"]
     positions = predicting(labels)
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    rest: dict[str, Any] = {name: value for name, value in inputs.items() if name != "labels"}
+    if "activated_at" in rest:
+        # peft counts from the end, padding included; 0 is nowhere.
+        places, width = rest.pop("activated_at")[:, 0].tolist(), labels.shape[1]
+        rest["alora_offsets"] = [width - place if place >= 0 else 0 for place in places]
+        _forget_hooks(model)
     with head_only_at(model, positions):
         logits: Tensor = model(**rest, use_cache=False).logits
     targets = labels[:, 1:][positions[:, :-1]]
     losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
     return losses, positions.nonzero()[:, 0]
+
+
+def _forget_hooks(model: nn.Module) -> None:
+    """Take off what peft leaves on checkpointed layers for a backward pass that never came.
+
+    There is none where a loss is only measured, or where memory ran out; peft refuses the next forward pass then.
+    """
+    for layer in model.modules():
+        hooks: list[Any] = getattr(layer, "_peft_gradient_checkpointing_forward_hooks", [])
+        while hooks:
+            hooks.pop().remove()
 
 
 def trained_token_loss(

@@ -231,6 +231,8 @@ def _only_alone(arguments: Arguments) -> dict[str, bool]:
     return {
         "learning_rate auto": arguments.learning_rate_auto,
         "use_dora": lora.use_dora,
+        "alora_invocation_string": lora.alora_invocation_string is not None,
+        "alora_invocation_tokens": bool(lora.alora_invocation_tokens),
         "modules_to_save": bool(lora.modules_to_save),
         f"lora_bias {lora.lora_bias}": lora.lora_bias != "none",
         f"rank_schedule {lora.rank_schedule}": (lora.rank_schedule or "").startswith("adalora"),
