@@ -3,6 +3,8 @@
 AdapterError                     500  anything below, and what has no class of its own
 ├── AdapterNotFound              400  the source directory isn't there, or isn't an adapter's (vLLM's route: 404)
 ├── AdapterPathForbidden         403  the source, or a link inside it, leads out of the adapter root
+├── SourceForbidden              403  the settings allow no such source, or its host refuses
+├── SourceUnreachable            503  the host of a source doesn't answer, breaks off, or is too slow
 ├── InvalidAdapter               400  malformed, incomplete, or for another base; names file and tensor
 │   └── UnsupportedAdapter       400  well-formed, but a kind, a source, a pattern or a rank that is not served
 ├── InvalidMixture               400  a mixture's text, parts or weights make no sense; says which
@@ -44,6 +46,18 @@ class AdapterNotFound(AdapterError):
 
 class AdapterPathForbidden(AdapterError):
     """The source, or a link inside it, leads out of the directory that adapters may be read from."""
+
+
+class SourceForbidden(AdapterError):
+    """The server's settings don't allow the source, or whoever has it refuses to give it."""
+
+
+class SourceUnreachable(AdapterError):
+    """The host of a source doesn't answer, breaks off, or takes longer than it may."""
+
+
+class FetchStopped(AdapterError):
+    """Nobody wants what was being fetched any more. Nobody hears it."""
 
 
 class InvalidAdapter(AdapterError):

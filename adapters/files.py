@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -48,7 +48,7 @@ _LIMITS = {
 parsed in another process; it has about 35 MB for a vocabulary of 256,000 tokens."""
 MAX_DIGITS = 308
 """Digits of an integer in JSON: what a float holds. transformers writes 10³⁰ where a tokenizer has no length."""
-_PICKLED = "adapter_model.bin"
+PICKLED = "adapter_model.bin"
 _CHUNK = 1 << 20
 _HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 """Where to look closer: Python reads such an escape alone, and nothing can write it again."""
@@ -140,24 +140,35 @@ class AdapterFiles:
         self._stats[name] = found
 
     def _check(self, opener: Opener, max_bytes: int) -> None:
-        sizes = self.sizes
-        if KNOWN_FILES[0] not in sizes:
-            raise AdapterNotFound("there is no adapter_config.json; a PEFT adapter is a directory with one")
-        if WEIGHTS_FILE not in sizes:
-            _refuse_pickled(opener)
-            raise InvalidAdapter("the file is missing", file=WEIGHTS_FILE)
-        for name, size in sizes.items():
-            limit = _LIMITS.get(name, MAX_TEXT_BYTES)
-            if name != WEIGHTS_FILE and size > limit:
-                raise InvalidAdapter(f"{size} bytes; at most {limit}", file=name)
+        check_sizes(self.sizes, lambda: _has_pickled(opener), max_bytes)
+        for name in self.sizes:
             if os.pread(self._handles[name], len(_LFS_POINTER), 0) == _LFS_POINTER:
                 raise InvalidAdapter(
                     "is a Git LFS pointer, not the file that it stands for; run `git lfs pull` where it was cloned,"
                     " or download the adapter with a tool that follows such pointers",
                     file=name,
                 )
-        if sum(sizes.values()) > max_bytes:
-            raise InvalidAdapter(f"the files have {sum(sizes.values())} bytes together; at most {max_bytes}")
+
+
+def check_sizes(sizes: Mapping[str, int], has_pickled: Callable[[], bool], max_bytes: int) -> None:
+    """Raise as AdapterFiles does for files of these names and sizes; ``has_pickled`` looks for pickled weights."""
+    if KNOWN_FILES[0] not in sizes:
+        raise AdapterNotFound("there is no adapter_config.json; a PEFT adapter is a directory with one")
+    if WEIGHTS_FILE not in sizes:
+        if has_pickled():
+            raise pickled_weights()
+        raise InvalidAdapter("the file is missing", file=WEIGHTS_FILE)
+    for name, size in sizes.items():
+        limit = most_bytes(name, max_bytes)
+        if name != WEIGHTS_FILE and size > limit:
+            raise InvalidAdapter(f"{size} bytes; at most {limit}", file=name)
+    if sum(sizes.values()) > max_bytes:
+        raise InvalidAdapter(f"the files have {sum(sizes.values())} bytes together; at most {max_bytes}")
+
+
+def most_bytes(name: str, max_bytes: int) -> int:
+    """Return how large a known file may be, of ``max_bytes`` for all."""
+    return max_bytes if name == WEIGHTS_FILE else _LIMITS.get(name, MAX_TEXT_BYTES)
 
 
 def open_directory(directory: Path, max_bytes: int) -> AdapterFiles:
@@ -201,15 +212,20 @@ def no_folder(name: str) -> InvalidAdapter:
     )
 
 
-def _refuse_pickled(opener: Opener) -> None:
-    handle = opener(_PICKLED)
+def _has_pickled(opener: Opener) -> bool:
+    handle = opener(PICKLED)
     if handle is not None:
         os.close(handle)
-        raise UnsupportedAdapter(
-            "pickle can run code when it is read, so only safetensors are; save the adapter with"
-            " safe_serialization=True",
-            file=_PICKLED,
-        )
+    return handle is not None
+
+
+def pickled_weights() -> UnsupportedAdapter:
+    """Return the error for weights in pickle."""
+    return UnsupportedAdapter(
+        "pickle can run code when it is read, so only safetensors are; save the adapter with"
+        " safe_serialization=True",
+        file=PICKLED,
+    )
 
 
 def _read(handle: int, nbytes: int, name: str) -> bytes:

@@ -31,6 +31,15 @@ def check_name(name: str, *, reserved: Collection[str] = ()) -> None:
         raise InvalidAdapter(f"name {name!r} is the name of the base model; choose another")
 
 
+def valid_name(name: str) -> bool:
+    """Return whether anything may be called so."""
+    try:
+        check_name(name)
+    except InvalidAdapter:
+        return False
+    return True
+
+
 def list_names(names: Iterable[str]) -> str:
     """Return the names in order for a message: the first 20, and how many more there are."""
     ordered = sorted(names)

@@ -9,22 +9,24 @@ Knows no names and no versions. All methods block and may be called from any thr
 
 import contextlib
 import errno
-import os
 import re
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.adapters.durable import sync
 from manylora.adapters.errors import AdapterError, AdapterNotFound, InvalidAdapter, StoreFull
-from manylora.adapters.files import AdapterFiles, Fingerprint, open_directory
-from manylora.adapters.source import Source
+from manylora.adapters.files import Fingerprint, open_directory
+from manylora.adapters.sources.source import Heard, Source, unheard
+from manylora.adapters.sources.upload import Upload
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _STAGING, _DERIVED = ".staging", ".derived"
+MOST_BYTES = 8 << 30
+"""That an adapter's files may have together, unless somebody says otherwise."""
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -35,39 +37,45 @@ class StagedAdapter:
     path: Path
     digest: str
     nbytes: int
+    identity: Hashable = None
+    """What its source says of having these files."""
 
 
 class AdapterStore:
     """Content-addressed directories under ``root``, which is made if need be."""
 
-    def __init__(self, root: Path, *, max_bytes: int = 8 << 30) -> None:
+    def __init__(self, root: Path, *, max_bytes: int = MOST_BYTES) -> None:
         self._root = root
         self._max_bytes = max_bytes
         self._verified: dict[str, Fingerprint] = {}
         """Of files that this process wrote or hashed: what is as it was then isn't hashed at every read."""
         self._publishing = threading.Lock()
-        with _as_store_full():
+        with as_store_full():
             (root / _STAGING).mkdir(parents=True, exist_ok=True)
 
-    def stage(self, source: Source) -> StagedAdapter:
-        """Copy the known files of ``source``, hashing as they pass.
+    @property
+    def max_bytes(self) -> int:
+        """The most that an adapter's files may have together."""
+        return self._max_bytes
 
-        Raises AdapterNotFound, AdapterPathForbidden, InvalidAdapter or StoreFull, and then leaves nothing behind.
+    def stage(self, source: Source, heard: Heard = unheard, max_bytes: int | None = None) -> StagedAdapter:
+        """Have the known files of ``source`` copied here; ``heard`` is told how far that is.
+
+        Raises what the source's ``fetch`` raises, or StoreFull, and then leaves nothing behind.
         """
         path = self._scratch()
-        with self.open(source) as files:
-            try:
-                with _as_store_full():
-                    path.mkdir()
-                    digest = _copy(files, path)
-            except BaseException:
-                shutil.rmtree(path, ignore_errors=True)
-                raise
-            return StagedAdapter(path, digest, sum(files.sizes.values()))
+        try:
+            with as_store_full():
+                copied = source.fetch(path, min(max_bytes or self._max_bytes, self._max_bytes), heard)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return StagedAdapter(path, copied.digest, copied.nbytes, copied.identity)
 
-    def open(self, source: Source) -> AdapterFiles:
-        """Open the files that ``stage`` would copy, checked but not read. Raises what it raises."""
-        return source.open(self._max_bytes)
+    def receive(self, max_bytes: int) -> Upload:
+        """Return an upload that is written beside the staged copies. Raises StoreFull."""
+        with as_store_full():
+            return Upload(self._scratch(), max_bytes)
 
     def publish(self, staged: StagedAdapter) -> Path:
         """Move a staged copy to its place and return that; the copy is gone afterwards, whatever happens.
@@ -76,7 +84,7 @@ class AdapterStore:
         """
         target = self._root / staged.digest
         try:
-            with self._publishing, _as_store_full():
+            with self._publishing, as_store_full():
                 if not self.is_intact(staged.digest):
                     self._put_aside(target)
                     staged.path.rename(target)
@@ -208,32 +216,9 @@ def _damaged(digest: str) -> InvalidAdapter:
     return InvalidAdapter(f"the stored files {digest} are damaged; register the adapter again")
 
 
-def _copy(files: AdapterFiles, target: Path) -> str:
-    with contextlib.ExitStack() as copies:
-
-        def sink_of(name: str) -> Callable[[bytes], object]:
-            path = target / name
-            if path.parent != target:
-                path.parent.mkdir()
-            return copies.enter_context(_durable(path))
-
-        digest = files.read_through(sink_of)
-    for path in {target / Path(name).parent for name in files.sizes}:
-        sync(path)
-    sync(target)
-    return digest
-
-
 @contextlib.contextmanager
-def _durable(path: Path) -> Iterator[Callable[[bytes], object]]:
-    with path.open("xb") as file:
-        yield file.write
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _as_store_full() -> Iterator[None]:
+def as_store_full() -> Iterator[None]:
+    """Turn what a full disk says into StoreFull."""
     try:
         yield
     except OSError as error:

@@ -42,6 +42,7 @@ from manylora.server.model.decoder_base import DecoderBase
 from manylora.server.model.served import ServedModel
 from manylora.server.tenants.ring import KeyRing
 from manylora.server.tokenizer import ModelTexts, Tokenizer
+from manylora.ways_in import finding_of, on_demand_of
 
 GIB = 1 << 30
 ARENA_SHARE, KV_SHARE = 0.1, 0.3
@@ -170,7 +171,8 @@ def assemble(
     audit = AuditLog(settings.audit_log or settings.data_dir / AUDIT_FILE)
     grammars = Grammars(base.config.vocab_size)
     shared = (engine, catalog, tokenizer, texts, metrics, api, rests, keys, batches)
-    deps = ApiDependencies(*shared, exports, audit, grammars=grammars)
+    on_demand = on_demand_of(settings)
+    deps = ApiDependencies(*shared, exports, audit, on_demand, grammars=grammars)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
 
@@ -342,8 +344,9 @@ def _catalog(
     }
     catalog = CatalogSettings(
         base_names=(name,),
-        adapter_root=settings.adapter_root,
-        trusted_sources=frozenset(str(argument.path) for argument in start_adapters(settings)),
+        finding=finding_of(settings, frozenset(str(argument.path) for argument in start_adapters(settings))),
+        download_workers=settings.download_workers,
+        max_source_bytes=int(settings.max_source_gib * GIB),
         modules=modules,
         max_rank=settings.max_rank,
         dtype=base.dtype,

@@ -33,7 +33,12 @@ def banner(server: Server, settings: ServeSettings, name: str, url: str) -> dict
     mixed = _first([entry.record.name for entry in server.catalog.mixtures()])
     if mixed:
         rows["mixtures"] = mixed
-    rows["new adapters from"] = f"{settings.adapter_root.resolve()} (POST {url}/adapters)"
+    places = ", ".join((str(settings.adapter_root.resolve()), *settings.allow_source))
+    rows["new adapters from"] = f"{places} (POST {url}/adapters)"
+    if settings.watch is not None:
+        rows["follows"] = str(settings.watch.absolute())
+    if settings.resolve is not None:
+        rows["looks for models in"] = settings.resolve
     rows["listening"] = f"{url}/v1  (docs: {url}/docs)"
     return rows
 

@@ -26,6 +26,7 @@ def connection_limits(settings: ServeSettings, descriptors: int) -> ConnectionLi
         head_bytes=int(settings.max_head_kib * 1024),
         head_seconds=settings.head_timeout,
         body_seconds=settings.body_timeout,
+        upload_seconds=settings.source_timeout,
         send_seconds=settings.send_timeout,
         idle_seconds=settings.idle_timeout,
     )

@@ -5,8 +5,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -26,6 +26,7 @@ from manylora.quant.errors import QuantError
 from manylora.quant.native_caches import keep_few_kernels
 from manylora.server.api.connections import http_config
 from manylora.server.catalog import AdapterCatalog
+from manylora.server.catalog.watch import Watch
 from manylora.server.config import ServeSettings
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.errors import ServerError
@@ -83,10 +84,33 @@ async def _load_and_run(
     server.engine.start()
     try:
         await _restore(server, settings, voice)
-        await _run(server, settings, name, sockets, voice)
+        async with _watching(server, settings, voice):
+            await _run(server, settings, name, sockets, voice)
     finally:
         await server.engine.stop()
         await server.catalog.close()
+
+
+@asynccontextmanager
+async def _watching(server: Server, settings: ServeSettings, voice: Voice) -> AsyncIterator[None]:
+    """Follow the directory of --watch, if one is given, until the block ends. Raises StartError if there is none."""
+    if settings.watch is None:
+        yield
+        return
+    if not settings.watch.is_dir():
+        raise StartError(f"{settings.name_of('watch')} {settings.watch}: there is no such directory")
+    watch = Watch(
+        server.catalog,
+        settings.watch,
+        lambda name, error: voice.warn(f"{settings.name_of('watch')}: {name}: {error}", adapter=name),
+        keep_removed=settings.watch_removed == "keep",
+    )
+    watching = asyncio.create_task(watch.run(settings.watch_seconds))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait((watching,))
 
 
 @contextmanager

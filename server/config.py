@@ -82,6 +82,40 @@ class ServeSettings(BaseModel):
         description="Start although the registry of --data-dir is gone: the files that it knew are deleted.",
     )
     adapter_root: Path = Field(Path("."), description="Adapters are only read from below this directory.")
+    allow_source: Repeatable = Field(
+        (),
+        description="Where adapters may be downloaded from, as hf://org or https://host/path/; none: nowhere. "
+        "Repeatable.",
+    )
+    private_sources: bool = Field(
+        False, description="Let downloads be from private, loopback and link-local addresses."
+    )
+    max_source_gib: float = Field(
+        8.0, gt=0, description="Largest adapter that is downloaded or uploaded, in GiB; more is refused."
+    )
+    source_timeout: float = Field(
+        1800.0, gt=0, description="Seconds that the download or the upload of an adapter may take."
+    )
+    download_workers: int = Field(
+        4, ge=1, le=64, description="Adapters that are downloaded at the same time."
+    )
+    watch: Path | None = Field(
+        None,
+        description="Serve each adapter in a folder of this directory under the folder's name, and follow it.",
+    )
+    watch_seconds: float = Field(2.0, gt=0, description="Seconds between two looks at --watch.")
+    watch_removed: Literal["delete", "keep"] = Field(
+        "delete", description="What becomes of an adapter whose folder leaves --watch."
+    )
+    resolve: str | None = Field(
+        None,
+        min_length=1,
+        description="Where a model that isn't registered is looked for when it is asked for: a directory, or a URL as "
+        "hf://org/{name}.",
+    )
+    resolve_timeout: float = Field(
+        60.0, gt=0, description="Seconds that a request waits for a model that is being looked for; then 503."
+    )
     served_model_name: str | None = Field(
         None, min_length=1, description="Name of the base in the API; none: its directory or hub name."
     )
@@ -230,7 +264,9 @@ class ServeSettings(BaseModel):
         "info", description="Least level that is logged."
     )
 
-    @field_validator("adapter", "mixture", "api_key", "cors_origin", "allowed_host", mode="before")
+    @field_validator(
+        "adapter", "mixture", "allow_source", "api_key", "cors_origin", "allowed_host", mode="before"
+    )
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value

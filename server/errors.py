@@ -10,6 +10,7 @@
     │   └── NamespaceFull            403  a tenant's adapters would take more than is theirs
     ├── ModelNotFound                404  no base, adapter or mixture has that name
     ├── ObjectNotFound               404  no file or batch has that id
+    ├── RegistrationCancelled        409  another caller deleted the name while it was being registered
     ├── BodyTooLarge                 413  the request body is over the limit
     ├── QueueFull                    429  too many waiting requests; Retry-After
     ├── RateLimited                  429  over a limit of the key; Retry-After, unless waiting is of no use
@@ -127,6 +128,14 @@ class ObjectNotFound(ServerError):
     status = 404
     type = "invalid_request_error"
     code = None
+
+
+class RegistrationCancelled(ServerError):
+    """Another caller deleted the name while an adapter was being registered under it."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "registration_cancelled"
 
 
 class BodyTooLarge(ServerError):

@@ -122,6 +122,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "peft": ("loadtest", "demo", "training", "adapters.export"),
     "bitsandbytes": ("server.kernels", "loadtest", "demo", "training", "adapters.export"),
     "llguidance": ("server.engine.grammar",),
+    "fsspec": ("adapters.sources",),
+    "huggingface_hub": ("adapters.sources", "quant.hub", "training"),
+    "httpcore": ("adapters.sources",),
     "typer": ("manylora", "loadtest"),
     "uvicorn": ("manylora", "server.api"),
 }

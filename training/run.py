@@ -80,7 +80,7 @@ def _train_one(arguments: Arguments, directory: Path, around: Surroundings) -> N
     for note in arguments.notes:
         say(note)
     if arguments.run.register is not None and is_first_process():
-        say(can_register(arguments.run.register, adapter_name(arguments), directory, arguments.run.admin_key))
+        say(can_register(arguments.run.register, adapter_name(arguments), arguments.run.admin_key))
     job = _job(arguments, point, say)
     if is_first_process():
         output.open_output(directory, overwrite=arguments.run.overwrite_output_dir)

@@ -18,7 +18,15 @@ class AdapterUpdate(Strict):
 
     src: Source | None = Field(
         None,
-        description="Directory below --adapter-root, or a file:// URL of one: what an adapter is read from.",
+        description="What an adapter is read from: a directory below --adapter-root, a file:// URL of one, or, as "
+        "far as --allow-source lets it, org/name of the hub (hf://org/name@revision), s3://, gs://, az://, https://.",
+    )
+    token: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        pattern=r"^[!-~]+$",
+        description="Opens src on the hub, or where https:// leads; it is used for that and not kept.",
     )
     mixture: Parts = Field(
         default_factory=list, description="Adapters with weights: what a mixture is made of."
@@ -31,7 +39,7 @@ class AdapterUpdate(Strict):
         if (self.src is None) == (not self.mixture):
             raise ValueError("give either src, for an adapter, or mixture, a list of at least one part")
         if self.mixture:
-            for name in ("preload", "pin"):
+            for name in ("preload", "pin", "token"):
                 if getattr(self, name):
                     raise refused(
                         name, "goes with src: a mixture has no weights of its own, ask it of its parts"

@@ -1,5 +1,7 @@
 """Routes that change which adapters and mixtures there are: our /adapters, and vLLM's two by its names and statuses."""
 
+from collections.abc import Coroutine
+
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
@@ -7,12 +9,14 @@ from manylora.adapters.errors import AdapterNameTaken, AdapterNotFound, UnknownA
 from manylora.adapters.mixtures import spell
 from manylora.adapters.names import LONGEST_ECHO, list_names
 from manylora.adapters.records import AdapterRecord, MixtureRecord
+from manylora.server.api.adapter_jobs import begun, describe_registration, ended, waited_for
 from manylora.server.api.adapter_schemas import (
     AdapterRequest,
     AdapterUpdate,
     LoadLoraRequest,
     UnloadLoraRequest,
 )
+from manylora.server.api.adapter_uploads import adapter_body, asked_of
 from manylora.server.api.asked_models import describe_asked, describe_part, told_of
 from manylora.server.api.auth import require_manager
 from manylora.server.api.body import read_body
@@ -22,24 +26,35 @@ from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.openapi import body_of
 from manylora.server.api.request_context import note
 from manylora.server.catalog import AdapterCatalog, CatalogEntry, MixtureEntry
+from manylora.server.catalog.registrations import Registration
 from manylora.server.errors import Forbidden, InvalidRequest, ModelNotFound
 
 router = APIRouter(dependencies=[Depends(require_manager)], tags=["adapters"])
 
 
-@router.post("/adapters", openapi_extra=body_of(AdapterRequest))
-async def register(request: Request) -> JSONResponse:
-    """Serve an adapter, or a mixture, under a new name: 201, or 200 if the name has these weights or parts already."""
+@router.post("/adapters", openapi_extra=adapter_body(AdapterRequest, has_name=True))
+async def register(request: Request, wait: bool = True) -> JSONResponse:
+    """Serve an adapter, or a mixture, under a new name: 201, or 200 if the name has these weights or parts already.
+
+    With wait=false it is 202 at once, and GET /adapters/{name} says how far it is.
+    """
     catalog = managed_catalog(dependencies(request))
-    body = await read_body(request, AdapterRequest)
-    _check_new(body.name, pin=body.pin)
-    if body.src is None:
-        with told_of("mixture"):
-            entry, made = await unless_gone(request, catalog.register_mixture(body.name, body.parts))
-        note(mixture=spell(entry.record.parts))
-        return JSONResponse(describe_mixture(entry), status_code=201 if made else 200)
-    registered = catalog.register(body.name, body.src, preload=body.preload, pin=body.pin)
-    record, created = await unless_gone(request, registered)
+    async with asked_of(
+        request, catalog, AdapterRequest, lambda body: _check_new(body.name, pin=body.pin)
+    ) as asked:
+        body, offer = asked.body, asked.offer
+        if offer is None:
+            with told_of("mixture"):
+                entry, made = await unless_gone(request, catalog.register_mixture(body.name, body.parts))
+            note(mixture=spell(entry.record.parts))
+            return JSONResponse(describe_mixture(entry), status_code=201 if made else 200)
+
+        def work(job: Registration | None) -> Coroutine[object, object, tuple[AdapterRecord, bool]]:
+            return catalog.register(body.name, offer, preload=body.preload, pin=body.pin, registration=job)
+
+        if not wait:
+            return await begun(catalog, body.name, str(offer), work, asked.held)
+        record, created = await waited_for(request, work)
     return JSONResponse(_answer(catalog, record), status_code=201 if created else 200)
 
 
@@ -47,35 +62,54 @@ async def register(request: Request) -> JSONResponse:
 async def list_adapters(request: Request) -> dict[str, object]:
     """List all adapters with their tier (device, host, disk), all mixtures with their parts, and what isn't served."""
     catalog, owns = managed_catalog(dependencies(request)), current_caller().owns
-    adapters = [describe(each) for each in catalog.list() if owns(each.record.name)]
+    adapters = [_shown(catalog, each) for each in catalog.list() if owns(each.record.name)]
     mixtures = [describe_mixture(each) for each in catalog.mixtures() if owns(each.record.name)]
-    found = [*adapters, *mixtures]
+    coming = [
+        describe_registration(each)
+        for each in catalog.registrations.all()
+        if owns(each.name) and catalog.kind_of(each.name) is None
+    ]
+    found = [*adapters, *mixtures, *coming]
     return {"object": "list", "data": sorted(found, key=lambda each: str(each["name"]))}
 
 
 @router.get("/adapters/{name:path}")
 async def get_adapter(request: Request, name: str) -> dict[str, object]:
-    """Describe one adapter or mixture."""
+    """Describe one adapter or mixture, or how far the registration of one is that isn't served yet."""
     catalog = managed_catalog(dependencies(request))
     _check_own(catalog, name)
     mixture = catalog.get_mixture(name)
-    return describe(catalog.get(name)) if mixture is None else describe_mixture(mixture)
+    if mixture is not None:
+        return describe_mixture(mixture)
+    coming = catalog.registrations.of(name)
+    if coming is not None and catalog.kind_of(name) is None:
+        return describe_registration(coming)
+    return _shown(catalog, catalog.get(name))
 
 
-@router.put("/adapters/{name:path}", openapi_extra=body_of(AdapterUpdate))
-async def replace_adapter(request: Request, name: str) -> dict[str, object]:
-    """Serve other weights, or a mixture's other parts, under the name: new requests use it, running ones finish."""
+@router.put("/adapters/{name:path}", openapi_extra=adapter_body(AdapterUpdate, has_name=False))
+async def replace_adapter(request: Request, name: str, wait: bool = True) -> JSONResponse:
+    """Serve other weights, or a mixture's other parts, under the name: new requests use it, running ones finish.
+
+    With wait=false it is 202 at once, and GET /adapters/{name} says how far it is.
+    """
     catalog = managed_catalog(dependencies(request))
     _check_own(catalog, name)
-    body = await read_body(request, AdapterUpdate)
-    _check_pin(body.pin)
-    if body.src is None:
-        with told_of("mixture"):
-            entry = await unless_gone(request, catalog.replace_mixture(name, body.parts))
-        note(mixture=spell(entry.record.parts))
-        return describe_mixture(entry)
-    replaced = catalog.replace(name, body.src, preload=body.preload, pin=body.pin)
-    return _answer(catalog, await unless_gone(request, replaced))
+    async with asked_of(request, catalog, AdapterUpdate, lambda body: _check_pin(body.pin)) as asked:
+        body, offer = asked.body, asked.offer
+        if offer is None:
+            with told_of("mixture"):
+                entry = await unless_gone(request, catalog.replace_mixture(name, body.parts))
+            note(mixture=spell(entry.record.parts))
+            return JSONResponse(describe_mixture(entry))
+
+        def work(job: Registration | None) -> Coroutine[object, object, AdapterRecord]:
+            return catalog.replace(name, offer, preload=body.preload, pin=body.pin, registration=job)
+
+        if not wait:
+            catalog.get(name)  # what isn't there can't be replaced, which is known at once
+            return await begun(catalog, name, str(offer), work, asked.held)
+        return JSONResponse(_answer(catalog, await waited_for(request, work)))
 
 
 @router.delete("/adapters/{name:path}")
@@ -88,6 +122,9 @@ async def delete_adapter(request: Request, name: str, abort: bool = False) -> di
     _check_own(catalog, name)
     if catalog.kind_of(name) == "mixture":
         return await _delete_mixture(catalog, name, abort)
+    ending = await ended(catalog, name)
+    if ending is not None and catalog.kind_of(name) is None:
+        return {**describe_registration(ending), "deleted": True}
     record, freed = await catalog.delete(name, abort=abort)
     return {
         **describe_record(record),
@@ -201,6 +238,12 @@ def _answer(catalog: AdapterCatalog, record: AdapterRecord) -> dict[str, object]
     told = _note(catalog.notes_on(record.name))
     note(adapter_note=told)
     return {**describe_record(record), "note": told}
+
+
+def _shown(catalog: AdapterCatalog, entry: CatalogEntry) -> dict[str, object]:
+    """Return an adapter with the registration of its next version, if one is under way or failed not long ago."""
+    coming = catalog.registrations.of(entry.record.name)
+    return {**describe(entry), "registration": None if coming is None else describe_registration(coming)}
 
 
 def _note(sentences: tuple[str, ...]) -> str | None:

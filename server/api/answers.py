@@ -191,9 +191,29 @@ class AdapterRecord(Answer):
     created: int
 
 
+class Registration(Answer):
+    """How far an adapter is on its way in, or why it failed."""
+
+    object: Literal["adapter.registration"]
+    name: str
+    src: str
+    state: Literal["waiting", "downloading", "copying", "checking", "loading", "ready", "failed", "cancelled"]
+    progress: float | None = Field(
+        description="0 to 1, of the files' bytes; null: nobody says how many there are."
+    )
+    bytes: int
+    total_bytes: int | None
+    reason: str | None
+    code: str | None = Field(description="The error's, if it failed.")
+    created: int
+
+
 class Adapter(AdapterRecord):
     """An adapter, and where its weights are."""
 
+    registration: Registration | None = Field(
+        description="Of its next version: under way, or failed not long ago."
+    )
     state: Literal["available", "unavailable"]
     tier: Literal["device", "host", "disk"] | None
     reason: str | None
@@ -231,15 +251,15 @@ class RegisteredModel(RootModel[AdapterRecord | Mixture]):
     """An adapter or a mixture that was registered."""
 
 
-class ManagedModel(RootModel[Adapter | Mixture]):
-    """An adapter or a mixture."""
+class ManagedModel(RootModel[Adapter | Mixture | Registration]):
+    """An adapter, a mixture, or what is to be one."""
 
 
 class Adapters(Answer):
     """All adapters and mixtures."""
 
     object: Literal["list"]
-    data: list[Adapter | Mixture]
+    data: list[Adapter | Mixture | Registration]
 
 
 class Freed(Answer):
@@ -264,8 +284,14 @@ class DeletedMixture(MixtureRecord):
     deleted: Literal[True]
 
 
-class DeletedModel(RootModel[DeletedAdapter | DeletedMixture]):
-    """An adapter or a mixture that is gone."""
+class DeletedRegistration(Registration):
+    """A registration that was cancelled, or is told of no more."""
+
+    deleted: Literal[True]
+
+
+class DeletedModel(RootModel[DeletedAdapter | DeletedMixture | DeletedRegistration]):
+    """An adapter, a mixture or a registration that is gone."""
 
 
 class ExportedPart(Answer):

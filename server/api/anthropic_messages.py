@@ -12,7 +12,7 @@ from manylora.server.api.answering import respond
 from manylora.server.api.anthropic_asks import messages_ask, messages_prompt
 from manylora.server.api.anthropic_errors import in_anthropics_shape, in_anthropics_words
 from manylora.server.api.anthropic_schemas import CountRequest, MessagesRequest
-from manylora.server.api.asked_models import resolve, text_of, told_parts
+from manylora.server.api.asked_models import found, text_of, told_parts
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.blocks import Happening, Part, Parts
 from manylora.server.api.body import read_body
@@ -46,7 +46,7 @@ async def count_tokens(request: Request) -> Response:
     """Return how many tokens the prompt of such messages has."""
     deps = dependencies(request)
     body = await read_body(request, CountRequest)
-    model = resolve(deps, body.model, body)
+    model = await unless_gone(request, found(deps, body.model, body))
     text = await unless_gone(request, text_of(deps, model, body))
     prompt, most = messages_prompt(body), deps.settings.max_tokenize_characters
     lane = deps.tokenising.looks

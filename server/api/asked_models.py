@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from starlette.responses import Response
 
 from manylora.adapters.errors import InvalidMixture
-from manylora.adapters.mixtures import MixturePart, shortest, spell
-from manylora.server.api.calling import seen_catalog
+from manylora.adapters.mixtures import MixturePart, parse_mixture, shortest, spell
+from manylora.adapters.names import valid_name
+from manylora.server.api.calling import current_caller, managed_catalog, seen_catalog
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.mixture_fields import ModelFields
 from manylora.server.api.request_context import note
@@ -16,6 +17,8 @@ from manylora.server.errors import AdapterUnavailable, InvalidRequest, MixtureRe
 from manylora.server.tokenizer import ModelText
 
 HEADER = "x-manylora-adapters"
+MOST_LOOKED_FOR = 8
+"""Parts of one spelled mixture that are looked for."""
 _SAID_BY_THE_CATALOG = ("model", "adapters", None)
 
 
@@ -29,6 +32,47 @@ def resolve(deps: ApiDependencies, model: str, fields: ModelFields) -> ResolvedM
     if found.parts:
         note(adapters=in_one_line(found.parts))
     return found
+
+
+async def found(deps: ApiDependencies, model: str, fields: ModelFields) -> ResolvedModel:
+    """Return what ``model`` means, as ``resolve`` does, once what isn't registered has been looked for.
+
+    Raises what it raises, and AdapterUnavailable for a model that is being loaded for too long.
+    """
+    try:
+        return resolve(deps, model, fields)
+    except ModelNotFound:
+        if deps.on_demand is None:
+            raise
+    with told_of(fields.model_param):
+        for name in _names_in(deps, model, fields):
+            if deps.catalog.kind_of(name) is None and _may_have_looked_for(name):
+                await deps.on_demand.look_for(managed_catalog(deps), name)
+    return resolve(deps, model, fields)
+
+
+def _names_in(deps: ApiDependencies, model: str, fields: ModelFields) -> list[str]:
+    """Return the names that a request asks by: a model's own, and those of a mixture's parts."""
+    if fields.parts:
+        return [part.adapter for part in fields.parts]
+    try:
+        spelled = parse_mixture(model, lambda name: deps.catalog.kind_of(name) is not None)
+    except InvalidMixture:
+        return [model]
+    return list(dict.fromkeys([model, *(part.adapter for part in spelled)][: 1 + MOST_LOOKED_FOR]))
+
+
+def _may_have_looked_for(name: str) -> bool:
+    """Return whether the caller may have an adapter loaded under a name.
+
+    A tenant may for a name that it may use: of its own namespace, where it counts as its own, or of nobody's.
+    """
+    caller = current_caller()
+    if not valid_name(name):
+        return False
+    return caller.sees_all or (
+        caller.may_use(name) and ("/" not in name or name.startswith(f"{caller.tenant}/"))
+    )
 
 
 async def text_of(deps: ApiDependencies, model: ResolvedModel, fields: ModelFields) -> ModelText:

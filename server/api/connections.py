@@ -39,6 +39,8 @@ class ConnectionLimits:
     headers: int = 128
     head_seconds: float = 30.0
     body_seconds: float = 120.0
+    upload_seconds: float = 1800.0
+    """For a form with an adapter's files."""
     send_seconds: float = 300.0
     idle_seconds: float = 75.0
 
@@ -145,7 +147,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._empty_bytes = 0
         probe = httptools.parse_url(self.url).path in PROBES
         self.app = _crowded if self._probes_only and not probe else self._app
-        self._expect(self.limits.body_seconds)
+        self._expect(self._body_seconds())
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -195,6 +197,14 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._refuse(
                     400, "invalid_http", "the body's chunks carry more beside the body than a head may"
                 )
+
+    def _body_seconds(self) -> float:
+        """Return how long the body may take: an adapter's files take as long as their download would."""
+        form = any(
+            name == b"content-type" and value.startswith(b"multipart/") for name, value in self.headers
+        )
+        uploads = form and httptools.parse_url(self.url).path.startswith(b"/adapters")
+        return self.limits.upload_seconds if uploads else self.limits.body_seconds
 
     def _is_over_limits(self) -> bool:
         """Return whether a head that is whole is over a limit, to the byte; before, pieces alone are counted."""

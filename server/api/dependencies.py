@@ -13,6 +13,7 @@ from manylora.server.api.pacing import Rests
 from manylora.server.api.tokenising import Tokenising
 from manylora.server.batches.runner import Batches
 from manylora.server.catalog import AdapterCatalog
+from manylora.server.catalog.on_demand import OnDemand
 from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.pace import Tempo
 from manylora.server.engine.request import GenerationRequest, Pooling, SequenceOutput
@@ -116,6 +117,8 @@ class ApiDependencies:
     """None: this server makes none."""
     audit: AuditLog | None = None
     """None: acts of administration aren't written down."""
+    on_demand: OnDemand | None = None
+    """Looks for models that aren't registered; None: nobody does."""
     tokenising: Tokenising = field(default_factory=Tokenising)
     grammars: Grammars | None = None
     """None: answers are held to none here."""

@@ -115,12 +115,20 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
     ("post", "/v1/batches/{batch_id}/cancel"): _one("api", batch_answers.Batch, NAMED | CHANGES | {429}),
     ("post", "/adapters"): Documented(
         "admin",
-        {200: {JSON: answers.RegisteredModel}, 201: {JSON: answers.RegisteredModel}},
+        {
+            200: {JSON: answers.RegisteredModel},
+            201: {JSON: answers.RegisteredModel},
+            202: {JSON: answers.Registration},
+        },
         NAMED | BODY | CHANGES | {409},
     ),
     ("get", "/adapters"): _one("admin", answers.Adapters),
     ("get", "/adapters/{name}"): _one("admin", answers.ManagedModel, NAMED),
-    ("put", "/adapters/{name}"): _one("admin", answers.RegisteredModel, NAMED | BODY | CHANGES | {409}),
+    ("put", "/adapters/{name}"): Documented(
+        "admin",
+        {200: {JSON: answers.RegisteredModel}, 202: {JSON: answers.Registration}},
+        NAMED | BODY | CHANGES | {409},
+    ),
     ("delete", "/adapters/{name}"): _one("admin", answers.DeletedModel, NAMED | CHANGES),
     ("post", "/v1/load_lora_adapter"): Documented("admin", {200: {TEXT: None}}, NAMED | BODY | CHANGES),
     ("post", "/v1/unload_lora_adapter"): Documented("admin", {200: {TEXT: None}}, NAMED | BODY | CHANGES),

@@ -46,6 +46,8 @@ class Shape:
 FOREIGN: dict[type[Exception], Shape] = {
     adapter_errors.AdapterNotFound: Shape(400, INVALID, "adapter_not_found"),
     adapter_errors.AdapterPathForbidden: Shape(403, INVALID, "adapter_path_forbidden"),
+    adapter_errors.SourceForbidden: Shape(403, INVALID, "source_forbidden"),
+    adapter_errors.SourceUnreachable: Shape(503, "server_error", "source_unreachable"),
     adapter_errors.InvalidAdapter: Shape(400, INVALID, "invalid_adapter"),
     adapter_errors.UnsupportedAdapter: Shape(400, INVALID, "unsupported_adapter"),
     adapter_errors.InvalidMixture: Shape(400, INVALID, "invalid_mixture"),
@@ -70,12 +72,16 @@ def shape_of(error: BaseException) -> Shape:
     return Shape(500, "server_error", "internal_error")
 
 
+def message_of(error: BaseException) -> str:
+    """Return what a client is told of an error; of one that nobody expected, that alone."""
+    known = isinstance(error, ServerError) or shape_of(error).code != "internal_error"
+    # Whatever is quoted, the answer is text.
+    return str(error).encode(errors="backslashreplace").decode() if known else UNEXPECTED
+
+
 def envelope(error: BaseException) -> dict[str, object]:
     """Return OpenAI's error object, and have it logged; an unexpected error tells nothing of itself."""
-    shape = shape_of(error)
-    known = isinstance(error, ServerError) or shape.code != "internal_error"
-    # Whatever is quoted, the answer is text.
-    message = str(error).encode(errors="backslashreplace").decode() if known else UNEXPECTED
+    shape, message = shape_of(error), message_of(error)
     param = error.param if isinstance(error, ServerError) else None
     body = {"message": message, "type": shape.type, "param": param, "code": shape.code}
     note(code=shape.code, reason=message)

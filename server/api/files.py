@@ -13,7 +13,7 @@ from manylora.server.api.calling import current_caller
 from manylora.server.api.dependencies import dependencies
 from manylora.server.api.inert import LONGEST_NAME
 from manylora.server.api.uploads import Upload, read_upload
-from manylora.server.batches.files import FileStore
+from manylora.server.batches.files import FileStore, Incoming
 from manylora.server.batches.records import StoredFile
 from manylora.server.errors import InvalidRequest
 
@@ -58,10 +58,10 @@ async def upload(request: Request) -> dict[str, object]:
     store, owner = store_of(request), current_caller().tenant
     incoming = await asyncio.to_thread(store.new, owner)
     try:
-        form = await read_upload(request, incoming.write)
+        form = await read_upload(request, _Content(incoming))
         expires_at = _checked(form)
         kept = await asyncio.to_thread(
-            store.add, incoming, owner, form.filename or "", form.fields["purpose"], expires_at
+            store.add, incoming, owner, "".join(form.filenames), form.fields["purpose"], expires_at
         )
     except BaseException:
         await asyncio.shield(asyncio.to_thread(incoming.discard))
@@ -105,6 +105,16 @@ async def delete_file(request: Request, file_id: str) -> dict[str, object]:
     return {"id": file_id, "object": "file", "deleted": True}
 
 
+class _Content:
+    """Takes the one file of the form."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        self.write = incoming.write
+
+    def begin(self, filename: str) -> None:
+        """Take its content: what it is called is kept when it is whole."""
+
+
 def page(items: list[dict[str, object]], limit: int) -> dict[str, object]:
     """Return a part of a list; ``items`` has one more than ``limit`` if there are more."""
     shown = items[:limit]
@@ -124,7 +134,7 @@ def _checked(form: Upload) -> int | None:
     if unknown is not None:
         shown = unknown[:LONGEST_NAME]
         raise InvalidRequest(f"{shown}: not a field that this server knows", param=shown)
-    if form.filename is None:
+    if not form.filenames:
         raise InvalidRequest("file: the form has none", param="file")
     if fields.get("purpose") != "batch":
         raise InvalidRequest("purpose: give batch, files are kept for nothing else", param="purpose")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
-from manylora.server.api.asked_models import resolve, text_of
+from manylora.server.api.asked_models import found, resolve, text_of
 from manylora.server.api.asks import Ask
 from manylora.server.api.calling import behind, current_caller
 from manylora.server.api.choices import CALLED, Choice
@@ -141,7 +141,7 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
     check_choices(ask, deps.settings)
     _check_priority(ask.priority)
     while True:
-        model = resolve(deps, ask.model, ask.beside)
+        model = await found(deps, ask.model, ask.beside)
         try:
             text = await text_of(deps, model, ask.beside)
             stopping = replace(ask.sampling, stop_names=text.stops(ask.sampling.stop))

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from manylora.adapters.mixtures import MixturePart, spell
-from manylora.server.api.asked_models import describe_asked, resolve, text_of, told_of
+from manylora.server.api.asked_models import describe_asked, found, text_of, told_of
 from manylora.server.api.asks import tokenize_prompt
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
@@ -60,15 +60,15 @@ async def get_model(request: Request, model: str) -> dict[str, object]:
 def _described(deps: ApiDependencies, model: str) -> dict[str, object]:
     seen = seen_catalog(deps)
     with told_of("model"):
-        found = seen.resolve(model)
+        meant = seen.resolve(model)
     if model == deps.settings.base_model:
         return base_model(deps)
-    if not found.parts:
+    if not meant.parts:
         return adapter_model(deps, seen.get(model))
     named = seen.get_mixture(model)
     if named is not None:
         return mixture_model(deps, named)
-    parts = [MixturePart(part.name, part.weight) for part in found.parts]
+    parts = [MixturePart(part.name, part.weight) for part in meant.parts]
     return _mixture(deps, model, parts, deps.settings.created)
 
 
@@ -137,7 +137,7 @@ async def tokenize(request: Request) -> Response:
     """Return the token ids of a text, or of a chat through its template."""
     deps = dependencies(request)
     body = await read_body(request, TokenizeRequest)
-    model = resolve(deps, body.model or deps.settings.base_model, body)
+    model = await unless_gone(request, found(deps, body.model or deps.settings.base_model, body))
     text = await unless_gone(request, text_of(deps, model, body))
     try:
         ids = await unless_gone(request, _ids(deps, body, model, text))
@@ -187,7 +187,7 @@ async def detokenize(request: Request) -> Response:
     """Return the text of token ids, control tokens spelled out."""
     deps = dependencies(request)
     body = await read_body(request, DetokenizeRequest)
-    model = resolve(deps, body.model or deps.settings.base_model, body)
+    model = await unless_gone(request, found(deps, body.model or deps.settings.base_model, body))
     looks, tokens = deps.tokenising.looks, body.tokens
     await unless_gone(
         request,

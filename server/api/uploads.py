@@ -1,8 +1,10 @@
-"""multipart/form-data as it arrives: small fields are kept, the one file goes where it is to lie, piece by piece."""
+"""multipart/form-data as it arrives: small fields are kept, files go where they are to lie, piece by piece."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -16,25 +18,43 @@ PIECE = 1 << 20
 """Bytes that are written at once."""
 
 
+class Receiver(Protocol):
+    """Takes the form's files, one after the other. Called in a thread, in order."""
+
+    def begin(self, filename: str) -> None:
+        """Take what follows as this file's content."""
+        ...
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next piece."""
+        ...
+
+
 @dataclass(slots=True)
 class Upload:
-    """What came beside the file's content."""
+    """What came beside the files' content."""
 
     fields: dict[str, str] = field(default_factory=dict)
-    filename: str | None = None
-    """None: there was no file."""
+    filenames: list[str] = field(default_factory=list)
 
 
-async def read_upload(request: Request, write: Callable[[bytes], None]) -> Upload:
-    """Read a form; the part "file" is given to ``write``, in a thread.
+async def read_upload(
+    request: Request,
+    receiver: Receiver,
+    *,
+    most_files: int = 1,
+    before_files: Callable[[Mapping[str, str]], None] = lambda fields: None,
+) -> Upload:
+    """Read a form; its parts "file" are given to ``receiver``.
 
-    Raises InvalidRequest for what is no form or has too much beside the file, and what ``write`` raises.
+    ``before_files`` is given the fields that came before the first file. Raises InvalidRequest for what is no form or
+    has too much beside the files, what ``before_files`` and what the receiver raise.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise InvalidRequest("the body must be multipart/form-data with a file and a purpose")
-    reading = _Reading()
+    reading = _Reading(most_files, before_files)
     try:
         parser = MultipartParser(
             boundary,
@@ -52,32 +72,44 @@ async def read_upload(request: Request, write: Callable[[bytes], None]) -> Uploa
         async for chunk in request.stream():
             parser.write(chunk)
             if reading.waiting >= PIECE:
-                await asyncio.to_thread(write, reading.take())
+                await asyncio.to_thread(_hand_over, reading.take(), receiver)
     except FormParserError as error:
         raise InvalidRequest(f"the body is no multipart/form-data: {error}") from None
     if not reading.ended:
         raise InvalidRequest("the body ends before its form does")
-    await asyncio.to_thread(write, reading.take())
+    await asyncio.to_thread(_hand_over, reading.take(), receiver)
     return reading.upload
+
+
+def _hand_over(pieces: list[str | bytes], receiver: Receiver) -> None:
+    for is_name, same in groupby(pieces, lambda piece: isinstance(piece, str)):
+        if is_name:
+            for name in same:
+                receiver.begin(str(name))
+        else:
+            receiver.write(b"".join(piece for piece in same if isinstance(piece, bytes)))
 
 
 class _Reading:
     """What the parser says, part by part."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_files: int, before_files: Callable[[Mapping[str, str]], None]) -> None:
         self.upload = Upload()
         self.waiting = 0
         self.ended = False
-        self._pieces: list[bytes] = []
+        self._most_files = most_files
+        self._before_files = before_files
+        self._pieces: list[str | bytes] = []
+        """Names of files, each before its content."""
         self._headers: dict[bytes, bytes] = {}
         self._header, self._value = b"", b""
         self._field: str | None = None
         self._text = b""
 
-    def take(self) -> bytes:
-        """Return what came of the file since the last call."""
+    def take(self) -> list[str | bytes]:
+        """Return what came of the files since the last call."""
         pieces, self._pieces, self.waiting = self._pieces, [], 0
-        return b"".join(pieces)
+        return pieces
 
     def part_begins(self) -> None:
         self._headers, self._field, self._text = {}, None, b""
@@ -96,9 +128,14 @@ class _Reading:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name == "file":
-            if self.upload.filename is not None:
-                raise InvalidRequest("give one file", param="file")
-            self.upload.filename = options.get(b"filename", b"").decode("utf-8", "replace") or "file"
+            names = self.upload.filenames
+            if len(names) == self._most_files:
+                told = "one file" if self._most_files == 1 else f"{self._most_files} files at most"
+                raise InvalidRequest(f"give {told}", param="file")
+            if not names:
+                self._before_files(self.upload.fields)
+            names.append(options.get(b"filename", b"").decode("utf-8", "replace") or "file")
+            self._pieces.append(names[-1])
             return
         if len(self.upload.fields) == MOST_FIELDS or name in self.upload.fields:
             raise InvalidRequest(f"the form has too many fields, or {name[:100]!r} twice", param=name[:100])

@@ -8,8 +8,9 @@ its next step, undoes what it did, and nobody sees a half-made adapter. Touches 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.mixtures import MixturePart
@@ -17,13 +18,17 @@ from manylora.adapters.names import check_name, name_taken
 from manylora.adapters.reader import AdapterOutline
 from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.sources.finding import Offer
+from manylora.adapters.sources.upload import Upload
 from manylora.adapters.store import AdapterStore
 from manylora.adapters.types import FreedAdapter
 from manylora.server.catalog.intake import AdapterIntake, KeyedLocks, Prepared, reason_of
 from manylora.server.catalog.mixtures import Mixtures
 from manylora.server.catalog.names import KnownNames
 from manylora.server.catalog.operations import Caller, Operations
+from manylora.server.catalog.progress import Progress
 from manylora.server.catalog.quota import Quota, Quotas
+from manylora.server.catalog.registrations import Registration, Registrations
 from manylora.server.catalog.seen import Sees
 from manylora.server.catalog.serving import Entry, Serving, new_entry
 from manylora.server.catalog.types import (
@@ -37,6 +42,9 @@ from manylora.server.catalog.types import (
     Wishes,
 )
 
+T = TypeVar("T")
+Src = str | Offer
+"""A source as a caller names it, or with what else goes with it."""
 Admission = Callable[[Entry | None, str | None], None]
 """Raises if weights may not be put under a name: given what the name means now and their digest, if it is known."""
 
@@ -61,14 +69,16 @@ class AdapterCatalog(KnownNames):
         self._store = store
         self._base_names = frozenset(settings.base_names)
         self._observer: CatalogObserver = observer or SilentObserver()
-        self._intake = AdapterIntake(store, settings, self._serves)
-        self._serving = Serving(engine, registry, self._intake, self._observer)
         self._quotas = Quotas(store)
         self._quota: Quota | None = None
         self._leaving: set[Entry] = set()
         """Out of service, but running sequences may still need their files."""
         self._names = KeyedLocks()
         self._operations = Operations()
+        self.registrations = Registrations()
+        """Those under way, and failed ones that nobody waited for."""
+        self._intake = AdapterIntake(store, settings, self._serves, self._operations.spawn)
+        self._serving = Serving(engine, registry, self._intake, self._observer)
         self._mixtures = Mixtures(registry, settings, self._entries, self._names, self._operations)
 
     def managed_by(self, sees: Sees, quota: Quota) -> "AdapterCatalog":
@@ -83,7 +93,13 @@ class AdapterCatalog(KnownNames):
         return managed
 
     async def register(
-        self, name: str, src: str, *, preload: bool | None = None, pin: bool | None = None
+        self,
+        name: str,
+        src: Src,
+        *,
+        preload: bool | None = None,
+        pin: bool | None = None,
+        registration: Registration | None = None,
     ) -> tuple[AdapterRecord, bool]:
         """Serve the adapter at ``src`` as ``name``; return its record and whether it is new.
 
@@ -96,11 +112,17 @@ class AdapterCatalog(KnownNames):
             if entry is not None and digest is not None and entry.record.digest != digest:
                 raise name_taken(name)
 
-        outcome = await self._run_put(name, src, Wishes(preload, pin), free_or_the_same)
+        outcome = await self._run_put(name, src, Wishes(preload, pin), free_or_the_same, registration)
         return outcome.record, outcome.is_new
 
     async def replace(
-        self, name: str, src: str, *, preload: bool | None = None, pin: bool | None = None
+        self,
+        name: str,
+        src: Src,
+        *,
+        preload: bool | None = None,
+        pin: bool | None = None,
+        registration: Registration | None = None,
     ) -> AdapterRecord:
         """Serve the adapter at ``src`` as the next version of ``name``; return the record in force.
 
@@ -110,10 +132,10 @@ class AdapterCatalog(KnownNames):
         def in_use(entry: Entry | None, digest: str | None) -> None:
             self._existing(name)
 
-        return (await self._run_put(name, src, Wishes(preload, pin), in_use)).record
+        return (await self._run_put(name, src, Wishes(preload, pin), in_use, registration)).record
 
     async def put(
-        self, name: str, src: str, *, preload: bool | None = None, pin: bool | None = None
+        self, name: str, src: Src, *, preload: bool | None = None, pin: bool | None = None
     ) -> PutOutcome:
         """Serve the adapter at ``src`` as ``name``, whatever the name meant before.
 
@@ -161,35 +183,59 @@ class AdapterCatalog(KnownNames):
         mixtures = {entry.record.name: entry.reason for entry in await self._mixtures.restore()}
         return RestoreReport(len(self._entries) - len(gone), gone, swept, mixtures)
 
+    def receiving(self) -> contextlib.AbstractAsyncContextManager[Upload]:
+        """Take an upload, which may be registered within the block. Raises QueueFull and StoreFull on entry."""
+        return self._intake.receiving(None if self._quota is None else self._quota.nbytes)
+
+    def in_background(self, work: Coroutine[object, object, T]) -> "asyncio.Task[T]":
+        """Do something to the catalog that nobody waits for; ``settled`` and ``close`` do."""
+        return self._operations.spawn(work)
+
     async def settled(self) -> None:
         """Wait until every operation has ended and every old version is gone."""
         await self._operations.settled()
 
     async def close(self) -> None:
         """Refuse new operations, wait for those under way, and close the registry."""
+        self.registrations.end_downloads()
         await self._operations.close()
+        self._intake.close()
         await asyncio.to_thread(self._registry.close)
 
     # One operation after the other per name
 
-    async def _run_put(self, name: str, src: str, wishes: Wishes, admit: Admission) -> PutOutcome:
-        check_name(name, reserved=self._base_names)
-        self._mixtures.check_free(name)
-        return await self._operations.run(lambda caller: self._put(caller, name, src, wishes, admit))
+    async def _run_put(
+        self,
+        name: str,
+        src: Src,
+        wishes: Wishes,
+        admit: Admission,
+        registration: Registration | None = None,
+    ) -> PutOutcome:
+        offer = Offer(src) if isinstance(src, str) else src
+        registration = registration or self.registrations.open(name, str(offer))
+        with self.registrations.running(registration):
+            check_name(name, reserved=self._base_names)
+            self._mixtures.check_free(name)
+            return await self._operations.run(
+                lambda caller: self._put(caller, name, offer, wishes, admit), registration.caller
+            )
 
-    async def _put(self, caller: Caller, name: str, src: str, wishes: Wishes, admit: Admission) -> PutOutcome:
+    async def _put(
+        self, caller: Caller, name: str, offer: Offer, wishes: Wishes, admit: Admission
+    ) -> PutOutcome:
         start = time.monotonic()
-        same = await self._already_served(caller, name, src, wishes, admit)
+        same = await self._already_served(caller, name, offer, wishes, admit)
         if same is not None:
             return PutOutcome(same, is_new=False)
-        async with self._intake.prepared(src) as prepared, self._names.hold(name):
+        async with self._intake.prepared(offer, caller) as prepared, self._names.hold(name):
             self._mixtures.check_free(name)
             old = self._entries.get(name)
             admit(old, prepared.digest)
             if old is not None and old.record.digest == prepared.digest:
                 return PutOutcome(await self._keep(caller, old, wishes, prepared), is_new=False)
             async with self._room_for(name, prepared):
-                record = await self._introduce(caller, name, src, prepared, wishes, old)
+                record = await self._introduce(caller, name, str(offer), prepared, wishes, old)
                 self._entries[name] = new_entry(record, prepared)
             if old is not None:
                 self._leaving.add(old)
@@ -209,16 +255,16 @@ class AdapterCatalog(KnownNames):
         return self._quotas.claimed(self._quota, name, self._entries, prepared)
 
     async def _already_served(
-        self, caller: Caller, name: str, src: str, wishes: Wishes, admit: Admission
+        self, caller: Caller, name: str, offer: Offer, wishes: Wishes, admit: Admission
     ) -> AdapterRecord | None:
         """Spare the copy and the read when a name gets the weights that it has, and their files are whole."""
         entry = self._entries.get(name)
         admit(entry, None)
         if entry is None or entry.reason is not None:
             return None
-        digest = await self._intake.digest_at(src)
+        digest = await self._intake.digest_of(offer, caller)
         admit(entry, digest)
-        if digest != entry.record.digest or not await self._intake.is_intact(digest):
+        if digest is None or digest != entry.record.digest or not await self._intake.is_intact(digest):
             return None
         async with self._names.hold(name):
             if self._entries.get(name) is not entry:
@@ -248,6 +294,7 @@ class AdapterCatalog(KnownNames):
     ) -> AdapterRecord:
         """Mint an id, give the weights to the engine, make the record active: all of it or nothing."""
         caller.check()
+        caller.progress = Progress("loading", caller.progress.done, caller.progress.total)
         preload, pin = wishes.of(None if old is None else old.record)
         targets = prepared.spec.named_targets()
         pending = await asyncio.to_thread(

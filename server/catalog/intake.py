@@ -1,29 +1,43 @@
-"""From a source directory to checked weights in the store: one copy and one read, however many ask at once.
+"""From a source to checked weights in the store: one download or copy and one read, however many ask at once.
 
-Works in threads, a few at a time; knows no names and no engine. Files that nobody wants any more are deleted
-here too, since publishing and deleting one digest must not overlap.
+Works in threads, a few at a time, and downloads in others: a slow host holds no directory up. Knows no names and
+no engine. Files that nobody wants any more are deleted here too, since publishing and deleting one digest must not
+overlap.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from manylora.adapters.base_form import BaseForm
-from manylora.adapters.errors import AdapterError
+from manylora.adapters.errors import AdapterError, FetchStopped
 from manylora.adapters.reader import AdapterOutline, LoadedAdapter, inspect_adapter, read_adapter
-from manylora.adapters.source import Source, operator_source, resolve_source
+from manylora.adapters.sources.finding import Offer
+from manylora.adapters.sources.source import Source
+from manylora.adapters.sources.upload import Upload
 from manylora.adapters.spec import AdapterSpec
 from manylora.adapters.store import AdapterStore, StagedAdapter
 from manylora.adapters.tokens import AdapterText
 from manylora.adapters.types import AdapterWeights
+from manylora.server.catalog.fair_slots import FairSlots
+from manylora.server.catalog.operations import Caller
+from manylora.server.catalog.progress import Progress
 from manylora.server.catalog.types import CatalogSettings
+from manylora.server.errors import QueueFull
 
 T = TypeVar("T")
+MOST_KNOWN = 1024
+"""Remote versions whose digests are remembered."""
+MOST_UPLOADS, MOST_OF_A_TENANT = 8, 2
+"""Uploads at the same time, of all and of one tenant: they take disk before anything is known of them."""
+Spawn = Callable[[Coroutine[object, object, None]], object]
 
 
 class KeyedLocks:
@@ -56,28 +70,48 @@ class Prepared:
 class _Flight:
     """One preparation under way, and who waits for it or still uses its result."""
 
+    progress: Progress = field(default_factory=Progress)
     users: set[object] = field(default_factory=set)
     digest: str | None = None
     task: "asyncio.Task[Prepared] | None" = None
+    is_stopped: bool = False
+    """Nobody wants it any more."""
+
+    def heard(self, done: int, total: int | None) -> None:
+        """Note how far the files are. Raises FetchStopped once nobody wants them."""
+        self.progress.done, self.progress.total = done, total
+        if self.is_stopped:
+            raise FetchStopped("nobody waits for these files any more")
 
 
 class AdapterIntake:
     """Prepares adapters and keeps their files while anyone wants them. Lives on the event loop."""
 
-    def __init__(self, store: AdapterStore, settings: CatalogSettings, served: Callable[[str], bool]) -> None:
-        """``served`` says whether an adapter with that digest is being served or still runs."""
+    def __init__(
+        self, store: AdapterStore, settings: CatalogSettings, served: Callable[[str], bool], spawn: Spawn
+    ) -> None:
+        """``served`` says whether an adapter with that digest is being served or still runs; ``spawn`` tidies up."""
         self._store = store
         self._settings = settings
         self._served = served
+        self._spawn = spawn
+        self._finding = settings.finding
+        self._tenant = ""
+        self._downloads = FairSlots(settings.download_workers)
+        self._downloaders = ThreadPoolExecutor(settings.download_workers, "download")
+        self._uploads: Counter[str] = Counter()
+        """How many are being sent, by tenant; "" is whoever runs the server."""
+        self._known: OrderedDict[Hashable, str] = OrderedDict()
+        """The digests of what remote sources had in their versions."""
         self._slots = asyncio.Semaphore(settings.workers)
         self._digests = KeyedLocks()
         self._flights: dict[Hashable, _Flight] = {}
 
     def below(self, folder: str) -> "AdapterIntake":
-        """Return the intake of whoever may name what lies in this folder of the adapter root alone."""
+        """Return the intake of a tenant, who may name what lies in its folder of the adapter root and of buckets."""
         narrow = copy(self)
-        root = self._settings.adapter_root / folder
-        narrow._settings = replace(self._settings, adapter_root=root, trusted_sources=frozenset())
+        narrow._finding = self._finding.below(folder)
+        narrow._tenant = folder
         return narrow
 
     async def work(self, blocking: Callable[[], T]) -> T:
@@ -86,32 +120,66 @@ class AdapterIntake:
             return await asyncio.to_thread(blocking)
 
     @contextlib.asynccontextmanager
-    async def prepared(self, src: str) -> AsyncIterator[Prepared]:
-        """Copy, check and publish the adapter at ``src``; its files stay at least until the block ends.
+    async def prepared(self, offer: Offer, caller: Caller) -> AsyncIterator[Prepared]:
+        """Fetch, check and publish the adapter that is offered; its files stay at least until the block ends.
 
-        Callers with the same unchanged files share one preparation. Not to be cancelled inside (the catalog's
-        operations aren't). Raises what resolve_source, AdapterStore and read_adapter raise.
+        Callers with the same unchanged files share one preparation, and see its progress. Raises CallerLeft as soon as
+        the caller leaves; a preparation that nobody waits for any more ends by itself. Not to be cancelled inside
+        (the catalog's operations aren't). Raises what Finding.find, Source.fetch, AdapterStore and read_adapter raise.
         """
-        key = await self.work(lambda: self._identify(src))
+        key = await caller.unless_left(asyncio.ensure_future(self._identify(offer, caller)))
+        source, _ = key
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
-            flight.task = asyncio.create_task(self._prepare(flight, key[0]))
+            flight = self._flights[key] = _Flight(Progress(is_remote=source.is_remote))
+            flight.task = asyncio.create_task(self._prepare(flight, source))
         user = object()
         flight.users.add(user)
+        caller.progress = flight.progress
         try:
             assert flight.task is not None
-            yield await flight.task
+            yield await caller.unless_left(flight.task)
         finally:
             flight.users.discard(user)
             if not flight.users:
                 del self._flights[key]
-                if flight.digest is not None:
-                    await self.release(flight.digest)
+                await self._wind_up(flight)
 
-    async def digest_at(self, src: str) -> str:
-        """Return the digest of the files at ``src`` without copying them."""
-        return await self.work(lambda: self._digest_at(src))
+    @contextlib.asynccontextmanager
+    async def receiving(self, most: int | None) -> AsyncIterator[Upload]:
+        """Take an upload in the ``async with``, of so many bytes at most; what is left of it goes with the block.
+
+        Raises QueueFull when too many are being sent, StoreFull.
+        """
+        tenant, uploads = self._tenant, self._uploads
+        if uploads.total() >= MOST_UPLOADS or (tenant and uploads[tenant] >= MOST_OF_A_TENANT):
+            raise QueueFull(
+                "too many adapters are being uploaded: try again when one is through", retry_after=5.0
+            )
+        uploads[tenant] += 1
+        try:
+            limit = min(self._store.max_bytes, self._settings.max_source_bytes, most or self._store.max_bytes)
+            upload = await asyncio.to_thread(self._store.receive, limit)
+            try:
+                yield upload
+            finally:
+                await asyncio.shield(asyncio.to_thread(upload.discard))
+        finally:
+            uploads[tenant] -= 1
+
+    async def digest_of(self, offer: Offer, caller: Caller) -> str | None:
+        """Return the digest of the files that are offered, without keeping them; None: only a download would tell."""
+        source = await self.work(lambda: self._finding.find(offer))
+        if not source.is_remote:
+            return await self.work(lambda: source.digest(self._store.max_bytes))
+        if not self._known:
+            return None
+        _, identity = await caller.unless_left(asyncio.ensure_future(self._identify(offer, caller)))
+        return self._known.get((source.label, identity))
+
+    def close(self) -> None:
+        """Start no more downloads."""
+        self._downloaders.shutdown(wait=False, cancel_futures=True)
 
     async def is_intact(self, digest: str) -> bool:
         """Return whether the stored files of ``digest`` are there and unaltered."""
@@ -141,25 +209,57 @@ class AdapterIntake:
             self._store.distrust(digest)
             raise
 
-    def _source(self, src: str) -> Source:
-        if src in self._settings.trusted_sources:
-            return operator_source(Path(src))
-        return resolve_source(src, self._settings.adapter_root)
+    async def _identify(self, offer: Offer, caller: Caller) -> tuple[Source, Hashable]:
+        source = await self.work(lambda: self._finding.find(offer))
+        caller.progress = Progress(is_remote=source.is_remote)
+        identity = await self._fetching(source, lambda: source.identify(self._most(source)))
+        return source, identity
 
-    def _identify(self, src: str) -> tuple[Source, Hashable]:
-        source = self._source(src)
-        with self._store.open(source) as files:
-            return source, files.fingerprint
+    def _most(self, source: Source) -> int:
+        """Return how many bytes an adapter may have: of what comes from elsewhere the operator says it."""
+        most = self._store.max_bytes
+        return min(most, self._settings.max_source_bytes) if source.is_remote else most
 
-    def _digest_at(self, src: str) -> str:
-        with self._store.open(self._source(src)) as files:
-            return files.read_through(lambda name: lambda chunk: None)
+    async def _fetching(self, source: Source, blocking: Callable[[], T]) -> T:
+        """Run ``blocking`` where it holds up none but those that wait for hosts too."""
+        if not source.is_remote:
+            return await self.work(blocking)
+        async with self._downloads.slot(self._tenant):
+            return await asyncio.get_running_loop().run_in_executor(self._downloaders, blocking)
 
     async def _prepare(self, flight: _Flight, source: Source) -> Prepared:
-        staged = await self.work(lambda: self._store.stage(source))
+        def stage() -> StagedAdapter:
+            flight.progress.enter("downloading" if source.is_remote else "copying")
+            flight.heard(0, None)
+            return self._store.stage(source, flight.heard, self._most(source))
+
+        staged = await self._fetching(source, stage)
         flight.digest = staged.digest
+        flight.progress.enter("checking")
         async with self._digests.hold(staged.digest):
-            return await self.work(lambda: self._admit(staged))
+            prepared = await self.work(lambda: self._admit(staged))
+        if source.is_remote:
+            self._known[source.label, staged.identity] = staged.digest
+            while len(self._known) > MOST_KNOWN:
+                self._known.popitem(last=False)
+        return prepared
+
+    async def _wind_up(self, flight: _Flight) -> None:
+        """Have a preparation that nobody uses any more leave nothing behind."""
+        assert flight.task is not None
+        if flight.task.done():
+            if flight.digest is not None:
+                await self.release(flight.digest)
+            return
+        flight.is_stopped = True
+        self._spawn(self._wait_and_release(flight))
+
+    async def _wait_and_release(self, flight: _Flight) -> None:
+        assert flight.task is not None
+        await asyncio.wait((flight.task,))
+        flight.task.exception()  # heard
+        if flight.digest is not None:
+            await self.release(flight.digest)
 
     def _admit(self, staged: StagedAdapter) -> Prepared:
         """Check the staged copy, and publish it only then."""

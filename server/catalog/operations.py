@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
+from manylora.server.catalog.progress import Progress
 from manylora.server.errors import ShuttingDown
 
 T = TypeVar("T")
@@ -19,11 +20,38 @@ class Caller:
     """Whoever waits for an operation."""
 
     left: bool = False
+    progress: Progress = field(default_factory=Progress)
+    """How far the operation is."""
+    _gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def leave(self) -> None:
+        """Say that nobody waits any more."""
+        self.left = True
+        self._gone.set()
+
+    async def unless_left(self, work: "asyncio.Future[T]") -> T:
+        """Return what ``work`` does. Raises CallerLeft as soon as nobody waits; the work goes on then."""
+        self.check()
+        gone = asyncio.create_task(self._gone.wait())
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if not work.done():
+            work.add_done_callback(_hear)
+            raise CallerLeft
+        return work.result()
 
     def check(self) -> None:
         """Raise CallerLeft if nobody waits any more; called where the operation can still be undone."""
         if self.left:
             raise CallerLeft
+
+
+def _hear(work: "asyncio.Future[T]") -> None:
+    """Have asyncio not complain of an error that nobody waits for."""
+    if not work.cancelled():
+        work.exception()
 
 
 class Operations:
@@ -35,21 +63,23 @@ class Operations:
         """Of operations under way."""
         self._closed = False
 
-    async def run(self, work: Callable[[Caller], Coroutine[object, object, T]]) -> T:
+    async def run(
+        self, work: Callable[[Caller], Coroutine[object, object, T]], caller: Caller | None = None
+    ) -> T:
         """Run ``work`` in a task of its own; if this call is cancelled, the work learns it from its Caller.
 
         Raises ShuttingDown after ``close``.
         """
         if self._closed:
             raise ShuttingDown("the server is shutting down and takes no changes to adapters")
-        caller = Caller()
+        caller = caller or Caller()
         task = self.spawn(work(caller))
         self.callers.add(caller)
         task.add_done_callback(lambda _: self.callers.discard(caller))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            caller.left = True
+            caller.leave()
             raise
 
     def spawn(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
@@ -71,5 +101,4 @@ class Operations:
 
     def _ended(self, task: asyncio.Task[T]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # heard, even if the caller has left: asyncio need not complain
+        _hear(task)

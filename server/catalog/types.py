@@ -12,6 +12,7 @@ from manylora.adapters.kept_norms import KeptNorms
 from manylora.adapters.mixtures import MixturePart
 from manylora.adapters.pooling import Way
 from manylora.adapters.records import AdapterRecord, MixtureRecord
+from manylora.adapters.sources.finding import Finding
 from manylora.adapters.tokens import AdapterText, PartText
 from manylora.adapters.types import AdapterWeights, BaseModules, FreedAdapter, Tier
 
@@ -132,18 +133,20 @@ class CatalogSettings:
 
     base_names: tuple[str, ...]
     """The names under which the base is served; no adapter may have one of them."""
-    adapter_root: Path
-    """Sources must lie inside it."""
+    finding: Finding
+    """Where they may come from."""
     modules: BaseModules
     max_rank: int
     dtype: torch.dtype
     vocab_size: int | None = None
-    trusted_sources: frozenset[str] = frozenset()
-    """Directories that the operator named at start; they may lie anywhere."""
     check_text: Callable[[Path, AdapterText], None] = _any_text
     """Refuses (blocking) an adapter in a directory whose template or tokenizer can't be served with the base."""
     workers: int = 2
     """How many adapters are copied, hashed or read at the same time."""
+    download_workers: int = 4
+    """How many are downloaded at the same time."""
+    max_source_bytes: int = 8 << 30
+    """How many bytes one of those may have."""
     inherited_up_to: int = 0
     """Adapters with ids up to this were registered when a base was known by its config.json alone."""
     base_template: str | None = None

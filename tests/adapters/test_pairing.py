@@ -12,7 +12,7 @@ from manylora.adapters.errors import AdapterError, DirectoryInUse, RegistryLost
 from manylora.adapters.ownership import DirectoryLock
 from manylora.adapters.pairing import open_adapters
 from manylora.adapters.registry import AdapterRegistry
-from manylora.adapters.source import Source
+from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store import AdapterStore
 from tests.adapters.making import write
 
@@ -30,7 +30,7 @@ def fill(home: Path, *, activate: bool = True) -> str:
     """Register one adapter in ``home`` and close it; returns its digest."""
     registry, store = open_adapters(home)
     source = write(home.parent / "source")
-    digest = store.publish(store.stage(Source(source))).name
+    digest = store.publish(store.stage(LocalSource(source))).name
     record = registry.reserve("a", digest, source="here", rank=4, targets=("q_proj",))
     if activate:
         registry.activate(record)

@@ -9,7 +9,7 @@ import torch
 from manylora.adapters.errors import AdapterPathForbidden, InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.pooling import read_pooling
 from manylora.adapters.reader import inspect_adapter, read_adapter
-from manylora.adapters.source import Source, operator_source, resolve_source
+from manylora.adapters.sources.local import LocalSource, operator_source, resolve_source
 from manylora.adapters.store import AdapterStore
 from tests.adapters.making import MODULES, factors, write
 
@@ -94,12 +94,12 @@ def test_what_says_nothing_right_is_refused(tmp_path: Path, config: object, list
 def test_what_is_said_is_kept_in_the_store_and_counts_for_the_digest(tmp_path: Path) -> None:
     source = said(write(tmp_path / "source"), flags("mean_tokens"))
     store = AdapterStore(tmp_path / "store")
-    staged = store.stage(Source(source))
+    staged = store.stage(LocalSource(source))
     path = store.publish(staged)
     assert read_pooling(path) == "mean"
     assert store.is_intact(staged.digest)
     assert store.nbytes(staged.digest) == staged.nbytes
-    other = store.stage(Source(said(source, flags("lasttoken"))))
+    other = store.stage(LocalSource(said(source, flags("lasttoken"))))
     assert other.digest != staged.digest
     AdapterStore(tmp_path / "store").verify(staged.digest)
     store.remove(staged.digest)

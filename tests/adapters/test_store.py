@@ -20,7 +20,7 @@ from manylora.adapters.errors import (
 )
 from manylora.adapters.files import digest_of
 from manylora.adapters.reader import read_adapter
-from manylora.adapters.source import Source
+from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store import AdapterStore
 from tests.adapters.making import MODULES, write
 
@@ -40,7 +40,7 @@ def everything(root: Path) -> list[str]:
 
 
 def test_publish_keeps_the_known_files_only(store: AdapterStore, source: Path, tmp_path: Path) -> None:
-    staged = store.stage(Source(source))
+    staged = store.stage(LocalSource(source))
     assert not store.holds(staged.digest)
     path = store.publish(staged)
     assert sorted(item.name for item in path.iterdir()) == [
@@ -54,14 +54,14 @@ def test_publish_keeps_the_known_files_only(store: AdapterStore, source: Path, t
 
 
 def test_discard_leaves_nothing(store: AdapterStore, source: Path, tmp_path: Path) -> None:
-    store.discard(store.stage(Source(source)))
+    store.discard(store.stage(LocalSource(source)))
     assert everything(tmp_path / "store") == []
 
 
 def test_concurrent_publishing_of_one_digest_is_one_copy(
     store: AdapterStore, source: Path, tmp_path: Path
 ) -> None:
-    staged = [store.stage(Source(source)) for _ in range(8)]
+    staged = [store.stage(LocalSource(source)) for _ in range(8)]
     gate = threading.Barrier(8)
 
     def publish(number: int) -> Path:
@@ -78,7 +78,7 @@ def test_concurrent_publishing_of_one_digest_is_one_copy(
 def test_deleting_works_where_not_even_a_name_finds_room(
     store: AdapterStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = store.publish(store.stage(Source(source))).name
+    digest = store.publish(store.stage(LocalSource(source))).name
 
     def full(*_args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -98,10 +98,10 @@ def test_a_full_disk_leaves_nothing_behind(
 
     monkeypatch.setattr(os, call, full)
     with pytest.raises(StoreFull, match="full"):
-        store.publish(store.stage(Source(source)))
+        store.publish(store.stage(LocalSource(source)))
     monkeypatch.undo()
     assert everything(tmp_path / "store") == []
-    store.publish(store.stage(Source(source)))
+    store.publish(store.stage(LocalSource(source)))
 
 
 def test_a_disk_that_fills_up_during_a_write_leaves_nothing_behind(
@@ -114,19 +114,19 @@ def test_a_disk_that_fills_up_during_a_write_leaves_nothing_behind(
 
     monkeypatch.setattr(Path, "open", on_full_disk)
     with pytest.raises(StoreFull, match="full"):
-        store.stage(Source(source))
+        store.stage(LocalSource(source))
     monkeypatch.undo()
     assert everything(tmp_path / "store") == []
 
 
 def test_damage_is_noticed_and_healed_by_publishing_again(source: Path, tmp_path: Path) -> None:
     first = AdapterStore(tmp_path / "store")
-    path = first.publish(first.stage(Source(source)))
+    path = first.publish(first.stage(LocalSource(source)))
     (path / "adapter_model.safetensors").write_bytes(b"rotten")
     again = AdapterStore(tmp_path / "store")
     with pytest.raises(InvalidAdapter, match="damaged"):
         again.verify(path.name)
-    again.publish(again.stage(Source(source)))
+    again.publish(again.stage(LocalSource(source)))
     assert again.verify(path.name) == path
     (path / "adapter_config.json").unlink()
     with pytest.raises(InvalidAdapter, match="damaged"):
@@ -134,17 +134,17 @@ def test_damage_is_noticed_and_healed_by_publishing_again(source: Path, tmp_path
 
 
 def test_sweep_deletes_orphans_and_leftovers(store: AdapterStore, source: Path, tmp_path: Path) -> None:
-    kept = store.publish(store.stage(Source(source))).name
+    kept = store.publish(store.stage(LocalSource(source))).name
     write(source, seed=1)
-    store.publish(store.stage(Source(source)))
-    store.stage(Source(source))  # a crash came before it was published
+    store.publish(store.stage(LocalSource(source)))
+    store.stage(LocalSource(source))  # a crash came before it was published
     assert store.sweep({kept}) == 2
     assert store.digests() == {kept}
     assert list((tmp_path / "store" / ".staging").iterdir()) == []
 
 
 def test_remove_is_idempotent(store: AdapterStore, source: Path) -> None:
-    digest = store.publish(store.stage(Source(source))).name
+    digest = store.publish(store.stage(LocalSource(source))).name
     store.remove(digest)
     store.remove(digest)
     assert not store.holds(digest)
@@ -184,13 +184,13 @@ def test_what_is_no_adapter_is_not_staged(
 ) -> None:
     spoil(source)
     with pytest.raises(kind):
-        store.stage(Source(source))
+        store.stage(LocalSource(source))
     assert everything(tmp_path / "store") == []
 
 
 def test_the_total_size_is_limited(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidAdapter, match="at most 100"):
-        AdapterStore(tmp_path / "store", max_bytes=100).stage(Source(source))
+        AdapterStore(tmp_path / "store", max_bytes=100).stage(LocalSource(source))
 
 
 @pytest.mark.parametrize("digest", ["../x", "", "A" * 64, ".staging"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from manylora.adapters.errors import AdapterError
-from manylora.adapters.source import Source
+from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store import AdapterStore
 from tests.adapters.making import write
 
@@ -45,7 +45,7 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
 def test_files_and_their_directory_are_on_the_disk_before_they_are_published(
     store: AdapterStore, source: Path, journal: list[tuple[str, str, int]]
 ) -> None:
-    staged = store.stage(Source(source))
+    staged = store.stage(LocalSource(source))
     store.publish(staged)
     published = journal.index(("rename", staged.digest, 0))
     before, after = journal[:published], journal[published + 1 :]
@@ -62,8 +62,8 @@ def test_files_and_their_directory_are_on_the_disk_before_they_are_published(
 def test_a_removal_that_is_cut_short_leaves_nothing_under_the_digest(
     store: AdapterStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = store.stage(Source(source)).digest
-    store.publish(store.stage(Source(source)))
+    digest = store.stage(LocalSource(source)).digest
+    store.publish(store.stage(LocalSource(source)))
     monkeypatch.setattr(
         shutil, "rmtree", lambda *_args, **_more: None
     )  # the power goes before a file is deleted
@@ -77,7 +77,7 @@ def test_a_removal_that_is_cut_short_leaves_nothing_under_the_digest(
 def test_what_was_removed_is_hashed_anew_when_it_is_back(
     store: AdapterStore, source: Path, tmp_path: Path
 ) -> None:
-    staged = store.stage(Source(source))
+    staged = store.stage(LocalSource(source))
     digest, path = staged.digest, store.publish(staged)
     shutil.copytree(path, tmp_path / "kept")
     store.remove(digest)

@@ -18,11 +18,12 @@ SQL = Path(__file__).resolve().parents[2] / "demo" / "adapters" / "sql"
 
 
 def test_a_server_takes_an_adapter_and_then_its_next_version(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    first, second, outside = root / "first", root / "second", tmp_path / "outside"
-    shutil.copytree(SQL, first)
-    shutil.copytree(SQL.parent / "json", second)
-    shutil.copytree(SQL, outside)
+    """It may be anywhere: nothing of what is sent lies below the server's adapter root."""
+    root, broken = tmp_path / "root", tmp_path / "broken"
+    root.mkdir()
+    first, second = SQL, SQL.parent / "json"
+    shutil.copytree(SQL, broken)
+    (broken / "adapter_model.safetensors").write_bytes(b"cut")
     with serving(tmp_path / "server", "--adapter-root", str(root), "--admin-key", "key") as server:
         assert register(server.url, "mine", first, "key").endswith("serves mine, version 1")
         assert register(server.url, "mine", second, "key").endswith("serves mine, version 2")
@@ -30,20 +31,18 @@ def test_a_server_takes_an_adapter_and_then_its_next_version(tmp_path: Path) -> 
         assert "mine" in names
         with pytest.raises(TrainingError, match="ready to be registered by hand"):
             register(server.url, "mine", first)
-        with pytest.raises(TrainingError, match="leads out of"):
-            register(server.url, "other", outside, "key")
+        with pytest.raises(TrainingError, match=r"adapter_model\.safetensors"):
+            register(server.url, "other", broken, "key")
         # What is asked before a run, when there is no adapter yet.
         ask = partial(can_register, server.url)
-        assert ask("new", root / "new", "key").endswith("new will be a new adapter there")
-        assert ask("mine", root / "new", "key").endswith("mine will be given its next version there")
-        with pytest.raises(TrainingError, match="leads out of"):
-            ask("new", tmp_path / "elsewhere", "key")
+        assert ask("new", "key").endswith("new will be a new adapter there")
+        assert ask("mine", "key").endswith("mine will be given its next version there")
         with pytest.raises(TrainingError, match="key"):
-            ask("new", root / "new", "another")
+            ask("new", "another")
         with pytest.raises(TrainingError, match="--register"):
-            ask("new", root / "new")
+            ask("new")
         with pytest.raises(InvalidArgument, match="letters, digits"):
-            ask("a name", root / "new", "key")
+            ask("a name", "key")
         listed = httpx.get(f"{server.url}/adapters", headers={"authorization": "Bearer key"}).json()["data"]
         assert {each["name"]: each.get("version") for each in listed}["mine"] == 2
         assert "new" not in [each["name"] for each in listed]
@@ -55,7 +54,7 @@ def test_no_server_is_one_sentence_and_the_adapter_stays(tmp_path: Path, url: st
         register(url, "mine", tmp_path)
     assert str(tmp_path) in str(refused.value)
     with pytest.raises(TrainingError, match="no manylora server answers"):
-        can_register(url, "mine", tmp_path)
+        can_register(url, "mine")
 
 
 def test_a_server_that_is_not_there_ends_a_run_before_it_begins(tmp_path: Path) -> None:

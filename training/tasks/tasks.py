@@ -60,7 +60,7 @@ def _run_plan(plan: Plan, directory: Path) -> list[TaskResult]:
     if run.register is not None:
         for task in plan.tasks:
             name = task.arguments.run.adapter_name or task.name
-            display.say(can_register(run.register, name, task.directory, run.admin_key))
+            display.say(can_register(run.register, name, run.admin_key))
     try:
         results, command = _train(plan, directory, display)
     finally:

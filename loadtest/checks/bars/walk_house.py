@@ -13,6 +13,7 @@ import torch
 
 from manylora.adapters.pairing import open_adapters
 from manylora.adapters.reader import read_adapter
+from manylora.adapters.sources.finding import Finding
 from manylora.adapters.types import AdapterWeights, ModuleShape
 from manylora.loadtest.checks.bars.material import TARGETS, Material
 from manylora.loadtest.material.engines import EngineSizes, add_adapter, build_engine
@@ -180,7 +181,7 @@ async def opened(directory: Path, kernels: str = PLAIN) -> AsyncIterator[House]:
     registry, store = open_adapters(home, reserved=(BASE,))
     settings = CatalogSettings(
         base_names=(BASE,),
-        adapter_root=material.adapters,
+        finding=Finding(material.adapters),
         modules=modules,
         max_rank=max(RANKS),
         dtype=torch.float32,

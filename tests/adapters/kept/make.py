@@ -41,7 +41,10 @@ IN_THE_MIDDLE = """
 import os, signal, sys
 from pathlib import Path
 from manylora.adapters.registry import AdapterRegistry
-from manylora.adapters.source import operator_source
+try:
+    from manylora.adapters.sources.local import operator_source
+except ImportError:
+    from manylora.adapters.source import operator_source
 from manylora.adapters.store import AdapterStore
 home, sources = Path(sys.argv[1]), Path(sys.argv[2])
 registry = AdapterRegistry(home / "registry.db", reserved=("tiny",))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,10 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     schema = schemathesis.openapi.from_url(f"{own.url}/openapi.json")
     asked: set[tuple[str, str]] = set()
 
-    def ask(method: str, template: str, body: Any = None, form: Any = None, **names: str) -> Any:
-        path = template.format(**names)
+    def ask(
+        method: str, template: str, body: Any = None, form: Any = None, query: str = "", **names: str
+    ) -> Any:
+        path = template.format(**names) + query
         content = {"json": body} if form is None else {"data": form, "files": {"file": LINE}}
         request = httpx.Request(method, own.url + path, headers=HEAD, **content)
         request.read()
@@ -72,7 +74,8 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
             response = client.send(request)
         assert response.status_code < 300, response.text
         case = schema[template][method].Case(
-            path_parameters=dict(names), **({} if body is None else {"body": body})
+            path_parameters=dict(names),
+            **({} if body is None else {"body": body, "media_type": "application/json"}),
         )
         case.validate_response(response, checks=CHECKS)
         asked.add((method.lower(), template))
@@ -110,6 +113,9 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     ask("POST", "/adapters", {"name": "new", "src": "b"})
     ask("GET", "/adapters/{name}", name="new")
     ask("PUT", "/adapters/{name}", {"src": "c"}, name="new")
+    ask_of_a_failure(own, ask)
+    ask("DELETE", "/adapters/{name}", name="coming")
+    ask("PUT", "/adapters/{name}", {"src": "c"}, query="?wait=false", name="new")
     for _ in range(2):
         ask(
             "POST",
@@ -173,8 +179,17 @@ def test_what_a_limited_key_gets_is_described(own: Running) -> None:
             response = client.request(
                 method, own.url + template, json=body, headers={"authorization": f"Bearer {key}"}
             )
-        schema[template][method].Case(body=body).validate_response(response, checks=CHECKS)
+        schema[template][method].Case(body=body, media_type="application/json").validate_response(
+            response, checks=CHECKS
+        )
     assert response.status_code == 429
+
+
+def ask_of_a_failure(own: Running, ask: Callable[..., Any]) -> None:
+    """Begin a registration that fails, and read that."""
+    ask("POST", "/adapters", {"name": "coming", "src": "nowhere"}, query="?wait=false")
+    own.wait_until("failed", lambda: "failed" in str(ask("GET", "/adapters/{name}", name="coming")))
+    assert "failed" in str(ask("GET", "/adapters"))
 
 
 def is_over(job: dict[str, Any]) -> bool:

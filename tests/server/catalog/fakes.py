@@ -12,6 +12,7 @@ import torch
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.reserve import Reserve
+from manylora.adapters.sources.finding import Finding
 from manylora.adapters.store import AdapterStore
 from manylora.adapters.types import AdapterWeights
 from manylora.server.catalog import AdapterCatalog, CatalogSettings, FreedAdapter, Tier
@@ -211,12 +212,11 @@ class House:
         )
         settings = CatalogSettings(
             base_names=("base",),
-            adapter_root=self.sources,
+            finding=Finding(self.sources, frozenset(() if trusted is None else (str(trusted),))),
             modules=MODULES,
             max_rank=16,
             dtype=torch.float32,
             vocab_size=VOCABULARY,
-            trusted_sources=frozenset(() if trusted is None else (str(trusted),)),
         )
         settings = replace(settings, **changes)
         self.catalog = AdapterCatalog(self.engine, self.registry, self.store, settings, self.diary)

@@ -11,6 +11,7 @@ import torch
 
 from manylora.adapters.errors import RegistryBusy
 from manylora.adapters.registry import AdapterRegistry
+from manylora.adapters.sources.finding import Finding
 from manylora.adapters.store import AdapterStore
 from manylora.server.catalog import AdapterCatalog, CatalogSettings
 from tests.adapters.making import MODULES, VOCABULARY
@@ -94,7 +95,7 @@ async def test_a_name_that_the_new_base_has_is_unavailable_with_its_reason(house
     await house.catalog.settled()
     settings = CatalogSettings(
         base_names=("base", "a"),
-        adapter_root=house.sources,
+        finding=Finding(house.sources),
         modules=MODULES,
         max_rank=16,
         dtype=torch.float32,

@@ -16,7 +16,7 @@ from manylora.adapters.errors import (
     UnknownAdapter,
 )
 from manylora.adapters.reader import LoadedAdapter, read_adapter
-from manylora.adapters.source import Source
+from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store import AdapterStore, StagedAdapter
 from manylora.adapters.types import BaseModules
 from manylora.server.errors import AdapterUnavailable, ModelNotFound, ShuttingDown
@@ -126,13 +126,13 @@ async def test_an_unknown_model_lists_those_that_exist(house: House) -> None:
 async def test_fifty_at_once_are_one_copy_one_read_one_id(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copies: list[Source] = []
+    copies: list[object] = []
     reads: list[Path] = []
     stage = AdapterStore.stage
 
-    def counted_stage(store: AdapterStore, source: Source) -> StagedAdapter:
-        copies.append(source)
-        return stage(store, source)
+    def counted_stage(store: AdapterStore, *arguments: Any) -> StagedAdapter:
+        copies.append(arguments)
+        return stage(store, *arguments)
 
     def counted_read(directory: Path, modules: BaseModules, **more: Any) -> LoadedAdapter:
         reads.append(directory)
@@ -277,7 +277,7 @@ async def test_the_engine_knows_an_activated_adapter_s_invocation_from_the_start
 
 async def test_a_thousand_adapters(house: House) -> None:
     template = house.source("one")
-    house.store.publish(house.store.stage(Source(house.sources / template)))
+    house.store.publish(house.store.stage(LocalSource(house.sources / template)))
     (digest,) = house.store.digests()
     for number in range(1000):
         house.registry.register(f"a{number:03}", digest, source=template, rank=4, targets=("q_proj",))

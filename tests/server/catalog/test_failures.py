@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from manylora.adapters.errors import AdapterNameTaken, RegistryBusy, StoreFull, UnknownAdapter
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.reserve import Reserve
-from manylora.adapters.source import Source
+from manylora.adapters.sources.local import LocalSource
 from manylora.server.errors import AdapterUnavailable, ModelNotFound
 from tests.server.catalog.fakes import FakeEngine, House
 
@@ -238,9 +238,9 @@ async def test_leaving_at_any_moment_leaves_all_or_nothing(house: House, ticks: 
 async def test_a_crash_between_the_steps_leaves_the_last_whole_state(house: House) -> None:
     kept, _ = await house.catalog.register("a", house.source("one"))
     house.source("two", 1)
-    published = house.store.publish(house.store.stage(Source(house.sources / "two")))
+    published = house.store.publish(house.store.stage(LocalSource(house.sources / "two")))
     house.registry.reserve("a", published.name, source="two", rank=4, targets=("q_proj",))
-    house.store.stage(Source(house.sources / "two"))
+    house.store.stage(LocalSource(house.sources / "two"))
     house.kill()
     house.open()
     report = await house.catalog.restore()

@@ -14,7 +14,7 @@ from manylora.adapters.errors import (
     UnsupportedAdapter,
 )
 from manylora.adapters.files import digest_of
-from manylora.adapters.source import operator_source, resolve_source
+from manylora.adapters.sources.local import operator_source, resolve_source
 from manylora.adapters.store import AdapterStore
 from tests.adapters.making import write
 

@@ -1,4 +1,4 @@
-"""From what a client or the operator calls a source to an adapter's open files. Serves the local disk only.
+"""Directories of the server's disk as sources: from what a client or the operator calls one to its open files.
 
 A client may name what lies inside the adapter root, and nothing else is opened for it whatever changes meanwhile;
 the operator may name anything.
@@ -9,11 +9,12 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from manylora.adapters.durable import sync
 from manylora.adapters.errors import (
     AdapterError,
     AdapterNotFound,
@@ -22,6 +23,8 @@ from manylora.adapters.errors import (
     UnsupportedAdapter,
 )
 from manylora.adapters.files import READING, AdapterFiles, no_folder, open_directory, unreadable
+from manylora.adapters.sources.source import Copied, Heard, unheard
+from manylora.adapters.sources.writing import durable
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 # Only to pass through: that takes no permission to list what is in a directory.
@@ -29,12 +32,56 @@ _PASSING = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class LocalSource:
     """A directory that an adapter may be read from."""
 
     directory: Path
     root: Path | None = None
     """What it must not lead out of, links followed. None: links may lead anywhere, since the operator named it."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Return False."""
+        return False
+
+    @property
+    def label(self) -> Hashable:
+        """Return what tells it from others."""
+        return self
+
+    def identify(self, max_bytes: int) -> Hashable:
+        """Return where the files are, their sizes and times of change. Raises what ``open`` raises."""
+        with self.open(max_bytes) as files:
+            return files.fingerprint
+
+    def digest(self, max_bytes: int) -> str:
+        """Read the files and return their digest. Raises what ``open`` raises."""
+        with self.open(max_bytes) as files:
+            return files.read_through(lambda name: lambda chunk: None)
+
+    def fetch(self, folder: Path, max_bytes: int, heard: Heard = unheard) -> Copied:
+        """Copy the known files into ``folder``, hashing as they pass. Raises what ``open`` raises, and OSError."""
+        with self.open(max_bytes) as files, contextlib.ExitStack() as copies:
+            folder.mkdir()
+            total, done = sum(files.sizes.values()), 0
+
+            def sink_of(name: str) -> Callable[[bytes], object]:
+                file = copies.enter_context(durable(folder, name))
+
+                def sink(chunk: bytes) -> None:
+                    nonlocal done
+                    file.write(chunk)
+                    done += len(chunk)
+                    heard(done, total)
+
+                return sink
+
+            digest = files.read_through(sink_of)
+            copies.close()
+            for inner in {(folder / name).parent for name in files.sizes}:
+                sync(inner)
+            sync(folder)
+            return Copied(digest, total, files.fingerprint)
 
     def open(self, max_bytes: int) -> AdapterFiles:
         """Open the adapter's files. Raises AdapterPathForbidden for a way out of ``root``, else as AdapterFiles.
@@ -72,14 +119,14 @@ class Source:
             raise unreadable(error, name) from error
 
 
-def operator_source(directory: Path) -> Source:
+def operator_source(directory: Path) -> LocalSource:
     """Return a directory that the operator named on the command line. Raises AdapterNotFound."""
     if not _is_directory(directory):
         raise AdapterNotFound(f"{str(directory)!r} is not a directory")
-    return Source(directory)
+    return LocalSource(directory)
 
 
-def resolve_source(src: str, root: Path) -> Source:
+def resolve_source(src: str, root: Path) -> LocalSource:
     """Return the directory that ``src`` names: a path or a file:// URL.
 
     A relative path starts at ``root`` or, if there is no such directory, where the server was started. Links and
@@ -91,7 +138,7 @@ def resolve_source(src: str, root: Path) -> Source:
     refused: AdapterError | None = None
     for start in (inside, Path.cwd()):
         try:
-            return Source(_directory_inside(start / path, inside, src), inside)
+            return LocalSource(_directory_inside(start / path, inside, src), inside)
         except (AdapterPathForbidden, AdapterNotFound) as error:
             refused = refused or error
     assert refused is not None
@@ -103,8 +150,8 @@ def _directory_inside(path: Path, root: Path, src: str) -> Path:
     _check_inside(directory, root, src)
     if not _is_directory(directory):
         raise AdapterNotFound(
-            f"{src!r} is not a directory under the adapter root; give one on the server's disk"
-            " (adapters are not downloaded from a model hub)"
+            f"{src!r} is not a directory under the adapter root; give one on the server's disk, or hf://org/name for"
+            " one of the hub, where the server may read from it"
         )
     return directory
 

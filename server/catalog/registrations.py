@@ -1,0 +1,140 @@
+"""Registrations as jobs: which are under way, how far they are, and for a while why they failed.
+
+Knows no files and no engine: what is done is the catalog's operation, whose caller this is.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from manylora.adapters.names import LONGEST_ECHO
+from manylora.server.catalog.operations import Caller, CallerLeft
+from manylora.server.catalog.progress import Phase
+from manylora.server.errors import RegistrationCancelled
+
+State = Phase | Literal["ready", "failed", "cancelled"]
+MOST_FAILED = 256
+"""Failed registrations that are told of: the oldest go first."""
+KEPT_SECONDS = 3600.0
+"""For how long one is told of."""
+
+
+@dataclass(eq=False, slots=True)
+class Registration:
+    """One registration, from the request until it is over, and for a while after it failed."""
+
+    name: str
+    src: str
+    """As it may be shown."""
+    is_told: bool
+    """Whether its failure is kept: nobody waits for the answer."""
+    caller: Caller = field(default_factory=Caller)
+    created: float = field(default_factory=time.time)
+    ended: float | None = None
+    error: BaseException | None = None
+    is_cancelled: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it has ended, however."""
+
+    @property
+    def state(self) -> State:
+        """How far it is."""
+        if self.ended is None:
+            return "cancelled" if self.is_cancelled else self.caller.progress.phase
+        if self.error is None:
+            return "ready"
+        return "cancelled" if self.is_cancelled else "failed"
+
+    @property
+    def bytes(self) -> tuple[int, int | None]:
+        """Return how many bytes have come, and of how many."""
+        return self.caller.progress.done, self.caller.progress.total
+
+
+class Registrations:
+    """All that are under way, and the failed ones that are told of. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, list[Registration]] = {}
+        self._failed: OrderedDict[str, Registration] = OrderedDict()
+
+    def open(self, name: str, src: str, *, is_told: bool = False) -> Registration:
+        """Note a registration that is to be done within ``running``."""
+        registration = Registration(name, src, is_told)
+        self._running.setdefault(name, []).append(registration)
+        self._failed.pop(name, None)
+        return registration
+
+    @contextmanager
+    def running(self, registration: Registration) -> Iterator[None]:
+        """Do it in the ``with``: how it ends is noted. Raises RegistrationCancelled where it was cancelled."""
+        try:
+            yield
+        except CallerLeft as error:
+            registration.error = error
+            if registration.is_cancelled:
+                raise RegistrationCancelled(
+                    f"the registration of {registration.name[:LONGEST_ECHO]!r} was cancelled by a DELETE of that name"
+                ) from None
+            raise
+        except BaseException as error:
+            registration.error = error
+            raise
+        finally:
+            self._end(registration)
+
+    def under_way(self, name: str) -> Registration | None:
+        """Return the last registration of that name that is being done."""
+        running = self._running.get(name)
+        return running[-1] if running else None
+
+    def of(self, name: str) -> Registration | None:
+        """Return the last registration of that name that is being done, or failed not long ago."""
+        self._forget_old()
+        return self.under_way(name) or self._failed.get(name)
+
+    def all(self) -> list[Registration]:
+        """Return those that are being done, the last of each name, and those that failed."""
+        self._forget_old()
+        return [running[-1] for running in self._running.values()] + list(self._failed.values())
+
+    def cancel(self, name: str) -> list[Registration]:
+        """Have all registrations of a name end before they take effect, if they still can; return them."""
+        found = list(self._running.get(name, ()))
+        for registration in found:
+            registration.is_cancelled = True
+            registration.caller.leave()
+        return found
+
+    def forget(self, name: str) -> Registration | None:
+        """Tell no more of a failed one; return it."""
+        return self._failed.pop(name, None)
+
+    def end_downloads(self) -> None:
+        """Have those end that nobody knows how long they would take: the server closes."""
+        for running in self._running.values():
+            for registration in running:
+                progress = registration.caller.progress
+                if progress.is_remote and progress.phase in ("waiting", "downloading"):
+                    registration.caller.leave()
+
+    def _end(self, registration: Registration) -> None:
+        registration.ended = time.time()
+        registration.over.set()
+        running = self._running[registration.name]
+        running.remove(registration)
+        if not running:
+            del self._running[registration.name]
+        if registration.error is not None and registration.is_told and not registration.is_cancelled:
+            self._failed[registration.name] = registration
+            while len(self._failed) > MOST_FAILED:
+                self._failed.popitem(last=False)
+
+    def _forget_old(self) -> None:
+        before = time.time() - KEPT_SECONDS
+        for name in [name for name, each in self._failed.items() if (each.ended or 0.0) < before]:
+            del self._failed[name]

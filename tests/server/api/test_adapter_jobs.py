@@ -1,0 +1,179 @@
+"""Registrations as jobs: begun, told of, cancelled, failed; and models that are looked for when they are asked for."""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.adapters.sources.web_host import Host, web_host
+from tests.server.api.running import Files, Running, running
+from tests.server.api.tenants import new_key
+from tests.server.api.test_adapters import answer
+
+ADMIN = {"authorization": "Bearer boss"}
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with web_host() as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def shelf(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where models are looked for."""
+    shelf = tmp_path_factory.mktemp("shelf")
+    for name in ("b", "acme/own", "other/own"):
+        shutil.copytree(files.adapters / "b", shelf / name)
+    (shelf / "broken").mkdir()
+    (shelf / "broken" / "adapter_config.json").write_text("{}")
+    return shelf
+
+
+@pytest.fixture(scope="module")
+def own(files: Files, host: Host, shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(
+        files,
+        tmp_path_factory.mktemp("own"),
+        admin_key="boss",
+        allow_source=(host.url,),
+        private_sources=True,
+        resolve=str(shelf),
+    ) as server:
+        yield server
+
+
+@pytest.fixture
+def http(own: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=own.url, timeout=30, headers=ADMIN) as client:
+        yield client
+        for each in client.get("/adapters").json()["data"]:
+            client.delete(f"/adapters/{each['name']}").raise_for_status()
+
+
+def state(http: httpx.Client, name: str) -> object:
+    return http.get(f"/adapters/{name}").json().get("state")
+
+
+def begin(http: httpx.Client, name: str, src: str, **more: object) -> httpx.Response:
+    return http.post("/adapters", json={"name": name, "src": src, **more}, params={"wait": "false"})
+
+
+def test_a_registration_is_told_of_while_it_goes_on(
+    http: httpx.Client, own: Running, host: Host, files: Files
+) -> None:
+    from threading import Event
+
+    go_on = Event()
+    host.put("/slow", files.adapters / "b")
+    weights = host.things["/slow/adapter_model.safetensors"]
+    weights.on_get = lambda: go_on.wait(30)
+    begun = begin(http, "slow", f"{host.url}/slow")
+    assert begun.status_code == 202
+    assert begun.headers["location"] == "/adapters/slow"
+    own.wait_until("downloading", lambda: state(http, "slow") == "downloading")
+    own.wait_until("some", lambda: bool(http.get("/adapters/slow").json()["bytes"]))
+    told = http.get("/adapters/slow").json()
+    assert (told["object"], told["name"], told["src"]) == ("adapter.registration", "slow", f"{host.url}/slow")
+    assert 0 < told["progress"] < 1
+    assert told["total_bytes"] == sum(path.stat().st_size for path in (files.adapters / "b").iterdir())
+    assert told in http.get("/adapters").json()["data"]
+    # Not there for requests; the same again is the same registration, and another source has to wait.
+    assert http.post("/v1/completions", json={"model": "slow", "prompt": "x"}).status_code == 404
+    assert begin(http, "slow", f"{host.url}/slow").json()["created"] == told["created"]
+    assert begin(http, "slow", "b").json()["error"]["code"] == "adapter_name_taken"
+    # A slow host holds no directory up.
+    assert http.post("/adapters", json={"name": "quick", "src": "b"}).status_code == 201
+    go_on.set()
+    own.wait_until("available", lambda: state(http, "slow") == "available")
+    assert http.get("/adapters/slow").json()["registration"] is None
+    assert answer(http, "slow") == answer(http, "quick")
+    # What is known of a version isn't downloaded again.
+    before = len(host.gets("/slow/adapter_model.safetensors"))
+    assert http.post("/adapters", json={"name": "slow", "src": f"{host.url}/slow"}).status_code == 200
+    assert len(host.gets("/slow/adapter_model.safetensors")) == before
+
+
+def test_a_failure_can_be_read_for_a_while(
+    http: httpx.Client, own: Running, host: Host, files: Files
+) -> None:
+    host.put("/bad", files.adapters / "b")
+    host.things["/bad/adapter_model.safetensors"].body = b"cut"
+    assert begin(http, "bad", f"{host.url}/bad").status_code == 202
+    own.wait_until("failed", lambda: state(http, "bad") == "failed")
+    told = http.get("/adapters/bad").json()
+    assert told["code"] == "invalid_adapter"
+    assert "adapter_model.safetensors" in told["reason"]
+    assert http.delete("/adapters/bad").json()["deleted"] is True
+    assert http.get("/adapters/bad").status_code == 404
+    # One for the next version of what is served is told of beside it.
+    http.post("/adapters", json={"name": "bad", "src": "b"}).raise_for_status()
+    body = {"src": f"{host.url}/bad"}
+    assert http.put("/adapters/bad", json=body, params={"wait": "false"}).status_code == 202
+    own.wait_until("failed", lambda: http.get("/adapters/bad").json()["registration"]["state"] == "failed")
+    assert state(http, "bad") == "available"
+    for name, error in (("a b", 400), ("tiny", 400)):
+        assert begin(http, name, "b").status_code == error
+    assert http.put("/adapters/none", json={"src": "b"}, params={"wait": "false"}).status_code == 404
+    assert http.get("/adapters/none").status_code == 404
+
+
+def test_a_delete_cancels_what_is_under_way(
+    http: httpx.Client, own: Running, host: Host, files: Files
+) -> None:
+    from threading import Event
+
+    go_on = Event()
+    host.put("/gone", files.adapters / "b")
+    host.things["/gone/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    with ThreadPoolExecutor(1) as pool:
+        body = {"name": "gone", "src": f"{host.url}/gone"}
+        waiting = pool.submit(lambda: httpx.post(f"{own.url}/adapters", json=body, headers=ADMIN, timeout=30))
+        own.wait_until("downloading", lambda: state(http, "gone") == "downloading")
+        cancelled = http.delete("/adapters/gone").json()
+        assert (cancelled["state"], cancelled["deleted"]) == ("cancelled", True)
+        refused = waiting.result()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "registration_cancelled")
+        go_on.set()
+    assert http.get("/adapters/gone").status_code == 404
+    store = own.server.catalog._store
+    own.wait_until("swept", lambda: list((store._root / ".staging").iterdir()) == [])
+    assert http.delete("/adapters/gone").status_code == 404
+
+
+def test_a_model_is_looked_for_when_it_is_first_asked_for(http: httpx.Client, own: Running) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        answers = set(pool.map(lambda _: answer(http, "b"), range(6)))
+    assert len(answers) == 1
+    record = http.get("/adapters/b").json()
+    assert (record["version"], record["state"]) == (1, "available")
+    assert answer(http, "b:0.5") != answers.pop()
+    missing = http.post("/v1/completions", json={"model": "nowhere", "prompt": "x"})
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+    broken = http.post("/v1/completions", json={"model": "broken", "prompt": "x"})
+    assert (broken.status_code, broken.json()["error"]["code"]) == (503, "adapter_unavailable")
+    assert "adapter_model.safetensors" in broken.json()["error"]["message"]
+    for odd in ("../b", "b/..", "/b", "b\0", "x" * 200, "a b"):
+        assert http.post("/v1/completions", json={"model": odd, "prompt": "x"}).status_code in (400, 404)
+    for path in ("/tokenize", "/v1/messages/count_tokens"):
+        http.delete("/adapters/b")
+        body = {"model": "b", "prompt": "x"} if path == "/tokenize" else {"model": "b", "messages": []}
+        http.post(path, json=body)
+        assert path == "/v1/messages/count_tokens" or state(http, "b") == "available"
+
+
+def test_a_tenant_has_its_own_and_nobodys_looked_for(http: httpx.Client, own: Running) -> None:
+    key = new_key(own, "acme", models=["*"])
+    as_tenant = {"authorization": f"Bearer {key}"}
+
+    def ask(model: str) -> int:
+        body = {"model": model, "prompt": "x", "max_tokens": 1}
+        return httpx.post(f"{own.url}/v1/completions", json=body, headers=as_tenant, timeout=30).status_code
+
+    assert ask("acme/own") == 200
+    assert ask("b") == 200
+    assert ask("other/own") == 404
+    assert http.get("/adapters/other/own").status_code == 404

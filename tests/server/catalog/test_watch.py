@@ -1,0 +1,106 @@
+"""A directory that is followed: folders come, change and go, half-written ones wait, and nobody else's are touched."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from manylora.server.catalog.watch import Watch
+from tests.adapters.making import factors, write
+from tests.server.catalog.fakes import House
+
+
+class Followed:
+    """A watched directory, and what was said of it."""
+
+    def __init__(self, house: House, directory: Path, **more: bool) -> None:
+        self.directory = directory
+        directory.mkdir(exist_ok=True)
+        self.said: list[tuple[str, str]] = []
+        self.watch = Watch(
+            house.catalog, directory, lambda name, error: self.said.append((name, str(error))), **more
+        )
+        self.house = house
+
+    async def look(self, times: int = 2) -> dict[str, int]:
+        """Look so often; return what is served, with versions."""
+        for _ in range(times):
+            await self.watch.look()
+        await self.house.catalog.settled()
+        return {each.record.name: each.record.version for each in self.house.catalog.list()}
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    yield house
+    await house.leave()
+
+
+@pytest.fixture
+def followed(house: House, tmp_path: Path) -> Followed:
+    return Followed(house, tmp_path / "watched")
+
+
+async def test_folders_come_change_and_go(house: House, followed: Followed) -> None:
+    write(followed.directory / "one")
+    assert await followed.look(1) == {}  # it may still be being written
+    assert await followed.look(1) == {"one": 1}
+    assert await followed.look() == {"one": 1}
+    write(followed.directory / "one", tensors=factors(1))
+    write(followed.directory / "two", tensors=factors(2))
+    assert await followed.look(1) == {"one": 1}
+    assert await followed.look(1) == {"one": 2, "two": 1}
+    (followed.directory / "one").rename(followed.directory / "three")
+    assert await followed.look(1) == {"one": 2, "two": 1}
+    assert await followed.look() == {"three": 1, "two": 1}
+    assert followed.said == []
+
+
+async def test_what_is_half_there_waits(house: House, followed: Followed) -> None:
+    folder = followed.directory / "one"
+    write(folder)
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").unlink()
+    assert await followed.look() == {}
+    assert [name for name, _ in followed.said] == ["one"]  # once, however often it is looked at
+    assert await followed.look() == {}
+    assert len(followed.said) == 1
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    assert await followed.look() == {"one": 1}
+    (folder / "adapter_model.safetensors").write_bytes(weights[:-8])
+    assert await followed.look() == {"one": 1}
+    assert len(followed.said) == 2
+
+
+async def test_what_came_in_another_way_stays(house: House, followed: Followed, tmp_path: Path) -> None:
+    await house.catalog.register("one", house.source("one"))
+    write(followed.directory / "one", tensors=factors(1))
+    write(followed.directory / "base", tensors=factors(1))
+    write(followed.directory / "no name", tensors=factors(1))
+    assert await followed.look() == {"one": 1}
+    assert {name for name, _ in followed.said} == {"one", "base", "no name"}
+    assert house.catalog.get("one").record.source == "one"
+
+
+async def test_nothing_is_deleted_when_nothing_can_be_seen(house: House, followed: Followed) -> None:
+    write(followed.directory / "one")
+    await followed.look()
+    away = followed.directory.rename(followed.directory.with_name("unmounted"))
+    assert await followed.look(3) == {"one": 1}
+    assert len(followed.said) == 1
+    away.rename(followed.directory)
+    assert await followed.look() == {"one": 1}
+
+
+async def test_folders_that_go_may_leave_their_adapters(house: House, tmp_path: Path) -> None:
+    followed = Followed(house, tmp_path / "watched", keep_removed=True)
+    write(followed.directory / "one")
+    await followed.look()
+    (followed.directory / "one").rename(tmp_path / "elsewhere")
+    assert await followed.look(3) == {"one": 1}
+    # Without the rule they go, also after a restart.
+    house.kill()
+    house.open()
+    await house.catalog.restore()
+    assert await Followed(house, tmp_path / "watched").look(2) == {}
