@@ -37,7 +37,7 @@ from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineSettings, Load
 from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.request import Pooling
-from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.engine.step_plan import SchedulerLimits
 from manylora.server.model.decoder_base import DecoderBase
 from manylora.server.model.served import ServedModel
 from manylora.server.tenants.ring import KeyRing

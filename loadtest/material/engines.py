@@ -7,7 +7,7 @@ from manylora.loadtest.material.random_model import SyntheticTokens, random_adap
 from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.engine import Engine, EngineSettings
 from manylora.server.engine.observer import EngineObserver
-from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.engine.step_plan import SchedulerLimits
 from manylora.server.kernels.choose import leave_cores_to
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.served import ServedModel

@@ -63,6 +63,8 @@ class BlockManager:
         """Adapters that are gone, with those of their blocks that are still to be given back."""
         self._tables: dict[int, _Table] = {}
         self._entries = 0
+        self.dropped = 0
+        """How many blocks have left the prefix cache so far: while that stays, what was found is still there."""
         self.queried_tokens = 0
         self.hit_tokens = 0
 
@@ -84,12 +86,17 @@ class BlockManager:
         """Return the sequence's blocks in order. Not to be changed."""
         return self._tables[sequence].blocks
 
-    def match(self, stages: Stages, token_ids: Sequence[int], scope: str = "") -> list[int]:
-        """Return the scope's cached blocks that begin ``token_ids``; at least one token is left to compute."""
-        found: list[int] = []
-        parent: _Parent = scope
+    def match(
+        self, stages: Stages, token_ids: Sequence[int], scope: str = "", known: Sequence[int] = ()
+    ) -> list[int]:
+        """Return the scope's cached blocks that begin ``token_ids``; at least one token is left to compute.
+
+        ``known`` are blocks that this found for them before, since when none was ``dropped``: it goes on behind them.
+        """
+        found: list[int] = list(known)
+        parent: _Parent = self._cached[found[-1]].entry if found else scope
         size = self.block_size
-        for start in range(0, len(token_ids) - size, size):
+        for start in range(len(found) * size, len(token_ids) - size, size):
             regime = stages.within(start, start + size)
             block = self._by_key.get((parent, regime, tuple(token_ids[start : start + size])))
             if block is None:
@@ -219,6 +226,7 @@ class BlockManager:
 
     def _uncache(self, block: int) -> None:
         cached = self._cached.pop(block)
+        self.dropped += 1
         del self._by_key[cached.key]
         for adapter_id, _ in cached.adapters:
             blocks = self._by_adapter.get(adapter_id)

@@ -27,8 +27,9 @@ from manylora.server.engine.outbox import wake
 from manylora.server.engine.request import FinishReason, GenerationRequest
 from manylora.server.engine.requests import LiveRequests
 from manylora.server.engine.sampler import Sampler
-from manylora.server.engine.scheduler import ScheduledRow, Scheduler, SchedulerLimits, StepPlan
+from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.sequence import LiveRequest, SequenceStatus
+from manylora.server.engine.step_plan import ScheduledRow, SchedulerLimits, StepPlan
 from manylora.server.errors import (
     AdapterUnavailable,
     ModelNotFound,

@@ -16,8 +16,8 @@ from manylora.server.engine.outbox import wake
 from manylora.server.engine.prompt_logprobs import LogprobRows
 from manylora.server.engine.request import Pooling, TokenLogprobs, Vector
 from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, tokens_of
-from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.steady import SteadyStep
+from manylora.server.engine.step_plan import ScheduledRow
 from manylora.server.engine.step_rows import StepRows
 from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.sampling import NOT_FINITE as NO_TOKEN

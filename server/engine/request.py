@@ -99,6 +99,8 @@ class GenerationRequest:
     """Whose it is: tenants have turns in the queue by their weights. Empty: the operator's own."""
     weight: float = 1.0
     """Turns of its tenant for each of one of weight 1."""
+    share: float = 1.0
+    """Tokens of its adapters for each that adapters of share 1 are served while both wait."""
     priority: int = 0
     """Those of a lower number begin before it."""
     cache_scope: str = ""

@@ -16,6 +16,11 @@ from manylora.server.engine.request import FinishReason, GenerationRequest, Pool
 from manylora.server.engine.stop import StopChecker
 from manylora.server.kernels.sampling import UNTOLD
 
+Group = tuple[str, int]
+"""Among whom adapters have their shares: a tenant's requests of one priority."""
+Account = tuple[int, ...]
+"""Whose tokens a sequence's are: its adapters', whatever their weights. Empty is the base."""
+
 
 class SequenceStatus(Enum):
     """Where a sequence is in its life."""
@@ -58,6 +63,8 @@ class LiveRequest:
     first_token: float | None = None
     blocked_since: float | None = None
     """Since when it has waited for its adapters."""
+    overtaken: int = 0
+    """How often others began while it was the first that waited for rows, with adapters that might have made room."""
 
     @property
     def origin(self) -> str:
@@ -84,9 +91,11 @@ class Sequence:
     """One choice of a request. ``number`` grows with age: a larger one is younger."""
 
     __slots__ = (
+        "account",
         "adapter_ids",
         "adapters",
         "finish_reason",
+        "group",
         "index",
         "last_step",
         "last_token",
@@ -116,6 +125,8 @@ class Sequence:
         self.adapters: AdapterKey = owner.stages.last
         """What acts in the end; ``stages`` say from where on."""
         self.adapter_ids = frozenset(adapter_id for adapter_id, _ in self.adapters)
+        self.group: Group = (owner.request.tenant, owner.request.priority)
+        self.account: Account = tuple([adapter_id for adapter_id, _ in self.adapters])
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from manylora.server.engine.logits import SamplerState
-from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.sequence import Sequence as Stream
+from manylora.server.engine.step_plan import ScheduledRow
 from manylora.server.kernels.sampling import UNTOLD, SamplingColumns
 from manylora.server.kernels.step import NULL_BLOCK, AdapterRanges, StepBatch
 

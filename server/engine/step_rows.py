@@ -14,9 +14,9 @@ import numpy as np
 from manylora.server.engine.activation import AdapterKey
 from manylora.server.engine.columns import KEPT, columns_from, kept_of
 from manylora.server.engine.logits import SamplingRow
-from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.sequence import Sequence as Stream
 from manylora.server.engine.sequence import SequenceStatus
+from manylora.server.engine.step_plan import ScheduledRow
 from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.step import (
     NULL_BLOCK,

@@ -2,12 +2,14 @@
 
 Knows whose turn it is: the more urgent before the others; of these, those of which nothing runs; and of these, tenants
 by their weights (start-time fair queueing, Goyal et al. 1996, a turn being a sequence that begins), however many lines
-each has. Whether one can begin is the scheduler's to say.
+each has; and of a tenant's, those whose adapters were served least. Whether one can begin is the scheduler's to say.
 """
 
+import heapq
 from collections import Counter, OrderedDict, deque
 from collections.abc import Container, Iterator
 
+from manylora.server.engine.adapter_shares import AdapterShares
 from manylora.server.engine.sequence import Sequence, SequenceStatus
 
 
@@ -17,7 +19,9 @@ class WaitingQueue:
     ``len`` and ``num_lines`` may be asked for from any thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shares: AdapterShares) -> None:
+        """``shares`` hears who waits, and says whose adapters were served least."""
+        self._shares = shares
         self._lines: OrderedDict[str, deque[Sequence]] = OrderedDict()
         self._tenants: Counter[str] = Counter()
         """Lines of each tenant that has one."""
@@ -46,24 +50,34 @@ class WaitingQueue:
         line = self._lines.get(origin)
         return line[0] if line else None
 
-    def turns(self, running: Container[str]) -> list[str]:
-        """Return the lines in the order of their turns; of ``running`` ones something runs."""
-        classes: dict[tuple[int, bool], list[str]] = {}
-        for origin, line in self._lines.items():
-            classes.setdefault((line[0].priority, origin in running), []).append(origin)
-        order = (lambda origins: origins) if len(self._tenants) == 1 else self._by_weight
-        return [origin for key in sorted(classes) for origin in order(classes[key])]
+    def turns(self, running: Container[str]) -> Iterator[str]:
+        """Yield the lines of now in the order of their turns; of ``running`` ones something runs.
 
-    def _by_weight(self, origins: list[str]) -> list[str]:
-        begins: dict[str, float] = {}
-        due: list[float] = []
-        for origin in origins:
-            first = self._lines[origin][0]
-            tenant = first.owner.request.tenant
-            begin = begins.get(tenant, max(self._now, self._next.get(tenant, 0.0)))
-            begins[tenant] = begin + _price(first)
-            due.append(begin)
-        return [origins[place] for place in sorted(range(len(origins)), key=due.__getitem__)]
+        What begins meanwhile changes nothing of the order.
+        """
+        classes: dict[tuple[int, bool], dict[str, list[Sequence]]] = {}
+        for origin, line in self._lines.items():
+            first = line[0]
+            tenants = classes.setdefault((first.priority, origin in running), {})
+            tenants.setdefault(first.owner.request.tenant, []).append(first)
+        begins = {tenant: max(self._now, self._next.get(tenant, 0.0)) for tenant in self._tenants}
+        return self._in_order(classes, begins)
+
+    def _in_order(
+        self, classes: dict[tuple[int, bool], dict[str, list[Sequence]]], begins: dict[str, float]
+    ) -> Iterator[str]:
+        for key in sorted(classes):
+            lines = {tenant: self._shares.in_order(firsts) for tenant, firsts in classes[key].items()}
+            due = [(begins[tenant], place, tenant) for place, tenant in enumerate(lines)]
+            heapq.heapify(due)
+            while due:
+                begin, place, tenant = due[0]
+                first = next(lines[tenant], None)
+                if first is None:
+                    heapq.heappop(due)
+                    continue
+                heapq.heapreplace(due, (begin + _price(first), place, tenant))
+                yield first.owner.origin
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence at the end of its line; a new line is the last. Choices of what has begun pass what hasn't.
@@ -75,11 +89,13 @@ class WaitingQueue:
         if sequence.owner.admitted is not None:
             place = next((i for i, each in enumerate(line) if each.owner.admitted is None), place)
         line.insert(place, sequence)
+        self._shares.arrive(sequence)
 
     def put_back(self, sequence: Sequence) -> None:
         """Queue a sequence that ran already: first of its line, and its line first."""
         origin = sequence.owner.origin
         self._line_of(sequence).appendleft(sequence)
+        self._shares.arrive(sequence)
         self._lines.move_to_end(origin, last=False)
 
     def take(self, origin: str) -> Sequence:
@@ -88,6 +104,7 @@ class WaitingQueue:
         sequence = line.popleft()
         self._lines.move_to_end(origin)
         self._note_turn(sequence)
+        self._shares.leave(sequence)
         if not line:
             self._drop(sequence)
         return sequence
@@ -96,6 +113,7 @@ class WaitingQueue:
         """Remove a sequence that will not begin; its line keeps its place."""
         line = self._lines[sequence.owner.origin]
         line.remove(sequence)
+        self._shares.leave(sequence)
         if not line:
             self._drop(sequence)
 

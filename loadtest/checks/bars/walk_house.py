@@ -24,7 +24,7 @@ from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineSettings, Load
 from manylora.server.engine.observer import SilentEngineObserver
 from manylora.server.engine.request import GenerationRequest, SamplingParams
-from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.engine.step_plan import SchedulerLimits
 from manylora.server.kernels.choose import PLAIN, choose_backend
 from manylora.server.kernels.cpu.arena import CpuArena
 from manylora.server.kernels.cpu.backend import CpuBackend

@@ -18,7 +18,7 @@ from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.engine import Engine, EngineSettings
 from manylora.server.engine.observer import EndedRequest, SilentEngineObserver, StepTimings
 from manylora.server.engine.request import FinishReason, GenerationRequest, SamplingParams, SequenceOutput
-from manylora.server.engine.scheduler import SchedulerLimits
+from manylora.server.engine.step_plan import SchedulerLimits
 from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.step import (

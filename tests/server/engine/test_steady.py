@@ -6,9 +6,9 @@ import pytest
 from manylora.server.engine.columns import columns_of
 from manylora.server.engine.logits import SamplingRow
 from manylora.server.engine.request import Pooling
-from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.sequence import Sequence
 from manylora.server.engine.steady import SPARE, SteadyStep
+from manylora.server.engine.step_plan import ScheduledRow
 from manylora.server.kernels.sampling import UNTOLD
 from manylora.server.kernels.step import AttentionMetadata
 from tests.server.engine.test_step_rows import BLOCK, VOCAB, Bench, ranges_at

@@ -12,8 +12,8 @@ from manylora.server.engine.columns import columns_of
 from manylora.server.engine.detokenizer import Detokenizer
 from manylora.server.engine.logits import SamplerState, SamplingRow
 from manylora.server.engine.request import FinishReason, GenerationRequest, SamplingParams
-from manylora.server.engine.scheduler import ScheduledRow
 from manylora.server.engine.sequence import LiveRequest, Sequence, TextState
+from manylora.server.engine.step_plan import ScheduledRow
 from manylora.server.engine.step_rows import FIRST_BLOCKS, FIRST_PLACES, StepRows
 from manylora.server.engine.stop import StopChecker
 from manylora.server.kernels.step import (
