@@ -33,11 +33,14 @@ from manylora.server.batches.runner import Batches
 from manylora.server.catalog import AdapterCatalog, CatalogSettings
 from manylora.server.chat.templates import ChatTemplates
 from manylora.server.config import AdapterArgument, ServeSettings
+from manylora.server.engine.adapter_readers import as_they_are
 from manylora.server.engine.async_engine import AsyncEngine
-from manylora.server.engine.engine import Engine, EngineSettings, Load
+from manylora.server.engine.engine import Engine, EngineSettings
 from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.request import Pooling
+from manylora.server.engine.residency import Load
 from manylora.server.engine.step_plan import SchedulerLimits
+from manylora.server.kernels.pinned import pinned
 from manylora.server.model.decoder_base import DecoderBase
 from manylora.server.model.served import ServedModel
 from manylora.server.tenants.ring import KeyRing
@@ -102,9 +105,7 @@ def measure(settings: ServeSettings, base: BaseModel, context: int) -> Sizes:
     free = free_memory(base.device)
     backend, shape = base.decoder.backend, base.config.shape
     block, row = backend.block_bytes(shape, settings.block_size), sum(backend.row_bytes(shape).values())
-    rows = settings.arena_rows or max(
-        settings.max_rank + 1, min(MOST_ARENA_ROWS, int(free * ARENA_SHARE) // row)
-    )
+    rows = _arena_rows(settings, free, row)
     budget = int(settings.kv_cache_gib * GIB) or int(free * KV_SHARE)
     # More than every running sequence at full length is of no use.
     most = settings.max_running * -(-context // settings.block_size)
@@ -125,6 +126,24 @@ def measure(settings: ServeSettings, base: BaseModel, context: int) -> Sizes:
             f" the {free / GIB:.2f} GiB that are free: give less with {set_by} or {settings.name_of('arena_rows')}"
         )
     return sizes
+
+
+def _arena_rows(settings: ServeSettings, free: int, row: int) -> int:
+    """Return the rank rows of each module: as set, in rows or in bytes, else from free memory. Raises ValueError."""
+    if settings.arena_rows and settings.arena_gib:
+        both = f"{settings.name_of('arena_rows')} and {settings.name_of('arena_gib')}"
+        raise ValueError(f"{both} both say how large the arena is: give one of them")
+    if not settings.arena_gib:
+        return settings.arena_rows or max(
+            settings.max_rank + 1, min(MOST_ARENA_ROWS, int(free * ARENA_SHARE) // row)
+        )
+    rows = int(settings.arena_gib * GIB) // row
+    if not rows:
+        raise ValueError(
+            f"{settings.name_of('arena_gib')} {settings.arena_gib:g}: one rank row of all modules takes "
+            f"{row / GIB:.4f} GiB"
+        )
+    return rows
 
 
 def context_of(settings: ServeSettings, base: BaseModel) -> int:
@@ -158,6 +177,7 @@ def assemble(
         context,
         observer,
         settings.audit_after,
+        pinned if base.device.type == "cuda" else as_they_are,
     )
     home = _open_home(settings, base, name)
     templates = ChatTemplates(settings.template_timeout)
@@ -217,6 +237,7 @@ def _api_settings(
         pooling=pooling,
         matryoshka=settings.matryoshka,
         hidden_size=base.config.hidden_size,
+        shares=settings.shares,
         share_prefixes=settings.share_prefixes,
         created=int(time.time()),
     )

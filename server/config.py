@@ -7,6 +7,7 @@ written back.
 """
 
 import ipaddress
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ Repeatable = tuple[str, ...]
 """A flag that may be repeated; in the environment its values are separated by commas."""
 
 ENV_PREFIX = "MANYLORA_"
+LEAST_SHARE, MOST_SHARE = 1e-3, 1e3
+"""Weights of adapters among each other: further apart one of them would as good as never begin."""
 MOST_MIXTURE_PARTS = 64
 """Parts of a mixture that any server takes: a request names them all, and so does a header of its answer."""
 
@@ -169,10 +172,20 @@ class ServeSettings(BaseModel):
         description="Type of keys and values; auto: bfloat16 by native kernels, else --dtype; int8: half of that.",
     )
     arena_rows: int = Field(
-        0, ge=0, description="Rank rows for each module on the device; 0: from free memory."
+        0, ge=0, description="Rank rows for each module on the device; 0: as arena_gib, or from free memory."
+    )
+    arena_gib: float = Field(
+        0.0,
+        ge=0,
+        description="Memory for adapters on the device in GiB, instead of arena_rows; 0: as those say.",
     )
     max_rank: int = Field(256, ge=1, description="Largest rank of an adapter that is accepted.")
     host_cache_gib: float = Field(2.0, gt=0, description="Memory for adapters that wait on the host, in GiB.")
+    adapter_weight: Repeatable = Field(
+        (),
+        description="Tokens that an adapter, a mixture or the base gets for each of one of weight 1 while requests "
+        "for both wait, as name=weight. Repeatable; else 1.",
+    )
     adapter_timeout: float = Field(
         30.0, gt=0, description="Seconds a request waits for room for its adapter; then 503."
     )
@@ -265,7 +278,14 @@ class ServeSettings(BaseModel):
     )
 
     @field_validator(
-        "adapter", "mixture", "allow_source", "api_key", "cors_origin", "allowed_host", mode="before"
+        "adapter",
+        "mixture",
+        "adapter_weight",
+        "allow_source",
+        "api_key",
+        "cors_origin",
+        "allowed_host",
+        mode="before",
     )
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
@@ -281,6 +301,16 @@ class ServeSettings(BaseModel):
     @classmethod
     def _mixtures_are_name_and_parts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         _check_named(value, "mixture", "name=parts, for example sailor-sql=sql:0.7+pirate:0.3")
+        return value
+
+    @field_validator("adapter_weight")
+    @classmethod
+    def _weights_are_name_and_number(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        form = f"name=weight, for example sql=2, a number of {LEAST_SHARE:g} to {MOST_SHARE:g}"
+        _check_named(value, "adapter_weight", form)
+        for item in value:
+            if not LEAST_SHARE <= _number(item.split("=", 1)[1]) <= MOST_SHARE:
+                raise ValueError(f"{item!r} is not {form}")
         return value
 
     @field_validator("api_key", "admin_key")
@@ -301,6 +331,13 @@ class ServeSettings(BaseModel):
         return tuple(MixtureArgument(item) for item in self.mixture)
 
     @property
+    def shares(self) -> dict[str, float]:
+        """The weights of adapters, mixtures and the base among each other, by name."""
+        return {
+            name: float(weight) for name, _, weight in (each.partition("=") for each in self.adapter_weight)
+        }
+
+    @property
     def listens_beyond_loopback(self) -> bool:
         """Whether other machines can reach the server."""
         if self.host == "localhost":
@@ -318,6 +355,14 @@ class ServeSettings(BaseModel):
     def name_of(self, field: str) -> str:
         """Return where a value was given, for messages; the flag where it is the default."""
         return self._names.get(field, "--" + field.replace("_", "-"))
+
+
+def _number(text: str) -> float:
+    """Return a number, NaN for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _check_named(items: tuple[str, ...], what: str, form: str) -> None:

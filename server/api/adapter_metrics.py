@@ -44,6 +44,7 @@ class AdapterCounters:
         )
         self._first_token = self._seconds("time_to_first_token", "From arrival to the first token", registry)
         self._whole = self._seconds("request", "From arrival to the last token", registry)
+        self._queue = self._seconds("queue", "From arrival to the first step", registry)
 
     @staticmethod
     def _seconds(name: str, meaning: str, registry: CollectorRegistry) -> Histogram:
@@ -63,6 +64,8 @@ class AdapterCounters:
             self._tokens.labels(label, "prompt").inc(ended.prompt_tokens)
             self._tokens.labels(label, "generated").inc(ended.generated_tokens)
             self._whole.labels(label).observe(ended.seconds)
+            if ended.queue_seconds is not None:
+                self._queue.labels(label).observe(ended.queue_seconds)
             if ended.first_token_seconds is not None:
                 self._first_token.labels(label).observe(ended.first_token_seconds)
 
@@ -77,7 +80,14 @@ class AdapterCounters:
         with self._lock:
             for gone in self._labels.difference(map(label_of, names)):
                 self._labels.discard(gone)
-                for metric in (self._requests, self._tokens, self._whole, self._first_token, self._parts):
+                for metric in (
+                    self._requests,
+                    self._tokens,
+                    self._whole,
+                    self._queue,
+                    self._first_token,
+                    self._parts,
+                ):
                     metric.remove_by_labels({"adapter": gone})
 
     def _label(self, label: str) -> str:

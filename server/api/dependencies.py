@@ -1,6 +1,6 @@
 """What the HTTP API stands on: the engine, the catalog and the tokenizer behind it, and its own settings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,6 +60,10 @@ class GenerationEngine(Protocol):
         """How fast steps follow each other; None: clients wait for none."""
         ...
 
+    def prefetch(self, adapter_ids: Iterable[int]) -> None:
+        """Begin to read those of these adapters that are on disk only: a request that will use them is on its way."""
+        ...
+
     def submit_together(self, requests: Sequence[GenerationRequest]) -> OutputStream:
         """Queue a client's prompts, all or none. Raises QueueFull, ShuttingDown or InvalidRequest at once."""
         ...
@@ -91,6 +95,8 @@ class ApiSettings:
     matryoshka: bool = False
     hidden_size: int = 0
     """Numbers of a state, and so of an embedding."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Weights of adapters, mixtures and the base among each other, by name; else 1."""
     share_prefixes: bool = False
     """Whether tenants share the prefix cache."""
     created: int = 0

@@ -142,6 +142,7 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
     _check_priority(ask.priority)
     while True:
         model = await found(deps, ask.model, ask.beside)
+        deps.engine.prefetch(adapter_id for adapter_id, _ in model.adapters)
         try:
             text = await text_of(deps, model, ask.beside)
             stopping = replace(ask.sampling, stop_names=text.stops(ask.sampling.stop))
@@ -209,7 +210,6 @@ def _start(
     # A client may send one request id twice; the engine's are its own.
     own = f"{request_id()}-{uuid4().hex[:8]}"
     caller = current_caller()
-    pooling = None if ask.pooling is None else ask.pooling(model)
     requests = [
         GenerationRequest(
             request_id=f"{own}-{index}",
@@ -223,9 +223,10 @@ def _start(
             arrival_time=arrival,
             origin=own,
             grammar=grammar,
-            pooling=pooling,
+            pooling=None if ask.pooling is None else ask.pooling(model),
             tenant=caller.tenant,
             weight=caller.weight,
+            share=deps.settings.shares.get(model.label, 1.0),
             priority=ask.priority + behind(),
             cache_scope="" if deps.settings.share_prefixes else caller.tenant,
         )

@@ -4,18 +4,20 @@ Decides and keeps the books; the engine copies tensors and reads files. What is 
 derived from live sequences: nothing here counts users.
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import islice
 
 from manylora.adapters.types import AdapterWeights, Tier
 from manylora.server.engine.rank_allocator import Move, RankAllocator
 from manylora.server.kernels.step import AdapterRanges
 
 LoadFrom = Callable[[], AdapterWeights]
-MOVED_BYTES = 64 << 20
-"""Of the arena, moved in one step to join free rows: some ten milliseconds that everybody waits."""
+AUDITED = 64
+"""Adapters whose books are checked at a time: some hundred microseconds."""
 
 
 @dataclass(slots=True)
@@ -34,15 +36,22 @@ class HeldAdapter:
     """Takes no new requests."""
     invocation: tuple[int, ...] = ()
     """Token ids from whose last occurrence in a prompt on it acts; (): it always does. Weights, where given, say it."""
+    changes: list["ArenaChange"] = field(default_factory=list)
+    """What is still to be carried out in the arena, in order, before its rows are its own."""
 
     def __post_init__(self) -> None:
         if self.weights is not None:
             self.invocation = self.weights.invocation
 
     @property
+    def settled(self) -> bool:
+        """Whether its rows hold its weights."""
+        return self.ranges is not None and not self.changes
+
+    @property
     def tier(self) -> Tier:
-        """The best tier that has the weights."""
-        if self.ranges is not None:
+        """The best tier that has the weights whole."""
+        if self.settled:
             return "device"
         return "disk" if self.weights is None else "host"
 
@@ -64,9 +73,9 @@ class Placement(Enum):
 
     READY = auto()
     LOADABLE = auto()
-    """Room can be made."""
-    FRAGMENTED = auto()
-    """There is room, but joining it takes more moves than one step may make: see ``AdapterCache.tidy``."""
+    """Room can be made, and filled before the next step."""
+    IN_PIECES = auto()
+    """Room can be made, but moving and writing take so long that it is done over several steps."""
     NEEDS_HOST = auto()
     """The weights must be read from disk first."""
     NO_ROOM = auto()
@@ -90,6 +99,9 @@ class AdapterCache:
         self._copies: dict[int, int] = {}
         """Bytes of each host copy: adding up an adapter's tensors in each step would cost more than the step."""
         self.host_bytes = 0
+        self._settling: set[int] = set()
+        self.at_once = math.inf
+        """Bytes that may still be moved and written before the next step; the engine sets it by what runs."""
 
     def __contains__(self, adapter_id: int) -> bool:
         return adapter_id in self._held
@@ -160,9 +172,19 @@ class AdapterCache:
         self.host_bytes -= freed
         return freed
 
+    @property
+    def settling(self) -> set[int]:
+        """Adapters with changes of the arena to be carried out. Not to be changed."""
+        return self._settling
+
     def resident(self, adapter_ids: Iterable[int]) -> bool:
-        """Say whether all are on the device."""
-        return all(self._held[i].ranges is not None for i in adapter_ids)
+        """Say whether all are on the device, and whole."""
+        return all(self._held[i].settled for i in adapter_ids)
+
+    def device_bytes(self, adapter_id: int) -> int:
+        """Return what an adapter takes on the device."""
+        ranges = self._held[adapter_id].ranges or {}
+        return sum(owned.rank * self._row_bytes[module] for module, owned in ranges.items())
 
     def evictable(self, adapter_ids: Iterable[int]) -> bool:
         """Say whether some of these hold rows that others might wait for."""
@@ -178,40 +200,54 @@ class AdapterCache:
         victims = self._victims(adapter_ids, in_use)
         if victims is None:
             return Placement.NO_ROOM
-        moves = self._moves(missing, frozenset(victims))
-        fits = sum(map(self._moved_bytes, moves)) <= MOVED_BYTES
-        return Placement.LOADABLE if fits else Placement.FRAGMENTED
-
-    def tidy(self, adapter_ids: Set[int], in_use: Set[int]) -> tuple[ArenaChange, ...]:
-        """Take the first step towards room in one piece: make room, move up to MOVED_BYTES but at least one range."""
-        self._make_room(adapter_ids, in_use)
-        moves: list[Move] = []
-        moved = 0
-        for move in self._moves(self._missing(adapter_ids)):
-            moved += self._moved_bytes(move)
-            if moves and moved > MOVED_BYTES:
-                break
-            moves.append(move)
-        self._apply(tuple(moves))
-        return tuple(moves)
+        cost = self._cost(self._moves(missing, frozenset(victims)), missing)
+        return Placement.IN_PIECES if cost > self.at_once else Placement.LOADABLE
 
     def place(self, adapter_ids: Set[int], in_use: Set[int]) -> tuple[ArenaChange, ...]:
-        """Make room and give rows; return the changes to carry out in the arena, in order."""
+        """Make room and give rows; return the changes to carry out in the arena, in order.
+
+        Until each is told to be ``carried_out``, the adapters that it is about are not resident.
+        """
         self._make_room(adapter_ids, in_use)
         missing = self._missing(adapter_ids)
         moves = self._moves(missing)
         self._apply(moves)
+        self.at_once = max(0.0, self.at_once - self._cost(moves, missing))
         changes: list[ArenaChange] = [*moves]
         for held in missing:
             assert held.weights is not None
             held.ranges = self.allocator.allocate(held.adapter_id, held.ranks)
             changes.append(Write(held.adapter_id, held.ranges, held.weights))
+        for change in changes:
+            self._held[change.adapter_id].changes.append(change)
+            self._settling.add(change.adapter_id)
         return tuple(changes)
+
+    def awaits(self, change: ArenaChange) -> bool:
+        """Say whether a change is still to be carried out: not if its adapter has left the device meanwhile."""
+        held = self._held.get(change.adapter_id)
+        return held is not None and any(each is change for each in held.changes)
+
+    def carried_out(self, change: ArenaChange) -> None:
+        """Note that a change has been carried out."""
+        held = self._held[change.adapter_id]
+        held.changes = [each for each in held.changes if each is not change]
+        if not held.changes:
+            self._settling.discard(change.adapter_id)
 
     def evict(self, adapter_id: int) -> int:
         """Take an adapter off the device; return the rows that it had."""
-        self._held[adapter_id].ranges = None
+        held = self._held[adapter_id]
+        held.ranges, held.changes = None, []
+        self._settling.discard(adapter_id)
         return self.allocator.free(adapter_id)
+
+    def evict_all(self) -> frozenset[int]:
+        """Take every adapter off the device; return those that had rows."""
+        found = frozenset(i for i, held in self._held.items() if held.ranges is not None)
+        for adapter_id in found:
+            self.evict(adapter_id)
+        return found
 
     def trim_host(self, wanted: Set[int]) -> None:
         """Drop the longest unused host copies until the limit holds; never those in ``wanted``."""
@@ -223,14 +259,31 @@ class AdapterCache:
             if adapter_id not in wanted:
                 self.drop_copy(adapter_id)
 
+    def audit(self) -> Iterator[None]:
+        """Check the books in parts that take less than a millisecond each; raises AssertionError where they're wrong.
+
+        Each part holds by itself: anything may happen between two of them.
+        """
+        for start in range(0, len(self._held), AUDITED):
+            for held in islice(list(self._held.values()), start, start + AUDITED):
+                expected = {} if held.ranges is None else dict(held.ranges)
+                assert dict(self.allocator.ranges(held.adapter_id)) == expected, (
+                    "ranges differ from the allocator's"
+                )
+                settling = held.adapter_id in self._settling
+                assert settling == bool(held.changes), "it isn't known who settles"
+                assert held.ranges is not None or not held.changes, "what has no rows is being written"
+            yield
+        self.allocator.check_integrity()
+        yield
+        self._check_sums()
+
     def check_integrity(self) -> None:
         """Raise AssertionError if the books do not balance."""
-        self.allocator.check_integrity()
-        for held in self._held.values():
-            expected = {} if held.ranges is None else dict(held.ranges)
-            assert dict(self.allocator.ranges(held.adapter_id)) == expected, (
-                "ranges differ from the allocator's"
-            )
+        for _ in self.audit():
+            pass
+
+    def _check_sums(self) -> None:
         # Their bytes aren't added up again: weights never change, and a thousand adapters would take 50 ms.
         copies = {i for i, h in self._held.items() if h.weights is not None}
         assert copies == set(self._copies), "host copies differ from their books"
@@ -257,6 +310,13 @@ class AdapterCache:
             return ()
         return self.allocator.plan_compaction(self.needs(missing), gone)
 
+    def _cost(self, moves: Iterable[Move], missing: Iterable[HeldAdapter]) -> int:
+        """Return the bytes that moves and writes of these take."""
+        return sum(map(self._moved_bytes, moves)) + sum(map(self._written_bytes, missing))
+
+    def _written_bytes(self, held: HeldAdapter) -> int:
+        return sum(rank * self._row_bytes[module] for module, rank in held.ranks.items())
+
     def _moved_bytes(self, move: Move) -> int:
         return move.source.rank * self._row_bytes[move.module]
 
@@ -272,7 +332,8 @@ class AdapterCache:
         for held in map(self._held.__getitem__, self._order):
             if all(rows <= 0 for rows in short.values()):
                 break
-            idle = held.adapter_id not in in_use and held.adapter_id not in adapter_ids
+            needed = held.adapter_id in in_use or held.adapter_id in adapter_ids
+            idle = not needed and held.adapter_id not in self._settling
             if held.ranges is None or held.pinned or not idle:
                 continue
             if any(short.get(module, 0) > 0 for module in held.ranges):

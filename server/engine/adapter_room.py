@@ -25,9 +25,9 @@ class AdapterRoom:
         self._cache = cache
 
     def lets_begin(self, sequence: Sequence, in_use: set[int], draft: Draft) -> bool:
-        """Say whether the sequence's adapters are on the device, or can be put there in its turn.
+        """Say whether the sequence's adapters are on the device, or can be put there before this step.
 
-        Where rows have to be joined for that, a step towards it is taken.
+        If they can, but not so soon, they are given their rows now, and it begins once those are filled.
         """
         ids = sequence.adapter_ids
         if not ids:
@@ -37,12 +37,15 @@ class AdapterRoom:
             patience_over = head is not None and head.overtaken >= self._limits.max_overtakes
             begun = sequence.owner.admitted is not None
             return begun or not (patience_over and self._cache.evictable(ids))
+        if all(i in draft.filled or self._cache.resident({i}) for i in ids):
+            return True
         placement = Placement.NO_ROOM if draft.head is not None else self._cache.can_place(ids, in_use)
         if placement is Placement.LOADABLE:
             return True
-        if placement is Placement.FRAGMENTED:
-            draft.changes += self._cache.tidy(ids, in_use)
-        if placement in (Placement.NO_ROOM, Placement.FRAGMENTED) and draft.head is None:
+        if placement is Placement.IN_PIECES and not self._cache.settling:
+            self._place(sequence, in_use, draft)
+            draft.in_pieces = True
+        if placement is Placement.NO_ROOM and draft.head is None:
             draft.head = sequence.owner
         return False
 
@@ -58,11 +61,18 @@ class AdapterRoom:
         """Give the adapters of a sequence that begins their rows; ask ``lets_begin`` first."""
         ids = sequence.adapter_ids
         if not self._cache.resident(ids):
-            draft.changes += self._cache.place(ids, in_use)
-        elif draft.head is not None and self._cache.evictable(ids):
+            self._place(sequence, in_use, draft)
+            draft.filled |= ids
+            return
+        if draft.head is not None and self._cache.evictable(ids):
             draft.head.overtaken += 1
         self._cache.touch(ids)
         in_use |= ids
+
+    def _place(self, sequence: Sequence, in_use: set[int], draft: Draft) -> None:
+        draft.changes += self._cache.place(sequence.adapter_ids, in_use)
+        self._cache.touch(sequence.adapter_ids)
+        in_use |= sequence.adapter_ids
 
     def read_ahead(self, waiting: Iterable[Sequence]) -> frozenset[int]:
         """Return the adapters of the first that wait for theirs: to be read, and kept on the host."""

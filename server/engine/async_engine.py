@@ -8,20 +8,22 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from manylora.adapters.types import AdapterWeights, FreedAdapter, Tier
 from manylora.server.engine.adapter_cache import HeldAdapter, LoadFrom
+from manylora.server.engine.adapter_readers import AdapterReaders, Hold, as_they_are
+from manylora.server.engine.calls import Command, EngineCalls
 from manylora.server.engine.door import fitted
-from manylora.server.engine.engine import Engine, Load
+from manylora.server.engine.engine import Engine
 from manylora.server.engine.observer import EngineObserver
 from manylora.server.engine.outbox import Outbox
 from manylora.server.engine.output_stream import OutputStream
 from manylora.server.engine.pace import Tempo
 from manylora.server.engine.pieces import Piece, output_of
 from manylora.server.engine.request import GenerationRequest, SequenceOutput
+from manylora.server.engine.residency import Load
 from manylora.server.engine.stats import EngineStats, stats_of
 from manylora.server.errors import (
     InvalidRequest,
@@ -31,13 +33,8 @@ from manylora.server.errors import (
     ShuttingDown,
     StepFailed,
 )
-from manylora.server.threads import step_back
 
 log = logging.getLogger(__name__)
-Command = Callable[[Engine], None]
-Done = Callable[[FreedAdapter | None], None]
-READERS = 2
-"""Threads that read adapters from disk."""
 
 
 class AsyncEngine:
@@ -50,11 +47,16 @@ class AsyncEngine:
         context_length: int,
         observer: EngineObserver,
         audit_after: float = 0.0,
+        hold: Hold = as_they_are,
     ) -> None:
-        """``audit_after``: seconds of silence after which the pools' books are checked; 0: never by themselves."""
+        """``audit_after``: seconds of silence after which the pools' books are checked; 0: never by themselves.
+
+        ``hold``: how the host holds adapters' weights.
+        """
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._readers = ThreadPoolExecutor(READERS, "adapter-reader", step_back)
-        self._engine = make(self._read)
+        self._hold = hold
+        self._readers = AdapterReaders(self._arrived, observer, hold)
+        self._engine = make(self._readers.read)
         self._outbox = Outbox(self._engine.requests.take_pieces, self._feed)
         self._max_waiting = max_waiting
         self._context = context_length
@@ -73,8 +75,7 @@ class AsyncEngine:
         self._leaving: set[int] = set()
         """Adapters that are to be removed. A request for one is refused by ``submit``, where its caller can still
         look up the name again, and not only when the engine's thread gets to it."""
-        self._calls: set[asyncio.Future[FreedAdapter | None]] = set()
-        """Commands that the engine has not answered."""
+        self._calls = EngineCalls(self._inbox.put, self._on_loop, self._check_runs)
 
     # Life
 
@@ -101,7 +102,7 @@ class AsyncEngine:
             self._inbox.put(None)
             await asyncio.to_thread(self._thread.join)
         self._outbox.close()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._readers.close()
         self._fail_all(ShuttingDown("the server has stopped"))
 
     @property
@@ -159,6 +160,13 @@ class AsyncEngine:
             engine.add_request(request)
         self._taken_in += 1
 
+    def prefetch(self, adapter_ids: Iterable[int]) -> None:
+        """Begin to read those of these adapters that are on disk only: a request that will use them is on its way."""
+        for adapter_id in adapter_ids:
+            held = self._engine.cache.get(adapter_id)
+            if held is not None:
+                self._readers.read_ahead(held)
+
     def abort(self, request_id: str) -> None:
         """End a request: its stream ends with ABORTED outputs. Harmless when it has ended."""
         if request_id in self._streams:
@@ -176,8 +184,10 @@ class AsyncEngine:
         pinned: bool,
     ) -> None:
         """Take weights into the host tier and, with ``preload``, into the arena before returning."""
+        if self._hold is not as_they_are:
+            weights = await asyncio.to_thread(self._hold, weights)
         held = HeldAdapter(adapter_id, weights.rank_by_module(), load_from, pinned, weights)
-        await self._between_steps(lambda engine: engine.add_adapter(held, preload=False))
+        await self._calls.between_steps(lambda engine: engine.add_adapter(held, preload=False))
         if preload:
             try:
                 await self._preload(adapter_id, weights, pinned)
@@ -197,7 +207,7 @@ class AsyncEngine:
     ) -> None:
         """Make known an adapter that is on disk only."""
         held = HeldAdapter(adapter_id, rank_by_module, load_from, pinned, None, invocation=invocation)
-        await self._between_steps(lambda engine: engine.add_adapter(held, preload=False))
+        await self._calls.between_steps(lambda engine: engine.add_adapter(held, preload=False))
 
     async def keep_adapter(
         self, adapter_id: int, weights: AdapterWeights | None, *, preload: bool, pinned: bool
@@ -206,26 +216,24 @@ class AsyncEngine:
         if preload:
             await self._preload(adapter_id, weights, pinned)
         else:
-            await self._between_steps(lambda engine: engine.pin(adapter_id, pinned=pinned))
+            await self._calls.between_steps(lambda engine: engine.pin(adapter_id, pinned=pinned))
 
     async def _preload(self, adapter_id: int, weights: AdapterWeights | None, pinned: bool) -> None:
         """Put an adapter on the device, in as many pieces as it takes, so that no step waits long, and (un)pin it."""
-        done = False
 
-        def some(engine: Engine) -> None:
-            nonlocal done
+        def some(engine: Engine) -> bool:
             done = engine.preload(adapter_id, weights)
             if done:
                 engine.pin(adapter_id, pinned=pinned)
+            return done
 
-        while not done:
-            await self._between_steps(some)
+        await self._calls.until(some)
 
     async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
         """Refuse new requests, let running ones finish (or abort them), give memory back; then return."""
         self._leaving.add(adapter_id)
         try:
-            freed = await self._call(
+            freed = await self._calls.call(
                 lambda engine, done: engine.remove_adapter(adapter_id, done, abort=abort)
             )
         finally:
@@ -242,46 +250,14 @@ class AsyncEngine:
         return stats_of(self._engine)
 
     async def check_integrity(self) -> None:
-        """Raise AssertionError if the pools' books don't balance. Steps wait for it: with a million blocks a second."""
-        await self._between_steps(lambda engine: engine.check_integrity())
+        """Raise AssertionError if the pools' books don't balance. After each step a part of them is checked."""
+        await self._calls.call(lambda engine, done: engine.auditor.begin(engine.audit(), done))
 
-    async def _between_steps(self, command: Command) -> None:
-        """Run ``command`` on the engine's thread and wait for it; what it raises is raised here."""
-
-        def run(engine: Engine, done: Done) -> None:
-            command(engine)
-            done(None)
-
-        await self._call(run)
-
-    async def _call(self, command: Callable[[Engine, Done], None]) -> FreedAdapter | None:
-        """Run ``command`` between two steps and wait until it reports, then or later, or raises."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[FreedAdapter | None] = loop.create_future()
+    def _check_runs(self) -> None:
         if self._broken is not None:
             raise StepFailed(f"the engine can't go on: {self._broken}")
         if not self._thread.is_alive():
             raise ShuttingDown("the engine is not running")
-
-        def settle(result: FreedAdapter | BaseException | None) -> None:
-            if future.done():
-                return
-            if isinstance(result, BaseException):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-        def run(engine: Engine) -> None:
-            try:
-                command(engine, lambda freed: self._on_loop(lambda: settle(freed)))
-            except Exception as error:
-                failure = error
-                self._on_loop(lambda: settle(failure))
-
-        self._calls.add(future)
-        future.add_done_callback(self._calls.discard)
-        self._inbox.put(run)
-        return await future
 
     # The thread
 
@@ -290,7 +266,8 @@ class AsyncEngine:
         busy = True
         try:
             while self._take_commands(busy):
-                busy = engine.step(self._outbox.put) and bool(len(engine.requests))
+                worked = engine.step(self._outbox.put)
+                busy = worked and (len(engine.requests) > 0 or engine.auditor.busy)
                 if not busy:
                     self._deliver()
         except Exception as error:
@@ -309,14 +286,20 @@ class AsyncEngine:
                 command = self._inbox.get(block=block, timeout=self._patience() if block else None)
             except queue.Empty:
                 if block and self._audits and not len(self._engine.requests):
-                    self._engine.check_integrity()
-                    self._audit_due = False
+                    self._audit()
                 return True
             if command is None:
                 return False
             command(self._engine)
             self._audit_due = True
             block = False
+
+    def _audit(self) -> None:
+        """Check the books as long as no command comes."""
+        for _ in self._engine.audit():
+            if not self._inbox.empty():
+                return
+        self._audit_due = False
 
     def _patience(self) -> float | None:
         """Return how long to wait for a command: until a waiting request's time is over, or a probe is due."""
@@ -331,20 +314,14 @@ class AsyncEngine:
     def _audits(self) -> bool:
         return self._audit_due and self._audit_after > 0
 
-    def _read(self, held: HeldAdapter) -> None:
-        """Read an adapter from disk elsewhere; its weights come back through the inbox."""
+    def _arrived(self, adapter_id: int, weights: AdapterWeights | Exception) -> None:
+        """Hand what a reader brings to the engine."""
 
-        def read() -> None:
-            began = time.perf_counter()
-            result: AdapterWeights | Exception
-            try:
-                result = held.load_from()
-                self._observer.adapter_read(time.perf_counter() - began)
-            except Exception as error:
-                result = error
-            self._inbox.put(lambda engine: engine.host_loaded(held.adapter_id, result))
+        def take(engine: Engine) -> None:
+            engine.host_loaded(adapter_id, weights)
+            self._readers.taken(adapter_id)
 
-        self._readers.submit(read)
+        self._inbox.put(take)
 
     def _deliver(self) -> None:
         """Hand over what the last step brought, now; else it is handed over once the next one computes."""
@@ -377,9 +354,7 @@ class AsyncEngine:
     def _fail_all(self, error: ServerError) -> None:
         for stream in set(self._streams.values()):
             stream.fail(error)
-        for call in list(self._calls):
-            if not call.done():
-                call.set_exception(error)
+        self._calls.fail(error)
         self._streams.clear()
         self._note_idle()
 

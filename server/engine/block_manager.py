@@ -9,8 +9,10 @@ Entry numbers are never used again and tokens are compared, so a hit is never a 
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from manylora.server.engine.activation import AdapterKey, Regime, Stages
 from manylora.server.kernels.step import NULL_BLOCK
@@ -19,6 +21,8 @@ _Parent = int | str
 _Key = tuple[_Parent, Regime, tuple[int, ...]]
 SWEPT = 1024
 """Blocks of a forgotten adapter that are given back at a time: about a millisecond's work."""
+AUDITED = 1024
+"""Blocks whose books are checked at a time: the same."""
 
 
 @dataclass(slots=True)
@@ -51,8 +55,8 @@ class BlockManager:
             raise ValueError(f"need at least one block of one token, got {num_blocks} of {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._refs = [0] * (num_blocks + 1)
-        self._empty = list(range(num_blocks, NULL_BLOCK, -1))
+        self._refs = array("i", [0]) * (num_blocks + 1)
+        self._empty = array("i", range(num_blocks, NULL_BLOCK, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()
         """Cached blocks that nobody uses, the longest unused first."""
         self._cached: dict[int, _Cached] = {}
@@ -193,25 +197,66 @@ class BlockManager:
                     del self._idle[block]
                     self._empty.append(block)
 
+    def audit(self) -> Iterator[None]:
+        """Check the books in parts of a millisecond or so; raises AssertionError where they don't balance.
+
+        Each part holds by itself: anything may happen between two of them.
+        """
+        self._check_counts()
+        yield
+        for start in range(1, self.num_blocks + 1, AUDITED):
+            self._check_blocks(range(start, min(start + AUDITED, self.num_blocks + 1)))
+            yield
+        for adapter_id in list(self._by_adapter):
+            blocks = list(self._by_adapter.get(adapter_id, ()))
+            for start in range(0, len(blocks), AUDITED):
+                self._check_index(adapter_id, blocks[start : start + AUDITED])
+                yield
+
     def check_integrity(self) -> None:
         """Raise AssertionError if the books do not balance."""
-        refs = [0] * (self.num_blocks + 1)
-        for table in self._tables.values():
-            for block in table.blocks:
-                refs[block] += 1
-        assert refs == self._refs, "reference counts differ from the tables"
-        free = [*self._empty, *self._idle]
-        assert len(free) == len(set(free)), "a block is free twice"
-        unused = {block for block in range(1, self.num_blocks + 1) if refs[block] == 0}
+        for _ in self.audit():
+            pass
+
+    def _check_counts(self) -> None:
+        """Hold reference counts against the tables, and the numbers of free and used blocks against each other."""
+        owned = [np.frombuffer(t.blocks, dtype=np.int32) for t in self._tables.values() if len(t.blocks)]
+        refs, size = np.frombuffer(self._refs, dtype=np.int32), self.num_blocks + 1
+        counts = (
+            np.bincount(np.concatenate(owned), minlength=size) if owned else np.zeros(size, dtype=np.int32)
+        )
+        assert np.array_equal(counts, refs), "reference counts differ from the tables"
         assert refs[NULL_BLOCK] == 0, "a sequence owns the null block"
-        assert set(free) == unused, "a block is lost or free while in use"
-        assert all(b in self._cached for b in self._idle), "an idle block is not cached"
-        assert not any(b in self._cached for b in self._empty), "an empty block is cached"
-        indexed = {(block, i) for i, blocks in self._by_adapter.items() for block in blocks}
-        swept = {(block, i) for i, blocks in self._forgotten for block in blocks}
-        cached = {(block, i) for block, c in self._cached.items() for i, _ in c.adapters}
-        assert indexed <= cached <= indexed | swept, "the index of adapters' blocks is wrong"
-        assert self._by_key == {c.key: b for b, c in self._cached.items()}, "the prefix index is wrong"
+        empty = np.array(self._empty, dtype=np.int32)
+        assert len(np.unique(empty)) == len(empty), "a block is free twice"
+        assert not refs[empty].any(), "a block is free while in use"
+        assert self.num_free + np.count_nonzero(refs) == self.num_blocks, (
+            "a block is lost, or free while in use"
+        )
+        assert len(self._by_key) == len(self._cached), "the prefix index is wrong"
+
+    def _check_blocks(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            cached = self._cached.get(block)
+            idle = cached is not None and self._refs[block] == 0
+            assert (block in self._idle) == idle, (
+                "a cached block is idle while in use, or not though nobody uses it"
+            )
+            if cached is None:
+                continue
+            assert self._by_key.get(cached.key) == block, "the prefix index is wrong"
+            for adapter_id, _ in cached.adapters:
+                swept = any(each == adapter_id and block in gone for each, gone in self._forgotten)
+                assert swept or block in self._by_adapter.get(adapter_id, ()), (
+                    "the index of adapters' blocks is wrong"
+                )
+
+    def _check_index(self, adapter_id: int, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            if block in self._by_adapter.get(adapter_id, ()):
+                cached = self._cached.get(block)
+                known = cached is not None and any(each == adapter_id for each, _ in cached.adapters)
+                assert known, "the index of adapters' blocks is wrong"
 
     def _take(self) -> int:
         if not self._empty:

@@ -5,16 +5,16 @@ A step is schedule → run → commit. A fault in it fails the requests that it 
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from manylora.adapters.errors import UnsupportedAdapter
 from manylora.adapters.types import AdapterWeights, FreedAdapter
 from manylora.server.engine.activation import stages_of
-from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement
+from manylora.server.engine.adapter_cache import AdapterCache, HeldAdapter
 from manylora.server.engine.arena_writer import Arena, ArenaWriter
+from manylora.server.engine.auditing import Auditor
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.detokenizer import TokenDecoder
 from manylora.server.engine.door import check_request
@@ -26,6 +26,7 @@ from manylora.server.engine.observer import EngineObserver, SilentEngineObserver
 from manylora.server.engine.outbox import wake
 from manylora.server.engine.request import FinishReason, GenerationRequest
 from manylora.server.engine.requests import LiveRequests
+from manylora.server.engine.residency import Load, Residency
 from manylora.server.engine.sampler import Sampler
 from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.sequence import LiveRequest, SequenceStatus
@@ -59,8 +60,6 @@ class EngineSettings:
 
 
 Freed = Callable[[FreedAdapter], None]
-Load = Callable[[HeldAdapter], None]
-"""Starts reading an adapter's weights elsewhere; ``Engine.host_loaded`` takes the result."""
 
 
 class Engine:
@@ -86,11 +85,11 @@ class Engine:
         self._observer: EngineObserver = observer or SilentEngineObserver()
         self.health = Health(settings.vocab_size)
         self.requests = LiveRequests(live, self.scheduler, decoder, eos_ids, self._observer, self.health)
-        self._writer = ArenaWriter(arena, self.cache, self._observer)
-        self._load = load
-        self._loading: set[int] = set()
+        writer = ArenaWriter(arena, self.cache, self._observer)
+        self._residency = Residency(self.cache, writer, self.scheduler, self.requests, load)
         self._leaving: dict[int, tuple[tuple[Freed, ...], int]] = {}
         """Retired adapters: whom to tell, and how many sequences were aborted for it."""
+        self.auditor = Auditor()
         self.preemptions = 0
         self._runner = ModelRunner(
             model,
@@ -138,53 +137,17 @@ class Engine:
     # Adapters
 
     def add_adapter(self, held: HeldAdapter, *, preload: bool) -> None:
-        """Take in an adapter. Raises, having changed nothing, if it can't be held.
-
-        UnsupportedAdapter if no arena of this size could hold it, AdapterUnavailable if this one has no room now.
-        """
-        if not self.cache.allocator.fits_empty(held.ranks):
-            # Not a matter of time: who tries again gets the same.
-            raise UnsupportedAdapter(
-                f"the adapter needs {max(held.ranks.values())} rank rows of a module, the arena has "
-                f"{self.settings.arena_rows}; start with a larger --arena-rows"
-            )
-        self.cache.add(held)
-        try:
-            while preload and not self.preload(held.adapter_id, held.weights):
-                pass
-        except AdapterUnavailable:
-            self.cache.remove(held.adapter_id)
-            raise
-        self.cache.trim_host(self.scheduler.wanted)
+        """Take in an adapter; see Residency.add."""
+        self._residency.add(held, preload=preload)
 
     def pin(self, adapter_id: int, *, pinned: bool) -> None:
         """Pin an adapter where it is, or unpin it."""
         self.cache[adapter_id].pinned = pinned
-        self.cache.trim_host(self.scheduler.wanted)
+        self._residency.trim()
 
     def preload(self, adapter_id: int, weights: AdapterWeights | None) -> bool:
-        """Put an adapter on the device; False: some of the room was made, and it takes another call between two steps.
-
-        ``weights`` are taken if it is on disk only. Raises AdapterUnavailable without room.
-        """
-        held = self.cache.get(adapter_id)
-        if held is None or held.retired:
-            raise AdapterUnavailable("the adapter was deleted meanwhile")
-        if held.ranges is not None:
-            return True
-        if held.weights is None and weights is not None:
-            self.cache.take_copy(adapter_id, weights)
-        ids, in_use = {adapter_id}, self.scheduler.in_use()
-        placement = self.cache.can_place(ids, in_use)
-        if placement is Placement.FRAGMENTED:
-            self._change_arena(self.cache.tidy(ids, in_use))
-            return False
-        if placement is not Placement.LOADABLE:
-            raise AdapterUnavailable("the arena is full of adapters in use; try again later", retry_after=5)
-        self._change_arena(self.cache.place(ids, in_use))
-        if not self.cache.resident(ids):
-            raise AdapterUnavailable("the adapter could not be copied to the device; see the server's log")
-        return True
+        """Put an adapter on the device; False: it is on its way; see Residency.preload."""
+        return self._residency.preload(adapter_id, weights)
 
     def remove_adapter(self, adapter_id: int, freed: Freed, *, abort: bool) -> None:
         """Refuse new requests for an adapter; once nobody uses it, give its memory back and call ``freed``."""
@@ -205,20 +168,7 @@ class Engine:
 
     def host_loaded(self, adapter_id: int, weights: AdapterWeights | Exception) -> None:
         """Take in weights read from disk, or fail the requests that waited for them."""
-        self._loading.discard(adapter_id)
-        if adapter_id not in self.cache:
-            return
-        if isinstance(weights, AdapterWeights):
-            self.cache.take_copy(adapter_id, weights)
-            return
-        error = (
-            weights
-            if isinstance(weights, ServerError)
-            else AdapterUnavailable(f"adapter can't be read: {weights}")
-        )
-        for live in self.requests:
-            if adapter_id in live.adapter_ids and live.admitted is None:
-                self.requests.end(live, FinishReason.FAILED, error)
+        self._residency.loaded(adapter_id, weights)
         self._release_retired()
 
     # Steps
@@ -233,14 +183,16 @@ class Engine:
         probe = self.health.take_probe(time.monotonic())
         if probe is not None:
             self.add_request(probe)
+        self._residency.before_schedule()
         plan = self.scheduler.schedule(time.monotonic())
         self.preemptions += len(plan.preempted)
         self._expire(plan)
-        self._start_loads(plan)
+        self._residency.read(plan.loads)
         scheduled = time.perf_counter()
-        if plan.changes:
+        changed = self._residency.add_changes(plan)
+        if changed:
             wake(meanwhile())  # nobody should wait for copies who has a token already
-            self._change_arena(plan.changes)
+            self._residency.change_arena(plan.rows)
         rows = tuple([row for row in plan.rows if row.sequence.status is SequenceStatus.RUNNING])
         placed = time.perf_counter()
         launched = self._launch(rows) if rows else None
@@ -250,10 +202,11 @@ class Engine:
         else:
             self._collect(launched, listener, scheduled - began, placed - scheduled)
         self.requests.make_choices()
-        self.cache.trim_host(self.scheduler.wanted)
+        self._residency.trim()
         self._release_retired()
         self.blocks.sweep()
-        return bool(plan.rows or plan.preempted or plan.expired or plan.changes)
+        self.auditor.go_on()
+        return bool(plan.rows or plan.preempted or plan.expired or changed or self.auditor.busy)
 
     def _launch(self, rows: tuple[ScheduledRow, ...]) -> LaunchedStep | None:
         try:
@@ -279,10 +232,21 @@ class Engine:
         self.scheduler.pace.note(len(rows) - len(chunks), chunks, sum(parts))
         self._observer.step_finished(StepTimings(schedule, place, *parts, tokens, len(rows)))
 
+    def audit(self) -> Iterator[None]:
+        """Check the pools' books in parts that take about a millisecond each; steps may be run between them.
+
+        Raises AssertionError where they don't balance, or an idle engine still holds something.
+        """
+        yield from self.blocks.audit()
+        yield from self.cache.audit()
+        self._check_idle()
+
     def check_integrity(self) -> None:
-        """Raise AssertionError if a pool's books don't balance, or an idle engine still holds something."""
-        self.blocks.check_integrity()
-        self.cache.check_integrity()
+        """Do that at once."""
+        for _ in self.audit():
+            pass
+
+    def _check_idle(self) -> None:
         if not len(self.requests):
             assert self.blocks.num_free == self.settings.num_blocks, "blocks are held by nobody"
             assert not self.scheduler.running, "a sequence runs that belongs to no request"
@@ -302,19 +266,6 @@ class Engine:
                 f"no room for {what} {live.request.adapter_label!r} within {seconds:g} s: all rows are in use"
             )
             self.requests.end(live, FinishReason.FAILED, AdapterUnavailable(message, retry_after=seconds))
-
-    def _start_loads(self, plan: StepPlan) -> None:
-        for adapter_id in plan.loads - self._loading:
-            self._loading.add(adapter_id)
-            self._load(self.cache[adapter_id])
-
-    def _change_arena(self, changes: tuple[ArenaChange, ...]) -> None:
-        """Carry out moves and writes, and fail the requests that were using what a fault took off the device."""
-        for adapter_ids, error in self._writer.carry_out(changes):
-            failed = step_failed("copying an adapter to the device failed", error)
-            for live in self.requests:
-                if live.admitted is not None and live.adapter_ids & adapter_ids:
-                    self.requests.end(live, FinishReason.FAILED, failed)
 
     def _commit(self, rows: tuple[ScheduledRow, ...], result: StepResult) -> None:
         now = time.monotonic()

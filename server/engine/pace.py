@@ -26,6 +26,11 @@ are not to wait longer for a burst, however large it is."""
 FURTHER = 3
 """Times that the most decodes which were measured may be doubled to say what more of them take."""
 
+AWAITED, UNAWAITED = 0.5, 0.1
+"""Of a step of decodes: what the arena may be changed in before it, for adapters that a request waits for or nobody."""
+UNKNOWN = 0.001
+"""Seconds that a step is taken to take before one was measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tempo:
@@ -86,6 +91,10 @@ class Pace:
     def tempo(self) -> Tempo:
         """How steps follow each other."""
         return Tempo(self._steps, self._decodes or 0.0)
+
+    def for_arena(self, *, awaited: bool) -> float:
+        """Return the seconds for which those who decode may wait for the arena, before each step."""
+        return (AWAITED if awaited else UNAWAITED) * (self._decodes or UNKNOWN)
 
     def note(self, decodes: int, chunks: Sequence[Chunk], seconds: float) -> None:
         """Note a step of so many decodes and these chunks of prompts."""

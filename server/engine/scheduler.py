@@ -69,12 +69,16 @@ class Scheduler:
         """Decide the next step; blocks and rows are given out, nothing is computed."""
         self._steps += 1
         draft = Draft(self.limits.max_step_tokens)
-        self._continue(draft)
+        if self.running:
+            self._continue(draft)
         self.wanted = frozenset()
         if self.waiting.num_lines:
             turns = self.waiting.turns(self._running_by_origin())
             seen = [] if draft.preempted else self._admit(turns, draft, now)
             self.wanted = self._room.read_ahead(self._firsts(chain(seen, turns)))
+        if draft.in_pieces:
+            for row in [r for r in draft.rows.values() if not self._cache.resident(r.sequence.adapter_ids)]:
+                draft.drop(row.sequence)
         return draft.plan(frozenset(i for i in self.wanted if self._cache.tier(i) == "disk"))
 
     def commit(self, rows: Iterable[ScheduledRow]) -> None:
@@ -98,7 +102,10 @@ class Scheduler:
     # Those that run
 
     def _continue(self, draft: Draft) -> None:
-        decodes, prompts = in_turn(self.running, self.limits.max_step_context)
+        running = self.running
+        if self._cache.settling:  # whose rows are being moved has a pause
+            running = [s for s in running if self._cache.resident(s.adapter_ids)]
+        decodes, prompts = in_turn(running, self.limits.max_step_context)
         self._advance(decodes, draft)
         if count := len(draft.rows):  # streams wait for the prompts that come in beside them
             draft.allowance = self.pace.beside_decodes(count, self._streams(count, prompts))

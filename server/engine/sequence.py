@@ -126,7 +126,7 @@ class Sequence:
         """What acts in the end; ``stages`` say from where on."""
         self.adapter_ids = frozenset(adapter_id for adapter_id, _ in self.adapters)
         self.group: Group = (owner.request.tenant, owner.request.priority)
-        self.account: Account = tuple([adapter_id for adapter_id, _ in self.adapters])
+        self.account: Account = tuple([adapter_id for adapter_id, _ in owner.request.adapters])
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0

@@ -72,6 +72,10 @@ class Draft:
     expired: list[LiveRequest] = field(default_factory=list)
     head: LiveRequest | None = None
     """The first request that finds no rows: nobody behind it may take rows."""
+    filled: set[int] = field(default_factory=set)
+    """Adapters whose rows will be filled before this step."""
+    in_pieces: bool = False
+    """Whether some of the changes take several steps: what uses their adapters has no part in this one."""
 
     @property
     def full(self) -> bool:

@@ -93,8 +93,16 @@ class RankArena(Protocol):
         """
         ...
 
+    def writing(self, ranges: AdapterRanges, weights: AdapterWeights) -> Iterator[None]:
+        """Do that in pieces of some hundred microseconds: one more each time that the iterator is asked to go on."""
+        ...
+
     def move(self, module: str, source: RankRange, target_start: int) -> None:
         """Move a range to another start; the two may overlap."""
+        ...
+
+    def moving(self, module: str, source: RankRange, target_start: int) -> Iterator[None]:
+        """Do that in pieces; until the last of them the range is nowhere whole."""
         ...
 
 

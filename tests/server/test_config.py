@@ -57,3 +57,19 @@ def test_an_adapter_that_is_not_name_and_path(adapter: str) -> None:
 )
 def test_who_can_reach_the_server(host: str, beyond: bool) -> None:
     assert ServeSettings(host=host).listens_beyond_loopback is beyond
+
+
+def test_weights_of_adapters_are_told_by_name() -> None:
+    assert ServeSettings(adapter_weight=("sql=3", "tiny=0.5")).shares == {"sql": 3.0, "tiny": 0.5}
+    assert ServeSettings.model_validate({"adapter_weight": "sql=3,b=1"}).shares == {"sql": 3.0, "b": 1.0}
+
+
+@pytest.mark.parametrize("weight", ["sql", "sql=", "=2", "sql=much", "sql=0", "sql=-1", "sql=nan", "sql=1e9"])
+def test_a_weight_that_is_none(weight: str) -> None:
+    with pytest.raises(ValidationError, match="is not name=weight"):
+        ServeSettings(adapter_weight=(weight,))
+
+
+def test_a_name_has_one_weight() -> None:
+    with pytest.raises(ValidationError, match="given twice"):
+        ServeSettings(adapter_weight=("sql=1", "sql=2"))

@@ -4,7 +4,7 @@ And what each request has to answer: the same tokens from an engine of its own, 
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from manylora.loadtest.material.random_model import SyntheticTokens
 from manylora.server.catalog import AdapterCatalog, CatalogSettings
 from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.async_engine import AsyncEngine
-from manylora.server.engine.engine import Engine, EngineSettings, Load
+from manylora.server.engine.engine import Engine, EngineSettings
 from manylora.server.engine.observer import SilentEngineObserver
 from manylora.server.engine.request import GenerationRequest, SamplingParams
+from manylora.server.engine.residency import Load
 from manylora.server.engine.step_plan import SchedulerLimits
 from manylora.server.kernels.choose import PLAIN, choose_backend
 from manylora.server.kernels.cpu.arena import CpuArena
@@ -90,14 +91,14 @@ class FaultyPlainArena(PlainArena):
 
     faults: Faults
 
-    def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
+    def writing(self, ranges: AdapterRanges, weights: AdapterWeights) -> Iterator[None]:
         """Copy an adapter's factors; see RankArena."""
-        super().write(ranges, weights)
+        yield from super().writing(ranges, weights)
         self.faults.take("write")
 
-    def move(self, module: str, source: RankRange, target_start: int) -> None:
+    def moving(self, module: str, source: RankRange, target_start: int) -> Iterator[None]:
         """Move a range; see RankArena."""
-        super().move(module, source, target_start)
+        yield from super().moving(module, source, target_start)
         self.faults.take("move")
 
 
@@ -106,14 +107,14 @@ class FaultyCpuArena(CpuArena):
 
     faults: Faults
 
-    def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
+    def writing(self, ranges: AdapterRanges, weights: AdapterWeights) -> Iterator[None]:
         """Copy an adapter's factors; see RankArena."""
-        super().write(ranges, weights)
+        yield from super().writing(ranges, weights)
         self.faults.take("write")
 
-    def move(self, module: str, source: RankRange, target_start: int) -> None:
+    def moving(self, module: str, source: RankRange, target_start: int) -> Iterator[None]:
         """Move a range; see RankArena."""
-        super().move(module, source, target_start)
+        yield from super().moving(module, source, target_start)
         self.faults.take("move")
 
 

@@ -1,6 +1,7 @@
 """The native backend's rank arena: bfloat16, all of an adapter in a row, B as the outputs' blocks of 32 are read."""
 
 import ctypes
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 from manylora.adapters.types import AdapterWeights
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.output_rows import OutputRows, outputs_of
+from manylora.server.kernels.pieces import moved, pieces
 from manylora.server.kernels.plain.memory import zeros
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import LORA_MODULES, AdapterRanges, RankRange
@@ -55,6 +57,11 @@ class CpuArena:
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
         """Copy an adapter into its ranges; rows that a layer doesn't use become zero."""
+        for _ in self.writing(ranges, weights):
+            pass
+
+    def writing(self, ranges: AdapterRanges, weights: AdapterWeights) -> Iterator[None]:
+        """Do that piece by piece."""
         self.output_rows.written(ranges, weights)
         for module, owned in ranges.items():
             every_a, every_b = self._shares(module, owned)
@@ -62,12 +69,20 @@ class CpuArena:
                 pair = weights.pairs.get(paths[module])
                 used = 0 if pair is None else pair.a.shape[0]
                 if pair is not None:
-                    own_a[:used] = pair.a
-                    own_b[:, :used] = _in_blocks(pair.b)
-                own_a[used:] = 0
-                own_b[:, used:] = 0
+                    for rows in pieces(used, pair.a.nbytes):
+                        own_a[rows] = pair.a[rows]
+                        yield
+                    for blocks in pieces(len(own_b), pair.b.nbytes):
+                        columns = pair.b[:, blocks.start * abi.BLOCK : blocks.stop * abi.BLOCK]
+                        own_b[blocks, :used] = _in_blocks(columns)
+                        yield
+                if used < owned.rank:
+                    own_a[used:] = 0
+                    own_b[:, used:] = 0
+                    yield
                 for row, values in outputs_of(self.output_rows, module, owned, paths[module], weights):
                     own_b[:, row - owned.start] = _in_blocks(values[None])[:, 0]
+                    yield
 
     def _shares(self, module: str, owned: RankRange) -> tuple[Tensor, Tensor]:
         """Return an adapter's A [layers, rank, in] and B [layers, ⌈out / 32⌉, rank, 32] of a module, to be written."""
@@ -78,11 +93,19 @@ class CpuArena:
 
     def move(self, module: str, source: RankRange, target_start: int) -> None:
         """Move a range to another start; the two may overlap."""
+        for _ in self.moving(module, source, target_start):
+            pass
+
+    def moving(self, module: str, source: RankRange, target_start: int) -> Iterator[None]:
+        """Do that piece by piece; until the last one the range is nowhere whole."""
         self.output_rows.moved(module, source, target_start)
-        old = slice(source.start, source.start + source.rank)
-        new = slice(target_start, target_start + source.rank)
+        by = target_start - source.start
         for factor in self._modules[module]:
-            factor[new] = factor[old].clone()
+            row = factor[0].nbytes
+            for rows in moved(source.rank, source.rank * row, down=by < 0):
+                first, last = source.start + rows.start, source.start + rows.stop
+                factor[first + by : last + by] = factor[first:last].clone()
+                yield
 
 
 def bytes_per_row(shape: DecoderShape) -> dict[str, int]:

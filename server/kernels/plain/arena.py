@@ -1,6 +1,6 @@
 """The plain backend's rank arena: two tensors a layer and module."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
 from manylora.server.kernels.output_rows import OutputRows, outputs_of
+from manylora.server.kernels.pieces import moved, pieces
 from manylora.server.kernels.plain.memory import zeros
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AdapterRanges, RankRange
@@ -42,6 +43,11 @@ class PlainArena:
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
         """Copy an adapter into its ranges; rows that a layer doesn't use become zero."""
+        for _ in self.writing(ranges, weights):
+            pass
+
+    def writing(self, ranges: AdapterRanges, weights: AdapterWeights) -> Iterator[None]:
+        """Do that piece by piece. From pinned memory nothing waits for a copy; the steps that follow do."""
         self.output_rows.written(ranges, weights)
         for buffers, paths in zip(self.layers, self._paths, strict=True):
             for module, owned in ranges.items():
@@ -50,18 +56,32 @@ class PlainArena:
                 for index, buffer in enumerate(buffers.pairs[module]):
                     rows = buffer[owned.start : owned.start + owned.rank]
                     if pair is not None:
-                        rows[:used].copy_(pair.b if index else pair.a)
-                    rows[used:].zero_()
+                        factor = pair.b if index else pair.a
+                        for piece in pieces(used, factor.nbytes):
+                            rows[piece].copy_(factor[piece], non_blocking=True)
+                            yield
+                    if used < owned.rank:
+                        rows[used:].zero_()
+                        yield
                 for row, values in outputs_of(self.output_rows, module, owned, paths[module], weights):
                     buffers.pairs[module][1][row].copy_(values)
+                    yield
 
     def move(self, module: str, source: RankRange, target_start: int) -> None:
         """Move a range to another start; the two may overlap."""
+        for _ in self.moving(module, source, target_start):
+            pass
+
+    def moving(self, module: str, source: RankRange, target_start: int) -> Iterator[None]:
+        """Do that piece by piece; until the last one the range is nowhere whole."""
         self.output_rows.moved(module, source, target_start)
+        by = target_start - source.start
         for buffers in self.layers:
             for buffer in buffers.pairs[module]:
-                rows = buffer[source.start : source.start + source.rank].clone()
-                buffer[target_start : target_start + source.rank] = rows
+                for rows in moved(source.rank, source.rank * buffer[0].nbytes, down=by < 0):
+                    first, last = source.start + rows.start, source.start + rows.stop
+                    buffer[first + by : last + by] = buffer[first:last].clone()
+                    yield
 
 
 def _layer(shape: DecoderShape, rows: int, dtype: torch.dtype, device: torch.device) -> ArenaLayer:

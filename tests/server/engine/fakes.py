@@ -6,7 +6,7 @@ So a wrong block, a stale row or another request's adapter changes the tokens.
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -47,22 +47,34 @@ class FakeArena:
     def __init__(self, rows: int) -> None:
         self.rows = {module: np.zeros(rows) for module in LORA_MODULES}
         self.fault: Exception | None = None
-        self.writes = self.moves = 0
+        self.writes = self.moves = self.pieces = 0
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
+        for _ in self.writing(ranges, weights):
+            pass
+
+    def writing(self, ranges: AdapterRanges, weights: AdapterWeights) -> Iterator[None]:
         self._raise()
         self.writes += 1
         value = float(next(iter(weights.pairs.values())).a[0, 0])
         for module, owned in ranges.items():
-            self.rows[module][owned.start : owned.start + owned.rank] = value
+            for row in range(owned.start, owned.start + owned.rank):
+                self.rows[module][row] = value
+                self.pieces += 1
+                yield
 
     def move(self, module: str, source: RankRange, target_start: int) -> None:
+        for _ in self.moving(module, source, target_start):
+            pass
+
+    def moving(self, module: str, source: RankRange, target_start: int) -> Iterator[None]:
         self._raise()
         self.moves += 1
         rows = self.rows[module]
-        rows[target_start : target_start + source.rank] = rows[
-            source.start : source.start + source.rank
-        ].copy()
+        for row in range(source.rank):
+            rows[target_start + row] = rows[source.start + row]
+            self.pieces += 1
+            yield
 
     def value(self, ranges: AdapterRanges) -> int:
         """The value of the adapter that owns the ranges; they must be whole."""
@@ -272,6 +284,15 @@ class Harness:
         host, words = None if cold else held, held.invocation
         entry = HeldAdapter(adapter_id, held.rank_by_module(), load_from, pinned, host, invocation=words)
         self.engine.add_adapter(entry, preload=False)
+
+    def preload(self, adapter_id: int) -> None:
+        """Put an adapter on the device by itself, in as many steps as that takes."""
+        while not self.engine.preload(adapter_id, None):
+            self.engine.step()
+
+    def change_the_arena_in_pieces(self) -> None:
+        """From now on one piece of a change is carried out in a step beside streams, and no more."""
+        self.engine.scheduler.pace.for_arena = lambda *, awaited: 0.0  # type: ignore[method-assign]
 
     def finish_loads(self) -> None:
         """Read what the engine asked to be read."""

@@ -1,14 +1,16 @@
 """Rank rows and tiers: ranges never overlap, what is in use or pinned stays, the host limit holds."""
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.adapters.types import AdapterWeights
-from manylora.server.engine import adapter_cache
-from manylora.server.engine.adapter_cache import AdapterCache, HeldAdapter, Placement, Write
-from manylora.server.engine.rank_allocator import RankAllocator
+from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement, Write
+from manylora.server.engine.rank_allocator import Move, RankAllocator
 from tests.server.engine.fakes import FakeArena, weights
 
 ROWS = {"q_proj": 16, "v_proj": 16}
@@ -82,34 +84,68 @@ def test_no_more_is_moved_than_one_range_needs() -> None:
     assert [move.adapter_id for move in allocator.plan_compaction({"q_proj": 8}, {1, 3})] == []
 
 
-def test_what_would_take_long_to_join_is_joined_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three ranges of each module have to move; what may be moved at a time is 64 bytes, two of them."""
-    monkeypatch.setattr(adapter_cache, "MOVED_BYTES", 64)
-    cache = cache_of(held(1, 1), *(held(i, 4) for i in (2, 3, 4)), held(5, 2), held(6, 4))
+def carry_out(cache: AdapterCache, changes: Iterable[ArenaChange], arena: FakeArena | None = None) -> None:
+    """Do in the arena what was decided, all of it."""
+    for change in changes:
+        if arena is not None and isinstance(change, Write):
+            arena.write(change.ranges, change.weights)
+        elif arena is not None and isinstance(change, Move):
+            arena.move(change.module, change.source, change.target_start)
+        cache.carried_out(change)
+
+
+def place(cache: AdapterCache, adapter_ids: set[int], in_use: set[int]) -> None:
+    """Put adapters on the device, at once."""
+    carry_out(cache, cache.place(adapter_ids, in_use))
+
+
+def test_what_moves_or_is_written_is_not_on_the_device_until_that_is_done() -> None:
+    """Three ranges of each module have to move for the last adapter: nobody else may take them meanwhile."""
+    cache = cache_of(held(1, 1), *(held(i, 4) for i in (2, 3, 4)), held(5, 2), held(6, 4), held(7, 4))
     for adapter_id in (1, 2, 3, 4, 5):
-        cache.place({adapter_id}, set())
+        place(cache, {adapter_id}, set())
     cache.remove(1)
     cache.remove(5)
     in_use = {2, 3, 4}
-    assert cache.can_place({6}, in_use) is Placement.FRAGMENTED
-    before = cache.tiers()
-    pieces = []
-    while cache.can_place({6}, in_use) is Placement.FRAGMENTED:
-        pieces.append(len(cache.tidy({6}, in_use)))
-        cache.check_integrity()
-        assert cache.tiers() == before
-    assert pieces == [2, 2]
-    assert sum(isinstance(change, Write) for change in cache.place({6}, in_use)) == 1
+    cache.at_once = 64
+    assert cache.can_place({6}, in_use) is Placement.IN_PIECES
+    cache.at_once = math.inf
+    assert cache.can_place({6}, in_use) is Placement.LOADABLE
+    changes = cache.place({6}, in_use)
+    assert [change.adapter_id for change in changes] == [2, 3, 4, 2, 3, 4, 6]
+    assert cache.settling == {2, 3, 4, 6}
+    assert cache.can_place({7}, set()) is Placement.NO_ROOM, "what settles is in use"
+    assert {cache.tier(i) for i in (2, 3, 4, 6)} == {"host"}
+    carry_out(cache, changes[:3])
+    cache.check_integrity()
+    assert not any(cache.resident({i}) for i in (2, 3, 4, 6)), "half of each is where it was"
+    carry_out(cache, changes[3:])
+    assert not cache.settling
+    assert cache.resident({2, 3, 4, 6})
+    cache.check_integrity()
+
+
+def test_what_leaves_the_device_awaits_no_change_any_more() -> None:
+    cache = cache_of(held(1), held(2))
+    (write,) = cache.place({1}, set())
+    assert cache.awaits(write)
+    cache.evict(1)
+    assert not cache.awaits(write)
+    assert not cache.settling
+    place(cache, {2}, set())
+    (again,) = cache.place({1}, set())
+    assert cache.awaits(again)
+    assert not cache.awaits(write), "it is another's rows that it would write to"
     cache.check_integrity()
 
 
 def test_the_longest_unused_makes_room_and_those_in_use_or_pinned_stay() -> None:
     cache = cache_of(held(1, pinned=True), held(2), held(3), held(4), held(5))
     for adapter_id in (1, 2, 3, 4):
-        cache.place({adapter_id}, set())
+        place(cache, {adapter_id}, set())
     cache.touch([2])
     assert cache.can_place({5}, {3}) is Placement.LOADABLE
-    cache.place({5}, {3})
+    place(cache, {5}, {3})
     assert cache.tiers() == {1: "device", 2: "device", 3: "device", 4: "host", 5: "device"}
     assert cache.can_place({4}, {2, 3, 5}) is Placement.NO_ROOM
     cache.check_integrity()
@@ -117,7 +153,7 @@ def test_the_longest_unused_makes_room_and_those_in_use_or_pinned_stay() -> None
 
 def test_a_set_of_adapters_is_placed_whole_or_not_at_all() -> None:
     cache = cache_of(*(held(i, 8) for i in (1, 2, 3)))
-    cache.place({1}, set())
+    place(cache, {1}, set())
     assert cache.can_place({2, 3}, {1}) is Placement.NO_ROOM
     assert cache.can_place({2, 3}, set()) is Placement.LOADABLE
     changes = cache.place({2, 3}, set())
@@ -163,11 +199,7 @@ def test_any_history_keeps_the_books_and_the_arena_whole(data: st.DataObject) ->
             for i in ids:
                 cache.take_copy(i, weights(i, ranks[i]))
         if found is Placement.LOADABLE:
-            for change in cache.place(ids, in_use):
-                if isinstance(change, Write):
-                    arena.write(change.ranges, change.weights)
-                else:
-                    arena.move(change.module, change.source, change.target_start)
+            carry_out(cache, cache.place(ids, in_use), arena)
             kept = {i for i, tier in before.items() if tier == "device" and i in in_use | pinned | ids}
             assert all(cache.tier(i) == "device" for i in kept | ids)
         cache.touch(ids)

@@ -2,16 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from manylora.adapters.types import AdapterWeights
+from manylora.server.engine.adapter_readers import AHEAD
 from manylora.server.engine.async_engine import AsyncEngine
-from manylora.server.engine.engine import Engine, Load
+from manylora.server.engine.engine import Engine
 from manylora.server.engine.output_stream import OutputStream
 from manylora.server.engine.request import FinishReason, SequenceOutput
+from manylora.server.engine.residency import Load
 from manylora.server.errors import (
     AdapterUnavailable,
     ContextLengthExceeded,
@@ -90,18 +92,18 @@ class Audits:
     def __init__(self, bench: Bench) -> None:
         self.count = 0
         self._happened = threading.Event()
-        self._audit = bench.inner[0].check_integrity
-        bench.inner[0].check_integrity = self._watched  # type: ignore[method-assign]
+        self._audit = bench.inner[0].audit
+        bench.inner[0].audit = self._watched  # type: ignore[method-assign]
 
     def wait(self) -> None:
         """Return when there has been an audit since the last call."""
         self._happened.wait()
         self._happened.clear()
 
-    def _watched(self) -> None:
+    def _watched(self) -> Iterator[None]:
         self.count += 1
         try:
-            self._audit()
+            yield from self._audit()
         finally:
             self._happened.set()
 
@@ -406,3 +408,57 @@ async def test_stopping_at_once_tells_every_stream_and_every_caller() -> None:
     assert {output.index for output in outputs if output.finish_reason is FinishReason.FAILED} == {0, 1}
     with pytest.raises(ShuttingDown):
         await removing
+
+
+async def test_an_adapter_is_read_from_when_a_request_is_on_its_way_and_once() -> None:
+    async with running() as bench:
+        held, reads = weights(1), threading.Semaphore(0)
+        count = 0
+
+        def load_from() -> AdapterWeights:
+            nonlocal count
+            count += 1
+            reads.acquire()
+            return held
+
+        await bench.engine.add_adapter_cold(1, held.rank_by_module(), load_from=load_from, pinned=False)
+        bench.engine.prefetch([1, 99])
+        bench.engine.prefetch([1])
+        stream = bench.engine.submit(ask("r", PROMPT, 4, ((1, 1.0),)))
+        reads.release()
+        assert tokens_of(await read(stream)) == expected(PROMPT, 4, ((1, 1.0),))
+        bench.engine.prefetch([1])
+        assert count == 1, "it is on the device already"
+
+
+async def test_what_is_read_ahead_doesnt_hold_up_what_a_request_waits_for() -> None:
+    """So many are begun, and no more."""
+    async with running() as bench:
+        gate, begun = threading.Event(), []
+        for adapter_id in range(1, 41):
+            held = weights(adapter_id)
+
+            def load_from(held: AdapterWeights = held) -> AdapterWeights:
+                begun.append(held)
+                gate.wait()
+                return held
+
+            await bench.engine.add_adapter_cold(
+                adapter_id, held.rank_by_module(), load_from=load_from, pinned=False
+            )
+        bench.engine.prefetch(range(1, 40))
+        stream = bench.engine.submit(ask("r", PROMPT, 4, ((40, 1.0),)))
+        gate.set()
+        assert tokens_of(await read(stream)) == expected(PROMPT, 4, ((40, 1.0),))
+        assert len(begun) <= AHEAD + 1
+
+
+async def test_an_audit_is_done_in_parts_between_steps() -> None:
+    """Streams go on meanwhile; with 20,000 blocks there are some twenty parts."""
+    async with running(Pools(blocks=20_000)) as bench:
+        reading = asyncio.create_task(read(bench.engine.submit(ask("r", PROMPT, 60))))
+        await asyncio.sleep(0)
+        steps = len(bench.observer.steps)
+        await bench.engine.check_integrity()
+        assert len(bench.observer.steps) - steps >= 18
+        await reading

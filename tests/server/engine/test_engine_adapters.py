@@ -4,7 +4,6 @@ import pytest
 
 from manylora.adapters.errors import UnsupportedAdapter
 from manylora.adapters.types import FreedAdapter
-from manylora.server.engine import adapter_cache
 from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.request import FinishReason
 from manylora.server.errors import AdapterUnavailable, ModelNotFound, StepFailed
@@ -144,14 +143,15 @@ def test_a_known_adapter_is_pinned_and_put_on_the_device() -> None:
     harness.know(1)
     harness.know(2, cold=True)
     cache = harness.engine.cache
-    assert harness.engine.preload(2, weights(2))
+    assert not harness.engine.preload(2, weights(2)), "it takes a step"
+    harness.preload(2)
     harness.engine.pin(2, pinned=True)
     assert (cache.tier(2), cache[2].pinned, cache.tier(1)) == ("device", True, "host")
     with pytest.raises(AdapterUnavailable):
         harness.engine.preload(1, None)
     assert (cache.tier(1), cache[1].pinned) == ("host", False)
     harness.engine.pin(2, pinned=False)
-    assert harness.engine.preload(1, None)
+    harness.preload(1)
     assert (cache.tier(1), cache[2].ranges) == ("device", None)
     harness.engine.add_request(ask("r", PROMPT, 3, ((2, 1.0),)))
     harness.run()
@@ -234,49 +234,98 @@ def test_a_fault_while_writing_an_adapter_fails_its_users_alone() -> None:
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_rows_are_joined_step_by_step_while_those_who_use_them_go_on(
-    pinned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No step moves more than one range; the one that waits for the rows gets them, and its turn."""
-    monkeypatch.setattr(adapter_cache, "MOVED_BYTES", 1)
+def test_rows_are_joined_piece_by_piece_while_others_go_on(pinned: bool) -> None:
+    """No step carries out more than a piece; who uses what moves has a pause, and everybody else misses nothing."""
     harness = Harness(Pools(rows=16))
     for adapter_id, rank in ((1, 1), (2, 4), (3, 4), (4, 4), (5, 2), (6, 4)):
         harness.know(adapter_id, rank, pinned=pinned)
-    for adapter_id, count in ((1, 1), (2, 30), (3, 30), (4, 30), (5, 1)):
+    for adapter_id, count in ((1, 1), (2, 60), (3, 60), (4, 60), (5, 1)):
         harness.engine.add_request(ask(f"r{adapter_id}", PROMPT, count, ((adapter_id, 1.0),)))
+    harness.engine.add_request(ask("base", PROMPT, 80))
     harness.step()
     for adapter_id in (1, 5):
         harness.engine.remove_adapter(adapter_id, lambda freed: None, abort=False)
+    harness.change_the_arena_in_pieces()
     harness.engine.add_request(ask("waits", PROMPT, 3, ((6, 1.0),)))
-    moves = []
+    steps = 0
     while not harness.tokens("waits"):
-        before = harness.arena.moves
+        pieces, told = harness.arena.pieces, len(harness.tokens("base"))
         harness.step()
-        moves.append(harness.arena.moves - before)
-    assert moves[:6] == [1] * 6, "three ranges of two modules"
-    assert not any(moves[6:]), "then the write, and the prompt in as many steps as the others' pace leaves it"
+        steps += 1
+        assert harness.arena.pieces - pieces <= 1
+        assert len(harness.tokens("base")) == told + 1, "a stream waited for others' rows"
+    assert harness.arena.pieces >= 32, "three ranges of two modules were moved, and one written"
+    assert 32 <= steps <= 48
     harness.run()
     for adapter_id in (2, 3, 4):
-        assert harness.tokens(f"r{adapter_id}") == expected(PROMPT, 30, ((adapter_id, 1.0),))
+        assert harness.tokens(f"r{adapter_id}") == expected(PROMPT, 60, ((adapter_id, 1.0),))
     assert harness.tokens("waits") == expected(PROMPT, 3, ((6, 1.0),))
 
 
-def test_rows_are_joined_for_a_preload_though_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_cache, "MOVED_BYTES", 1)
+def test_a_preload_is_written_piece_by_piece_beside_streams_and_at_once_without() -> None:
     harness = Harness(Pools(rows=16))
-    for adapter_id, rank in ((1, 1), (2, 4), (3, 4), (4, 4), (5, 2), (6, 4)):
-        harness.know(adapter_id, rank, pinned=True)
-        if adapter_id < 6:
-            assert harness.engine.preload(adapter_id, None)
-    for adapter_id in (1, 5):
-        harness.engine.remove_adapter(adapter_id, lambda freed: None, abort=False)
-    calls = 1
-    while not harness.engine.preload(6, None):
+    for adapter_id in (1, 2):
+        harness.know(adapter_id)
+    harness.engine.add_request(ask("base", PROMPT, 40))
+    harness.step()
+    harness.change_the_arena_in_pieces()
+    calls = 0
+    while not harness.engine.preload(1, None):
         calls += 1
-    assert calls == 7
-    harness.engine.add_request(ask("r", PROMPT, 3, ((6, 1.0),)))
+        before = harness.arena.pieces
+        harness.step()
+        assert harness.arena.pieces - before <= 1
+    assert calls >= 8, "two modules of four rows"
+    assert len(harness.tokens("base")) == calls + 1, "a stream waited for what nobody waits for"
     harness.run()
-    assert harness.tokens("r") == expected(PROMPT, 3, ((6, 1.0),))
+    assert not harness.engine.preload(2, None)
+    harness.step()
+    assert harness.engine.preload(2, None)
+    harness.engine.add_request(ask("r", PROMPT, 3, ((1, 1.0),)))
+    harness.run()
+    assert harness.tokens("r") == expected(PROMPT, 3, ((1, 1.0),))
+
+
+def test_one_that_is_removed_while_it_is_written_leaves_the_rows_to_the_next() -> None:
+    harness = Harness(Pools(rows=4))
+    for adapter_id in (1, 2):
+        harness.know(adapter_id)
+    harness.engine.add_request(ask("base", PROMPT, 60))
+    harness.step()
+    harness.change_the_arena_in_pieces()
+    assert not harness.engine.preload(1, None)
+    for _ in range(3):
+        harness.step()
+    harness.engine.remove_adapter(1, lambda freed: None, abort=False)
+    with pytest.raises(AdapterUnavailable, match="deleted"):
+        harness.engine.preload(1, None)
+    harness.engine.add_request(ask("r", PROMPT, 3, ((2, 1.0),)))
+    harness.run()
+    assert harness.tokens("r") == expected(PROMPT, 3, ((2, 1.0),))
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_fault_while_one_is_written_in_pieces_is_told_to_whoever_waits_for_it(awaited: bool) -> None:
+    harness = Harness()
+    harness.know(1)
+    harness.engine.add_request(ask("base", PROMPT, 30))
+    harness.step()
+    harness.change_the_arena_in_pieces()
+    harness.arena.fault = RuntimeError("boom")
+    if awaited:
+        harness.engine.add_request(ask("bad", PROMPT, 6, ((1, 1.0),)))
+        harness.run()
+        assert isinstance(harness.error("bad"), StepFailed)
+    else:
+        assert not harness.engine.preload(1, None)
+        harness.step()
+        with pytest.raises(AdapterUnavailable, match="could not be copied"):
+            harness.engine.preload(1, None)
+    harness.preload(1)
+    harness.engine.add_request(ask("again", PROMPT, 6, ((1, 1.0),)))
+    harness.run()
+    assert harness.tokens("again") == expected(PROMPT, 6, ((1, 1.0),))
+    assert harness.tokens("base") == expected(PROMPT, 30)
 
 
 def test_a_fault_while_moving_rows_empties_the_device_and_goes_on() -> None:

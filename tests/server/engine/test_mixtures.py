@@ -3,7 +3,6 @@
 import pytest
 
 from manylora.adapters.types import FreedAdapter
-from manylora.server.engine import adapter_cache
 from manylora.server.engine.request import FinishReason
 from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound, StepFailed
 from tests.server.engine.fakes import Harness, Pools, ask, expected, mark_of, weights
@@ -64,7 +63,7 @@ def test_a_pinned_part_is_counted_once_and_stays() -> None:
     harness.know(1, pinned=True)
     for adapter_id in (2, 3):
         harness.know(adapter_id)
-    assert harness.engine.preload(1, None)
+    harness.preload(1)
     for number, other in enumerate((2, 3, 2)):
         mixture = ((1, 0.5), (other, -1.0))
         harness.engine.add_request(ask(f"r{number}", PROMPT, 4, mixture))
@@ -88,9 +87,8 @@ def test_one_that_can_never_fit_is_refused_with_the_numbers_and_one_that_just_fi
     assert harness.tokens("fits") == expected(PROMPT, 3, fits)
 
 
-def test_parts_that_find_gaps_of_their_own_move_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gaps are four rows each: eight in one piece would take moves, and moves here one step each."""
-    monkeypatch.setattr(adapter_cache, "MOVED_BYTES", 1)
+def test_parts_that_find_gaps_of_their_own_move_nobody() -> None:
+    """The gaps are four rows each: eight in one piece would take moves."""
     harness = knowing(7, Pools(rows=20))
     for adapter_id in range(1, 6):
         count = 30 if adapter_id in (2, 4) else 1
