@@ -47,6 +47,8 @@ class AdapterStore:
     def __init__(self, root: Path, *, max_bytes: int = MOST_BYTES) -> None:
         self._root = root
         self._max_bytes = max_bytes
+        self._sizes: dict[str, int] = {}
+        """Of published files, as far as they were asked for."""
         self._verified: dict[str, Fingerprint] = {}
         """Of files that this process wrote or hashed: what is as it was then isn't hashed at every read."""
         self._publishing = threading.Lock()
@@ -87,6 +89,7 @@ class AdapterStore:
             with self._publishing, as_store_full():
                 if not self.is_intact(staged.digest):
                     self._put_aside(target)
+                    self._sizes.pop(staged.digest, None)
                     staged.path.rename(target)
                     sync(self._root)
                     with open_directory(target, self._max_bytes) as files:
@@ -118,12 +121,18 @@ class AdapterStore:
         return (self._root / _checked(digest)).is_dir()
 
     def nbytes(self, digest: str) -> int:
-        """Return the bytes of the files of ``digest``; 0 if they aren't there."""
+        """Return the bytes of the files of ``digest``; 0 if they aren't there. The disk is asked once."""
+        known = self._sizes.get(digest)
+        if known is not None:
+            return known
         try:
             files = (path.stat() for path in (self._root / _checked(digest)).rglob("*") if path.is_file())
-            return sum(found.st_size for found in files)
+            nbytes = sum(found.st_size for found in files)
         except OSError:
             return 0
+        if nbytes:
+            self._sizes[digest] = nbytes
+        return nbytes
 
     def verify(self, digest: str) -> Path:
         """Return where the files are, hashed if they changed since this process last did or never were.
@@ -152,6 +161,7 @@ class AdapterStore:
         """Delete the files of ``digest``, if they are there. A crash leaves all of them or none."""
         with self._publishing:
             self.distrust(digest)
+            self._sizes.pop(digest, None)
             self._put_aside(self._root / _checked(digest))
             self._remove_derived(lambda owner: owner == digest)
 

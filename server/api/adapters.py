@@ -25,7 +25,7 @@ from manylora.server.api.dependencies import ApiSettings, dependencies
 from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.openapi import body_of
 from manylora.server.api.request_context import note
-from manylora.server.catalog import AdapterCatalog, CatalogEntry, MixtureEntry
+from manylora.server.catalog import AdapterCatalog, CatalogEntry, MixtureEntry, Used
 from manylora.server.catalog.registrations import Registration
 from manylora.server.errors import Forbidden, InvalidRequest, ModelNotFound
 
@@ -259,7 +259,13 @@ def describe(entry: CatalogEntry) -> dict[str, object]:
         "tier": entry.tier,
         "reason": entry.reason,
         "note": _note(entry.notes),
+        "bytes": entry.nbytes,
+        **_used(entry.used),
     }
+
+
+def _used(used: Used) -> dict[str, object]:
+    return {"requests": used.requests, "last_used": used.last}
 
 
 def describe_record(record: AdapterRecord) -> dict[str, object]:
@@ -286,6 +292,7 @@ def describe_mixture(entry: MixtureEntry) -> dict[str, object]:
         "adapters": [describe_part(part) for part in entry.parts],
         "state": "unavailable" if entry.reason is not None else "available",
         "reason": entry.reason,
+        **_used(entry.used),
     }
 
 

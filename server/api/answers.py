@@ -217,6 +217,9 @@ class Adapter(AdapterRecord):
     state: Literal["available", "unavailable"]
     tier: Literal["device", "host", "disk"] | None
     reason: str | None
+    bytes: int
+    requests: int
+    last_used: int | None
 
 
 class PartNow(Answer):
@@ -245,6 +248,8 @@ class Mixture(MixtureRecord):
     adapters: list[PartNow]
     state: Literal["available", "unavailable"]
     reason: str | None
+    requests: int
+    last_used: int | None
 
 
 class RegisteredModel(RootModel[AdapterRecord | Mixture]):

@@ -233,9 +233,14 @@ def _start(
         for index, prompt in enumerate(prompts.ids)
     ]
     stream = deps.engine.submit_together(requests)
-    deps.metrics.by_adapter.count_parts([part.name for part in model.parts if part.weight], len(requests))
+    _count(deps, model, len(requests))
     asked = tuple(request.prompt_token_ids for request in requests)
     return Generation(stream, ask, model, text, asked, prompts.echoed, prompts.reading, reservation)
+
+
+def _count(deps: ApiDependencies, model: ResolvedModel, requests: int) -> None:
+    deps.catalog.usage.count(model, requests)
+    deps.metrics.by_adapter.count_parts([part.name for part in model.parts if part.weight], requests)
 
 
 def _check_prompt_logprobs(ask: Ask, prompts: Sequence[Sequence[int]], most: int) -> None:

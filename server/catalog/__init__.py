@@ -14,6 +14,7 @@ from manylora.server.catalog.types import (
     ResolvedModel,
     ResolvedPart,
     RestoreReport,
+    Used,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "ResolvedPart",
     "RestoreReport",
     "Tier",
+    "Used",
 ]

@@ -63,7 +63,7 @@ class AdapterCatalog(KnownNames):
         settings: CatalogSettings,
         observer: CatalogObserver | None = None,
     ) -> None:
-        super().__init__(engine, settings)
+        super().__init__(engine, settings, store.nbytes)
         self._engine = engine
         self._registry = registry
         self._store = store
@@ -79,7 +79,9 @@ class AdapterCatalog(KnownNames):
         """Those under way, and failed ones that nobody waited for."""
         self._intake = AdapterIntake(store, settings, self._serves, self._operations.spawn)
         self._serving = Serving(engine, registry, self._intake, self._observer)
-        self._mixtures = Mixtures(registry, settings, self._entries, self._names, self._operations)
+        self._mixtures = Mixtures(
+            registry, settings, self._entries, self._names, self._operations, self.usage
+        )
 
     def managed_by(self, sees: Sees, quota: Quota) -> "AdapterCatalog":
         """Return the catalog as a tenant manages it: seen as ``seen_by`` says, filled from a folder of its own.
@@ -372,6 +374,7 @@ class AdapterCatalog(KnownNames):
     def _examine(self, record: AdapterRecord) -> AdapterOutline | str:
         try:
             check_name(record.name, reserved=self._base_names)
+            self._store.nbytes(record.digest)  # known from here on, without asking the disk on the loop
             return self._intake.inspect(record.digest)
         except (AdapterError, OSError) as error:
             return reason_of(error)

@@ -37,6 +37,7 @@ from manylora.server.catalog.types import (
     ResolvedPart,
     label_of,
 )
+from manylora.server.catalog.usage import Usage
 from manylora.server.errors import (
     AdapterUnavailable,
     InvalidRequest,
@@ -62,6 +63,7 @@ class Mixtures:
         adapters: Mapping[str, Entry],
         names: KeyedLocks,
         operations: Operations,
+        usage: Usage,
     ) -> None:
         """``names`` are the locks that adapters' operations hold too: a name means one thing."""
         self._registry = registry
@@ -69,6 +71,7 @@ class Mixtures:
         self._adapters = adapters
         self._names = names
         self._operations = operations
+        self._usage = usage
         self._bases: Collection[str] = settings.base_names
         self._records: MutableMapping[str, MixtureRecord] = {}
         self._tenant: str | None = None
@@ -263,6 +266,7 @@ class Mixtures:
                 raise self._unknown(name)
             record = await asyncio.to_thread(self._registry.mixtures.retire, name)
             del self._records[name]
+            self._usage.forget(name)
         return record
 
     async def _compare(self, records: Sequence[MixtureRecord]) -> None:
@@ -345,7 +349,8 @@ class Mixtures:
             self._mixed(record.name, record.name, record.parts)
         except (InvalidMixture, ModelNotFound, AdapterUnavailable) as error:
             reason = error.message
-        return MixtureEntry(record, tuple(map(self._now, record.parts)), reason)
+        used = self._usage.of(record.name)
+        return MixtureEntry(record, tuple(map(self._now, record.parts)), reason, used)
 
     def _now(self, part: MixturePart) -> ResolvedPart | MixturePart:
         entry = self._adapters.get(part.adapter)

@@ -3,7 +3,7 @@
 Lives on the event loop. How names come to mean something is the catalog's own side (server/catalog/catalog.py).
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from copy import copy
 from typing import Literal, Self
 
@@ -21,6 +21,7 @@ from manylora.server.catalog.types import (
     ResolvedModel,
     label_of,
 )
+from manylora.server.catalog.usage import Usage
 from manylora.server.errors import AdapterUnavailable
 
 Kind = Literal["base", "adapter", "mixture"]
@@ -32,12 +33,17 @@ class KnownNames:
 
     _mixtures: Mixtures
 
-    def __init__(self, engine: AdapterEngine, settings: CatalogSettings) -> None:
+    def __init__(
+        self, engine: AdapterEngine, settings: CatalogSettings, nbytes_of: Callable[[str], int]
+    ) -> None:
+        """``nbytes_of`` says how large the files of a digest are."""
         self._bases = frozenset(settings.base_names)
         self._entries: MutableMapping[str, Entry] = {}
         self._tier_of = engine.adapter_tier
         self._inherited_up_to = settings.inherited_up_to
         self._note_on = settings.note_on
+        self._nbytes_of = nbytes_of
+        self.usage = Usage()
 
     def seen_by(self, sees: Sees) -> Self:
         """Return the catalog as whoever may use only what ``sees`` lets through finds it, errors' lists included.
@@ -108,4 +114,12 @@ class KnownNames:
     def _show(self, entry: Entry) -> CatalogEntry:
         tier = None if entry.reason is not None else self._tier_of(entry.record.id)
         inherited = INHERITED if entry.record.id <= self._inherited_up_to else None
-        return CatalogEntry(entry.record, tier, entry.reason, inherited, self._note_on(entry.trained_on))
+        return CatalogEntry(
+            entry.record,
+            tier,
+            entry.reason,
+            inherited,
+            self._note_on(entry.trained_on),
+            self._nbytes_of(entry.record.digest),
+            self.usage.of(entry.record.id),
+        )

@@ -230,6 +230,15 @@ class ResolvedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Used:
+    """How often something was asked for since the server started."""
+
+    requests: int = 0
+    last: int | None = None
+    """Unix time; None: not since then."""
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogEntry:
     """One adapter as the management routes show it: rank, version and creation time are in the record."""
 
@@ -242,6 +251,9 @@ class CatalogEntry:
     """Said of one that may have been registered for other weights than the base's."""
     trained_otherwise: str | None = None
     """Said of one that was trained on the base in another form than it is held in."""
+    nbytes: int = 0
+    """Of its files in the store; 0 if they are gone."""
+    used: Used = Used()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -258,6 +270,7 @@ class MixtureEntry:
     """What its parts' names mean now, in the order given; one without a version is not there."""
     reason: str | None = None
     """Why it can't be served now, if it can't."""
+    used: Used = Used()
 
 
 @dataclass(frozen=True, slots=True)

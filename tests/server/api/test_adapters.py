@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,6 +66,28 @@ def test_an_adapter_is_registered_listed_and_deleted(http: httpx.Client) -> None
     assert gone["freed"]["aborted_sequences"] == 0
     assert http.get("/adapters/first").status_code == 404
     assert http.delete("/adapters/first").json()["error"]["code"] == "model_not_found"
+
+
+def test_what_an_adapter_weighs_and_how_it_is_used_is_told(http: httpx.Client, files: Files) -> None:
+    parts = [{"adapter": "first"}, {"adapter": "a", "weight": 0.5}]
+    http.post("/adapters", json={"name": "first", "src": "b"}).raise_for_status()
+    fresh = http.get("/adapters/first").json()
+    kept = ("adapter_config.json", "adapter_model.safetensors")
+    assert fresh["bytes"] == sum((files.adapters / "b" / name).stat().st_size for name in kept)
+    assert (fresh["requests"], fresh["last_used"]) == (0, None)
+    http.post("/adapters", json={"name": "named", "mixture": parts}).raise_for_status()
+    before = time.time()
+    for model in ("first", "named", "first:0.5+a"):
+        answer(http, model)
+    used = {each["name"]: each for each in http.get("/adapters").json()["data"]}
+    assert [used[name]["requests"] for name in ("first", "named")] == [3, 1]
+    assert all(int(before) <= used[name]["last_used"] <= time.time() for name in ("first", "named"))
+    # Another version is another adapter, and a name that is given again begins anew.
+    http.put("/adapters/first", json={"src": "c"}).raise_for_status()
+    assert http.get("/adapters/first").json()["requests"] == 0
+    http.delete("/adapters/named").raise_for_status()
+    assert http.post("/adapters", json={"name": "named", "mixture": parts}).json()["requests"] == 0
+    http.delete("/adapters/named").raise_for_status()
 
 
 def test_names_may_hold_slashes_and_colons(http: httpx.Client) -> None:
