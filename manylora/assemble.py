@@ -25,7 +25,6 @@ from manylora.server.api.app import Application, create_app
 from manylora.server.api.audit import AuditLog
 from manylora.server.api.dependencies import ApiDependencies, ApiSettings
 from manylora.server.api.engine_metrics import EngineMetrics
-from manylora.server.api.export_jobs import ExportedBase, ExportJobs
 from manylora.server.api.metrics import Metrics
 from manylora.server.api.pacing import Rests
 from manylora.server.batches.files import FileStore
@@ -40,6 +39,8 @@ from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.request import Pooling
 from manylora.server.engine.residency import Load
 from manylora.server.engine.step_plan import SchedulerLimits
+from manylora.server.exports.job import ExportedBase
+from manylora.server.exports.jobs import ExportJobs
 from manylora.server.kernels.pinned import pinned
 from manylora.server.model.decoder_base import DecoderBase
 from manylora.server.model.served import ServedModel

@@ -41,7 +41,7 @@ FormatName = Annotated[
     typer.Option(
         "--format",
         help="merged: a whole checkpoint; merged-4bit: the same in NF4; peft: the adapter alone as an archive, or one"
-        " adapter made of a mixture, as a directory or an archive.",
+        " adapter made of a mixture, as a directory or an archive; gguf-lora: one adapter as a file for llama.cpp.",
     ),
 ]
 IntoName = Annotated[

@@ -16,6 +16,10 @@ DEMO_NAME = "manylora/demo-base"
 def say(output: Path, manifest: Any) -> None:  # JSON, checked where it was made
     """Print what was made at ``output``."""
     console = Console(emoji=False, highlight=False, soft_wrap=True)
+    if manifest["format"] == "gguf-lora":
+        (_say_combined if "combine" in manifest else _say_gguf)(console, output, manifest)
+        _say_how_to_load(console, output, manifest)
+        return
     if "combine" in manifest:
         _say_combined(console, output, manifest)
         return
@@ -75,6 +79,24 @@ def _say_combined(console: Console, output: Path, manifest: Any) -> None:  # JSO
     console.print(table)
     if output.is_dir():
         console.print(f"Serve it: {escape(serve_adapter(output, largest))}")
+
+
+def _say_gguf(console: Console, output: Path, manifest: Any) -> None:  # JSON, as above
+    console.print(f"[bold]{escape(str(output))}[/]")
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row(
+        "adapter", f"{manifest['adapter']['method']}, {manifest['modules']} modules, {manifest['dtype']}"
+    )
+    table.add_row("for", f"llama.cpp's {manifest['architecture']}, its α {manifest['alpha']:g}")
+    table.add_row("error", f"{manifest['error']['overall']:.2g} of the adapter's size over all (Frobenius)")
+    console.print(table)
+
+
+def _say_how_to_load(console: Console, output: Path, manifest: Any) -> None:  # JSON, as above
+    if manifest["left_out"]:
+        console.print(f"Not in it, since a gguf-lora holds factors alone: {', '.join(manifest['left_out'])}")
+    line = shlex.join(["llama-server", "-m", "BASE.gguf", "--lora", str(output)])
+    console.print(f"Load it beside the base in GGUF: {escape(line)}")
 
 
 def serve_model(directory: Path) -> str:

@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "server.catalog": ("server", "adapters"),
     "server.api": (
         "server.batches",
+        "server.exports",
         "server.api",
         "server.engine",
         "server.catalog",
@@ -51,6 +52,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "server.threads",
         "adapters",
     ),
+    "server.exports": ("server.exports", "server.catalog", "server.errors", "adapters"),
     "server.batches": ("server.batches", "server.errors", "server.threads", "adapters"),
     "server.model": ("server.model", "server.kernels", "quant", "adapters"),
     "server.kernels": ("server.kernels", "quant", "adapters"),

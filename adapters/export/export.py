@@ -20,6 +20,7 @@ from manylora.adapters.export.companions import (
     write_manifest,
 )
 from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.gguf_file import GGUF_SUFFIX, write_gguf_lora
 from manylora.adapters.export.mixed_adapter import plan_adapter, write_adapter
 from manylora.adapters.export.narrowest import measure, narrowest, remedy
 from manylora.adapters.export.outline import EMBEDDING
@@ -61,6 +62,8 @@ def export(settings: ExportSettings, progress: Progress = lambda doing, share: N
     check_target(settings.output)
     if settings.format == "peft":
         return _combined(settings, progress) if settings.parts else _archive(settings, progress)
+    if settings.format == "gguf-lora":
+        return _gguf_lora(settings, progress)
     if settings.output.name.endswith(SUFFIXES):
         raise ExportRefused(
             f"{settings.output}: a merged model is a directory, and that is an archive's name: give a directory's, or"
@@ -183,6 +186,35 @@ def _combined(settings: ExportSettings, progress: Progress) -> ExportReport:
             manifest = made(directory)
     progress("done", 1.0)
     return ExportReport(settings.output, manifest)
+
+
+def _gguf_lora(settings: ExportSettings, progress: Progress) -> ExportReport:
+    """Make one file that llama.cpp loads beside the base; of a mixture by way of the one adapter that it becomes."""
+    if not settings.output.name.endswith(GGUF_SUFFIX):
+        raise ExportRefused(f"{settings.output}: the name of a gguf-lora ends in {GGUF_SUFFIX}")
+    with publishing_file(settings.output) as path:
+        manifest: dict[str, object] = {}
+        adapter, begin = settings.adapter, 0.0
+        if adapter is None:
+            adapter, begin = path.parent / "adapter", 0.5
+            adapter.mkdir()
+            # Rounded once, when the file is written.
+            exactly = replace(settings, dtype="float32")
+            manifest |= write_adapter(
+                plan_adapter(settings), exactly, adapter, lambda share: progress(WRITING, begin * share)
+            )
+        made = write_gguf_lora(
+            adapter, settings, path, lambda share: progress(WRITING, begin + (1 - begin) * share)
+        )
+        manifest = {**made, **_of_mixture(manifest, made)} if manifest else made
+    progress("done", 1.0)
+    return ExportReport(settings.output, manifest)
+
+
+def _of_mixture(combined: Mapping[str, object], made: Mapping[str, object]) -> dict[str, object]:
+    """Return what the manifest of a mixture's file says otherwise: its parts, and how far they are from the sum."""
+    told = {key: combined[key] for key in ("adapter", "combine", "density", "seed", "rank", "ranks", "error")}
+    return {**told, "rounding": made["error"]}
 
 
 def _archive(settings: ExportSettings, progress: Progress) -> ExportReport:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from manylora.adapters.export.errors import ExportRefused
 from manylora.adapters.mixtures import MixturePart, part_weight, spell
 
-Format = Literal["merged", "merged-4bit", "peft"]
+Format = Literal["merged", "merged-4bit", "peft", "gguf-lora"]
 Into = Literal["auto", "16bit", "dequantized"]
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 Combine = Literal["cat", "svd", "ties", "dare_ties", "dare_linear"]
@@ -16,6 +16,8 @@ FORMATS, INTOS, DTYPE_NAMES = get_args(Format), get_args(Into), get_args(DtypeNa
 COMBINES = get_args(Combine)
 PEFT_METHODS, RANDOM_METHODS = ("ties", "dare_ties", "dare_linear"), ("dare_ties", "dare_linear")
 """Those of peft's own functions, and those of them that draw at random."""
+ADAPTER_FORMATS = ("peft", "gguf-lora")
+"""Those whose result is an adapter, not a model."""
 SHARD_BYTES = 5_000_000_000
 
 
@@ -41,7 +43,7 @@ class ExportSettings:
     """The one adapter; None where there are ``parts``."""
     output: Path
     base: Path | None = None
-    """A model directory: 16-bit, NF4, GPTQ or AWQ. Only an adapter alone needs none."""
+    """A model directory: 16-bit, NF4, GPTQ or AWQ. Format peft needs none, gguf-lora its config.json."""
     format: Format = "merged"
     into: Into = "auto"
     """auto: those that the adapter was trained on; where it doesn't say, those that are served."""
@@ -60,7 +62,7 @@ class ExportSettings:
     base_name: str | None = None
     adapter_name: str | None = None
     parts: tuple[ExportPart, ...] = ()
-    """A mixture: merged as the sum that is served or, with format peft, made one adapter by ``combine``."""
+    """A mixture: merged as the sum that is served or, in ADAPTER_FORMATS, made one adapter by ``combine``."""
     combine: Combine | None = None
     """None is cat."""
     rank: int | None = None
@@ -137,9 +139,10 @@ def _check_combine(settings: ExportSettings) -> None:
     if method is not None and method not in COMBINES:
         raise ExportRefused(f"{method!r} is no way to combine; expected {', '.join(COMBINES)}")
     given = [word for word in ("combine", "rank", "density", "seed") if getattr(settings, word) is not None]
-    if given and (settings.format != "peft" or not settings.parts):
+    if given and (settings.format not in ADAPTER_FORMATS or not settings.parts):
         raise ExportRefused(
-            f"{given[0]} is for one adapter made of a mixture (format peft); a merged model is always the sum itself"
+            f"{given[0]} is for one adapter made of a mixture (format {' or '.join(ADAPTER_FORMATS)}); a merged model"
+            " is always the sum itself"
         )
     if (settings.rank is not None) != (method == "svd"):
         what = "needs the wanted rank" if method == "svd" else "takes no rank, that is svd's"

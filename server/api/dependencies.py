@@ -7,7 +7,6 @@ from typing import Protocol
 from fastapi import Request
 
 from manylora.server.api.audit import AuditLog
-from manylora.server.api.export_jobs import ExportJobs
 from manylora.server.api.metrics import Metrics
 from manylora.server.api.pacing import Rests
 from manylora.server.api.tokenising import Tokenising
@@ -17,6 +16,7 @@ from manylora.server.catalog.on_demand import OnDemand
 from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.pace import Tempo
 from manylora.server.engine.request import GenerationRequest, Pooling, SequenceOutput
+from manylora.server.exports.jobs import ExportJobs
 from manylora.server.tenants.ring import KeyRing
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 

@@ -70,7 +70,11 @@ def _one(
 
 
 NAMED = frozenset({404})
-RESULT = Documented("admin", {200: {"application/gzip": None, "application/x-tar": None}}, NAMED)
+RESULT = Documented(
+    "admin",
+    {200: {"application/gzip": None, "application/x-tar": None, "application/octet-stream": None}},
+    NAMED,
+)
 OPERATIONS: dict[tuple[str, str], Documented] = {
     ("get", "/health"): _one("open", answers.Alive),
     ("get", "/ready"): Documented("open", {200: {JSON: answers.Ready}, 503: {JSON: answers.NotReady}}),

@@ -11,18 +11,16 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from manylora.adapters.mixtures import shortest
+from manylora.server.api.asked_models import told_of
 from manylora.server.api.auth import require_exporter
 from manylora.server.api.body import read_body
-from manylora.server.api.dependencies import dependencies
-from manylora.server.api.export_jobs import ExportForm, ExportJob, ExportJobs
-from manylora.server.api.export_sources import (
-    ExportRequest,
-    MixtureExportRequest,
-    source_of,
-    source_of_name,
-)
+from manylora.server.api.dependencies import ApiDependencies, dependencies
+from manylora.server.api.export_schemas import ExportRequest, MixtureExportRequest
 from manylora.server.api.openapi import PATTERNS, body_of
 from manylora.server.errors import InvalidRequest, ShuttingDown
+from manylora.server.exports.job import ExportJob, ExportSource
+from manylora.server.exports.jobs import ExportJobs
+from manylora.server.exports.sources import source_of_model, source_of_name
 
 
 class _ExportId(StringConvertor):
@@ -42,8 +40,8 @@ LONGEST_TOP = 40
 async def export_adapter(request: Request, name: str) -> JSONResponse:
     """Begin to export the adapter's version of this moment: 202 and the job."""
     body = await read_body(request, ExportRequest)
-    source = source_of_name(dependencies(request), name, body.combine)
-    job = await _jobs(request).submit(source, _form(body))
+    source = source_of_name(dependencies(request).catalog, name, body.combine)
+    job = await _jobs(request).submit(source, body.form)
     where = {"location": f"/adapters/{quote(name)}/export/{job.id}"}
     return JSONResponse(describe(job), status_code=202, headers=where)
 
@@ -53,7 +51,7 @@ async def export_mixture(request: Request) -> JSONResponse:
     """Begin to export an adapter or a mixture, its parts' versions of this moment: 202 and the job."""
     body = await read_body(request, MixtureExportRequest)
     jobs = _jobs(request)
-    job = await jobs.submit(await source_of(dependencies(request), body), _form(body))
+    job = await jobs.submit(await _source_of(dependencies(request), body), body.form)
     return JSONResponse(describe(job), status_code=202, headers={"location": f"/exports/{job.id}"})
 
 
@@ -90,7 +88,7 @@ async def get_export(request: Request, name: str, job: str) -> dict[str, object]
 
 @router.get("/adapters/{name:path}/export/{job:export}/download")
 def download_export(request: Request, name: str, job: str) -> Response:
-    """Send the result: a model as a tar of its directory, an adapter as its .tar.gz."""
+    """Send the result: a model as a tar of its directory, an adapter as its .tar.gz or .gguf."""
     return _download(request, _jobs(request).get(name, job))
 
 
@@ -99,7 +97,8 @@ def _download(request: Request, found: ExportJob) -> Response:
         raise InvalidRequest(f"the export is {found.status}; there is a result once it has succeeded")
     path = Path(found.path)
     if path.is_file():
-        return FileResponse(path, media_type="application/gzip", filename=path.name)
+        media_type = "application/gzip" if found.format == "peft" else "application/octet-stream"
+        return FileResponse(path, media_type=media_type, filename=path.name)
     # Under the 100 bytes that a plain entry's name may have: a longer one takes entries that aren't counted.
     top = f"{found.file_name[:LONGEST_TOP]}-{found.format}"
     files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
@@ -125,8 +124,15 @@ async def _delete(jobs: ExportJobs, job: ExportJob) -> dict[str, object]:
     return describe(await jobs.cancel(job.adapter, job.id))
 
 
-def _form(body: ExportRequest) -> ExportForm:
-    return ExportForm(body.format, body.base, body.dtype, body.combine, body.rank)
+async def _source_of(deps: ApiDependencies, body: MixtureExportRequest) -> ExportSource:
+    """Return what a body asks for. Raises what AdapterCatalog.resolve and ModelTexts.of raise, naming the field."""
+    parts = tuple(part.part for part in body.mixture)
+    with told_of("model" if body.model is not None else "mixture"):
+        found = deps.catalog.resolve(body.model or deps.settings.base_model, parts)
+        source = source_of_model(deps.catalog, found, body.combine)
+        if found.part_texts:  # parts with tokenizers of their own, which must be one and the same
+            await deps.texts.of(found.text, found.digest, found.part_texts)
+    return source
 
 
 def describe(job: ExportJob) -> dict[str, object]:

@@ -36,15 +36,15 @@ def convert(files: Files, server: Path, source: Path, python: Path, scratch: Pat
     whole, base = scratch / "base-16.gguf", scratch / "base.gguf"
     if not base.is_file():
         hf = [str(python), str(source / "convert_hf_to_gguf.py"), str(files.base), "--outfile", str(whole)]
-        _run([*hf, "--outtype", "bf16"])
-        _run([str(quantize), "--pure", str(whole), str(base), "Q4_0"])
+        run_tool([*hf, "--outtype", "bf16"])
+        run_tool([str(quantize), "--pure", str(whole), str(base), "Q4_0"])
         whole.unlink()
     adapters = []
     for adapter in files.adapters:
         adapters.append(scratch / f"{adapter.name}.gguf")
         if not adapters[-1].is_file():
             lora = [str(python), str(source / "convert_lora_to_gguf.py"), str(adapter)]
-            _run([*lora, "--base", str(files.base), "--outfile", str(adapters[-1])])
+            run_tool([*lora, "--base", str(files.base), "--outfile", str(adapters[-1])])
     return GgufFiles(base, tuple(adapters))
 
 
@@ -56,7 +56,8 @@ def _quantize(server: Path) -> Path:
     return Path(found)
 
 
-def _run(line: list[str]) -> None:
+def run_tool(line: list[str]) -> None:
+    """Run one of llama.cpp's tools. Raises PeerError with its last line, and what to do where that is known."""
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load, load_file
 
 from manylora.adapters.errors import AdapterNotFound
-from manylora.server.api.export_jobs import MOST_QUEUED, ExportJob
+from manylora.server.exports.job import ExportJob
+from manylora.server.exports.jobs import MOST_QUEUED
 from tests.adapters.making import pool
 from tests.server.api.running import BASE, Files, Running, running
 
@@ -33,7 +34,7 @@ def _at_full_priority(monkeypatch: pytest.MonkeyPatch, server: Running) -> None:
     """On a busy machine nice processes take minutes."""
     assert server.server.deps.exports is not None
     monkeypatch.setattr(server.server.deps.exports, "niceness", 0)
-    monkeypatch.setattr("manylora.server.api.export_jobs.NICENESS", 0)
+    monkeypatch.setattr("manylora.server.exports.jobs.NICENESS", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -290,13 +291,13 @@ def test_no_more_exports_wait_than_may_however_they_arrive(
     first = ask(http, "a")
     wait(http, first, lambda job: job["status"] == "running")
     go_on = threading.Event()
-    link = jobs._link_adapter
+    files_of = jobs._files_of
 
-    def slowly(job: ExportJob) -> None:
+    def slowly(digest: str) -> Path:
         go_on.wait(SECONDS)
-        link(job)
+        return files_of(digest)
 
-    monkeypatch.setattr(jobs, "_link_adapter", slowly)
+    monkeypatch.setattr(jobs, "_files_of", slowly)
     with ThreadPoolExecutor(MOST_QUEUED + 4) as pool:
         asked = [pool.submit(http.post, "/adapters/b/export", json={}) for _ in range(MOST_QUEUED + 4)]
         refused = [each.result().status_code for each in islice(as_completed(asked), 4)]
@@ -310,15 +311,15 @@ def test_an_export_cancelled_while_its_files_are_linked_leaves_nothing(
 ) -> None:
     jobs = server.server.deps.exports
     assert jobs is not None
-    link = jobs._link_adapter
+    files_of = jobs._files_of
     linking, go_on = threading.Event(), threading.Event()
 
-    def slowly(job: ExportJob) -> None:
+    def slowly(digest: str) -> Path:
         linking.set()
         go_on.wait(SECONDS)
-        link(job)
+        return files_of(digest)
 
-    monkeypatch.setattr(jobs, "_link_adapter", slowly)
+    monkeypatch.setattr(jobs, "_files_of", slowly)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(http.post, "/adapters/b/export", json={})
         assert linking.wait(SECONDS)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -30,7 +31,7 @@ def _at_full_priority(monkeypatch: pytest.MonkeyPatch, server: Running) -> None:
     """On a busy machine nice processes take minutes."""
     assert server.server.deps.exports is not None
     monkeypatch.setattr(server.server.deps.exports, "niceness", 0)
-    monkeypatch.setattr("manylora.server.api.export_jobs.NICENESS", 0)
+    monkeypatch.setattr("manylora.server.exports.jobs.NICENESS", 0)
 
 
 class InThisProcess:
@@ -59,7 +60,7 @@ class InThisProcess:
 @pytest.fixture(autouse=True)
 def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "own_process" not in request.fixturenames:
-        monkeypatch.setattr("manylora.server.api.export_jobs.ExportProcess", InThisProcess)
+        monkeypatch.setattr("manylora.server.exports.jobs.ExportProcess", InThisProcess)
 
 
 @pytest.fixture
@@ -168,6 +169,23 @@ def test_a_mixture_by_its_parts_becomes_one_adapter(http: httpx.Client, files: F
         assert combine == "cat" or len(a) == 3
     assert done["manifest"]["error"]["overall"] == pytest.approx((off / size) ** 0.5, rel=1e-3, abs=1e-6)
     assert (done["manifest"]["error"]["overall"] < 1e-6) == (combine == "cat")
+
+
+@pytest.mark.parametrize(("model", "name"), [("a", "a"), ("a:0.5+c", "a:0.5+c:1")])
+def test_an_adapter_and_a_mixture_become_a_file_for_llama_cpp(
+    http: httpx.Client, model: str, name: str
+) -> None:
+    done = wait(http, ask(http, model=model, format="gguf-lora", dtype="float16"))
+    assert done["status"] == "succeeded", done
+    assert done["manifest"]["architecture"] == "qwen2"
+    file = http.get(f"/exports/{done['id']}/download")
+    assert file.headers["content-type"] == "application/octet-stream"
+    assert f"filename*=utf-8''{quote(name)}.gguf" in file.headers["content-disposition"] or (
+        f'filename="{name}.gguf"' in file.headers["content-disposition"]
+    )
+    assert (file.content[:4], len(file.content)) == (b"GGUF", done["bytes"])
+    refused = http.post("/exports", json={"model": model, "format": "gguf-lora", "combine": "svd"})
+    assert refused.json()["error"]["param"] == "rank"
 
 
 def test_a_named_mixture_is_exported_with_its_version(http: httpx.Client) -> None:

@@ -14,7 +14,7 @@ from manylora.server.api.adapter_schemas import (
     LoadLoraRequest,
     UnloadLoraRequest,
 )
-from manylora.server.api.export_sources import ExportRequest, MixtureExportRequest
+from manylora.server.api.export_schemas import ExportRequest, MixtureExportRequest
 from manylora.server.api.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tests.server.api.running import Running
 

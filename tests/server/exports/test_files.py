@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from manylora.server.api.export_jobs import ExportedBase, ExportForm, ExportJobs, ExportSource
+from manylora.server.exports.job import ExportedBase, ExportForm, ExportSource
+from manylora.server.exports.jobs import ExportJobs
 
 
 class FakeProcess:
@@ -47,7 +48,7 @@ def source(name: str, digest: str) -> ExportSource:
 async def test_a_queued_export_keeps_the_files_of_an_adapter_that_is_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manylora.server.api.export_jobs.ExportProcess", FakeProcess)
+    monkeypatch.setattr("manylora.server.exports.jobs.ExportProcess", FakeProcess)
     FakeProcess.go_on.clear()
     FakeProcess.found, FakeProcess.ended = [], asyncio.Semaphore(0)
     contents = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}

@@ -1,125 +1,33 @@
 """Exports of adapters and mixtures as jobs: each in a process of its own, one after the other.
 
-    directory/<id>/adapter/   the adapter's files, linked when the job was asked for: that version is exported
-    directory/<id>/parts/<n>  the same of a mixture's parts
-    directory/<id>/job.json   written when the job has succeeded
-    directory/<id>/result/    what was made: a model's directory, or one archive
-
 Lives on the event loop. Whatever a crash leaves is deleted at the next start; finished results stay until deleted.
+What lies in a job's directory is said in homes.py.
 """
 
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from structlog import get_logger
 
-from manylora.adapters.durable import write_whole
-from manylora.adapters.errors import AdapterError
-from manylora.server.api.export_process import NICENESS, ExportProcess
 from manylora.server.errors import ModelNotFound, QueueFull, ShuttingDown
+from manylora.server.exports.homes import keep_result, link_adapters, recover, settings_of
+from manylora.server.exports.job import ExportedBase, ExportForm, ExportJob, ExportSource
+from manylora.server.exports.process import NICENESS, ExportProcess
 
 log = get_logger(__name__)
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 MOST_QUEUED = 16
 MOST_NAMED = 20
 """Jobs that an error lists."""
 MOST_FINISHED = 256
 """Failed and cancelled jobs that are remembered; succeeded ones stay with their results."""
-LONGEST_FILE_NAME = 100
-"""Characters of a name, or of a mixture's text, that go into the name of a file."""
-_RECORD = "job.json"
-
-
-@dataclass(frozen=True, slots=True)
-class ExportedPart:
-    """One adapter of a mixture, in the version that is exported."""
-
-    adapter: str
-    version: int
-    digest: str
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
-class ExportSource:
-    """What is to be exported."""
-
-    name: str
-    """An adapter's, a mixture's, or an unnamed mixture as text."""
-    version: int | None
-    """None: an unnamed mixture has none."""
-    digest: str | None
-    """Of an adapter's files; None for a mixture."""
-    parts: tuple[ExportedPart, ...] = ()
-    """A mixture's, none with weight 0; () for an adapter that is exported as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportForm:
-    """What is to be made of it: fields of ExportSettings."""
-
-    format: str
-    base: str = "auto"
-    """Which of the base's weights are merged into."""
-    dtype: str = "auto"
-    combine: str | None = None
-    rank: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ExportJob:
-    """One export, as it is now."""
-
-    id: str
-    adapter: str
-    """What is exported: an adapter's name, a mixture's, or a mixture as text."""
-    version: int | None
-    digest: str | None
-    format: str
-    base: str
-    dtype: str
-    created: int
-    """Unix time, as the next two."""
-    status: Status = "queued"
-    stage: str = ""
-    progress: float = 0.0
-    started: int | None = None
-    finished: int | None = None
-    error: str | None = None
-    path: str | None = None
-    """Where the result is."""
-    bytes: int | None = None
-    manifest: dict[str, Any] | None = None
-    parts: tuple[ExportedPart, ...] = ()
-    combine: str | None = None
-    rank: int | None = None
-
-    @property
-    def file_name(self) -> str:
-        """What the result is called after, as a file's name takes it."""
-        return self.adapter.replace("/", "_")[:LONGEST_FILE_NAME]
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing will change any more."""
-        return self.status in ("succeeded", "failed", "cancelled")
-
-
-@dataclass(frozen=True, slots=True)
-class ExportedBase:
-    """What the server serves, as an export must know it; ``settings`` are further fields of ExportSettings."""
-
-    directory: Path
-    settings: dict[str, object]
 
 
 class ExportJobs:
@@ -138,7 +46,7 @@ class ExportJobs:
 
     async def open(self) -> None:
         """Find the results of earlier runs, delete what a crash left, and begin to work."""
-        self._jobs = await asyncio.to_thread(_recover, self.directory)
+        self._jobs = await asyncio.to_thread(recover, self.directory)
         self._worker = asyncio.create_task(self._work())
 
     async def close(self) -> None:
@@ -169,7 +77,7 @@ class ExportJobs:
         # It counts among those that wait before anything is waited for: another may be asked for meanwhile.
         self._jobs[job.id] = job
         try:
-            await asyncio.to_thread(self._link_adapter, job)
+            await asyncio.to_thread(link_adapters, self.directory / job.id, job, self._files_of)
         except BaseException:
             self._jobs.pop(job.id, None)
             raise
@@ -228,23 +136,6 @@ class ExportJobs:
         job = self._jobs.get(job_id)
         return job is not None and job.status == "running"
 
-    def _link_adapter(self, job: ExportJob) -> None:
-        """Keep the files of these versions, whatever becomes of the adapters before the job has its turn."""
-        home = self.directory / job.id
-        try:
-            if not job.parts:
-                assert job.digest is not None
-                _link(self._files_of(job.digest), home / "adapter")
-            for number, part in enumerate(job.parts):
-                _link(self._files_of(part.digest), home / "parts" / str(number))
-        except (OSError, AdapterError) as error:
-            shutil.rmtree(home, ignore_errors=True)
-            if isinstance(error, AdapterError):
-                raise
-            raise AdapterError(
-                f"the adapter's files can't be kept for the export: {error.strerror}"
-            ) from None
-
     async def _work(self) -> None:
         while True:
             job_id = await self._queue.get()
@@ -260,16 +151,13 @@ class ExportJobs:
 
     async def _run(self, job: ExportJob) -> None:
         home = self.directory / job.id
-        result = home / "result"
-        if job.format == "peft":
-            result = home / "result" / f"{job.file_name}.tar.gz"
         self._change(job.id, status="running", started=int(time.time()), stage="starting")
         loop = asyncio.get_running_loop()
 
         def hear(stage: str, progress: float) -> None:
             loop.call_soon_threadsafe(self._advance, job.id, stage, progress)
 
-        settings = json.dumps(self._settings(job, home, result))
+        settings = json.dumps(settings_of(home, job, self.base))
         with ExportProcess(settings, self.niceness, home / "complaints") as process:
             self._running[job.id] = process
             try:
@@ -287,25 +175,6 @@ class ExportJobs:
         if self._is_running(job_id):
             self._change(job_id, stage=stage, progress=progress)
 
-    def _settings(self, job: ExportJob, home: Path, result: Path) -> dict[str, object]:
-        parts = [
-            {"name": part.adapter, "directory": str(home / "parts" / str(number)), "weight": part.weight}
-            for number, part in enumerate(job.parts)
-        ]
-        return {
-            **self.base.settings,
-            "adapter": None if parts else str(home / "adapter"),
-            "parts": parts,
-            "combine": job.combine,
-            "rank": job.rank,
-            "output": str(result),
-            "base": str(self.base.directory.absolute()),
-            "format": job.format,
-            "into": job.base,
-            "dtype": job.dtype,
-            "adapter_name": job.adapter,
-        }
-
     async def _succeed(self, job_id: str, manifest: dict[str, Any]) -> None:
         done = replace(
             self._jobs[job_id],
@@ -315,7 +184,7 @@ class ExportJobs:
             finished=int(time.time()),
             manifest=manifest,
         )
-        kept = await asyncio.to_thread(_keep, self.directory / job_id, done)
+        kept = await asyncio.to_thread(keep_result, self.directory / job_id, done)
         if self._is_running(job_id):
             self._jobs[job_id] = kept
             log.info("exported", job=job_id, adapter=kept.adapter)
@@ -327,53 +196,3 @@ class ExportJobs:
         over = [job.id for job in self._jobs.values() if job.status in ("failed", "cancelled")]
         for old in over[:-MOST_FINISHED]:
             del self._jobs[old]
-
-
-def _link(source: Path, target: Path) -> None:
-    for path in source.rglob("*"):
-        if path.is_dir():
-            continue
-        linked = target / path.relative_to(source)
-        linked.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, linked)
-        except OSError:  # another file system
-            shutil.copyfile(path, linked)
-
-
-def _keep(home: Path, job: ExportJob) -> ExportJob:
-    """Add where the result is, and write the record by which a later start knows it."""
-    result = home / "result"
-    files = [path for path in result.rglob("*") if path.is_file()]
-    path = files[0] if job.format == "peft" else result
-    kept = replace(job, path=str(path), bytes=sum(file.stat().st_size for file in files))
-    # A record that is there is whole: without one the next start deletes the result.
-    write_whole(home / _RECORD, json.dumps(asdict(kept)))
-    for linked in ("adapter", "parts"):
-        shutil.rmtree(home / linked, ignore_errors=True)
-    return kept
-
-
-def _recover(directory: Path) -> dict[str, ExportJob]:
-    """Return the finished jobs on disk, oldest first, and delete what is unfinished."""
-    directory.mkdir(parents=True, exist_ok=True)
-    found = []
-    for home in directory.iterdir():
-        job = _read_record(home)
-        if job is None:
-            shutil.rmtree(home, ignore_errors=True)
-        else:
-            found.append(job)
-    return {job.id: job for job in sorted(found, key=lambda job: (job.created, job.id))}
-
-
-def _read_record(home: Path) -> ExportJob | None:
-    try:
-        values = json.loads((home / _RECORD).read_text())
-        known = {field.name for field in fields(ExportJob)}
-        given = {key: value for key, value in values.items() if key in known}
-        given["parts"] = tuple(ExportedPart(**part) for part in given.get("parts", ()))
-        job = ExportJob(**given)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-    return job if job.path is not None and Path(job.path).exists() else None
