@@ -7,6 +7,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/
 CONSTRAINTS := $(if $(HAS_GPU),,-c constraints-cpu.txt)
 
 LINKS   := build/links
+INNER   := $(filter-out %/__pycache__,$(patsubst %/,%,$(wildcard $(CURDIR)/manylora/*/)))
 FOLDERS := adapters demo loadtest quant server training
 
 .PHONY: serve test clients kernels sanitize lint format bench gpu-check links clean
@@ -52,7 +53,7 @@ gpu-check:  ## exactness and speed on a GPU; needs torch, transformers, peft, tr
 # The folders of the repository as they are once installed, for mypy, which can't see an installation.
 links:
 	rm -rf $(LINKS) && mkdir -p $(LINKS)/manylora
-	ln -s $(CURDIR)/manylora/*.py $(addprefix $(CURDIR)/,$(FOLDERS)) $(LINKS)/manylora/
+	ln -s $(CURDIR)/manylora/*.py $(INNER) $(addprefix $(CURDIR)/,$(FOLDERS)) $(LINKS)/manylora/
 	ln -s $(CURDIR)/tests $(LINKS)/tests
 
 # torch first and alone, so that nothing that follows can bring another build of it.

@@ -1,5 +1,6 @@
 """The `manylora` command. Bad input ends in one line on stderr and exit status 2, never in a traceback."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from manylora.adapters_command import app as adapters
+from manylora.adapters_command.app import app as adapters
 from manylora.cache_command import app as cache
 from manylora.failing import fail
 from manylora.keys_command import app as keys
@@ -20,7 +21,6 @@ from manylora.settings_options import command_from_settings
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"max_content_width": 120},
 )
@@ -113,11 +113,20 @@ def _mount_plan() -> None:
 def main() -> None:
     """Run the command line."""
     # Importing the benchmarks takes time that `manylora serve` need not spend.
-    word = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    word = _first_word()
     for name, mount in (("bench", _mount_bench), ("data", _mount_data), ("plan", _mount_plan)):
         if word in (name, "--help"):
             mount()
     sys.exit(_run())
+
+
+def _first_word() -> str:
+    """Return the word after `manylora`. A shell that asks how a line goes on has the line in a variable."""
+    if "_MANYLORA_COMPLETE" not in os.environ:
+        return sys.argv[1] if len(sys.argv) > 1 else "--help"
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    words = line.split()
+    return words[1] if len(words) > 2 else "--help"
 
 
 def _run() -> int:

@@ -22,7 +22,7 @@ from manylora.adapters.errors import AdapterError
 from manylora.adapters.keys import LIMITS, KeyChange, KeyRecord, KeyTerms, parse_terms
 from manylora.adapters.pairing import REGISTRY_FILE
 from manylora.adapters.registry import AdapterRegistry
-from manylora.adapters_command import AdminKey, call
+from manylora.adapters_command.server import AdminKey, AskedServer
 from manylora.failing import fail
 from manylora.home import name_in
 from manylora.server.tenants.told import described
@@ -108,7 +108,7 @@ def create(
     asked: dict[str, Any] = {"tenant": tenant, "models": model or ["*"], "rights": right or ["infer"]}
     asked |= {"weight": weight, "priority": priority, **dict(zip(LIMITS, limits, strict=True))}
     if url is not None:
-        _show_secret(call("POST", url, "/admin/keys", admin_key, asked), as_json)
+        _show_secret(AskedServer(url, admin_key).get("POST", "/admin/keys", asked), as_json)
         return
     with _registry(data_dir, base) as registry:
         record, secret = registry.keys.create(KeyTerms(**parse_terms(asked)))
@@ -126,7 +126,7 @@ def ls(
 ) -> None:
     """List all keys. Of a budget a running server tells what is used; offline what it has lent out counts as well."""
     if url is not None:
-        found = call("GET", url, "/admin/keys", admin_key)["data"]
+        found = AskedServer(url, admin_key).get("GET", "/admin/keys")["data"]
     else:
         with _registry(data_dir, base) as registry:
             found = [described(record) for record in registry.keys.all()]
@@ -171,7 +171,9 @@ def set_terms(
     asked = {name: value for name, value in asked.items() if value is not None}
     without = [_term(name) for name in unlimited or ()]
     if url is not None:
-        changed = call("PATCH", url, f"/admin/keys/{key}", admin_key, {**asked, "unlimited": without})
+        changed = AskedServer(url, admin_key).get(
+            "PATCH", f"/admin/keys/{key}", {**asked, "unlimited": without}
+        )
     else:
         with _registry(data_dir, base) as registry:
             record = registry.keys.set_terms(key, KeyChange(parse_terms(asked), without))
@@ -196,7 +198,7 @@ def revoke(
 ) -> None:
     """End a key: requests that come then are refused, those under way go on."""
     if url is not None:
-        ended = call("DELETE", url, f"/admin/keys/{key}", admin_key)
+        ended = AskedServer(url, admin_key).get("DELETE", f"/admin/keys/{key}")
     else:
         with _registry(data_dir, base) as registry:
             record = registry.keys.revoke(key)
@@ -224,7 +226,7 @@ def rotate(
     """Give a key another secret, shown this once; its limits and what it has used stay."""
     if url is not None:
         body: dict[str, object] = {"overlap_seconds": overlap}
-        _show_secret(call("POST", url, f"/admin/keys/{key}/rotate", admin_key, body), as_json)
+        _show_secret(AskedServer(url, admin_key).get("POST", f"/admin/keys/{key}/rotate", body), as_json)
         return
     with _registry(data_dir, base) as registry:
         record, secret = registry.keys.rotate(key, timedelta(seconds=overlap))

@@ -1,0 +1,155 @@
+"""`manylora adapters` on a real server: tables, JSON, completion, exports, and one line for what goes wrong."""
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gguf import GGUFReader
+from typer.testing import CliRunner, Result
+
+from manylora.cli import app, main
+from tests.serving import Served, answer, serving, write_two_adapters
+
+KEY = "secret"
+Adapters = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_two_adapters(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def server(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    small = ("--kv-cache-gib", "0.05", "--threads", "1", "--kernels", "plain")
+    flags = (str(files / "base"), "--adapter-root", str(files / "adapters"), "--admin-key", KEY, *small)
+    with serving(tmp_path_factory.mktemp("served"), *flags) as server:
+        yield server
+
+
+@pytest.fixture
+def adapters(server: Served) -> Adapters:
+    def run(*words: str, url: str = server.url) -> Result:
+        return CliRunner().invoke(
+            app, ["adapters", *words], env={"MANYLORA_ADMIN_KEY": KEY, "MANYLORA_URL": url}
+        )
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(adapters: Adapters, server: Served) -> Iterator[None]:
+    yield
+    for each in reversed(told(adapters("ls", "--json"))["data"]):
+        assert adapters("rm", each["name"]).exit_code == 0
+
+
+def told(done: Result) -> Any:
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def row(done: Result, name: str) -> list[str]:
+    [line] = [line for line in done.stdout.splitlines() if f" {name} " in line]
+    return [cell.strip() for cell in line.strip("│ ").split("│")]
+
+
+def test_an_adapter_is_added_shown_and_removed(adapters: Adapters, server: Served, files: Path) -> None:
+    one = files / "adapters" / "one"
+    nbytes = sum(path.stat().st_size for path in one.iterdir())
+    assert adapters("add", "first", "one").stdout.startswith("serves first, version 1, rank 4 (id ")
+    name, version, rank, size, tier, requests, last, source = row(adapters("ls"), "first")
+    assert (name, version, rank, requests, last) == ("first", "1", "4", "0", "never")
+    assert size == f"{nbytes / 1000:.1f} kB"
+    assert (tier, source) == ("host", "one")
+    answer(server, "first")
+    assert row(adapters("list"), "first")[5] == "1", "by the name that it had first"
+    again = told(adapters("add", "first", "two", "--replace", "--pin", "--json"))
+    assert (again["version"], again["rank"], again["pin"]) == (2, 8, True)
+    shown = adapters("show", "first").stdout
+    assert [line.split()[0] for line in shown.splitlines()][:4] == ["name", "version", "id", "rank"]
+    assert told(adapters("show", "first", "--json"))["name"] == "first"
+    assert adapters("rm", "first").stdout.startswith("removed first: ")
+    assert adapters("show", "first").exit_code == 2
+
+
+def test_an_adapter_and_a_mixture_are_exported_to_files(
+    adapters: Adapters, server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        assert adapters("add", f"team/{name}", name).exit_code == 0
+    assert adapters("export", "team/one").stdout.startswith("team_one.tar.gz: team/one as peft, ")
+    with tarfile.open("team_one.tar.gz") as archive:
+        assert "team_one/adapter_model.safetensors" in archive.getnames()
+    made = told(
+        adapters("export", "team/one:0.5+team/two", "--format", "gguf-lora", "-o", "both.gguf", "--json")
+    )
+    assert (made["status"], made["output"], made["manifest"]["combine"]) == ("succeeded", "both.gguf", "cat")
+    alpha = GGUFReader(tmp_path / "both.gguf").get_field("adapter.lora.alpha")
+    assert alpha is not None
+    assert alpha.contents() == 12, "ranks 4 and 8 side by side, at a scale of 1"
+    again = adapters("export", "team/one")
+    assert (again.exit_code, again.stderr) == (2, again.stderr)
+    assert "team_one.tar.gz exists" in again.stderr
+    headers = {"authorization": f"Bearer {KEY}"}
+    assert httpx.get(f"{server.url}/exports", headers=headers).json()["data"] == [], "nothing is left there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.gguf", "team_one.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("show", "nobody"), "there is no adapter 'nobody'"),
+        (("rm", "nobody"), "there is no adapter 'nobody'"),
+        (("add", "x", "nowhere"), "nowhere"),
+        (("add", "a b", "one"), "a b"),
+        (("add", "x", "one", "--replace"), "there is no adapter 'x'"),
+        (("rm", "x@y"), "'y' is no version"),
+        (("canary", "x", "--promote", "--end"), "one at a time"),
+        (("canary", "x", "--share", "0.5"), "a trial needs"),
+        (("export", "nobody", "-o", "out.tar.gz"), "'nobody' does not exist"),
+        (("export", "nobody", "--format", "zip"), "format"),
+        (("ls", "--admin-key", "wrong"), "key"),
+        (("ls", "--admin-key", "schlüssel"), "--admin-key"),
+        (("ls", "--url", "http://127.0.0.1:1"), "no server answers at http://127.0.0.1:1"),
+        (("ls", "--url", "ftp://host"), "no server answers"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_what_goes_wrong_is_said_in_one_line(
+    adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong = adapters(*words)
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert says in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shell_is_told_names_from_the_server(
+    adapters: Adapters, server: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("north/one", "north/two", "south"):
+        assert adapters("add", name, "one").exit_code == 0
+    assert adapters("mix", "northern", "north/one").exit_code == 0
+    monkeypatch.setenv("_MANYLORA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("MANYLORA_ADMIN_KEY", KEY)
+
+    def completed(line: str, url: str = server.url) -> list[str]:
+        monkeypatch.setenv("MANYLORA_URL", url)
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().out.split()
+
+    assert completed("manylora adapters show no") == ["north/one", "north/two", "northern"]
+    assert completed("manylora adapters canary no") == ["north/one", "north/two"]
+    assert completed("manylora adapters show no", "http://127.0.0.1:1") == []
+    assert completed("manylora be") == ["bench"]
