@@ -19,7 +19,6 @@ from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline
 from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
 from manylora.adapters.header import TensorEntry, read_header
-from manylora.adapters.invocation import refuse_merging
 from manylora.adapters.reader import MAX_ADAPTER_BYTES
 from manylora.adapters.spec import ALL_LINEAR, CONFIG_FILE, AdapterSpec
 
@@ -133,7 +132,6 @@ class TrainedAdapter:
         self.directory = directory
         self.keeps_tied = bool(config.get(_TIE))
         self.spec = AdapterSpec.parse({k: v for k, v in config.items() if k not in _MERGED_BUT_NOT_SERVED})
-        refuse_merging(self.spec.invocation)
         self.digest = digest_of(directory, MAX_ADAPTER_BYTES)
         self._entries = read_header(directory / WEIGHTS_FILE)
         self._factors, self._whole = _sort_out(self._entries, outline)

@@ -96,13 +96,17 @@ def _write(
     dtype: torch.dtype,
     progress: Callable[[float], None],
 ) -> None:
-    from gguf import GGUFType, GGUFWriter, Keys
+    from gguf import GGUFType, GGUFValueType, GGUFWriter, Keys
 
     with closing(GGUFWriter(path, lora.architecture)) as writer:
         writer.add_type(GGUFType.ADAPTER)
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_name(settings.name)
         writer.add_float32(Keys.Adapter.LORA_ALPHA, lora.alpha)
+        if lora.invocation:
+            ids = list(lora.invocation)
+            key = Keys.Adapter.ALORA_INVOCATION_TOKENS
+            writer.add_key_value(key, ids, GGUFValueType.ARRAY, GGUFValueType.UINT32)
         names = _names(lora)
         # Twice through the adapter: the file's head has the shapes of all.
         for pair in lora.pairs():

@@ -68,6 +68,11 @@ class GgufLora:
         """The file's, a float32's value."""
 
     @property
+    def invocation(self) -> tuple[int, ...]:
+        """Token ids from which on an activated adapter acts; () if it always does."""
+        return self._adapter.spec.invocation
+
+    @property
     def num_layers(self) -> int:
         """Layers of the base."""
         layers = self._config["num_hidden_layers"]
@@ -129,7 +134,7 @@ def _alpha(adapter: TrainedAdapter, name: str) -> float:
 
 
 def _check(adapter: TrainedAdapter, outline: ModelOutline, is_the_bases: Callable[[str], bool]) -> None:
-    if adapter.uses_dora:
+    if adapter.spec.use_dora:
         raise ExportRefused(
             "DoRA has no place in a gguf-lora, which holds factors alone: --format merged makes a whole model of it,"
             " which llama.cpp's converter takes"

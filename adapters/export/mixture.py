@@ -16,6 +16,7 @@ from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline
 from manylora.adapters.export.settings import ExportPart
 from manylora.adapters.files import WEIGHTS_FILE, present_files
 from manylora.adapters.header import read_header
+from manylora.adapters.invocation import refuse_merging
 from manylora.adapters.mixtures import MixturePart, spell
 from manylora.adapters.reader import MAX_ADAPTER_BYTES
 
@@ -145,6 +146,7 @@ def _shapes(part: ExportPart) -> dict[str, tuple[int, ...]]:
 def _adapter(part: ExportPart, outline: ModelOutline) -> TrainedAdapter:
     try:
         adapter = TrainedAdapter(part.directory, outline)
+        refuse_merging(adapter.spec.invocation)
     except AdapterError as error:
         raise _of_part(part, error) from None
     what = _beyond_factors(adapter)

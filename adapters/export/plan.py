@@ -15,6 +15,7 @@ from manylora.adapters.export.rows import Rows
 from manylora.adapters.export.settings import ExportSettings
 from manylora.adapters.export.texts import check_texts
 from manylora.adapters.export.write import OutputForm
+from manylora.adapters.invocation import refuse_merging
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,9 @@ def _changes(
     settings: ExportSettings, outline: ModelOutline, served: BaseCheckpoint
 ) -> tuple[Changes, tuple[Path, ...]]:
     if settings.adapter is not None:
-        return TrainedAdapter(settings.adapter, outline), (settings.adapter,)
+        adapter = TrainedAdapter(settings.adapter, outline)
+        refuse_merging(adapter.spec.invocation)
+        return adapter, (settings.adapter,)
     mixture = TrainedMixture(settings.parts, outline)
     check_texts(mixture.parts, served.directory)
     return mixture, tuple(part.directory for part in mixture.parts)

@@ -13,6 +13,7 @@ import torch
 from gguf import GGUFReader
 from peft.tuners.lora import LoraLayer
 
+from manylora.adapters.errors import UnsupportedAdapter
 from manylora.adapters.export.errors import ExportFailed, ExportRefused
 from manylora.adapters.export.export import export
 from manylora.adapters.export.settings import ExportPart, ExportSettings
@@ -137,6 +138,25 @@ def test_factors_of_an_embedding_and_of_a_head_of_its_own(tmp_path: Path) -> Non
     found, expected = deltas_in(tmp_path / "out.gguf"), wanted(model, "qwen2-untied")
     expected["token_embd"] = expected["token_embd"].reshape(found["token_embd"].shape)
     close(found, expected)
+
+
+def test_an_activated_adapter_says_from_which_tokens_on_it_acts(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    make_adapter(tmp_path / "adapter", base, alora_invocation_tokens=[5, 17])
+    made(base, tmp_path / "adapter", tmp_path / "out.gguf")
+    assert field(GGUFReader(tmp_path / "out.gguf"), "adapter.alora.invocation_tokens") == [5, 17]
+    assert GGUFReader(tmp_path / "out.gguf").get_field("adapter.lora.alpha") is not None
+    for more in ({"format": "merged"}, {"format": "gguf-lora", "adapter": None, "parts": "both"}):
+        asked: dict[str, Any] = {
+            "adapter": tmp_path / "adapter",
+            "output": tmp_path / "no.gguf",
+            "base": base,
+            **more,
+        }
+        if asked.get("parts"):
+            asked["parts"] = (ExportPart("a", tmp_path / "adapter", 0.5),)
+        with pytest.raises(UnsupportedAdapter, match="can't be merged"):
+            export(ExportSettings(**asked))
 
 
 def test_a_mixture_is_one_file(tmp_path: Path) -> None:
