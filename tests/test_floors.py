@@ -125,7 +125,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "bitsandbytes": ("server.kernels", "loadtest", "demo", "training", "adapters.export"),
     "llguidance": ("server.engine.grammar",),
     "fsspec": ("adapters.sources",),
-    "huggingface_hub": ("adapters.sources", "quant.hub", "training"),
+    "huggingface_hub": ("adapters.sources", "quant.hub", "training", "manylora.adapters_command.hub"),
     "httpcore": ("adapters.sources",),
     "typer": ("manylora", "loadtest"),
     "uvicorn": ("manylora", "server.api"),
