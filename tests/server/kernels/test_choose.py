@@ -89,7 +89,7 @@ def test_a_level_that_computes_something_else_is_passed_over_or_refused(
     try:
         chosen = choose_backend(CPU, FLOAT).description
         assert f"native {RUNS[1]}" in chosen if len(RUNS) > 1 else "native" not in chosen
-        assert f"{RUNS[0]} are passed over: its logits are 0.1 off plain torch's" in caplog.text
+        assert f"{RUNS[0]} are passed over: its logits are 0." in caplog.text
         with pytest.raises(KernelsRefused, match=f"{RUNS[0]}: its logits are"):
             choose_backend(CPU, FLOAT, RUNS[0])
     finally:
