@@ -19,20 +19,28 @@ ML_INLINE float float_of_f16(uint16_t bits) {
     return found[0];
 }
 
-// Inputs first .. last - 1 of a lane of a block, which share a scale.
+// x [count] = inputs first .. first + count - 1 of a lane of a block, which share a scale, in the packed matrix's order.
 ML_INLINE void group_of_row(const ml_matrix *m, const ml_part *p, const float *values, int32_t lane, int32_t first,
-                            int32_t last, float *x) {
-    const int32_t at = first / m->group * 32 + lane, half = lane / 16 * 4;
-    const float scale = float_of_f16(p->scales[at]) * m->gain;
-    const int32_t zero = p->zeros ? p->zeros[at] : 0;
-    for (int32_t i = first; i < last; i++) {
-        const int64_t word = i / 4;
-        const int32_t byte = lane % 16 * 4 + i % 4;
-        float value;
-        if (m->kind == ML_TABLE4) value = values[p->codes[word * 64 + byte] >> half & 15];
-        else if (m->kind == ML_SPLIT8) value = split_value(p, word * 64 + byte, half, i);
-        else value = ((const int8_t *)p->codes)[word * 128 + lane / 16 * 64 + byte];
-        x[m->order ? m->order[i] : i] = scale * (value - (float)zero);
+                            int32_t count, float *x) {
+    const int32_t at = first / m->group * 32 + lane, half = lane / 16 * 4, byte = lane % 16 * 4;
+    const float scale = float_of_f16(p->scales[at]) * m->gain, zero = p->zeros ? (float)p->zeros[at] : 0.0f;
+    if (m->kind == ML_TABLE4) {
+        float of_code[16];
+        for (int code = 0; code < 16; code++) of_code[code] = scale * (values[code] - zero);
+        const uint8_t *codes = p->codes + (int64_t)(first / 4) * 64 + byte;
+        int32_t i = 0;
+        for (; i + 4 <= count; i += 4, codes += 64)
+            for (int k = 0; k < 4; k++) x[i + k] = of_code[codes[k] >> half & 15];
+        for (int k = 0; i + k < count; k++) x[i + k] = of_code[codes[k] >> half & 15];
+    } else if (m->kind == ML_INT8) {
+        const int8_t *bytes = (const int8_t *)p->codes + (int64_t)(first / 4) * 128 + lane / 16 * 64 + byte;
+        int32_t i = 0;
+        for (; i + 4 <= count; i += 4, bytes += 128)
+            for (int k = 0; k < 4; k++) x[i + k] = scale * ((float)bytes[k] - zero);
+        for (int k = 0; i + k < count; k++) x[i + k] = scale * ((float)bytes[k] - zero);
+    } else {
+        for (int32_t i = 0; i < count; i++)
+            x[i] = scale * (split_value(p, (int64_t)((first + i) / 4) * 64 + byte + i % 4, half, first + i) - zero);
     }
 }
 
@@ -47,8 +55,12 @@ static void embedding_row(const ml_matrix *m, int32_t output, float *x) {
         return;
     }
     for (int code = 0; code < 16 && m->kind == ML_TABLE4; code++) values[code] = value_of(m, code);
-    for (int32_t first = 0; first < m->in; first += m->group)
-        group_of_row(m, &p, values, lane, first, first + m->group < m->in ? first + m->group : m->in, x);
+    float group[64];
+    for (int32_t first = 0; first < m->in; first += m->group) {
+        const int32_t count = first + m->group < m->in ? m->group : m->in - first;
+        group_of_row(m, &p, values, lane, first, count, m->order ? group : x + first);
+        for (int32_t i = 0; m->order && i < count; i++) x[m->order[first + i]] = group[i];
+    }
 }
 
 // x [count, in] = rows first .. first + count - 1 of the matrix, dequantised, by whoever calls: not by the pool, which may
