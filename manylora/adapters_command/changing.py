@@ -7,6 +7,7 @@ import typer
 from manylora.adapters.errors import InvalidMixture
 from manylora.adapters.mixtures import parse_mixture
 from manylora.adapters_command import completion
+from manylora.adapters_command.following import Registration, begin, follow
 from manylora.adapters_command.looking import Name, show_versions
 from manylora.adapters_command.server import DEFAULT_URL, AdminKey, AsJson, AskedServer, Url, path_of
 from manylora.adapters_command.shown import (
@@ -23,7 +24,17 @@ from manylora.failing import fail
 
 Source = Annotated[
     str,
-    typer.Argument(help="Directory on the server, below its --adapter-root."),
+    typer.Argument(
+        help="A directory here, which is uploaded unless the server reads it itself; or what the server finds: a"
+        " directory below its --adapter-root, hf://org/name, s3://…, https://…",
+    ),
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is served, or failed.")]
+SourceToken = Annotated[
+    str | None,
+    typer.Option(
+        "--source-token", envvar="MANYLORA_SOURCE_TOKEN", help="For a source that asks for one; kept nowhere."
+    ),
 ]
 Adapter = Annotated[str, typer.Argument(help="An adapter.", autocompletion=completion.adapters)]
 Preload = Annotated[bool, typer.Option("--preload", help="Put it on the device, now and at each start.")]
@@ -41,16 +52,19 @@ def add(
     replace: Replace = False,
     preload: Preload = False,
     pin: Pin = False,
+    wait: Wait = True,
+    source_token: SourceToken = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve an adapter under a name: running requests of what was there finish on it, and nothing stops meanwhile."""
     server = AskedServer(url, admin_key)
     # Only what was asked for: an adapter that is served already keeps the rest.
     wishes: dict[str, object] = {key: True for key, asked in (("preload", preload), ("pin", pin)) if asked}
-    if replace:
-        found = server.get("PUT", path_of(name), {"src": src, **wishes})
-    else:
-        found = server.get("POST", "/adapters", {"name": name, "src": src, **wishes})
+    if source_token is not None:
+        wishes["token"] = source_token
+    found = begin(server, Registration("PUT" if replace else "POST", name, wishes), src)
+    if wait:
+        found = follow(server, name, found)
     if as_json:
         print_json(found)
     elif is_registration(found):

@@ -47,6 +47,8 @@ def push_folder(folder: Path, where: Repository, message: str, token: str | None
     contents: dict[str, Path | bytes] = {name: folder / name for name in _files(folder)}
     if CARD not in contents and CONFIG_FILE in contents:
         contents[CARD] = _card(folder, where).encode()
+    unreachable: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, RuntimeError)
+    """Which HTTP library the hub's client has is its own affair."""
     if not sys.stderr.isatty():
         disable_progress_bars()
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
@@ -58,16 +60,9 @@ def push_folder(folder: Path, where: Repository, message: str, token: str | None
         raise HubRefused(f"the hub refused it: {_first_line(error.server_message or str(error))}") from None
     except (HFValidationError, LocalTokenNotFoundError, ValueError) as error:
         raise HubRefused(f"{where.name}: {_first_line(str(error))}") from None
-    except (*_network_errors(), RuntimeError) as error:
+    except unreachable as error:
         raise HubRefused(f"the hub at {api.endpoint} can't be reached: {_first_line(str(error))}") from None
     return str(done.commit_url)
-
-
-def _network_errors() -> tuple[type[BaseException], ...]:
-    """Return what the hub's client raises where nobody answers: which HTTP library it has is its own affair."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return HfHubHTTPError.__bases__
 
 
 def _make_ready(api: "HfApi", where: Repository) -> None:

@@ -1,6 +1,7 @@
 """`manylora adapters` on a real server: tables, JSON, completion, exports, and one line for what goes wrong."""
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,31 @@ def test_an_adapter_is_added_shown_and_removed(adapters: Adapters, server: Serve
     assert told(adapters("show", "first", "--json"))["name"] == "first"
     assert adapters("rm", "first").stdout.startswith("removed first: ")
     assert adapters("show", "first").exit_code == 2
+
+
+def test_a_directory_here_is_read_by_the_server_or_uploaded(
+    adapters: Adapters, server: Served, files: Path, tmp_path: Path
+) -> None:
+    inside = told(adapters("add", "inside", str(files / "adapters" / "one"), "--json"))
+    assert inside["src"] == str(files / "adapters" / "one")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(files / "adapters" / "two", elsewhere)
+    sent = told(adapters("add", "sent", str(elsewhere), "--pin", "--json"))
+    assert (sent["src"], sent["rank"], sent["pin"], sent["state"]) == ("upload", 8, True, "available")
+    answer(server, "sent")
+    replaced = adapters("add", "inside", str(elsewhere), "--replace")
+    assert replaced.stdout.startswith("serves inside, version 2, rank 8 (id "), replaced.output
+    begun = adapters("add", "later", "one", "--no-wait")
+    assert (begun.exit_code, "later: " in begun.stdout) == (0, True)
+    assert told(adapters("add", "later", "one", "--json"))["name"] == "later"
+    (elsewhere / "adapter_model.safetensors").write_bytes(b"spoilt")
+    wrong = adapters("add", "spoilt", str(elsewhere))
+    assert (wrong.exit_code, wrong.stdout, len(wrong.stderr.splitlines())) == (2, "", 1)
+    assert "adapter_model.safetensors" in wrong.stderr
+    shutil.rmtree(elsewhere)
+    elsewhere.mkdir()
+    assert "no adapter_config.json" in adapters("add", "empty", str(elsewhere)).stderr
+    assert adapters("rm", "spoilt").stdout.startswith("spoilt: failed: ")
 
 
 def test_an_adapter_and_a_mixture_are_exported_to_files(
