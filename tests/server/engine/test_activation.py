@@ -227,7 +227,7 @@ def test_a_later_invocation_makes_a_base_of_what_was_an_adapters() -> None:
 def test_a_tenants_conversation_is_found_by_no_other() -> None:
     harness = judging()
     prompt = [*TALK, *JUDGE]
-    for number, (scope, computed) in enumerate((("a", 22), ("b", 22), ("", 22), ("a", 2), ("b", 2))):
+    for number, (scope, computed) in enumerate((("", 22), ("a", 22), ("b", 22), ("a", 2), ("", 2))):
         request = replace(ask(f"r{number}", prompt, 1, TWO if number > 2 else ONE), cache_scope=scope)
         # Who has no invocation in the prompt is the base throughout.
         assert answered(harness, request)[1] == computed
