@@ -12,6 +12,8 @@ AdapterError                     500  anything below, and what has no class of i
 ├── InvalidKey                   400  what an API key is to allow makes no sense; says which
 ├── UnknownKey                   404  no API key has that id
 ├── UnknownAdapter               404  no adapter has that name; lists those that exist
+│   └── UnknownVersion           404  the name has no such version; lists those that it has
+├── VersionConflict              409  what the name's versions are now doesn't go with that change
 ├── StoreFull                    507  no space left for the files or the registry
 ├── RegistryFault                500  the registry is damaged, can't be written, or its disk fails
 ├── RegistryBusy                 503  another process holds the registry's lock
@@ -78,6 +80,14 @@ class AdapterNameTaken(AdapterError):
 
 class UnknownAdapter(AdapterError):
     """No adapter, or no mixture, has that name."""
+
+
+class UnknownVersion(UnknownAdapter):
+    """The name has no such version, or none any more."""
+
+
+class VersionConflict(AdapterError):
+    """A change of versions that those which are there don't allow: there is nothing to go back to, or no canary."""
 
 
 class InvalidKey(AdapterError):

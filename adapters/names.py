@@ -11,6 +11,9 @@ LONGEST_ECHO = 200
 """Characters of a name or a text from a client that a message repeats."""
 _EXPORT = re.compile(r".*/export/export-[0-9a-f]{16}(/download)?")
 """What the HTTP API calls an adapter's exports: an adapter of such a name could not be told from one."""
+_ROUTE = re.compile(r".*/(versions(/[0-9]+)?|rollback|canary(/promote)?)")
+"""What the HTTP API calls what belongs to an adapter's versions."""
+_VERSION = re.compile(r"(.+)@([1-9][0-9]{0,8})", re.A | re.S)
 _CHARACTERS = re.compile(r"[A-Za-z0-9._\-/:]+")
 
 
@@ -27,6 +30,8 @@ def check_name(name: str, *, reserved: Collection[str] = ()) -> None:
         raise InvalidAdapter(f"name {name!r}: no part between slashes may be empty, '.' or '..'")
     if _EXPORT.fullmatch(name):
         raise InvalidAdapter(f"name {name!r} is what an export is called; choose another")
+    if _ROUTE.fullmatch(name):
+        raise InvalidAdapter(f"name {name!r} ends as a route of an adapter's versions does; choose another")
     if name in reserved:
         raise InvalidAdapter(f"name {name!r} is the name of the base model; choose another")
 
@@ -38,6 +43,23 @@ def valid_name(name: str) -> bool:
     except InvalidAdapter:
         return False
     return True
+
+
+def with_version(name: str, version: int) -> str:
+    """Return how one version of a name is asked for: ``sql@2``. No name holds an ``@``."""
+    return f"{name}@{version}"
+
+
+def split_version(text: str) -> tuple[str, int] | None:
+    """Return the name and the version that ``text`` asks for; None: it names no version."""
+    found = _VERSION.fullmatch(text)
+    return None if found is None else (found[1], int(found[2]))
+
+
+def without_version(text: str) -> str:
+    """Return the name that ``text`` is of, whether it asks for a version or not."""
+    asked = split_version(text)
+    return text if asked is None else asked[0]
 
 
 def list_names(names: Iterable[str]) -> str:

@@ -9,17 +9,37 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Row, String, Table, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    select,
+    text,
+)
 
 from manylora.adapters.mixtures import MixturePart
 
 
 class AdapterState(Enum):
-    """Where a record is in its life: pending → active → retired."""
+    """Where a record is in its life: pending → active or canary ↔ kept → retired."""
 
     PENDING = "pending"
     ACTIVE = "active"
+    CANARY = "canary"
+    """Gets a share of the requests for its name."""
+    KEPT = "kept"
+    """May be asked for by its number, and gone back to."""
     RETIRED = "retired"
+
+
+IN_SERVICE = (AdapterState.ACTIVE, AdapterState.CANARY, AdapterState.KEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +62,12 @@ class AdapterRecord:
     created_at: datetime
     """UTC."""
     state: AdapterState
+    before: int | None = None
+    """The version that it took over from, as long as that is in service."""
+    share: float | None = None
+    """A canary's, of the requests for the name."""
+    weight: float = 1.0
+    """Its share of tokens beside other adapters, as they have theirs: finite, over 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +102,19 @@ ADAPTERS = Table(
     Column("state", String, nullable=False),
     Index("one_active_per_name", "name", unique=True, sqlite_where=text("state = 'active'")),
     Index("by_name", "name"),
+    Index("one_canary_per_name", "name", unique=True, sqlite_where=text("state = 'canary'")),
     sqlite_autoincrement=True,
 )
+VERSIONS = Table(
+    "versions",
+    METADATA,
+    Column("adapter", Integer, primary_key=True),
+    Column("before", Integer),
+    Column("share", Float),
+    Column("weight", Float),
+)
+"""What else is known of an adapter's row, if there is anything: ``before``, a version of the same name that is in
+service, a canary's ``share``, and a ``weight`` that isn't 1."""
 IDENTITY = Table(
     "identity",
     METADATA,
@@ -129,8 +166,14 @@ KEYS = Table(
 """``models`` is a JSON list of patterns, ``rights`` words between spaces, times are UTC. No row holds a secret."""
 
 
+RECORDS = select(ADAPTERS, VERSIONS.c.before, VERSIONS.c.share, VERSIONS.c.weight).join_from(
+    ADAPTERS, VERSIONS, ADAPTERS.c.id == VERSIONS.c.adapter, isouter=True
+)
+"""What ``to_record`` makes a record of."""
+
+
 def to_record(row: Row[tuple[object, ...]]) -> AdapterRecord:
-    """Return the record in a row of ADAPTERS."""
+    """Return the record in a row of RECORDS."""
     fields = row._mapping
     return AdapterRecord(
         id=fields["id"],
@@ -144,6 +187,9 @@ def to_record(row: Row[tuple[object, ...]]) -> AdapterRecord:
         preload=fields["preload"],
         created_at=datetime.fromisoformat(fields["created_at"]),
         state=AdapterState(fields["state"]),
+        before=fields["before"],
+        share=fields["share"],
+        weight=1.0 if fields["weight"] is None else fields["weight"],
     )
 
 

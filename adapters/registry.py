@@ -1,12 +1,14 @@
 """Names, versions and states of adapters in SQLite. Knows no tensors, and of files only their digest.
 
-A row begins as pending, becomes active in one transaction that retires its predecessor, and stays as
-retired; an attempt that fails deletes its pending row. AUTOINCREMENT never gives an id twice, not even one
-of a deleted row. All methods block (about a millisecond) and may be called from any thread.
+A row begins as pending, becomes active or a canary in one transaction with what that makes of its name's other
+versions (adapters/lineage.py), and stays as retired; an attempt that fails deletes its pending row. AUTOINCREMENT
+never gives an id twice, not even one of a deleted row. All methods block (about a millisecond) and may be called from
+any thread.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +17,20 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 
 from manylora.adapters.errors import UnknownAdapter
 from manylora.adapters.key_registry import KeyRegistry
+from manylora.adapters.lineage import Lineage
+from manylora.adapters.lineage_rows import all_lineages, begin, end_all, find_lineage, write, write_more
 from manylora.adapters.mixture_registry import MixtureRegistry, check_no_mixture
-from manylora.adapters.names import check_name, list_names, name_taken
+from manylora.adapters.names import check_name, list_names
 from manylora.adapters.ownership import DirectoryLock
-from manylora.adapters.records import ADAPTERS, IDENTITY, AdapterRecord, AdapterState, to_record
+from manylora.adapters.records import (
+    ADAPTERS,
+    IDENTITY,
+    RECORDS,
+    VERSIONS,
+    AdapterRecord,
+    AdapterState,
+    to_record,
+)
 from manylora.adapters.registry_database import RegistryDatabase
 from manylora.adapters.reserve import Reserve
 
@@ -52,46 +64,6 @@ class AdapterRegistry:
             self.identity = str(connection.scalar(select(IDENTITY.c.id)))
             """Told once, when the file was made: another file under this name has another."""
 
-    def register(
-        self,
-        name: str,
-        digest: str,
-        *,
-        source: str,
-        rank: int,
-        targets: Sequence[str],
-        pinned: bool = False,
-        preload: bool = False,
-    ) -> AdapterRecord:
-        """Return the active record of ``name``: the one that has this digest, else a new one.
-
-        Raises AdapterNameTaken if other weights or a mixture have the name, InvalidAdapter for a bad name.
-        """
-        with self._database.transaction() as connection:
-            found = _active(connection, name)
-            if found is not None and found.digest != digest:
-                raise name_taken(name)
-            return found or self._activate(
-                connection, self._reserve(connection, name, digest, source, rank, targets, pinned, preload)
-            )
-
-    def replace(
-        self,
-        name: str,
-        digest: str,
-        *,
-        source: str,
-        rank: int,
-        targets: Sequence[str],
-        pinned: bool = False,
-        preload: bool = False,
-    ) -> AdapterRecord:
-        """Return a new active record of ``name``, one version on; the old one is retired with it."""
-        with self._database.transaction() as connection:
-            self._existing(connection, name)
-            record = self._reserve(connection, name, digest, source, rank, targets, pinned, preload)
-            return self._activate(connection, record)
-
     def reserve(
         self,
         name: str,
@@ -102,34 +74,80 @@ class AdapterRegistry:
         targets: Sequence[str],
         pinned: bool = False,
         preload: bool = False,
+        weight: float = 1.0,
     ) -> AdapterRecord:
         """Mint an id in a pending record, unseen until ``activate``. Raises InvalidAdapter (bad name)."""
+        check_name(name, reserved=self._reserved)
         with self._database.transaction() as connection:
-            return self._reserve(connection, name, digest, source, rank, targets, pinned, preload)
+            last = select(func.max(ADAPTERS.c.version)).where(
+                ADAPTERS.c.name == name, ~_is(AdapterState.PENDING)
+            )
+            row = insert(ADAPTERS).values(
+                name=name,
+                version=(connection.scalar(last) or 0) + 1,
+                digest=digest,
+                source=source,
+                rank=rank,
+                targets="\n".join(targets),
+                pinned=pinned,
+                preload=preload,
+                created_at=datetime.now(UTC).isoformat(),
+                state=AdapterState.PENDING.value,
+            )
+            made = connection.scalar(row.returning(ADAPTERS.c.id))
+            record = to_record(connection.execute(RECORDS.where(ADAPTERS.c.id == made)).one())
+            record = replace(record, weight=weight)
+            write_more(connection, record)
+            return record
 
-    def activate(self, record: AdapterRecord) -> AdapterRecord:
-        """Make a pending record the active one of its name; the same transaction retires its predecessor.
+    def activate(self, record: AdapterRecord, *, keep: int = 0, share: float | None = None) -> Lineage:
+        """Put a pending record into service, and return its name's versions: at most ``keep`` old ones.
 
-        Raises AdapterNameTaken if a mixture has the name by now.
+        It becomes the active one; with ``share`` the canary of a name that has one. The same transaction ends what it
+        ends. Raises AdapterNameTaken if a mixture has the name by now, UnknownAdapter for a canary of nothing.
         """
         with self._database.transaction() as connection:
-            return self._activate(connection, record)
+            check_no_mixture(connection, record.name)
+            connection.execute(update(IDENTITY).values(used=True))
+            if share is None and find_lineage(connection, record.name) is None:
+                return begin(connection, record)
+            before = self._existing(connection, record.name)
+            joined, version = before.joined_by(record), record.version
+            after = joined.led_by(version, like=record) if share is None else joined.trying(version, share)
+            return write(connection, before, after.trimmed(keep))
 
-    def keep(self, adapter_id: int, *, pinned: bool, preload: bool) -> AdapterRecord:
-        """Note where an adapter is to be kept from now on; return its record."""
+    def change(self, name: str, how: Callable[[Lineage], Lineage]) -> Lineage:
+        """Make of a name's versions what ``how`` makes of them, and return that: all of it or nothing.
+
+        Raises UnknownAdapter, and what ``how`` raises. Works on a full disk, as far as it ends records.
+        """
+
+        def make(connection: Connection) -> Lineage:
+            before = self._existing(connection, name)
+            return write(connection, before, how(before))
+
+        return self._database.on_a_full_disk_too(make)
+
+    def keep(
+        self, adapter_id: int, *, pinned: bool, preload: bool, weight: float | None = None
+    ) -> AdapterRecord:
+        """Note where an adapter is to be kept from now on, and its weight; None leaves that. Return its record."""
         with self._database.transaction() as connection:
-            changed = (
-                update(ADAPTERS).where(ADAPTERS.c.id == adapter_id).values(pinned=pinned, preload=preload)
-            )
-            return to_record(connection.execute(changed.returning(ADAPTERS)).one())
+            this = ADAPTERS.c.id == adapter_id
+            connection.execute(update(ADAPTERS).where(this).values(pinned=pinned, preload=preload))
+            record = to_record(connection.execute(RECORDS.where(this)).one())
+            if weight is not None:
+                record = replace(record, weight=weight)
+                write_more(connection, record)
+            return record
 
     def abandon(self, adapter_id: int) -> None:
         """Delete a pending record; its id is not used again."""
         with self._database.transaction() as connection:
-            connection.execute(delete(ADAPTERS).where(ADAPTERS.c.id == adapter_id, _is(AdapterState.PENDING)))
+            _delete_pending(connection, ADAPTERS.c.id == adapter_id)
 
     def retire(self, name: str) -> AdapterRecord:
-        """End the active record of ``name`` and return it as it is now. Raises UnknownAdapter.
+        """End all versions of ``name`` and return the one that was active as it is now. Raises UnknownAdapter.
 
         Works on a full disk, again and again: who runs out of space is told to delete adapters. Call ``keep_space``
         once the files are gone, too.
@@ -137,7 +155,8 @@ class AdapterRegistry:
 
         def end(connection: Connection) -> AdapterRecord:
             found = self._existing(connection, name)
-            return _set_state(connection, found.id, AdapterState.RETIRED)
+            end_all(connection, found)
+            return replace(found.active, state=AdapterState.RETIRED)
 
         return self._database.on_a_full_disk_too(end)
 
@@ -145,21 +164,19 @@ class AdapterRegistry:
         """Take the space for deleting on a full disk, as far as it can be had."""
         self._database.keep_space()
 
-    def get(self, name: str) -> AdapterRecord:
-        """Return the active record of ``name``. Raises UnknownAdapter with the names that exist."""
-        with self._database.transaction() as connection:
-            return self._existing(connection, name)
-
     def active(self) -> list[AdapterRecord]:
         """Return all active records in order of their names."""
         with self._database.transaction() as connection:
-            rows = connection.execute(
-                select(ADAPTERS).where(_is(AdapterState.ACTIVE)).order_by(ADAPTERS.c.name)
-            )
-            return [to_record(row) for row in rows]
+            found = connection.execute(RECORDS.where(_is(AdapterState.ACTIVE)).order_by(ADAPTERS.c.name))
+            return [to_record(row) for row in found]
+
+    def lineages(self) -> list[Lineage]:
+        """Return the versions in service of all names, in the order of these."""
+        with self._database.transaction() as connection:
+            return all_lineages(connection)
 
     def digests_in_use(self) -> frozenset[str]:
-        """Return the digests of active and pending records: the files that must stay."""
+        """Return the digests of records that are in service or pending: the files that must stay."""
         with self._database.transaction() as connection:
             used = select(ADAPTERS.c.digest).where(ADAPTERS.c.state != AdapterState.RETIRED.value).distinct()
             return frozenset(connection.scalars(used))
@@ -177,7 +194,7 @@ class AdapterRegistry:
     def drop_pending(self) -> int:
         """Delete the records of attempts that a crash cut short; return how many. For start-up."""
         with self._database.transaction() as connection:
-            return connection.execute(delete(ADAPTERS).where(_is(AdapterState.PENDING))).rowcount
+            return _delete_pending(connection)
 
     def close(self) -> None:
         """Close all connections, and let another process have the directory."""
@@ -191,47 +208,12 @@ class AdapterRegistry:
     ) -> None:
         self.close()
 
-    def _existing(self, connection: Connection, name: str) -> AdapterRecord:
-        found = _active(connection, name)
+    def _existing(self, connection: Connection, name: str) -> Lineage:
+        found = find_lineage(connection, name)
         if found is None:
             names = connection.scalars(select(ADAPTERS.c.name).where(_is(AdapterState.ACTIVE)))
             raise UnknownAdapter(f"there is no adapter {name!r}; adapters: {list_names(names)}")
         return found
-
-    def _reserve(
-        self,
-        connection: Connection,
-        name: str,
-        digest: str,
-        source: str,
-        rank: int,
-        targets: Sequence[str],
-        pinned: bool,
-        preload: bool,
-    ) -> AdapterRecord:
-        check_name(name, reserved=self._reserved)
-        last = select(func.max(ADAPTERS.c.version)).where(ADAPTERS.c.name == name, ~_is(AdapterState.PENDING))
-        row = insert(ADAPTERS).values(
-            name=name,
-            version=(connection.scalar(last) or 0) + 1,
-            digest=digest,
-            source=source,
-            rank=rank,
-            targets="\n".join(targets),
-            pinned=pinned,
-            preload=preload,
-            created_at=datetime.now(UTC).isoformat(),
-            state=AdapterState.PENDING.value,
-        )
-        return to_record(connection.execute(row.returning(ADAPTERS)).one())
-
-    def _activate(self, connection: Connection, record: AdapterRecord) -> AdapterRecord:
-        check_no_mixture(connection, record.name)
-        before = _active(connection, record.name)
-        if before is not None:
-            _set_state(connection, before.id, AdapterState.RETIRED)
-        connection.execute(update(IDENTITY).values(used=True))
-        return _set_state(connection, record.id, AdapterState.ACTIVE)
 
 
 def _identify(connection: Connection) -> None:
@@ -249,13 +231,8 @@ def _is(state: AdapterState) -> ColumnElement[bool]:
     return ADAPTERS.c.state == state.value
 
 
-def _active(connection: Connection, name: str) -> AdapterRecord | None:
-    row = connection.execute(
-        select(ADAPTERS).where(ADAPTERS.c.name == name, _is(AdapterState.ACTIVE))
-    ).one_or_none()
-    return None if row is None else to_record(row)
-
-
-def _set_state(connection: Connection, adapter_id: int, state: AdapterState) -> AdapterRecord:
-    changed = update(ADAPTERS).where(ADAPTERS.c.id == adapter_id).values(state=state.value)
-    return to_record(connection.execute(changed.returning(ADAPTERS)).one())
+def _delete_pending(connection: Connection, *which: ColumnElement[bool]) -> int:
+    """Delete records of attempts; return how many."""
+    attempts = select(ADAPTERS.c.id).where(_is(AdapterState.PENDING), *which)
+    connection.execute(delete(VERSIONS).where(VERSIONS.c.adapter.in_(attempts)))
+    return connection.execute(delete(ADAPTERS).where(ADAPTERS.c.id.in_(attempts))).rowcount

@@ -4,6 +4,7 @@ schema 1   adapters                       until 0.1.0; without a number
 schema 2   + identity                     0.1.0; without a number
 schema 3   + mixtures                     the number is in alembic_version, as in all that follow
 schema 4   + keys
+schema 5   + versions
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from manylora.adapters.errors import RegistryNewer, StoreFull
 from manylora.adapters.ownership import DirectoryLock
 from manylora.adapters.records import ADAPTERS, IDENTITY
 
-SCHEMAS = ("1", "2", "3", "4")
+SCHEMAS = ("1", "2", "3", "4", "5")
 """All that this version knows, in order."""
 NEWEST = SCHEMAS[-1]
 _VERSION_TABLE = "alembic_version"

@@ -381,5 +381,6 @@ def _catalog(
         note_on=lambda trained: trained_otherwise(trained, base.form, from_16bit=base.report.from_16bit),
         arena_rows=arena_rows,
         norms=_norms(base, home.store),
+        keep_versions=settings.keep_versions,
     )
     return AdapterCatalog(engine, home.registry, home.store, catalog, metrics)

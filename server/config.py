@@ -234,6 +234,12 @@ class ServeSettings(BaseModel):
     max_mixture_parts: int = Field(
         8, ge=1, le=MOST_MIXTURE_PARTS, description="Adapters that a mixture may have."
     )
+    keep_versions: int = Field(
+        2,
+        ge=0,
+        le=100,
+        description="Old versions that an adapter keeps, to be asked for as name@2 and gone back to.",
+    )
     max_choices: int = Field(128, ge=1, description="Largest n of a request.")
     max_sequences: int = Field(
         1024, ge=1, description="Answers that one request may ask for: its prompts times n."

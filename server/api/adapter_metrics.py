@@ -11,10 +11,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.types import FreedAdapter
-from manylora.server.catalog.types import MIXTURE_LABEL, OTHER_LABEL, label_of
+from manylora.server.catalog.types import MIXTURE_LABEL, OTHER_LABEL, ResolvedModel, ResolvedPart, label_of
 from manylora.server.engine.observer import EndedRequest
 
 LOAD_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+MOST_VERSIONS = 8
+"""Of an adapter, with series of their own: the newest."""
 WAIT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Coarser than for all requests together: there is a set of them for each adapter."""
 
@@ -42,6 +44,14 @@ class AdapterCounters:
             ["adapter"],
             registry=registry,
         )
+        self._versions = Counter(
+            "manylora_version_requests",
+            "Queued requests for an adapter by its name, by the version that answers",
+            ["adapter", "version"],
+            registry=registry,
+        )
+        self._known_versions: dict[str, list[int]] = {}
+        """Those that have series, by the adapter's label."""
         self._first_token = self._seconds("time_to_first_token", "From arrival to the first token", registry)
         self._whole = self._seconds("request", "From arrival to the last token", registry)
         self._queue = self._seconds("queue", "From arrival to the first step", registry)
@@ -69,17 +79,36 @@ class AdapterCounters:
             if ended.first_token_seconds is not None:
                 self._first_token.labels(label).observe(ended.first_token_seconds)
 
-    def count_parts(self, adapters: Collection[str], requests: int) -> None:
-        """Count ``requests`` for a mixture of these adapters."""
+    def count_queued(self, model: ResolvedModel, requests: int) -> None:
+        """Count ``requests`` by the version that answers them, or by a mixture's parts."""
         with self._lock:
-            for name in adapters:
+            if model.itself is not None:
+                self._count_version(model.itself, requests)
+            for name in (part.name for part in model.parts if part.weight):
                 self._parts.labels(self._label(label_of(name))).inc(requests)
+
+    def _count_version(self, answers: ResolvedPart, requests: int) -> None:
+        label, version = self._label(label_of(answers.name)), answers.version
+        if label == OTHER_LABEL:
+            return
+        known = self._known_versions.setdefault(label, [])
+        if version not in known:
+            known.append(version)
+            known.sort()
+            while len(known) > MOST_VERSIONS:
+                oldest = known.pop(0)
+                if oldest != version:
+                    self._versions.remove(label, str(oldest))
+        if version in known:
+            self._versions.labels(label, str(version)).inc(requests)
 
     def keep_only(self, names: Collection[str]) -> None:
         """Drop the series of all adapters and mixtures but these, so that their places are free."""
         with self._lock:
             for gone in self._labels.difference(map(label_of, names)):
                 self._labels.discard(gone)
+                self._known_versions.pop(gone, None)
+                self._versions.remove_by_labels({"adapter": gone})
                 for metric in (
                     self._requests,
                     self._tokens,

@@ -77,7 +77,7 @@ async def list_adapters(request: Request) -> dict[str, object]:
 async def get_adapter(request: Request, name: str) -> dict[str, object]:
     """Describe one adapter or mixture, or how far the registration of one is that isn't served yet."""
     catalog = managed_catalog(dependencies(request))
-    _check_own(catalog, name)
+    check_own(catalog, name)
     mixture = catalog.get_mixture(name)
     if mixture is not None:
         return describe_mixture(mixture)
@@ -94,7 +94,7 @@ async def replace_adapter(request: Request, name: str, wait: bool = True) -> JSO
     With wait=false it is 202 at once, and GET /adapters/{name} says how far it is.
     """
     catalog = managed_catalog(dependencies(request))
-    _check_own(catalog, name)
+    check_own(catalog, name)
     async with asked_of(request, catalog, AdapterUpdate, lambda body: _check_pin(body.pin)) as asked:
         body, offer = asked.body, asked.offer
         if offer is None:
@@ -119,7 +119,7 @@ async def delete_adapter(request: Request, name: str, abort: bool = False) -> di
     A mixture has no memory and no requests of its own: its name is free at once, running requests finish.
     """
     catalog = managed_catalog(dependencies(request))
-    _check_own(catalog, name)
+    check_own(catalog, name)
     if catalog.kind_of(name) == "mixture":
         return await _delete_mixture(catalog, name, abort)
     ending = await ended(catalog, name)
@@ -200,7 +200,7 @@ async def unload_lora_adapter(request: Request) -> Response:
     catalog = managed_catalog(dependencies(request))
     body = await read_body(request, UnloadLoraRequest)
     try:
-        _check_own(catalog, body.lora_name)
+        check_own(catalog, body.lora_name)
         _check_no_mixture(catalog, body.lora_name)
         await catalog.delete(body.lora_name)
     except UnknownAdapter as error:
@@ -225,7 +225,7 @@ def _check_pin(pin: bool | None) -> None:
         raise Forbidden("this key may not pin adapters: the device is shared, and who runs the server pins")
 
 
-def _check_own(catalog: AdapterCatalog, name: str) -> None:
+def check_own(catalog: AdapterCatalog, name: str) -> None:
     """Raise UnknownAdapter for what isn't the caller's own, as for what isn't there."""
     caller = current_caller()
     if not caller.owns(name):
@@ -261,6 +261,10 @@ def describe(entry: CatalogEntry) -> dict[str, object]:
         "note": _note(entry.notes),
         "bytes": entry.nbytes,
         **_used(entry.used),
+        "canary": None
+        if entry.canary is None
+        else {"version": entry.canary.version, "share": entry.canary.share},
+        "versions": list(entry.versions),
     }
 
 

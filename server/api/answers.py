@@ -208,6 +208,13 @@ class Registration(Answer):
     created: int
 
 
+class Canary(Answer):
+    """A version that gets a share of the requests for its name."""
+
+    version: int
+    share: float
+
+
 class Adapter(AdapterRecord):
     """An adapter, and where its weights are."""
 
@@ -220,6 +227,27 @@ class Adapter(AdapterRecord):
     bytes: int
     requests: int
     last_used: int | None
+    note: str | None
+    canary: Canary | None
+    versions: list[int] = Field(description="Those that may be asked for, the newest first.")
+
+
+class AdapterVersion(Adapter):
+    """One version of an adapter."""
+
+    role: Literal["active", "canary", "kept"]
+    share: float | None = Field(description="A canary's.")
+    before: int | None = Field(description="The version that it took over from.")
+
+
+class Versions(Answer):
+    """An adapter's versions, the newest first."""
+
+    object: Literal["list"]
+    name: str
+    active: int
+    canary: Canary | None
+    data: list[AdapterVersion]
 
 
 class PartNow(Answer):

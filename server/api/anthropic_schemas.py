@@ -172,6 +172,13 @@ class CountRequest(ModelFields):
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = Field(None, description="The older place of output_config.format.")
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
+    metadata: Any = Field(None, description="Its user_id says who asks, as user does.")
+
+    @property
+    def asker(self) -> str | None:
+        """Who asks, as Anthropic has it."""
+        said = self.metadata.get("user_id") if isinstance(self.metadata, dict) else None
+        return said if isinstance(said, str) and said else super().asker
 
     @model_validator(mode="after")
     def _tools_agree(self) -> "CountRequest":

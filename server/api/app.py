@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from manylora.server.api import (
+    adapter_versions,
     adapters,
     anthropic_messages,
     batches,
@@ -28,6 +29,7 @@ from manylora.server.api import (
     responses,
     scores,
 )
+from manylora.server.api.asked_models import ANSWERS_HEADER
 from manylora.server.api.asked_models import HEADER as PARTS_HEADER
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.error_responses import install_error_handlers
@@ -79,6 +81,7 @@ def create_app(deps: ApiDependencies, version: str) -> Application:
         batches,
         keys,
         export,
+        adapter_versions,
         adapters,
     ):
         app.router.routes.extend(copy(route) for route in module.router.routes)
@@ -103,7 +106,7 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=list(origins),
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=[*EXPOSED, *RATES, PARTS_HEADER],
+        expose_headers=[*EXPOSED, *RATES, PARTS_HEADER, ANSWERS_HEADER],
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from urllib.parse import quote
 
 from starlette.responses import Response
 
@@ -19,28 +20,36 @@ from manylora.server.tokenizer import ModelText
 HEADER = "x-manylora-adapters"
 MOST_LOOKED_FOR = 8
 """Parts of one spelled mixture that are looked for."""
+ANSWERS_HEADER = "x-manylora-adapter"
+_AS_THEY_ARE = " !\"#$&'()*+,/:;<=>?@[]^`{|}"
 _SAID_BY_THE_CATALOG = ("model", "adapters", None)
 
 
-def resolve(deps: ApiDependencies, model: str, fields: ModelFields) -> ResolvedModel:
-    """Return what ``model`` and the fields beside it mean now; a mixture's parts are noted for the log line.
+def resolve(
+    deps: ApiDependencies, model: str, fields: ModelFields, *, asker: str | None = None
+) -> ResolvedModel:
+    """Return what ``model`` and the fields beside it mean now; who answers is noted for the log line.
 
-    Raises what AdapterCatalog.resolve raises, with the field that was asked by.
+    ``asker`` says who asks, as AdapterCatalog.resolve has it; raises what that raises, with the field asked by.
     """
     with told_of(fields.model_param):
-        found = seen_catalog(deps).resolve(model, fields.parts)
+        found = seen_catalog(deps).resolve(model, fields.parts, asker=asker)
     if found.parts:
         note(adapters=in_one_line(found.parts))
+    elif found.itself is not None:
+        note(version=found.itself.version)
     return found
 
 
-async def found(deps: ApiDependencies, model: str, fields: ModelFields) -> ResolvedModel:
+async def found(
+    deps: ApiDependencies, model: str, fields: ModelFields, *, asker: str | None = None
+) -> ResolvedModel:
     """Return what ``model`` means, as ``resolve`` does, once what isn't registered has been looked for.
 
     Raises what it raises, and AdapterUnavailable for a model that is being loaded for too long.
     """
     try:
-        return resolve(deps, model, fields)
+        return resolve(deps, model, fields, asker=asker)
     except ModelNotFound:
         if deps.on_demand is None:
             raise
@@ -48,7 +57,7 @@ async def found(deps: ApiDependencies, model: str, fields: ModelFields) -> Resol
         for name in _names_in(deps, model, fields):
             if deps.catalog.kind_of(name) is None and _may_have_looked_for(name):
                 await deps.on_demand.look_for(managed_catalog(deps), name)
-    return resolve(deps, model, fields)
+    return resolve(deps, model, fields, asker=asker)
 
 
 def _names_in(deps: ApiDependencies, model: str, fields: ModelFields) -> list[str]:
@@ -119,11 +128,13 @@ def in_one_line(parts: Sequence[ResolvedPart]) -> str:
 
 
 def headers_of(model: ResolvedModel) -> Mapping[str, str]:
-    """Return the header of an answer that names a mixture's parts, if it is one's."""
-    return {HEADER: in_one_line(model.parts)} if model.parts else {}
+    """Return the headers of an answer that say who answers: name and version, and a mixture's parts with ids."""
+    # A base may be called anything; a header is ASCII.
+    answers = {ANSWERS_HEADER: quote(model.answers, safe=_AS_THEY_ARE)}
+    return {**answers, HEADER: in_one_line(model.parts)} if model.parts else answers
 
 
 def with_parts(response: Response, model: ResolvedModel) -> Response:
-    """Return the response, with the header that names a mixture's parts if it is one's."""
+    """Return the response, with the headers that say who answers."""
     response.headers.update(headers_of(model))
     return response

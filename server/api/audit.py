@@ -19,7 +19,7 @@ from manylora.server.tenants.window import SlidingWindow
 
 log = get_logger(__name__)
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
-TOLD = ("name", "lora_name", "model", "mixture", "made", "changed", "code", "reason")
+TOLD = ("name", "lora_name", "model", "mixture", "made", "changed", "versions", "canary", "code", "reason")
 """What a request notes of itself and the log repeats."""
 STRANGER = "nobody"
 """Who came without a key that is known."""

@@ -30,7 +30,16 @@ MAX_FIELDS = 100
 
 async def read_body(request: Request, model: type[Body]) -> Body:
     """Return the body as ``model``. Raises BodyTooLarge or InvalidRequest naming the field."""
+    return await _parsed(await _read(request, dependencies(request).settings.max_body_bytes), model)
+
+
+async def read_body_if_any(request: Request, model: type[Body]) -> Body:
+    """Return the body as ``model``; none is an object without members. Raises what ``read_body`` raises."""
     raw = await _read(request, dependencies(request).settings.max_body_bytes)
+    return await _parsed(raw or b"{}", model)
+
+
+async def _parsed(raw: bytes, model: type[Body]) -> Body:
     if len(raw) <= ON_THE_LOOP:
         return parse(raw, model)
     return await asyncio.to_thread(parse, raw, model)

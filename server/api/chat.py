@@ -57,6 +57,7 @@ class ChatForm:
         self._custom: dict[tuple[int, int], bool] = {}
         """Whether each choice's calls are of custom tools, in a stream."""
         self._identity, self._created, self._model = identity, created, ask.model
+        self._fingerprint = generation.model.answers
         self._head = self._begin(CHUNK)
         self._ends = {"usage": None} if self._usage else {}
         self._begins = f'data: {dumps(self._head)[:-1]},"choices":[{{"index":'
@@ -178,7 +179,7 @@ class ChatForm:
             "object": kind,
             "created": self._created,
             "model": self._model,
-            "system_fingerprint": None,
+            "system_fingerprint": self._fingerprint,
         }
 
 

@@ -68,7 +68,7 @@ class CompletionForm:
             "object": "text_completion",
             "created": created,
             "model": ask.model,
-            "system_fingerprint": None,
+            "system_fingerprint": generation.model.answers,
         }
         self._ends = {"usage": None} if self._usage else {}
         self._plain = not self._told and not self._prompt.echo

@@ -23,7 +23,7 @@ ERRORS: dict[int, str] = {
     403: "The route is closed to this caller, its namespace is full, or the source leads out of the adapter root",
     404: "There is nothing of that name",
     408: "The request took too long to arrive",
-    409: "Other weights, or other parts, have the name",
+    409: "Other weights, or other parts, have the name, or its versions don't allow that change",
     413: "The body is over a limit",
     414: "The head is over a limit, and most of it is path and query",
     429: "Too much waits already, or the key is over a limit or its budget",
@@ -134,6 +134,18 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
         NAMED | BODY | CHANGES | {409},
     ),
     ("delete", "/adapters/{name}"): _one("admin", answers.DeletedModel, NAMED | CHANGES),
+    ("get", "/adapters/{name}/versions"): _one("admin", answers.Versions, NAMED),
+    ("delete", "/adapters/{name}/versions/{version}"): _one(
+        "admin", answers.Versions, NAMED | CHANGES | {409}
+    ),
+    ("post", "/adapters/{name}/rollback"): _one("admin", answers.Versions, NAMED | BODY | CHANGES | {409}),
+    ("post", "/adapters/{name}/canary"): Documented(
+        "admin",
+        {200: {JSON: answers.Versions}, 201: {JSON: answers.Versions}},
+        NAMED | BODY | CHANGES | {409},
+    ),
+    ("post", "/adapters/{name}/canary/promote"): _one("admin", answers.Versions, NAMED | CHANGES | {409}),
+    ("delete", "/adapters/{name}/canary"): _one("admin", answers.Versions, NAMED | CHANGES | {409}),
     ("post", "/v1/load_lora_adapter"): Documented("admin", {200: {TEXT: None}}, NAMED | BODY | CHANGES),
     ("post", "/v1/unload_lora_adapter"): Documented("admin", {200: {TEXT: None}}, NAMED | BODY | CHANGES),
     ("post", "/admin/keys"): _one("admin", key_answers.NewKey, BODY | CHANGES, 201),

@@ -53,6 +53,8 @@ FOREIGN: dict[type[Exception], Shape] = {
     adapter_errors.InvalidMixture: Shape(400, INVALID, "invalid_mixture"),
     adapter_errors.AdapterNameTaken: Shape(409, INVALID, "adapter_name_taken"),
     adapter_errors.UnknownAdapter: Shape(404, INVALID, "model_not_found"),
+    adapter_errors.UnknownVersion: Shape(404, INVALID, "version_not_found"),
+    adapter_errors.VersionConflict: Shape(409, INVALID, "version_conflict"),
     adapter_errors.InvalidKey: Shape(400, INVALID, "invalid_key"),
     adapter_errors.UnknownKey: Shape(404, INVALID, "key_not_found"),
     adapter_errors.StoreFull: Shape(507, "server_error", "store_full"),

@@ -140,8 +140,10 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
     """
     check_choices(ask, deps.settings)
     _check_priority(ask.priority)
+    # Whoever doesn't say who it is gets the canary by chance, and the same version when this begins again.
+    asker = ask.beside.asker or uuid4().hex
     while True:
-        model = await found(deps, ask.model, ask.beside)
+        model = await found(deps, ask.model, ask.beside, asker=asker)
         deps.engine.prefetch(adapter_id for adapter_id, _ in model.adapters)
         try:
             text = await text_of(deps, model, ask.beside)
@@ -154,7 +156,7 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
                 return _start(deps, held, model, text, prompts, grammar, reservation)
         except (ModelNotFound, AdapterUnavailable):
             # A deleted name doesn't resolve any more, and the error then names those that do.
-            if resolve(deps, ask.model, ask.beside).adapters == model.adapters:
+            if resolve(deps, ask.model, ask.beside, asker=asker).adapters == model.adapters:
                 raise
 
 
@@ -240,7 +242,7 @@ def _start(
 
 def _count(deps: ApiDependencies, model: ResolvedModel, requests: int) -> None:
     deps.catalog.usage.count(model, requests)
-    deps.metrics.by_adapter.count_parts([part.name for part in model.parts if part.weight], requests)
+    deps.metrics.by_adapter.count_queued(model, requests)
 
 
 def _check_prompt_logprobs(ask: Ask, prompts: Sequence[Sequence[int]], most: int) -> None:

@@ -233,7 +233,7 @@ RESPONSE = Passing(
         {
             *("client_metadata", "context_management", "include_obfuscation", "max_tool_calls"),
             *("moderation", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-            *("safety_identifier", "service_tier", "stream_options", "verbosity"),
+            *("service_tier", "stream_options", "verbosity"),
         }
     ),
     unserved={
@@ -261,7 +261,7 @@ CLAUDE = Passing(
     unread=frozenset(
         {
             *("anthropic_version", "anthropic_beta", "betas", "cache_control", "context_management"),
-            *("diagnostics", "inference_geo", "metadata", "service_tier", "speed"),
+            *("diagnostics", "inference_geo", "service_tier", "speed"),
         }
     ),
     unserved={

@@ -80,6 +80,8 @@ class ModelFields(Strict):
         default_factory=list, description="A mixture of adapters with weights; model then names the base."
     )
     merged_adapters: MergedAdapters | None = Field(None, description="The same in LoRAX's shape.")
+    user: Any = Field(None, description="Who asks: of an adapter with a canary, one user gets one version.")
+    safety_identifier: Any = Field(None, description="The same, by its newer name.")
 
     @model_validator(mode="after")
     def _one_mixture(self) -> "ModelFields":
@@ -95,6 +97,13 @@ class ModelFields(Strict):
         if self.merged_adapters is not None:
             return self.merged_adapters.parts
         return tuple(MixturePart(part.name, part.weight) for part in self.adapters)
+
+    @property
+    def asker(self) -> str | None:
+        """Who asks, as far as the client says; what is no text says nothing."""
+        return next(
+            (said for said in (self.user, self.safety_identifier) if isinstance(said, str) and said), None
+        )
 
     @property
     def model_param(self) -> str:

@@ -64,7 +64,7 @@ def _described(deps: ApiDependencies, model: str) -> dict[str, object]:
     if model == deps.settings.base_model:
         return base_model(deps)
     if not meant.parts:
-        return adapter_model(deps, seen.get(model))
+        return {**adapter_model(deps, seen.get(model)), "id": model}
     named = seen.get_mixture(model)
     if named is not None:
         return mixture_model(deps, named)

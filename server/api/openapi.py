@@ -11,19 +11,23 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from manylora.server.api.answers import ErrorAnswer
-from manylora.server.api.asked_models import HEADER
+from manylora.server.api.asked_models import ANSWERS_HEADER, HEADER
 from manylora.server.api.dependencies import ApiSettings
-from manylora.server.api.documented import ERRORS, EVENTS, JSON, OPERATIONS, Documented
+from manylora.server.api.documented import ERRORS, EVENTS, GENERATES, JSON, OPERATIONS, Documented
 
 COMPONENTS = "#/components/schemas/{model}"
 PATTERNS = {"job": "export-[0-9a-f]{16}"}
 """What some names in paths look like: with another the path is none of the route's."""
 RETRY_AFTER = {"retry-after": {"description": "Seconds", "schema": {"type": "integer"}}}
-PARTS = {
+ANSWERS = {
+    ANSWERS_HEADER: {
+        "description": "Who answered: name@version, a mixture's parts as name@version:weight joined by +, or the base",
+        "schema": {"type": "string"},
+    },
     HEADER: {
         "description": "A mixture's parts, as name@version#id:weight joined by +",
         "schema": {"type": "string"},
-    }
+    },
 }
 REQUEST_ID = {"x-request-id": {"description": "The request's id", "schema": {"type": "string"}}}
 
@@ -47,8 +51,8 @@ def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] in PATTERNS and parameter["in"] == "path":
                     parameter["schema"]["pattern"] = f"^{PATTERNS[parameter['name']]}$"
-            if EVENTS in documented.answers.get(200, {}):
-                operation["responses"]["200"]["headers"] |= PARTS
+            if documented.door == "api" and documented.errors >= GENERATES:
+                operation["responses"]["200"]["headers"] |= ANSWERS
             if 202 in documented.answers:
                 operation["responses"]["202"]["headers"]["location"] = {"schema": {"type": "string"}}
     models = {model for each in OPERATIONS.values() for model in each.models} | {ErrorAnswer}

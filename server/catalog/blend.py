@@ -21,6 +21,7 @@ class Found:
     """A part of a mixture, and the adapter that its name means."""
 
     name: str
+    """As it was asked for: with its version, if that was named."""
     weight: float
     """A float32's value."""
     entry: Entry
@@ -32,6 +33,7 @@ def blended(asked: str, label: str, parts: Sequence[Found], settings: CatalogSet
     What has weight 0 has no say in anything. The others are put in order of their ids: whoever asks for the same
     mixture, however it is spelled, gets the same sums and the same cache.
     """
+    _check_different(parts)
     counted = sorted((part for part in parts if part.weight != 0), key=lambda part: part.entry.record.id)
     template = _template(counted, settings.base_template)
     _check_room(counted, settings.arena_rows)
@@ -40,7 +42,7 @@ def blended(asked: str, label: str, parts: Sequence[Found], settings: CatalogSet
     return ResolvedModel(
         adapters=tuple((part.entry.record.id, part.weight) for part in counted),
         name=asked,
-        label=label_of(counted[0].name) if itself and label == MIXTURE_LABEL else label,
+        label=label_of(counted[0].entry.record.name) if itself and label == MIXTURE_LABEL else label,
         parts=tuple(_resolved(part) for part in parts),
         text=AdapterText(template, text.special_tokens, text.added_tokens, text.has_tokenizer),
         digest=digest,
@@ -51,7 +53,18 @@ def blended(asked: str, label: str, parts: Sequence[Found], settings: CatalogSet
 
 def _resolved(part: Found) -> ResolvedPart:
     record = part.entry.record
-    return ResolvedPart(record.id, part.name, record.version, part.weight)
+    return ResolvedPart(record.id, record.name, record.version, part.weight)
+
+
+def _check_different(parts: Sequence[Found]) -> None:
+    """Refuse one adapter by two names: its own, and that of a version."""
+    known: dict[int, str] = {}
+    for part in parts:
+        other = known.setdefault(part.entry.record.id, part.name)
+        if other != part.name:
+            raise InvalidMixture(
+                f"{other!r} and {part.name!r} are the same version: give it once, with the sum of the weights"
+            )
 
 
 def _template(parts: Sequence[Found], base: str | None) -> str | None:

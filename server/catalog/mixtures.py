@@ -20,7 +20,7 @@ from manylora.adapters.mixtures import (
     part_weight,
     spell,
 )
-from manylora.adapters.names import LONGEST_ECHO, check_name, list_names
+from manylora.adapters.names import LONGEST_ECHO, check_name, list_names, split_version, without_version
 from manylora.adapters.records import MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.tokens import PartText
@@ -28,6 +28,7 @@ from manylora.server.catalog.blend import Found, blended
 from manylora.server.catalog.intake import KeyedLocks
 from manylora.server.catalog.operations import Caller, Operations
 from manylora.server.catalog.seen import Seen, Sees
+from manylora.server.catalog.served import Served
 from manylora.server.catalog.serving import Entry
 from manylora.server.catalog.types import (
     MIXTURE_LABEL,
@@ -54,13 +55,13 @@ Admission = Callable[[MixtureRecord | None, Sequence[MixturePart]], bool]
 
 
 class Mixtures:
-    """Named mixtures, and what any mixture means. ``adapters`` are the catalog's, as they come and go."""
+    """Named mixtures, and what any mixture means. ``served`` are the catalog's adapters, as they come and go."""
 
     def __init__(
         self,
         registry: AdapterRegistry,
         settings: CatalogSettings,
-        adapters: Mapping[str, Entry],
+        served: Served,
         names: KeyedLocks,
         operations: Operations,
         usage: Usage,
@@ -68,7 +69,7 @@ class Mixtures:
         """``names`` are the locks that adapters' operations hold too: a name means one thing."""
         self._registry = registry
         self._settings = settings
-        self._adapters = adapters
+        self._served = served
         self._names = names
         self._operations = operations
         self._usage = usage
@@ -81,14 +82,17 @@ class Mixtures:
         self._compared: dict[Hashable, str | None] = {}
         """Names and digests of named mixtures' parts: in what their tokenizers differ; None: in nothing."""
 
-    def seen_by(self, sees: Sees, adapters: Seen[Entry], bases: Collection[str]) -> "Mixtures":
-        """Return them as AdapterCatalog.seen_by says; ``adapters`` and ``bases`` are those that are seen."""
+    def seen_by(self, sees: Sees, served: Served, bases: Collection[str]) -> "Mixtures":
+        """Return them as AdapterCatalog.seen_by says; ``served`` and ``bases`` are what is seen of those."""
 
         def is_seen(part: str) -> bool:
-            return part in adapters if part in adapters.whole else sees(part, None)
+            if served.find(part) is not None:
+                return True
+            # What isn't there is nobody's: who may use its name may know of it.
+            return self._served.find(part) is None and sees(*(split_version(part) or (part, None)))
 
         seen = copy(self)
-        seen._adapters, seen._bases = adapters, bases
+        seen._served, seen._bases = served, bases
         seen._records = Seen(
             self._records,
             lambda name, record: (
@@ -119,9 +123,10 @@ class Mixtures:
         record = self._records.get(model)
         if record is None:
             if not is_mixture(model, self._knows):
-                names = list_names([*self._bases, *self._adapters, *self._records])
+                names = list_names([*self._bases, *self._served.active, *self._records])
                 asked = model[:LONGEST_ECHO]
-                raise ModelNotFound(f"model {asked!r} does not exist; models: {names}", param="model")
+                told = self._versions_of(model) or f"models: {names}"
+                raise ModelNotFound(f"model {asked!r} does not exist; {told}", param="model")
             return self._mixed(model, MIXTURE_LABEL, self._parse(model), "model")
         try:
             return self._mixed(model, label_of(model), record.parts)
@@ -208,7 +213,11 @@ class Mixtures:
 
         None: those of all. What differs is unavailable, and says so before anybody asks.
         """
-        records = [record for record in self._whole.values() if name in (None, *_names(record.parts))]
+        records = [
+            record
+            for record in self._whole.values()
+            if name is None or name in map(without_version, _names(record.parts))
+        ]
         if records:
             self._operations.spawn(self._compare(records))
 
@@ -223,7 +232,7 @@ class Mixtures:
         self, caller: Caller, name: str, parts: tuple[MixturePart, ...], admit: Admission
     ) -> tuple[MixtureEntry, bool]:
         async with self._names.hold(name):
-            if name in self._adapters:
+            if name in self._served.names():
                 raise AdapterNameTaken(f"{name!r} is an adapter; choose another name for the mixture")
             old = self._records.get(name)
             if admit(old, parts) and old is not None:
@@ -312,7 +321,7 @@ class Mixtures:
 
     def _part(self, name: str, param: str | None) -> Entry:
         """Return the adapter that a part's name means now."""
-        entry = self._adapters.get(name)
+        entry = self._served.find(name)
         if entry is not None and entry.reason is None:
             return entry
         if entry is not None:
@@ -323,8 +332,15 @@ class Mixtures:
             )
         if name in self._records:
             raise InvalidMixture(f"part {name!r} is a mixture: name the adapters that it mixes")
-        asked, names = name[:LONGEST_ECHO], list_names(self._adapters)
-        raise ModelNotFound(f"part {asked!r} does not exist; adapters: {names}", param=param)
+        told = self._versions_of(name) or f"adapters: {list_names(self._served.active)}"
+        raise ModelNotFound(f"part {name[:LONGEST_ECHO]!r} does not exist; {told}", param=param)
+
+    def _versions_of(self, text: str) -> str | None:
+        """Return what is said of a version that isn't there; None: ``text`` asks for no version of what is."""
+        name = without_version(text)
+        if name != text and (name in self._records or name in self._bases):
+            return f"{name[:LONGEST_ECHO]!r} is no adapter, and has no versions to ask for"
+        return self._served.other_versions(text)
 
     def _parse(self, model: str) -> tuple[MixturePart, ...]:
         most = self._settings.max_mixture_parts
@@ -341,7 +357,7 @@ class Mixtures:
         return parts
 
     def _knows(self, name: str) -> bool:
-        return name in self._adapters or name in self._records or name in self._bases
+        return self._served.find(name) is not None or name in self._records or name in self._bases
 
     def _show(self, record: MixtureRecord) -> MixtureEntry:
         reason = None
@@ -353,10 +369,10 @@ class Mixtures:
         return MixtureEntry(record, tuple(map(self._now, record.parts)), reason, used)
 
     def _now(self, part: MixturePart) -> ResolvedPart | MixturePart:
-        entry = self._adapters.get(part.adapter)
+        entry = self._served.find(part.adapter)
         if entry is None:
             return part
-        return ResolvedPart(entry.record.id, part.adapter, entry.record.version, part.weight)
+        return ResolvedPart(entry.record.id, entry.record.name, entry.record.version, part.weight)
 
     def _unknown(self, name: str) -> UnknownAdapter:
         asked = name[:LONGEST_ECHO]

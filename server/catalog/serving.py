@@ -4,7 +4,8 @@ Knows records and files, but no names in use: which record a name means is the c
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from manylora.adapters.base_form import BaseForm
@@ -13,7 +14,7 @@ from manylora.adapters.reader import AdapterOutline
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.tokens import AdapterText
-from manylora.adapters.types import AdapterWeights
+from manylora.adapters.types import AdapterWeights, FreedAdapter
 from manylora.server.catalog.intake import AdapterIntake, Prepared, reason_of
 from manylora.server.catalog.types import AdapterEngine, CatalogObserver, Wishes
 from manylora.server.errors import AdapterUnavailable
@@ -26,7 +27,7 @@ INHERITED = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """What a name means at the moment."""
+    """One version of a name, as it is served at the moment."""
 
     record: AdapterRecord
     text: AdapterText
@@ -58,16 +59,47 @@ class Serving:
         self._registry = registry
         self._intake = intake
         self._observer = observer
+        self._files: dict[int, str] = {}
+        """Digests of what the engine may read at any moment, by id."""
+
+    def reads(self, digest: str) -> bool:
+        """Return whether the engine may still read files of ``digest``."""
+        return digest in self._files.values()
 
     async def hand_over(self, record: AdapterRecord, weights: AdapterWeights) -> None:
         """Give the engine an adapter that it doesn't know, with its weights."""
-        await self._engine.add_adapter(
-            record.id,
-            weights,
-            load_from=self._loader(record),
-            preload=record.preload,
-            pinned=record.pinned,
-        )
+        with self._given(record):
+            await self._engine.add_adapter(
+                record.id,
+                weights,
+                load_from=self._loader(record),
+                preload=record.preload,
+                pinned=record.pinned,
+            )
+
+    async def take_back(self, record: AdapterRecord, *, abort: bool) -> FreedAdapter:
+        """Have the engine let an adapter go, once running requests have ended or been aborted."""
+        freed = await self._engine.remove_adapter(record.id, abort=abort)
+        self._files.pop(record.id, None)
+        return freed
+
+    async def rest(self, record: AdapterRecord) -> None:
+        """Have the engine keep an adapter on disk only, once running requests have ended, until it is asked for."""
+        try:
+            await self._engine.rest_adapter(record.id)
+        except Exception as error:  # it is served all the same, and takes room until others need that
+            self._observer.failed("rest", record.name, error)
+
+    async def ready(self, record: AdapterRecord, *, pinned: bool, preload: bool) -> None:
+        """Have the engine keep an adapter as the one was that it takes over from; without room, on disk."""
+        weights = None
+        try:
+            if preload and self._engine.adapter_tier(record.id) == "disk":
+                weights = await self._intake.work(self._loader(record))
+            await self._engine.keep_adapter(record.id, weights, preload=preload, pinned=pinned)
+        except AdapterUnavailable as error:
+            self._observer.failed("preload", record.name, error)
+            await self._engine.keep_adapter(record.id, None, preload=False, pinned=pinned)
 
     async def keep(self, record: AdapterRecord, wishes: Wishes) -> AdapterRecord:
         """Keep an adapter that the engine knows as ``wishes`` say; return its record. All of it or nothing.
@@ -112,13 +144,24 @@ class Serving:
 
     async def _restore_cold(self, record: AdapterRecord, outline: AdapterOutline) -> None:
         load_from = self._loader(record)
-        await self._engine.add_adapter_cold(
-            record.id,
-            outline.rank_by_module(),
-            load_from=load_from,
-            pinned=record.pinned,
-            invocation=outline.spec.invocation,
-        )
+        with self._given(record):
+            await self._engine.add_adapter_cold(
+                record.id,
+                outline.rank_by_module(),
+                load_from=load_from,
+                pinned=record.pinned,
+                invocation=outline.spec.invocation,
+            )
+
+    @contextlib.contextmanager
+    def _given(self, record: AdapterRecord) -> Iterator[None]:
+        """Note that the engine may read an adapter's files, unless it doesn't take it."""
+        self._files[record.id] = record.digest
+        try:
+            yield
+        except BaseException:
+            del self._files[record.id]
+            raise
 
     def _loader(self, record: AdapterRecord) -> Callable[[], AdapterWeights]:
         """Return what the engine calls, in a thread of its own, to read the weights again."""

@@ -9,7 +9,8 @@ import torch
 
 from manylora.adapters.base_form import BaseForm
 from manylora.adapters.kept_norms import KeptNorms
-from manylora.adapters.mixtures import MixturePart
+from manylora.adapters.mixtures import MixturePart, spell
+from manylora.adapters.names import with_version
 from manylora.adapters.pooling import Way
 from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.adapters.sources.finding import Finding
@@ -65,6 +66,13 @@ class AdapterEngine(Protocol):
 
     async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
         """Refuse new requests, let running ones finish (or abort them), give memory back; then return."""
+        ...
+
+    async def rest_adapter(self, adapter_id: int) -> None:
+        """Unpin an adapter and, once running requests have ended, keep it on disk only until somebody asks for it.
+
+        Returns without waiting for these. ``keep_adapter`` ends that.
+        """
         ...
 
     def adapter_tier(self, adapter_id: int) -> Tier:
@@ -161,6 +169,8 @@ class CatalogSettings:
     """Rank rows that the arena has of each module; None: a mixture of any ranks is taken."""
     norms: KeptNorms | None = None
     """Lengths of the served base's rows; None: adapters that need them (DoRA) are refused."""
+    keep_versions: int = 2
+    """Old versions that a name keeps, to be asked for and gone back to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +224,8 @@ class ResolvedModel:
     """What metrics call it: an unnamed mixture is MIXTURE_LABEL, everything else its own name."""
     parts: tuple[ResolvedPart, ...] = ()
     """A mixture's, in the order asked; () for the base and for an adapter asked by its name."""
+    itself: ResolvedPart | None = None
+    """The adapter, and its version, that a name means; None for the base and for mixtures."""
     text: AdapterText = field(default_factory=AdapterText)
     """What it brings for texts: the adapter's own, or what all parts have in common."""
     digest: str | None = None
@@ -227,6 +239,14 @@ class ResolvedModel:
     def chat_template(self) -> str | None:
         """Its own template; None: the base's."""
         return self.text.chat_template
+
+    @property
+    def answers(self) -> str:
+        """Who answers, so that the same may be asked for again: ``sql@3``, ``sql@3:0.7+pirate@1:0.3``, or the base."""
+        if self.itself is not None:
+            return with_version(self.itself.name, self.itself.version)
+        parts = [MixturePart(with_version(each.name, each.version), each.weight) for each in self.parts]
+        return spell(parts) if parts else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +274,10 @@ class CatalogEntry:
     nbytes: int = 0
     """Of its files in the store; 0 if they are gone."""
     used: Used = Used()
+    canary: AdapterRecord | None = None
+    """The version that gets a share of its name's requests."""
+    versions: tuple[int, ...] = ()
+    """Those of its name that may be asked for, the newest first."""
 
     @property
     def notes(self) -> tuple[str, ...]:

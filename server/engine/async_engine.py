@@ -241,6 +241,10 @@ class AsyncEngine:
         assert freed is not None
         return freed
 
+    async def rest_adapter(self, adapter_id: int) -> None:
+        """Unpin an adapter; it leaves device and host once running requests have ended, unless it is asked for."""
+        await self._calls.between_steps(lambda engine: engine.rest_adapter(adapter_id))
+
     def adapter_tier(self, adapter_id: int) -> Tier:
         """Return where the weights are now."""
         return self._engine.cache.tier(adapter_id)

@@ -21,6 +21,7 @@ from manylora.server.engine.door import check_request
 from manylora.server.engine.faults import step_failed
 from manylora.server.engine.grammar import GrammarFault
 from manylora.server.engine.health import Health
+from manylora.server.engine.leaving import Freed, Leaving
 from manylora.server.engine.model_runner import LaunchedStep, ModelRunner, StepModel, StepResult
 from manylora.server.engine.observer import EngineObserver, SilentEngineObserver, StepTimings
 from manylora.server.engine.outbox import wake
@@ -59,9 +60,6 @@ class EngineSettings:
     limits: SchedulerLimits
 
 
-Freed = Callable[[FreedAdapter], None]
-
-
 class Engine:
     """Owns all mutable state of serving. Not thread-safe: AsyncEngine gives it a thread."""
 
@@ -87,8 +85,7 @@ class Engine:
         self.requests = LiveRequests(live, self.scheduler, decoder, eos_ids, self._observer, self.health)
         writer = ArenaWriter(arena, self.cache, self._observer)
         self._residency = Residency(self.cache, writer, self.scheduler, self.requests, load)
-        self._leaving: dict[int, tuple[tuple[Freed, ...], int]] = {}
-        """Retired adapters: whom to tell, and how many sequences were aborted for it."""
+        self._leaving = Leaving(self.cache, settings.row_bytes, self.blocks.forget_adapter)
         self.auditor = Auditor()
         self.preemptions = 0
         self._runner = ModelRunner(
@@ -128,7 +125,7 @@ class Engine:
         live = self.requests.get(request_id)
         if live is not None:
             self.requests.end(live, FinishReason.ABORTED, None)
-            self._release_retired()
+            self._release()
 
     def capacity_tokens(self) -> int:
         """Return how many tokens one sequence can have at most."""
@@ -142,11 +139,13 @@ class Engine:
 
     def pin(self, adapter_id: int, *, pinned: bool) -> None:
         """Pin an adapter where it is, or unpin it."""
+        self._leaving.stay(adapter_id)
         self.cache[adapter_id].pinned = pinned
         self._residency.trim()
 
     def preload(self, adapter_id: int, weights: AdapterWeights | None) -> bool:
         """Put an adapter on the device; False: it is on its way; see Residency.preload."""
+        self._leaving.stay(adapter_id)
         return self._residency.preload(adapter_id, weights)
 
     def remove_adapter(self, adapter_id: int, freed: Freed, *, abort: bool) -> None:
@@ -154,7 +153,6 @@ class Engine:
         if adapter_id not in self.cache:
             freed(FreedAdapter(0, 0, 0, 0))
             return
-        self.cache[adapter_id].retired = True
         aborted = 0
         if abort:
             error = ModelNotFound("the adapter was deleted while it answered", param="model")
@@ -162,14 +160,18 @@ class Engine:
                 if adapter_id in live.adapter_ids:
                     aborted += len(live.live) + live.num_unmade
                     self.requests.end(live, FinishReason.ABORTED, error)
-        earlier, before = self._leaving.get(adapter_id, ((), 0))
-        self._leaving[adapter_id] = ((*earlier, freed), before + aborted)
-        self._release_retired()
+        self._leaving.remove(adapter_id, freed, aborted)
+        self._release()
+
+    def rest_adapter(self, adapter_id: int) -> None:
+        """Unpin an adapter; once nobody uses it, it is on disk only, until somebody asks for it again."""
+        self._leaving.rest(adapter_id)
+        self._release()
 
     def host_loaded(self, adapter_id: int, weights: AdapterWeights | Exception) -> None:
         """Take in weights read from disk, or fail the requests that waited for them."""
         self._residency.loaded(adapter_id, weights)
-        self._release_retired()
+        self._release()
 
     # Steps
 
@@ -203,7 +205,7 @@ class Engine:
             self._collect(launched, listener, scheduled - began, placed - scheduled)
         self.requests.make_choices()
         self._residency.trim()
-        self._release_retired()
+        self._release()
         self.blocks.sweep()
         self.auditor.go_on()
         return bool(plan.rows or plan.preempted or plan.expired or changed or self.auditor.busy)
@@ -311,17 +313,7 @@ class Engine:
             if row.sequence.status is not SequenceStatus.FINISHED:
                 self.requests.end(row.sequence.owner, FinishReason.FAILED, failed)
 
-    def _release_retired(self) -> None:
-        if not self._leaving:
-            return
-        used = {adapter_id for live in self.requests for adapter_id in live.adapter_ids}
-        for adapter_id in [each for each in self._leaving if each not in used]:
-            listeners, aborted = self._leaving.pop(adapter_id)
-            ranges = self.cache[adapter_id].ranges or {}
-            device = sum(owned.rank * self.settings.row_bytes[module] for module, owned in ranges.items())
-            host = self.cache.drop_copy(adapter_id)
-            self.blocks.forget_adapter(adapter_id)
-            self.cache.remove(adapter_id)
-            given_back = FreedAdapter(sum(owned.rank for owned in ranges.values()), device, host, aborted)
-            for freed in listeners:
-                freed(given_back)
+    def _release(self) -> None:
+        self._leaving.release(
+            lambda: {adapter_id for live in self.requests for adapter_id in live.adapter_ids}
+        )

@@ -1,6 +1,7 @@
 """What a name means at the moment when it is to be exported: versions of adapters, and their weights."""
 
 from manylora.adapters.mixtures import MixturePart, spell
+from manylora.adapters.names import with_version
 from manylora.adapters.records import AdapterRecord
 from manylora.server.catalog import AdapterCatalog, ResolvedModel
 from manylora.server.errors import InvalidRequest
@@ -31,7 +32,9 @@ def source_of_model(catalog: AdapterCatalog, found: ResolvedModel, combine: str 
     if not found.parts:
         return _of_adapter(catalog.get(found.name).record, combine)
     parts = tuple(
-        _part(catalog.get(part.name).record, part.weight) for part in found.parts if part.weight != 0
+        _part(catalog.get(with_version(part.name, part.version)).record, part.weight)
+        for part in found.parts
+        if part.weight != 0
     )
     entry = catalog.get_mixture(found.name)
     if entry is not None:

@@ -15,13 +15,10 @@ from manylora.adapters.mixtures import MixturePart, part_weight
 from manylora.adapters.records import AdapterRecord, AdapterState, MixtureRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.reserve import Reserve
+from tests.adapters.putting import put
 
 PARTS = (MixturePart("sql", part_weight("sql", 0.7)), MixturePart("pirate", part_weight("pirate", -1e-30)))
 OTHERS = (MixturePart("sql", 1.0), MixturePart("team/v1:2", 0.0))
-
-
-def add(registry: AdapterRegistry, name: str, digest: str = "d1") -> AdapterRecord:
-    return registry.register(name, digest, source="here", rank=4, targets=("q_proj",))
 
 
 def test_a_mixture_is_there_again_with_every_weight(registry: AdapterRegistry, path: Path) -> None:
@@ -67,8 +64,8 @@ def test_ids_and_versions_go_on_counting_after_a_delete(registry: AdapterRegistr
 
 
 def test_ids_of_mixtures_and_of_adapters_are_two_sequences(registry: AdapterRegistry) -> None:
-    assert add(registry, "a").id == registry.mixtures.create("mix", PARTS).id == 1
-    assert (add(registry, "b").id, registry.mixtures.create("max", PARTS).id) == (2, 2)
+    assert put(registry, "a").id == registry.mixtures.create("mix", PARTS).id == 1
+    assert (put(registry, "b").id, registry.mixtures.create("max", PARTS).id) == (2, 2)
 
 
 def test_a_name_belongs_to_an_adapter_or_to_a_mixture(registry: AdapterRegistry) -> None:
@@ -77,15 +74,15 @@ def test_a_name_belongs_to_an_adapter_or_to_a_mixture(registry: AdapterRegistry)
     with pytest.raises(AdapterNameTaken, match="'mix' is the name of a mixture"):
         registry.activate(pending)
     with pytest.raises(AdapterNameTaken, match="'mix' is the name of a mixture"):
-        add(registry, "mix")
+        put(registry, "mix")
     assert (registry.active(), registry.was_used()) == ([], False)
-    add(registry, "a")
+    put(registry, "a")
     with pytest.raises(AdapterNameTaken, match="'a' is the name of an adapter"):
         registry.mixtures.create("a", PARTS)
     assert registry.mixtures.active() == [made]
     registry.mixtures.retire("mix")
     registry.retire("a")
-    assert registry.activate(pending).name == "mix"
+    assert registry.activate(pending).active.name == "mix"
     assert registry.mixtures.create("a", PARTS).name == "a"
 
 
@@ -189,7 +186,7 @@ class NamesModel(RuleBasedStateMachine):
                 self.registry.activate(pending)
             self.registry.abandon(pending.id)
         else:
-            self.adapters[name] = self.registry.activate(pending)
+            self.adapters[name] = self.registry.activate(pending).active
 
     @rule(name=names)
     def retire_adapter(self, name: str) -> None:

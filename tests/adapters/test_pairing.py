@@ -128,8 +128,9 @@ def test_a_directory_without_files_and_one_from_before_there_were_marks_start(ho
     digest = fill(home)
     (home / "registry.id").unlink()
     with sqlite3.connect(home / "registry.db") as connection:
-        for table in ("identity", "mixtures", "keys", "alembic_version"):
+        for table in ("identity", "mixtures", "keys", "versions", "alembic_version"):
             connection.execute(f"DROP TABLE {table}")
+        connection.execute("DROP INDEX one_canary_per_name")
     connection.close()
     registry, store = open_adapters(home)
     assert registry.digests_in_use() == store.digests() == {digest}

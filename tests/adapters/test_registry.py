@@ -4,8 +4,10 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,32 +20,26 @@ from sqlalchemy import event
 
 from manylora.adapters.errors import (
     AdapterError,
-    AdapterNameTaken,
     InvalidAdapter,
     RegistryBusy,
     RegistryFault,
     StoreFull,
     UnknownAdapter,
+    VersionConflict,
 )
+from manylora.adapters.lineage import Lineage
 from manylora.adapters.names import check_name, list_names
 from manylora.adapters.records import AdapterRecord, AdapterState
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.reserve import Reserve
-
-
-def add(registry: AdapterRegistry, name: str, digest: str = "d1") -> AdapterRecord:
-    return registry.register(name, digest, source="here", rank=4, targets=("q_proj", "v_proj"))
-
-
-def swap(registry: AdapterRegistry, name: str, digest: str) -> AdapterRecord:
-    return registry.replace(name, digest, source="here", rank=4, targets=("q_proj",))
+from tests.adapters.putting import put
 
 
 @pytest.mark.parametrize("page", range(1, 4))
 def test_a_damaged_page_is_told_when_the_registry_is_opened(path: Path, page: int) -> None:
     with AdapterRegistry(path) as registry:
         for number in range(40):
-            add(registry, f"adapter-{number}", f"d{number}")
+            put(registry, f"adapter-{number}", f"d{number}")
     with path.open("r+b") as file:
         file.seek(4096 * page)
         file.write(b"\xaa" * 3000)
@@ -51,41 +47,38 @@ def test_a_damaged_page_is_told_when_the_registry_is_opened(path: Path, page: in
         AdapterRegistry(path)
 
 
-def test_the_same_weights_again_are_the_same_record(registry: AdapterRegistry) -> None:
-    first = add(registry, "a")
+def test_what_is_put_is_active(registry: AdapterRegistry) -> None:
+    first = put(registry, "a")
     assert (first.id, first.version, first.state) == (1, 1, AdapterState.ACTIVE)
     assert first.targets == ("q_proj", "v_proj")
-    assert add(registry, "a") == first == registry.get("a")
-    with pytest.raises(AdapterNameTaken, match="replace"):
-        add(registry, "a", "d2")
+    assert registry.active() == [first]
+    assert registry.lineages() == [Lineage((first,))]
 
 
 def test_a_replacement_is_a_new_id_and_version(registry: AdapterRegistry) -> None:
-    add(registry, "a")
-    second = swap(registry, "a", "d2")
+    put(registry, "a")
+    second = put(registry, "a", "d2")
     assert (second.id, second.version) == (2, 2)
-    assert registry.active() == [second]
+    assert registry.active() == [replace(second, before=None)]
     assert registry.digests_in_use() == {"d2"}
-    with pytest.raises(UnknownAdapter):
-        swap(registry, "b", "d2")
 
 
 def test_ids_are_never_used_again(registry: AdapterRegistry, path: Path) -> None:
-    registry.retire(add(registry, "a").name)
+    registry.retire(put(registry, "a").name)
     pending = registry.reserve("b", "d", source="s", rank=1, targets=())
     registry.abandon(pending.id)
     registry.close()
     with AdapterRegistry(path) as again:
-        assert (add(again, "a").id, again.get("a").version) == (3, 2)
+        assert (put(again, "a").id, again.active()[0].version) == (3, 2)
 
 
 def test_a_pending_record_is_seen_by_nobody_but_keeps_its_files(registry: AdapterRegistry) -> None:
-    add(registry, "a")
+    put(registry, "a")
     pending = registry.reserve("a", "d2", source="s", rank=1, targets=())
-    assert registry.get("a").digest == "d1"
+    assert registry.active()[0].digest == "d1"
     assert registry.digests_in_use() == {"d1", "d2"}
-    assert registry.activate(pending).version == 2
-    assert registry.get("a").digest == "d2"
+    assert registry.activate(pending).active.version == 2
+    assert registry.active()[0].digest == "d2"
     registry.reserve("b", "d3", source="s", rank=1, targets=())
     assert registry.drop_pending() == 1
     assert registry.digests_in_use() == {"d2"}
@@ -93,9 +86,9 @@ def test_a_pending_record_is_seen_by_nobody_but_keeps_its_files(registry: Adapte
 
 def test_unknown_names_list_the_known_ones(registry: AdapterRegistry) -> None:
     for number in range(25):
-        add(registry, f"a{number:02}")
+        put(registry, f"a{number:02}")
     with pytest.raises(UnknownAdapter, match=r"a00, .*a19 and 5 more"):
-        registry.get("x")
+        registry.change("x", Lineage.aborted)
     with pytest.raises(UnknownAdapter):
         registry.retire("x")
     assert list_names([]) == "none"
@@ -106,7 +99,7 @@ def test_unknown_names_list_the_known_ones(registry: AdapterRegistry) -> None:
 )
 def test_bad_names_are_refused(registry: AdapterRegistry, name: str) -> None:
     with pytest.raises(InvalidAdapter, match="name"):
-        add(registry, name)
+        put(registry, name)
     assert registry.active() == []
 
 
@@ -120,19 +113,19 @@ def test_a_locked_database_is_a_clear_error(path: Path) -> None:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(RegistryBusy, match="locked"):
-            add(registry, "a")
+            put(registry, "a")
         other.execute("ROLLBACK")
         other.close()
-        add(registry, "a")
+        put(registry, "a")
 
 
 def test_a_full_database_is_a_clear_error_and_changes_nothing(registry: AdapterRegistry) -> None:
-    add(registry, "a")
+    put(registry, "a")
     with registry._database.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreFull, match="full"):
-        registry.register("b", "d", source="x" * 100_000, rank=1, targets=())
+        put(registry, "b", source="x" * 100_000)
     assert [record.name for record in registry.active()] == ["a"]
 
 
@@ -164,10 +157,10 @@ def test_deleting_works_on_a_full_disk(path: Path) -> None:
     disk = FullDisk(path)
     with AdapterRegistry(path, reserve=disk) as registry:
         for name in ("a", "b"):
-            add(registry, name)
+            put(registry, name)
         disk.fill()
         with pytest.raises(StoreFull):
-            swap(registry, "a", "d2")
+            put(registry, "a", "d2")
         assert registry.retire("a").state is AdapterState.RETIRED
         assert path.with_name("reserve").stat().st_size == 128 << 10, "held again for the next time"
         assert path.with_name(f"{path.name}-wal").stat().st_size == 0, "what the log took came back with it"
@@ -202,7 +195,7 @@ def test_a_new_version_and_the_end_of_the_old_one_are_one_transaction(path: Path
     """Between two transactions a crash would leave a name without any version."""
     seen: list[str] = []
     with AdapterRegistry(path) as registry:
-        add(registry, "a")
+        put(registry, "a")
         pending = registry.reserve("a", "d2", source="s", rank=1, targets=())
         other = sqlite3.connect(path)
 
@@ -219,7 +212,7 @@ def test_a_new_version_and_the_end_of_the_old_one_are_one_transaction(path: Path
 
 def test_an_activation_that_fails_in_the_middle_leaves_the_old_version(path: Path) -> None:
     with AdapterRegistry(path) as registry:
-        first = add(registry, "a")
+        first = put(registry, "a")
         pending = registry.reserve("a", "d2", source="s", rank=1, targets=())
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute(
@@ -234,7 +227,7 @@ def test_an_activation_that_fails_in_the_middle_leaves_the_old_version(path: Pat
 def test_a_disk_that_stays_full_is_a_clear_error(path: Path) -> None:
     disk = FullDisk(path)
     with AdapterRegistry(path, reserve=disk) as registry:
-        add(registry, "a")
+        put(registry, "a")
         path.with_name("reserve").unlink()
         disk.fill()
         with pytest.raises(StoreFull):
@@ -256,16 +249,17 @@ def test_a_file_that_is_no_database(path: Path) -> None:
 
 def test_a_thousand_rows(registry: AdapterRegistry) -> None:
     for number in range(1000):
-        add(registry, f"a{number}", f"d{number}")
+        put(registry, f"a{number}", f"d{number}")
     assert len(registry.active()) == 1000
-    assert registry.get("a999").digest == "d999"
+    assert {record.name: record.digest for record in registry.active()}["a999"] == "d999"
 
 
 class RegistryModel(RuleBasedStateMachine):
-    """Any order of operations against a dictionary."""
+    """Any order of operations against dictionaries."""
 
     names = st.sampled_from(["a", "b", "c"])
     digests = st.sampled_from(["d1", "d2", "d3"])
+    keeps = st.integers(0, 2)
 
     def __init__(self) -> None:
         super().__init__()
@@ -274,32 +268,65 @@ class RegistryModel(RuleBasedStateMachine):
         self.registry = AdapterRegistry(
             Path(":memory:"), reserve=Reserve(Path(self.directory.name) / "reserve", 1)
         )
-        self.active: dict[str, AdapterRecord] = {}
+        self.there: dict[str, Lineage] = {}
         self.ids: set[int] = set()
         self.versions: dict[str, int] = {}
 
-    def fresh(self, record: AdapterRecord) -> None:
+    @rule(name=names, digest=digests, keep=keeps, share=st.sampled_from([None, None, 0.0, 0.25, 1.0]))
+    def put(self, name: str, digest: str, keep: int, share: float | None) -> None:
+        if share is not None and name not in self.there:
+            with pytest.raises(UnknownAdapter):
+                put(self.registry, name, digest, share=share)
+            assert self.registry.drop_pending() == 1
+            return
+        record = put(self.registry, name, digest, keep=keep, share=share)
         assert record.id not in self.ids
         assert record.version == self.versions.get(record.name, 0) + 1
         self.ids.add(record.id)
-        self.versions[record.name] = record.version
-        self.active[record.name] = record
+        self.versions[name] = record.version
+        if name not in self.there:
+            self.there[name] = Lineage((record,))
+            return
+        joined = self.there[name].joined_by(record)
+        changed = (
+            joined.led_by(record.version, like=record)
+            if share is None
+            else joined.trying(record.version, share)
+        )
+        self.there[name] = changed.trimmed(keep)
 
-    @rule(name=names, digest=digests)
-    def register(self, name: str, digest: str) -> None:
-        before = self.active.get(name)
-        if before is None:
-            self.fresh(add(self.registry, name, digest))
-        elif before.digest == digest:
-            assert add(self.registry, name, digest) == before
-        else:
-            with pytest.raises(AdapterNameTaken):
-                add(self.registry, name, digest)
+    @precondition(lambda self: self.there)
+    @rule(
+        data=st.data(),
+        keep=keeps,
+        change=st.sampled_from(["back", "back to", "try", "promote", "abort", "drop"]),
+    )
+    def change(self, data: st.DataObject, keep: int, change: str) -> None:
+        name = data.draw(st.sampled_from(sorted(self.there)))
+        version = data.draw(st.sampled_from([each.version for each in self.there[name].records]))
 
-    @rule(name=names, digest=digests)
-    def replace(self, name: str, digest: str) -> None:
-        if name in self.active:
-            self.fresh(swap(self.registry, name, digest))
+        def how(lineage: Lineage) -> Lineage:
+            match change:
+                case "back":
+                    return lineage.back_to(lineage.before().version).trimmed(keep)
+                case "back to":
+                    return lineage.back_to(version).trimmed(keep)
+                case "try":
+                    return lineage.trying(version, 0.5).trimmed(keep)
+                case "promote":
+                    return lineage.promoted().trimmed(keep)
+                case "abort":
+                    return lineage.aborted().trimmed(keep)
+            return lineage.without(version)
+
+        try:
+            wanted = how(self.there[name])
+        except VersionConflict as error:
+            with pytest.raises(VersionConflict, match=re.escape(str(error))):
+                self.registry.change(name, how)
+            return
+        assert by_version(self.registry.change(name, how)) == by_version(wanted)
+        self.there[name] = wanted
 
     @rule(name=names)
     def abandon(self, name: str) -> None:
@@ -308,20 +335,26 @@ class RegistryModel(RuleBasedStateMachine):
         self.ids.add(pending.id)
         self.registry.abandon(pending.id)
 
-    @precondition(lambda self: self.active)
+    @precondition(lambda self: self.there)
     @rule(data=st.data())
     def retire(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.active)))
-        assert self.registry.retire(name).id == self.active.pop(name).id
+        name = data.draw(st.sampled_from(sorted(self.there)))
+        assert self.registry.retire(name).id == self.there.pop(name).active.id
 
     @invariant()
     def agrees(self) -> None:
-        assert {record.name: record for record in self.registry.active()} == self.active
-        assert self.registry.digests_in_use() == {record.digest for record in self.active.values()}
+        found = {lineage.active.name: by_version(lineage) for lineage in self.registry.lineages()}
+        assert found == {name: by_version(lineage) for name, lineage in self.there.items()}
+        records = [record for lineage in self.there.values() for record in lineage.records]
+        assert self.registry.digests_in_use() == {record.digest for record in records}
 
     def teardown(self) -> None:
         self.registry.close()
         self.directory.cleanup()
+
+
+def by_version(lineage: Lineage) -> dict[int, AdapterRecord]:
+    return {record.version: record for record in lineage.records}
 
 
 TestRegistryModel = RegistryModel.TestCase
@@ -330,5 +363,5 @@ TestRegistryModel.settings = settings(max_examples=20, stateful_step_count=15, d
 
 def test_many_threads_take_turns(path: Path) -> None:
     with AdapterRegistry(path, lock_wait_ms=1) as registry, ThreadPoolExecutor(16) as pool:
-        records = list(pool.map(lambda number: add(registry, f"a{number % 50}"), range(200)))
-        assert len({record.id for record in records}) == len(registry.active()) == 50
+        records = list(pool.map(lambda number: put(registry, f"a{number}"), range(200)))
+        assert len({record.id for record in records}) == len(registry.active()) == 200

@@ -9,6 +9,7 @@ import pytest
 
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.registry import AdapterRegistry
+from tests.adapters.putting import put
 
 
 @pytest.fixture
@@ -17,47 +18,43 @@ def registry(path: Path) -> Iterator[AdapterRegistry]:
         yield opened
 
 
-def add(registry: AdapterRegistry, name: str, digest: str = "d1") -> AdapterRecord:
-    return registry.register(name, digest, source="here", rank=4, targets=("q_proj",))
-
-
 def begin(registry: AdapterRegistry, name: str, digest: str) -> AdapterRecord:
     return registry.reserve(name, digest, source="here", rank=4, targets=("q_proj",))
 
 
 def test_a_version_is_counted_once_it_is_served(registry: AdapterRegistry) -> None:
-    add(registry, "a")
+    put(registry, "a")
     first, second = begin(registry, "a", "d2"), begin(registry, "a", "d3")
     assert (first.version, second.version) == (2, 2), "an attempt that may fail takes no version"
     registry.abandon(first.id)
-    assert registry.activate(second).version == 2
+    assert registry.activate(second).active.version == 2
 
 
 def test_what_is_served_is_not_abandoned(registry: AdapterRegistry) -> None:
-    served = add(registry, "a")
+    served = put(registry, "a")
     registry.abandon(served.id)
-    assert registry.get("a") == served
+    assert registry.active()[0] == served
 
 
 def test_another_process_that_writes_is_waited_for(path: Path) -> None:
     """Also by what reads first and writes then: SQLite would refuse to let it wait for a lock half-way."""
     with AdapterRegistry(path, lock_wait_ms=30_000) as registry:
-        add(registry, "a")
+        put(registry, "a")
         other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         other.execute("BEGIN IMMEDIATE")
         other.execute("UPDATE adapters SET source = 'elsewhere' WHERE name = 'a'")
         releasing = threading.Timer(0.3, lambda: other.execute("COMMIT"))
         releasing.start()
         try:
-            replaced = registry.replace("a", "d2", source="here", rank=4, targets=("q_proj",))
+            replaced = put(registry, "a", "d2")
         finally:
             releasing.join()
             other.close()
         assert replaced.version == 2
-        assert registry.get("a") == replaced
+        assert registry.active()[0] == replaced
 
 
 def test_served_adapters_are_listed_by_name(registry: AdapterRegistry) -> None:
     for name in ("c", "a", "b"):
-        add(registry, name)
+        put(registry, name)
     assert [record.name for record in registry.active()] == ["a", "b", "c"]

@@ -27,6 +27,7 @@ from manylora.adapters.records import METADATA
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.registry_schema import NEWEST, SCHEMAS
 from tests.adapters.kept.homes import KEPT, contents, copy_of, told
+from tests.adapters.putting import put
 from tests.docs.examples import blocks_of
 
 EARLIER = tuple(schema for schema in KEPT if schema != NEWEST)
@@ -89,7 +90,7 @@ def test_what_an_earlier_version_wrote_is_all_there(schema: str, tmp_path: Path)
     assert store.sweep(registry.digests_in_use()) == 2, "a staged copy, and what was published for nobody"
     assert registry.was_used()
     used = max(int(str(row[0])) for row in before["adapters"])
-    assert registry.register("new", "d", source="s", rank=1, targets=()).id == used + 1
+    assert put(registry, "new").id == used + 1
     registry.close()
     AdapterRegistry(tmp_path / "new.db").close()
     assert definitions(home / "registry.db") == definitions(tmp_path / "new.db")
@@ -123,6 +124,17 @@ def test_keys_are_there_again(tmp_path: Path) -> None:
     )
     assert (acme.spent, acme.revoked_at, globex.terms, globex.spent) == (1234, None, KeyTerms("globex"), 0)
     assert globex.revoked_at is not None
+    registry.close()
+
+
+def test_versions_are_there_again(tmp_path: Path) -> None:
+    registry, _ = open_adapters(copy_of("5", tmp_path / "data"))
+    [found] = [each for each in registry.lineages() if each.active.name == "replaced"]
+    assert [(each.version, each.state.value, each.before, each.share) for each in found.newest_first()] == [
+        (3, "active", 2, None),
+        (2, "canary", 1, 0.25),
+        (1, "kept", None, None),
+    ]
     registry.close()
 
 
@@ -220,15 +232,15 @@ def test_a_reader_refuses_it_too(tmp_path: Path) -> None:
 def test_a_migration_that_fails_leaves_what_was(schema: str, tmp_path: Path) -> None:
     home = copy_of(schema, tmp_path / "data")
     with contextlib.closing(sqlite3.connect(home / "registry.db")) as connection:
-        connection.execute("CREATE TABLE keys (in_the_way)")  # the last script stumbles over it
+        connection.execute("CREATE TABLE versions (in_the_way)")  # the last script stumbles over it
         connection.commit()
     before = contents(home / "registry.db")
     for _ in range(2):
-        with pytest.raises(RegistryFault, match="table keys already exists"):
+        with pytest.raises(RegistryFault, match="table versions already exists"):
             open_adapters(home)
         assert contents(home / "registry.db") == before
     with contextlib.closing(sqlite3.connect(home / "registry.db")) as connection:
-        connection.execute("DROP TABLE keys")
+        connection.execute("DROP TABLE versions")
     registry, _ = open_adapters(home)
     assert {record.name for record in registry.active()} == set(told(schema)["adapters"])
     registry.close()

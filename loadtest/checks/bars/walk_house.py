@@ -14,7 +14,7 @@ import torch
 from manylora.adapters.pairing import open_adapters
 from manylora.adapters.reader import read_adapter
 from manylora.adapters.sources.finding import Finding
-from manylora.adapters.types import AdapterWeights, ModuleShape
+from manylora.adapters.types import AdapterWeights, BaseModules, ModuleShape
 from manylora.loadtest.checks.bars.material import TARGETS, Material
 from manylora.loadtest.material.engines import EngineSizes, add_adapter, build_engine
 from manylora.loadtest.material.random_model import SyntheticTokens
@@ -153,15 +153,47 @@ class House:
     oracle: Oracle
 
 
-@contextlib.asynccontextmanager
-async def opened(directory: Path, kernels: str = PLAIN) -> AsyncIterator[House]:
-    """Give a house whose engine runs; close it with the block."""
+@dataclass(slots=True)
+class Rig:
+    """What houses are opened on, one after the other: a base, adapters that may be registered, and the faults."""
+
+    sources: tuple[str, ...]
+    root: Path
+    """Where the sources are."""
+    modules: BaseModules
+    decoder: Decoder
+    oracle: Oracle
+    faults: Faults = field(default_factory=Faults)
+
+    def engine(self) -> AsyncEngine:
+        """Return an engine that isn't started."""
+        return AsyncEngine(
+            lambda load: _engine(self.decoder, self.faults, load),
+            1 << 20,
+            BLOCKS * BLOCK,
+            SilentEngineObserver(),
+        )
+
+    def settings(self, **changes: Any) -> CatalogSettings:
+        """Return the catalog's settings, with ``changes``."""
+        return CatalogSettings(
+            base_names=(BASE,),
+            finding=Finding(self.root),
+            modules=self.modules,
+            max_rank=max(RANKS),
+            dtype=torch.float32,
+            arena_rows=ROWS,
+            **changes,
+        )
+
+
+def make_rig(directory: Path, kernels: str = PLAIN) -> Rig:
+    """Write a base and adapters below ``directory``, and load them."""
     material = Material.make(directory, kernels)
     backend = choose_backend(CPU, torch.float32, kernels)
     config, weights, _ = load_weights(
         material.base, backend, quantization="nf4" if material.native else "none"
     )
-    decoder, faults = Decoder(config, weights, backend), Faults()
     # Of its own: what a step writes to belongs to a decoder, and native kernels have their threads.
     alone = Decoder(config, weights, choose_backend(CPU, torch.float32, kernels))
     modules = {path: ModuleShape(out, wide) for path, (out, wide) in config.base_modules().items()}
@@ -174,24 +206,22 @@ async def opened(directory: Path, kernels: str = PLAIN) -> AsyncIterator[House]:
         ).weights
         for source in sources
     }
-    engine = AsyncEngine(
-        lambda load: _engine(decoder, faults, load), 1 << 20, BLOCKS * BLOCK, SilentEngineObserver()
-    )
+    decoder = Decoder(config, weights, backend)
+    return Rig(sources, material.adapters, modules, decoder, Oracle(alone, read))
+
+
+@contextlib.asynccontextmanager
+async def opened(directory: Path, kernels: str = PLAIN) -> AsyncIterator[House]:
+    """Give a house whose engine runs; close it with the block."""
+    rig = make_rig(directory, kernels)
     home = directory / "home"
     home.mkdir(parents=True)
     registry, store = open_adapters(home, reserved=(BASE,))
-    settings = CatalogSettings(
-        base_names=(BASE,),
-        finding=Finding(material.adapters),
-        modules=modules,
-        max_rank=max(RANKS),
-        dtype=torch.float32,
-        arena_rows=ROWS,
-    )
+    engine = rig.engine()
     engine.start()
-    catalog = AdapterCatalog(engine, registry, store, settings)
+    catalog = AdapterCatalog(engine, registry, store, rig.settings(keep_versions=0))
     try:
-        yield House(sources, engine, catalog, faults, Oracle(alone, read))
+        yield House(rig.sources, engine, catalog, rig.faults, rig.oracle)
     finally:
         await catalog.close()
         await engine.stop()

@@ -9,7 +9,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 BASE = HERE / "base"
-KEPT = ("1", "2", "3", "4")
+KEPT = ("1", "2", "3", "4", "5")
 """Every schema of which there is a directory."""
 
 

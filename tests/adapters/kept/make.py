@@ -2,10 +2,11 @@
 
 A server of that commit registers, replaces and deletes adapters and ends; another one goes on from there and is killed;
 then a process of that commit's code begins a registration and is killed, too, in its middle. Left out is what comes
-back by itself: registry.db-shm, which SQLite makes from the log, and the random bytes of registry.db.reserve.
+back by itself: registry.db-shm, which SQLite makes from the log, the random bytes of registry.db.reserve, and what is
+kept of batches and exports.
 
-How they were made: schema 1 by 35925c1, schema 2 by 249547a (0.1.0), schema 3 by b47a9c6, schema 4 by the
-commit that brought it.
+How they were made: schema 1 by 35925c1, schema 2 by 249547a (0.1.0), schema 3 by b47a9c6, schemas 4 and 5 by
+the commits that brought them.
 """
 
 import io
@@ -56,6 +57,8 @@ if hasattr(registry, "mixtures"):
     mixtures.replace("mixed-again", [MixturePart("plain", 0.0), MixturePart("gone", 2.0)])
     mixtures.create("mixed-no-more", [MixturePart("plain", 1.0)])
     mixtures.retire("mixed-no-more")
+if hasattr(registry, "change"):
+    registry.change("replaced", lambda found: found.trying(2, 0.25))
 if hasattr(registry, "keys"):
     from manylora.adapters.keys import KeyTerms
     limits = dict(requests_per_minute=60, tokens_per_minute=1000, parallel=2, budget=5000, weight=0.5, priority=3)
@@ -127,10 +130,15 @@ class Code:
         finally:
             server.kill()
 
+    @property
+    def home(self) -> Path:
+        """Where the base's registry and files are."""
+        (registry,) = (self.place / "data").glob("*/registry.db")
+        return registry.parent
+
     def stop_in_the_middle(self) -> None:
         """Begin a registration and be killed."""
-        (home,) = (self.place / "data").iterdir()
-        command = [sys.executable, "-c", IN_THE_MIDDLE, str(home), str(self.sources)]
+        command = [sys.executable, "-c", IN_THE_MIDDLE, str(self.home), str(self.sources)]
         ended = subprocess.run(command, cwd=self.place, env=self.environment, check=False)
         assert ended.returncode == -9, ended.returncode
 
@@ -197,8 +205,8 @@ def main(commit: str, schema: str) -> None:
             told = said(server)
         code.stop_in_the_middle()
         shutil.rmtree(target, ignore_errors=True)
-        left_out = shutil.ignore_patterns("registry.db-shm", "registry.db.reserve")
-        shutil.copytree(Path(room) / "data", target, ignore=left_out)
+        left_out = shutil.ignore_patterns("registry.db-shm", "registry.db.reserve", "batches", "exports")
+        shutil.copytree(code.home, target / code.home.name, ignore=left_out)
     (HERE / f"schema-{schema}.json").write_text(json.dumps(told, indent=2) + "\n")
 
 

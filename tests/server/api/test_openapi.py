@@ -116,6 +116,7 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     ask_of_a_failure(own, ask)
     ask("DELETE", "/adapters/{name}", name="coming")
     ask("PUT", "/adapters/{name}", {"src": "c"}, query="?wait=false", name="new")
+    ask_of_versions(ask, "new")
     for _ in range(2):
         ask(
             "POST",
@@ -163,6 +164,18 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     ask("POST", "/v1/load_lora_adapter", {"lora_name": "new", "lora_path": "b"})
     ask("POST", "/v1/unload_lora_adapter", {"lora_name": "new"})
     assert asked == set(OPERATIONS)
+
+
+def ask_of_versions(ask: Callable[..., Any], name: str) -> None:
+    """Go back, and try, promote, end and forget versions of an adapter of whose second one there is no more to see."""
+    ask("GET", "/adapters/{name}/versions", name=name)
+    ask("POST", "/adapters/{name}/rollback", {}, name=name)
+    for share in (0.5, 1):
+        ask("POST", "/adapters/{name}/canary", {"src": "a", "share": share}, name=name)
+    ask("POST", "/adapters/{name}/canary/promote", name=name)
+    ask("POST", "/adapters/{name}/canary", {"version": 1, "share": 1}, name=name)
+    ask("DELETE", "/adapters/{name}/canary", name=name)
+    ask("DELETE", "/adapters/{name}/versions/{version}", name=name, version="2")
 
 
 def test_what_a_limited_key_gets_is_described(own: Running) -> None:
@@ -221,7 +234,7 @@ def test_what_tells_a_mixtures_parts_is_described(own: Running) -> None:
     described = description(own)
     for path in ("/v1/chat/completions", "/v1/completions"):
         headers = described["paths"][path]["post"]["responses"]["200"]["headers"]
-        assert set(headers) == {"x-request-id", "x-manylora-adapters"}
+        assert set(headers) == {"x-request-id", "x-manylora-adapters", "x-manylora-adapter"}
     chat = described["components"]["schemas"]["ChatCompletion"]
     assert "adapters" in chat["properties"]
     assert "adapters" not in chat["required"]

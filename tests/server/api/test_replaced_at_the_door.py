@@ -19,7 +19,7 @@ PROMPT = "a prompt that is being tokenised"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("door")
-    with running(write_files(root), root / "data") as found:
+    with running(write_files(root), root / "data", keep_versions=0) as found:
         yield found
 
 
@@ -71,6 +71,26 @@ def test_a_request_that_meets_a_replacement_gets_the_new_version(
                 "rid of the old version", lambda: len(server.server.engine.snapshot().resident) <= 1
             )
         assert answer.result(SECONDS) == new
+
+
+def test_while_the_old_version_is_kept_it_gets_that_one(tmp_path: Path) -> None:
+    """What it meant when it came is there; the answer says which version it is."""
+    files = write_files(tmp_path)
+    with (
+        running(files, tmp_path / "data", keep_versions=1) as server,
+        httpx.Client(base_url=server.url, timeout=SECONDS) as admin,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        admin.post("/adapters", json={"name": "moving", "src": "a"}).raise_for_status()
+        old = ask(server, "moving")
+        with first_prompt_held(server) as reached:
+            body = {"model": "moving", "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
+            answer = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=SECONDS)
+            assert reached.wait(SECONDS)
+            admin.put("/adapters/moving", json={"src": "b"}).raise_for_status()
+        found = answer.result(SECONDS)
+        assert found.headers["x-manylora-adapter"] == "moving@1"
+        assert found.json()["choices"][0]["text"] == old != ask(server, "moving")
 
 
 def test_a_mixture_whose_part_is_replaced_begins_again_with_the_new_one(
@@ -151,8 +171,8 @@ def test_a_client_that_loses_the_race_again_and_again_is_served_in_the_end(
     catalog = server.server.catalog
     resolve, left = catalog.resolve, ["b", "c", "a"]
 
-    def resolve_and_lose(model: str, *parts: Sequence[MixturePart]) -> object:
-        found = resolve(model, *parts)
+    def resolve_and_lose(model: str, *parts: Sequence[MixturePart], asker: str | None = None) -> object:
+        found = resolve(model, *parts, asker=asker)
         if model == "restless" and left:
             losing.append(left.pop())
         return found

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from manylora.adapters.records import AdapterRecord
+from manylora.adapters.names import with_version
+from manylora.adapters.records import AdapterRecord, AdapterState
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.reserve import Reserve
 from manylora.adapters.sources.finding import Finding
@@ -68,6 +69,7 @@ class FakeEngine:
         self.held: dict[int, Held] = {}
         self.ever: set[int] = set()
         self.running: Counter[int] = Counter()
+        self.resting: set[int] = set()
         self.idle: dict[int, asyncio.Event] = {}
         self.adding, self.removing = Gate(), Gate()
         self.added, self.added_cold = 0, 0
@@ -109,6 +111,7 @@ class FakeEngine:
         if self.fault is not None:
             raise self.fault
         held = self.held[adapter_id]
+        self.resting.discard(adapter_id)
         if preload and not held.device:
             held.weights = held.weights or weights
             assert held.weights is not None
@@ -119,6 +122,7 @@ class FakeEngine:
 
     async def remove_adapter(self, adapter_id: int, *, abort: bool) -> FreedAdapter:
         held = self.held[adapter_id]
+        self.resting.discard(adapter_id)
         aborted = self.running[adapter_id] if abort else 0
         if abort:
             self.finish(adapter_id)
@@ -128,6 +132,19 @@ class FakeEngine:
         del self.held[adapter_id]
         size = held.weights.nbytes if held.weights else 0
         return FreedAdapter(8 if held.device else 0, size if held.device else 0, size, aborted)
+
+    async def rest_adapter(self, adapter_id: int) -> None:
+        if self.fault is not None:
+            raise self.fault
+        held = self.held[adapter_id]
+        held.pinned = False
+        self.resting.add(adapter_id)
+        self._let_rest()
+
+    def _let_rest(self) -> None:
+        for adapter_id in [each for each in self.resting if not self.running[each]]:
+            self.resting.discard(adapter_id)
+            self.held[adapter_id].device, self.held[adapter_id].weights = False, None
 
     def adapter_tier(self, adapter_id: int) -> Tier:
         held = self.held[adapter_id]
@@ -141,6 +158,7 @@ class FakeEngine:
     def finish(self, adapter_id: int) -> None:
         """All its sequences end."""
         self.running[adapter_id] = 0
+        self._let_rest()
         self.idle.setdefault(adapter_id, asyncio.Event()).set()
 
     def let_go(self) -> None:
@@ -218,7 +236,8 @@ class House:
             dtype=torch.float32,
             vocab_size=VOCABULARY,
         )
-        settings = replace(settings, **changes)
+        # What is replaced goes, as most tests have it; test_versions.py keeps some.
+        settings = replace(settings, **{"keep_versions": 0, **changes})
         self.catalog = AdapterCatalog(self.engine, self.registry, self.store, settings, self.diary)
 
     def source(self, name: str, seed: int = 0, template: str | None = None, rank: int = 4) -> str:
@@ -247,15 +266,21 @@ class House:
 
     def check(self) -> None:
         """What must hold whenever nothing is under way: catalog, engine, registry and store agree."""
-        records = self.registry.active()
+        lineages = self.registry.lineages()
         entries = self.catalog.list()
-        assert [entry.record for entry in entries] == records
+        assert [entry.record for entry in entries] == [each.active for each in lineages]
+        versions = [each for entry in entries for each in self.catalog.versions(entry.record.name)]
+        records = [record for each in lineages for record in each.newest_first()]
+        assert [version.record for version in versions] == records
         assert [entry.record for entry in self.catalog.mixtures()] == self.registry.mixtures.active()
-        available = {entry.record.id for entry in entries if entry.reason is None}
+        available = {version.record.id for version in versions if version.reason is None}
         assert self.engine.held.keys() == available
+        assert not self.engine.resting
         assert self.registry.digests_in_use() == {record.digest for record in records}
         assert self.store.digests() == {record.digest for record in records}
         assert list((self.root / "store" / ".staging").iterdir()) == []
         for record in records:
             if record.id in available:
-                assert self.id_of(record.name) == record.id
+                assert self.id_of(with_version(record.name, record.version)) == record.id
+                if record.state is AdapterState.ACTIVE:
+                    assert self.id_of(record.name) == record.id

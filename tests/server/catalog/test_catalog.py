@@ -21,6 +21,7 @@ from manylora.adapters.store import AdapterStore, StagedAdapter
 from manylora.adapters.types import BaseModules
 from manylora.server.errors import AdapterUnavailable, ModelNotFound, ShuttingDown
 from tests.adapters.making import factors, write
+from tests.adapters.putting import put
 from tests.server.catalog.fakes import FakeEngine, House
 
 
@@ -280,7 +281,7 @@ async def test_a_thousand_adapters(house: House) -> None:
     house.store.publish(house.store.stage(LocalSource(house.sources / template)))
     (digest,) = house.store.digests()
     for number in range(1000):
-        house.registry.register(f"a{number:03}", digest, source=template, rank=4, targets=("q_proj",))
+        put(house.registry, f"a{number:03}", digest, source=template)
     report = await house.catalog.restore()
     assert report.restored == house.engine.added_cold == 1000
     assert len(house.catalog.list()) == 1000

@@ -6,19 +6,18 @@ from typing import cast
 
 import pytest
 
+from manylora.adapters.lineage import Lineage
 from manylora.adapters.records import AdapterRecord, AdapterState
-from manylora.adapters.spec import AdapterSpec
 from manylora.adapters.store import AdapterStore
 from manylora.adapters.tokens import AdapterText
-from manylora.adapters.types import AdapterWeights
-from manylora.server.catalog.intake import Prepared
 from manylora.server.catalog.quota import Quota, Quotas
+from manylora.server.catalog.served import Served
 from manylora.server.catalog.serving import Entry
 from manylora.server.errors import NamespaceFull
 
 
-def entry(name: str) -> Entry:
-    record = AdapterRecord(
+def record(name: str) -> AdapterRecord:
+    return AdapterRecord(
         1,
         name,
         1,
@@ -29,31 +28,32 @@ def entry(name: str) -> Entry:
         pinned=False,
         preload=False,
         created_at=datetime.now(UTC),
-        state=next(iter(AdapterState)),
+        state=AdapterState.ACTIVE,
     )
-    return Entry(record, AdapterText())
 
 
 class Store:
     """Each adapter has 600 bytes; while the first size is read, another registration of the tenant's ends."""
 
-    def __init__(self, entries: dict[str, Entry]) -> None:
-        self._entries = entries
+    def __init__(self, served: Served) -> None:
+        self._served = served
 
     def nbytes(self, digest: str) -> int:
-        self._entries.setdefault("acme/other", entry("acme/other"))
+        other = record("acme/other")
+        self._served.follow(Lineage((other,)), Entry(other, AdapterText()))
         return 600
 
 
 async def test_what_came_in_while_sizes_were_read_counts() -> None:
-    entries: dict[str, Entry] = {}
-    quotas = Quotas(cast(AdapterStore, Store(entries)))
-    prepared = Prepared(
-        "digest of it", cast(AdapterSpec, None), 8, AdapterText(), cast(AdapterWeights, None)
-    )  # of which only the digest and the rank count
+    served = Served()
+    quotas = Quotas(cast(AdapterStore, Store(served)))
+
+    def plan(keep: int) -> Lineage:
+        return Lineage((record("acme/new"),))
+
     quota = Quota("acme", nbytes=1000)
     with pytest.raises(NamespaceFull, match="1,200 bytes, at most 1,000"):
-        async with quotas.claimed(quota, "acme/new", entries, prepared):
+        async with quotas.claimed(quota, "acme/new", served, plan, 2):
             pass
-    async with quotas.claimed(replace(quota, nbytes=1200), "acme/new", entries, prepared):
-        assert set(entries) == {"acme/other"}
+    async with quotas.claimed(replace(quota, nbytes=1200), "acme/new", served, plan, 2) as keep:
+        assert (served.names(), keep) == (("acme/other",), 2)

@@ -1,0 +1,128 @@
+"""Routes for the versions of an adapter: which there are, going back, canaries, letting one go."""
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from pydantic import Field, model_validator
+
+from manylora.adapters.records import AdapterState
+from manylora.server.api.adapter_schemas import Source
+from manylora.server.api.adapters import check_own, describe
+from manylora.server.api.auth import require_manager
+from manylora.server.api.body import read_body, read_body_if_any
+from manylora.server.api.calling import managed_catalog
+from manylora.server.api.dependencies import dependencies
+from manylora.server.api.disconnect import unless_gone
+from manylora.server.api.openapi import body_of
+from manylora.server.api.request_context import note
+from manylora.server.api.strict import Strict
+from manylora.server.catalog import AdapterCatalog, CatalogEntry
+
+router = APIRouter(dependencies=[Depends(require_manager)], tags=["adapters"])
+LARGEST = 999_999_999
+
+
+class RollbackRequest(Strict):
+    """POST /adapters/{name}/rollback."""
+
+    version: int | None = Field(
+        None, ge=1, le=LARGEST, description="To which one; without it to the one before, or past a canary."
+    )
+
+
+class CanaryRequest(Strict):
+    """POST /adapters/{name}/canary: a version that is kept, or a new one by ``src``."""
+
+    version: int | None = Field(
+        None, ge=1, le=LARGEST, description="One that is kept, or the canary that is."
+    )
+    src: Source | None = Field(None, description="Where a new version is read from, as for PUT.")
+    share: float = Field(ge=0, le=1, allow_inf_nan=False, description="Of the requests for the name.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "CanaryRequest":
+        if (self.src is None) == (self.version is None):
+            raise ValueError("give either version, one that is kept, or src, for a new one")
+        return self
+
+
+@router.get("/adapters/{name:path}/versions")
+async def list_versions(request: Request, name: str) -> dict[str, object]:
+    """List an adapter's versions: the active one, a canary, and those that are kept."""
+    return _versions(_catalog(request, name), name)
+
+
+@router.delete("/adapters/{name:path}/versions/{version:int}")
+async def forget_version(request: Request, name: str, version: int) -> dict[str, object]:
+    """Let a kept version go: its files at once, its memory when running requests have ended."""
+    catalog = _catalog(request, name)
+    await catalog.forget_version(name, version)
+    return _versions(catalog, name)
+
+
+@router.post("/adapters/{name:path}/rollback", openapi_extra=body_of(RollbackRequest))
+async def roll_back(request: Request, name: str) -> dict[str, object]:
+    """Have the name mean an earlier version again, under its old id: new requests use it, running ones finish."""
+    catalog = _catalog(request, name)
+    body = await read_body_if_any(request, RollbackRequest)
+    before = catalog.get(name).record.version
+    await unless_gone(request, catalog.roll_back(name, body.version))
+    _note_change(catalog, name, before)
+    return _versions(catalog, name)
+
+
+@router.post("/adapters/{name:path}/canary", openapi_extra=body_of(CanaryRequest))
+async def try_canary(request: Request, name: str) -> JSONResponse:
+    """Have a version answer a share of the requests for the name: 201 if it is new, else 200."""
+    catalog = _catalog(request, name)
+    body = await read_body(request, CanaryRequest)
+    made = False
+    if body.src is not None:
+        made = await unless_gone(request, catalog.try_source(name, body.src, body.share))
+    elif body.version is not None:
+        await unless_gone(request, catalog.try_version(name, body.version, body.share))
+    told = _versions(catalog, name)
+    note(canary=told["canary"])
+    return JSONResponse(told, status_code=201 if made else 200)
+
+
+@router.post("/adapters/{name:path}/canary/promote")
+async def promote_canary(request: Request, name: str) -> dict[str, object]:
+    """Have the name mean its canary: new requests use it, running ones finish."""
+    catalog = _catalog(request, name)
+    before = catalog.get(name).record.version
+    await unless_gone(request, catalog.promote(name))
+    _note_change(catalog, name, before)
+    return _versions(catalog, name)
+
+
+@router.delete("/adapters/{name:path}/canary")
+async def abort_canary(request: Request, name: str) -> dict[str, object]:
+    """End a canary: all requests for the name get its active version, and the canary is kept."""
+    catalog = _catalog(request, name)
+    await catalog.abort_canary(name)
+    return _versions(catalog, name)
+
+
+def _catalog(request: Request, name: str) -> AdapterCatalog:
+    """Return the catalog as the caller may change it. Raises UnknownAdapter for a name that isn't the caller's."""
+    catalog = managed_catalog(dependencies(request))
+    check_own(catalog, name)
+    return catalog
+
+
+def _note_change(catalog: AdapterCatalog, name: str, before: int) -> None:
+    after = catalog.get(name).record.version
+    note(versions=f"{before} to {after}" if after != before else f"{after}, without a canary")
+
+
+def _versions(catalog: AdapterCatalog, name: str) -> dict[str, object]:
+    """Return what there is now of a name. Raises UnknownAdapter if that is nothing any more."""
+    found = catalog.versions(name)
+    shown = [_describe(entry) for entry in found]
+    active = next(each.record.version for each in found if each.record.state is AdapterState.ACTIVE)
+    return {"object": "list", "name": name, "active": active, "canary": shown[0]["canary"], "data": shown}
+
+
+def _describe(entry: CatalogEntry) -> dict[str, object]:
+    record = entry.record
+    return {**describe(entry), "role": record.state.value, "share": record.share, "before": record.before}

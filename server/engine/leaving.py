@@ -1,0 +1,65 @@
+"""Adapters that are to go once no request uses them any more: for good, or to the disk until they are asked for.
+
+Kept here and nowhere else; what is in use is told by the caller, derived from live requests.
+"""
+
+from collections.abc import Callable, Mapping, Set
+
+from manylora.adapters.types import FreedAdapter
+from manylora.server.engine.adapter_cache import AdapterCache
+
+Freed = Callable[[FreedAdapter], None]
+
+
+class Leaving:
+    """What leaves ``cache`` as soon as it may."""
+
+    def __init__(
+        self, cache: AdapterCache, row_bytes: Mapping[str, int], forget: Callable[[int], None]
+    ) -> None:
+        """``row_bytes`` of each module over all layers; ``forget`` lets an adapter's prefixes go."""
+        self._cache = cache
+        self._row_bytes = row_bytes
+        self._forget = forget
+        self._removed: dict[int, tuple[tuple[Freed, ...], int]] = {}
+        """Whom to tell, and how many sequences were aborted for it."""
+        self._resting: set[int] = set()
+
+    def remove(self, adapter_id: int, freed: Freed, aborted: int) -> None:
+        """Have an adapter go for good, and ``freed`` called then with what that gives back."""
+        self._cache[adapter_id].retired = True
+        self._resting.discard(adapter_id)
+        earlier, before = self._removed.get(adapter_id, ((), 0))
+        self._removed[adapter_id] = ((*earlier, freed), before + aborted)
+
+    def rest(self, adapter_id: int) -> None:
+        """Have an adapter leave device and host, unpinned; requests for it bring it back, as ever."""
+        self._cache[adapter_id].pinned = False
+        self._resting.add(adapter_id)
+
+    def stay(self, adapter_id: int) -> None:
+        """Have an adapter that was to rest be kept as any other."""
+        self._resting.discard(adapter_id)
+
+    def release(self, used: Callable[[], Set[int]]) -> None:
+        """Let go what may go now; ``used`` is asked only if something waits for that."""
+        if not self._removed and not self._resting:
+            return
+        in_use = used()
+        for adapter_id in self._resting - in_use:
+            self._resting.discard(adapter_id)
+            self._cache.evict(adapter_id)
+            self._cache.drop_copy(adapter_id)
+        for adapter_id in self._removed.keys() - in_use:
+            listeners, aborted = self._removed.pop(adapter_id)
+            given_back = self._take_out(adapter_id, aborted)
+            for freed in listeners:
+                freed(given_back)
+
+    def _take_out(self, adapter_id: int, aborted: int) -> FreedAdapter:
+        ranges = self._cache[adapter_id].ranges or {}
+        device = sum(owned.rank * self._row_bytes[module] for module, owned in ranges.items())
+        host = self._cache.drop_copy(adapter_id)
+        self._forget(adapter_id)
+        self._cache.remove(adapter_id)
+        return FreedAdapter(sum(owned.rank for owned in ranges.values()), device, host, aborted)
