@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manylora.adapters.errors import InvalidAdapter
 from manylora.adapters.files import WEIGHTS_FILE
+from manylora.adapters.finite import all_finite
 from manylora.adapters.types import LoraPair, ServedBase
 
 A, B, MAGNITUDE, B_BIAS = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "lora_B.bias"
@@ -46,7 +47,7 @@ class TrainedModule:
     def __post_init__(self) -> None:
         """Hold the values against what can be served."""
         for part, tensor in ((A, self.a), (B, self.b), (MAGNITUDE, self.magnitude)):
-            if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            if tensor is not None and not all_finite(tensor):
                 raise self._refused("holds NaN or Inf", part)
 
     def row_scale(self, base: ServedBase) -> Tensor | None:
@@ -55,7 +56,7 @@ class TrainedModule:
             return None
         norms = base.row_norms(self.path, self.a.float(), self.b.float() * self.scale)
         found: Tensor = self.magnitude.float() / norms
-        if not bool(torch.isfinite(found).all()):
+        if not all_finite(found):
             raise self._refused(
                 "scales a row of the base that has no finite length, or none at all", MAGNITUDE
             )
@@ -79,7 +80,7 @@ class TrainedModule:
         return gain
 
     def _check_range(self, tensor: Tensor, dtype: torch.dtype, part: str) -> None:
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise self._refused(f"overflows {dtype} once scaled by {self.scale:g}", part)
 
     def _refused(self, what: str, part: str) -> InvalidAdapter:
@@ -106,7 +107,7 @@ class TrainedBias:
         if self.whole is not None:
             other = self.whole.float() - base.bias(self.path)
             total = other if total is None else total + other
-        if total is not None and not bool(torch.isfinite(total.to(dtype)).all()):
+        if total is not None and not all_finite(total.to(dtype)):
             name = tensor_name(self.path, BIAS if self.of_b is None else B_BIAS)
             raise InvalidAdapter(f"holds NaN or Inf, or overflows {dtype}", file=WEIGHTS_FILE, tensor=name)
         return total

@@ -41,9 +41,9 @@ async def measure(options: argparse.Namespace, url: str) -> dict[str, list[tuple
             for kind in ("even", BUSY) if number % 2 else (BUSY, "even"):
                 more = [BUSY] * ((TIMES - 1) * options.streams if kind == BUSY else 0)
                 async with load.running(more):
-                    await asyncio.sleep(options.settle)
+                    await load.until(options.tokens // 4)
                     start = time.perf_counter()
-                    await asyncio.sleep(options.seconds)
+                    await load.until(options.tokens)
                     end = time.perf_counter()
                 found[kind].append((end - start, load.tokens(start, end)))
     return found
@@ -111,10 +111,9 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--places", type=int, default=16, help="sequences that run at once")
     parser.add_argument("--streams", type=int, default=4, help="of each adapter that isn't busy")
-    parser.add_argument("--input", type=int, default=32)
-    parser.add_argument("--output", type=int, default=32)
-    parser.add_argument("--settle", type=float, default=8.0, help="seconds before each time that counts")
-    parser.add_argument("--seconds", type=float, default=25.0, help="of each time that counts")
+    parser.add_argument("--input", type=int, default=16)
+    parser.add_argument("--output", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=5000, help="of each time; a quarter of it comes before")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=0, help="of the server; 0: its own choice")
     parser.add_argument("--scratch", type=Path, help="where to write some 1.2 GB; else the system's own")

@@ -29,10 +29,24 @@ class StandingLoad:
     gaps: list[tuple[float, float]] = field(default_factory=list)
     """(when, seconds) since the token before, of all streams."""
     asked: int = 0
+    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
 
     def tokens(self, start: float, end: float) -> Counter[str]:
         """Return how many tokens came in [start, end), by model."""
         return Counter({m: sum(start <= t < end for t in times) for m, times in self.times.items()})
+
+    async def until(self, tokens: int) -> None:
+        """Return when so many more tokens have come."""
+        ends = tokens + sum(map(len, self.times.values()))
+        while sum(map(len, self.times.values())) < ends:
+            self.check()
+            await asyncio.sleep(0.02)
+
+    def check(self) -> None:
+        """Raise Refused if a stream got no answer."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
 
     def gaps_within(self, spans: Sequence[tuple[float, float]]) -> list[float]:
         """Return the gaps that ended in one of the spans."""
@@ -43,13 +57,13 @@ class StandingLoad:
         """Keep a stream for each of ``models`` (one may be named several times) until the block ends."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(timeout=None, limits=limits) as client:
-            tasks = [asyncio.create_task(self._stream(client, model)) for model in models]
+            tasks = {asyncio.create_task(self._stream(client, model)) for model in models}
+            self._tasks |= tasks
             try:
                 yield
-                for task in tasks:
-                    if task.done():
-                        task.result()
+                self.check()
             finally:
+                self._tasks -= tasks
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
