@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from manylora.adapters.types import AdapterWeights
 from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.observer import EngineObserver
-from manylora.server.threads import step_back
 
 READERS = 2
-"""Threads."""
+"""Threads. They don't step back, as others beside the engine do: a request waits for whatever they read."""
 AHEAD = 8
 """Reads under way from which on nothing is read ahead: those for whom a request waits would wait for these."""
 Arrived = Callable[[int, AdapterWeights | Exception], None]
@@ -32,7 +31,7 @@ class AdapterReaders:
     """Reads, each adapter once at a time."""
 
     def __init__(self, arrived: Arrived, observer: EngineObserver, hold: Hold = as_they_are) -> None:
-        self._pool = ThreadPoolExecutor(READERS, "adapter-reader", step_back)
+        self._pool = ThreadPoolExecutor(READERS, "adapter-reader")
         self._arrived = arrived
         self._observer = observer
         self._hold = hold
