@@ -16,7 +16,7 @@ from manylora.adapters.ownership import DirectoryLock
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.store import AdapterStore
 
-REGISTRY_FILE = "registry.db"
+REGISTRY_FILE, STORE = "registry.db", "adapters"
 _MARK = "registry.id"
 
 
@@ -32,41 +32,42 @@ def open_adapters(
         undo.callback(lock.release)
         registry = AdapterRegistry(directory / REGISTRY_FILE, reserved=reserved, lock=lock)
         undo.callback(registry.close)
-        store = AdapterStore(directory / "adapters")
-        mark = directory / _MARK
-        before = _read(mark)
+        store = AdapterStore(directory / STORE)
+        before = known_registry(directory)
         if not start_anew:
-            _check_known(registry, store, before)
+            used, empty = registry.was_used(), registry.is_empty()
+            unknown = len(store.digests() - registry.digests_in_use())
+            check_known(unknown, before, identity=registry.identity, was_used=used, is_empty=empty)
         if before != registry.identity:
-            write_whole(mark, f"{registry.identity}\n")
+            write_whole(directory / _MARK, f"{registry.identity}\n")
         undo.pop_all()
     return registry, store
 
 
-def _check_known(registry: AdapterRegistry, store: AdapterStore, before: str | None) -> None:
-    """Raise RegistryLost if the store holds files that this registry doesn't know, and that one before it knew.
+def check_known(unknown: int, before: str | None, *, identity: str, was_used: bool, is_empty: bool) -> None:
+    """Raise RegistryLost if ``unknown`` sets of files aren't this registry's, and were known to one before it.
 
-    Files that nobody ever knew are what a crash left: the start sweeps them.
+    ``before`` is what ``known_registry`` says. Files that nobody ever knew are what a crash left: a start sweeps them.
     """
-    unknown = store.digests() - registry.digests_in_use()
-    if unknown and _is_lost(registry, before):
+    if unknown and _is_lost(before, identity, was_used=was_used, is_empty=is_empty):
         raise RegistryLost(
-            f"the files of {len(unknown)} adapters are there, but the registry that says what they are is gone, emptied"
+            f"the files of {unknown} adapters are there, but the registry that says what they are is gone, emptied"
             f" or another one: put {REGISTRY_FILE} (and {REGISTRY_FILE}-wal) back, or start once with --start-anew,"
             " which deletes these files"
         )
 
 
-def _is_lost(registry: AdapterRegistry, before: str | None) -> bool:
+def _is_lost(before: str | None, identity: str, *, was_used: bool, is_empty: bool) -> bool:
     """Say whether this is not the registry that was here before; None: no one wrote down which that was."""
-    if registry.was_used():
-        return registry.is_empty() or before not in (None, registry.identity)
+    if was_used:
+        return is_empty or before not in (None, identity)
     # What a crash during the very first registration leaves is known to be that only by the registry's identity.
-    return before != registry.identity
+    return before != identity
 
 
-def _read(mark: Path) -> str | None:
+def known_registry(directory: Path) -> str | None:
+    """Return the identity of the registry that knows the store's files; None: no one wrote it down."""
     try:
-        return mark.read_text(encoding="utf-8").strip()
+        return (directory / _MARK).read_text(encoding="utf-8").strip()
     except (FileNotFoundError, UnicodeDecodeError):
         return None

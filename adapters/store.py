@@ -24,7 +24,7 @@ from manylora.adapters.sources.source import Heard, Source, unheard
 from manylora.adapters.sources.upload import Upload
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_STAGING, _DERIVED = ".staging", ".derived"
+STAGING, DERIVED = ".staging", ".derived"
 MOST_BYTES = 8 << 30
 """That an adapter's files may have together, unless somebody says otherwise."""
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -53,7 +53,7 @@ class AdapterStore:
         """Of files that this process wrote or hashed: what is as it was then isn't hashed at every read."""
         self._publishing = threading.Lock()
         with as_store_full():
-            (root / _STAGING).mkdir(parents=True, exist_ok=True)
+            (root / STAGING).mkdir(parents=True, exist_ok=True)
 
     @property
     def max_bytes(self) -> int:
@@ -114,7 +114,7 @@ class AdapterStore:
 
         The directory may have to be made.
         """
-        return self._root / _DERIVED / f"{_checked(digest)}.{name}"
+        return self._root / DERIVED / f"{_checked(digest)}.{name}"
 
     def holds(self, digest: str) -> bool:
         """Return whether files of ``digest`` are there; not whether they are intact."""
@@ -174,7 +174,7 @@ class AdapterStore:
 
         For start-up: a staging that is under way would be swept too.
         """
-        leftovers = list((self._root / _STAGING).iterdir())
+        leftovers = list((self._root / STAGING).iterdir())
         for path in leftovers:
             shutil.rmtree(path, ignore_errors=True)
         orphans = self.digests() - frozenset(keep)
@@ -193,7 +193,7 @@ class AdapterStore:
 
     def _remove_derived(self, of: Callable[[str], bool]) -> None:
         """Delete what was derived of some adapters; what is half written belongs to none."""
-        for path in (self._root / _DERIVED).glob("*"):
+        for path in (self._root / DERIVED).glob("*"):
             if of(path.name.partition(".")[0]):
                 path.unlink(missing_ok=True)
 
@@ -213,7 +213,12 @@ class AdapterStore:
         shutil.rmtree(scratch, ignore_errors=True)
 
     def _scratch(self) -> Path:
-        return self._root / _STAGING / uuid.uuid4().hex
+        return self._root / STAGING / uuid.uuid4().hex
+
+
+def is_digest(name: str) -> bool:
+    """Return whether a directory of that name holds an adapter's files."""
+    return _DIGEST.fullmatch(name) is not None
 
 
 def _checked(digest: str) -> str:

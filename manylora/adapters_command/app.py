@@ -2,7 +2,7 @@
 
 import typer
 
-from manylora.adapters_command import changing, exporting, looking
+from manylora.adapters_command import changing, exporting, fsck, looking
 
 app = typer.Typer(no_args_is_help=True, help="The adapters of a running server, or of a data directory.")
 app.command("ls")(looking.ls)
@@ -15,6 +15,7 @@ app.command("canary")(changing.canary)
 app.command("mix")(changing.mix)
 app.command("export")(exporting.export)
 app.command("push")(exporting.push)
+app.command("fsck")(fsck.fsck)
 # As they were called first.
 app.command("list", hidden=True)(looking.ls)
 app.command("remove", hidden=True)(changing.rm)

@@ -55,8 +55,8 @@ def told(done: Result) -> Any:
 
 
 def row(done: Result, name: str) -> list[str]:
-    [line] = [line for line in done.stdout.splitlines() if f" {name} " in line]
-    return [cell.strip() for cell in line.strip("│ ").split("│")]
+    rows = ([cell.strip() for cell in line.strip("│ ").split("│")] for line in done.stdout.splitlines())
+    return next(cells for cells in rows if cells[0] == name)
 
 
 def test_an_adapter_is_added_shown_and_removed(adapters: Adapters, server: Served, files: Path) -> None:
@@ -72,7 +72,7 @@ def test_an_adapter_is_added_shown_and_removed(adapters: Adapters, server: Serve
     again = told(adapters("add", "first", "two", "--replace", "--pin", "--json"))
     assert (again["version"], again["rank"], again["pin"]) == (2, 8, True)
     shown = adapters("show", "first").stdout
-    assert [line.split()[0] for line in shown.splitlines()][:4] == ["name", "version", "id", "rank"]
+    assert [line.split()[0] for line in shown.splitlines()][:4] == ["name", "version", "versions", "id"]
     assert told(adapters("show", "first", "--json"))["name"] == "first"
     assert adapters("rm", "first").stdout.startswith("removed first: ")
     assert adapters("show", "first").exit_code == 2
@@ -101,6 +101,29 @@ def test_a_directory_here_is_read_by_the_server_or_uploaded(
     elsewhere.mkdir()
     assert "no adapter_config.json" in adapters("add", "empty", str(elsewhere)).stderr
     assert adapters("rm", "spoilt").stdout.startswith("spoilt: failed: ")
+
+
+def test_versions_are_shown_tried_promoted_and_gone_back_to(adapters: Adapters, server: Served) -> None:
+    assert adapters("add", "sql", "one").exit_code == 0
+    tried = adapters("canary", "sql", "--src", "two", "--share", "0.25")
+    assert row(tried, "2")[:3] == ["2", "canary, 25 %", "8"]
+    assert row(adapters("ls"), "sql")[1] == "1, 2 for 25 %"
+    assert "version 2 for 25 %" in adapters("show", "sql").stdout
+    assert told(adapters("show", "sql@2", "--json"))["role"] == "canary"
+    assert "has no version '7'; versions: 2, 1" in adapters("show", "sql@7").stderr
+    assert told(adapters("canary", "sql", "--promote", "--json"))["active"] == 2
+    answer(server, "sql")
+    assert [row(adapters("versions", "sql"), each)[1::5] for each in "21"] == [
+        ["active", "now"],
+        ["kept", "never"],
+    ]
+    back = adapters("rollback", "sql")
+    assert back.stdout.startswith("sql answers by version 1\n"), back.output
+    assert "is the active one" in adapters("rollback", "sql", "1").stderr
+    assert told(adapters("rollback", "sql", "2", "--json"))["active"] == 2
+    assert adapters("canary", "sql", "--end").exit_code == 2, "there is none"
+    assert adapters("rm", "sql@1").stdout == "removed version 1 of sql\n"
+    assert [each["version"] for each in told(adapters("versions", "sql", "--json"))["data"]] == [2]
 
 
 def test_an_adapter_and_a_mixture_are_exported_to_files(
@@ -178,4 +201,34 @@ def test_a_shell_is_told_names_from_the_server(
     assert completed("manylora adapters show no") == ["north/one", "north/two", "northern"]
     assert completed("manylora adapters canary no") == ["north/one", "north/two"]
     assert completed("manylora adapters show no", "http://127.0.0.1:1") == []
+    assert completed("manylora adapters fs") == ["fsck"]
     assert completed("manylora be") == ["bench"]
+
+
+def test_a_data_directory_is_checked_once_its_server_is_gone(
+    adapters: Adapters, server: Served, files: Path, tmp_path: Path
+) -> None:
+    assert adapters("add", "kept", "one").exit_code == 0
+    words = ("fsck", "--data-dir", str(server.data_dir))
+    busy = adapters(*words)
+    assert (busy.exit_code, busy.stdout) == (2, "")
+    assert f"process {server.process.pid}" in busy.stderr
+    with serving(tmp_path, str(files / "base"), "--adapter", f"kept={files / 'adapters' / 'one'}") as other:
+        other.end()
+    words = ("fsck", "--data-dir", str(other.data_dir))
+    said = adapters(*words)
+    assert said.exit_code == 0, said.output
+    assert ": 1 adapters in 1 versions, 0 mixtures, 1 sets of files, " in said.stdout
+    assert said.stdout.rstrip().endswith(": all sound")
+    [weights] = other.data_dir.glob("*/adapters/*/adapter_model.safetensors")
+    (weights.parents[1] / ".staging" / "half").mkdir()
+    weights.write_bytes(b"")
+    found = adapters(*words, "--repair", "--json")
+    assert found.exit_code == 1
+    [base] = json.loads(found.stdout)["bases"]
+    assert [(each["kind"], each["repaired"]) for each in base["findings"]] == [
+        ("staging", True),
+        ("files", False),
+    ]
+    assert adapters("fsck", "--data-dir", str(tmp_path / "nowhere")).exit_code == 2
+    assert adapters(*words, "--base", "other").exit_code == 2
