@@ -23,7 +23,6 @@ _UNASKED = {
     OTHER_BIAS: "trained biases, and bias isn't all in the config, or the base's modules have none",
 }
 """What tensors of one kind are that the config doesn't ask for."""
-_TOKEN_MODULES = frozenset(("lm_head", "embed_tokens"))
 
 
 def parts_of(spec: AdapterSpec) -> tuple[str, ...]:
@@ -32,19 +31,16 @@ def parts_of(spec: AdapterSpec) -> tuple[str, ...]:
     return (A, B, *(part for part, there in more if there))
 
 
-def refuse_token_modules(spec: AdapterSpec) -> None:
-    """Raise UnsupportedAdapter for a config that names the embedding or the head."""
-    for name in spec.named_targets():
-        if not _TOKEN_MODULES.isdisjoint(name.split(".")):
-            raise UnsupportedAdapter(
-                f"target_modules names {name!r}: factors of the embedding and the head are not served yet",
-                file=CONFIG_FILE,
-            )
+def expected_ranks(
+    spec: AdapterSpec, modules: BaseModules, max_rank: int, *, beside: bool = False
+) -> dict[str, int]:
+    """Return the rank of each module of the base that the config targets. Raises AdapterError if there is none.
 
-
-def expected_ranks(spec: AdapterSpec, modules: BaseModules, max_rank: int) -> dict[str, int]:
-    """Return the rank of each module of the base that the config targets. Raises AdapterError if there is none."""
+    ``beside``: the adapter changes embedding or head, so that there may be none.
+    """
     ranks = {path: spec.rank_of(path) for path in modules if spec.targets(path)}
+    if not ranks and beside:
+        return ranks
     if not ranks:
         raise InvalidAdapter(
             f"no module of this base matches target_modules {_some(spec.named_targets())}; the base has"
@@ -91,11 +87,6 @@ def check_complete(entries: Mapping[str, TensorEntry], expected: Mapping[str, tu
 
 
 def _explain_left_over(names: list[str]) -> None:
-    for name in names:
-        if not _TOKEN_MODULES.isdisjoint(name.split(".")):
-            raise UnsupportedAdapter(
-                "tensors of the embedding and the head are not served yet", file=WEIGHTS_FILE, tensor=name
-            )
     found = [PART.fullmatch(name) for name in names]
     what = None if found[0] is None else _UNASKED.get(found[0]["part"])
     if what is not None and all(each is not None and each["part"] in _UNASKED for each in found):

@@ -28,6 +28,9 @@ READ = frozenset(
         "bias",
         "use_dora",
         "lora_bias",
+        "modules_to_save",
+        "trainable_token_indices",
+        "ensure_weight_tying",
         *INVOCATION,
     ]
 )
@@ -45,14 +48,11 @@ TRAINING_ONLY = frozenset(
         "loftq_config",
         "corda_config",
         "lora_ga_config",
-        "ensure_weight_tying",
     ]
 )
 """Fields that change nothing once the tensors exist, whatever their value."""
 
 NOT_SERVED = {
-    "modules_to_save": "whole modules saved beside the factors",
-    "trainable_token_indices": "trained token embeddings",
     "target_parameters": "factors of bare parameters",
     "megatron_config": "Megatron layers",
     "use_qalora": "QALoRA",

@@ -7,7 +7,8 @@ are kept.
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -35,7 +36,6 @@ from manylora.adapters.expected import (
     expected_ranks,
     expected_tensors,
     parts_of,
-    refuse_token_modules,
 )
 from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
 from manylora.adapters.header import TensorEntry, header_limit, read_header
@@ -49,6 +49,14 @@ from manylora.adapters.types import (
     ServedBase,
     rows_by_module,
 )
+from manylora.adapters.vocabulary import VOCABULARY, BaseVocabulary, VocabularyDelta
+from manylora.adapters.vocabulary_outline import (
+    TOKEN_TENSORS,
+    VocabularyOutline,
+    outline_vocabulary,
+    split_tokens,
+)
+from manylora.adapters.vocabulary_reader import read_vocabulary
 
 MAX_ADAPTER_BYTES = 8 << 30
 """Limit of all files of an adapter when the caller names no other."""
@@ -69,11 +77,14 @@ class AdapterOutline:
     """What the file calls the factors, by the names that peft's save_pretrained gives them."""
     trained_on: BaseForm | None = None
     """How its base was held in training, if it says so."""
+    vocabulary: VocabularyOutline | None = None
+    """What it changes of embedding and head; None: nothing."""
 
     def rank_by_module(self) -> dict[str, int]:
-        """Return the rank rows that the arena needs for each module name, as AdapterWeights does."""
+        """Return what AdapterWeights does, the units of embedding and head as many as they may be at most."""
         scaled = self.rank_by_path if self.spec.use_dora else ()
-        return rows_by_module(self.rank_by_path, scaled, self.shifted)
+        rows = rows_by_module(self.rank_by_path, scaled, self.shifted)
+        return rows if self.vocabulary is None else {**rows, VOCABULARY: self.vocabulary.units}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +113,39 @@ def read_adapter(
     max_rank: int,
     dtype: torch.dtype,
     vocab_size: int | None = None,
+    vocabulary: BaseVocabulary | None = None,
     digest: str | None = None,
     base: ServedBase | None = None,
 ) -> LoadedAdapter:
     """Read and check the adapter in ``directory``; factors come in ``dtype``, the scale folded into b.
 
-    ``digest`` saves hashing when it is known; without ``base`` DoRA and biases are refused. Raises AdapterNotFound,
-    UnsupportedAdapter or InvalidAdapter; the last names the file and the tensors. Takes memory for the factors, and
-    one more pair while converting.
+    ``digest`` saves hashing when it is known; without ``base`` DoRA and biases are refused, and without the base's
+    ``vocabulary`` adapters that change embedding or head. Raises AdapterNotFound, UnsupportedAdapter or InvalidAdapter;
+    the last names the file and the tensors. Takes memory for what is read, and one more pair while converting.
     """
-    outline = inspect_adapter(directory, modules, max_rank=max_rank, vocab_size=vocab_size)
+    outline = inspect_adapter(
+        directory, modules, max_rank=max_rank, vocab_size=vocab_size, vocabulary=vocabulary
+    )
     if base is None and (outline.spec.use_dora or outline.shifted):
         raise UnsupportedAdapter(
             "lengths (use_dora) and biases are relative to the base's, which isn't at hand", file=CONFIG_FILE
         )
     known = digest or digest_of(directory, MAX_ADAPTER_BYTES)
     weights = _weights(directory, outline, dtype, base)
+    if outline.vocabulary is not None and vocabulary is not None:
+        weights = replace(weights, vocabulary=_vocabulary(directory, outline, vocabulary, dtype))
     return LoadedAdapter(outline.spec, weights, known, outline.text, outline.trained_on)
+
+
+def _vocabulary(
+    directory: Path, outline: AdapterOutline, base: BaseVocabulary, dtype: torch.dtype
+) -> VocabularyDelta | None:
+    assert outline.vocabulary is not None
+    try:
+        with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+            return read_vocabulary(file, outline.vocabulary, outline.spec, base, dtype)
+    except SafetensorError as error:
+        raise InvalidAdapter(f"can't be read: {error}", file=WEIGHTS_FILE) from error
 
 
 def _weights(
@@ -162,30 +189,40 @@ def _modules(
 
 
 def inspect_adapter(
-    directory: Path, modules: BaseModules, *, max_rank: int, vocab_size: int | None = None
+    directory: Path,
+    modules: BaseModules,
+    *,
+    max_rank: int,
+    vocab_size: int | None = None,
+    vocabulary: BaseVocabulary | None = None,
 ) -> AdapterOutline:
     """Check everything but the tensors' values, in about a millisecond. Raises what read_adapter raises."""
     if not directory.is_dir():
         raise AdapterNotFound("the adapter's directory is not there")
     present_files(directory, MAX_ADAPTER_BYTES)
     spec = AdapterSpec.parse(read_json_object(directory / CONFIG_FILE))
-    text, trained_on = read_text(directory, vocab_size), read_base_form(directory)
-    refuse_token_modules(spec)
-    check_invocation(spec.invocation, vocab_size)
+    trained_on = read_base_form(directory)
     most = (tensor_name(path, part) for path in modules for part in parts_of(spec))
-    entries = _of_whole_model(read_header(directory / WEIGHTS_FILE, header_limit(most)), modules)
+    limit = header_limit(chain(most, () if vocabulary is None else TOKEN_TENSORS))
+    header = read_header(directory / WEIGHTS_FILE, limit)
     with _told_the_base(spec):
-        ranks = expected_ranks(spec, modules, max_rank)
+        of_tokens, others = split_tokens(header)
+        tokens = outline_vocabulary(spec, of_tokens, vocabulary, max_rank)
+        entries = _of_whole_model(others, modules)
+        ranks = expected_ranks(spec, modules, max_rank, beside=tokens is not None)
         expected = expected_tensors(spec, modules, ranks)
         check_complete(entries, expected)
         check_shapes(entries, expected, ranks)
+    own_size = None if tokens is None or tokens.size == vocab_size else tokens.size
+    text = read_text(directory, vocab_size, own_size)
+    check_invocation(spec.invocation, own_size or vocab_size)
     names = {name: entry.name for name, entry in entries.items()}
     shifted = frozenset(
         path
         for path in modules
         if any(tensor_name(path, part) in names for part in (B_BIAS, BIAS, OTHER_BIAS))
     )
-    return AdapterOutline(spec, ranks, shifted, text, names, trained_on)
+    return AdapterOutline(spec, ranks, shifted, text, names, trained_on, tokens)
 
 
 def _of_whole_model(entries: Mapping[str, TensorEntry], modules: BaseModules) -> Mapping[str, TensorEntry]:

@@ -15,6 +15,7 @@ from manylora.adapters.errors import InvalidAdapter
 from manylora.adapters.invocation import read_invocation
 from manylora.adapters.kinds import refuse_other_kinds
 from manylora.adapters.patterns import KeyPatterns, LayerNumbers, Selector, check_work
+from manylora.adapters.token_fields import read_saved_modules, read_trained_tokens
 
 __all__ = ["ALL_LINEAR", "CONFIG_FILE", "AdapterSpec"]
 ALL_LINEAR = "all-linear"
@@ -46,6 +47,12 @@ class AdapterSpec:
     """How the trained base stored its weight; the factors are laid out the same either way."""
     invocation: tuple[int, ...] = ()
     """Token ids from whose last occurrence in a prompt on it acts (aLoRA); (): it always does."""
+    saved_modules: frozenset[str] = frozenset()
+    """Those of TOKEN_MODULES that were trained whole."""
+    trained_tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Ids whose rows were trained, by one of TOKEN_MODULES."""
+    ensures_tying: bool = False
+    """Whether a head that is the base's embedding stays the adapter's embedding, whatever that becomes."""
 
     @classmethod
     def parse(cls, config: Mapping[str, object]) -> "AdapterSpec":
@@ -71,6 +78,9 @@ class AdapterSpec:
             base_model=read.optional_text(config, "base_model_name_or_path"),
             fan_in_fan_out=read.flag(config, "fan_in_fan_out"),
             invocation=read_invocation(config),
+            saved_modules=read_saved_modules(config),
+            trained_tokens=read_trained_tokens(config),
+            ensures_tying=read.flag(config, "ensure_weight_tying"),
         )
         if not spec.target_modules:
             raise read.malformed("target_modules", "is missing; a LoRA config names the modules it adapts")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
-from manylora.adapters.files import TOKENIZER_JSON, read_json_object
+from manylora.adapters.files import TOKENIZER_JSON, WEIGHTS_FILE, read_json_object
 from manylora.adapters.pooling import Way, read_pooling
 
 TOKENS_FILE = "added_tokens.json"
@@ -40,6 +40,8 @@ class AdapterText:
     """Whether it brings a tokenizer.json."""
     pooling: Way | None = None
     """How vectors of texts are made with it; None: it doesn't say."""
+    vocab_size: int | None = None
+    """Ids that its own embedding and head have rows for, if they are another number than the base's."""
 
     @property
     def poolings(self) -> frozenset[Way]:
@@ -58,20 +60,23 @@ class PartText:
     """Of its files."""
 
 
-def read_text(directory: Path, vocab_size: int | None) -> AdapterText:
-    """Read what an adapter brings for texts. Raises InvalidAdapter, and UnsupportedAdapter for ids beyond the base's.
+def read_text(directory: Path, vocab_size: int | None, own_size: int | None = None) -> AdapterText:
+    """Read what an adapter brings for texts. Raises InvalidAdapter, and UnsupportedAdapter for ids that have no row.
 
     Many adapters carry added tokens only to repeat those of the base: ids below ``vocab_size`` pass. None: no check.
+    ``own_size``: ids that its own embedding has rows for, if it has one of another size.
     """
+    size = own_size or vocab_size
     config = _read(directory / TOKENIZER_FILE)
     added = {}
     for file, token, number in _added_tokens(directory, config):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise InvalidAdapter(f"token {token!r} has id {number!r}; expected an integer", file=file)
-        if vocab_size is not None and number >= vocab_size:
+        if size is not None and number >= size:
+            whose = "the base has" if own_size is None else "the embedding that it brings has"
             raise UnsupportedAdapter(
-                f"token {token!r} has id {number}, but the base has ids below {vocab_size}; adapters that add"
-                " tokens are not served yet",
+                f"token {token!r} has id {number}, but {whose} ids below {size}: save embedding and head, as large as "
+                "the tokenizer needs them, with the adapter",
                 file=file,
             )
         added[token] = number
@@ -80,9 +85,14 @@ def read_text(directory: Path, vocab_size: int | None) -> AdapterText:
         **_special_tokens(config, TOKENIZER_FILE),
     }
     template = read_chat_template(directory)
-    return AdapterText(
-        template, names, added, (directory / TOKENIZER_JSON).is_file(), read_pooling(directory)
-    )
+    has_tokenizer = (directory / TOKENIZER_JSON).is_file()
+    if own_size is not None and vocab_size is not None and own_size > vocab_size and not has_tokenizer:
+        raise InvalidAdapter(
+            f"it brings rows for the ids {vocab_size} to {own_size - 1}, which no tokenizer names: save the adapter's "
+            f"whole tokenizer with it, as {TOKENIZER_JSON}",
+            file=WEIGHTS_FILE,
+        )
+    return AdapterText(template, names, added, has_tokenizer, read_pooling(directory), own_size)
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -6,6 +6,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from manylora.adapters.vocabulary import VOCABULARY, VocabularyDelta
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleShape:
@@ -60,12 +62,16 @@ class AdapterWeights:
     """Of modules whose output is shifted, float32 [out_features]: trained biases, less the base's."""
     invocation: tuple[int, ...] = ()
     """Token ids from whose last occurrence in a prompt on it acts (aLoRA); (): it always does."""
+    vocabulary: VocabularyDelta | None = None
+    """What it changes of embedding and head; None: nothing."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         factors = sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
-        return factors + sum(own.nbytes for each in (self.gains, self.offsets) for own in each.values())
+        tokens = 0 if self.vocabulary is None else self.vocabulary.nbytes
+        outputs = sum(own.nbytes for each in (self.gains, self.offsets) for own in each.values())
+        return factors + tokens + outputs
 
     @property
     def rank(self) -> int:
@@ -73,9 +79,13 @@ class AdapterWeights:
         return max((pair.a.shape[0] for pair in self.pairs.values()), default=0)
 
     def rank_by_module(self) -> dict[str, int]:
-        """Return the rank rows that the arena needs for each module name ("q_proj", …): see ``rows_by_module``."""
+        """Return the rank rows that the arena needs for each module name ("q_proj", …): see ``rows_by_module``.
+
+        Under VOCABULARY stand the units that embedding and head take.
+        """
         ranks = {path: pair.a.shape[0] for path, pair in self.pairs.items()}
-        return rows_by_module(ranks, self.gains, self.offsets)
+        rows = rows_by_module(ranks, self.gains, self.offsets)
+        return rows if self.vocabulary is None else {**rows, VOCABULARY: self.vocabulary.units}
 
 
 def rows_by_module(ranks: Mapping[str, int], *outputs: Collection[str]) -> dict[str, int]:

@@ -44,6 +44,7 @@ from manylora.server.exports.jobs import ExportJobs
 from manylora.server.kernels.pinned import pinned
 from manylora.server.model.decoder_base import DecoderBase
 from manylora.server.model.served import ServedModel
+from manylora.server.model.vocabulary import vocabulary_of
 from manylora.server.tenants.ring import KeyRing
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 from manylora.ways_in import finding_of, on_demand_of
@@ -183,7 +184,7 @@ def assemble(
     home = _open_home(settings, base, name)
     templates = ChatTemplates(settings.template_timeout)
     texts = ModelTexts(tokenizer, directory, base.config.vocab_size, templates, home.store.path_of)
-    catalog = _catalog(settings, base, name, engine, home, metrics, texts, sizes.arena_rows)
+    catalog = _catalog(settings, base, name, engine, home, metrics, texts, sizes.arena_rows, directory)
     observer.scrape(engine, catalog, name, settings.block_size, base.kv_dtype)
     api = _api_settings(settings, base, name, context, pooling)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
@@ -282,6 +283,7 @@ def _engine(
         host_bytes=int(settings.host_cache_gib * GIB),
         row_bytes=decoder.backend.row_bytes(base.config.shape),
         limits=limits,
+        vocabulary_bytes=int(settings.vocabulary_gib * GIB),
     )
     model = ServedModel(decoder, kv, arena)
     return Engine(
@@ -359,6 +361,7 @@ def _catalog(
     metrics: Metrics,
     texts: ModelTexts,
     arena_rows: int,
+    directory: Path,
 ) -> AdapterCatalog:
     modules = {
         path: ModuleShape(*shape, base.config.has_bias(path))
@@ -382,5 +385,7 @@ def _catalog(
         arena_rows=arena_rows,
         norms=_norms(base, home.store),
         keep_versions=settings.keep_versions,
+        vocabulary=vocabulary_of(directory, base.config, base.decoder.weights),
+        vocabulary_bytes=int(settings.vocabulary_gib * GIB),
     )
     return AdapterCatalog(engine, home.registry, home.store, catalog, metrics)

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from manylora.adapters.errors import AdapterError
+from manylora.adapters.reader import MAX_ADAPTER_BYTES
 from manylora.adapters.spec import CONFIG_FILE, AdapterSpec
 from manylora.assemble import GIB, Server, assemble
 from manylora.base import DTYPES
@@ -123,7 +124,10 @@ class ServedGeneration:
     ) -> _Room:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(self._base.directory)
-        longest = max(len(self._tokenizer.apply_chat_template(each)) for each in conversations)
+        # A base that never chatted is trained with a template, which the adapter brings with its tokens.
+        base = self._tokenizer
+        tokenizer = base if adapter is None or base.has_chat_template else Tokenizer(adapter)
+        longest = max(len(tokenizer.apply_chat_template(each)) for each in conversations)
         spare = 0 if adapter is None else TEMPLATE_ROOM
         return _Room(longest + spare + max_new_tokens, 1 if adapter is None else _rank_of(adapter))
 
@@ -171,6 +175,7 @@ class ServedGeneration:
                 adapter_label=model.label,
                 decoder=text.vocabulary,
                 eos_ids=text.eos_ids,
+                vocab_size=text.own_size,
             )
             streams.append(server.engine.submit(request))
         return [await _text_of(stream) for stream in streams]
@@ -220,6 +225,7 @@ class ServedGeneration:
             kv_cache_gib=sequences * blocks * block / GIB,
             arena_rows=room.rank + 1,  # DoRA has one more
             max_rank=room.rank,
+            vocabulary_gib=MAX_ADAPTER_BYTES / GIB,
             max_running=MOST_RUNNING,
             max_waiting=1 << 30,
             # Every conversation waits its turn; none is late.

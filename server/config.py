@@ -186,6 +186,11 @@ class ServeSettings(BaseModel):
         description="Tokens that an adapter, a mixture or the base gets for each of one of weight 1 while requests "
         "for both wait, as name=weight. Repeatable; else 1.",
     )
+    vocabulary_gib: float = Field(
+        1.0,
+        ge=0,
+        description="Memory on the device for embeddings and heads that adapters bring, in GiB; taken as they come.",
+    )
     adapter_timeout: float = Field(
         30.0, gt=0, description="Seconds a request waits for room for its adapter; then 503."
     )

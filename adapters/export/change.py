@@ -21,6 +21,7 @@ from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read
 from manylora.adapters.header import TensorEntry, read_header
 from manylora.adapters.reader import MAX_ADAPTER_BYTES
 from manylora.adapters.spec import ALL_LINEAR, CONFIG_FILE, AdapterSpec
+from manylora.adapters.token_fields import TRAINED
 
 PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -132,6 +133,10 @@ class TrainedAdapter:
         self.directory = directory
         self.keeps_tied = bool(config.get(_TIE))
         self.spec = AdapterSpec.parse({k: v for k, v in config.items() if k not in _MERGED_BUT_NOT_SERVED})
+        if self.spec.trained_tokens:
+            raise UnsupportedAdapter(
+                f"{TRAINED} is set: rows of single tokens are served, and not merged yet", file=CONFIG_FILE
+            )
         self.digest = digest_of(directory, MAX_ADAPTER_BYTES)
         self._entries = read_header(directory / WEIGHTS_FILE)
         self._factors, self._whole = _sort_out(self._entries, outline)

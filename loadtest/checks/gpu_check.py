@@ -23,13 +23,22 @@ from manylora.loadtest.bench.peft import PeftBench, run_peft
 from manylora.loadtest.bench.popularity import Popularity
 from manylora.loadtest.bench.workload import Workload
 from manylora.loadtest.checks.activated_exactness import check_activated
-from manylora.loadtest.checks.exactness import FAMILIES, Outcome, check_engine, check_family, check_nf4
+from manylora.loadtest.checks.exactness import (
+    FAMILIES,
+    TOLERANCE,
+    Outcome,
+    check_engine,
+    check_family,
+    check_nf4,
+)
 from manylora.loadtest.checks.mixture_exactness import check_mixtures
 from manylora.loadtest.checks.recorded_steps import check_recorded
+from manylora.loadtest.checks.vocabulary_exactness import check_vocabularies
 from manylora.loadtest.material.checkpoints import SHAPES
 from manylora.loadtest.material.environment import environment, headline
 from manylora.loadtest.material.random_model import QUANTIZATIONS, ModelChoice
 from manylora.loadtest.material.text_table import text_table
+from manylora.server.kernels.plain import PlainBackend
 from manylora.server.model.loader import Quantization
 
 DISTINCT = Popularity("distinct")
@@ -64,6 +73,8 @@ def checks(device: torch.device) -> Iterator[Outcome]:
         yield from check_engine(Path(scratch), device)
         yield from check_mixtures(Path(scratch), device)
         yield from check_activated(Path(scratch), device)
+        plain = PlainBackend(device, torch.float32)
+        yield from check_vocabularies(Path(scratch) / "vocabularies", plain, TOLERANCE, tied=True)
 
 
 def benches(plan: Plan, device: str) -> Iterator[dict[str, object]]:

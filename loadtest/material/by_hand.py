@@ -36,7 +36,7 @@ class Row:
         return list(range(first + BLOCKS_EACH - 1, first - 1, -1))
 
     def all_logits(self) -> Tensor:
-        """Return float32 [tokens computed, vocab]."""
+        """Return float32 [tokens computed, vocab]: of as many ids as its adapter has."""
         return torch.cat(self.logits)
 
 
@@ -56,10 +56,13 @@ def step(model: ServedModel, work: Sequence[tuple[Row, int]]) -> None:
     ids = [token for row, count in work for token in row.tokens[row.computed : row.computed + count]]
     adapters = StepAdapters.of_rows([row.adapters for row, _ in work])
     wanted = np.arange(len(ids), dtype=np.int32)
-    logits = model(StepBatch(np.array(ids, dtype=np.int32), attention, adapters, wanted)).logits
-    for (row, count), part in zip(work, torch.split(logits, counts), strict=True):
+    output = model(StepBatch(np.array(ids, dtype=np.int32), attention, adapters, wanted))
+    first = 0
+    for (row, count), part in zip(work, torch.split(output.logits, counts), strict=True):
+        own = [output.others[place] for place in range(first, first + count) if place in output.others]
+        first += count
         row.computed += count
-        row.logits.append(part)
+        row.logits.append(torch.stack(own) if own else part)
 
 
 def place(model: ServedModel, adapters: Sequence[AdapterWeights]) -> list[AdapterRanges]:

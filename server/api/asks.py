@@ -93,7 +93,7 @@ class Ask:
         return len(self.prompt.prompts) if isinstance(self.prompt, PlainPrompts) else 1
 
 
-def chat_ask(body: ChatRequest, vocab_size: int) -> Ask:
+def chat_ask(body: ChatRequest) -> Ask:
     """Return what a chat asks for. Raises InvalidRequest."""
     prompt = ChatPrompt(
         messages=for_template(body.messages),
@@ -104,7 +104,7 @@ def chat_ask(body: ChatRequest, vocab_size: int) -> Ask:
         continue_final_message=body.continue_final_message,
     )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    ask = _ask(body, prompt, sampling_params(body, vocab_size, body.asked_tokens, logprobs))
+    ask = _ask(body, prompt, sampling_params(body, body.asked_tokens, logprobs))
     return replace(ask, wants_reasoning=body.include_reasoning)
 
 
@@ -119,7 +119,7 @@ def tokenize_prompt(body: TokenizeRequest, messages: Sequence[Message]) -> ChatP
     )
 
 
-def completion_ask(body: CompletionRequest, vocab_size: int) -> Ask:
+def completion_ask(body: CompletionRequest) -> Ask:
     """Return what a completion asks for. Raises InvalidRequest."""
     prompt = PlainPrompts(
         prompts=body.prompts(),
@@ -130,7 +130,7 @@ def completion_ask(body: CompletionRequest, vocab_size: int) -> Ask:
     # The engine always makes a token; echo alone lets go of it.
     max_tokens = max(1, body.asked_tokens)
     told = body.logprobs if body.echo else None
-    return _ask(body, prompt, sampling_params(body, vocab_size, max_tokens, body.logprobs, told))
+    return _ask(body, prompt, sampling_params(body, max_tokens, body.logprobs, told))
 
 
 def _ask(body: SamplingFields, prompt: Prompt, sampling: SamplingParams) -> Ask:
@@ -153,17 +153,15 @@ _TOKEN_ID = re.compile("0|[1-9][0-9]{0,11}")
 
 def sampling_params(
     fields: SamplingFields,
-    vocab_size: int,
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
 ) -> SamplingParams:
-    """Return the engine's parameters; token ids are checked against the vocabulary here."""
+    """Return the engine's parameters. What ids there are the model decides: see check_ids."""
     if max_tokens is not None and fields.min_tokens > max_tokens:
         raise InvalidRequest(
             f"min_tokens is {fields.min_tokens}, over max_tokens {max_tokens}", param="min_tokens"
         )
-    check_token_ids(fields.stop_token_ids, vocab_size, "stop_token_ids")
     return SamplingParams(
         temperature=fields.temperature,
         top_p=fields.top_p,
@@ -172,7 +170,7 @@ def sampling_params(
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
         repetition_penalty=fields.repetition_penalty,
-        logit_bias=_logit_bias(fields.logit_bias, vocab_size),
+        logit_bias=_logit_bias(fields.logit_bias),
         seed=fields.seed,
         stop=fields.stops,
         stop_token_ids=tuple(fields.stop_token_ids),
@@ -184,11 +182,15 @@ def sampling_params(
     )
 
 
-def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
+def check_ids(sampling: SamplingParams, vocab_size: int) -> None:
+    """Raise InvalidRequest for ids that the model doesn't have."""
+    check_token_ids(sampling.stop_token_ids, vocab_size, "stop_token_ids")
+    check_token_ids(tuple(sampling.logit_bias), vocab_size, "logit_bias")
+
+
+def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
     # Digits of other scripts and leading zeros would be second names of one id: the last of them would win.
     wrong = next((token for token in bias if not _TOKEN_ID.fullmatch(token)), None)
     if wrong is not None:
         raise InvalidRequest(f"logit_bias: {wrong[:40]!r} is not a token id", param="logit_bias")
-    by_id = {int(token): value for token, value in bias.items()}
-    check_token_ids(tuple(by_id), vocab_size, "logit_bias")
-    return by_id
+    return {int(token): value for token, value in bias.items()}

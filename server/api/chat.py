@@ -14,7 +14,6 @@ from manylora.server.api.asks import chat_ask
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
 from manylora.server.api.choices import Choice, Step
-from manylora.server.api.dependencies import dependencies
 from manylora.server.api.generation import Generation, Usage
 from manylora.server.api.logprobs import chat_logprobs
 from manylora.server.api.openapi import body_of
@@ -31,7 +30,7 @@ router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
 async def chat_completions(request: Request) -> Response:
     """Answer a chat, as one JSON object or as a stream of chunks."""
     body = await read_body(request, ChatRequest)
-    ask = chat_ask(body, dependencies(request).settings.vocab_size)
+    ask = chat_ask(body)
     return await respond(
         request,
         ask,

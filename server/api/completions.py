@@ -16,7 +16,6 @@ from manylora.server.api.asks import PlainPrompts, completion_ask
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
 from manylora.server.api.choices import Choice, Step
-from manylora.server.api.dependencies import dependencies
 from manylora.server.api.generation import Generation, Usage
 from manylora.server.api.logprobs import CompletionLogprobs
 from manylora.server.api.openapi import body_of
@@ -32,7 +31,7 @@ router = APIRouter(dependencies=[Depends(require_api_key)], tags=["OpenAI"])
 async def completions(request: Request) -> Response:
     """Continue each prompt, as one JSON object or as a stream of chunks."""
     body = await read_body(request, CompletionRequest)
-    ask = completion_ask(body, dependencies(request).settings.vocab_size)
+    ask = completion_ask(body)
     return await respond(
         request,
         ask,

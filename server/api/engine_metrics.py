@@ -86,6 +86,12 @@ def _read(gauges: Gauges, stats: EngineStats, entries: Sequence[CatalogEntry]) -
         free = stats.free_arena_rows[module]
         gauges.set("manylora_arena_rows", "Rank rows of the arena", free, module=module, state="free")
         gauges.set("manylora_arena_rows", "Rank rows of the arena", rows - free, module=module, state="used")
+    for state, nbytes in (
+        ("free", stats.free_vocabulary_bytes),
+        ("used", stats.vocabulary_bytes - stats.free_vocabulary_bytes),
+    ):
+        what = "Memory on the device for adapters' own embeddings and heads"
+        gauges.set("manylora_vocabulary_bytes", what, nbytes, state=state)
     for tier, count in stats.adapters.items():
         gauges.set("manylora_adapters", "Adapters by where their weights are", count, tier=tier)
     gauges.set("manylora_adapter_host_bytes", "Memory of adapters' copies on the host", stats.host_bytes)

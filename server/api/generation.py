@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from manylora.server.api.asked_models import found, resolve, text_of
-from manylora.server.api.asks import Ask
+from manylora.server.api.asks import Ask, check_ids
 from manylora.server.api.calling import behind, current_caller
 from manylora.server.api.choices import CALLED, Choice
 from manylora.server.api.dependencies import ApiDependencies, ApiSettings, OutputStream
@@ -147,6 +147,7 @@ async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
         deps.engine.prefetch(adapter_id for adapter_id, _ in model.adapters)
         try:
             text = await text_of(deps, model, ask.beside)
+            check_ids(ask.sampling, text.own_size or deps.settings.vocab_size)
             stopping = replace(ask.sampling, stop_names=text.stops(ask.sampling.stop))
             prompts = await tokenise(deps, ask, model, text)
             grammar = await grammar_of(deps, ask, prompts, text)
@@ -208,10 +209,9 @@ def _start(
 ) -> Generation:
     """Check what only the tokens tell, and queue the prompts: all of them or none."""
     _check_prompt_logprobs(ask, prompts.ids, deps.settings.max_prompt_logprobs)
-    arrival = time.monotonic()
     # A client may send one request id twice; the engine's are its own.
     own = f"{request_id()}-{uuid4().hex[:8]}"
-    caller = current_caller()
+    caller, arrival = current_caller(), time.monotonic()
     requests = [
         GenerationRequest(
             request_id=f"{own}-{index}",
@@ -221,6 +221,7 @@ def _start(
             adapter_label=model.label,
             decoder=text.vocabulary.spelling(prompts.reading.marks),
             eos_ids=text.eos_ids | prompts.ends,
+            vocab_size=text.own_size,
             n=ask.n,
             arrival_time=arrival,
             origin=own,

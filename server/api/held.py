@@ -65,9 +65,10 @@ def tokens_of(deps: ApiDependencies, text: ModelText) -> TokenSet:
     # A tokenizer that puts a space before a text cuts none as it stands.
     known = text.fingerprint == deps.texts.base.fingerprint and not text.vocabulary.strips_first_space
     return TokenSet(
-        text.fingerprint,
+        text.fingerprint if text.own_size is None else f"{text.fingerprint} of {text.own_size}",
         text.vocabulary.pieces,
         text.vocabulary.control_tokens,
         text.eos_ids,
         partial(deps.tokenizer.encode, add_special_tokens=False) if known else None,
+        text.own_size,
     )

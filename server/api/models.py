@@ -189,10 +189,8 @@ async def detokenize(request: Request) -> Response:
     body = await read_body(request, DetokenizeRequest)
     model = await unless_gone(request, found(deps, body.model or deps.settings.base_model, body))
     looks, tokens = deps.tokenising.looks, body.tokens
-    await unless_gone(
-        request,
-        looks.run(lambda: check_token_ids(tokens, deps.settings.vocab_size, "tokens"), len(tokens)),
-    )
     text = await unless_gone(request, text_of(deps, model, body))
+    size = text.own_size or deps.settings.vocab_size
+    await unless_gone(request, looks.run(lambda: check_token_ids(tokens, size, "tokens"), len(tokens)))
     spelled = await unless_gone(request, text.codec.spell(looks, tokens))
     return await json_response(lambda: {"prompt": spelled}, deps.rests)

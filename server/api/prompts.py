@@ -142,7 +142,7 @@ async def _plain(deps: ApiDependencies, asked: PlainPrompts, text: ModelText) ->
             continue
         if len(prompt) > settings.context_length:
             raise TooManyTokens(len(prompt), at_least=False)
-        check_token_ids(prompt, settings.vocab_size, asked.param)
+        check_token_ids(prompt, text.own_size or settings.vocab_size, asked.param)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     for prompt in texts:
         most = most_characters(settings.context_length)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from manylora.adapters.errors import InvalidMixture
 from manylora.adapters.tokens import AdapterText, PartText
+from manylora.adapters.vocabulary import UNIT, VOCABULARY
 from manylora.server.catalog.serving import Entry
 from manylora.server.catalog.types import (
     MIXTURE_LABEL,
@@ -14,6 +15,8 @@ from manylora.server.catalog.types import (
     ResolvedPart,
     label_of,
 )
+
+MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +39,23 @@ def blended(asked: str, label: str, parts: Sequence[Found], settings: CatalogSet
     _check_different(parts)
     counted = sorted((part for part in parts if part.weight != 0), key=lambda part: part.entry.record.id)
     template = _template(counted, settings.base_template)
-    _check_room(counted, settings.arena_rows)
+    _check_room(counted, settings)
     text, digest = _tokens(counted)
     itself = len(counted) == 1 and counted[0].weight == 1
+    if not itself:
+        _check_sizes(counted)
     return ResolvedModel(
         adapters=tuple((part.entry.record.id, part.weight) for part in counted),
         name=asked,
         label=label_of(counted[0].entry.record.name) if itself and label == MIXTURE_LABEL else label,
         parts=tuple(_resolved(part) for part in parts),
-        text=AdapterText(template, text.special_tokens, text.added_tokens, text.has_tokenizer),
+        text=AdapterText(
+            template,
+            text.special_tokens,
+            text.added_tokens,
+            text.has_tokenizer,
+            vocab_size=counted[0].entry.text.vocab_size if itself else None,
+        ),
         digest=digest,
         poolings=frozenset().union(*(part.entry.text.poolings for part in counted)),
         part_texts=_to_compare(counted),
@@ -103,14 +114,30 @@ def _to_compare(parts: Sequence[Found]) -> tuple[PartText, ...]:
     return tuple(PartText(part.name, part.entry.text, part.entry.record.digest) for part in parts)
 
 
-def _check_room(parts: Sequence[Found], rows: int | None) -> None:
+def _check_sizes(parts: Sequence[Found]) -> None:
+    """Refuse a part that brings tokens: a sum has one vocabulary, and a row that only one part has can't be weighed."""
+    for part in parts:
+        size = part.entry.text.vocab_size
+        if size is not None:
+            raise InvalidMixture(
+                f"part {part.name!r} brings an embedding and a head of its own with {size} tokens, another number than "
+                "the base's: vocabularies differ, so it is used alone, at weight 1"
+            )
+
+
+def _check_room(parts: Sequence[Found], settings: CatalogSettings) -> None:
     """Refuse parts that no empty arena holds together: who waits or tries again gets the same."""
-    if rows is None:
-        return
+    rows = settings.arena_rows
     needed: Counter[str] = Counter()
     for part in parts:
         needed.update(part.entry.ranks)
-    if not needed:
+    units = needed.pop(VOCABULARY, 0)
+    if settings.vocabulary_bytes is not None and units * UNIT > settings.vocabulary_bytes:
+        raise InvalidMixture(
+            f"the parts need {units * UNIT / MIB:.1f} MiB for embeddings and heads together, and there are "
+            f"{settings.vocabulary_bytes / MIB:.1f} MiB: mix fewer, or start with a larger --vocabulary-gib"
+        )
+    if not needed or rows is None:
         return
     module, most = max(needed.items(), key=lambda each: each[1])
     if most > rows:

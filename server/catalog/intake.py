@@ -197,7 +197,11 @@ class AdapterIntake:
         settings = self._settings
         directory = self._store.path_of(digest)
         return inspect_adapter(
-            directory, settings.modules, max_rank=settings.max_rank, vocab_size=settings.vocab_size
+            directory,
+            settings.modules,
+            max_rank=settings.max_rank,
+            vocab_size=settings.vocab_size,
+            vocabulary=settings.vocabulary,
         )
 
     def read(self, digest: str) -> AdapterWeights:
@@ -271,7 +275,8 @@ class AdapterIntake:
         finally:
             self._store.discard(staged)
         weights = loaded.weights
-        return Prepared(staged.digest, loaded.spec, weights.rank, loaded.text, weights, loaded.trained_on)
+        rank = weights.rank or loaded.spec.rank  # of one that changes embedding and head alone
+        return Prepared(staged.digest, loaded.spec, rank, loaded.text, weights, loaded.trained_on)
 
     def _read(self, directory: Path, digest: str) -> LoadedAdapter:
         settings = self._settings
@@ -283,6 +288,7 @@ class AdapterIntake:
                 max_rank=settings.max_rank,
                 dtype=settings.dtype,
                 vocab_size=settings.vocab_size,
+                vocabulary=settings.vocabulary,
                 digest=digest,
                 base=base,
             )

@@ -16,6 +16,7 @@ from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.adapters.sources.finding import Finding
 from manylora.adapters.tokens import AdapterText, PartText
 from manylora.adapters.types import AdapterWeights, BaseModules, FreedAdapter, Tier
+from manylora.adapters.vocabulary import BaseVocabulary
 
 
 class AdapterEngine(Protocol):
@@ -171,6 +172,10 @@ class CatalogSettings:
     """Lengths of the served base's rows; None: adapters that need them (DoRA) are refused."""
     keep_versions: int = 2
     """Old versions that a name keeps, to be asked for and gone back to."""
+    vocabulary: BaseVocabulary | None = None
+    """The base's; None: adapters that change embedding or head are refused."""
+    vocabulary_bytes: int | None = None
+    """Memory on the device for adapters' own embeddings and heads; None: as much as they want."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from itertools import islice
 
 from manylora.adapters.types import AdapterWeights, Tier
+from manylora.adapters.vocabulary import VOCABULARY
 from manylora.server.engine.rank_allocator import Move, RankAllocator
 from manylora.server.kernels.step import AdapterRanges
 
@@ -47,6 +48,13 @@ class HeldAdapter:
     def settled(self) -> bool:
         """Whether its rows hold its weights."""
         return self.ranges is not None and not self.changes
+
+    @property
+    def known_ranks(self) -> Mapping[str, int]:
+        """Its ranks. Of a vocabulary that is yet to be read it is known only what it takes at most."""
+        if self.weights is not None or self.ranges is not None or VOCABULARY not in self.ranks:
+            return self.ranks
+        return {module: rank for module, rank in self.ranks.items() if module != VOCABULARY}
 
     @property
     def tier(self) -> Tier:
@@ -130,10 +138,10 @@ class AdapterCache:
 
     @staticmethod
     def needs(adapters: Iterable[HeldAdapter]) -> dict[str, int]:
-        """Return the rows of each module that these take together."""
+        """Return the rows of each module that these take together, as far as it is known."""
         total: dict[str, int] = {}
         for adapter in adapters:
-            for module, rank in adapter.ranks.items():
+            for module, rank in adapter.known_ranks.items():
                 total[module] = total.get(module, 0) + rank
         return total
 
@@ -161,7 +169,12 @@ class AdapterCache:
     def take_copy(self, adapter_id: int, weights: AdapterWeights) -> None:
         """Keep a host copy; ``trim_host`` then sees to the limit."""
         self.drop_copy(adapter_id)
-        self._held[adapter_id].weights = weights
+        held = self._held[adapter_id]
+        held.weights = weights
+        if held.ranges is None and VOCABULARY in held.ranks:
+            # Until they were read it was known how much they take at most.
+            held.ranks = {**held.ranks, VOCABULARY: weights.rank_by_module().get(VOCABULARY, 0)}
+            held.ranks = {module: rank for module, rank in held.ranks.items() if rank > 0}
         self._copies[adapter_id] = weights.nbytes
         self.host_bytes += self._copies[adapter_id]
 
@@ -185,6 +198,12 @@ class AdapterCache:
         """Return what an adapter takes on the device."""
         ranges = self._held[adapter_id].ranges or {}
         return sum(owned.rank * self._row_bytes[module] for module, owned in ranges.items())
+
+    def row_bytes(self, adapter_id: int) -> int:
+        """Return what its rank rows take of that."""
+        ranges = self._held[adapter_id].ranges or {}
+        rows = (item for item in ranges.items() if item[0] != VOCABULARY)
+        return sum(owned.rank * self._row_bytes[module] for module, owned in rows)
 
     def evictable(self, adapter_ids: Iterable[int]) -> bool:
         """Say whether some of these hold rows that others might wait for."""
@@ -318,7 +337,8 @@ class AdapterCache:
         return sum(rank * self._row_bytes[module] for module, rank in held.ranks.items())
 
     def _moved_bytes(self, move: Move) -> int:
-        return move.source.rank * self._row_bytes[move.module]
+        # A vocabulary is noted elsewhere, and not copied.
+        return 0 if move.module == VOCABULARY else move.source.rank * self._row_bytes[move.module]
 
     def _apply(self, moves: tuple[Move, ...]) -> None:
         self.allocator.apply(moves)

@@ -28,6 +28,10 @@ class Arena(Protocol):
         """Move rows within a module, in pieces."""
         ...
 
+    def release(self, ranges: AdapterRanges) -> None:
+        """Give back memory of an adapter that is gone for good."""
+        ...
+
 
 class ArenaWriter:
     """Writes and moves rows; what a change that fails leaves in doubt leaves the device."""
@@ -56,6 +60,10 @@ class ArenaWriter:
     def add(self, changes: Iterable[ArenaChange]) -> None:
         """Have changes carried out after those that were added before."""
         self._queue += changes
+
+    def release(self, ranges: AdapterRanges) -> None:
+        """Give back what an adapter had of its own; see RankArena."""
+        self._arena.release(ranges)
 
     def work(self, seconds: float) -> list[Lost]:
         """Carry out pieces until the time is over, at least one; return what was lost."""
@@ -93,7 +101,7 @@ class ArenaWriter:
         if self._cache.awaits(change):
             self._cache.carried_out(change)
             if isinstance(change, Write):
-                nbytes = self._cache.device_bytes(change.adapter_id)
+                nbytes = self._cache.row_bytes(change.adapter_id)
                 self._rate = max(LEAST_RATE, nbytes / max(self._spent, 1e-6))
                 self._observer.adapter_placed(self._spent)
         self._drop()

@@ -6,6 +6,7 @@ import numpy as np
 
 from manylora.server.engine.adapter_cache import AdapterCache
 from manylora.server.engine.request import UNBOUNDED, GenerationRequest
+from manylora.server.engine.room import lack
 from manylora.server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, Overrun
 
 LARGEST_WEIGHT = float(np.finfo(np.float32).max)
@@ -52,7 +53,9 @@ def check_request(request: GenerationRequest, vocab_size: int, cache: AdapterCac
 
     Callable from any thread.
     """
-    _check_ids(request, vocab_size)
+    _check_ids(request, request.vocab_size or vocab_size)
+    if request.vocab_size is not None and [weight for _, weight in request.adapters] != [1.0]:
+        raise InvalidRequest("an adapter that brings tokens is used as it is, not mixed", param="model")
     if not request.prompt_token_ids:
         raise InvalidRequest("the prompt is empty: give at least one token", param="prompt")
     if request.n < 1 or request.sampling.max_tokens < 1:
@@ -90,10 +93,9 @@ def _check_adapters(request: GenerationRequest, cache: AdapterCache) -> None:
         raise ModelNotFound(f"there is no model {request.adapter_label!r} any more", param="model")
     if not cache.fits(held):
         # It would wait for ever: all are on the device at once, or the request doesn't begin.
-        needs = cache.needs(held)
-        module, rows = max(needs.items(), key=lambda item: item[1] - cache.allocator.rows.get(item[0], 0))
+        what, flag = lack(cache.needs(held), cache.allocator.rows)
         raise InvalidRequest(
-            f"the {len(held)} adapters of this request together need {rows} rank rows of {module}, the arena has "
-            f"{cache.allocator.rows.get(module, 0)}: use fewer of them, or start with a larger --arena-rows",
+            f"the {len(held)} adapters of this request together need {what}: use fewer of them, or start with a larger "
+            f"{flag}",
             param="model",
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from manylora.adapters.types import AdapterWeights, FreedAdapter
+from manylora.adapters.vocabulary import UNIT, VOCABULARY
 from manylora.server.engine.activation import stages_of
 from manylora.server.engine.adapter_cache import AdapterCache, HeldAdapter
 from manylora.server.engine.arena_writer import Arena, ArenaWriter
@@ -58,6 +59,8 @@ class EngineSettings:
     row_bytes: Mapping[str, int]
     """Bytes of one rank row over all layers, by module."""
     limits: SchedulerLimits
+    vocabulary_bytes: int = 1 << 30
+    """Memory on the device for adapters' own embeddings and heads."""
 
 
 class Engine:
@@ -77,7 +80,8 @@ class Engine:
         self.settings = settings
         self.blocks = BlockManager(settings.num_blocks, settings.block_size)
         rows = dict.fromkeys(LORA_MODULES, settings.arena_rows)
-        self.cache = AdapterCache(rows, settings.host_bytes, settings.row_bytes)
+        rows[VOCABULARY] = settings.vocabulary_bytes // UNIT
+        self.cache = AdapterCache(rows, settings.host_bytes, {**settings.row_bytes, VOCABULARY: UNIT})
         live: dict[str, LiveRequest] = {}
         self.scheduler = Scheduler(settings.limits, self.blocks, self.cache, live)
         self._observer: EngineObserver = observer or SilentEngineObserver()
@@ -85,7 +89,7 @@ class Engine:
         self.requests = LiveRequests(live, self.scheduler, decoder, eos_ids, self._observer, self.health)
         writer = ArenaWriter(arena, self.cache, self._observer)
         self._residency = Residency(self.cache, writer, self.scheduler, self.requests, load)
-        self._leaving = Leaving(self.cache, settings.row_bytes, self.blocks.forget_adapter)
+        self._leaving = Leaving(self.cache, writer.release, self.blocks.forget_adapter)
         self.auditor = Auditor()
         self.preemptions = 0
         self._runner = ModelRunner(

@@ -3,10 +3,12 @@
 Kept here and nowhere else; what is in use is told by the caller, derived from live requests.
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Set
 
 from manylora.adapters.types import FreedAdapter
+from manylora.adapters.vocabulary import VOCABULARY
 from manylora.server.engine.adapter_cache import AdapterCache
+from manylora.server.kernels.step import AdapterRanges
 
 Freed = Callable[[FreedAdapter], None]
 
@@ -15,11 +17,14 @@ class Leaving:
     """What leaves ``cache`` as soon as it may."""
 
     def __init__(
-        self, cache: AdapterCache, row_bytes: Mapping[str, int], forget: Callable[[int], None]
+        self,
+        cache: AdapterCache,
+        give_back: Callable[[AdapterRanges], None],
+        forget: Callable[[int], None],
     ) -> None:
-        """``row_bytes`` of each module over all layers; ``forget`` lets an adapter's prefixes go."""
+        """``give_back``: what an adapter has of the device beside rows; ``forget`` lets its prefixes go."""
         self._cache = cache
-        self._row_bytes = row_bytes
+        self._give_back = give_back
         self._forget = forget
         self._removed: dict[int, tuple[tuple[Freed, ...], int]] = {}
         """Whom to tell, and how many sequences were aborted for it."""
@@ -48,6 +53,7 @@ class Leaving:
         in_use = used()
         for adapter_id in self._resting - in_use:
             self._resting.discard(adapter_id)
+            self._give_back(self._cache[adapter_id].ranges or {})
             self._cache.evict(adapter_id)
             self._cache.drop_copy(adapter_id)
         for adapter_id in self._removed.keys() - in_use:
@@ -58,8 +64,10 @@ class Leaving:
 
     def _take_out(self, adapter_id: int, aborted: int) -> FreedAdapter:
         ranges = self._cache[adapter_id].ranges or {}
-        device = sum(owned.rank * self._row_bytes[module] for module, owned in ranges.items())
+        device = self._cache.device_bytes(adapter_id)
+        self._give_back(ranges)
         host = self._cache.drop_copy(adapter_id)
         self._forget(adapter_id)
         self._cache.remove(adapter_id)
-        return FreedAdapter(sum(owned.rank for owned in ranges.values()), device, host, aborted)
+        rows = sum(owned.rank for module, owned in ranges.items() if module != VOCABULARY)
+        return FreedAdapter(rows, device, host, aborted)

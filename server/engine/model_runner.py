@@ -1,21 +1,20 @@
 """From a step's rows to tensors, through the model and the sampler, in two halves. Decides nothing."""
 
-import os
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from manylora.server.engine.grammar import GrammarFault, Masks, Words
+from manylora.server.engine.grammar import GrammarFault, Words
 from manylora.server.engine.logits import SamplingRow
 from manylora.server.engine.outbox import wake
 from manylora.server.engine.prompt_logprobs import LogprobRows
 from manylora.server.engine.request import Pooling, TokenLogprobs, Vector
 from manylora.server.engine.sampler import NOT_FINITE, SampledToken, SampleFault, Sampler, tokens_of
+from manylora.server.engine.samplers import Samplers
 from manylora.server.engine.steady import SteadyStep
 from manylora.server.engine.step_plan import ScheduledRow
 from manylora.server.engine.step_rows import StepRows
@@ -101,12 +100,10 @@ class ModelRunner:
         ranges: Callable[[int], AdapterRanges],
     ) -> None:
         self._model = model
-        self._sampler = sampler
+        self._samplers = Samplers(sampler)
         self._rows = StepRows(block_size, sampler.vocab_size, table, ranges)
         self._table, self._ranges, self._block_size = table, ranges, block_size
         self._steady: SteadyStep | None = None
-        # Threads that kernels have on the same cores wait for their next step without giving them up at once.
-        self._masks = Masks(sampler.vocab_size, max(1, len(os.sched_getaffinity(0)) // 2))
 
     def launch(self, rows: Rows) -> LaunchedStep:
         """Begin to compute the rows, and to sample those that end at their sequence's last token."""
@@ -119,7 +116,7 @@ class ModelRunner:
         wanted, places = _logits_rows(rows)
         wanted_states, states = _state_rows(rows)
         batch = self._rows.batch(rows, wanted, wanted_states)
-        columns = self._columns(rows, places)
+        columns = None if batch.adapters.have_vocabularies else self._columns(rows, places)
         if columns is not None and len(places) == len(batch.token_ids):
             self._steady = SteadyStep.of(rows, batch, columns, self._table, self._ranges, self._block_size)
         launched = self._model.launch(batch, columns)
@@ -180,7 +177,7 @@ class ModelRunner:
         own_seconds = output.sample_seconds
         if output.sampled is None and chosen:
             own_seconds = time.perf_counter() - modelled
-        reports = self._prompt_logprobs(output.logits, step, faults)
+        reports = self._prompt_logprobs(output, step, faults)
         own_seconds += masked
         spent = time.perf_counter() - began + step.build_seconds
         glue = max(0.0, spent - output.model_seconds - own_seconds)
@@ -201,8 +198,8 @@ class ModelRunner:
         ]
         if not held:
             return {}, {}
-        words, faults = self._masks.fill([matcher for _, _, matcher in held])
-        sound = {number: words[i] for i, (number, _, _) in enumerate(held) if i not in faults}
+        words, faults = self._samplers.fill([matcher for _, _, matcher in held])
+        sound = {held[i][0]: each for i, each in words.items()}
         return sound, {held[i][1]: fault for i, fault in faults.items()}
 
     def _columns(self, rows: Rows, places: list[int]) -> SamplingColumns | None:
@@ -226,14 +223,11 @@ class ModelRunner:
             ids: list[int] = output.sampled.ids.tolist()
             plain = max(told) == UNTOLD and min(ids) >= 0
             return ids if plain else tokens_of(output.sampled, told)
-        logits = output.logits
-        if len(chosen) != len(logits):
-            logits = logits[torch.tensor([step.places[number] for number in chosen], device=logits.device)]
         rows = [_sampling_row(step.rows[number], masks.get(number)) for number in chosen]
-        return self._sampler.sample(logits, rows)
+        return self._samplers.sample(output, [step.places[number] for number in chosen], rows)
 
     def _prompt_logprobs(
-        self, logits: Tensor, step: LaunchedStep, faults: dict[int, SampleFault]
+        self, output: StepOutput, step: LaunchedStep, faults: dict[int, SampleFault]
     ) -> dict[int, LogprobRows]:
         """Report rows that ask for it; one with logits that are not finite gets a fault instead."""
         reports: dict[int, LogprobRows] = {}
@@ -242,9 +236,7 @@ class ModelRunner:
             top = sequence.owner.request.sampling.prompt_logprobs
             if top is not None and sequence.wants_prompt_logprobs and sequence.number not in faults:
                 ids = sequence.token_ids[row.start + 1 : row.start + row.length + 1]
-                first = place - row.length + 1
-                part = logits[first : first + len(ids)]
-                found = self._sampler.prompt_logprobs(part, ids, top)
+                found = self._samplers.prompt_logprobs(output, place - row.length + 1, ids, top)
                 if isinstance(found, SampleFault):
                     faults[sequence.number] = found
                 else:

@@ -93,6 +93,8 @@ class GenerationRequest:
     """What the tokens of this request stand for; None: what those of the base do."""
     eos_ids: frozenset[int] | None = None
     """Ids that end its answers; None: the base's."""
+    vocab_size: int | None = None
+    """Ids that its adapter's embedding and head have rows for; None: as many as the base's."""
     grammar: CompiledGrammar | None = None
     """What its answers are held to; None: nothing."""
     tenant: str = ""

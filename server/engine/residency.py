@@ -13,6 +13,7 @@ from manylora.server.engine.arena_writer import ArenaWriter
 from manylora.server.engine.faults import step_failed
 from manylora.server.engine.request import FinishReason
 from manylora.server.engine.requests import LiveRequests
+from manylora.server.engine.room import lack
 from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.step_plan import ScheduledRow, StepPlan
 from manylora.server.errors import AdapterUnavailable, ServerError
@@ -46,12 +47,10 @@ class Residency:
 
         UnsupportedAdapter if no arena of this size could hold it, AdapterUnavailable if this one has no room now.
         """
-        if not self._cache.allocator.fits_empty(held.ranks):
+        if not self._cache.fits([held]):
             # Not a matter of time: who tries again gets the same.
-            raise UnsupportedAdapter(
-                f"the adapter needs {max(held.ranks.values())} rank rows of a module, the arena has "
-                f"{max(self._cache.allocator.rows.values())}; start with a larger --arena-rows"
-            )
+            what, flag = lack(held.ranks, self._cache.allocator.rows)
+            raise UnsupportedAdapter(f"the adapter needs {what}; start with a larger {flag}")
         self._cache.add(held)
         try:
             while preload and not self.preload(held.adapter_id, held.weights):
@@ -107,7 +106,11 @@ class Residency:
         if isinstance(weights, AdapterWeights):
             self._cache.take_copy(adapter_id, weights)
             self._cache.touch({adapter_id})  # whoever asked for it is about to use it
-            return
+            held = self._cache[adapter_id]
+            if self._cache.fits([held]):
+                return
+            what, flag = lack(held.ranks, self._cache.allocator.rows)
+            weights = AdapterUnavailable(f"it needs {what}; start the server with a larger {flag}")
         unread = AdapterUnavailable(f"adapter can't be read: {weights}")
         error = weights if isinstance(weights, ServerError) else unread
         for live in self._requests:

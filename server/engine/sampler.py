@@ -68,6 +68,10 @@ class Sampler:
         self._probs = torch.empty(0, vocab_size, device=self._device)
         self._scaled = torch.empty(0, vocab_size, device=self._device)
 
+    def sized(self, vocab_size: int) -> "Sampler":
+        """Return a sampler of another number of ids."""
+        return Sampler(vocab_size, self._device, self._native)
+
     @torch.inference_mode()
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | SampleFault]:
         """Choose a token for each row of ``logits`` [n, V] float32, contiguous. They are changed and put

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from manylora.adapters.types import Tier
+from manylora.adapters.vocabulary import UNIT, VOCABULARY
 from manylora.server.engine.engine import Engine
 
 TIERS: tuple[Tier, ...] = ("device", "host", "disk")
@@ -23,6 +24,9 @@ class EngineStats:
     adapters: Mapping[Tier, int]
     host_bytes: int
     """Of adapters' copies on the host."""
+    vocabulary_bytes: int
+    """For adapters' own embeddings and heads on the device."""
+    free_vocabulary_bytes: int
     resident: tuple[int, ...]
     """Ids of the adapters on the device."""
     waited_for: tuple[int, ...]
@@ -35,7 +39,8 @@ def stats_of(engine: Engine) -> EngineStats:
     """Return what an engine holds now. Callable from any thread."""
     cache = engine.cache
     tiers = cache.tiers()
-    rows = cache.allocator.rows
+    rows = {module: rows for module, rows in cache.allocator.rows.items() if module != VOCABULARY}
+    units = cache.allocator.rows.get(VOCABULARY, 0)
     return EngineStats(
         running=len(engine.scheduler.running),
         waiting=len(engine.scheduler.waiting) + engine.requests.num_unmade,
@@ -46,6 +51,8 @@ def stats_of(engine: Engine) -> EngineStats:
         free_arena_rows={module: cache.allocator.free_rows(module) for module in rows},
         adapters={tier: list(tiers.values()).count(tier) for tier in TIERS},
         host_bytes=cache.host_bytes,
+        vocabulary_bytes=units * UNIT,
+        free_vocabulary_bytes=cache.allocator.free_rows(VOCABULARY) * UNIT if units else 0,
         resident=tuple(adapter_id for adapter_id, tier in tiers.items() if tier == "device"),
         waited_for=tuple(engine.scheduler.wanted),
         preemptions=engine.preemptions,

@@ -105,6 +105,10 @@ class RankArena(Protocol):
         """Do that in pieces; until the last of them the range is nowhere whole."""
         ...
 
+    def release(self, ranges: AdapterRanges) -> None:
+        """Give back what memory an adapter had of its own beside rank rows: its vocabulary. It is gone for good."""
+        ...
+
 
 ModelT = TypeVar("ModelT")
 """A decoder's weights as the backend's kernels read them."""
@@ -251,7 +255,15 @@ class Backend(Protocol[ModelT, PlanT]):
         ...
 
     def logits(self, plan: PlanT, hidden: Tensor, count: int) -> Tensor:
-        """Return the logits of the first ``count`` of ``hidden``: float32 [count, vocab]."""
+        """Return the base's logits of the first ``count`` of ``hidden``: float32 [count, vocab]."""
+        ...
+
+    def answer(self, plan: PlanT, rows: Ints, hidden: Tensor, logits: Tensor) -> Mapping[int, Tensor]:
+        """Give the tokens at ``rows`` whose adapters change the head what these say, from ``logits``' on.
+
+        ``hidden`` and ``logits`` are those of ``rows``. Changed in place where there are as many ids as the base's; the
+        others' are returned: float32 [ids] by place in ``rows``.
+        """
         ...
 
     @property

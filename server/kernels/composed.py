@@ -1,7 +1,7 @@
 """A step in two halves for backends that have no call of their own for it: their ops, one after the other."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,6 +20,8 @@ class Composed:
     logits: Tensor
     finite: Tensor
     states: Tensor | None
+    others: Mapping[int, Tensor]
+    """See StepOutput."""
     seconds: float
     """That the ops took, on a device that has done them when they return."""
     times: "tuple[torch.cuda.Event, torch.cuda.Event] | None"
@@ -41,16 +43,19 @@ def launch_composed(
         times = (before, after)
         times[0].record()
     states = None
+    others: Mapping[int, Tensor] = {}
     taken = None if take is None else take(plan, rows)
     if taken is None:
         x = backend.forward(plan)
-        logits = backend.logits(plan, backend.hidden(plan, x, rows), rows.shape[0])
+        hidden = backend.hidden(plan, x, rows)
+        logits = backend.logits(plan, hidden, rows.shape[0])
+        others = backend.answer(plan, rows, hidden, logits)
         taken = logits, backend.finite(plan, x)
         if len(state_rows):
             states = backend.hidden(plan, x, state_rows)[: len(state_rows)].float()
     if times is not None:
         times[1].record()
-    return Composed(*taken, states, time.perf_counter() - began, times)
+    return Composed(*taken, states, others, time.perf_counter() - began, times)
 
 
 def collect_composed(launched: Composed) -> StepOutput:
@@ -60,4 +65,10 @@ def collect_composed(launched: Composed) -> StepOutput:
         before, after = launched.times
         after.synchronize()
         seconds = before.elapsed_time(after) / 1000
-    return StepOutput(launched.logits, launched.finite, states=launched.states, model_seconds=seconds)
+    return StepOutput(
+        launched.logits,
+        launched.finite,
+        states=launched.states,
+        others=launched.others,
+        model_seconds=seconds,
+    )

@@ -1,6 +1,7 @@
 """What a step gives back, once it is waited for."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -25,3 +26,6 @@ class StepOutput:
     model_seconds: float = 0.0
     """What layers and head took, measured where they ran."""
     sample_seconds: float = 0.0
+    others: Mapping[int, Tensor] = field(default_factory=dict)
+    """Logits, float32 [ids], of the tokens whose adapters have another number of ids than the base, by their places
+    among those that were asked for; what stands in ``logits`` there is nobody's."""

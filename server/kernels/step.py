@@ -11,6 +11,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from manylora.adapters.vocabulary import VOCABULARY
+
 Ints: TypeAlias = npt.NDArray[np.int32]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -81,7 +83,8 @@ class RankRange:
 
 
 AdapterRanges = Mapping[str, RankRange]
-"""Module name (one of LORA_MODULES) to the range an adapter owns there. Modules it doesn't target are absent."""
+"""Module name (one of LORA_MODULES, or VOCABULARY) to the range an adapter owns there. Modules it doesn't target are
+absent."""
 WeightedAdapters = tuple[tuple[AdapterRanges, float], ...]
 """(ranges, weight) pairs: Δy = Σ weight · x Aᵀ Bᵀ, summed in this order; weights are float32's values. Empty means
 the base model alone."""
@@ -98,6 +101,11 @@ class StepAdapters:
     which: Ints
     """[start[B]]: numbers in ``ranges``."""
     weights: Floats
+
+    @property
+    def have_vocabularies(self) -> bool:
+        """Whether some of them have an embedding or a head of their own."""
+        return any(VOCABULARY in owned for owned in self.ranges)
 
     @classmethod
     def of_rows(cls, rows: Sequence[WeightedAdapters]) -> "StepAdapters":

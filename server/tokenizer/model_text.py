@@ -37,6 +37,8 @@ class ModelText:
     """Ids that end an answer."""
     fingerprint: str = ""
     """Of the tokenizer: equal for those that make the same tokens of every text."""
+    own_size: int | None = None
+    """Ids of the model, if they are another number than the base's."""
 
     def differs_in(self, other: "ModelText") -> str | None:
         """Say in what prompts or ends of answers are made otherwise than by ``other``; None: in nothing.

@@ -22,6 +22,7 @@ from manylora.server.tokenizer.base_tokenizer import BaseTokenizer
 from manylora.server.tokenizer.model_text import ModelText, SpecialTokens
 from manylora.server.tokenizer.tokenizer import Tokenizer
 from manylora.server.tokenizer.tokenizer_process import TokenizerFailed
+from manylora.server.tokenizer.vocabulary import Vocabulary
 from manylora.server.workers.pool import WorkersBusy
 
 MOST_TOKENIZERS = 8
@@ -62,6 +63,10 @@ class ModelTexts:
         Raises AdapterUnavailable and QueueFull, and InvalidMixture for parts that are tokenised differently.
         """
         await self.check_alike(parts)
+        found = await self._of(text, digest)
+        return found if text.vocab_size is None else replace(found, own_size=text.vocab_size)
+
+    async def _of(self, text: AdapterText, digest: str | None) -> ModelText:
         if digest is None or not (text.has_tokenizer or text.special_tokens):
             return self.base
         if not text.has_tokenizer:
@@ -111,6 +116,8 @@ class ModelTexts:
         held = self._held(directory, text, None) if text.has_tokenizer else None
         if held is None:
             self._check_names(text)
+            if text.vocab_size is not None:
+                self._check_ids(self.base.vocabulary, text)
             return
         try:
             described = held.described()
@@ -120,15 +127,11 @@ class ModelTexts:
             raise InvalidAdapter(f"can't be loaded: {reason}", file=TOKENIZER_JSON) from error
         except WorkersBusy as error:
             raise QueueFull(f"the tokenizer can't be loaded now: {error}", retry_after=1) from error
-        beyond = described.vocabulary.ids_beyond(self._vocab_size)
-        if beyond:
+        try:
+            self._check_ids(described.vocabulary, text)
+        except UnsupportedAdapter:
             self._forget(held)
-            named = ", ".join(f"{token!r} ({token_id})" for token, token_id in list(beyond.items())[:_NAMED])
-            raise UnsupportedAdapter(
-                f"the adapter's tokenizer has {len(beyond)} tokens that the base, with ids below {self._vocab_size}, "
-                f"has no embedding for: {named}; adapters that add tokens are not served yet",
-                file=TOKENIZER_JSON,
-            )
+            raise
 
     def close(self) -> None:
         """End all processes."""
@@ -204,6 +207,27 @@ class ModelTexts:
     def _based(self, special_tokens: SpecialTokens, eos_id: int | None) -> ModelText:
         base = self.base
         return replace(base, special_tokens=special_tokens, eos_ids=base.eos_ids | _ids(eos_id))
+
+    def _check_ids(self, vocabulary: Vocabulary, text: AdapterText) -> None:
+        """Refuse tokens that have no row, and rows beyond the base's that no token names."""
+        size = self._vocab_size if text.vocab_size is None else text.vocab_size
+        beyond = vocabulary.ids_beyond(size)
+        if beyond:
+            named = ", ".join(f"{token!r} ({token_id})" for token, token_id in list(beyond.items())[:_NAMED])
+            whose = (
+                "the base, with ids" if text.vocab_size is None else "the embedding that it brings, with ids"
+            )
+            raise UnsupportedAdapter(
+                f"the adapter's tokenizer has {len(beyond)} tokens that {whose} below {size}, has no row for: {named}; "
+                "save embedding and head, as large as the tokenizer needs them, with the adapter",
+                file=TOKENIZER_JSON,
+            )
+        if size > self._vocab_size and not vocabulary.ids_beyond(self._vocab_size):
+            raise UnsupportedAdapter(
+                f"the adapter brings rows for the ids {self._vocab_size} to {size - 1}, and its tokenizer has no token "
+                "there: an answer could not be told; save the tokenizer that it was trained with",
+                file=TOKENIZER_JSON,
+            )
 
     def _names_unknown(self, text: AdapterText) -> Mapping[str, str]:
         """Return the tokens that the adapter's files tell of otherwise than the base's tokenizer has them."""

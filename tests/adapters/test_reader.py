@@ -297,8 +297,7 @@ def test_names_of_a_hundred_thousand_parts_are_looked_through_in_one_pass(tmp_pa
     """A pattern over the whole name would begin again at every dot: work that is the square of its length."""
     name = "lm_head." * 100_000 + "\n"
     write(tmp_path, changes={"target_modules": ["q_proj", "v_proj", name]})
-    with pytest.raises(UnsupportedAdapter, match="lm_head"):
-        read(tmp_path)
+    assert len(read(tmp_path).weights.pairs) == 4
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

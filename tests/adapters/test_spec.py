@@ -84,9 +84,9 @@ def test_all_linear_takes_every_module_but_the_excluded() -> None:
     ("change", "named"),
     [
         ({"peft_type": "IA3"}, "IA3"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["norm"]}, "modules_to_save"),
         ({"bias": "some"}, "none, all, lora_only"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"trainable_token_indices": {"norm": [1]}}, "trainable_token_indices"),
         ({"target_parameters": ["experts"]}, "target_parameters"),
         ({"megatron_config": {"a": 1}}, "megatron_config"),
         ({"use_qalora": True}, "use_qalora"),

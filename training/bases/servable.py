@@ -35,8 +35,7 @@ def servable(base: Base, lora: LoraSettings) -> Servable:
     reason = next(_obstacles(base, lora), None)
     if reason is not None:
         return Servable(False, f"{reason}; transformers and peft load it (load_finetuned_model)")
-    kind = "DoRA" if lora.use_dora else "plain LoRA" if lora.bias == "none" else "LoRA with biases"
-    return Servable(True, "; ".join((f"it is {kind} on linear layers of the blocks", *_advice(base, lora))))
+    return Servable(True, "; ".join((_kind(lora), *_advice(base, lora))))
 
 
 def serve_command(base: Base, adapters: "Mapping[str, Path]", rank: int) -> str:
@@ -49,17 +48,23 @@ def serve_command(base: Base, adapters: "Mapping[str, Path]", rank: int) -> str:
     return shlex.join(words)
 
 
+def _kind(lora: LoraSettings) -> str:
+    tokens = [name for name in lora.targets if name.rpartition(".")[2] in _TOKEN_MODULES]
+    parts = ["LoRA on linear layers of the blocks" if not tokens else "LoRA on layers, embedding and head"]
+    if lora.modules_to_save:
+        parts.append(f"whole modules ({', '.join(lora.modules_to_save)})")
+    if lora.new_tokens:
+        parts.append(f"tokens of its own ({', '.join(lora.new_tokens)})")
+    return f"it is {'plain ' if len(parts) == 1 and not tokens else ''}{', '.join(parts)}"
+
+
 def _obstacles(base: Base, lora: LoraSettings) -> "Iterator[str]":
     family = base.model.config.model_type
     if family not in SERVED_FAMILIES:
         yield f"the server has no family {family!r} (it has {', '.join(SERVED_FAMILIES)})"
-    if lora.new_tokens:
-        yield f"it brings tokens that the base doesn't have ({', '.join(lora.new_tokens)})"
-    if lora.modules_to_save:
-        yield f"it brings whole modules ({', '.join(lora.modules_to_save)}), not only low-rank factors"
-    named = [name for name in lora.targets if name.rpartition(".")[2] in _TOKEN_MODULES]
-    if named:
-        yield f"the server has no factors of the embedding and the head ({', '.join(named)})"
+    others = [name for name in lora.modules_to_save if name.rpartition(".")[2] not in _TOKEN_MODULES]
+    if others:
+        yield f"it brings whole modules ({', '.join(others)}) that are neither embedding nor head"
 
 
 def _advice(base: Base, lora: LoraSettings) -> "Iterator[str]":

@@ -12,7 +12,16 @@ from typing import Any
 
 from rich.console import Console
 
-from manylora.loadtest.checks.bars import activated, exact, hangups, mixtures, neighbours, swap, thousand
+from manylora.loadtest.checks.bars import (
+    activated,
+    exact,
+    hangups,
+    mixtures,
+    neighbours,
+    swap,
+    thousand,
+    vocabularies,
+)
 from manylora.loadtest.checks.bars.hostile import bar as hostile
 from manylora.loadtest.checks.bars.material import kernels_option
 from manylora.loadtest.checks.bars.report import Report
@@ -40,6 +49,7 @@ BARS: dict[str, Bar] = {
     "mixtures": lambda where, small, kernels: mixtures.mixtures(
         where, mixtures.SMALL if small else mixtures.MixtureSize(), kernels
     ),
+    "vocabularies": lambda where, small, kernels: vocabularies.vocabularies(where, kernels),
     "hostile": lambda where, small, kernels: hostile.hostile(
         where, hostile.SMALL if small else hostile.HostileSize(), kernels
     ),

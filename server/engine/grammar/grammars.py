@@ -168,7 +168,7 @@ class Grammars:
         with self._tables_lock:
             found = self._tables.get(tokens.key)
             if found is None:
-                found = self._tables[tokens.key] = Tables.of(tokens, self._vocab_size)
+                found = self._tables[tokens.key] = Tables.of(tokens, tokens.own_size or self._vocab_size)
             self._tables.move_to_end(tokens.key)
             while len(self._tables) > MOST_TABLES + 1:
                 oldest = next(key for key in self._tables if key != self._base)

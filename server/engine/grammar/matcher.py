@@ -49,7 +49,7 @@ class Matcher:
         Tokenizers and configurations name ids that the model has no row for: these never come.
         """
         self.native = native
-        self._vocab_size = tables.vocab_size
+        self.vocab_size = tables.vocab_size
         self._eos_id = tables.eos_id
         self._ends = frozenset(token_id for token_id in ends if 0 <= token_id < tables.vocab_size)
         self._min_tokens = min_tokens
@@ -69,7 +69,7 @@ class Matcher:
             if alone or self._count >= self._min_tokens:
                 self._acting = self._ends
             if alone and not self._acting:
-                if self._eos_id >= self._vocab_size:
+                if self._eos_id >= self.vocab_size:
                     raise GrammarFault(_ENDLESS)
                 self._acting = frozenset({self._eos_id})
             for token_id in self._acting:

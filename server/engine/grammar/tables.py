@@ -25,6 +25,8 @@ class TokenSet:
     eos_ids: frozenset[int]
     cut: Callable[[str], Sequence[int]] | None = None
     """Cuts a text as it stands into tokens, on any thread; None: that isn't known in this process."""
+    own_size: int | None = None
+    """Ids of the model, if they are another number than the base's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,7 @@ class Step(Structure):
         ("context_lens", c_void_p),
         ("block_tables", c_void_p),
         ("finite", c_void_p),
+        ("given", c_void_p),
         ("jobs", Jobs * MODULES),
     )
 
@@ -311,6 +312,7 @@ SIGNATURES: dict[str, Signature] = {
     "search": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)),
     "embedding": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
     "matrix_rows": (None, (c_void_p, c_int64, c_int64, c_void_p)),
+    "multiply_rows": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p)),
     "read_words": (c_int64, (c_void_p, c_int64)),
     "dot_words": (c_int64, (c_int64,)),
     "rms_norm_rows": (None, (c_void_p, c_void_p, c_float, c_int64, c_int32, c_void_p)),

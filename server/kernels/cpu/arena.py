@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
+from manylora.adapters.vocabulary import VOCABULARY
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.output_rows import OutputRows, outputs_of
 from manylora.server.kernels.pieces import moved, pieces
 from manylora.server.kernels.plain.memory import zeros
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import LORA_MODULES, AdapterRanges, RankRange
+from manylora.server.kernels.vocabularies import Vocabularies
 
 CPU = torch.device("cpu")
 
@@ -44,11 +46,12 @@ class CpuArena:
             )
         )
         self.structure = abi.Arena(pair=ctypes.addressof(self._pairs))
+        self.vocabularies = Vocabularies(CPU)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(a.nbytes + b.nbytes for a, b in self._modules.values())
+        return sum(a.nbytes + b.nbytes for a, b in self._modules.values()) + self.vocabularies.nbytes
 
     @property
     def address(self) -> int:
@@ -62,6 +65,7 @@ class CpuArena:
 
     def writing(self, ranges: AdapterRanges, weights: AdapterWeights) -> Iterator[None]:
         """Do that piece by piece."""
+        ranges = self.vocabularies.take(ranges, weights.vocabulary)
         self.output_rows.written(ranges, weights)
         for module, owned in ranges.items():
             every_a, every_b = self._shares(module, owned)
@@ -98,6 +102,9 @@ class CpuArena:
 
     def moving(self, module: str, source: RankRange, target_start: int) -> Iterator[None]:
         """Do that piece by piece; until the last one the range is nowhere whole."""
+        if module == VOCABULARY:
+            self.vocabularies.move(source, target_start)
+            return
         self.output_rows.moved(module, source, target_start)
         by = target_start - source.start
         for factor in self._modules[module]:
@@ -106,6 +113,10 @@ class CpuArena:
                 first, last = source.start + rows.start, source.start + rows.stop
                 factor[first + by : last + by] = factor[first:last].clone()
                 yield
+
+    def release(self, ranges: AdapterRanges) -> None:
+        """See RankArena."""
+        self.vocabularies.let_go(ranges)
 
 
 def bytes_per_row(shape: DecoderShape) -> dict[str, int]:

@@ -7,6 +7,7 @@ residual stream is float32; adapters are bfloat16, keys and values too, or in 8 
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -26,11 +27,13 @@ from manylora.server.kernels.cpu.library import Kernels
 from manylora.server.kernels.cpu.linear import CpuLinear
 from manylora.server.kernels.cpu.memory import WeightMemory
 from manylora.server.kernels.cpu.model import CpuModel
+from manylora.server.kernels.cpu.own_embeddings import own_embeddings
 from manylora.server.kernels.cpu.pack import SPLIT_MOST, PackedMatrix, SplitTensor, pack
 from manylora.server.kernels.cpu.plan import CpuPlan, Op, plan_step
 from manylora.server.kernels.cpu.run import CpuStep, SamplingCall
 from manylora.server.kernels.output import StepOutput
 from manylora.server.kernels.owned import own
+from manylora.server.kernels.plain.vocabulary import StepVocabulary, multiplied
 from manylora.server.kernels.sampling import Sampled, SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import Ints, StepBatch
@@ -150,7 +153,11 @@ class CpuBackend:
 
     def begin_step(self, model: CpuModel, batch: StepBatch, kv: KVCache, arena: RankArena) -> CpuPlan:
         """See Backend."""
-        return plan_step(model, batch, own(kv, CpuKVCache), own(arena, CpuArena))
+        rows, given = own(arena, CpuArena), None
+        vocabulary = StepVocabulary.of(batch, rows.vocabularies, model.structure.vocab)
+        if vocabulary:
+            given = own_embeddings(self._kernels, model, vocabulary, batch.token_ids)
+        return plan_step(model, batch, own(kv, CpuKVCache), rows, given)
 
     def embed(self, plan: CpuPlan) -> Tensor:
         """See Backend."""
@@ -210,6 +217,19 @@ class CpuBackend:
             raise _no_memory(count)
         return out
 
+    def answer(self, plan: CpuPlan, rows: Ints, hidden: Tensor, logits: Tensor) -> Mapping[int, Tensor]:
+        """See Backend."""
+        return plan.vocabulary.answer(rows, hidden, logits, self._multiply_rows)
+
+    def _multiply_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """See vocabulary.Multiply. Rows of 16 bits are read by all threads; of others there are none by default."""
+        if rows.dtype != torch.bfloat16 or not rows.is_contiguous():
+            return multiplied(x, rows)
+        states, y = x.float().contiguous(), torch.empty(len(x), len(rows))
+        sizes = len(rows), rows.shape[1], states.data_ptr(), len(states), y.data_ptr()
+        self._kernels.call("multiply_rows", rows.data_ptr(), *sizes)
+        return y
+
     wakes = True
 
     @property
@@ -246,8 +266,12 @@ class CpuBackend:
         """See Backend: one call, and the interpreter's lock is given up once."""
         if self._kernels.call("run", launched.address(wake)):
             raise _no_memory(launched.plan.structure.tokens)
-        wanted = launched.plan.batch.state_rows
-        return launched.output(self.hidden(launched.plan, launched.x, wanted) if len(wanted) else None)
+        plan, wanted = launched.plan, launched.plan.batch.state_rows
+        output = launched.output(self.hidden(plan, launched.x, wanted) if len(wanted) else None)
+        if not plan.vocabulary:
+            return output
+        others = self.answer(plan, plan.batch.logits_rows, launched.hidden, output.logits)
+        return replace(output, others=others)
 
     def finite(self, plan: CpuPlan, x: Tensor) -> Tensor:
         """See Backend. What is not finite in between stays in the residual stream."""

@@ -92,6 +92,11 @@ class CpuModel:
         return ctypes.addressof(self.structure)
 
     @property
+    def embedding_address(self) -> int:
+        """Of the embedding's matrix."""
+        return ctypes.addressof(self._matrices)
+
+    @property
     def head_address(self) -> int:
         """Of the head's matrix."""
         return ctypes.addressof(self._matrices[1])

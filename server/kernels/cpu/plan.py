@@ -14,7 +14,9 @@ from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.arena import CpuArena
 from manylora.server.kernels.cpu.kv_cache import CpuKVCache
 from manylora.server.kernels.cpu.model import CpuModel
+from manylora.server.kernels.cpu.own_embeddings import OwnEmbeddings
 from manylora.server.kernels.output_rows import OutputRows
+from manylora.server.kernels.plain.vocabulary import NO_VOCABULARY, StepVocabulary
 from manylora.server.kernels.step import LORA_MODULES, AdapterRanges, Floats, Ints, StepBatch
 
 
@@ -58,6 +60,7 @@ class CpuPlan:
     """[T]: 0 where keys or values that were written are not finite."""
     structure: abi.Step
     kept: tuple[Any, ...]
+    vocabulary: StepVocabulary = NO_VOCABULARY
 
     @property
     def address(self) -> int:
@@ -65,14 +68,23 @@ class CpuPlan:
         return ctypes.addressof(self.structure)
 
 
-def plan_step(model: CpuModel, batch: StepBatch, kv: CpuKVCache, arena: CpuArena) -> CpuPlan:
-    """Lay out a step. What was laid out for this very batch is kept: it points to the arrays, whatever they say."""
+def plan_step(
+    model: CpuModel,
+    batch: StepBatch,
+    kv: CpuKVCache,
+    arena: CpuArena,
+    given: OwnEmbeddings | None = None,
+) -> CpuPlan:
+    """Lay out a step. What was laid out for this very batch is kept: it points to the arrays, whatever they say.
+
+    ``given``: embeddings of tokens that aren't the model's; of such a step nothing is kept.
+    """
     last = model.last_plan
     if last is not None and last.batch is batch and last.kv is kv and last.arena is arena:
         last.finite.fill(1)
         return last
     attention = batch.attention
-    given = (
+    lists = (
         batch.token_ids,
         attention.positions,
         attention.slots,
@@ -80,25 +92,23 @@ def plan_step(model: CpuModel, batch: StepBatch, kv: CpuKVCache, arena: CpuArena
         attention.context_lens,
         attention.block_tables,
     )
-    arrays = [np.ascontiguousarray(each, dtype=np.int32) for each in given]
+    arrays = [np.ascontiguousarray(each, dtype=np.int32) for each in lists]
     finite = np.ones(len(arrays[0]), dtype=np.uint8)
+    names = ("ids", "positions", "slots", "query_start", "context_lens", "block_tables")
     structure = abi.Step(
         tokens=len(arrays[0]),
         sequences=len(attention.context_lens),
         table_width=attention.block_tables.shape[1],
-        ids=arrays[0].ctypes.data,
-        positions=arrays[1].ctypes.data,
-        slots=arrays[2].ctypes.data,
-        query_start=arrays[3].ctypes.data,
-        context_lens=arrays[4].ctypes.data,
-        block_tables=arrays[5].ctypes.data,
         finite=finite.ctypes.data,
+        given=None if given is None else given.addresses.ctypes.data,
+        **{name: array.ctypes.data for name, array in zip(names, arrays, strict=True)},
     )
     jobs = step_jobs(model, batch, arena.output_rows)
     structure.jobs = jobs.structures
-    plan = CpuPlan(batch, model, kv, arena, finite, structure, (arrays, jobs))
+    own = NO_VOCABULARY if given is None else given.vocabulary
+    plan = CpuPlan(batch, model, kv, arena, finite, structure, (arrays, jobs, given), own)
     # A copy wouldn't change with what it was made of.
-    model.last_plan = plan if all(map(operator.is_, arrays, given)) else None
+    model.last_plan = plan if given is None and all(map(operator.is_, arrays, lists)) else None
     return plan
 
 

@@ -74,7 +74,7 @@ class CpuStep:
         self.x = x
         self._of = (rows, columns)
         index = np.ascontiguousarray(rows, dtype=np.int32)
-        hidden = plan.model.buffer("hidden", len(rows), x.shape[1])
+        hidden = self.hidden = plan.model.buffer("hidden", len(rows), x.shape[1])
         self._logits = plan.model.buffer("logits", len(rows), plan.model.structure.vocab)
         self._sampling = None if columns is None else SamplingCall(self._logits, columns)
         self._seconds = np.zeros(2)

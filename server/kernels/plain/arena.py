@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights
+from manylora.adapters.vocabulary import VOCABULARY
 from manylora.server.kernels.output_rows import OutputRows, outputs_of
 from manylora.server.kernels.pieces import moved, pieces
 from manylora.server.kernels.plain.memory import zeros
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AdapterRanges, RankRange
+from manylora.server.kernels.vocabularies import Vocabularies
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """LORA_MODULES by the input that they have in common."""
@@ -35,11 +37,13 @@ class PlainArena:
         self._paths = shape.paths
         self.layers = tuple(_layer(shape, rows, dtype, device) for _ in range(shape.num_layers))
         self.output_rows = OutputRows(shape.modules)
+        self.vocabularies = Vocabularies(device)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(a.nbytes + b.nbytes for layer in self.layers for a, b in layer.pairs.values())
+        own = sum(a.nbytes + b.nbytes for layer in self.layers for a, b in layer.pairs.values())
+        return own + self.vocabularies.nbytes
 
     def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
         """Copy an adapter into its ranges; rows that a layer doesn't use become zero."""
@@ -48,6 +52,7 @@ class PlainArena:
 
     def writing(self, ranges: AdapterRanges, weights: AdapterWeights) -> Iterator[None]:
         """Do that piece by piece. From pinned memory nothing waits for a copy; the steps that follow do."""
+        ranges = self.vocabularies.take(ranges, weights.vocabulary)
         self.output_rows.written(ranges, weights)
         for buffers, paths in zip(self.layers, self._paths, strict=True):
             for module, owned in ranges.items():
@@ -74,6 +79,9 @@ class PlainArena:
 
     def moving(self, module: str, source: RankRange, target_start: int) -> Iterator[None]:
         """Do that piece by piece; until the last one the range is nowhere whole."""
+        if module == VOCABULARY:
+            self.vocabularies.move(source, target_start)
+            return
         self.output_rows.moved(module, source, target_start)
         by = target_start - source.start
         for buffers in self.layers:
@@ -82,6 +90,10 @@ class PlainArena:
                     first, last = source.start + rows.start, source.start + rows.stop
                     buffer[first + by : last + by] = buffer[first:last].clone()
                     yield
+
+    def release(self, ranges: AdapterRanges) -> None:
+        """See RankArena."""
+        self.vocabularies.let_go(ranges)
 
 
 def _layer(shape: DecoderShape, rows: int, dtype: torch.dtype, device: torch.device) -> ArenaLayer:

@@ -7,6 +7,7 @@ invariance.py, and tests/server/kernels/plain/test_invariance.py holds it. So th
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ from manylora.server.kernels.plain.linear import (
 from manylora.server.kernels.plain.lora import Slices, build_lora_metadata
 from manylora.server.kernels.plain.plan import PlainPlan, StepTensors
 from manylora.server.kernels.plain.rotary import angles, rotate
+from manylora.server.kernels.plain.vocabulary import StepVocabulary
 from manylora.server.kernels.sampling import SamplingColumns
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import Ints, StepBatch, lora_spans
@@ -166,24 +168,27 @@ class PlainBackend:
 
     def begin_step(self, model: DecoderWeights, batch: StepBatch, kv: KVCache, arena: RankArena) -> PlainPlan:
         """See Backend."""
-        return PlainPlan(
-            batch,
-            model,
-            own(kv, PlainKVCache),
-            own(arena, PlainArena),
-            lambda: self._derive(model, batch, own(kv, PlainKVCache), own(arena, PlainArena)),
-        )
+        rows = own(arena, PlainArena)
+        vocabulary = StepVocabulary.of(batch, rows.vocabularies, model.head.shape[0])
+        derive = partial(self._derive, model, batch, own(kv, PlainKVCache), rows, vocabulary)
+        return PlainPlan(batch, model, own(kv, PlainKVCache), rows, vocabulary, derive)
 
     def _derive(
-        self, model: DecoderWeights, batch: StepBatch, kv: PlainKVCache, arena: PlainArena
+        self,
+        model: DecoderWeights,
+        batch: StepBatch,
+        kv: PlainKVCache,
+        arena: PlainArena,
+        vocabulary: StepVocabulary,
     ) -> StepTensors:
         attention, count = batch.attention, len(batch.token_ids)
         windows = {layer.window for layer in model.layers}
         positions = index_tensor(attention.positions, self.device)
         spans, rows = lora_spans(batch), max(count, self._least_rows)
+        ids = vocabulary.base_ids(batch.token_ids)
         return StepTensors(
             count,
-            self._padded(batch.token_ids),
+            self._padded(ids),
             plan_attention(attention, kv.block_size, windows, self.device, self._fused),
             build_lora_metadata(spans, rows, self.device, self.dtype, arena.output_rows),
             *angles(model, positions),
@@ -191,7 +196,9 @@ class PlainBackend:
 
     def embed(self, plan: PlainPlan) -> Tensor:
         """See Backend. Rows past T are those that ``least_rows`` asks for."""
-        return F.embedding(plan.tensors.ids, own(plan.weights.embedding, Tensor))
+        x = F.embedding(plan.tensors.ids, own(plan.weights.embedding, Tensor))
+        plan.vocabulary.embed(plan.batch.token_ids, x)
+        return x
 
     def attn_in(self, plan: PlainPlan, layer: int, x: Tensor) -> Tensor:
         """See Backend."""
@@ -238,6 +245,10 @@ class PlainBackend:
     def logits(self, plan: PlainPlan, hidden: Tensor, count: int) -> Tensor:
         """See Backend."""
         return _multiply(plan.weights.head, hidden)[:count].float()
+
+    def answer(self, plan: PlainPlan, rows: Ints, hidden: Tensor, logits: Tensor) -> Mapping[int, Tensor]:
+        """See Backend."""
+        return plan.vocabulary.answer(rows, hidden, logits)
 
     def launch(self, plan: PlainPlan, rows: Ints, columns: SamplingColumns | None) -> Composed:
         """See Backend."""

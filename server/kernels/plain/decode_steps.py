@@ -5,8 +5,8 @@ contexts are padded to a few sizes; what a step says is copied into arrays that 
 derived from them on the device; and the work of a size, once recorded, is played back (cuda_graph.py).
 
 Rows of padding are sequences of one token in the null block with no adapter. A step that is something else, or whose
-adapters no table holds, is not for here. With or without recording the same ops see the same shapes, so that answers
-are the same to the bit.
+adapters no table holds, or that reads an adapter's own vocabulary, is not for here. With or without recording the same
+ops see the same shapes, so that answers are the same to the bit.
 """
 
 import logging
@@ -32,6 +32,7 @@ from manylora.server.kernels.plain.mirrored import Mirrored
 from manylora.server.kernels.plain.output_table import MirroredOutputs
 from manylora.server.kernels.plain.plan import PlainPlan, StepTensors
 from manylora.server.kernels.plain.rotary import angles
+from manylora.server.kernels.plain.vocabulary import NO_VOCABULARY
 from manylora.server.kernels.step import NULL_BLOCK, AttentionMetadata, Ints, StepAdapters, StepBatch
 
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -97,6 +98,8 @@ class DecodeSteps:
 
         Both are overwritten by the next step.
         """
+        if plan.vocabulary:
+            return None
         self._be_of(plan)
         size = self._size(plan, logits_rows)
         if size is None or self._table is None:
@@ -248,7 +251,7 @@ class FixedStep:
     def run(self) -> None:
         """Compute the step; leave what came out in ``outputs``."""
         weights, kv, arena = self._model
-        logits, finite = self._compute(PlainPlan(NOTHING, weights, kv, arena, self._derive))
+        logits, finite = self._compute(PlainPlan(NOTHING, weights, kv, arena, NO_VOCABULARY, self._derive))
         self.outputs.logits[: self._size.rows].copy_(logits)
         self.outputs.finite[: self._size.rows].copy_(finite)
 

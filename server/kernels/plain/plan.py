@@ -11,6 +11,7 @@ from manylora.server.kernels.plain.arena import ArenaLayer, PlainArena
 from manylora.server.kernels.plain.attention import AttentionPlan
 from manylora.server.kernels.plain.kv_cache import PlainKVCache
 from manylora.server.kernels.plain.lora import Slices
+from manylora.server.kernels.plain.vocabulary import StepVocabulary
 from manylora.server.kernels.step import StepBatch
 from manylora.server.kernels.weights import DecoderWeights
 
@@ -53,6 +54,7 @@ class PlainPlan:
         weights: DecoderWeights,
         kv: PlainKVCache,
         arena: PlainArena,
+        vocabulary: StepVocabulary,
         derive: Callable[[], StepTensors],
     ) -> None:
         """``derive`` is called when the first op asks: a step that is played back (decode_steps.py) needs none."""
@@ -60,6 +62,7 @@ class PlainPlan:
         self.weights = weights
         self.kv = kv
         self.arena = arena
+        self.vocabulary = vocabulary
         self._derive = derive
 
     @cached_property

@@ -219,7 +219,7 @@ def test_parts_that_are_tokenised_differently_are_refused(
     [
         ("unknown", [DONE, "eos_token", "tokenizer.json"]),
         ("elsewhere", ["<|im_end|>", "id 7"]),
-        ("beyond", ["<new ", str(TINY.vocab_size), "no embedding"]),
+        ("beyond", ["<new ", str(TINY.vocab_size), "no row"]),
         ("broken", ["tokenizer.json", "can't be loaded"]),
     ],
 )

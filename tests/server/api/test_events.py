@@ -31,10 +31,10 @@ def events_of(kind: str, **fields: object) -> Writer:
         body = ChatRequest.model_validate(
             {**FIELDS, "messages": [{"role": "user", "content": "x"}], **fields}
         )
-        made = generation(chat_ask(body, 10))
+        made = generation(chat_ask(body))
         return Writer(made, ChatForm(made, "chatcmpl-1", 5))
     asked = CompletionRequest.model_validate({**FIELDS, "prompt": "x", **fields})
-    made = generation(completion_ask(asked, 10))
+    made = generation(completion_ask(asked))
     return Writer(made, CompletionForm(made, "cmpl-1", 5))
 
 

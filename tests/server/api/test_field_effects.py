@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from manylora.server.api.asks import completion_ask, sampling_params
+from manylora.server.api.asks import check_ids, completion_ask, sampling_params
 from manylora.server.api.body import parse
 from manylora.server.api.choices import Choice
 from manylora.server.api.completions import CompletionForm
@@ -33,7 +33,9 @@ def completion(**fields: object) -> CompletionRequest:
 
 def sampling(**fields: object) -> SamplingParams:
     body = completion(**fields)
-    return sampling_params(body, VOCABULARY, body.asked_tokens, body.logprobs)
+    params = sampling_params(body, body.asked_tokens, body.logprobs)
+    check_ids(params, VOCABULARY)
+    return params
 
 
 UNUSUAL: dict[str, object] = {
@@ -154,7 +156,7 @@ def test_a_message_gives_templates_its_name_and_one_text() -> None:
 
 def generation(body: CompletionRequest, echoed: tuple[str, ...], *prompts: tuple[int, ...]) -> Generation:
     text = ModelText(cast("Any", None), cast("Any", None), cast("Any", None), frozenset())
-    ask = completion_ask(body, VOCABULARY)
+    ask = completion_ask(body)
     return Generation(cast("Any", None), ask, ResolvedModel((), "a", "a"), text, prompts, echoed)
 
 

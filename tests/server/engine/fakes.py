@@ -76,6 +76,9 @@ class FakeArena:
             self.pieces += 1
             yield
 
+    def release(self, ranges: AdapterRanges) -> None:
+        """What an adapter has beside rank rows: nothing."""
+
     def value(self, ranges: AdapterRanges) -> int:
         """The value of the adapter that owns the ranges; they must be whole."""
         found = {v for m, r in ranges.items() for v in self.rows[m][r.start : r.start + r.rank].tolist()}

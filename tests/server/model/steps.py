@@ -87,7 +87,8 @@ def step(model: ServedModel, work: Sequence[tuple[Stream, int]]) -> None:
     adapters = StepAdapters.of_rows([stream.adapters for stream, _ in work])
     output = model(StepBatch(ints(ids), metadata, adapters, ints(range(len(ids)))))
     for (stream, _), first, last in zip(work, starts, starts[1:], strict=False):
-        stream.logits.append(output.logits[first:last])
+        own = [output.others[place] for place in range(first, last) if place in output.others]
+        stream.logits.append(torch.stack(own) if own else output.logits[first:last])
         stream.finite += output.finite[first:last].tolist()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from manylora.adapters.reader import LoadedAdapter, read_adapter
 from manylora.adapters.types import ModuleShape, ServedBase
+from manylora.adapters.vocabulary import BaseVocabulary
 from manylora.server.model.decoder_base import DecoderBase
 from manylora.server.model.families import model_config
 from manylora.server.model.loader import read_config
@@ -42,6 +43,7 @@ def read_for(base: Base, adapter: Path, served: ServedBase | None = None) -> Loa
         dtype=torch.float32,
         vocab_size=config.vocab_size,
         base=served or AnyBase(),
+        vocabulary=BaseVocabulary(config.vocab_size, config.hidden_size, config.tied_head),
     )
 
 

@@ -10,14 +10,13 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Bpe
 from transformers import PreTrainedTokenizerFast
 
-from manylora.adapters.errors import UnsupportedAdapter
 from manylora.loadtest.material.checkpoints import write_base
 from manylora.training.bases.lora import LoraSettings, attach, servable
 from manylora.training.bases.save import load_adapter, save_adapter
 from manylora.training.bases.tokens import CHATML, END, prepare_chat
 from manylora.training.finetuned import load_finetuned_model
 from tests.training.bases.making import SMALL, load
-from tests.training.bases.serving import read_for
+from tests.training.bases.serving import read_for, served_logits
 
 BYTES = 256
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
@@ -59,7 +58,7 @@ def test_new_tokens_are_trained_saved_and_loaded(q_lora: bool, tied: bool, tmp_p
     assert int((ids >= BYTES).sum()) == 4
     lora = LoraSettings(r=4, new_tokens=setup.new_tokens)
     said = servable(base, lora)
-    assert not said.yes
+    assert said.yes
     assert END in said.because
     model = attach(base, lora)
     assert model.get_input_embeddings().weight.shape[0] >= BYTES + 3
@@ -77,8 +76,9 @@ def test_new_tokens_are_trained_saved_and_loaded(q_lora: bool, tied: bool, tmp_p
     adapter = tmp_path / "adapter"
     save_adapter(model, adapter)
     base.tokenizer.save_pretrained(adapter)
-    with pytest.raises(UnsupportedAdapter):
-        read_for(base, adapter)
+    assert read_for(base, adapter).text.vocab_size == BYTES + 3
+    served = served_logits(base, adapter, ids[0].tolist())
+    torch.testing.assert_close(served, expected[0], rtol=0, atol=1e-4)
     loaded, tokenizer = load_finetuned_model(adapter, device="cpu")
     assert isinstance(loaded, PeftModel)
     assert tokenizer.eos_token == END

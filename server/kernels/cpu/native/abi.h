@@ -153,6 +153,7 @@ typedef struct {
     const int32_t *context_lens; // [sequences]: with this step's tokens
     const int32_t *block_tables; // [sequences][table_width]
     uint8_t *finite;             // [tokens]: set to 0 where keys or values are not finite
+    const float *const *given;   // [tokens]: f32 [hidden] in the place of a token's row, or null; null: none has any
     ml_jobs jobs[ML_MODULES];
 } ml_step;
 

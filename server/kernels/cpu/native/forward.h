@@ -151,8 +151,12 @@ static void gate_phase(ml_work *work, const ml_projection *p, const float *x) {
 
 static void embed_phase(ml_work *work) {
     const ml_call *call = &work->call;
-    for (int64_t row; (row = ml_take(work->team)) < call->step->tokens;)
-        embedding_row(call->model->embedding, call->step->ids[row], call->x + row * call->model->hidden);
+    const float *const *given = call->step->given;
+    for (int64_t row; (row = ml_take(work->team)) < call->step->tokens;) {
+        float *x = call->x + row * call->model->hidden;
+        if (given && given[row]) memcpy(x, given[row], (size_t)call->model->hidden * sizeof(float));
+        else embedding_row(call->model->embedding, call->step->ids[row], x);
+    }
     ml_barrier(work->team);
 }
 

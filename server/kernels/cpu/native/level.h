@@ -13,6 +13,7 @@
 #include "tile.h"
 #include "linear.h"
 #include "embedding.h"
+#include "rows.h"
 #include "pack.h"
 #include "encode.h"
 #include "limits.h"

@@ -21,6 +21,9 @@ static const ml_export ml_exports[] = {
 #ifdef ML_EMBEDDING_EXPORTS
     ML_EMBEDDING_EXPORTS
 #endif
+#ifdef ML_ROWS_EXPORTS
+    ML_ROWS_EXPORTS
+#endif
 #ifdef ML_LIMITS_EXPORTS
     ML_LIMITS_EXPORTS
 #endif

@@ -1,0 +1,90 @@
+"""Memory for adapters' own embeddings and heads: given, taken back and refused as rank rows are, by bytes."""
+
+from dataclasses import replace
+
+import torch
+
+from manylora.adapters.types import AdapterWeights
+from manylora.adapters.vocabulary import UNIT, VOCABULARY, TokenDelta, TokenRows, VocabularyDelta
+from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement, Write
+from manylora.server.engine.room import lack
+from manylora.server.kernels.step import RankRange
+from manylora.server.kernels.vocabularies import Vocabularies
+from tests.server.engine.fakes import weights
+
+ROWS = {"q_proj": 16, "v_proj": 16, VOCABULARY: 8}
+
+
+def with_head(adapter_id: int, units: int) -> AdapterWeights:
+    rows = TokenRows(torch.full((units * UNIT // 4 // 64, 64), float(adapter_id)), None)
+    delta = VocabularyDelta(len(rows.rows), TokenDelta(), TokenDelta(rows))
+    return replace(weights(adapter_id, 2), vocabulary=delta)
+
+
+def _never() -> AdapterWeights:
+    raise AssertionError("nobody reads it again")
+
+
+def cache_of(*adapters: tuple[int, int]) -> AdapterCache:
+    cache = AdapterCache(ROWS, 1 << 30, dict.fromkeys(ROWS, 8))
+    for adapter_id, units in adapters:
+        made = with_head(adapter_id, units)
+        cache.add(HeldAdapter(adapter_id, made.rank_by_module(), _never, False, made))
+    return cache
+
+
+def placed(cache: AdapterCache, adapter_id: int) -> list[ArenaChange]:
+    changes = list(cache.place({adapter_id}, set()))
+    for change in changes:
+        cache.carried_out(change)
+    return changes
+
+
+def test_what_does_not_fit_beside_those_in_use_waits_and_pushes_out_who_is_idle() -> None:
+    cache = cache_of((1, 5), (2, 4), (3, 3))
+    placed(cache, 1)
+    assert cache.can_place({2}, {1}) is Placement.NO_ROOM
+    assert cache.can_place({3}, {1}) is Placement.LOADABLE
+    assert cache.can_place({2}, set()) is Placement.LOADABLE
+    [write] = placed(cache, 2)
+    assert isinstance(write, Write)
+    assert write.ranges[VOCABULARY].rank == 4
+    assert cache.tier(1) == "host"
+    assert cache.device_bytes(2) == (4 + 2 + 2) * 8
+    cache.check_integrity()
+
+
+def test_of_one_that_was_never_read_it_is_known_only_what_it_takes_at_most() -> None:
+    cache = cache_of()
+    made = with_head(1, 3)
+    most = {**made.rank_by_module(), VOCABULARY: 100}
+    held = HeldAdapter(1, most, lambda: made, False, None)
+    cache.add(held)
+    assert cache.fits([held])
+    cache.take_copy(1, made)
+    assert held.ranks[VOCABULARY] == 3
+    placed(cache, 1)
+    cache.drop_copy(1)
+    assert held.ranks[VOCABULARY] == 3
+    large = with_head(2, 9)
+    cache.add(HeldAdapter(2, large.rank_by_module(), lambda: large, False, large))
+    assert not cache.fits([cache[2]])
+    assert lack(cache[2].ranks, ROWS)[1] == "--vocabulary-gib"
+    assert lack({"q_proj": 17}, ROWS) == ("17 rank rows of q_proj, the arena has 16", "--arena-rows")
+
+
+def test_ranges_name_what_was_written_to_them_wherever_they_move() -> None:
+    held = Vocabularies(torch.device("cpu"))
+    first, second = (with_head(number, 2).vocabulary for number in (1, 2))
+    assert first is not None
+    assert second is not None
+    held.write(RankRange(0, 2), first)
+    held.write(RankRange(3, 2), second)
+    assert held.nbytes == first.nbytes + second.nbytes
+    held.write(RankRange(1, 2), second)
+    assert held.nbytes == second.nbytes * 2
+    held.move(RankRange(3, 2), 0)
+    assert held.of(RankRange(0, 2)) is second
+    assert held.nbytes == second.nbytes
+    held.let_go({VOCABULARY: RankRange(0, 2), "q_proj": RankRange(0, 2)})
+    assert held.nbytes == 0
