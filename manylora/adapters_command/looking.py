@@ -26,7 +26,18 @@ from manylora.failing import fail
 
 FACTS = (
     *("name", "version", "versions", "canary", "id", "rank", "target_modules", "bytes", "tier", "state"),
-    *("reason", "note", "requests", "last_used", "src", "preload", "pin", "digest", "created"),
+    *(
+        "reason",
+        "note",
+        "alora_invocation_tokens",
+        "requests",
+        "last_used",
+        "src",
+        "preload",
+        "pin",
+        "digest",
+        "created",
+    ),
 )
 """What `show` tells of an adapter, in this order."""
 Name = Annotated[str, typer.Argument(help="An adapter or a mixture.", autocompletion=completion.names)]

@@ -260,6 +260,7 @@ def describe(entry: CatalogEntry) -> dict[str, object]:
         "reason": entry.reason,
         "note": _note(entry.notes),
         "bytes": entry.nbytes,
+        "alora_invocation_tokens": list(entry.invocation) or None,
         **_used(entry.used),
         "canary": None
         if entry.canary is None

@@ -225,6 +225,9 @@ class Adapter(AdapterRecord):
     tier: Literal["device", "host", "disk"] | None
     reason: str | None
     bytes: int
+    alora_invocation_tokens: list[int] | None = Field(
+        description="Of an activated adapter: the ids from whose last occurrence in a prompt on it acts."
+    )
     requests: int
     last_used: int | None
     note: str | None

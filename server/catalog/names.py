@@ -155,4 +155,5 @@ class KnownNames:
             self.usage.of(record.id),
             None if canary is None else canary.record,
             tuple(each.record.version for each in self._served.versions(record.name)),
+            entry.invocation,
         )

@@ -37,12 +37,15 @@ class Entry:
     """Why it is unavailable; the engine does not know it then."""
     trained_on: BaseForm | None = None
     """How its base was held in training, if it says so."""
+    invocation: tuple[int, ...] = ()
+    """Token ids from whose last occurrence in a prompt on it acts; (): it always does."""
 
 
 def new_entry(record: AdapterRecord, prepared: Prepared) -> Entry:
     """Return what a name means once an adapter is served under it."""
     ranks = prepared.weights.rank_by_module()
-    return Entry(record, prepared.text, ranks, trained_on=prepared.trained_on)
+    invocation = prepared.weights.invocation
+    return Entry(record, prepared.text, ranks, trained_on=prepared.trained_on, invocation=invocation)
 
 
 class Serving:
@@ -131,7 +134,8 @@ class Serving:
             return Entry(record, AdapterText(), reason=reason_of(error))
         except AdapterUnavailable as error:
             return Entry(record, AdapterText(), reason=error.message)
-        return Entry(record, outline.text, outline.rank_by_module(), trained_on=outline.trained_on)
+        ranks, invocation = outline.rank_by_module(), outline.spec.invocation
+        return Entry(record, outline.text, ranks, trained_on=outline.trained_on, invocation=invocation)
 
     async def _restore_warm(self, record: AdapterRecord) -> bool:
         weights = await self._intake.work(lambda: self._intake.read(record.digest))

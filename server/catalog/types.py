@@ -283,6 +283,8 @@ class CatalogEntry:
     """The version that gets a share of its name's requests."""
     versions: tuple[int, ...] = ()
     """Those of its name that may be asked for, the newest first."""
+    invocation: tuple[int, ...] = ()
+    """Token ids from whose last occurrence in a prompt on it acts; (): it always does, or is unavailable."""
 
     @property
     def notes(self) -> tuple[str, ...]:

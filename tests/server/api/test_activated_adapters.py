@@ -85,6 +85,13 @@ def test_texts_without_it_have_the_base_s_vectors(http: httpx.Client, judge: str
         assert begun == vectors("a", pooling)[1]
 
 
+def test_it_is_shown_with_its_invocation(http: httpx.Client, judge: str) -> None:
+    told = {each["name"]: each["alora_invocation_tokens"] for each in http.get("/adapters").json()["data"]}
+    assert told[judge] == list(WORDS)
+    assert told["a"] is None
+    assert http.get(f"/adapters/{judge}").json()["alora_invocation_tokens"] == list(WORDS)
+
+
 def test_its_requests_are_counted_under_its_name(http: httpx.Client, judge: str) -> None:
     def counted() -> float:
         metrics = Metrics.parse(http.get("/metrics").text)
