@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from manylora.adapters.records import AdapterState
 from manylora.server.api.adapter_schemas import Source
-from manylora.server.api.adapters import check_own, describe
+from manylora.server.api.adapters import check_own, shown
 from manylora.server.api.auth import require_manager
 from manylora.server.api.body import read_body, read_body_if_any
 from manylora.server.api.calling import managed_catalog
@@ -118,11 +118,16 @@ def _note_change(catalog: AdapterCatalog, name: str, before: int) -> None:
 def _versions(catalog: AdapterCatalog, name: str) -> dict[str, object]:
     """Return what there is now of a name. Raises UnknownAdapter if that is nothing any more."""
     found = catalog.versions(name)
-    shown = [_describe(entry) for entry in found]
+    told = [_describe(catalog, entry) for entry in found]
     active = next(each.record.version for each in found if each.record.state is AdapterState.ACTIVE)
-    return {"object": "list", "name": name, "active": active, "canary": shown[0]["canary"], "data": shown}
+    return {"object": "list", "name": name, "active": active, "canary": told[0]["canary"], "data": told}
 
 
-def _describe(entry: CatalogEntry) -> dict[str, object]:
+def _describe(catalog: AdapterCatalog, entry: CatalogEntry) -> dict[str, object]:
     record = entry.record
-    return {**describe(entry), "role": record.state.value, "share": record.share, "before": record.before}
+    return {
+        **shown(catalog, entry),
+        "role": record.state.value,
+        "share": record.share,
+        "before": record.before,
+    }

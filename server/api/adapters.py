@@ -62,7 +62,7 @@ async def register(request: Request, wait: bool = True) -> JSONResponse:
 async def list_adapters(request: Request) -> dict[str, object]:
     """List all adapters with their tier (device, host, disk), all mixtures with their parts, and what isn't served."""
     catalog, owns = managed_catalog(dependencies(request)), current_caller().owns
-    adapters = [_shown(catalog, each) for each in catalog.list() if owns(each.record.name)]
+    adapters = [shown(catalog, each) for each in catalog.list() if owns(each.record.name)]
     mixtures = [describe_mixture(each) for each in catalog.mixtures() if owns(each.record.name)]
     coming = [
         describe_registration(each)
@@ -84,7 +84,7 @@ async def get_adapter(request: Request, name: str) -> dict[str, object]:
     coming = catalog.registrations.of(name)
     if coming is not None and catalog.kind_of(name) is None:
         return describe_registration(coming)
-    return _shown(catalog, catalog.get(name))
+    return shown(catalog, catalog.get(name))
 
 
 @router.put("/adapters/{name:path}", openapi_extra=adapter_body(AdapterUpdate, has_name=False))
@@ -240,7 +240,7 @@ def _answer(catalog: AdapterCatalog, record: AdapterRecord) -> dict[str, object]
     return {**describe_record(record), "note": told}
 
 
-def _shown(catalog: AdapterCatalog, entry: CatalogEntry) -> dict[str, object]:
+def shown(catalog: AdapterCatalog, entry: CatalogEntry) -> dict[str, object]:
     """Return an adapter with the registration of its next version, if one is under way or failed not long ago."""
     coming = catalog.registrations.of(entry.record.name)
     return {**describe(entry), "registration": None if coming is None else describe_registration(coming)}

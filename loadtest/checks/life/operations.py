@@ -195,6 +195,8 @@ def draw(rng: random.Random, truth: Truth, sources: tuple[str, ...]) -> Operatio
         name = rng.choice(MIXTURES if rng.random() < 0.9 else NAMES)
         return Operation(kind, name, parts=draw_parts(rng, truth))
     name = rng.choice(NAMES if rng.random() < 0.95 else MIXTURES)
+    if truth.names and kind not in ("register", "put") and rng.random() < 0.8:
+        name = rng.choice(sorted(truth.names))
     version = rng.randint(1, truth.last.get(name, 0) + 1)
     if name in truth.names and rng.random() < 0.8:
         version = rng.choice(sorted(truth.names[name].sources))

@@ -28,7 +28,7 @@ from manylora.loadtest.checks.life.truth import Refused, Truth, must
 from manylora.server.errors import ServerError
 
 CHECK_EVERY = 25
-MOST_PLACES = 60
+MOST_PLACES = 25
 """Places that a change passes, at most: statements, files, calls."""
 WAIT_SECONDS = 120.0
 
