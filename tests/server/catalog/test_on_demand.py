@@ -1,0 +1,137 @@
+"""Models that are looked for: once for many, not again for a while where there is nothing, and never for ever."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from manylora.adapters.errors import AdapterNotFound
+from manylora.adapters.sources.finding import Offer
+from manylora.adapters.sources.web import WebLimits
+from manylora.server.catalog import on_demand
+from manylora.server.catalog.on_demand import SECONDS_REMEMBERED, OnDemand, Resolver
+from manylora.server.errors import AdapterUnavailable
+from tests.adapters.making import write
+from tests.server.catalog.fakes import SECONDS, House
+
+
+class Counted(Resolver):
+    """A resolver that says how often it was asked."""
+
+    asked: list[str] = []  # noqa: RUF012  # one test at a time
+
+    def offer(self, name: str) -> Offer:
+        self.asked.append(name)
+        return Resolver.offer(self, name)
+
+
+class Shelf:
+    """Where models are looked for, and a clock that a test sets."""
+
+    def __init__(self, house: House, directory: Path, seconds: float = SECONDS) -> None:
+        self.directory = directory
+        directory.mkdir(exist_ok=True)
+        self.now = 0.0
+        self.house = house
+        resolver = Resolver.of(str(directory), WebLimits())
+        Counted.asked.clear()
+        self.demand = OnDemand(Counted(resolver.template, resolver.finding), seconds, lambda: self.now)
+
+    async def ask(self, name: str) -> None:
+        await self.demand.look_for(self.house.catalog, name)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    yield house
+    await house.leave()
+
+
+async def test_many_ask_and_it_is_looked_for_once(house: House, tmp_path: Path) -> None:
+    shelf = Shelf(house, tmp_path / "shelf")
+    write(shelf.directory / "team" / "one")
+    await asyncio.gather(*(shelf.ask("team/one") for _ in range(20)))
+    assert Counted.asked == ["team/one"]
+    assert house.catalog.get("team/one").record.version == 1
+
+
+async def test_what_is_nowhere_is_not_looked_for_again_at_once(house: House, tmp_path: Path) -> None:
+    shelf = Shelf(house, tmp_path / "shelf")
+    for _ in range(3):
+        await shelf.ask("one")
+    assert Counted.asked == ["one"]
+    write(shelf.directory / "one")
+    shelf.now = SECONDS_REMEMBERED + 1
+    await shelf.ask("one")
+    assert house.id_of("one") == 1
+    (shelf.directory / "broken").mkdir()
+    (shelf.directory / "broken" / "adapter_config.json").write_text("{}")
+    for _ in range(3):
+        with pytest.raises(AdapterUnavailable, match=r"adapter_model\.safetensors"):
+            await shelf.ask("broken")
+    assert Counted.asked.count("broken") == 1
+
+
+async def test_a_request_waits_for_a_while_and_the_loading_goes_on(house: House, tmp_path: Path) -> None:
+    shelf = Shelf(house, tmp_path / "shelf", seconds=0.0)
+    write(shelf.directory / "one")
+    house.engine.adding.close()
+    with pytest.raises(AdapterUnavailable, match="try again"):
+        await shelf.ask("one")
+    house.engine.adding.open()
+    await house.catalog.settled()
+    assert house.id_of("one") == 1
+    assert Counted.asked == ["one"]
+
+
+async def test_a_flood_of_names_is_bounded(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_demand, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(on_demand, "MOST_REMEMBERED", 5)
+    shelf = Shelf(house, tmp_path / "shelf")
+    asked = await asyncio.gather(*(shelf.ask(f"n{number}") for number in range(6)), return_exceptions=True)
+    assert [type(each) for each in asked] == [type(None)] * 2 + [AdapterUnavailable] * 4
+    for number in range(20):
+        await shelf.ask(f"m{number}")
+    assert len(shelf.demand._refusals) == 5
+
+
+async def test_names_that_lead_elsewhere_are_nowhere(house: House, tmp_path: Path) -> None:
+    shelf = Shelf(house, tmp_path / "shelf")
+    write(tmp_path / "outside")
+    (shelf.directory / "link").symlink_to(tmp_path / "outside")
+    await shelf.ask("../outside")
+    with pytest.raises(AdapterUnavailable, match="leads out"):
+        await shelf.ask("link")
+    assert house.catalog.list() == ()
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "src"),
+    [
+        ("hf://org/{name}", "sql", "hf://org/sql"),
+        ("hf://org", "sql", "hf://org/sql"),
+        ("hf://{name}", "org/sql", "hf://org/sql"),
+        ("hf://org/lora-{name}", "sql", "hf://org/lora-sql"),
+        ("https://host/{name}.zip", "team/sql", "https://host/team/sql.zip"),
+        ("s3://bucket/loras/", "sql", "s3://bucket/loras/sql"),
+    ],
+)
+def test_places_are_told_with_the_name_in_them(where: str, name: str, src: str) -> None:
+    offer = Resolver.of(where, WebLimits()).offer(name)
+    assert str(offer) == src
+    assert offer.source is not None
+    assert offer.source.is_remote
+    with pytest.raises(AdapterNotFound):
+        Resolver.of("hf://org/{name}", WebLimits()).offer("a:b")
+
+
+@pytest.mark.parametrize(
+    "where", ["nowhere", "ftp://host/{name}", "https://host/{name}/{name}", "https://{name}"]
+)
+def test_settings_that_name_no_place_are_refused(where: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Resolver.of(where, WebLimits())
