@@ -5,6 +5,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, model_validator
 
 from manylora.adapters.records import AdapterState
+from manylora.adapters.sources.finding import Offer
 from manylora.server.api.adapter_schemas import Source
 from manylora.server.api.adapters import check_own, shown
 from manylora.server.api.auth import require_manager
@@ -12,6 +13,7 @@ from manylora.server.api.body import read_body, read_body_if_any
 from manylora.server.api.calling import managed_catalog
 from manylora.server.api.dependencies import dependencies
 from manylora.server.api.disconnect import unless_gone
+from manylora.server.api.inert import refused
 from manylora.server.api.openapi import body_of
 from manylora.server.api.request_context import note
 from manylora.server.api.strict import Strict
@@ -36,12 +38,17 @@ class CanaryRequest(Strict):
         None, ge=1, le=LARGEST, description="One that is kept, or the canary that is."
     )
     src: Source | None = Field(None, description="Where a new version is read from, as for PUT.")
+    token: str | None = Field(
+        None, min_length=1, max_length=4096, pattern=r"^[!-~]+$", description="Goes with src, as for PUT."
+    )
     share: float = Field(ge=0, le=1, allow_inf_nan=False, description="Of the requests for the name.")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "CanaryRequest":
         if (self.src is None) == (self.version is None):
             raise ValueError("give either version, one that is kept, or src, for a new one")
+        if self.token is not None and self.src is None:
+            raise refused("token", "goes with src: a version that is kept is here already")
         return self
 
 
@@ -77,7 +84,7 @@ async def try_canary(request: Request, name: str) -> JSONResponse:
     body = await read_body(request, CanaryRequest)
     made = False
     if body.src is not None:
-        made = await unless_gone(request, catalog.try_source(name, body.src, body.share))
+        made = await unless_gone(request, catalog.try_source(name, Offer(body.src, body.token), body.share))
     elif body.version is not None:
         await unless_gone(request, catalog.try_version(name, body.version, body.share))
     told = _versions(catalog, name)

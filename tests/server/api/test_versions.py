@@ -95,6 +95,13 @@ def test_what_can_not_be_is_a_clear_error(http: httpx.Client) -> None:
         ("POST", "/adapters/x/canary", {"src": "b", "share": -0.1}, 400, "share"),
         ("POST", "/adapters/x/canary", {"src": "b"}, 400, "share"),
         ("POST", "/adapters/x/canary", {"src": "b", "version": version, "share": 0.5}, 400, "either version"),
+        (
+            "POST",
+            "/adapters/x/canary",
+            {"version": version, "token": "t", "share": 0.5},
+            400,
+            "goes with src",
+        ),
         ("POST", "/adapters/x/canary", {"src": "nowhere", "share": 0.5}, 400, "nowhere"),
         ("POST", "/adapters/x/canary/promote", None, 409, "has no canary"),
         ("DELETE", "/adapters/x/canary", None, 409, "has no canary"),

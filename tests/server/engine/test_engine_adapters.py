@@ -344,3 +344,35 @@ def test_a_fault_while_moving_rows_empties_the_device_and_goes_on() -> None:
         harness.engine.add_request(ask(name, PROMPT, 3, ((adapter_id, 1.0),)))
         harness.run()
         assert harness.tokens(name) == expected(PROMPT, 3, ((adapter_id, 1.0),))
+
+
+def test_an_adapter_that_is_to_rest_does_so_once_nobody_uses_it() -> None:
+    harness = Harness()
+    harness.know(1, pinned=True)
+    harness.engine.add_request(ask("running", PROMPT, 6, ((1, 1.0),)))
+    harness.step()
+    harness.engine.rest_adapter(1)
+    assert not harness.engine.cache[1].pinned
+    assert harness.engine.cache.tier(1) == "device", "a request runs on it"
+    harness.run()
+    assert harness.tokens("running") == expected(PROMPT, 6, ((1, 1.0),))
+    assert harness.engine.cache.tier(1) == "disk"
+    assert harness.engine.cache.host_bytes == 0
+    harness.engine.add_request(ask("again", PROMPT, 6, ((1, 1.0),)))
+    harness.run()
+    assert harness.tokens("again") == expected(PROMPT, 6, ((1, 1.0),))
+    assert harness.engine.cache.tier(1) == "device", (
+        "who asks for it has it loaded, and it stays as others do"
+    )
+    harness.engine.check_integrity()
+
+
+def test_an_adapter_that_is_wanted_again_does_not_rest() -> None:
+    harness = Harness()
+    harness.know(1)
+    harness.engine.add_request(ask("running", PROMPT, 6, ((1, 1.0),)))
+    harness.step()
+    harness.engine.rest_adapter(1)
+    harness.engine.pin(1, pinned=False)
+    harness.run()
+    assert harness.engine.cache.tier(1) == "device"
