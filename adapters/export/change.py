@@ -137,6 +137,10 @@ class TrainedAdapter:
             raise UnsupportedAdapter(
                 f"{TRAINED} is set: rows of single tokens are served, and not merged yet", file=CONFIG_FILE
             )
+        if self.spec.lora_bias:
+            raise UnsupportedAdapter(
+                "lora_bias is set: biases of B are served, and not merged yet", file=CONFIG_FILE
+            )
         self.digest = digest_of(directory, MAX_ADAPTER_BYTES)
         self._entries = read_header(directory / WEIGHTS_FILE)
         self._factors, self._whole = _sort_out(self._entries, outline)
