@@ -18,7 +18,9 @@ from typing import Any
 
 import httpx
 
+from manylora.adapters.fsck.check import check
 from manylora.adapters.names import with_version
+from manylora.adapters.pairing import REGISTRY_FILE
 from manylora.loadtest.checks.bars.material import TARGETS, Material
 from manylora.loadtest.checks.bars.walk_house import RANKS
 from manylora.loadtest.checks.life.operations import Operation, draw
@@ -112,6 +114,8 @@ class Killing:
     sources: tuple[str, ...]
     rng: random.Random
     truth: Truth
+    data: Path
+    """The servers' data directory."""
     counts: Counter[str] = field(default_factory=Counter)
     answers: dict[str, object] = field(default_factory=dict)
     """What each source answers."""
@@ -128,8 +132,18 @@ class Killing:
             killer.join()
             self.counts["kills"] += 1
             self.counts["kills in a change"] += self.under_way is not None
+            self._check_files("fault")
             self.servers.start()
             self._hold()
+        # What the last kill left is swept by the start, too.
+        self.servers.kill()
+        self._check_files("fault", "leftover")
+
+    def _check_files(self, *levels: str) -> None:
+        """Hold registry and stored files against each other, now that no server runs."""
+        for registry in self.data.glob(f"*/{REGISTRY_FILE}"):
+            wrong = [each for each in check(registry.parent).findings if each.level in levels]
+            must(not wrong, f"the data directory isn't sound: {wrong}")
 
     def _change_until_killed(self) -> None:
         with httpx.Client(base_url=self.servers.url, timeout=60) as http:
@@ -220,6 +234,6 @@ def kill_servers(directory: Path, kills: int, seed: int) -> Counter[str]:
     )
     arguments = ["serve", str(material.base), "--data-dir", str(directory / "data"), *material.arguments()]
     with nursery(arguments, directory / "log") as servers:
-        killing = Killing(servers, sources, random.Random(seed), Truth(keep=2))
+        killing = Killing(servers, sources, random.Random(seed), Truth(keep=2), directory / "data")
         killing.go(kills)
     return killing.counts
