@@ -158,6 +158,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
 def test_a_fault_is_found_and_nothing_is_swept_for_it(home: Path, name: str) -> None:
     make, kind, subject, says = FAULTS[name]
     make(home)
+    (home / "adapters" / ".staging" / "half").mkdir()
     stored = sorted((home / "adapters").iterdir())
     found = check(home)
     assert not found.is_sound
