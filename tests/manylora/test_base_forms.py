@@ -102,7 +102,7 @@ def test_the_answer_the_log_and_the_commands_say_so(files: Path, tmp_path: Path)
             assert result.exit_code == 0, result.output
             assert WITH_NF4 in result.stdout, command
         shown = runner.invoke(app, ["adapters", "show", "mine", "--url", server.url]).stdout
-        for words in ("mine", "version", "rank", "dense", "available"):
+        for words in ("mine", "version", "rank", "upload", "available"):
             assert words in shown
         assert json.loads(
             runner.invoke(app, ["adapters", "show", "mine", "--json", "--url", server.url]).stdout
