@@ -60,6 +60,16 @@ def check_invocation(invocation: tuple[int, ...], vocab_size: int | None) -> Non
         )
 
 
+def refuse_vocabulary(invocation: tuple[int, ...]) -> None:
+    """Raise UnsupportedAdapter for an activated adapter that changes embedding or head."""
+    if invocation:
+        raise UnsupportedAdapter(
+            f"{FIELD} is set, and the adapter changes embedding or head: an activated LoRA leaves what comes before "
+            "its invocation to the base, so it adapts linear layers of the blocks alone",
+            file=CONFIG_FILE,
+        )
+
+
 def refuse_merging(invocation: tuple[int, ...]) -> None:
     """Raise UnsupportedAdapter for an activated adapter that is to become part of weights, which act on every token."""
     if invocation:

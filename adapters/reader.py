@@ -39,7 +39,7 @@ from manylora.adapters.expected import (
 )
 from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
 from manylora.adapters.header import TensorEntry, header_limit, read_header
-from manylora.adapters.invocation import check_invocation
+from manylora.adapters.invocation import check_invocation, refuse_vocabulary
 from manylora.adapters.spec import CONFIG_FILE, AdapterSpec
 from manylora.adapters.tokens import AdapterText, read_text
 from manylora.adapters.types import (
@@ -208,6 +208,8 @@ def inspect_adapter(
     with _told_the_base(spec):
         of_tokens, others = split_tokens(header)
         tokens = outline_vocabulary(spec, of_tokens, vocabulary, max_rank)
+        if tokens is not None:
+            refuse_vocabulary(spec.invocation)
         entries = _of_whole_model(others, modules)
         ranks = expected_ranks(spec, modules, max_rank, beside=tokens is not None)
         expected = expected_tensors(spec, modules, ranks)
@@ -215,7 +217,7 @@ def inspect_adapter(
         check_shapes(entries, expected, ranks)
     own_size = None if tokens is None or tokens.size == vocab_size else tokens.size
     text = read_text(directory, vocab_size, own_size)
-    check_invocation(spec.invocation, own_size or vocab_size)
+    check_invocation(spec.invocation, vocab_size)
     names = {name: entry.name for name, entry in entries.items()}
     shifted = frozenset(
         path

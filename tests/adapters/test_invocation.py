@@ -10,7 +10,8 @@ from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.invocation import LONGEST
 from manylora.adapters.reader import inspect_adapter, read_adapter
 from manylora.adapters.spec import AdapterSpec
-from tests.adapters.making import MODULES, VOCABULARY, config, write
+from manylora.adapters.vocabulary import BaseVocabulary
+from tests.adapters.making import HIDDEN, MODULES, VOCABULARY, config, factors, write
 
 FIELD = "alora_invocation_tokens"
 
@@ -62,6 +63,29 @@ def test_kinds_that_do_not_go_with_an_invocation_are_refused_by_name(
 ) -> None:
     with pytest.raises(UnsupportedAdapter, match=told):
         AdapterSpec.parse(config(**change))
+
+
+@pytest.mark.parametrize(
+    ("paths", "rows"),
+    [
+        (("model.embed_tokens",), VOCABULARY),
+        (("lm_head",), VOCABULARY),
+        (("model.embed_tokens", "lm_head"), VOCABULARY + 2),
+    ],
+)
+def test_what_changes_embedding_or_head_does_not_go_with_one(
+    tmp_path: Path, paths: tuple[str, ...], rows: int
+) -> None:
+    """With tokens of its own, what comes before the invocation would be none of the base's."""
+    table = torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed(1))
+    base = BaseVocabulary(VOCABULARY, HIDDEN, tied=False, show=lambda name: table)
+    own = torch.cat((table, table))[:rows]
+    tensors = {**factors(), **{f"base_model.model.{path}.weight": own.clone() for path in paths}}
+    write(tmp_path, tensors=tensors, changes={FIELD: [1]}, files={"tokenizer.json": "{}"})
+    with pytest.raises(
+        UnsupportedAdapter, match=f"{FIELD} is set, and the adapter changes embedding or head"
+    ):
+        inspect_adapter(tmp_path, MODULES, max_rank=16, vocab_size=VOCABULARY, vocabulary=base)
 
 
 def test_ids_beyond_the_vocabulary_are_refused_before_the_weights_are_read(tmp_path: Path) -> None:
