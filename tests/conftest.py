@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from manylora.server.kernels.plain.invariance import hold_mkl
+
+hold_mkl()  # before the first product of any test, as in a server
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:

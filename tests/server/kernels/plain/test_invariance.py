@@ -1,19 +1,21 @@
 """MATMUL_LIMITS on this machine: within them a row's bits depend on neither its company nor zeros among its terms.
 
 They were measured, not proved. Where one doesn't hold, raise it (least_rows, least_columns) or lower it (most_depth)
-in server/kernels/invariance.py until it does: everything that promises equal bits follows from that table.
+in server/kernels/plain/invariance.py until it does: everything that promises equal bits follows from that table.
 """
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.server.kernels.plain.invariance import MATMUL_LIMITS
+from manylora.server.kernels.plain.invariance import MATMUL_LIMITS, STRICT, hold_mkl
 
 MOST_ROWS = 520
 ROWS = (1, 2, 3, 5, 16, 17, 31, 33, 64, 100, 129, 256, 513)
@@ -46,7 +48,7 @@ def advice(dtype: torch.dtype, limit: str, what: str) -> str:
     return (
         f"{what} in {dtype} on {platform.processor() or platform.machine()} with "
         f"{torch.backends.cpu.get_cpu_capability()}: {limit} of MATMUL_LIMITS[{dtype}] doesn't hold here. "
-        "Change it in server/kernels/invariance.py until this test passes."
+        "Change it in server/kernels/plain/invariance.py until this test passes."
     )
 
 
@@ -162,3 +164,25 @@ def test_batched_products_of_attention_do_not_depend_on_their_number() -> None:
                     assert torch.equal(part, whole[:batch, :rows, :keys]), advice(
                         torch.float32, "least_rows", f"{batch} products of {rows} × {keys}, D = {dim}, differ"
                     )
+
+
+@pytest.mark.parametrize(
+    ("vendor", "before", "after"),
+    [
+        ("GenuineIntel", None, "AVX512,STRICT"),
+        ("GenuineIntel", "AUTO", "AUTO"),
+        ("AuthenticAMD", None, None),
+        (None, None, None),
+    ],
+)
+def test_mkl_is_asked_for_its_strict_mode_on_intels_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str | None, before: str | None, after: str | None
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.delenv(STRICT, raising=False)
+    if before is not None:
+        monkeypatch.setenv(STRICT, before)
+    if vendor is not None:
+        (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\n")
+    hold_mkl(tmp_path / "cpuinfo")
+    assert os.environ.get(STRICT) == after
