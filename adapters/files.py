@@ -16,6 +16,8 @@ TOKENIZER_JSON = "tokenizer.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FILE = "manylora_base.json"
 """How the base was held while the adapter was trained: adapters/base_form.py reads it."""
+MANIFEST_FILE = "manylora_adapter.json"
+"""What the adapter says of itself: adapters/manifest.py reads it."""
 MODULES_FILE, POOLING_FILE = "modules.json", "1_Pooling/config.json"
 """sentence-transformers': adapters/pooling.py reads them."""
 KNOWN_FILES = (
@@ -29,6 +31,7 @@ KNOWN_FILES = (
     BASE_FILE,
     MODULES_FILE,
     POOLING_FILE,
+    MANIFEST_FILE,
 )
 """In the order in which the digest takes them. The first two are required."""
 MAX_TEXT_BYTES = 16 << 20
@@ -43,6 +46,7 @@ _LIMITS = {
     BASE_FILE: 1 << 16,
     MODULES_FILE: 1 << 16,
     POOLING_FILE: 1 << 16,
+    MANIFEST_FILE: 1 << 20,  # 32 examples of 2,000 characters, each escaped as a pair at worst
 }
 """JSON takes some thirty times its size in memory, and the interpreter's lock while it is parsed. tokenizer.json is
 parsed in another process; it has about 35 MB for a vocabulary of 256,000 tokens."""

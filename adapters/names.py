@@ -9,6 +9,8 @@ MAX_NAME_LENGTH = 128
 LISTED_NAMES = 20
 LONGEST_ECHO = 200
 """Characters of a name or a text from a client that a message repeats."""
+AUTO = "auto"
+"""The model that a request names to have its prompt's own chosen: nothing else may be called so."""
 _EXPORT = re.compile(r".*/export/export-[0-9a-f]{16}(/download)?")
 """What the HTTP API calls an adapter's exports: an adapter of such a name could not be told from one."""
 _ROUTE = re.compile(r".*/(versions(/[0-9]+)?|rollback|canary(/promote)?)")
@@ -32,6 +34,10 @@ def check_name(name: str, *, reserved: Collection[str] = ()) -> None:
         raise InvalidAdapter(f"name {name!r} is what an export is called; choose another")
     if _ROUTE.fullmatch(name):
         raise InvalidAdapter(f"name {name!r} ends as a route of an adapter's versions does; choose another")
+    if name == AUTO:
+        raise InvalidAdapter(
+            f"name {name!r} is what requests ask for that leave the choice of the adapter to the server; choose another"
+        )
     if name in reserved:
         raise InvalidAdapter(f"name {name!r} is the name of the base model; choose another")
 

@@ -1,4 +1,4 @@
-"""What an adapter brings for texts: a chat template, special and added tokens, a whole tokenizer, how they are pooled.
+"""What an adapter brings for texts: template, special and added tokens, a tokenizer, how they are pooled, and examples.
 
 What it says is read and checked here as far as that needs no tokenizer; whether it goes with the base's is for who
 serves it to find out (server/tokenizer/model_texts.py).
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.files import TOKENIZER_JSON, WEIGHTS_FILE, read_json_object
+from manylora.adapters.manifest import NONE, AdapterManifest, read_manifest
 from manylora.adapters.pooling import Way, read_pooling
 
 TOKENS_FILE = "added_tokens.json"
@@ -42,6 +43,8 @@ class AdapterText:
     """How vectors of texts are made with it; None: it doesn't say."""
     vocab_size: int | None = None
     """Ids that its own embedding and head have rows for, if they are another number than the base's."""
+    manifest: AdapterManifest = NONE
+    """What it says of itself, and which prompts are its own."""
 
     @property
     def poolings(self) -> frozenset[Way]:
@@ -92,7 +95,8 @@ def read_text(directory: Path, vocab_size: int | None, own_size: int | None = No
             f"whole tokenizer with it, as {TOKENIZER_JSON}",
             file=WEIGHTS_FILE,
         )
-    return AdapterText(template, names, added, has_tokenizer, read_pooling(directory), own_size)
+    pooling, manifest = read_pooling(directory), read_manifest(directory)
+    return AdapterText(template, names, added, has_tokenizer, pooling, own_size, manifest)
 
 
 def _read(path: Path) -> dict[str, object]:

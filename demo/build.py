@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from manylora.demo.finetune import RECIPES, load_4bit, save_adapter, train_adapter
 from manylora.demo.forms import ADAPTERS
 from manylora.demo.heldout import exact_match, held_out_prompts, write_prompts
+from manylora.demo.manifests import write_manifests
 from manylora.demo.pretrain import Report, pretrain
 from manylora.demo.tables import Question
 from manylora.demo.tokenizer import train_tokenizer
@@ -47,6 +48,7 @@ def build(folder: Path, report: Report) -> None:
         share = exact_match(adapter, tokenizer, asked[recipe.form], recipe.form)
         report(f"{recipe.form}: rank {recipe.rank}, {share:.1%} of its held-out answers exactly right")
     train_tools(base, adapters / NAME, SEED)
+    write_manifests(folder)
     report(shares_right(base, adapters / NAME))
 
 

@@ -19,6 +19,7 @@ from manylora.adapters.pooling import read_pooling
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.store import AdapterStore
 from manylora.adapters.types import ModuleShape
+from manylora.auto import make_routing
 from manylora.base import DEMO, BaseModel, load_base
 from manylora.home import BaseIdentity, claim, find_home
 from manylora.server.api.app import Application, create_app
@@ -29,9 +30,9 @@ from manylora.server.api.metrics import Metrics
 from manylora.server.api.pacing import Rests
 from manylora.server.batches.files import FileStore
 from manylora.server.batches.runner import Batches
-from manylora.server.catalog import AdapterCatalog, CatalogSettings
+from manylora.server.catalog import AdapterCatalog, CatalogObserver, CatalogSettings, WithChanges
 from manylora.server.chat.templates import ChatTemplates
-from manylora.server.config import AdapterArgument, ServeSettings
+from manylora.server.config import ServeSettings
 from manylora.server.engine.adapter_readers import as_they_are
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineSettings
@@ -45,6 +46,7 @@ from manylora.server.kernels.pinned import pinned
 from manylora.server.model.decoder_base import DecoderBase
 from manylora.server.model.served import ServedModel
 from manylora.server.model.vocabulary import vocabulary_of
+from manylora.server.named_arguments import AdapterArgument
 from manylora.server.tenants.ring import KeyRing
 from manylora.server.tokenizer import ModelTexts, Tokenizer
 from manylora.ways_in import finding_of, on_demand_of
@@ -184,7 +186,9 @@ def assemble(
     home = _open_home(settings, base, name)
     templates = ChatTemplates(settings.template_timeout)
     texts = ModelTexts(tokenizer, directory, base.config.vocab_size, templates, home.store.path_of)
-    catalog = _catalog(settings, base, name, engine, home, metrics, texts, sizes.arena_rows, directory)
+    routing = make_routing(settings, base, name, directory, home.examples, texts)
+    told = WithChanges(metrics, routing.look)
+    catalog = _catalog(settings, base, name, engine, home, told, texts, sizes.arena_rows, directory)
     observer.scrape(engine, catalog, name, settings.block_size, base.kv_dtype)
     api = _api_settings(settings, base, name, context, pooling)
     exports = ExportJobs(home.exports, _exported(settings, base, directory, name), home.store.path_of)
@@ -194,7 +198,7 @@ def assemble(
     grammars = Grammars(base.config.vocab_size)
     shared = (engine, catalog, tokenizer, texts, metrics, api, rests, keys, batches)
     on_demand = on_demand_of(settings)
-    deps = ApiDependencies(*shared, exports, audit, on_demand, grammars=grammars)
+    deps = ApiDependencies(*shared, exports, audit, on_demand, grammars=grammars, routing=routing)
     return Server(create_app(deps, version("manylora")), engine, catalog, deps, base, sizes, home.other_homes)
 
 
@@ -306,6 +310,7 @@ class _Kept:
     store: AdapterStore
     exports: Path
     batches: Path
+    examples: Path
     inherited_up_to: int
     other_homes: tuple[Path, ...]
 
@@ -324,6 +329,7 @@ def _open_home(settings: ServeSettings, base: BaseModel, name: str) -> _Kept:
             store,
             home.directory / "exports",
             home.directory / "batches",
+            home.directory / "examples",
             inherited,
             home.others,
         )
@@ -358,7 +364,7 @@ def _catalog(
     name: str,
     engine: AsyncEngine,
     home: _Kept,
-    metrics: Metrics,
+    observer: CatalogObserver,
     texts: ModelTexts,
     arena_rows: int,
     directory: Path,
@@ -388,4 +394,4 @@ def _catalog(
         vocabulary=vocabulary_of(directory, base.config, base.decoder.weights),
         vocabulary_bytes=int(settings.vocabulary_gib * GIB),
     )
-    return AdapterCatalog(engine, home.registry, home.store, catalog, metrics)
+    return AdapterCatalog(engine, home.registry, home.store, catalog, observer)

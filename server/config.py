@@ -8,12 +8,13 @@ written back.
 
 import ipaddress
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+
+from manylora.server.named_arguments import AdapterArgument, MixtureArgument
 
 Repeatable = tuple[str, ...]
 """A flag that may be repeated; in the environment its values are separated by commas."""
@@ -23,35 +24,6 @@ LEAST_SHARE, MOST_SHARE = 1e-3, 1e3
 """Weights of adapters among each other: further apart one of them would as good as never begin."""
 MOST_MIXTURE_PARTS = 64
 """Parts of a mixture that any server takes: a request names them all, and so does a header of its answer."""
-
-
-class AdapterArgument(str):
-    """``name=path`` of one adapter to register at start."""
-
-    @property
-    def adapter_name(self) -> str:
-        """The name that requests use."""
-        return self.split("=", 1)[0]
-
-    @property
-    def path(self) -> Path:
-        """The directory of the PEFT adapter: relative to where the server was started, not to the adapter root."""
-        typed = os.path.expanduser(self.split("=", 1)[1])  # Path's own raises for an unknown user
-        return Path(typed).absolute()
-
-
-class MixtureArgument(str):
-    """``name=sql:0.7+pirate:0.3`` of one mixture to serve at start."""
-
-    @property
-    def mixture_name(self) -> str:
-        """The name that requests use."""
-        return self.split("=", 1)[0]
-
-    @property
-    def spelled(self) -> str:
-        """Its parts with their weights, as a request would name them."""
-        return self.split("=", 1)[1]
 
 
 class ServeSettings(BaseModel):
@@ -262,6 +234,21 @@ class ServeSettings(BaseModel):
     matryoshka: bool = Field(
         False,
         description="The models were trained so that an embedding may be cut: requests may give dimensions.",
+    )
+    auto_threshold: float = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="How near a prompt must be to an adapter's examples for the model auto to choose that adapter and "
+        "not the base: 1 is the same way, 0 is none.",
+    )
+    auto_wait: float = Field(
+        5.0,
+        ge=0,
+        description="Seconds that a request for the model auto waits for examples that are being read.",
+    )
+    auto_mib: float = Field(
+        256.0, gt=0, description="Memory for the vectors of all adapters' examples in MiB."
     )
     max_file_mib: float = Field(200.0, gt=0, description="Largest file of /v1/files in MiB; more gets 413.")
     files_gib: float = Field(

@@ -99,7 +99,7 @@ def test_the_base_does_none_of_them_but_answers_in_plain_english(server: Served,
 
 def test_models_lists_the_base_and_its_adapters(server: Served, rows: list[Row]) -> None:
     models = client_of(server).models.list().data
-    assert {model.id for model in models[1:]} == {row["adapter"] for row in rows} | {"tools"}
+    assert {model.id for model in models[1:]} == {row["adapter"] for row in rows} | {"tools", "auto"}
     assert {model.model_extra["parent"] for model in models[1:] if model.model_extra} == {models[0].id}
 
 

@@ -12,9 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # prefix wins.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "manylora": ("manylora", "server", "adapters", "quant", "loadtest", "demo", "training"),
-    "server.config": ("server.errors",),
+    "server.config": ("server.errors", "server.named_arguments"),
     "server.config_sources": ("server.config",),
     "server.errors": (),
+    "server.named_arguments": (),
     "server.memory": (),
     "server.threads": (),
     "server.tokenizer": (

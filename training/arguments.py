@@ -191,6 +191,16 @@ class RunArguments:
     adapter_name: str | None = field(
         default=None, metadata={"help": "Its name there; the output directory's."}
     )
+    description: str | None = field(
+        default=None, metadata={"help": "What the adapter is for, written into its manylora_adapter.json."}
+    )
+    route_examples: int = field(
+        default=0,
+        metadata={
+            "help": "Write this many prompts of the data into the adapter's manylora_adapter.json, word for word, for"
+            " the server's model auto to know its prompts by; 0: none."
+        },
+    )
     admin_key: str | None = field(default=None, metadata={"help": "That server's --admin-key."})
     live: bool = field(default=True, metadata={"help": "Live display on a terminal; plain lines elsewhere."})
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from manylora.adapters.durable import sync
+from manylora.adapters.files import MANIFEST_FILE
 from manylora.training.errors import InvalidArgument, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.loop.disk import tells_of_disk, why
@@ -126,7 +127,7 @@ def open_output(directory: Path, *, overwrite: bool) -> None:
 
 def clear(directory: Path) -> None:
     """Remove an earlier run's adapter, checkpoints and report."""
-    for name in (CONFIG, WEIGHTS, *RUN_FILES):
+    for name in (CONFIG, WEIGHTS, MANIFEST_FILE, *RUN_FILES):
         (directory / name).unlink(missing_ok=True)
     for each in checkpoints.checkpoints(directory):
         shutil.rmtree(each)

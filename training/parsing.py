@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from manylora.adapters.manifest import MAX_DESCRIPTION, MAX_EXAMPLES
 from manylora.training.arguments import (
     Arguments,
     DataArguments,
@@ -199,7 +200,21 @@ def check(arguments: Arguments) -> None:
     if training.model_max_length < 2:
         raise InvalidArgument(f"--model_max_length {training.model_max_length}: expected at least 2 tokens")
     _check_pairs(arguments)
+    _check_manifest(arguments)
     check_fields(training, arguments.given)
+
+
+def _check_manifest(arguments: Arguments) -> None:
+    """Refuse what no manifest could hold."""
+    run = arguments.run
+    if not 0 <= run.route_examples <= MAX_EXAMPLES:
+        raise InvalidArgument(
+            f"--route_examples {run.route_examples}: expected 0, for none, to {MAX_EXAMPLES}"
+        )
+    if run.description is not None and len(run.description) > MAX_DESCRIPTION:
+        raise InvalidArgument(
+            f"--description has {len(run.description)} characters: at most {MAX_DESCRIPTION} are kept"
+        )
 
 
 def _check_output(arguments: Arguments) -> None:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from manylora.adapters.manifest import AdapterManifest, write_manifest
 from manylora.training import output
 from manylora.training.arguments import Arguments
 from manylora.training.bases.servable import serve_command
@@ -20,6 +21,7 @@ from manylora.training.loop import checkpoints
 from manylora.training.loop.against_base import worse_than_base
 from manylora.training.loop.interrupt import SaveWhenInterrupted
 from manylora.training.loop.trainer import LoraTrainer
+from manylora.training.manifest import manifest_of
 from manylora.training.memory.job import fit_job, plan_job
 from manylora.training.memory.meter import PeakMeter
 from manylora.training.memory.native_caches import keep_native_caches_small
@@ -163,7 +165,7 @@ def _run(job: Job, questions: GenerationEvaluation | None, say: Say) -> None:
             record = finish_record(record, trainer, recorder.history, {}, none, peak, str(error))
             _write(record, directory, say)
             raise
-    publish(trainer, directory)
+    publish(trainer, directory, manifest_of(arguments, job.prepared.train, say))
     metrics.update(_held_out(trainer))
     worse = _worse(trainer)
     after = None if questions is None else questions.score(directory)
@@ -254,11 +256,12 @@ def _interrupted(directory: Path) -> str:
     return f"interrupted; {found[-1]} is whole: go on with the same command and --resume"
 
 
-def publish(trainer: LoraTrainer, directory: Path) -> None:
+def publish(trainer: LoraTrainer, directory: Path, manifest: AdapterManifest) -> None:
     """Write the finished adapter into the output directory, whole. All processes must call it."""
-    write_adapter(trainer, directory)
+    staging = write_adapter(trainer, directory)
     if is_first_process():
         with output.said_of_disk(directory):
+            write_manifest(staging, manifest)
             output.publish_adapter(directory)
     trainer.accelerator.wait_for_everyone()
 

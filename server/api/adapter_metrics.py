@@ -5,16 +5,24 @@ bounded: only so many names have labels of their own, the rest are "other", and 
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from manylora.adapters.records import AdapterRecord
 from manylora.adapters.types import FreedAdapter
-from manylora.server.catalog.types import MIXTURE_LABEL, OTHER_LABEL, ResolvedModel, ResolvedPart, label_of
+from manylora.server.catalog.types import (
+    AUTO_LABEL,
+    MIXTURE_LABEL,
+    OTHER_LABEL,
+    ResolvedModel,
+    ResolvedPart,
+    label_of,
+)
 from manylora.server.engine.observer import EndedRequest
 
 LOAD_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+SCORES = (-0.2, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MOST_VERSIONS = 8
 """Of an adapter, with series of their own: the newest."""
 WAIT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -52,9 +60,16 @@ class AdapterCounters:
         )
         self._known_versions: dict[str, list[int]] = {}
         """Those that have series, by the adapter's label."""
+        self._routed, self._scores = _of_auto(registry)
         self._first_token = self._seconds("time_to_first_token", "From arrival to the first token", registry)
         self._whole = self._seconds("request", "From arrival to the last token", registry)
         self._queue = self._seconds("queue", "From arrival to the first step", registry)
+
+    @property
+    def _by_name(self) -> Sequence[Counter | Histogram]:
+        """All that have a series for each adapter."""
+        seconds = self._whole, self._first_token, self._queue
+        return self._requests, self._tokens, self._parts, self._versions, self._routed, *seconds
 
     @staticmethod
     def _seconds(name: str, meaning: str, registry: CollectorRegistry) -> Histogram:
@@ -102,30 +117,45 @@ class AdapterCounters:
         if version in known:
             self._versions.labels(label, str(version)).inc(requests)
 
+    def count_routed(self, adapter: str, score: float) -> None:
+        """Count a request that was given to this adapter, or to the base, as the nearest to its prompt."""
+        with self._lock:
+            self._routed.labels(self._label(label_of(adapter))).inc()
+            self._scores.observe(score)
+
     def keep_only(self, names: Collection[str]) -> None:
         """Drop the series of all adapters and mixtures but these, so that their places are free."""
         with self._lock:
             for gone in self._labels.difference(map(label_of, names)):
                 self._labels.discard(gone)
                 self._known_versions.pop(gone, None)
-                self._versions.remove_by_labels({"adapter": gone})
-                for metric in (
-                    self._requests,
-                    self._tokens,
-                    self._whole,
-                    self._queue,
-                    self._first_token,
-                    self._parts,
-                ):
+                for metric in self._by_name:
                     metric.remove_by_labels({"adapter": gone})
 
     def _label(self, label: str) -> str:
-        if label in (self._base, MIXTURE_LABEL) or label in self._labels:
+        if label in (self._base, MIXTURE_LABEL, AUTO_LABEL) or label in self._labels:
             return label
         if len(self._labels) >= self._max_labels:
             return OTHER_LABEL
         self._labels.add(label)
         return label
+
+
+def _of_auto(registry: CollectorRegistry) -> tuple[Counter, Histogram]:
+    """Return what counts the model auto: what was chosen, and how near it was."""
+    chosen = Counter(
+        "manylora_auto_requests",
+        "Requests for the model auto, by the adapter that they were given to",
+        ["adapter"],
+        registry=registry,
+    )
+    scores = Histogram(
+        "manylora_auto_score",
+        "How near prompts for the model auto were to the nearest examples: 1 is the same way, 0 is none",
+        buckets=SCORES,
+        registry=registry,
+    )
+    return chosen, scores
 
 
 class AdapterOperations:

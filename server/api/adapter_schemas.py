@@ -4,16 +4,40 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
+from manylora.adapters.manifest import MAX_DESCRIPTION, MAX_EXAMPLE, MAX_EXAMPLES
 from manylora.adapters.mixtures import MixturePart
 from manylora.server.api.inert import LOAD, Passing, refused
 from manylora.server.api.mixture_fields import MAX_PARTS, NamedPart
 from manylora.server.api.strict import Strict
 
 Source = Annotated[str, Field(min_length=1)]
+Example = Annotated[str, Field(min_length=1, max_length=MAX_EXAMPLE)]
+Examples = Annotated[list[Example], Field(max_length=MAX_EXAMPLES, fail_fast=True)]
 Parts = Annotated[list[NamedPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
-class AdapterUpdate(Strict):
+class AdapterWords(Strict):
+    """PATCH /adapters/{name}: what is said of an adapter, over what its files say. What isn't named stays."""
+
+    description: str | None = Field(None, max_length=MAX_DESCRIPTION, description="What the adapter is for.")
+    examples: Examples | None = Field(
+        None, description="Prompts of the kind that are its own, for the model auto. []: it is never chosen."
+    )
+    threshold: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="How near a prompt must be to its examples; none: --auto-threshold.",
+    )
+
+    @property
+    def words(self) -> dict[str, object]:
+        """Those that were given."""
+        told = {name: getattr(self, name) for name in AdapterWords.model_fields}
+        return {name: value for name, value in told.items() if value is not None}
+
+
+class AdapterUpdate(AdapterWords):
     """PUT /adapters/{name}: an adapter by ``src``, or a mixture by its parts."""
 
     src: Source | None = Field(
@@ -39,8 +63,8 @@ class AdapterUpdate(Strict):
         if (self.src is None) == (not self.mixture):
             raise ValueError("give either src, for an adapter, or mixture, a list of at least one part")
         if self.mixture:
-            for name in ("preload", "pin", "token"):
-                if getattr(self, name):
+            for name in ("preload", "pin", "token", *self.words):
+                if name in self.words or getattr(self, name):
                     raise refused(
                         name, "goes with src: a mixture has no weights of its own, ask it of its parts"
                     )

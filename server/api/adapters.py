@@ -1,7 +1,5 @@
 """Routes that change which adapters and mixtures there are: our /adapters, and vLLM's two by its names and statuses."""
 
-from collections.abc import Coroutine
-
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
@@ -13,10 +11,12 @@ from manylora.server.api.adapter_jobs import begun, describe_registration, ended
 from manylora.server.api.adapter_schemas import (
     AdapterRequest,
     AdapterUpdate,
+    AdapterWords,
     LoadLoraRequest,
     UnloadLoraRequest,
 )
 from manylora.server.api.adapter_uploads import adapter_body, asked_of
+from manylora.server.api.adapter_words import checked, say, words_of
 from manylora.server.api.asked_models import describe_asked, describe_part, told_of
 from manylora.server.api.auth import require_manager
 from manylora.server.api.body import read_body
@@ -38,7 +38,8 @@ async def register(request: Request, wait: bool = True) -> JSONResponse:
 
     With wait=false it is 202 at once, and GET /adapters/{name} says how far it is.
     """
-    catalog = managed_catalog(dependencies(request))
+    deps = dependencies(request)
+    catalog = managed_catalog(deps)
     async with asked_of(
         request, catalog, AdapterRequest, lambda body: _check_new(body.name, pin=body.pin)
     ) as asked:
@@ -48,9 +49,14 @@ async def register(request: Request, wait: bool = True) -> JSONResponse:
                 entry, made = await unless_gone(request, catalog.register_mixture(body.name, body.parts))
             note(mixture=spell(entry.record.parts))
             return JSONResponse(describe_mixture(entry), status_code=201 if made else 200)
+        words = checked(body.words)
 
-        def work(job: Registration | None) -> Coroutine[object, object, tuple[AdapterRecord, bool]]:
-            return catalog.register(body.name, offer, preload=body.preload, pin=body.pin, registration=job)
+        async def work(job: Registration | None) -> tuple[AdapterRecord, bool]:
+            done = await catalog.register(
+                body.name, offer, preload=body.preload, pin=body.pin, registration=job
+            )
+            await say(deps, catalog, body.name, words)
+            return done
 
         if not wait:
             return await begun(catalog, body.name, str(offer), work, asked.held)
@@ -76,7 +82,8 @@ async def list_adapters(request: Request) -> dict[str, object]:
 @router.get("/adapters/{name:path}")
 async def get_adapter(request: Request, name: str) -> dict[str, object]:
     """Describe one adapter or mixture, or how far the registration of one is that isn't served yet."""
-    catalog = managed_catalog(dependencies(request))
+    deps = dependencies(request)
+    catalog = managed_catalog(deps)
     check_own(catalog, name)
     mixture = catalog.get_mixture(name)
     if mixture is not None:
@@ -84,7 +91,8 @@ async def get_adapter(request: Request, name: str) -> dict[str, object]:
     coming = catalog.registrations.of(name)
     if coming is not None and catalog.kind_of(name) is None:
         return describe_registration(coming)
-    return shown(catalog, catalog.get(name))
+    entry = catalog.get(name)
+    return {**shown(catalog, entry), "auto": words_of(deps, entry)}
 
 
 @router.put("/adapters/{name:path}", openapi_extra=adapter_body(AdapterUpdate, has_name=False))
@@ -93,7 +101,8 @@ async def replace_adapter(request: Request, name: str, wait: bool = True) -> JSO
 
     With wait=false it is 202 at once, and GET /adapters/{name} says how far it is.
     """
-    catalog = managed_catalog(dependencies(request))
+    deps = dependencies(request)
+    catalog = managed_catalog(deps)
     check_own(catalog, name)
     async with asked_of(request, catalog, AdapterUpdate, lambda body: _check_pin(body.pin)) as asked:
         body, offer = asked.body, asked.offer
@@ -102,14 +111,31 @@ async def replace_adapter(request: Request, name: str, wait: bool = True) -> JSO
                 entry = await unless_gone(request, catalog.replace_mixture(name, body.parts))
             note(mixture=spell(entry.record.parts))
             return JSONResponse(describe_mixture(entry))
+        words = checked(body.words)
 
-        def work(job: Registration | None) -> Coroutine[object, object, AdapterRecord]:
-            return catalog.replace(name, offer, preload=body.preload, pin=body.pin, registration=job)
+        async def work(job: Registration | None) -> AdapterRecord:
+            record = await catalog.replace(name, offer, preload=body.preload, pin=body.pin, registration=job)
+            await say(deps, catalog, name, words)
+            return record
 
         if not wait:
             catalog.get(name)  # what isn't there can't be replaced, which is known at once
             return await begun(catalog, name, str(offer), work, asked.held)
         return JSONResponse(_answer(catalog, await waited_for(request, work)))
+
+
+@router.patch("/adapters/{name:path}", openapi_extra=body_of(AdapterWords))
+async def describe_adapter(request: Request, name: str) -> dict[str, object]:
+    """Say of an adapter what it is for and which prompts are its own; its weights stay as they are."""
+    deps = dependencies(request)
+    catalog = managed_catalog(deps)
+    check_own(catalog, name)
+    body = await read_body(request, AdapterWords)
+    if not body.words:
+        raise InvalidRequest(f"nothing is said: give one of {', '.join(AdapterWords.model_fields)}")
+    entry = catalog.get(name)
+    await say(deps, catalog, name, checked(body.words))
+    return {**shown(catalog, entry), "auto": words_of(deps, entry)}
 
 
 @router.delete("/adapters/{name:path}")

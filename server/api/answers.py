@@ -2,13 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import ConfigDict, Field, RootModel
 
-
-class Answer(BaseModel):
-    """An object that may grow more fields."""
-
-    model_config = ConfigDict(extra="allow", json_schema_serialization_defaults_required=True)
+from manylora.server.api.answer import Answer
+from manylora.server.api.auto_answers import AUTO_MEANING, AdapterWords, AutoChoice
 
 
 class ErrorDetail(Answer):
@@ -123,6 +120,7 @@ class Completionlike(Answer):
     adapters: list[ServedPart] = Field(
         default_factory=list, description="A mixture's parts, in an answer and in a stream's first chunk."
     )
+    auto: AutoChoice | None = Field(None, description=AUTO_MEANING)
 
 
 Finish = Literal["stop", "length"]
@@ -218,9 +216,12 @@ class Canary(Answer):
 class Adapter(AdapterRecord):
     """An adapter, and where its weights are."""
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
     registration: Registration | None = Field(
-        description="Of its next version: under way, or failed not long ago."
+        None, description="Of its next version: under way, or failed not long ago. Versions have none."
     )
+    auto: AdapterWords | None = Field(None, description="Of one that is asked for alone.")
     state: Literal["available", "unavailable"]
     tier: Literal["device", "host", "disk"] | None
     reason: str | None

@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from manylora.server.api.answers import Answer, ServedPart
+from manylora.server.api.answer import Answer
+from manylora.server.api.answers import ServedPart
+from manylora.server.api.auto_answers import AUTO_MEANING, AutoChoice
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -46,6 +48,7 @@ class AnthropicMessage(_MayBeLeftOut):
     stop_sequence: str | None
     usage: MessageUsage
     adapters: list[ServedPart] = Field(default_factory=list, description="A mixture's parts.")
+    auto: AutoChoice | None = Field(None, description=AUTO_MEANING)
 
 
 class BlockDelta(_MayBeLeftOut):

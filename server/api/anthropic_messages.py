@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic_core import from_json
 
+from manylora.adapters.names import AUTO
 from manylora.server.api.answering import respond
 from manylora.server.api.anthropic_asks import messages_ask, messages_prompt
 from manylora.server.api.anthropic_errors import in_anthropics_shape, in_anthropics_words
@@ -46,7 +47,9 @@ async def count_tokens(request: Request) -> Response:
     """Return how many tokens the prompt of such messages has."""
     deps = dependencies(request)
     body = await read_body(request, CountRequest)
-    model = await unless_gone(request, found(deps, body.model, body))
+    # Whose the messages will be isn't asked for their length: they are counted as the base reads them.
+    name = deps.settings.base_model if body.model == AUTO else body.model
+    model = await unless_gone(request, found(deps, name, body))
     text = await unless_gone(request, text_of(deps, model, body))
     prompt, most = messages_prompt(body), deps.settings.max_tokenize_characters
     lane = deps.tokenising.looks

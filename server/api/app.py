@@ -5,6 +5,7 @@ import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -29,10 +30,11 @@ from manylora.server.api import (
     responses,
     scores,
 )
-from manylora.server.api.asked_models import ANSWERS_HEADER
+from manylora.server.api.asked_models import ANSWERS_HEADER, CHOICE_HEADER
 from manylora.server.api.asked_models import HEADER as PARTS_HEADER
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.error_responses import install_error_handlers
+from manylora.server.api.example_reading import vectors_of
 from manylora.server.api.inside import Inside
 from manylora.server.api.openapi import document
 from manylora.server.api.pacing import Paced
@@ -106,7 +108,7 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=list(origins),
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=[*EXPOSED, *RATES, PARTS_HEADER, ANSWERS_HEADER],
+        expose_headers=[*EXPOSED, *RATES, PARTS_HEADER, ANSWERS_HEADER, CHOICE_HEADER],
     )
 
 
@@ -132,6 +134,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await deps.keys.load()
     if deps.exports is not None:
         await deps.exports.open()
+    if deps.routing is not None:
+        names = [entry.record.name for entry in deps.catalog.list()]
+        await deps.routing.open(names, deps.catalog.described, partial(vectors_of, deps))
     await deps.batches.open(app.state.inside)
     pauses = asyncio.create_task(give_back_in_pauses(deps))
     async with deps.keys.followed():
@@ -141,6 +146,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             # Before the keys' books are closed: its lines spend tokens until then.
             await deps.batches.close()
     pauses.cancel()
+    if deps.routing is not None:
+        await deps.routing.close()
     deps.texts.close()
     deps.tokenising.close()
     if deps.grammars is not None:

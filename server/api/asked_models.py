@@ -8,16 +8,16 @@ from starlette.responses import Response
 
 from manylora.adapters.errors import InvalidMixture
 from manylora.adapters.mixtures import MixturePart, parse_mixture, shortest, spell
-from manylora.adapters.names import valid_name
+from manylora.adapters.names import AUTO, valid_name
 from manylora.server.api.calling import current_caller, managed_catalog, seen_catalog
 from manylora.server.api.dependencies import ApiDependencies
 from manylora.server.api.mixture_fields import ModelFields
 from manylora.server.api.request_context import note
-from manylora.server.catalog import ResolvedModel, ResolvedPart
+from manylora.server.catalog import ResolvedModel, ResolvedPart, Routed
 from manylora.server.errors import AdapterUnavailable, InvalidRequest, MixtureRefused, ModelNotFound
 from manylora.server.tokenizer import ModelText
 
-HEADER = "x-manylora-adapters"
+HEADER, CHOICE_HEADER = "x-manylora-adapters", "x-manylora-auto"
 MOST_LOOKED_FOR = 8
 """Parts of one spelled mixture that are looked for."""
 ANSWERS_HEADER = "x-manylora-adapter"
@@ -32,6 +32,11 @@ def resolve(
 
     ``asker`` says who asks, as AdapterCatalog.resolve has it; raises what that raises, with the field asked by.
     """
+    if model == AUTO:
+        raise InvalidRequest(
+            f"model {AUTO!r} is for what is answered: chats, completions, responses and messages; name one here",
+            param="model",
+        )
     with told_of(fields.model_param):
         found = seen_catalog(deps).resolve(model, fields.parts, asker=asker)
     if found.parts:
@@ -104,8 +109,24 @@ def told_of(param: str) -> Iterator[None]:
 
 
 def told_parts(model: ResolvedModel) -> dict[str, object]:
-    """Return the field of an answer that names a mixture's parts; empty for the base and for an adapter."""
-    return {"adapters": [describe_part(part) for part in model.parts]} if model.parts else {}
+    """Return the fields of an answer that name a mixture's parts and tell how a model was chosen; others have none."""
+    parts: dict[str, object] = {}
+    if model.parts:
+        parts["adapters"] = [describe_part(part) for part in model.parts]
+    return parts if model.routed is None else {**parts, "auto": describe_choice(model.routed)}
+
+
+def describe_choice(routed: Routed) -> dict[str, object]:
+    """Return how a model was chosen, as answers tell it."""
+    second = routed.second
+    return {
+        "model": routed.name,
+        "score": round(routed.score, 4),
+        "nearest": routed.nearest,
+        "threshold": routed.threshold,
+        "second": None if second is None else {"model": second.name, "score": round(second.score, 4)},
+        "prompt_tokens": routed.prompt_tokens,
+    }
 
 
 def describe_part(part: ResolvedPart | MixturePart) -> dict[str, object]:
@@ -128,10 +149,15 @@ def in_one_line(parts: Sequence[ResolvedPart]) -> str:
 
 
 def headers_of(model: ResolvedModel) -> Mapping[str, str]:
-    """Return the headers of an answer that say who answers: name and version, and a mixture's parts with ids."""
+    """Return the headers of an answer that say who answers: name and version, a mixture's parts, how it was chosen."""
     # A base may be called anything; a header is ASCII.
-    answers = {ANSWERS_HEADER: quote(model.answers, safe=_AS_THEY_ARE)}
-    return {**answers, HEADER: in_one_line(model.parts)} if model.parts else answers
+    found = {ANSWERS_HEADER: quote(model.answers, safe=_AS_THEY_ARE)}
+    if model.parts:
+        found[HEADER] = in_one_line(model.parts)
+    if model.routed is not None:
+        name = quote(model.routed.name, safe=_AS_THEY_ARE)
+        found[CHOICE_HEADER] = f"{name};score={model.routed.score:.4f}"
+    return found
 
 
 def with_parts(response: Response, model: ResolvedModel) -> Response:

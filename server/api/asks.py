@@ -16,7 +16,7 @@ from manylora.server.api.schemas import (
 from manylora.server.api.structured import asked_grammar
 from manylora.server.api.token_ids import check_token_ids
 from manylora.server.api.tool_schemas import tools_of
-from manylora.server.catalog import ResolvedModel
+from manylora.server.catalog import ResolvedModel, Routed
 from manylora.server.chat.tools import ToolUse
 from manylora.server.engine.grammar import Grammar
 from manylora.server.engine.request import UNBOUNDED, Pooling, SamplingParams
@@ -67,6 +67,7 @@ class Ask:
     """A client's request: which model, of what prompts, how, and how it wants to hear."""
 
     model: str
+    """By its name; for "auto", once that is found, what was chosen."""
     beside: ModelFields
     """What else names adapters."""
     prompt: Prompt
@@ -86,6 +87,8 @@ class Ask:
     """Whether answers tell which token brought what."""
     wants_reasoning: bool = True
     """Whether what is thought is told."""
+    routed: Routed | None = None
+    """How the model was chosen, if the request left that to the server."""
 
     @property
     def num_prompts(self) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from manylora.server.api.answers import Answer
+from manylora.server.api.answer import Answer
 from manylora.server.batches.records import Status
 
 

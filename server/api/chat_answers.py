@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from manylora.server.api.answers import Answer, Completionlike, Finish, Usage
+from manylora.server.api.answer import Answer
+from manylora.server.api.answers import Completionlike, Finish, Usage
 
 
 class ChatToken(Answer):

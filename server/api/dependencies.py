@@ -11,7 +11,7 @@ from manylora.server.api.metrics import Metrics
 from manylora.server.api.pacing import Rests
 from manylora.server.api.tokenising import Tokenising
 from manylora.server.batches.runner import Batches
-from manylora.server.catalog import AdapterCatalog
+from manylora.server.catalog import AdapterCatalog, Routing
 from manylora.server.catalog.on_demand import OnDemand
 from manylora.server.engine.grammar import Grammars
 from manylora.server.engine.pace import Tempo
@@ -128,6 +128,8 @@ class ApiDependencies:
     tokenising: Tokenising = field(default_factory=Tokenising)
     grammars: Grammars | None = None
     """None: answers are held to none here."""
+    routing: Routing | None = None
+    """None: no request leaves the choice of its model to this server."""
 
 
 def dependencies(request: Request) -> ApiDependencies:

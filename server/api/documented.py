@@ -133,6 +133,7 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
         {200: {JSON: answers.RegisteredModel}, 202: {JSON: answers.Registration}},
         NAMED | BODY | CHANGES | {409},
     ),
+    ("patch", "/adapters/{name}"): _one("admin", answers.Adapter, NAMED | BODY | CHANGES),
     ("delete", "/adapters/{name}"): _one("admin", answers.DeletedModel, NAMED | CHANGES),
     ("get", "/adapters/{name}/versions"): _one("admin", answers.Versions, NAMED),
     ("delete", "/adapters/{name}/versions/{version}"): _one(

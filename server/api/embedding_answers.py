@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from manylora.server.api.answers import Answer, ServedPart
+from manylora.server.api.answer import Answer
+from manylora.server.api.answers import ServedPart
 
 
 class PooledUsage(Answer):

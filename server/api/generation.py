@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
+from manylora.adapters.names import AUTO
 from manylora.server.api.asked_models import found, resolve, text_of
 from manylora.server.api.asks import Ask, check_ids
 from manylora.server.api.calling import behind, current_caller
 from manylora.server.api.choices import CALLED, Choice
+from manylora.server.api.choosing import choose, is_still_there
 from manylora.server.api.dependencies import ApiDependencies, ApiSettings, OutputStream
 from manylora.server.api.held import grammar_of
 from manylora.server.api.prompts import Tokenised, tokenise
@@ -134,16 +136,32 @@ class Generation:
 
 
 async def begin(deps: ApiDependencies, ask: Ask) -> Generation:
-    """Count the choices, resolve the model, tokenise for it, and queue the prompts.
+    """Count the choices, choose the model if that is left to us, and begin with it.
 
-    If an adapter is replaced while the prompts are tokenised, all of that begins again with the new version.
+    If the adapter that was chosen is deleted before it began, another is chosen.
     """
     check_choices(ask, deps.settings)
     _check_priority(ask.priority)
+    if ask.model != AUTO or ask.pooling is not None:
+        return await _begin(deps, ask)
+    while True:
+        chosen = await choose(deps, ask)
+        try:
+            return await _begin(deps, chosen)
+        except (ModelNotFound, AdapterUnavailable):
+            if is_still_there(deps, chosen.routed):
+                raise
+
+
+async def _begin(deps: ApiDependencies, ask: Ask) -> Generation:
+    """Resolve the model, tokenise for it, and queue the prompts.
+
+    If an adapter is replaced while the prompts are tokenised, all of that begins again with the new version.
+    """
     # Whoever doesn't say who it is gets the canary by chance, and the same version when this begins again.
     asker = ask.beside.asker or uuid4().hex
     while True:
-        model = await found(deps, ask.model, ask.beside, asker=asker)
+        model = replace(await found(deps, ask.model, ask.beside, asker=asker), routed=ask.routed)
         deps.engine.prefetch(adapter_id for adapter_id, _ in model.adapters)
         try:
             text = await text_of(deps, model, ask.beside)

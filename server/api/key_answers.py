@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from manylora.server.api.answers import Answer
+from manylora.server.api.answer import Answer
 
 
 class Key(Answer):

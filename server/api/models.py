@@ -7,11 +7,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from manylora.adapters.mixtures import MixturePart, spell
+from manylora.adapters.names import AUTO
 from manylora.server.api.asked_models import describe_asked, found, text_of, told_of
 from manylora.server.api.asks import tokenize_prompt
 from manylora.server.api.auth import require_api_key
 from manylora.server.api.body import read_body
 from manylora.server.api.calling import current_caller, seen_catalog
+from manylora.server.api.choosing import candidates_of
 from manylora.server.api.dependencies import ApiDependencies, dependencies
 from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.openapi import body_of
@@ -41,7 +43,9 @@ async def list_models(request: Request, client_version: str | None = None) -> di
     base = [base_model(deps)] if seen.kind_of(deps.settings.base_model) == "base" else []
     adapters = [adapter_model(deps, entry) for entry in seen.list() if entry.reason is None]
     mixtures = [mixture_model(deps, entry) for entry in seen.mixtures() if entry.reason is None]
-    models = [_as_asked(request, each) for each in (*base, *adapters, *mixtures)]
+    # Last: what asks for the first of them has the base.
+    choice = [auto_model(deps)] if candidates_of(deps) else []
+    models = [_as_asked(request, each) for each in (*base, *adapters, *mixtures, *choice)]
     listed: dict[str, object] = {"object": "list", "data": models}
     if client_version is not None:
         listed["models"] = []
@@ -59,6 +63,8 @@ async def get_model(request: Request, model: str) -> dict[str, object]:
 
 def _described(deps: ApiDependencies, model: str) -> dict[str, object]:
     seen = seen_catalog(deps)
+    if model == AUTO and candidates_of(deps):
+        return auto_model(deps)
     with told_of("model"):
         meant = seen.resolve(model)
     if model == deps.settings.base_model:
@@ -111,6 +117,11 @@ def adapter_model(deps: ApiDependencies, entry: CatalogEntry) -> dict[str, objec
         "root": entry.record.source if caller.sees_all or caller.owns(name) else name,
         "parent": deps.settings.base_model,
     }
+
+
+def auto_model(deps: ApiDependencies) -> dict[str, object]:
+    """Return as a model object the name by which requests leave the choice of an adapter to the server."""
+    return {**base_model(deps), "id": AUTO, "root": AUTO, "parent": deps.settings.base_model}
 
 
 def mixture_model(deps: ApiDependencies, entry: MixtureEntry) -> dict[str, object]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from manylora.server.api.answers import ErrorAnswer
-from manylora.server.api.asked_models import ANSWERS_HEADER, HEADER
+from manylora.server.api.asked_models import ANSWERS_HEADER, CHOICE_HEADER, HEADER
 from manylora.server.api.dependencies import ApiSettings
 from manylora.server.api.documented import ERRORS, EVENTS, GENERATES, JSON, OPERATIONS, Documented
 
@@ -20,6 +20,10 @@ PATTERNS = {"job": "export-[0-9a-f]{16}"}
 """What some names in paths look like: with another the path is none of the route's."""
 RETRY_AFTER = {"retry-after": {"description": "Seconds", "schema": {"type": "integer"}}}
 ANSWERS = {
+    CHOICE_HEADER: {
+        "description": "What the model auto was this time, and how near the prompt was: NAME;score=0.8312",
+        "schema": {"type": "string"},
+    },
     ANSWERS_HEADER: {
         "description": "Who answered: name@version, a mixture's parts as name@version:weight joined by +, or the base",
         "schema": {"type": "string"},

@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from manylora.server.api.answers import Answer, ServedPart
+from manylora.server.api.answer import Answer
+from manylora.server.api.answers import ServedPart
+from manylora.server.api.auto_answers import AUTO_MEANING, AutoChoice
 from manylora.server.api.chat_answers import ChatTokenLogprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -83,6 +85,7 @@ class ModelResponse(_MayBeLeftOut):
     previous_response_id: None
     usage: ResponseUsage | None
     adapters: list[ServedPart] = Field(default_factory=list, description="A mixture's parts.")
+    auto: AutoChoice | None = Field(None, description=AUTO_MEANING)
 
 
 class ResponseEvent(_MayBeLeftOut):

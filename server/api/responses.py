@@ -44,7 +44,8 @@ class ResponseForm:
         self._told = generation.ask.by_token
         self._vocabulary = generation.text.vocabulary
         self._texts = TokenTexts(self._vocabulary)
-        self._head = {**_echoed(body, mark, created), **told_parts(generation.model)}
+        answering = {"model": generation.ask.model, **told_parts(generation.model)}
+        self._head = {**_echoed(body, mark, created), **answering}
         self._parts = Parts(thoughts=True)
         self._finish: str | None = None
         self._number = 0

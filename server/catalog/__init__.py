@@ -4,17 +4,21 @@ from manylora.adapters.types import FreedAdapter, Tier
 from manylora.server.catalog.catalog import AdapterCatalog
 from manylora.server.catalog.names import Kind
 from manylora.server.catalog.quota import Quota
+from manylora.server.catalog.routing import Routing
 from manylora.server.catalog.types import (
     AdapterEngine,
     CatalogEntry,
     CatalogObserver,
     CatalogSettings,
+    Described,
     MixtureEntry,
     PutOutcome,
     ResolvedModel,
     ResolvedPart,
     RestoreReport,
+    Routed,
     Used,
+    WithChanges,
 )
 
 __all__ = [
@@ -23,6 +27,7 @@ __all__ = [
     "CatalogEntry",
     "CatalogObserver",
     "CatalogSettings",
+    "Described",
     "FreedAdapter",
     "Kind",
     "MixtureEntry",
@@ -31,6 +36,9 @@ __all__ = [
     "ResolvedModel",
     "ResolvedPart",
     "RestoreReport",
+    "Routed",
+    "Routing",
     "Tier",
     "Used",
+    "WithChanges",
 ]

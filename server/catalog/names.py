@@ -19,6 +19,7 @@ from manylora.server.catalog.types import (
     AdapterEngine,
     CatalogEntry,
     CatalogSettings,
+    Described,
     MixtureEntry,
     ResolvedModel,
     ResolvedPart,
@@ -124,6 +125,14 @@ class KnownNames:
         """Return all adapters in order of their names."""
         return tuple(self._show(entry) for _, entry in sorted(self._served.active.items()))
 
+    def described(self) -> tuple[Described, ...]:
+        """Return the adapters that can be served and what they say of themselves, in order of their names."""
+        return tuple(
+            Described(name, entry.text.manifest)
+            for name, entry in sorted(self._served.active.items())
+            if entry.reason is None
+        )
+
     def mixtures(self) -> tuple[MixtureEntry, ...]:
         """Return all named mixtures in order of their names."""
         return self._mixtures.entries()
@@ -156,4 +165,5 @@ class KnownNames:
             None if canary is None else canary.record,
             tuple(each.record.version for each in self._served.versions(record.name)),
             entry.invocation,
+            entry.text.manifest,
         )

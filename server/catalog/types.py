@@ -9,14 +9,16 @@ import torch
 
 from manylora.adapters.base_form import BaseForm
 from manylora.adapters.kept_norms import KeptNorms
+from manylora.adapters.manifest import NONE, AdapterManifest
 from manylora.adapters.mixtures import MixturePart, spell
-from manylora.adapters.names import with_version
+from manylora.adapters.names import AUTO, with_version
 from manylora.adapters.pooling import Way
 from manylora.adapters.records import AdapterRecord, MixtureRecord
 from manylora.adapters.sources.finding import Finding
 from manylora.adapters.tokens import AdapterText, PartText
 from manylora.adapters.types import AdapterWeights, BaseModules, FreedAdapter, Tier
 from manylora.adapters.vocabulary import BaseVocabulary
+from manylora.server.catalog.nearest import Near
 
 
 class AdapterEngine(Protocol):
@@ -117,8 +119,40 @@ class SilentObserver:
         """Do nothing."""
 
 
+class WithChanges(SilentObserver):
+    """An observer that also has ``look`` called whenever there are other adapters than before.
+
+    With the name, if it was free until now.
+    """
+
+    def __init__(self, observer: CatalogObserver, look: Callable[[str | None], None]) -> None:
+        self._observer = observer
+        self._look = look
+
+    def loaded(self, record: AdapterRecord, seconds: float, nbytes: int) -> None:
+        """Tell both."""
+        self._observer.loaded(record, seconds, nbytes)
+        self._look(record.name)
+
+    def swapped(self, old: AdapterRecord, new: AdapterRecord, seconds: float) -> None:
+        """Tell both."""
+        self._observer.swapped(old, new, seconds)
+        self._look(None)
+
+    def removed(self, record: AdapterRecord, freed: FreedAdapter, seconds: float) -> None:
+        """Tell both."""
+        self._observer.removed(record, freed, seconds)
+        self._look(None)
+
+    def failed(self, operation: str, name: str, error: BaseException) -> None:
+        """Tell the observer: nothing has changed."""
+        self._observer.failed(operation, name, error)
+
+
 MIXTURE_LABEL = "mixture"
 """What metrics call every mixture that has no name of its own."""
+AUTO_LABEL = AUTO
+"""What metrics call prompts that are read to choose an adapter, and examples; nothing else has that name."""
 OTHER_LABEL = "other"
 """What metrics call everything beyond the names that they may tell apart."""
 
@@ -217,6 +251,37 @@ class ResolvedPart:
 
 
 @dataclass(frozen=True, slots=True)
+class Described:
+    """An adapter that can be served, and what it says of itself."""
+
+    name: str
+    manifest: AdapterManifest
+
+    @property
+    def key(self) -> str:
+        """By which the vectors of its examples are kept: adapters with the same ones share them."""
+        return self.manifest.key
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """How the model of a request was chosen that left the choice to the server."""
+
+    name: str
+    """What answers: an adapter, or the base."""
+    score: float
+    """How near the prompt is to the examples of the nearest, from -1 to 1."""
+    nearest: str
+    """What is nearest; another than ``name`` if it wasn't near enough."""
+    threshold: float
+    """How near that had to be."""
+    second: Near | None = None
+    """What came next; None: nothing did."""
+    prompt_tokens: int = 0
+    """Tokens that were read for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResolvedModel:
     """What a model name in a request means."""
 
@@ -239,6 +304,8 @@ class ResolvedModel:
     """How texts are pooled with it, as its adapters say: none, or parts that differ, say nothing."""
     part_texts: tuple[PartText, ...] = ()
     """Of parts that may be tokenised differently: who makes tokens for them checks that they are not."""
+    routed: Routed | None = None
+    """How it was chosen, if the request left that to the server."""
 
     @property
     def chat_template(self) -> str | None:
@@ -285,6 +352,8 @@ class CatalogEntry:
     """Those of its name that may be asked for, the newest first."""
     invocation: tuple[int, ...] = ()
     """Token ids from whose last occurrence in a prompt on it acts; (): it always does, or is unavailable."""
+    manifest: AdapterManifest = NONE
+    """What its files say of it."""
 
     @property
     def notes(self) -> tuple[str, ...]:

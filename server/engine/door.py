@@ -62,6 +62,8 @@ def check_request(request: GenerationRequest, vocab_size: int, cache: AdapterCac
         raise InvalidRequest("a request needs n and max_tokens of at least 1")
     if request.pooling is not None and request.n != 1:
         raise InvalidRequest("a prompt is pooled once: n is 1")
+    if not 0 <= request.pooled_from < len(request.prompt_token_ids):
+        raise InvalidRequest("states are pooled from one of the prompt's tokens on")
     _check_adapters(request, cache)
 
 

@@ -281,8 +281,10 @@ def _state_rows(rows: Rows) -> tuple[list[int], dict[int, slice]]:
         end += row.length
         pooling = row.sequence.pooling
         if pooling is not None:
-            whole = row.start + row.length == len(row.sequence.token_ids)
-            first = end - row.length if pooling is Pooling.MEAN else end - whole
+            last = row.start + row.length
+            whole = last == len(row.sequence.token_ids)
+            counted = min(row.length, max(0, last - row.sequence.pooled_from))
+            first = end - (counted if pooling is Pooling.MEAN else whole)
             places[row.sequence.number] = slice(len(wanted), len(wanted) + end - first)
             wanted += range(first, end)
     return wanted, places

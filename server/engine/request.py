@@ -109,6 +109,8 @@ class GenerationRequest:
     """Cached prefixes are shared with requests of the same scope alone."""
     pooling: Pooling | None = None
     """The prompt is not continued: it ends, once it is computed, with its states pooled in this way. With n = 1."""
+    pooled_from: int = 0
+    """Of MEAN: the first token that counts. Those before it may come from the prefix cache."""
 
     @property
     def asked_tokens(self) -> int:

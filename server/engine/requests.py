@@ -179,7 +179,7 @@ class LiveRequests:
         """Pool what a chunk told, and end the request with its prompt; one that starts again is pooled anew."""
         live = sequence.owner
         assert sequence.pooling is not None
-        if live.pooled is None or start == 0:
+        if live.pooled is None or start <= sequence.pooled_from:
             live.pooled = PooledStates(sequence.pooling)
         if states is not None and len(states):
             live.pooled.add(states)

@@ -207,13 +207,11 @@ class Scheduler:
 
     def _prefix(self, sequence: Sequence) -> list[int]:
         """Return the cached blocks that begin the sequence. Who waits for room in step after step is looked up once."""
-        if sequence.shuns_prefixes:
-            return []
         known: list[int] = []
         if self._found is not None and self._found[:2] == (sequence.number, self._blocks.dropped):
             known = self._found[2]
         scope = sequence.owner.request.cache_scope
-        found = self._blocks.match(sequence.stages, sequence.token_ids, scope, known)
+        found = self._blocks.match(sequence.stages, sequence.borrowable, scope, known)
         self._found = sequence.number, self._blocks.dropped, found
         return found
 

@@ -3,6 +3,7 @@
 Only this file changes a sequence's status.
 """
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -104,6 +105,7 @@ class Sequence:
         "num_prompt_tokens",
         "number",
         "owner",
+        "pooled_from",
         "pooling",
         "reported",
         "room",
@@ -144,6 +146,7 @@ class Sequence:
         self.told = UNTOLD if asked is None else asked
         """Alternatives that are told beside each token's own log probability."""
         self.pooling = owner.request.pooling
+        self.pooled_from = owner.request.pooled_from
         self.wants_prompt_logprobs = owner.request.sampling.prompt_logprobs is not None and index == 0
         """Whether this pass must compute every prompt token: the first choice, until it has its first token."""
 
@@ -163,9 +166,14 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
-    def shuns_prefixes(self) -> bool:
-        """Whether something is told of every prompt token, so that none can come from the prefix cache."""
-        return self.wants_prompt_logprobs or self.pooling is Pooling.MEAN
+    def borrowable(self) -> Seq[int]:
+        """The tokens of which a beginning may come from the prefix cache: those before the first that is told of."""
+        if self.wants_prompt_logprobs:
+            return ()
+        if self.pooling is Pooling.MEAN:
+            # One more: a look-up leaves the last to be computed.
+            return self.token_ids[: self.pooled_from + 1] if self.pooled_from else ()
+        return self.token_ids
 
     def admit(self, cached_tokens: int) -> None:
         """Start computing, behind ``cached_tokens`` that the prefix cache has."""

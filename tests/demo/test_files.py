@@ -92,7 +92,8 @@ def test_ranks_and_targets_differ() -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.form for recipe in RECIPES])
 def test_adapters_are_in_peft_format(recipe: Recipe) -> None:
     folder = DEMO / "adapters" / recipe.form
-    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "manylora_adapter.json"}
+    assert {path.name for path in folder.iterdir()} == files
     text = (folder / "adapter_config.json").read_text()
     config = json.loads(text)
     assert config["peft_type"] == "LORA"

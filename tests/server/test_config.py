@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from manylora.server.config import AdapterArgument, ServeSettings
+from manylora.server.config import ServeSettings
+from manylora.server.named_arguments import AdapterArgument
 
 
 def test_an_adapter_is_named_before_the_first_equals_sign(monkeypatch: pytest.MonkeyPatch) -> None:

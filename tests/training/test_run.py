@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from manylora import demo
+from manylora.adapters.manifest import NONE
 from manylora.demo.task_data import write_tasks
 from manylora.loadtest.material.checkpoints import TINY, write_base
 from manylora.training import job
@@ -207,7 +208,7 @@ def test_all_processes_take_part_when_the_adapter_is_saved(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     trainer: Any = Everyone()
-    publish(trainer, tmp_path)
+    publish(trainer, tmp_path, NONE)
     assert trainer.saves == [str(tmp_path / ".adapter-partial")]
     assert list(tmp_path.iterdir()) == []  # the first process makes it
 

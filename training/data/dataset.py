@@ -1,5 +1,6 @@
 """From data files to what a trainer takes: reads, splits, tokenises, packs, and says what it found."""
 
+import heapq
 import random
 from array import array
 from collections import Counter
@@ -66,6 +67,12 @@ class TrainingData:
     def example(self, index: int) -> Example:
         """Return an example as it was read; they are counted in the files' order, without what was left out."""
         return self._store[self._kept[index]]
+
+    def sample(self, count: int) -> list[Example]:
+        """Return so many different examples, or all: those that content alone picks, whatever their order."""
+        prints = self._store.fingerprints
+        numbers = {prints[number]: number for number in reversed(self._kept)}
+        return self._store.read([numbers[each] for each in heapq.nsmallest(count, numbers)])
 
 
 def load_data(settings: DataSettings, tokenizer: FastTokenizer) -> TrainingData:

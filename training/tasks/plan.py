@@ -39,6 +39,8 @@ OF_A_TASK = frozenset(
         "loraplus_lr_ratio",
         "rank_schedule",
         "adapter_name",
+        "description",
+        "route_examples",
         # schedule
         "learning_rate",
         "lr_scheduler_type",

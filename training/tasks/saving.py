@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from manylora.adapters.manifest import NONE, AdapterManifest, write_manifest
 from manylora.training import output
 from manylora.training.continuing import Kept, compare
 from manylora.training.errors import InvalidArgument, TrainingError
@@ -24,7 +25,7 @@ OF_TASK = (*ADAPTER, TRAINER_STATE, "task.pt")
 
 class RunFiles:
     """The output directory of a run. ``say`` tells the user of a checkpoint that could not be written; ``facts`` are
-    what each task's checkpoints say of it (training/continuing.py)."""
+    what each task's checkpoints say of it (training/continuing.py), ``manifests`` what its adapter says of itself."""
 
     def __init__(
         self,
@@ -32,10 +33,12 @@ class RunFiles:
         tokenizer: PreTrainedTokenizerBase,
         say: Callable[[str], None],
         facts: Mapping[str, Mapping[str, Any]] | None = None,
+        manifests: Mapping[str, AdapterManifest] | None = None,
     ) -> None:
         self.directory = Path(str(args.output_dir))
         self._args, self._tokenizer, self._say = args, tokenizer, say
         self._facts = facts or {}
+        self._manifests = manifests or {}
         self._published: set[str] = set()
         self._has_told = False
 
@@ -86,6 +89,7 @@ class RunFiles:
             staging = output.open_adapter(directory)
             member.policy.save(member.model, staging, resumable=False)
             self._tokenizer.save_pretrained(str(staging))
+            write_manifest(staging, self._manifests.get(member.name, NONE))
             output.publish_adapter(directory)
         self._published.add(member.name)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from manylora.adapters.manifest import AdapterManifest
 from manylora.training import output
 from manylora.training.arguments import Arguments
 from manylora.training.bases.servable import serve_command
@@ -13,6 +14,7 @@ from manylora.training.continuing import facts_of
 from manylora.training.errors import Diverged, TrainingError
 from manylora.training.loop import checkpoints
 from manylora.training.loop.interrupt import Signals
+from manylora.training.manifest import manifest_of
 from manylora.training.register import can_register, register
 from manylora.training.tasks import saving
 from manylora.training.tasks.display import TasksDisplay
@@ -116,7 +118,7 @@ def _train(plan: Plan, directory: Path, display: TasksDisplay) -> tuple[list[Tas
         saving.clear(directory, [task.directory for task in plan.tasks])
     members = [_member(each) for each in tasks]
     facts = {name: {**each, "base": base.fingerprint} for name, each in facts.items()}
-    files = saving.RunFiles(args, base.tokenizer, display.say, facts)
+    files = saving.RunFiles(args, base.tokenizer, display.say, facts, _manifests(tasks, display.say))
     signals = Signals()
     watcher = _Watcher(display, Records(tasks), Trackers(args, base.model), files, signals)
     run = SideBySide(MixedBase(base, [member.model for member in members], args), members, watcher)
@@ -146,6 +148,11 @@ def _train(plan: Plan, directory: Path, display: TasksDisplay) -> tuple[list[Tas
     display.say(_report(watcher.records, members, directory, measured))
     results = [_result(member) for member in members]
     return results, _serve_command(base, tasks, results)
+
+
+def _manifests(tasks: list[PreparedTask], say: Callable[[str], None]) -> dict[str, AdapterManifest]:
+    """Return what each task's adapter is to say of itself."""
+    return {each.task.name: manifest_of(each.task.arguments, each.prepared.train, say) for each in tasks}
 
 
 def _report(records: Records, members: list[Member], directory: Path, measured: Measured) -> str:

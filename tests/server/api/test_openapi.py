@@ -112,6 +112,7 @@ def test_every_operation_is_asked_and_answers_as_described(own: Running) -> None
     ask("POST", "/adapters", {"name": "new", "src": "b"})
     ask("POST", "/adapters", {"name": "new", "src": "b"})
     ask("GET", "/adapters/{name}", name="new")
+    ask("PATCH", "/adapters/{name}", {"description": "Of words.", "examples": ["a word"]}, name="new")
     ask("PUT", "/adapters/{name}", {"src": "c"}, name="new")
     ask_of_a_failure(own, ask)
     ask("DELETE", "/adapters/{name}", name="coming")
@@ -234,7 +235,8 @@ def test_what_tells_a_mixtures_parts_is_described(own: Running) -> None:
     described = description(own)
     for path in ("/v1/chat/completions", "/v1/completions"):
         headers = described["paths"][path]["post"]["responses"]["200"]["headers"]
-        assert set(headers) == {"x-request-id", "x-manylora-adapters", "x-manylora-adapter"}
+        told = {"x-manylora-adapters", "x-manylora-adapter", "x-manylora-auto"}
+        assert set(headers) == {"x-request-id", *told}
     chat = described["components"]["schemas"]["ChatCompletion"]
     assert "adapters" in chat["properties"]
     assert "adapters" not in chat["required"]

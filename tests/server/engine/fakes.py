@@ -370,11 +370,11 @@ def make_engine(
 
 
 def expected_mean(
-    prompt: Sequence[int], adapters: Sequence[tuple[int, float]] = ()
+    prompt: Sequence[int], adapters: Sequence[tuple[int, float]] = (), start: int = 0
 ) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
-    """The prompt's states pooled by their mean, computed alone."""
+    """The states of the prompt's tokens from ``start`` on pooled by their mean, computed alone."""
     marked = [t + 64 * mark_of(adapters) for t in prompt]
-    states = [next_logits(marked[: end + 1]).astype(np.float64) for end in range(len(prompt))]
+    states = [next_logits(marked[: end + 1]).astype(np.float64) for end in range(start, len(prompt))]
     total = np.zeros(VOCAB)
     for state in states:
         total += state

@@ -108,6 +108,30 @@ def test_one_that_is_put_back_is_pooled_anew() -> None:
     harness.engine.check_integrity()
 
 
+@pytest.mark.parametrize("step_tokens", [1, 3, 7, 32])
+@pytest.mark.parametrize("start", [1, 8, 13, len(PROMPT) - 1])
+def test_a_mean_of_the_last_tokens_stands_on_what_is_cached_of_those_before(
+    start: int, step_tokens: int
+) -> None:
+    harness = Harness(Pools(block_size=4, max_step_tokens=step_tokens))
+    for name in ("first", "second"):
+        harness.engine.add_request(replace(pool(name), pooled_from=start))
+        harness.run()
+        assert (vector(harness, name) == expected_mean(PROMPT, start=start)).all()
+    assert only(harness, "first").cached_tokens == 0
+    assert only(harness, "second").cached_tokens == start // 4 * 4
+    harness.engine.check_integrity()
+
+
+def test_one_that_is_put_back_in_mid_count_counts_its_last_tokens_anew() -> None:
+    harness = Harness(Pools(blocks=8, block_size=4, max_step_tokens=10))
+    harness.engine.add_request(ask("old", PROMPT[:8], 6))
+    harness.engine.add_request(replace(pool("pooled"), pooled_from=5))
+    harness.run()
+    assert harness.engine.preemptions > 0
+    assert (vector(harness, "pooled") == expected_mean(PROMPT, start=5)).all()
+
+
 def test_states_that_are_not_finite_fail_their_own_request_alone() -> None:
     harness = Harness()
     harness.model.overflows = lambda token, mark: token == 63
@@ -142,3 +166,9 @@ def test_a_step_that_fails_and_an_abort_end_a_pooled_prompt_once() -> None:
 def test_a_prompt_is_pooled_once() -> None:
     with pytest.raises(InvalidRequest, match="n is 1"):
         Harness().engine.check(replace(pool("two"), n=2))
+
+
+@pytest.mark.parametrize("start", [-1, len(PROMPT)])
+def test_states_are_counted_from_one_of_the_prompts_tokens_on(start: int) -> None:
+    with pytest.raises(InvalidRequest, match="one of the prompt's tokens"):
+        Harness().engine.check(replace(pool("none"), pooled_from=start))
