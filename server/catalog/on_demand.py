@@ -67,7 +67,7 @@ class Resolver:
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     until: float
-    error: AdapterUnavailable | None
+    reason: str | None
     """Why it can't be served; None: it is nowhere."""
 
 
@@ -81,7 +81,7 @@ class OnDemand:
         self._resolver = resolver
         self._seconds = seconds
         self._clock = clock
-        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._under_way: dict[str, asyncio.Task[str | None]] = {}
         self._refusals: OrderedDict[str, _Refusal] = OrderedDict()
 
     async def look_for(self, catalog: AdapterCatalog, name: str) -> None:
@@ -89,10 +89,10 @@ class OnDemand:
 
         Raises AdapterUnavailable for one that is there and can't be served, or not within the time that requests wait.
         """
+        self._forget_old()
         refusal = self._refusals.get(name)
-        if refusal is not None and refusal.until > self._clock():
-            if refusal.error is not None:
-                raise refusal.error
+        if refusal is not None:
+            _raise_for(refusal.reason)
             return
         task = self._under_way.get(name)
         if task is None:
@@ -111,25 +111,37 @@ class OnDemand:
                 param="model",
                 retry_after=5.0,
             )
-        task.result()
+        _raise_for(task.result())
 
-    async def _look(self, catalog: AdapterCatalog, name: str) -> None:
-        error: AdapterUnavailable | None = None
+    async def _look(self, catalog: AdapterCatalog, name: str) -> str | None:
+        """Do so; return why the adapter that is there can't be served."""
+        reason: str | None = None
         try:
             offer = await asyncio.to_thread(self._resolver.offer, name)
             await catalog.register(name, offer)
-            return
+            return None
         except AdapterNameTaken:
-            return  # somebody registered it meanwhile
+            return None  # somebody registered it meanwhile
         except AdapterNotFound:
             pass
         except (AdapterError, ServerError) as refused:
-            error = AdapterUnavailable(f"model {name!r} can't be served: {refused}", param="model")
+            reason = f"model {name!r} can't be served: {refused}"
         finally:
             del self._under_way[name]
-        self._refusals[name] = _Refusal(self._clock() + SECONDS_REMEMBERED, error)
+        self._refusals[name] = _Refusal(self._clock() + SECONDS_REMEMBERED, reason)
         self._refusals.move_to_end(name)
         while len(self._refusals) > MOST_REMEMBERED:
             self._refusals.popitem(last=False)
-        if error is not None:
-            raise error
+        return reason
+
+    def _forget_old(self) -> None:
+        """Drop what isn't remembered any more: the first is the oldest."""
+        now = self._clock()
+        while self._refusals and next(iter(self._refusals.values())).until <= now:
+            self._refusals.popitem(last=False)
+
+
+def _raise_for(reason: str | None) -> None:
+    """Raise AdapterUnavailable if there is a reason, each time a new one: the door writes into what it answers with."""
+    if reason is not None:
+        raise AdapterUnavailable(reason, param="model")

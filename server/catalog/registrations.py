@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from manylora.adapters.errors import AdapterError
 from manylora.adapters.names import LONGEST_ECHO
 from manylora.server.catalog.operations import Caller, CallerLeft
 from manylora.server.catalog.progress import Phase
-from manylora.server.errors import RegistrationCancelled
+from manylora.server.errors import RegistrationCancelled, ServerError
 
 State = Phase | Literal["ready", "failed", "cancelled"]
 MOST_FAILED = 256
@@ -35,7 +36,8 @@ class Registration:
     caller: Caller = field(default_factory=Caller)
     created: float = field(default_factory=time.time)
     ended: float | None = None
-    error: BaseException | None = None
+    error: Exception | None = None
+    """A copy of what was raised, without its traceback: the frames of that hold the adapter's tensors."""
     is_cancelled: bool = False
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once it has ended, however."""
@@ -75,14 +77,14 @@ class Registrations:
         try:
             yield
         except CallerLeft as error:
-            registration.error = error
+            registration.error = _bare(error)
             if registration.is_cancelled:
                 raise RegistrationCancelled(
                     f"the registration of {registration.name[:LONGEST_ECHO]!r} was cancelled by a DELETE of that name"
                 ) from None
             raise
         except BaseException as error:
-            registration.error = error
+            registration.error = _bare(error)
             raise
         finally:
             self._end(registration)
@@ -138,3 +140,13 @@ class Registrations:
         before = time.time() - KEPT_SECONDS
         for name in [name for name, each in self._failed.items() if (each.ended or 0.0) < before]:
             del self._failed[name]
+
+
+def _bare(error: BaseException) -> Exception:
+    """Return an error that says the same; of one that nobody expected, its name alone: no more of it is told."""
+    if not isinstance(error, AdapterError | ServerError):
+        return RuntimeError(type(error).__name__)
+    kind = type(error)
+    bare = kind.__new__(kind, *error.args)
+    bare.__dict__.update(vars(error))
+    return bare

@@ -74,6 +74,19 @@ async def test_what_is_nowhere_is_not_looked_for_again_at_once(house: House, tmp
     assert Counted.asked.count("broken") == 1
 
 
+async def test_each_request_gets_an_error_of_its_own(house: House, tmp_path: Path) -> None:
+    shelf = Shelf(house, tmp_path / "shelf")
+    (shelf.directory / "broken").mkdir()
+    (shelf.directory / "broken" / "adapter_config.json").write_text("{}")
+    at_once = await asyncio.gather(*(shelf.ask("broken") for _ in range(3)), return_exceptions=True)
+    later = await asyncio.gather(*(shelf.ask("broken") for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(each, AdapterUnavailable) for each in (*at_once, *later))
+    assert len({id(each) for each in (*at_once, *later)}) == 6
+    shelf.now = SECONDS_REMEMBERED
+    await shelf.ask("other")
+    assert set(shelf.demand._refusals) == {"other"}
+
+
 async def test_a_request_waits_for_a_while_and_the_loading_goes_on(house: House, tmp_path: Path) -> None:
     shelf = Shelf(house, tmp_path / "shelf", seconds=0.0)
     write(shelf.directory / "one")
