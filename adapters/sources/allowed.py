@@ -52,7 +52,7 @@ class Place:
 
 def parse_place(url: str) -> Place:
     """Take a URL apart. Raises InvalidAdapter for one that could be read in two ways, or holds a password."""
-    shown = url.partition("?")[0][:200]
+    shown = without_secrets(url)[:200]
     if len(url) > LONGEST_URL or _ODD.search(url):
         raise InvalidAdapter(
             f"{shown!r}: a URL has at most {LONGEST_URL} characters, no blanks, and what isn't ASCII is percent-encoded"
@@ -79,6 +79,17 @@ def parse_place(url: str) -> Place:
         if not host:
             raise InvalidAdapter(f"{shown!r} names no host")
     return Place(scheme, host, path.strip("/"), parts.query)
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be told: without a query, where signatures are, and a name and password of a host."""
+    scheme, separator, rest = url.partition("?")[0].partition("#")[0].partition("://")
+    authority, slash, path = rest.partition("/")
+    user, _, host = authority.rpartition("@")
+    # An account's container and a revision stand there too.
+    if scheme.lower() in WEB or ":" in user:
+        authority = host
+    return f"{scheme}{separator}{authority}{slash}{path}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,10 @@ def _unpack_zip(source: _Metered, folder: Path, max_bytes: int) -> None:
                 raise _no_file(info.filename)
             if info.flag_bits & 0x1:
                 raise UnsupportedAdapter(f"{info.filename[:200]!r} in the archive is encrypted")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UnsupportedAdapter(
+                    f"{info.filename[:200]!r} in the archive is compressed in a way that isn't read: use deflate"
+                )
             entries.append(_Entry(_check_path(info.filename), info.file_size, partial(archive.open, info)))
         inner = _folder_of([entry.name for entry in entries])
         left = max_bytes

@@ -7,7 +7,16 @@ from functools import partial
 from pathlib import Path
 
 from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
-from manylora.adapters.sources.allowed import HUB, NOWHERE, OBJECTS, SCHEMES, Allowed, Place, parse_place
+from manylora.adapters.sources.allowed import (
+    HUB,
+    NOWHERE,
+    OBJECTS,
+    SCHEMES,
+    Allowed,
+    Place,
+    parse_place,
+    without_secrets,
+)
 from manylora.adapters.sources.archive import SUFFIXES
 from manylora.adapters.sources.hub import hub_token, parse_hub, reading_hub
 from manylora.adapters.sources.local import operator_source, resolve_source
@@ -33,11 +42,11 @@ class Offer:
     """The source itself, if it is here already."""
 
     def __str__(self) -> str:
-        """Return what may be shown, logged and stored: a URL without its query, where signatures are."""
+        """Return what may be shown, logged and stored: a URL without its query and its password."""
         scheme = _SCHEME.match(self.src)
         if scheme is None or scheme[1].lower() == "file":
             return self.src
-        return self.src.partition("?")[0].partition("#")[0]
+        return without_secrets(self.src)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,8 @@ class Finding:
         self.allowed.check(Place(HUB, account, repo))
         token = token or self.own_token()
         start = partial(reading_hub, found, token, self.limits, self._passes)
-        return RemoteSource(f"{HUB}://{name}", token, start)
+        where = f"{HUB}://{name}"
+        return RemoteSource(where, token, start, where)
 
     def _objects(self, place: Place, token: str | None) -> Source:
         if token is not None or place.query:
@@ -114,7 +124,7 @@ class Finding:
             )
         is_archive = _is_archive(place)
         return RemoteSource(
-            str(place), None, partial(reading_objects, place, self.limits, is_archive), is_archive
+            str(place), None, partial(reading_objects, place, self.limits, is_archive), str(place), is_archive
         )
 
     def _web(self, place: Place, token: str | None) -> Source:
@@ -124,7 +134,7 @@ class Finding:
                 "a URL with a query names one file: give an archive's (.zip, .tar, .tar.gz), or a folder's without"
             )
         start = partial(reading_web, place, token, self.limits, self._passes, is_archive)
-        return RemoteSource(place.url, token, start, is_archive)
+        return RemoteSource(place.url, token, start, str(place), is_archive)
 
     def _passes(self, place: Place) -> bool:
         return self.allowed.admits(place)

@@ -39,9 +39,11 @@ class RemoteSource:
     """An adapter at a place. Two are the same if they read the same place in the same way, with the same token."""
 
     where: str = field(repr=False)
-    """The URL, or what else names the place."""
+    """The URL, or what else names the place. Its query may be a secret."""
     token: str | None = field(repr=False)
     start: Callable[[], AbstractContextManager[Reading]] = field(compare=False, repr=False)
+    shown: str = field(compare=False)
+    """The place as it may be told and logged."""
     is_archive: bool = False
     """Whether the place has one file, with all others in it."""
 
@@ -87,9 +89,9 @@ class RemoteSource:
         if self.is_archive:
             seen = reading.look(_ARCHIVE)
             if seen is None:
-                raise AdapterNotFound(f"there is nothing at {self.where!r}")
+                raise AdapterNotFound(f"there is nothing at {self.shown!r}")
             if seen.size is not None and seen.size > max_bytes:
-                raise InvalidAdapter(f"{seen.size} bytes; at most {max_bytes}", file=self.where)
+                raise InvalidAdapter(f"{seen.size} bytes; at most {max_bytes}", file=self.shown)
             return {_ARCHIVE: seen}
         found = {name: reading.look(name) for name in KNOWN_FILES}
         there = {name: seen for name, seen in found.items() if seen is not None}

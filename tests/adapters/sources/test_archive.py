@@ -103,6 +103,15 @@ def encrypted() -> bytes:
     return bytes(raw)
 
 
+def packed(method: int, name: str = "adapter_config.json") -> bytes:
+    """Return a zip with an entry that is compressed so."""
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as archive:
+        for each, body in FILES.items():
+            archive.writestr(each, body * 100, method if each == name else zipfile.ZIP_STORED)
+    return raw.getvalue()
+
+
 def claiming(size: int) -> bytes:
     """Return a tar whose first entry says to be so large."""
     info = tarfile.TarInfo("notes.txt")
@@ -151,6 +160,12 @@ def large_directory() -> bytes:
         (many_tar, InvalidAdapter, "entries"),
         (large_directory, InvalidAdapter, "tables"),
         (encrypted, UnsupportedAdapter, "encrypted"),
+        (
+            lambda: packed(zipfile.ZIP_LZMA),
+            UnsupportedAdapter,
+            r"adapter_config\.json' in the archive is compressed",
+        ),
+        (lambda: packed(zipfile.ZIP_BZIP2, "README.md"), UnsupportedAdapter, r"README\.md'.*use deflate"),
         (lambda: zipped(FILES)[:-30], InvalidAdapter, "as zip"),
         (lambda: tarred(FILES)[:-30], InvalidAdapter, r"as tar\.gz"),
         (lambda: tarred(FILES, mode="w")[:1540], InvalidAdapter, "as tar"),

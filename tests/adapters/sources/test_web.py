@@ -218,6 +218,31 @@ def test_pickled_and_encoded_files_are_refused(
         store.stage(finding.find(Offer(f"{host.url}/models/a")))
 
 
+def test_a_signature_is_in_no_error(finding: Finding, store: AdapterStore, host: Host) -> None:
+    path = "/models/a.zip"
+    host.things[path] = Thing(bytes(LIMIT + 1))
+    for src, kind in ((path, InvalidAdapter), ("/models/none.zip", AdapterNotFound)):
+        with pytest.raises(kind, match=src) as refused:
+            store.stage(finding.find(Offer(f"{host.url}{src}?signature=s3cret")))
+        assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("src", "shown"),
+    [
+        ("https://me:s3cret@host/a/b@c?d=e#f", "https://host/a/b@c"),
+        ("HTTP://me@host", "HTTP://host"),
+        ("s3://key:s3cret@bucket/a", "s3://bucket/a"),
+        ("az://container@account/a", "az://container@account/a"),
+        ("hf://org/name@main", "hf://org/name@main"),
+        ("org/name@main", "org/name@main"),
+        ("a?b", "a?b"),
+    ],
+)
+def test_a_source_is_shown_without_what_is_secret(src: str, shown: str) -> None:
+    assert str(Offer(src)) == shown
+
+
 def test_hosts_that_answer_get_alone_are_read(
     finding: Finding, store: AdapterStore, host: Host, adapter: Path
 ) -> None:
