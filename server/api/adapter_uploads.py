@@ -62,7 +62,7 @@ def adapter_body(model: type[AdapterUpdate], *, has_name: bool) -> dict[str, Any
 async def asked_of(
     request: Request, catalog: AdapterCatalog, model: type[Body], check: Callable[[Body], None]
 ) -> AsyncIterator[Asked[Body]]:
-    """Read a request's body; ``check`` is asked before files are taken.
+    """Read a request's body; ``check`` is asked before files are taken, and of all that a form says in the end.
 
     What is uploaded is deleted when the block ends, unless ``held`` was taken over. Raises InvalidRequest,
     BodyTooLarge, QueueFull, and what Upload raises.
@@ -76,7 +76,8 @@ async def asked_of(
             return
         upload = await held.enter_async_context(catalog.receiving())
         body = await _read_form(request, upload, model, check)
-        source = await asyncio.to_thread(upload.end)
+        with as_store_full():
+            source = await asyncio.to_thread(upload.end)
         yield Asked(body, Offer(SHOWN, source=source), held)
 
 
@@ -93,8 +94,7 @@ async def _read_form(
     with as_store_full():
         form = await read_upload(request, upload, most_files=len(KNOWN_FILES), before_files=check_fields)
     body = _body_of(form.fields, model)
-    if not form.filenames:
-        check(body)
+    check(body)  # fields may come behind the files
     return body
 
 

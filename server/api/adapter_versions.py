@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field, model_validator
+from starlette.convertors import IntegerConvertor, register_url_convertor
 
 from manylora.adapters.records import AdapterState
 from manylora.adapters.sources.finding import Offer
@@ -19,8 +20,17 @@ from manylora.server.api.request_context import note
 from manylora.server.api.strict import Strict
 from manylora.server.catalog import AdapterCatalog, CatalogEntry
 
-router = APIRouter(dependencies=[Depends(require_manager)], tags=["adapters"])
 LARGEST = 999_999_999
+
+
+class _Version(IntegerConvertor):
+    """A version's number in a path, up to the largest: Python refuses to read numbers of thousands of digits."""
+
+    regex = "[1-9][0-9]{0,8}"
+
+
+register_url_convertor("version", _Version())
+router = APIRouter(dependencies=[Depends(require_manager)], tags=["adapters"])
 
 
 class RollbackRequest(Strict):
@@ -58,7 +68,7 @@ async def list_versions(request: Request, name: str) -> dict[str, object]:
     return _versions(_catalog(request, name), name)
 
 
-@router.delete("/adapters/{name:path}/versions/{version:int}")
+@router.delete("/adapters/{name:path}/versions/{version:version}")
 async def forget_version(request: Request, name: str, version: int) -> dict[str, object]:
     """Let a kept version go: its files at once, its memory when running requests have ended."""
     catalog = _catalog(request, name)

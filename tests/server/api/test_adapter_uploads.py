@@ -1,5 +1,6 @@
 """Adapters that are sent: as files or as an archive, and every way of sending them wrong."""
 
+import errno
 import io
 import json
 import os
@@ -104,6 +105,18 @@ def test_what_makes_no_adapter_is_refused(
     assert (refused.status_code, error["code"]) == (status, code), error
     assert why in error["message"]
     assert http.get("/adapters/x").status_code == 404
+
+
+def test_a_disk_that_is_full_in_the_end_is_told(
+    http: httpx.Client, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    archive = {"file": ("b.zip", zipped(files.adapters / "b"))}
+    refused = http.post("/adapters", data={"name": "sent"}, files=archive)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (507, "store_full")
 
 
 def test_a_claim_that_is_too_large_is_refused_before_it_is_sent(server: Running) -> None:

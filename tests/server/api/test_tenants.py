@@ -228,6 +228,12 @@ def test_a_tenant_manages_its_own_namespace_alone(house: Running) -> None:
     assert _without_names(unloads, ("globex/secret", "globex/nothing")) == 1
     pinned = call(house, "PUT", "/adapters/acme/new", key, {"src": "y", "pin": True})
     assert pinned.status_code == 403
+    behind = {"name": (None, b"acme/late"), "file": ("adapter_config.json", b"{}"), "pin": (None, b"true")}
+    head = {"authorization": f"Bearer {key}"}
+    for method, path in (("POST", "/adapters"), ("PUT", "/adapters/acme/new")):
+        form = behind if method == "POST" else {name: behind[name] for name in ("file", "pin")}
+        pinned = httpx.request(method, house.url + path, files=form, headers=head, timeout=30)
+        assert (pinned.status_code, error(pinned)["code"]) == (403, "forbidden")
     for name in ("acme/mix", "acme/new"):
         assert call(house, "DELETE", f"/adapters/{name}", key).status_code == 200
     assert listed() == {"acme/x"}

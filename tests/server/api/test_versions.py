@@ -107,6 +107,7 @@ def test_what_can_not_be_is_a_clear_error(http: httpx.Client) -> None:
         ("DELETE", "/adapters/x/canary", None, 409, "has no canary"),
         ("DELETE", f"/adapters/x/versions/{version}", None, 409, "is the active one"),
         ("DELETE", "/adapters/x/versions/9999", None, 404, "no version 9999 of 'x'"),
+        ("DELETE", f"/adapters/x/versions/{'9' * 5000}", None, 404, "there is no adapter 'x/versions/9"),
         ("GET", "/adapters/nobody/versions", None, 404, "no adapter 'nobody'"),
         ("POST", "/adapters/nobody/rollback", None, 404, "no adapter 'nobody'"),
         ("POST", "/adapters", {"name": "y/versions", "src": "b"}, 400, "ends as a route"),
