@@ -105,6 +105,40 @@ def test_a_mixture_shares_as_one_whatever_its_weights() -> None:
     assert order[:8].count("1") == 4, "each of its weights had a share of its own"
 
 
+@pytest.mark.parametrize("with_it", [True, False])
+def test_nobody_waits_for_an_endless_row_of_newcomers(*, with_it: bool) -> None:
+    """Whether they are mixtures with the adapter that waits, each with another one, or adapters that are new."""
+    harness = Harness(Pools(blocks=200, rows=400, max_running=1))
+    for adapter_id in range(1, 80):
+        harness.know(adapter_id, rank=1)
+    harness.engine.add_request(of(1, "1-0", 60))
+    harness.engine.add_request(of(2, "2-0"))
+    while not harness.tokens("1-0"):
+        harness.step()
+    harness.engine.add_request(of(1, "1-1"))
+    came = 0
+    while not harness.tokens("1-1"):
+        while len(harness.engine.scheduler.waiting) < 3:
+            parts = (*(((1, 1.0),) if with_it else ()), (came + 2, 0.01))
+            harness.engine.add_request(ask(f"new-{came}", [came % 64, *PROMPT], 4, parts))
+            came += 1
+        harness.step()
+        assert came < 40
+
+
+def test_mixtures_of_the_same_adapters_have_no_more_than_their_adapters() -> None:
+    """However many subsets there are, each is one of its adapters' turns."""
+    harness = Harness(Pools(blocks=200, rows=400, max_running=1))
+    for adapter_id in range(1, 12):
+        harness.know(adapter_id, rank=1)
+    for number in range(9):
+        harness.engine.add_request(ask(f"m-{number}", [*PROMPT, number], 4, ((1, 1.0), (number + 3, 0.5))))
+    for number in range(9):
+        harness.engine.add_request(of(2, f"2-{number}"))
+    order = [name[0] for name in begun(harness)]
+    assert 4 <= order[:10].count("2") <= 6
+
+
 def test_tenants_have_their_turns_before_adapters_have_theirs() -> None:
     """One tenant's many adapters are no more to another than one."""
     harness = Harness(Pools(blocks=200, max_running=1))
