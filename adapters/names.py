@@ -33,7 +33,10 @@ def check_name(name: str, *, reserved: Collection[str] = ()) -> None:
     if _EXPORT.fullmatch(name):
         raise InvalidAdapter(f"name {name!r} is what an export is called; choose another")
     if _ROUTE.fullmatch(name):
-        raise InvalidAdapter(f"name {name!r} ends as a route of an adapter's versions does; choose another")
+        raise InvalidAdapter(
+            f"name {name!r} ends as a route of an adapter's versions does; choose another (what was registered so"
+            " before goes by POST /v1/unload_lora_adapter)"
+        )
     if name == AUTO:
         raise InvalidAdapter(
             f"name {name!r} is what requests ask for that leave the choice of the adapter to the server; choose another"

@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from manylora.server.config import ENV_PREFIX, ServeSettings
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
-OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, f"{ENV_PREFIX}URL", f"{ENV_PREFIX}BENCH_API_KEY"})
+OTHER_VARIABLES = frozenset(
+    {CONFIG_VARIABLE, f"{ENV_PREFIX}URL", f"{ENV_PREFIX}SOURCE_TOKEN", f"{ENV_PREFIX}BENCH_API_KEY"}
+)
 """Variables that other commands read."""
 KUBERNETES = re.compile(rf"{ENV_PREFIX}(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 """What Kubernetes tells every pod beside a Service named manylora. Nobody's typing mistake."""

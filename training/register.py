@@ -33,7 +33,12 @@ def can_register(url: str, name: str, admin_key: str | None = None) -> str:
     except InvalidAdapter as error:
         raise InvalidArgument(f"--adapter_name: {error}") from None
     try:
-        is_new = name not in _names(url, admin_key)
+        known = _names(url, admin_key)
+        if known.get(name) == "mixture":
+            raise _Refused(
+                f"{name!r} is a mixture there: choose another --adapter_name, or delete the mixture first"
+            )
+        is_new = name not in known
         answer = _upload(url, name, [], admin_key, is_new=is_new)
         body = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
@@ -76,14 +81,14 @@ class _Refused(Exception):
     """What the server says it won't do, and why."""
 
 
-def _names(url: str, admin_key: str | None) -> set[str]:
-    """Return what the server knows under names that are ours to give."""
+def _names(url: str, admin_key: str | None) -> dict[str, str]:
+    """Return what the server knows under names that are ours to give: each with what kind of object it is."""
     answer = httpx.get(f"{url.rstrip('/')}/adapters", headers=_headers(admin_key), timeout=TIMEOUT)
     body: Any = answer.json()
     if answer.is_error:
         raise _Refused(_part(body, "message") or f"it answered {answer.status_code}")
     # What is only on its way in isn't there to be replaced.
-    return {each["name"] for each in body["data"] if each["object"] != "adapter.registration"}
+    return {each["name"]: each["object"] for each in body["data"] if each["object"] != "adapter.registration"}
 
 
 def _send_files(

@@ -127,6 +127,10 @@ def rm(
     server = AskedServer(url, admin_key)
     plain, _, version = name.partition("@")
     if version:
+        if abort:
+            raise fail(
+                f"--abort goes with a whole name: version {version} of {plain} goes once its requests have ended"
+            )
         left = server.get("DELETE", path_of(plain, "versions", _number(version)))
         print_json(left) if as_json else say(f"removed version {version} of {plain}")
         return
@@ -171,6 +175,7 @@ def canary(
     share: Annotated[
         float | None, typer.Option("--share", min=0.0, max=1.0, help="Of the requests: 0.1 is a tenth.")
     ] = None,
+    source_token: SourceToken = None,
     promote: Annotated[bool, typer.Option("--promote", help="Let it answer all requests.")] = False,
     end: Annotated[bool, typer.Option("--end", help="Let it answer none any more.")] = False,
     url: Url = DEFAULT_URL,
@@ -192,6 +197,8 @@ def canary(
         found = server.get("GET", path_of(name, "versions"))
     else:
         wanted: dict[str, object] = {"version": version} if src is None else {"src": src}
+        if src is not None and source_token is not None:
+            wanted["token"] = source_token
         found = server.get("POST", place, {**wanted, "share": share})
     if as_json:
         print_json(found)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,10 +52,14 @@ class Registration:
 
 
 def begin(server: AskedServer, wanted: Registration, source: str) -> dict[str, Any]:
-    """Ask for it and return the server's first answer; a directory of this machine is uploaded if need be."""
+    """Ask for it and return the server's first answer; a directory of this machine is uploaded if need be.
+
+    It needs no token, which may be there for other sources.
+    """
     local = Path(source).expanduser()
     if not local.is_dir():
         return server.get(wanted.method, wanted.path, wanted.body(src=source), params=WITHOUT_WAITING)
+    wanted = replace(wanted, fields={key: value for key, value in wanted.fields.items() if key != "token"})
     if server.is_here:
         try:
             # Waited for: what is on this disk is soon read, and only then is known whether it may be.
@@ -67,7 +71,7 @@ def begin(server: AskedServer, wanted: Registration, source: str) -> dict[str, A
 
 
 def _upload(server: AskedServer, wanted: Registration, directory: Path) -> dict[str, Any]:
-    form = {key: "true" if value is True else value for key, value in wanted.body().items() if key != "token"}
+    form = {key: "true" if value is True else value for key, value in wanted.body().items()}
     try:
         with opened_parts(directory) as parts, _bar() as bar:
             total = sum(Path(file.name).stat().st_size for _, (_, file) in parts)

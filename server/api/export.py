@@ -42,7 +42,7 @@ async def export_adapter(request: Request, name: str) -> JSONResponse:
     body = await read_body(request, ExportRequest)
     source = source_of_name(dependencies(request).catalog, name, body.combine)
     job = await _jobs(request).submit(source, body.form)
-    where = {"location": f"/adapters/{quote(name)}/export/{job.id}"}
+    where = {"location": f"/adapters/{quote(job.adapter)}/export/{job.id}"}
     return JSONResponse(describe(job), status_code=202, headers=where)
 
 

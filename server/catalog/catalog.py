@@ -146,6 +146,11 @@ class AdapterCatalog(KnownNames):
         """
         return await self._run_put(name, src, Wishes(preload, pin), lambda entry, digest: None)
 
+    async def digest_of(self, src: Src) -> str | None:
+        """Return the digest of the files at ``src``; None: only a download would tell. Raises as ``register``."""
+        offer = _offer(src)
+        return await self._operations.run(lambda caller: self._intake.digest_of(offer, caller))
+
     async def delete(self, name: str, *, abort: bool = False) -> tuple[AdapterRecord, FreedAdapter]:
         """Refuse new requests, wait for running ones (or abort them), give the memory back and say how much.
 

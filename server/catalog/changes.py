@@ -18,7 +18,7 @@ from manylora.adapters.types import FreedAdapter
 from manylora.server.catalog.intake import AdapterIntake, KeyedLocks, Prepared
 from manylora.server.catalog.mixtures import Mixtures
 from manylora.server.catalog.operations import Caller
-from manylora.server.catalog.quota import Quota, Quotas
+from manylora.server.catalog.quota import Quota, Quotas, answering_rows
 from manylora.server.catalog.service import Service
 from manylora.server.catalog.serving import Entry, new_entry
 from manylora.server.catalog.types import PutOutcome, Wishes
@@ -95,6 +95,17 @@ class Changes:
             return _planned(served.lineage(name), name, prepared, share).trimmed(keep)
 
         return self.quotas.claimed(self.quota, name, served, plan, self.keep)
+
+    def room_as(self, planned: Lineage) -> contextlib.AbstractAsyncContextManager[object]:
+        """Hold room for what a name is to be with other versions of its own answering. Raises NamespaceFull on entry.
+
+        Such a change brings no files; one that takes no more rows goes through, whatever is held already.
+        """
+        served, name = self.service.served, planned.active.name
+        now = served.lineage(name)
+        if self.quota is None or (now is not None and answering_rows(planned) <= answering_rows(now)):
+            return contextlib.nullcontext()
+        return self.quotas.claimed(self.quota, name, served, lambda keep: planned, 0)
 
     async def delete(self, caller: Caller, name: str, *, abort: bool) -> tuple[AdapterRecord, FreedAdapter]:
         """Take a name with all of its versions out of service, and give their memory back."""

@@ -85,10 +85,14 @@ class Quotas:
         return None
 
 
+def answering_rows(lineage: Lineage) -> int:
+    """Return the rank rows of what answers requests for a name."""
+    return sum(each.rank for each in lineage.records if each.state is not AdapterState.KEPT)
+
+
 def _size(lineage: Lineage, sizes: Mapping[str, int]) -> tuple[int, int]:
     """Return the rank rows of what answers requests for the name, and the bytes of all of its versions."""
-    rows = sum(each.rank for each in lineage.records if each.state is not AdapterState.KEPT)
-    return rows, sum(sizes[each.digest] for each in lineage.records)
+    return answering_rows(lineage), sum(sizes[each.digest] for each in lineage.records)
 
 
 def _digests(lineage: Lineage) -> Iterator[str]:

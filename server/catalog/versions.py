@@ -25,7 +25,8 @@ class Versions:
     async def roll_back(self, caller: Caller, name: str, version: int | None) -> None:
         """Make another version the active one again; None: end the canary or, without one, go to the one before.
 
-        Raises VersionConflict if there is nothing to go back to, UnknownVersion, and AdapterUnavailable.
+        Raises VersionConflict if there is nothing to go back to, UnknownVersion, AdapterUnavailable,
+        and NamespaceFull.
         """
         async with self.changes.names.hold(name):
             lineage = self._lineage(name)
@@ -33,20 +34,23 @@ class Versions:
                 await self._change(caller, name, Lineage.aborted)
                 return
             target = lineage.before() if version is None else lineage.get(version)
-            lineage.back_to(target.version)
-            await self._take_over(caller, lineage, target, lambda found: found.back_to(target.version))
+            planned = lineage.back_to(target.version)
+            async with self.changes.room_as(planned):
+                await self._take_over(caller, lineage, target, lambda found: found.back_to(target.version))
         self.changes.mixtures.follow(name)
 
     async def try_version(self, caller: Caller, name: str, version: int, share: float) -> None:
         """Have a kept version answer a share of the requests; the canary is given another share.
 
-        Raises VersionConflict for the active version, UnknownVersion, InvalidAdapter, and AdapterUnavailable.
+        Raises VersionConflict for the active version, UnknownVersion, InvalidAdapter, AdapterUnavailable, and
+        NamespaceFull.
         """
         async with self.changes.names.hold(name):
             lineage = self._lineage(name)
-            lineage.trying(version, share)
+            planned = lineage.trying(version, share)
             self._check_available(lineage.get(version))
-            await self._change(caller, name, lambda found: found.trying(version, share))
+            async with self.changes.room_as(planned):
+                await self._change(caller, name, lambda found: found.trying(version, share))
 
     async def try_source(self, caller: Caller, name: str, offer: Offer, share: float) -> bool:
         """Have the adapter that is offered answer a share of the requests; return whether that made a version.

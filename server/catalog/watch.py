@@ -1,7 +1,8 @@
 """A directory that is followed: each folder in it that holds an adapter is served under the folder's name.
 
 A folder is taken when two looks find the same files in it, so that what is still being written is left alone. What came
-to have its name in another way is never touched. Lives on the event loop; reads in threads.
+to have its name in another way is never touched, and weights that were taken before don't come back by themselves: who
+went back from them meant it. Lives on the event loop; reads in threads.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from manylora.adapters.errors import AdapterError, AdapterNotFound, RegistryBusy, StoreFull
 from manylora.adapters.names import check_name
+from manylora.adapters.records import AdapterState
 from manylora.adapters.sources.finding import Offer
 from manylora.adapters.sources.local import operator_source
 from manylora.adapters.store import MOST_BYTES
@@ -49,6 +51,10 @@ class Watch:
         """What the last look found in each folder."""
         self._done: dict[str, Hashable] = {}
         """What was taken, or refused, of each."""
+        self._taken: dict[str, str] = {}
+        """The digest of what each folder's last version was made of."""
+        self._faults: dict[str, str] = {}
+        """What was said of folders that are tried again."""
         self._was_gone: frozenset[str] = frozenset()
         self._leaving: set[str] = set()
         """Being deleted, which waits for running requests."""
@@ -92,7 +98,9 @@ class Watch:
             check_name(name)
             self._check_own(name)
             path = self._directory / name
-            await self._catalog.put(name, Offer(str(path), source=operator_source(path)))
+            offer = Offer(str(path), source=operator_source(path))
+            left = await self._left_behind(name, offer)
+            self._taken[name] = left or (await self._catalog.put(name, offer)).record.digest
         except ShuttingDown:
             raise
         except _LATER as error:
@@ -100,7 +108,29 @@ class Watch:
             return
         except (AdapterError, ServerError) as error:
             self._tell(name, error)
+        except Exception as error:  # of this folder alone: the next look may find it better
+            if self._faults.get(name) != str(error):
+                self._tell(name, error)
+            self._faults[name] = str(error)
+            return
+        self._faults.pop(name, None)
         self._done[name] = state
+
+    async def _left_behind(self, name: str, offer: Offer) -> str | None:
+        """Return the digest of a folder that holds what it held before, and that its name was taken back from.
+
+        After a start what it held before isn't known: it may be any version that isn't the active one.
+        """
+        if self._catalog.kind_of(name) is None:
+            return None
+        active, *others = sorted(
+            (each.record for each in self._catalog.versions(name)),
+            key=lambda record: record.state is not AdapterState.ACTIVE,
+        )
+        before = {self._taken[name]} if name in self._taken else {each.digest for each in others}
+        before.discard(active.digest)  # which is put all the same: that mends files that are damaged
+        digest = await self._catalog.digest_of(offer) if before else None
+        return digest if digest in before else None
 
     async def _drop(self, found: Mapping[str, Hashable]) -> None:
         entries = self._catalog.list()
@@ -111,6 +141,7 @@ class Watch:
             self._catalog.in_background(self._delete(name))
         for name in self._done.keys() - found.keys():
             del self._done[name]
+            self._taken.pop(name, None)
         self._was_gone = gone
 
     async def _delete(self, name: str) -> None:
@@ -139,12 +170,15 @@ class Watch:
         found: dict[str, Hashable] = {}
         with os.scandir(self._directory) as folders:
             for folder in folders:
-                if folder.name.startswith(".") or not folder.is_dir():
+                if folder.name.startswith("."):
                     continue
                 try:
-                    found[folder.name] = operator_source(Path(folder.path)).identify(MOST_BYTES)
+                    if folder.is_dir():
+                        found[folder.name] = operator_source(Path(folder.path)).identify(MOST_BYTES)
                 except AdapterNotFound:
                     found[folder.name] = None  # no adapter, or not yet
                 except AdapterError as error:
                     found[folder.name] = _Refused(str(error))
+                except OSError as error:
+                    found[folder.name] = _Refused(f"it can't be read: {error.strerror}")
         return {name: found[name] for name in sorted(found)}

@@ -37,6 +37,11 @@ def test_a_server_takes_an_adapter_and_then_its_next_version(tmp_path: Path) -> 
         ask = partial(can_register, server.url)
         assert ask("new", "key").endswith("new will be a new adapter there")
         assert ask("mine", "key").endswith("mine will be given its next version there")
+        boss = {"authorization": "Bearer key"}
+        mixture = {"name": "both", "mixture": [{"adapter": "mine"}]}
+        httpx.post(f"{server.url}/adapters", json=mixture, headers=boss).raise_for_status()
+        with pytest.raises(TrainingError, match="'both' is a mixture there: choose another --adapter_name"):
+            ask("both", "key")
         with pytest.raises(TrainingError, match="key"):
             ask("new", "another")
         with pytest.raises(TrainingError, match="--register"):

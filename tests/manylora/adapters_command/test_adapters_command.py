@@ -85,6 +85,8 @@ def test_a_directory_here_is_read_by_the_server_or_uploaded(
     assert inside["src"] == str(files / "adapters" / "one")
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(files / "adapters" / "two", elsewhere)
+    token = ("--source-token", "for-other-sources")
+    assert told(adapters("add", "inside", inside["src"], *token, "--json"))["id"] == inside["id"]
     sent = told(adapters("add", "sent", str(elsewhere), "--pin", "--json"))
     assert (sent["src"], sent["rank"], sent["pin"], sent["state"]) == ("upload", 8, True, "available")
     answer(server, "sent")
@@ -122,6 +124,9 @@ def test_versions_are_shown_tried_promoted_and_gone_back_to(adapters: Adapters, 
     assert "is the active one" in adapters("rollback", "sql", "1").stderr
     assert told(adapters("rollback", "sql", "2", "--json"))["active"] == 2
     assert adapters("canary", "sql", "--end").exit_code == 2, "there is none"
+    assert "--abort goes with a whole name" in adapters("rm", "sql@1", "--abort").stderr
+    refused = adapters("canary", "sql", "--src", "one", "--share", "0.5", "--source-token", "t")
+    assert "token" in refused.stderr, "it is sent along, and nothing here asks for one"
     assert adapters("rm", "sql@1").stdout == "removed version 1 of sql\n"
     assert [each["version"] for each in told(adapters("versions", "sql", "--json"))["data"]] == [2]
 

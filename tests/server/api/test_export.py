@@ -358,3 +358,10 @@ def test_the_page_shows_the_routes(http: httpx.Client) -> None:
     body = paths["/adapters/{name}/export"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert set(body["properties"]) == {"format", "base", "dtype", "combine", "rank"}
     assert ExportJob.__doc__
+
+
+def test_an_export_of_one_version_is_found_where_its_answer_says(http: httpx.Client) -> None:
+    version = http.get("/adapters/a").json()["version"]
+    begun = http.post(f"/adapters/a@{version}/export", json={"dtype": "float32"})
+    found = http.get(begun.headers["location"])
+    assert (found.status_code, found.json()["id"]) == (200, begun.json()["id"])

@@ -350,3 +350,23 @@ async def test_kept_versions_count_in_a_quota_and_give_way(house: House) -> None
     tight = house.catalog.managed_by(lambda name, version: True, Quota("acme", rows=10))
     with pytest.raises(NamespaceFull, match="rank rows"):
         await tight.try_source("acme/b", "s0", 0.5)
+
+
+async def test_a_version_of_more_rows_answers_only_where_there_is_room(house: House) -> None:
+    (house.sources / "acme").mkdir()
+    house.source("acme/large", rank=8)
+    house.source("acme/small", 1)
+    owner = house.catalog.managed_by(lambda name, version: True, Quota("acme", rows=9))
+    await owner.put("acme/a", "large")
+    await owner.put("acme/a", "small")
+    await owner.put("acme/b", "small")
+    with pytest.raises(NamespaceFull, match="12 rank rows, at most 9"):
+        await owner.roll_back("acme/a")
+    with pytest.raises(NamespaceFull, match="16 rank rows, at most 9"):
+        await owner.try_version("acme/a", 1, 0.1)
+    assert told(house, "acme/a") == {2: "active", 1: "kept"}
+    await owner.delete("acme/b")
+    await owner.roll_back("acme/a")
+    none = house.catalog.managed_by(lambda name, version: True, Quota("acme", rows=1))
+    await none.roll_back("acme/a", 2)
+    assert told(house, "acme/a") == {2: "active", 1: "kept"}, "fewer rows are never refused"

@@ -1,10 +1,14 @@
 """A directory that is followed: folders come, change and go, half-written ones wait, and nobody else's are touched."""
 
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from manylora.server.catalog.catalog import Src
+from manylora.server.catalog.types import PutOutcome
 from manylora.server.catalog.watch import Watch
 from tests.adapters.making import factors, write
 from tests.server.catalog.fakes import House
@@ -104,3 +108,51 @@ async def test_folders_that_go_may_leave_their_adapters(house: House, tmp_path: 
     house.open()
     await house.catalog.restore()
     assert await Followed(house, tmp_path / "watched").look(2) == {}
+
+
+async def test_weights_that_were_gone_back_from_stay_kept(house: House, tmp_path: Path) -> None:
+    house.kill()
+    house.open(keep_versions=4)
+    followed = Followed(house, tmp_path / "watched")
+    folder = followed.directory / "one"
+    write(folder)
+    await followed.look()
+    write(folder, tensors=factors(1))
+    assert await followed.look() == {"one": 2}
+    await house.catalog.roll_back("one")
+    for restart in (False, True):
+        if restart:
+            house.kill()
+            house.open(keep_versions=4)
+            await house.catalog.restore()
+            followed = Followed(house, tmp_path / "watched")
+        else:
+            os.utime(folder / "adapter_config.json", (1, 1))
+        await house.catalog.try_version("one", 2, 0.5)
+        assert await followed.look(3) == {"one": 1}
+        assert [each.record.state.value for each in house.catalog.versions("one")] == ["canary", "active"]
+    # What comes into the folder then is new, also if it was there before.
+    write(folder, tensors=factors(2))
+    assert await followed.look() == {"one": 3}
+    write(folder)
+    assert await followed.look() == {"one": 4}
+    assert followed.said == []
+
+
+async def test_a_folder_that_fails_holds_up_no_other(
+    house: House, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = house.catalog.put
+
+    async def failing(name: str, src: Src, **more: bool | None) -> PutOutcome:
+        if name == "one":
+            raise OSError(errno.EIO, "Input/output error")
+        return await put(name, src, **more)
+
+    for name in ("one", "two"):
+        write(followed.directory / name)
+    monkeypatch.setattr(house.catalog, "put", failing)
+    assert await followed.look(4) == {"two": 1}
+    assert [name for name, _ in followed.said] == ["one"]
+    monkeypatch.undo()
+    assert await followed.look(1) == {"one": 1, "two": 1}
