@@ -1,7 +1,7 @@
 """What a trained adapter changes in its base, parameter by parameter: LoRA, rsLoRA, DoRA, and whole tensors.
 
-More is merged than is served: modules_to_save, trained biases, factors of embedding and head. What can't be
-merged exactly is refused, naming the field or the tensor. Tensors are read when they are asked for.
+Whole tensors are modules_to_save and trained biases; of modules_to_save more is merged than is served, norms too.
+What can't be merged exactly is refused, naming the field or the tensor. Tensors are read when they are asked for.
 """
 
 import re
@@ -30,7 +30,8 @@ _MAGNITUDE = re.compile(r"\.lora_magnitude_vector(\.weight)?$")
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)\.")
 _UNTRAINED = ".original_module."
 """What modules_to_save started from; peft saves it too when a vocabulary grew."""
-_MERGED_BUT_NOT_SERVED = ("modules_to_save", "bias")
+_WHOLE = ("modules_to_save", "bias")
+"""Fields that are not asked of the spec, which refuses what isn't served: what they name is merged as it is saved."""
 _TIE = "ensure_weight_tying"
 
 
@@ -132,7 +133,7 @@ class TrainedAdapter:
         config = read_json_object(directory / CONFIG_FILE)
         self.directory = directory
         self.keeps_tied = bool(config.get(_TIE))
-        self.spec = AdapterSpec.parse({k: v for k, v in config.items() if k not in _MERGED_BUT_NOT_SERVED})
+        self.spec = AdapterSpec.parse({k: v for k, v in config.items() if k not in _WHOLE})
         if self.spec.trained_tokens:
             raise UnsupportedAdapter(
                 f"{TRAINED} is set: rows of single tokens are served, and not merged yet", file=CONFIG_FILE

@@ -69,7 +69,9 @@ def add_random_adapters(engine: Engine, decoder: Decoder, ranks: list[int]) -> l
 def add_adapter(engine: Engine, adapter_id: int, weights: AdapterWeights) -> None:
     """Put an adapter on the device."""
     held = HeldAdapter(adapter_id, weights.rank_by_module(), lambda: weights, True, weights)
-    engine.add_adapter(held, preload=True)
+    engine.add_adapter(held)
+    while not engine.preload(adapter_id, None):
+        engine.step()
 
 
 def _never_loads(held: HeldAdapter) -> None:

@@ -13,7 +13,7 @@ from itertools import islice
 
 from manylora.adapters.types import AdapterWeights, Tier
 from manylora.adapters.vocabulary import VOCABULARY
-from manylora.server.engine.rank_allocator import Move, RankAllocator
+from manylora.server.engine.rank_allocator import Move, RankAllocator, adapter_by_adapter
 from manylora.server.kernels.step import AdapterRanges
 
 LoadFrom = Callable[[], AdapterWeights]
@@ -58,9 +58,9 @@ class HeldAdapter:
 
     @property
     def tier(self) -> Tier:
-        """The best tier that has the weights whole."""
-        if self.settled:
-            return "device"
+        """The best tier that has the weights whole, or has them on their way to the device: they aren't read again."""
+        if self.ranges is not None:
+            return "device" if self.settled else "host"
         return "disk" if self.weights is None else "host"
 
 
@@ -229,7 +229,7 @@ class AdapterCache:
         """
         self._make_room(adapter_ids, in_use)
         missing = self._missing(adapter_ids)
-        moves = self._moves(missing)
+        moves = adapter_by_adapter(self._moves(missing))
         self._apply(moves)
         self.at_once = max(0.0, self.at_once - self._cost(moves, missing))
         changes: list[ArenaChange] = [*moves]

@@ -13,8 +13,8 @@ from manylora.server.engine.step_plan import Draft, SchedulerLimits
 
 _READ_AHEAD = 4
 """Lines, in the order of their turns, whose first one's adapters are read from disk and kept on the host."""
-_LOOK_AHEAD = 512
-"""Lines that are looked through for those."""
+_LOOK_AHEAD = 64
+"""Lines that are looked through for those, in every step: the order of each costs some microseconds."""
 
 
 class AdapterRoom:
@@ -39,6 +39,8 @@ class AdapterRoom:
             return begun or not (patience_over and self._cache.evictable(ids))
         if all(i in draft.filled or self._cache.resident({i}) for i in ids):
             return True
+        if self._cache.settling and not self._cache.at_once:
+            return False  # what is being placed takes all that may be changed; whether there is room is asked later
         placement = Placement.NO_ROOM if draft.head is not None else self._cache.can_place(ids, in_use)
         if placement is Placement.LOADABLE:
             return True

@@ -187,7 +187,7 @@ class AsyncEngine:
         if self._hold is not as_they_are:
             weights = await asyncio.to_thread(self._hold, weights)
         held = HeldAdapter(adapter_id, weights.rank_by_module(), load_from, pinned, weights)
-        await self._calls.between_steps(lambda engine: engine.add_adapter(held, preload=False))
+        await self._calls.between_steps(lambda engine: engine.add_adapter(held))
         if preload:
             try:
                 await self._preload(adapter_id, weights, pinned)
@@ -207,7 +207,7 @@ class AsyncEngine:
     ) -> None:
         """Make known an adapter that is on disk only."""
         held = HeldAdapter(adapter_id, rank_by_module, load_from, pinned, None, invocation=invocation)
-        await self._calls.between_steps(lambda engine: engine.add_adapter(held, preload=False))
+        await self._calls.between_steps(lambda engine: engine.add_adapter(held))
 
     async def keep_adapter(
         self, adapter_id: int, weights: AdapterWeights | None, *, preload: bool, pinned: bool

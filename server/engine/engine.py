@@ -89,7 +89,7 @@ class Engine:
         self.requests = LiveRequests(live, self.scheduler, decoder, eos_ids, self._observer, self.health)
         writer = ArenaWriter(arena, self.cache, self._observer)
         self._residency = Residency(self.cache, writer, self.scheduler, self.requests, load)
-        self._leaving = Leaving(self.cache, writer.release, self.blocks.forget_adapter)
+        self._leaving = Leaving(self.cache, writer.release, self._forget)
         self.auditor = Auditor()
         self.preemptions = 0
         self._runner = ModelRunner(
@@ -137,9 +137,9 @@ class Engine:
 
     # Adapters
 
-    def add_adapter(self, held: HeldAdapter, *, preload: bool) -> None:
+    def add_adapter(self, held: HeldAdapter) -> None:
         """Take in an adapter; see Residency.add."""
-        self._residency.add(held, preload=preload)
+        self._residency.add(held)
 
     def pin(self, adapter_id: int, *, pinned: bool) -> None:
         """Pin an adapter where it is, or unpin it."""
@@ -316,6 +316,10 @@ class Engine:
         for row in rows:
             if row.sequence.status is not SequenceStatus.FINISHED:
                 self.requests.end(row.sequence.owner, FinishReason.FAILED, failed)
+
+    def _forget(self, adapter_id: int) -> None:
+        self.blocks.forget_adapter(adapter_id)
+        self._residency.forget(adapter_id)
 
     def _release(self) -> None:
         self._leaving.release(

@@ -53,7 +53,7 @@ class Leaving:
         in_use = used()
         for adapter_id in self._resting - in_use:
             self._resting.discard(adapter_id)
-            self._give_back(self._cache[adapter_id].ranges or {})
+            self._give_back_of(adapter_id)
             self._cache.evict(adapter_id)
             self._cache.drop_copy(adapter_id)
         for adapter_id in self._removed.keys() - in_use:
@@ -65,9 +65,19 @@ class Leaving:
     def _take_out(self, adapter_id: int, aborted: int) -> FreedAdapter:
         ranges = self._cache[adapter_id].ranges or {}
         device = self._cache.device_bytes(adapter_id)
-        self._give_back(ranges)
+        self._give_back_of(adapter_id)
         host = self._cache.drop_copy(adapter_id)
         self._forget(adapter_id)
         self._cache.remove(adapter_id)
         rows = sum(owned.rank for module, owned in ranges.items() if module != VOCABULARY)
         return FreedAdapter(rows, device, host, aborted)
+
+    def _give_back_of(self, adapter_id: int) -> None:
+        """Give back what it has of the device.
+
+        Before it is settled its ranges are its own in the books alone: others' vocabularies may lie in them, yet to be
+        moved. What lies elsewhere of its own goes with the next write to that.
+        """
+        held = self._cache[adapter_id]
+        if held.settled:
+            self._give_back(held.ranges or {})

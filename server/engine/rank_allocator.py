@@ -1,5 +1,6 @@
 """Which rank rows of the arena belong to which adapter, module by module. Integers only; moves no data."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -133,3 +134,22 @@ class RankAllocator:
 
     def _first_fit(self, module: str, rank: int, gone: Set[int] = frozenset()) -> int | None:
         return next((start for start, size in self._gaps(module, gone) if size >= rank), None)
+
+
+def adapter_by_adapter(moves: Sequence[Move]) -> tuple[Move, ...]:
+    """Return moves such that adapters are whole again one after the other, as early as the order in each module allows.
+
+    Within a module the order stays: there they build on each other. Who is moved late in some module comes late.
+    """
+    plans: defaultdict[str, list[Move]] = defaultdict(list)
+    places: defaultdict[int, dict[str, int]] = defaultdict(dict)
+    for move in moves:
+        places[move.adapter_id][move.module] = len(plans[move.module])
+        plans[move.module].append(move)
+    ordered: list[Move] = []
+    begun = dict.fromkeys(plans, 0)
+    for adapter_id in sorted(places, key=lambda each: max(places[each].values())):
+        for module, place in places[adapter_id].items():
+            ordered += plans[module][begun[module] : place + 1]
+            begun[module] = max(begun[module], place + 1)
+    return tuple(ordered)

@@ -42,23 +42,18 @@ class Residency:
         self._preloads: dict[int, bool] = {}
         """Adapters that are on their way to the device by themselves, and whether a fault stopped them."""
 
-    def add(self, held: HeldAdapter, *, preload: bool) -> None:
-        """Take in an adapter. Raises, having changed nothing, if it can't be held.
-
-        UnsupportedAdapter if no arena of this size could hold it, AdapterUnavailable if this one has no room now.
-        """
+    def add(self, held: HeldAdapter) -> None:
+        """Take in an adapter. Raises UnsupportedAdapter, having changed nothing, if it needs more than there is."""
         if not self._cache.fits([held]):
             # Not a matter of time: who tries again gets the same.
             what, flag = lack(held.ranks, self._cache.allocator.rows)
             raise UnsupportedAdapter(f"the adapter needs {what}; start with a larger {flag}")
         self._cache.add(held)
-        try:
-            while preload and not self.preload(held.adapter_id, held.weights):
-                self._work(math.inf)
-        except AdapterUnavailable:
-            self._cache.remove(held.adapter_id)
-            raise
         self.trim()
+
+    def forget(self, adapter_id: int) -> None:
+        """Let go what is known of an adapter that is gone for good."""
+        self._preloads.pop(adapter_id, None)
 
     def trim(self) -> None:
         """Let host copies go that are over the limit and not about to be used."""
@@ -85,11 +80,18 @@ class Residency:
     def _place(self, held: HeldAdapter, weights: AdapterWeights | None) -> None:
         if held.weights is None and weights is not None:
             self._cache.take_copy(held.adapter_id, weights)
+        if not self._cache.fits([held]):
+            raise self._never_fits(held)
         ids, in_use = {held.adapter_id}, self._scheduler.in_use()
         if self._cache.can_place(ids, in_use) not in (Placement.LOADABLE, Placement.IN_PIECES):
             raise AdapterUnavailable("the arena is full of adapters in use; try again later", retry_after=5)
         self._writer.add(self._cache.place(ids, in_use))
         self._cache.touch(ids)
+
+    def _never_fits(self, held: HeldAdapter) -> AdapterUnavailable:
+        """Return what is said of one whose vocabulary, once read, turns out to be larger than all room for them."""
+        what, flag = lack(held.ranks, self._cache.allocator.rows)
+        return AdapterUnavailable(f"it needs {what}; start the server with a larger {flag}")
 
     def read(self, adapter_ids: Iterable[int]) -> None:
         """Begin to read adapters from disk, unless that is under way."""
@@ -109,8 +111,7 @@ class Residency:
             held = self._cache[adapter_id]
             if self._cache.fits([held]):
                 return
-            what, flag = lack(held.ranks, self._cache.allocator.rows)
-            weights = AdapterUnavailable(f"it needs {what}; start the server with a larger {flag}")
+            weights = self._never_fits(held)
         unread = AdapterUnavailable(f"adapter can't be read: {weights}")
         error = weights if isinstance(weights, ServerError) else unread
         for live in self._requests:

@@ -286,7 +286,7 @@ class Harness:
 
         host, words = None if cold else held, held.invocation
         entry = HeldAdapter(adapter_id, held.rank_by_module(), load_from, pinned, host, invocation=words)
-        self.engine.add_adapter(entry, preload=False)
+        self.engine.add_adapter(entry)
 
     def preload(self, adapter_id: int) -> None:
         """Put an adapter on the device by itself, in as many steps as that takes."""

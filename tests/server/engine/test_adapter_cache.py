@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from manylora.adapters.types import AdapterWeights
 from manylora.server.engine.adapter_cache import AdapterCache, ArenaChange, HeldAdapter, Placement, Write
-from manylora.server.engine.rank_allocator import Move, RankAllocator
+from manylora.server.engine.rank_allocator import Move, RankAllocator, adapter_by_adapter
+from manylora.server.kernels.step import RankRange
 from tests.server.engine.fakes import FakeArena, weights
 
 ROWS = {"q_proj": 16, "v_proj": 16}
@@ -71,6 +72,24 @@ def test_moves_in_order_keep_every_adapters_rows() -> None:
     assert rows[:9].tolist() == [2] * 4 + [4] * 5
 
 
+def moves_of(module: str, adapter_ids: Iterable[int]) -> list[Move]:
+    """Adapters' rows, one each, in this order in the module."""
+    return [Move(module, i, RankRange(place + 1, 1), place) for place, i in enumerate(adapter_ids)]
+
+
+@given(st.lists(st.lists(st.integers(1, 6), unique=True), min_size=3, max_size=3))
+def test_moves_adapter_by_adapter_keep_the_order_within_each_module(orders: list[list[int]]) -> None:
+    """There they build on each other. Modules' orders differ, as those that come later fill different gaps."""
+    plan = [move for number, ids in enumerate(orders) for move in moves_of(f"m{number}", ids)]
+    moves = adapter_by_adapter(plan)
+    assert sorted(moves, key=lambda move: move.module) == plan
+
+
+def test_adapters_are_whole_again_one_after_the_other_as_far_as_their_order_allows() -> None:
+    moves = adapter_by_adapter([*moves_of("q_proj", (1, 2, 3, 4)), *moves_of("v_proj", (3, 1, 4))])
+    assert [f"{m.module[0]}{m.adapter_id}" for m in moves] == ["q1", "v3", "v1", "q2", "q3", "q4", "v4"]
+
+
 def test_no_more_is_moved_than_one_range_needs() -> None:
     """Closing every gap of a module would move all of it for an adapter that fits after the first move."""
     allocator = RankAllocator({"q_proj": 16})
@@ -112,17 +131,33 @@ def test_what_moves_or_is_written_is_not_on_the_device_until_that_is_done() -> N
     cache.at_once = math.inf
     assert cache.can_place({6}, in_use) is Placement.LOADABLE
     changes = cache.place({6}, in_use)
-    assert [change.adapter_id for change in changes] == [2, 3, 4, 2, 3, 4, 6]
+    assert [change.adapter_id for change in changes] == [2, 2, 3, 3, 4, 4, 6], (
+        "whose rows move waits for others'"
+    )
     assert cache.settling == {2, 3, 4, 6}
     assert cache.can_place({7}, set()) is Placement.NO_ROOM, "what settles is in use"
     assert {cache.tier(i) for i in (2, 3, 4, 6)} == {"host"}
     carry_out(cache, changes[:3])
     cache.check_integrity()
-    assert not any(cache.resident({i}) for i in (2, 3, 4, 6)), "half of each is where it was"
+    assert [cache.resident({i}) for i in (2, 3, 4, 6)] == [True, False, False, False], (
+        "half of 3 is where it was"
+    )
     carry_out(cache, changes[3:])
     assert not cache.settling
     assert cache.resident({2, 3, 4, 6})
     cache.check_integrity()
+
+
+def test_what_settles_is_not_read_again_though_its_host_copy_went() -> None:
+    cache = cache_of(held(1), host_bytes=0)
+    (write,) = cache.place({1}, set())
+    cache.trim_host(set())
+    assert cache[1].weights is None
+    assert cache.tier(1) == "host", "it is written from a copy that the change holds"
+    carry_out(cache, [write])
+    assert cache.tier(1) == "device"
+    cache.evict(1)
+    assert cache.tier(1) == "disk"
 
 
 def test_what_leaves_the_device_awaits_no_change_any_more() -> None:

@@ -4,7 +4,6 @@ import pytest
 
 from manylora.adapters.errors import UnsupportedAdapter
 from manylora.adapters.types import FreedAdapter
-from manylora.server.engine.adapter_cache import HeldAdapter
 from manylora.server.engine.request import FinishReason
 from manylora.server.errors import AdapterUnavailable, ModelNotFound, StepFailed
 from tests.server.engine.fakes import Harness, Pools, ask, expected, weights
@@ -120,13 +119,12 @@ def test_files_that_can_not_be_read_fail_those_who_wait_for_them() -> None:
 def test_preload_without_room_changes_nothing() -> None:
     harness = Harness(Pools(rows=4))
     harness.know(1, pinned=True)
+    harness.know(2)
     harness.engine.add_request(ask("busy", PROMPT, 9, ((1, 1.0),)))
     harness.step()
-    made = weights(2)
-    entry = HeldAdapter(2, made.rank_by_module(), lambda: made, False, made)
-    with pytest.raises(AdapterUnavailable):
-        harness.engine.add_adapter(entry, preload=True)
-    assert 2 not in harness.engine.cache
+    with pytest.raises(AdapterUnavailable, match="in use"):
+        harness.engine.preload(2, None)
+    assert harness.engine.cache.tiers() == {1: "device", 2: "host"}
     harness.run()
 
 
