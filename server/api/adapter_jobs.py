@@ -1,6 +1,7 @@
 """Registrations as jobs of the API: waited for, or begun and told of."""
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import TypeVar
@@ -12,6 +13,8 @@ from fastapi.responses import JSONResponse
 from manylora.adapters.errors import AdapterNameTaken
 from manylora.adapters.names import LONGEST_ECHO
 from manylora.adapters.sources.upload import SHOWN
+from manylora.server.api.adapter_schemas import AdapterUpdate
+from manylora.server.api.calling import current_caller
 from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.error_responses import message_of, shape_of
 from manylora.server.catalog import AdapterCatalog
@@ -28,12 +31,12 @@ async def waited_for(request: Request, work: Work[T]) -> T:
 
 
 async def begun(
-    catalog: AdapterCatalog, name: str, src: str, work: Work[T], held: AsyncExitStack
+    catalog: AdapterCatalog, name: str, src: str, asked: str, work: Work[T], held: AsyncExitStack
 ) -> JSONResponse:
     """Begin it and answer 202 with how far it is; ``held`` stays until it is over.
 
-    The same source again under a name is the same registration. Raises what is known at once: AdapterNameTaken while
-    the name is being registered from elsewhere, and what names are refused for.
+    The same (``asked``, see ``all_of``) again under a name is the same registration. Raises what is known at once:
+    AdapterNameTaken while the name is being registered from elsewhere, what names are refused for, and QueueFull.
     """
     running = catalog.registrations.under_way(name)
     if running is not None and (running.src != src or src == SHOWN):
@@ -41,8 +44,11 @@ async def begun(
             f"{name[:LONGEST_ECHO]!r} is being registered from {running.src[:LONGEST_ECHO]!r}: wait for that, or DELETE"
             " it first"
         )
+    running = catalog.registrations.same(name, asked)
     if running is None:
-        running = catalog.registrations.open(name, src, is_told=True)
+        caller = current_caller()
+        tenant = "" if caller.sees_all else caller.tenant
+        running = catalog.registrations.open(name, src, asked=asked, tenant=tenant)
         task = catalog.in_background(_holding(held.pop_all(), work(running)))
         # A name that can't be given is known before the work first waits for anything.
         await asyncio.sleep(0)
@@ -54,6 +60,12 @@ async def begun(
         status_code=202,
         headers={"location": f"/adapters/{quote(name, safe='/:')}"},
     )
+
+
+def all_of(request: Request, body: AdapterUpdate) -> str:
+    """Return a digest of all that a request asks for: the token in it isn't kept."""
+    asked = repr((request.method, body.model_dump())).encode(errors="backslashreplace")
+    return hashlib.sha256(asked).hexdigest()
 
 
 async def ended(catalog: AdapterCatalog, name: str) -> Registration | None:

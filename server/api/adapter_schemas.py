@@ -10,7 +10,7 @@ from manylora.server.api.inert import LOAD, Passing, refused
 from manylora.server.api.mixture_fields import MAX_PARTS, NamedPart
 from manylora.server.api.strict import Strict
 
-Source = Annotated[str, Field(min_length=1)]
+Source = Annotated[str, Field(min_length=1, max_length=4096)]
 Example = Annotated[str, Field(min_length=1, max_length=MAX_EXAMPLE)]
 Examples = Annotated[list[Example], Field(max_length=MAX_EXAMPLES, fail_fast=True)]
 Parts = Annotated[list[NamedPart], Field(max_length=MAX_PARTS, fail_fast=True)]
@@ -88,7 +88,7 @@ class LoadLoraRequest(Strict):
     passing: ClassVar[Passing] = LOAD
 
     lora_name: str = Field(min_length=1)
-    lora_path: str = Field(min_length=1)
+    lora_path: Source
     load_inplace: bool = Field(False, description="Replace what has the name already.")
     base_model_name: str = Field(
         "", description="The base that the adapter is for; empty: whichever is served."

@@ -7,7 +7,7 @@ from manylora.adapters.errors import AdapterNameTaken, AdapterNotFound, UnknownA
 from manylora.adapters.mixtures import spell
 from manylora.adapters.names import LONGEST_ECHO, list_names
 from manylora.adapters.records import AdapterRecord, MixtureRecord
-from manylora.server.api.adapter_jobs import begun, describe_registration, ended, waited_for
+from manylora.server.api.adapter_jobs import all_of, begun, describe_registration, ended, waited_for
 from manylora.server.api.adapter_schemas import (
     AdapterRequest,
     AdapterUpdate,
@@ -59,7 +59,7 @@ async def register(request: Request, wait: bool = True) -> JSONResponse:
             return done
 
         if not wait:
-            return await begun(catalog, body.name, str(offer), work, asked.held)
+            return await begun(catalog, body.name, str(offer), all_of(request, body), work, asked.held)
         record, created = await waited_for(request, work)
     return JSONResponse(_answer(catalog, record), status_code=201 if created else 200)
 
@@ -120,7 +120,7 @@ async def replace_adapter(request: Request, name: str, wait: bool = True) -> JSO
 
         if not wait:
             catalog.get(name)  # what isn't there can't be replaced, which is known at once
-            return await begun(catalog, name, str(offer), work, asked.held)
+            return await begun(catalog, name, str(offer), all_of(request, body), work, asked.held)
         return JSONResponse(_answer(catalog, await waited_for(request, work)))
 
 

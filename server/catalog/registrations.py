@@ -5,7 +5,7 @@ Knows no files and no engine: what is done is the catalog's operation, whose cal
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,11 +15,13 @@ from manylora.adapters.errors import AdapterError
 from manylora.adapters.names import LONGEST_ECHO
 from manylora.server.catalog.operations import Caller, CallerLeft
 from manylora.server.catalog.progress import Phase
-from manylora.server.errors import RegistrationCancelled, ServerError
+from manylora.server.errors import QueueFull, RegistrationCancelled, ServerError
 
 State = Phase | Literal["ready", "failed", "cancelled"]
+MOST_UNDER_WAY, MOST_OF_A_TENANT = 64, 16
+"""Registrations that nobody waits for and that are under way at the same time."""
 MOST_FAILED = 256
-"""Failed registrations that are told of: the oldest go first."""
+"""Failed registrations that are told of: the oldest go first, of whoever has the most."""
 KEPT_SECONDS = 3600.0
 """For how long one is told of."""
 
@@ -31,8 +33,10 @@ class Registration:
     name: str
     src: str
     """As it may be shown."""
-    is_told: bool
-    """Whether its failure is kept: nobody waits for the answer."""
+    asked: str | None = None
+    """A digest of all that was asked for, if nobody waits for the answer; None: somebody does."""
+    tenant: str = ""
+    """Who asked; "": who runs the server."""
     caller: Caller = field(default_factory=Caller)
     created: float = field(default_factory=time.time)
     ended: float | None = None
@@ -41,6 +45,11 @@ class Registration:
     is_cancelled: bool = False
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once it has ended, however."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether its failure is kept: nobody waits for the answer."""
+        return self.asked is not None
 
     @property
     def state(self) -> State:
@@ -64,9 +73,14 @@ class Registrations:
         self._running: dict[str, list[Registration]] = {}
         self._failed: OrderedDict[str, Registration] = OrderedDict()
 
-    def open(self, name: str, src: str, *, is_told: bool = False) -> Registration:
-        """Note a registration that is to be done within ``running``."""
-        registration = Registration(name, src, is_told)
+    def open(self, name: str, src: str, *, asked: str | None = None, tenant: str = "") -> Registration:
+        """Note a registration that is to be done within ``running``.
+
+        Raises QueueFull for one that nobody waits for while too many such are under way.
+        """
+        if asked is not None:
+            self._check_room(tenant)
+        registration = Registration(name, src, asked, tenant)
         self._running.setdefault(name, []).append(registration)
         self._failed.pop(name, None)
         return registration
@@ -93,6 +107,11 @@ class Registrations:
         """Return the last registration of that name that is being done."""
         running = self._running.get(name)
         return running[-1] if running else None
+
+    def same(self, name: str, asked: str) -> Registration | None:
+        """Return the one that does what is asked already, and for nobody who may hang up."""
+        running = self._running.get(name, ())
+        return next((each for each in running if each.asked == asked and not each.is_cancelled), None)
 
     def of(self, name: str) -> Registration | None:
         """Return the last registration of that name that is being done, or failed not long ago."""
@@ -131,10 +150,27 @@ class Registrations:
         running.remove(registration)
         if not running:
             del self._running[registration.name]
+        failed = self._failed.get(registration.name)
+        if registration.error is None and failed is not None and failed.created <= registration.created:
+            del self._failed[registration.name]  # what was asked for later is served
         if registration.error is not None and registration.is_told and not registration.is_cancelled:
+            self._failed.pop(registration.name, None)
             self._failed[registration.name] = registration
             while len(self._failed) > MOST_FAILED:
-                self._failed.popitem(last=False)
+                self._forget_one()
+
+    def _check_room(self, tenant: str) -> None:
+        told = [each.tenant for running in self._running.values() for each in running if each.is_told]
+        if len(told) >= MOST_UNDER_WAY or (tenant and told.count(tenant) >= MOST_OF_A_TENANT):
+            raise QueueFull(
+                "too many adapters are being registered with wait=false: try again when one is through",
+                retry_after=5.0,
+            )
+
+    def _forget_one(self) -> None:
+        """Drop the oldest of whoever has the most: nobody's failures push out those of others who have fewer."""
+        most = Counter(each.tenant for each in self._failed.values()).most_common(1)[0][0]
+        del self._failed[next(name for name, each in self._failed.items() if each.tenant == most)]
 
     def _forget_old(self) -> None:
         before = time.time() - KEPT_SECONDS

@@ -1,6 +1,8 @@
 """Registrations as jobs: begun, told of, cancelled, failed; and models that are looked for when they are asked for."""
 
+import json
 import shutil
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from manylora.server.catalog import registrations
 from tests.adapters.sources.web_host import Host, web_host
 from tests.server.api.running import Files, Running, running
 from tests.server.api.tenants import new_key
@@ -95,6 +98,73 @@ def test_a_registration_is_told_of_while_it_goes_on(
     before = len(host.gets("/slow/adapter_model.safetensors"))
     assert http.post("/adapters", json={"name": "slow", "src": f"{host.url}/slow"}).status_code == 200
     assert len(host.gets("/slow/adapter_model.safetensors")) == before
+
+
+def test_what_somebody_waits_for_is_nobody_elses_job(
+    http: httpx.Client, own: Running, host: Host, files: Files
+) -> None:
+    from threading import Event
+
+    go_on = Event()
+    host.put("/shared", files.adapters / "b")
+    host.things["/shared/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    src = f"{host.url}/shared"
+    running = own.server.catalog.registrations._running
+    body = json.dumps({"name": "shared", "src": src})
+    head = (
+        "POST /adapters HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        f"authorization: {ADMIN['authorization']}\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", own.port), timeout=10) as waiting:
+        waiting.sendall((head + body).encode())
+        own.wait_until("downloading", lambda: state(http, "shared") == "downloading")
+        assert begin(http, "shared", src).status_code == 202
+    own.wait_until("gone", lambda: len(running["shared"]) == 1)
+    # What is wished besides is heard, and the same again is the same.
+    for _ in range(2):
+        assert begin(http, "shared", src, preload=True).status_code == 202
+    assert len(running["shared"]) == 2
+    go_on.set()
+    own.wait_until("ended", lambda: "shared" not in running)
+    served = http.get("/adapters/shared").json()
+    assert (served["state"], served["preload"], served["version"]) == ("available", True, 1)
+
+
+def test_so_many_are_begun_at_the_same_time(
+    http: httpx.Client, own: Running, host: Host, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from threading import Event
+
+    monkeypatch.setattr(registrations, "MOST_UNDER_WAY", 1)
+    go_on = Event()
+    host.put("/one", files.adapters / "b")
+    host.things["/one/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    assert begin(http, "one", f"{host.url}/one").status_code == 202
+    refused = begin(http, "two", "b")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) > 0
+    assert begin(http, "one", f"{host.url}/one").status_code == 202
+    assert http.post("/adapters", json={"name": "two", "src": "b"}).status_code == 201
+    go_on.set()
+    own.wait_until("available", lambda: state(http, "one") == "available")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/adapters", {"name": "x", "src": ""}),
+        ("/adapters/x/canary", {"share": 0.5, "src": ""}),
+        ("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": ""}),
+    ],
+)
+def test_a_source_has_an_end(http: httpx.Client, path: str, body: dict[str, object]) -> None:
+    if "canary" in path:
+        http.post("/adapters", json={"name": "x", "src": "b"}).raise_for_status()
+    field = next(name for name, value in body.items() if value == "")
+    refused = http.post(path, json={**body, field: "x/" * 2049})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, field)
+    assert "at most 4096 characters" in error["message"]
 
 
 def test_a_failure_can_be_read_for_a_while(

@@ -4,8 +4,17 @@ import contextlib
 import gc
 import weakref
 
+import pytest
+
 from manylora.adapters.errors import AdapterError, InvalidAdapter
-from manylora.server.catalog.registrations import Registrations
+from manylora.server.catalog.registrations import (
+    MOST_FAILED,
+    MOST_OF_A_TENANT,
+    MOST_UNDER_WAY,
+    Registration,
+    Registrations,
+)
+from manylora.server.errors import QueueFull
 
 
 class Weights:
@@ -24,7 +33,7 @@ def test_a_failure_is_told_of_and_keeps_nothing_that_its_work_held() -> None:
         except ValueError as error:
             raise InvalidAdapter("too short", file="adapter_model.safetensors") from error
 
-    registration = registrations.open("a", "there", is_told=True)
+    registration = registrations.open("a", "there", asked="x")
     with contextlib.suppress(AdapterError), registrations.running(registration):
         work()
     gc.collect()
@@ -32,3 +41,46 @@ def test_a_failure_is_told_of_and_keeps_nothing_that_its_work_held() -> None:
     told = registrations.of("a")
     assert told is registration
     assert (type(told.error), str(told.error)) == (InvalidAdapter, "adapter_model.safetensors: too short")
+
+
+def fail(registrations: Registrations, registration: Registration) -> None:
+    with contextlib.suppress(AdapterError), registrations.running(registration):
+        raise InvalidAdapter("no")
+
+
+def test_so_many_are_under_way_that_nobody_waits_for() -> None:
+    registrations = Registrations()
+    for number in range(100):
+        registrations.open(f"waited{number}", "there", tenant="acme")
+    mine = [registrations.open("acme/x", "there", asked="x", tenant="acme") for _ in range(MOST_OF_A_TENANT)]
+    with pytest.raises(QueueFull):
+        registrations.open("acme/y", "there", asked="x", tenant="acme")
+    for number in range(MOST_UNDER_WAY - MOST_OF_A_TENANT):
+        registrations.open(f"own{number}", "there", asked="x")
+    for tenant in ("", "globex"):
+        with pytest.raises(QueueFull) as refused:
+            registrations.open("y", "there", asked="x", tenant=tenant)
+        assert refused.value.retry_after
+    fail(registrations, mine[0])
+    registrations.open("globex/y", "there", asked="x", tenant="globex")
+
+
+def test_one_tenants_failures_push_out_its_own() -> None:
+    registrations = Registrations()
+    for tenant, count in (("acme", 3), ("globex", MOST_FAILED + 5)):
+        for number in range(count):
+            fail(registrations, registrations.open(f"{tenant}/{number}", "there", asked="x", tenant=tenant))
+    told = [each.name for each in registrations.all()]
+    assert len(told) == MOST_FAILED
+    assert [name for name in told if name.startswith("acme/")] == ["acme/0", "acme/1", "acme/2"]
+    assert f"globex/{MOST_FAILED + 4}" in told
+    assert "globex/0" not in told
+
+
+def test_a_failure_is_forgotten_when_what_was_asked_for_later_is_served() -> None:
+    registrations = Registrations()
+    first, second = (registrations.open("a", "there", asked=asked) for asked in "xy")
+    fail(registrations, first)
+    with registrations.running(second):
+        assert registrations.of("a") is second
+    assert registrations.of("a") is None
