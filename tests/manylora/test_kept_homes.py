@@ -65,7 +65,7 @@ def test_an_earlier_mixture_is_served(files: Files, tmp_path: Path) -> None:
 def test_a_newer_data_directory_ends_a_start_in_one_line(tmp_path: Path) -> None:
     home = copy_of("3", tmp_path / "data")
     with contextlib.closing(sqlite3.connect(home / "registry.db")) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '5'")
+        connection.execute("UPDATE alembic_version SET version_num = '6'")
         connection.commit()
     before = (home / "registry.db").read_bytes()
     flags = ["--served-model-name", NAME, "--port", "0", "--kv-cache-gib", "0.02", "--arena-rows", "64"]

@@ -173,6 +173,10 @@ def second_life(server: ServerProcess) -> None:
     call(server, "DELETE", "/adapters/same-weights")
 
 
+ASKER = "reader"
+"""Whose requests for a name with a canary stay with its active version."""
+
+
 def said(server: HasUrl) -> dict[str, Any]:
     """Return the adapters with what is kept of them, and what the base and they answer: tokens, each with its logprob.
 
@@ -182,7 +186,14 @@ def said(server: HasUrl) -> dict[str, Any]:
     kept = ("id", "version", "digest", "src", "rank", "target_modules", "preload", "pin", "created")
     answers = {}
     for model in (NAME, *shown):
-        asked = {"model": model, "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "logprobs": 1}
+        asked = {
+            "model": model,
+            "prompt": PROMPT,
+            "max_tokens": TOKENS,
+            "temperature": 0,
+            "logprobs": 1,
+            "user": ASKER,
+        }
         found = call(server, "POST", "/v1/completions", **asked)["choices"][0]["logprobs"]
         answers[model] = [*zip(found["tokens"], found["token_logprobs"], strict=True)]
     adapters = {name: {field: each[field] for field in kept} for name, each in shown.items()}
