@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.conversion import widened
-from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.errors import InvalidAdapter
 from manylora.adapters.files import WEIGHTS_FILE
 from manylora.adapters.header import TensorEntry
 from manylora.adapters.spec import AdapterSpec
@@ -47,11 +47,6 @@ def read_vocabulary(
         found[path] = TokenDelta(rows[path], _factors(file, module, spec.scale_of(path), dtype))
     if outline.size == base.size and not any(found.values()):
         return None
-    if spec.invocation:
-        raise UnsupportedAdapter(
-            "alora_invocation_tokens is set, and embedding or head are others than the base's, on every token",
-            file=WEIGHTS_FILE,
-        )
     return VocabularyDelta(outline.size, found[EMBEDDING], found[HEAD])
 
 

@@ -216,7 +216,7 @@ REFUSED: list[tuple[dict[str, Tensor], dict[str, object], BaseVocabulary | None,
         {"alora_invocation_tokens": [1]},
         UNTIED,
         UnsupportedAdapter,
-        "embedding or head are others than the base's",
+        "alora_invocation_tokens is set, and the adapter changes embedding or head",
     ),
     (
         {f"{EMBED}.{ROWS}": table(1), f"{HEAD}.{ROWS}": table(1)},
