@@ -79,12 +79,14 @@ class AdapterOutline:
     """How its base was held in training, if it says so."""
     vocabulary: VocabularyOutline | None = None
     """What it changes of embedding and head; None: nothing."""
+    itemsize: int = 4
+    """Bytes of a number as it is served."""
 
     def rank_by_module(self) -> dict[str, int]:
         """Return what AdapterWeights does, the units of embedding and head as many as they may be at most."""
         scaled = self.rank_by_path if self.spec.use_dora else ()
         rows = rows_by_module(self.rank_by_path, scaled, self.shifted)
-        return rows if self.vocabulary is None else {**rows, VOCABULARY: self.vocabulary.units}
+        return rows if self.vocabulary is None else {**rows, VOCABULARY: self.vocabulary.units(self.itemsize)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +197,12 @@ def inspect_adapter(
     max_rank: int,
     vocab_size: int | None = None,
     vocabulary: BaseVocabulary | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> AdapterOutline:
-    """Check everything but the tensors' values, in about a millisecond. Raises what read_adapter raises."""
+    """Check everything but the tensors' values, in about a millisecond; ``dtype`` is what they would be served in.
+
+    Raises what read_adapter raises.
+    """
     if not directory.is_dir():
         raise AdapterNotFound("the adapter's directory is not there")
     present_files(directory, MAX_ADAPTER_BYTES)
@@ -224,7 +230,7 @@ def inspect_adapter(
         for path in modules
         if any(tensor_name(path, part) in names for part in (B_BIAS, BIAS, OTHER_BIAS))
     )
-    return AdapterOutline(spec, ranks, shifted, text, names, trained_on, tokens)
+    return AdapterOutline(spec, ranks, shifted, text, names, trained_on, tokens, dtype.itemsize)
 
 
 def _of_whole_model(entries: Mapping[str, TensorEntry], modules: BaseModules) -> Mapping[str, TensorEntry]:

@@ -7,6 +7,7 @@ head's too. What is told of both, and what of one alone, is decided here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.files import WEIGHTS_FILE
@@ -16,6 +17,7 @@ from manylora.adapters.vocabulary import EMBEDDING, HEAD, TOKEN_MODULES, BaseVoc
 
 Entries = Mapping[str, TensorEntry]
 _PREFIX = "base_model.model."
+_ID_BYTES = 8
 _OWN_TABLES = ("modules_to_save.weight", "weight")
 _TABLES = ("weight", "base_layer.weight", "token_adapter.base_layer.weight")
 """A whole module, by what it is saved as: trained as such, or copied. Those before go before those after."""
@@ -56,16 +58,22 @@ class VocabularyOutline:
     modules: Mapping[str, ModuleOutline] = field(default_factory=dict)
     """By each of TOKEN_MODULES."""
 
-    @property
-    def units(self) -> int:
-        """Return what it takes at most: less, where a whole module has rows of the base's."""
-        entries = {
-            entry.begin: entry
-            for module in self.modules.values()
-            for entry in (module.table, module.rows, *module.factors)
-            if entry is not None
+    def units(self, itemsize: int) -> int:
+        """Return what it takes at most, in numbers of so many bytes: less, where a whole module has rows of the base's.
+
+        Rows that embedding and head share count once.
+        """
+        rows = {
+            (each.table, each.rows): sum(map(_numbers, (each.table, each.rows))) * itemsize
+            + len(each.trained) * _ID_BYTES
+            for each in self.modules.values()
         }
-        return units_of(sum(entry.end - entry.begin for entry in entries.values()))
+        factors = sum(_numbers(entry) for each in self.modules.values() for entry in each.factors)
+        return units_of(sum(rows.values()) + factors * itemsize)
+
+
+def _numbers(entry: TensorEntry | None) -> int:
+    return 0 if entry is None else prod(entry.shape)
 
 
 def split_tokens(entries: Entries) -> tuple[dict[str, dict[str, TensorEntry]], dict[str, TensorEntry]]:

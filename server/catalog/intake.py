@@ -202,6 +202,7 @@ class AdapterIntake:
             max_rank=settings.max_rank,
             vocab_size=settings.vocab_size,
             vocabulary=settings.vocabulary,
+            dtype=settings.dtype,
         )
 
     def read(self, digest: str) -> AdapterWeights:

@@ -15,6 +15,7 @@ from manylora.adapters.records import AdapterRecord
 from manylora.adapters.registry import AdapterRegistry
 from manylora.adapters.tokens import AdapterText
 from manylora.adapters.types import AdapterWeights, FreedAdapter
+from manylora.adapters.vocabulary import VOCABULARY
 from manylora.server.catalog.intake import AdapterIntake, Prepared, reason_of
 from manylora.server.catalog.types import AdapterEngine, CatalogObserver, Wishes
 from manylora.server.errors import AdapterUnavailable
@@ -32,7 +33,7 @@ class Entry:
     record: AdapterRecord
     text: AdapterText
     ranks: Mapping[str, int] = field(default_factory=dict)
-    """Rank rows that it takes of each module; not known of one that is unavailable."""
+    """Rank rows that it takes of each module; not known of one that is unavailable. Of VOCABULARY, if it was read."""
     reason: str | None = None
     """Why it is unavailable; the engine does not know it then."""
     trained_on: BaseForm | None = None
@@ -134,7 +135,9 @@ class Serving:
             return Entry(record, AdapterText(), reason=reason_of(error))
         except AdapterUnavailable as error:
             return Entry(record, AdapterText(), reason=error.message)
-        ranks, invocation = outline.rank_by_module(), outline.spec.invocation
+        # What embedding and head take is known at most: copies of the base's take nothing, and then mix with any.
+        ranks = {module: rank for module, rank in outline.rank_by_module().items() if module != VOCABULARY}
+        invocation = outline.spec.invocation
         return Entry(record, outline.text, ranks, trained_on=outline.trained_on, invocation=invocation)
 
     async def _restore_warm(self, record: AdapterRecord) -> bool:

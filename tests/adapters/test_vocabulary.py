@@ -72,6 +72,15 @@ def test_a_whole_module_of_which_most_differs_is_kept_whole(tmp_path: Path) -> N
     assert torch.equal(found.head.rows.rows, table().to(torch.bfloat16))
 
 
+def test_what_it_takes_at_most_is_reckoned_as_it_is_served(tmp_path: Path) -> None:
+    size = 40_000
+    base = BaseVocabulary(size, HIDDEN, tied=False)
+    path = made(tmp_path, {f"{HEAD}.weight": table(size)}, modules_to_save=["lm_head"])
+    for dtype, width in ((torch.float32, 4), (torch.bfloat16, 2)):
+        found = inspect_adapter(path, MODULES, max_rank=16, vocab_size=size, vocabulary=base, dtype=dtype)
+        assert found.rank_by_module()[ROOM] == -(-size * HIDDEN * width // UNIT)
+
+
 def test_copies_of_the_base_that_peft_saves_are_no_change(tmp_path: Path) -> None:
     """save_embedding_layers writes both, changed or not."""
     copies = {f"{EMBED}.weight": OWN["model.embed_tokens"], f"{HEAD}.weight": OWN["lm_head"]}

@@ -3,14 +3,18 @@
 import struct
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from manylora.adapters.errors import InvalidMixture
 from manylora.adapters.mixtures import MixturePart
 from manylora.adapters.tokens import PartText
+from manylora.adapters.vocabulary import TOKEN_MODULES, BaseVocabulary
 from manylora.server.catalog import ResolvedPart
 from manylora.server.errors import AdapterUnavailable, InvalidRequest, ModelNotFound
+from tests.adapters.making import HIDDEN, VOCABULARY, factors, write
 from tests.server.catalog.fakes import House
 
 
@@ -207,6 +211,27 @@ async def test_room_is_known_after_a_restart_too(house: House) -> None:
     assert "21 rank rows" in reason
     with pytest.raises(AdapterUnavailable, match=r"mixture 'ac' can't be served: .*21 rank rows"):
         house.catalog.resolve("ac")
+
+
+async def test_copies_of_the_base_s_embedding_mix_as_before_after_a_restart(house: House) -> None:
+    """save_embedding_layers writes them, and what they take is known once they were read."""
+    own = {name: torch.randn(VOCABULARY, HIDDEN) for name in TOKEN_MODULES}
+    limits: dict[str, Any] = {
+        "vocabulary": BaseVocabulary(VOCABULARY, HIDDEN, False, own.__getitem__),
+        "vocabulary_bytes": 1,
+    }
+    await house.catalog.close()
+    house.open(**limits)
+    copies = {f"base_model.model.{name}.weight": rows.clone() for name, rows in own.items()}
+    write(house.sources / "a", tensors={**factors(), **copies})
+    for name in ("a", "b"):
+        await house.catalog.register(name, name if name == "a" else house.source(name))
+    for restarted in (False, True):
+        if restarted:
+            await house.catalog.close()
+            house.open(**limits)
+            await house.catalog.restore()
+        assert house.catalog.resolve("a+b").adapters
 
 
 async def test_a_template_that_all_have_is_the_mixture_s(house: House) -> None:
