@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from manylora.server.kernels.output_rows import OutputRows
-from manylora.server.kernels.step import LORA_MODULES, LoraSpan
+from manylora.server.kernels.step import LORA_MODULES, Ints, LoraSpan
 
 MOST_TOKENS = 256
 """At a time: long prompts would take several times their projection's memory."""
@@ -77,7 +78,7 @@ def build_outputs(
 def _blocks(
     spans: Sequence[LoraSpan], module: str, output_rows: OutputRows, device: torch.device
 ) -> Iterator[OutputBlock]:
-    alike: dict[tuple[int, int], list[tuple[int, Weighted, Weighted]]] = {}
+    alike: dict[tuple[int, int], list[tuple[LoraSpan, Weighted, Weighted]]] = {}
     for span in spans:
         used = [(ranges[module], weight) for ranges, weight in span.adapters if module in ranges and weight]
         gains, offsets = (
@@ -85,19 +86,24 @@ def _blocks(
             for of in (output_rows.gain, output_rows.offset)
         )
         if gains or offsets:
-            tokens = range(span.start, span.start + span.length)
-            same = alike.setdefault((len(gains), len(offsets)), [])
-            same.extend((token, gains, offsets) for token in tokens)
+            alike.setdefault((len(gains), len(offsets)), []).append((span, gains, offsets))
     for _, uses in sorted(alike.items()):
-        for first in range(0, len(uses), MOST_TOKENS):
-            tokens_of, gains_of, offsets_of = zip(*uses[first : first + MOST_TOKENS], strict=True)
-            index = torch.tensor(tokens_of, device=device)
-            yield OutputBlock(index, _terms(gains_of, device), _terms(offsets_of, device))
+        spans_of, gains_of, offsets_of = zip(*uses, strict=True)
+        tokens = np.concatenate([np.arange(span.start, span.start + span.length) for span in spans_of])
+        owners = np.repeat(np.arange(len(uses), dtype=np.int32), [span.length for span in spans_of])
+        for first in range(0, len(tokens), MOST_TOKENS):
+            index = torch.from_numpy(tokens[first : first + MOST_TOKENS]).to(device)
+            own = owners[first : first + MOST_TOKENS]
+            yield OutputBlock(index, _terms(gains_of, own, device), _terms(offsets_of, own, device))
 
 
-def _terms(each: Sequence[Weighted], device: torch.device) -> Terms | None:
+def _terms(each: Sequence[Weighted], owners: Ints, device: torch.device) -> Terms | None:
+    """Return the terms of tokens of which each span has its own in ``each``; ``owners`` [n] are their spans."""
     if not each[0]:
         return None
-    rows = torch.tensor([[row for row, _ in own] for own in each]).T.contiguous()
-    weights = torch.tensor([[weight for _, weight in own] for own in each]).T.contiguous()
-    return Terms(rows.to(device), weights[:, :, None].to(device))
+    rows = np.array([[row for row, _ in own] for own in each], dtype=np.int64)
+    weights = np.array([[weight for _, weight in own] for own in each], dtype=np.float32)
+    return Terms(
+        torch.from_numpy(rows[owners].T.copy()).to(device),
+        torch.from_numpy(weights[owners].T.copy())[:, :, None].to(device),
+    )
