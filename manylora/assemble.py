@@ -124,12 +124,26 @@ def measure(settings: ServeSettings, base: BaseModel, context: int) -> Sizes:
             f"more with {set_by}, or a shorter context"
         )
     sizes = Sizes(blocks, rows, (blocks + 1) * block, rows * row)
-    if sizes.kv_bytes + sizes.arena_bytes > free:
-        raise ValueError(
-            f"{sizes.kv_bytes / GIB:.2f} GiB of KV cache and {sizes.arena_bytes / GIB:.2f} GiB of arena are more than"
-            f" the {free / GIB:.2f} GiB that are free: give less with {set_by} or {settings.name_of('arena_rows')}"
-        )
+    _check_free(settings, sizes, free, base.device)
     return sizes
+
+
+def _check_free(settings: ServeSettings, sizes: Sizes, free: int, device: torch.device) -> None:
+    """Refuse pools that memory doesn't hold together. Raises ValueError."""
+    # On the CPU adapters' embeddings and heads are the host's copies.
+    vocabulary = 0 if device.type == "cpu" else int(settings.vocabulary_gib * GIB)
+    if sizes.kv_bytes + sizes.arena_bytes + vocabulary <= free:
+        return
+    each = {
+        "KV cache": (sizes.kv_bytes, "kv_cache_gib"),
+        "arena": (sizes.arena_bytes, "arena_rows"),
+        "adapters' embeddings and heads": (vocabulary, "vocabulary_gib"),
+    }
+    told = [(what, size, settings.name_of(name)) for what, (size, name) in each.items() if size]
+    raise ValueError(
+        f"{' and '.join(f'{size / GIB:.2f} GiB of {what}' for what, size, _ in told)} are more than the "
+        f"{free / GIB:.2f} GiB that are free: give less with {' or '.join(flag for *_, flag in told)}"
+    )
 
 
 def _arena_rows(settings: ServeSettings, free: int, row: int) -> int:

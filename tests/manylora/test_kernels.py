@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from manylora import doctor
+from manylora import assemble, doctor
 from manylora.assemble import measure
 from manylora.base import DEMO, kernels_for, load_base
 from manylora.cli import app
@@ -110,6 +110,17 @@ def test_the_type_of_keys_and_values_decides_how_many_blocks_fit(kernels: str) -
     assert found["bfloat16"] == ("bfloat16", (1 << 24) // (32 << 10) - 1)
     auto = "float32" if kernels == "plain" else "bfloat16"
     assert found["auto"] == (auto, (1 << 24) // ((64 if kernels == "plain" else 32) << 10) - 1)
+
+
+def test_what_adapters_may_have_beside_the_arena_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "free_memory", lambda device: 1 << 30)
+    settings = ServeSettings(kernels="plain", kv_cache_gib=1 / 64, arena_rows=64, weight_cache=False)
+    base = load_base(settings, DEMO / "base", lambda *_: None)
+    measure(settings, base, 1024)
+    elsewhere = replace(base, device=torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"1\.00 GiB of adapters' embeddings and heads .* --vocabulary-gib"):
+        measure(settings, elsewhere, 1024)
+    measure(settings.model_copy(update={"vocabulary_gib": 0.5}), elsewhere, 1024)
 
 
 @pytest.mark.parametrize("kept", ["bfloat16", "int8"])
