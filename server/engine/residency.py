@@ -107,7 +107,9 @@ class Residency:
             return
         if isinstance(weights, AdapterWeights):
             self._cache.take_copy(adapter_id, weights)
-            self._cache.touch({adapter_id})  # whoever asked for it is about to use it
+            # Whoever had it read may have been refused since, and pushes nothing out.
+            if any(adapter_id in live.acting_ids for live in self._requests):
+                self._cache.touch({adapter_id})
             held = self._cache[adapter_id]
             if self._cache.fits([held]):
                 return
@@ -115,7 +117,7 @@ class Residency:
         unread = AdapterUnavailable(f"adapter can't be read: {weights}")
         error = weights if isinstance(weights, ServerError) else unread
         for live in self._requests:
-            if adapter_id in live.adapter_ids and live.admitted is None:
+            if adapter_id in live.acting_ids and live.admitted is None:
                 self._requests.end(live, FinishReason.FAILED, error)
 
     def before_schedule(self) -> None:
@@ -137,7 +139,7 @@ class Residency:
         if not rows or not all(self._cache.resident(row.sequence.adapter_ids) for row in rows):
             self._work(math.inf)
             return
-        awaited = any(self._cache.settling & live.adapter_ids for live in self._requests)
+        awaited = any(self._cache.settling & live.acting_ids for live in self._requests)
         self._work(self._scheduler.pace.for_arena(awaited=awaited))
 
     def _work(self, seconds: float) -> None:
@@ -147,5 +149,5 @@ class Residency:
             failed = step_failed("copying an adapter to the device failed", error)
             for live in self._requests:
                 tried = live.admitted is not None or live.blocked_since is not None
-                if tried and live.adapter_ids & adapter_ids:
+                if tried and live.acting_ids & adapter_ids:
                     self._requests.end(live, FinishReason.FAILED, failed)

@@ -83,6 +83,11 @@ class LiveRequest:
         return frozenset(adapter_id for adapter_id, _ in self.request.adapters)
 
     @property
+    def acting_ids(self) -> frozenset[int]:
+        """Ids of those that act on some of its tokens: an activated one does if the prompt has its invocation."""
+        return frozenset(adapter_id for adapter_id, _ in self.stages.last)
+
+    @property
     def live(self) -> list["Sequence"]:
         """The sequences that have not ended."""
         return [s for s in self.sequences if s.status is not SequenceStatus.FINISHED]

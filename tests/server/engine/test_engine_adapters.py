@@ -116,6 +116,34 @@ def test_files_that_can_not_be_read_fail_those_who_wait_for_them() -> None:
     assert isinstance(harness.error("r"), AdapterUnavailable)
 
 
+def test_a_request_without_the_invocation_needs_nothing_of_its_adapter() -> None:
+    """Neither its files, when somebody has them read, nor its rows, when another's are written."""
+    harness = Harness()
+    for adapter_id, cold in ((1, True), (2, False)):
+        harness.know(adapter_id, cold=cold, invocation=(60,))
+        harness.engine.add_request(ask(f"base-{adapter_id}", PROMPT, 9, ((adapter_id, 1.0),)))
+    harness.engine.host_loaded(1, OSError("disk"))
+    harness.step()
+    harness.arena.fault = RuntimeError("boom")
+    harness.engine.add_request(ask("activated", [60, *PROMPT], 3, ((2, 1.0),)))
+    harness.run()
+    assert isinstance(harness.error("activated"), StepFailed)
+    assert harness.tokens("base-1") == harness.tokens("base-2") == expected(PROMPT, 9)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_was_read_for_nobody_pushes_no_copy_out(*, asked: bool) -> None:
+    harness = Harness(Pools(host_bytes=weights(1).nbytes))
+    harness.know(1, cold=True)
+    harness.know(2)
+    if asked:
+        harness.engine.add_request(ask("r", PROMPT, 3, ((1, 1.0),)))
+    harness.engine.host_loaded(1, weights(1))
+    harness.step()
+    assert (harness.engine.cache[1].weights is None) is not asked
+    assert (harness.engine.cache[2].weights is None) is asked
+
+
 def test_preload_without_room_changes_nothing() -> None:
     harness = Harness(Pools(rows=4))
     harness.know(1, pinned=True)
