@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from manylora.adapters.names import list_names
-from manylora.assemble import GIB, Server
+from manylora.assemble import Server
+from manylora.pools import GIB
 from manylora.server.catalog import CatalogEntry
 from manylora.server.config import ServeSettings
 

@@ -18,8 +18,9 @@ import torch
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.reader import MAX_ADAPTER_BYTES
 from manylora.adapters.spec import CONFIG_FILE, AdapterSpec
-from manylora.assemble import GIB, Server, assemble
+from manylora.assemble import Server, assemble
 from manylora.base import DTYPES
+from manylora.pools import GIB
 from manylora.quant.errors import QuantError
 from manylora.server.api.asks import ChatPrompt
 from manylora.server.api.prompts import chat_tokens

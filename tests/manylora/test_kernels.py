@@ -8,11 +8,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from manylora import assemble, doctor
-from manylora.assemble import measure
+from manylora import doctor, pools
 from manylora.base import DEMO, kernels_for, load_base
 from manylora.cli import app
 from manylora.loadtest.material.checkpoints import TINY, write_base
+from manylora.pools import measure
 from manylora.server.config import ServeSettings
 from manylora.server.kernels.choose import COST
 from manylora.server.kernels.cpu.build import LEVELS
@@ -113,7 +113,7 @@ def test_the_type_of_keys_and_values_decides_how_many_blocks_fit(kernels: str) -
 
 
 def test_what_adapters_may_have_beside_the_arena_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assemble, "free_memory", lambda device: 1 << 30)
+    monkeypatch.setattr(pools, "free_memory", lambda device: 1 << 30)
     settings = ServeSettings(kernels="plain", kv_cache_gib=1 / 64, arena_rows=64, weight_cache=False)
     base = load_base(settings, DEMO / "base", lambda *_: None)
     measure(settings, base, 1024)
