@@ -34,6 +34,7 @@ KNOWN_FILES = (
     MANIFEST_FILE,
 )
 """In the order in which the digest takes them. The first two are required."""
+OPTIONAL_FILES = frozenset(KNOWN_FILES[2:])
 MAX_TEXT_BYTES = 16 << 20
 """Limit of each file but the weights and those below."""
 _LIMITS = {

@@ -116,10 +116,6 @@ class AdapterStore:
         """
         return self._root / DERIVED / f"{_checked(digest)}.{name}"
 
-    def holds(self, digest: str) -> bool:
-        """Return whether files of ``digest`` are there; not whether they are intact."""
-        return (self._root / _checked(digest)).is_dir()
-
     def nbytes(self, digest: str) -> int:
         """Return the bytes of the files of ``digest``; 0 if they aren't there. The disk is asked once."""
         known = self._sizes.get(digest)

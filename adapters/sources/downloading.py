@@ -1,5 +1,6 @@
 """One file over HTTP into a file of ours: in pieces where the connection breaks, but never pieces of two versions."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -24,18 +25,22 @@ class Seen:
     """Of its contents, where the place says it."""
 
 
-def look(web: Web, place: Place) -> Seen | None:
-    """Ask for a file's head; None: it isn't there. Raises as Web.ask, Web.patiently and check_status."""
+def look(web: Web, place: Place, *, is_optional: bool = False) -> Seen | None:
+    """Ask for a file's head; None: it isn't there. Raises as Web.ask, Web.patiently and check_status.
+
+    Of what ``is_optional`` a 403 says so too: that is all that a bucket tells who may read it and not list it.
+    """
+    absent = frozenset({403} if is_optional else ())
     try:
-        return web.patiently(lambda: _look(web, place, "HEAD") or _look(web, place, "GET"))
+        return web.patiently(lambda: _look(web, place, "HEAD") or _look(web, place, "GET", absent))
     except AdapterNotFound:
         return None
 
 
-def _look(web: Web, place: Place, method: str) -> Seen | None:
-    """Return None where that method isn't answered. A body is left unread."""
+def _look(web: Web, place: Place, method: str, absent: Set[int] = frozenset()) -> Seen | None:
+    """Return None where that method isn't answered, or with one of ``absent``. A body is left unread."""
     with web.ask(method, place) as answer:
-        if method == "HEAD" and answer.status in NO_HEAD:
+        if answer.status in (NO_HEAD if method == "HEAD" else absent):
             return None
         check_status(answer, place)
         return Seen(answer.length, _tag(answer))

@@ -8,6 +8,7 @@ from typing import BinaryIO, NoReturn, Protocol
 import fsspec
 
 from manylora.adapters.errors import AdapterError, InvalidAdapter, SourceUnreachable, UnsupportedAdapter
+from manylora.adapters.files import OPTIONAL_FILES
 from manylora.adapters.sources.allowed import Place
 from manylora.adapters.sources.downloading import Seen, changed
 from manylora.adapters.sources.source import Heard
@@ -60,6 +61,10 @@ class ObjectReading:
             found = self.files.info(path)
         except (FileNotFoundError, IsADirectoryError):
             return None
+        except PermissionError as error:
+            if name in OPTIONAL_FILES:  # who may not list is told no more of what isn't there
+                return None
+            self._fail(error)
         except Exception as error:
             self._fail(error)
         if found.get("type") == "directory":

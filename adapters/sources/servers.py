@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
+from manylora.adapters.files import OPTIONAL_FILES
 from manylora.adapters.sources.allowed import Place
 from manylora.adapters.sources.downloading import Seen, download, look
 from manylora.adapters.sources.source import Heard
@@ -21,7 +22,7 @@ class WebReading:
 
     def look(self, name: str) -> Seen | None:
         """Ask for a file's head."""
-        return look(self.web, self._of(name))
+        return look(self.web, self._of(name), is_optional=name in OPTIONAL_FILES)
 
     def read(self, name: str, seen: Seen, most: int, file: BinaryIO, heard: Heard) -> None:
         """Download a file."""

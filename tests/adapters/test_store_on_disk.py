@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manylora.adapters.errors import AdapterError
+from manylora.adapters.errors import AdapterError, AdapterNotFound
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store import AdapterStore
 from tests.adapters.making import write
@@ -68,7 +68,8 @@ def test_a_removal_that_is_cut_short_leaves_nothing_under_the_digest(
         shutil, "rmtree", lambda *_args, **_more: None
     )  # the power goes before a file is deleted
     store.remove(digest)
-    assert not store.holds(digest)
+    with pytest.raises(AdapterNotFound):
+        store.path_of(digest)
     monkeypatch.undo()
     assert AdapterStore(tmp_path / "store").sweep(()) > 0
     assert [path.name for path in (tmp_path / "store").rglob("*")] == [".staging"]

@@ -111,6 +111,23 @@ def test_nothing_there_and_too_much_there(finding: Finding, store: AdapterStore,
         store.stage(finding.find(Offer("s3://bucket/models/a")))
 
 
+def test_who_may_not_list_reads_what_is_there(
+    finding: Finding, store: AdapterStore, bucket: Bucket, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = Bucket.info
+
+    def told_nothing(self: Bucket, path: str) -> Any:
+        try:
+            return info(self, path)
+        except FileNotFoundError:
+            raise PermissionError("Forbidden") from None
+
+    monkeypatch.setattr(Bucket, "info", told_nothing)
+    assert store.stage(finding.find(Offer("s3://bucket/models/a"))).digest == digest_of(adapter, LIMIT)
+    with pytest.raises(SourceUnreachable, match="PermissionError"):
+        store.stage(finding.find(Offer("s3://bucket/models/none")))
+
+
 def test_a_library_that_is_missing_is_named_with_its_extra(finding: Finding, store: AdapterStore) -> None:
     with pytest.raises(UnsupportedAdapter, match=r"gcsfs.*pip install 'manylora\[gs\]'"):
         store.stage(finding.find(Offer("gs://bucket/a")))

@@ -20,7 +20,7 @@ from manylora.adapters.errors import (
     StoreFull,
     UnsupportedAdapter,
 )
-from manylora.adapters.files import digest_of
+from manylora.adapters.files import KNOWN_FILES, digest_of
 from manylora.adapters.sources.addresses import is_public
 from manylora.adapters.sources.allowed import Allowed
 from manylora.adapters.sources.finding import Finding, Offer
@@ -248,6 +248,15 @@ def test_hosts_that_answer_get_alone_are_read(
 ) -> None:
     host.things["/models/a.zip"] = Thing(archived(adapter, "zip"), head=403)
     assert store.stage(finding.find(Offer(f"{host.url}/models/a.zip"))).digest == digest_of(adapter, LIMIT)
+
+
+def test_hosts_that_forbid_what_is_not_there_are_read(
+    finding: Finding, store: AdapterStore, host: Host, adapter: Path
+) -> None:
+    host.put("/models/a", adapter)
+    for name in set(KNOWN_FILES) - {path.name for path in adapter.iterdir()}:
+        host.things[f"/models/a/{name}"] = Thing(status=403)
+    assert store.stage(finding.find(Offer(f"{host.url}/models/a"))).digest == digest_of(adapter, LIMIT)
 
 
 def test_redirects_are_looked_at_and_tokens_stay_at_home(

@@ -161,7 +161,7 @@ async def test_names_that_share_files_keep_them(house: House) -> None:
     second, _ = await house.catalog.register("b", src)
     assert first.digest == second.digest
     await house.catalog.delete("a")
-    assert house.store.holds(first.digest)
+    assert house.store.path_of(first.digest).is_dir()
     house.engine.evict(second.id)
     assert house.engine.held[second.id].load_from().nbytes > 0
     await house.catalog.delete("b")
@@ -176,11 +176,12 @@ async def test_a_replacement_serves_new_requests_and_running_ones_end_on_the_old
     assert (new.version, new.pinned) == (2, True)
     assert house.id_of("a") == new.id != old.id
     assert house.engine.held[old.id].load_from().nbytes > 0, "a preempted sequence may need the old files"
-    assert house.store.holds(old.digest)
+    assert house.store.path_of(old.digest).is_dir()
     house.engine.finish(old.id)
     await house.catalog.settled()
     assert old.id not in house.engine.held
-    assert not house.store.holds(old.digest)
+    with pytest.raises(AdapterNotFound):
+        house.store.path_of(old.digest)
     assert house.diary.events == [("loaded", "a"), ("swapped", f"{old.id}>{new.id}"), ("removed", "a")]
 
 
@@ -227,7 +228,7 @@ async def test_delete_refuses_new_requests_waits_and_says_what_it_freed(house: H
     gone, freed = await deleting
     assert gone.id == record.id
     assert (freed.device_bytes, freed.host_bytes, freed.aborted) == (nbytes, nbytes, 0)
-    assert house.store.holds(record.digest)
+    assert house.store.path_of(record.digest).is_dir()
 
 
 async def test_delete_can_abort(house: House) -> None:
@@ -362,4 +363,4 @@ async def test_files_stay_while_a_registration_with_them_is_under_way(house: Hou
     await house.catalog.delete("a")
     house.engine.adding.open()
     record, _ = await second
-    assert house.store.holds(record.digest)
+    assert house.store.path_of(record.digest).is_dir()
