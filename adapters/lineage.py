@@ -69,7 +69,7 @@ class Lineage:
     def led_by(self, version: int, *, like: AdapterRecord) -> "Lineage":
         """Return them with that version as the active one, which takes over; a canary is over.
 
-        It is pinned, preloaded and weighted as ``like`` is. The one that was active is the one to go back to.
+        It is pinned and preloaded as ``like`` is. The one that was active is the one to go back to.
         """
         old = self.active
         if version == old.version:
@@ -176,7 +176,7 @@ class Lineage:
 
 
 def _in_force(record: AdapterRecord, like: AdapterRecord) -> AdapterRecord:
-    as_kept = replace(record, pinned=like.pinned, preload=like.preload, weight=like.weight)
+    as_kept = replace(record, pinned=like.pinned, preload=like.preload)
     return replace(as_kept, state=AdapterState.ACTIVE, share=None)
 
 

@@ -62,13 +62,12 @@ def end_all(connection: Connection, lineage: Lineage) -> None:
 def _write_record(connection: Connection, record: AdapterRecord) -> None:
     row = {"state": record.state.value, "pinned": record.pinned, "preload": record.preload}
     connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == record.id).values(row))
-    write_more(connection, record)
+    _write_more(connection, record)
 
 
-def write_more(connection: Connection, record: AdapterRecord) -> None:
+def _write_more(connection: Connection, record: AdapterRecord) -> None:
     """Write what the table of versions says of a record."""
-    weight = None if record.weight == 1 else record.weight
-    more = {"before": record.before, "share": record.share, "weight": weight}
+    more = {"before": record.before, "share": record.share}
     if record.state is AdapterState.RETIRED or not any(value is not None for value in more.values()):
         # No row says that as well, and what ends must not take room on a full disk.
         connection.execute(delete(VERSIONS).where(VERSIONS.c.adapter == record.id))

@@ -66,8 +66,6 @@ class AdapterRecord:
     """The version that it took over from, as long as that is in service."""
     share: float | None = None
     """A canary's, of the requests for the name."""
-    weight: float = 1.0
-    """Its share of tokens beside other adapters, as they have theirs: finite, over 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +109,9 @@ VERSIONS = Table(
     Column("adapter", Integer, primary_key=True),
     Column("before", Integer),
     Column("share", Float),
-    Column("weight", Float),
 )
 """What else is known of an adapter's row, if there is anything: ``before``, a version of the same name that is in
-service, a canary's ``share``, and a ``weight`` that isn't 1."""
+service, and a canary's ``share``."""
 IDENTITY = Table(
     "identity",
     METADATA,
@@ -166,7 +163,7 @@ KEYS = Table(
 """``models`` is a JSON list of patterns, ``rights`` words between spaces, times are UTC. No row holds a secret."""
 
 
-RECORDS = select(ADAPTERS, VERSIONS.c.before, VERSIONS.c.share, VERSIONS.c.weight).join_from(
+RECORDS = select(ADAPTERS, VERSIONS.c.before, VERSIONS.c.share).join_from(
     ADAPTERS, VERSIONS, ADAPTERS.c.id == VERSIONS.c.adapter, isouter=True
 )
 """What ``to_record`` makes a record of."""
@@ -189,7 +186,6 @@ def to_record(row: Row[tuple[object, ...]]) -> AdapterRecord:
         state=AdapterState(fields["state"]),
         before=fields["before"],
         share=fields["share"],
-        weight=1.0 if fields["weight"] is None else fields["weight"],
     )
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 from manylora.adapters.errors import UnknownAdapter
 from manylora.adapters.key_registry import KeyRegistry
 from manylora.adapters.lineage import Lineage
-from manylora.adapters.lineage_rows import all_lineages, begin, end_all, find_lineage, write, write_more
+from manylora.adapters.lineage_rows import all_lineages, begin, end_all, find_lineage, write
 from manylora.adapters.mixture_registry import MixtureRegistry, check_no_mixture
 from manylora.adapters.names import check_name, list_names
 from manylora.adapters.ownership import DirectoryLock
@@ -74,7 +74,6 @@ class AdapterRegistry:
         targets: Sequence[str],
         pinned: bool = False,
         preload: bool = False,
-        weight: float = 1.0,
     ) -> AdapterRecord:
         """Mint an id in a pending record, unseen until ``activate``. Raises InvalidAdapter (bad name)."""
         check_name(name, reserved=self._reserved)
@@ -95,10 +94,7 @@ class AdapterRegistry:
                 state=AdapterState.PENDING.value,
             )
             made = connection.scalar(row.returning(ADAPTERS.c.id))
-            record = to_record(connection.execute(RECORDS.where(ADAPTERS.c.id == made)).one())
-            record = replace(record, weight=weight)
-            write_more(connection, record)
-            return record
+            return to_record(connection.execute(RECORDS.where(ADAPTERS.c.id == made)).one())
 
     def activate(self, record: AdapterRecord, *, keep: int = 0, share: float | None = None) -> Lineage:
         """Put a pending record into service, and return its name's versions: at most ``keep`` old ones.
@@ -128,18 +124,12 @@ class AdapterRegistry:
 
         return self._database.on_a_full_disk_too(make)
 
-    def keep(
-        self, adapter_id: int, *, pinned: bool, preload: bool, weight: float | None = None
-    ) -> AdapterRecord:
-        """Note where an adapter is to be kept from now on, and its weight; None leaves that. Return its record."""
+    def keep(self, adapter_id: int, *, pinned: bool, preload: bool) -> AdapterRecord:
+        """Note where an adapter is to be kept from now on. Return its record."""
         with self._database.transaction() as connection:
             this = ADAPTERS.c.id == adapter_id
             connection.execute(update(ADAPTERS).where(this).values(pinned=pinned, preload=preload))
-            record = to_record(connection.execute(RECORDS.where(this)).one())
-            if weight is not None:
-                record = replace(record, weight=weight)
-                write_more(connection, record)
-            return record
+            return to_record(connection.execute(RECORDS.where(this)).one())
 
     def abandon(self, adapter_id: int) -> None:
         """Delete a pending record; its id is not used again."""

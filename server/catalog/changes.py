@@ -70,7 +70,6 @@ class Changes:
                     prepared,
                     lambda pending: service.registry.activate(pending, keep=keep),
                     wishes.of(None if old is None else old.record),
-                    weight=1.0 if old is None else old.record.weight,
                 )
         self.mixtures.follow(name)
         seconds = time.monotonic() - start

@@ -42,8 +42,6 @@ class Service:
         prepared: Prepared,
         activate: Activate,
         kept: tuple[bool, bool],
-        *,
-        weight: float,
     ) -> AdapterRecord:
         """Mint an id, give the weights to the engine, have the record be in service: all of it or nothing.
 
@@ -61,7 +59,6 @@ class Service:
             targets=prepared.spec.named_targets(),
             pinned=pinned,
             preload=preload,
-            weight=weight,
         )
         engine_has_it = False
         try:

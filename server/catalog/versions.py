@@ -78,7 +78,6 @@ class Versions:
                     prepared,
                     lambda pending: registry.activate(pending, keep=keep, share=share),
                     (False, False),
-                    weight=lineage.active.weight,
                 )
         return True
 

@@ -74,15 +74,12 @@ def test_going_on_to_a_newer_version_is_a_way_back_too() -> None:
 
 
 def test_pins_go_with_the_name() -> None:
-    pinned = (
-        born().joined_by(record(2)).led_by(2, like=replace(record(2), pinned=True, preload=True, weight=2.0))
-    )
+    pinned = born().joined_by(record(2)).led_by(2, like=replace(record(2), pinned=True, preload=True))
     back = pinned.back_to(1)
     assert {each.version: (each.pinned, each.preload) for each in back.records} == {
         1: (True, True),
         2: (False, False),
     }
-    assert back.active.weight == 2
     tried = pinned.joined_by(record(3)).trying(3, 0.5)
     assert not tried.get(3).pinned
     assert tried.promoted().active.pinned

@@ -1,4 +1,4 @@
-"""Versions: what one took over from, a canary's share, a weight. States besides active: canary and kept."""
+"""Versions: what one took over from, a canary's share. States besides active: canary and kept."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,7 +14,6 @@ def upgrade() -> None:
         sa.Column("adapter", sa.Integer, primary_key=True),
         sa.Column("before", sa.Integer),
         sa.Column("share", sa.Float),
-        sa.Column("weight", sa.Float),
     )
     op.create_index(
         "one_canary_per_name", "adapters", ["name"], unique=True, sqlite_where=sa.text("state = 'canary'")
