@@ -211,7 +211,7 @@ def test_unknown_routes_and_methods_are_told_in_the_envelope(http: httpx.Client)
         ("/v1/models", "GET, HEAD"),
         ("/v1/chat/completions", "POST"),
         ("/adapters", "GET, HEAD, POST"),
-        ("/adapters/nobody", "DELETE, GET, HEAD, PUT"),
+        ("/adapters/nobody", "DELETE, GET, HEAD, PATCH, PUT"),
         ("/exports", "GET, HEAD, POST"),
         ("/openapi.json", "GET, HEAD"),
     ],
