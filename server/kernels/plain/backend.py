@@ -169,7 +169,7 @@ class PlainBackend:
     def begin_step(self, model: DecoderWeights, batch: StepBatch, kv: KVCache, arena: RankArena) -> PlainPlan:
         """See Backend."""
         rows = own(arena, PlainArena)
-        vocabulary = StepVocabulary.of(batch, rows.vocabularies, model.head.shape[0])
+        vocabulary = StepVocabulary.of(batch, rows.vocabularies, _linear(model.head).shape[0])
         derive = partial(self._derive, model, batch, own(kv, PlainKVCache), rows, vocabulary)
         return PlainPlan(batch, model, own(kv, PlainKVCache), rows, vocabulary, derive)
 

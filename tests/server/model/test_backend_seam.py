@@ -1,6 +1,7 @@
 """The decoder runs on whatever is a Backend: it looks into nothing that one makes."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ from manylora.server.model.served import ServedModel
 from tests.server.model.models import save_model
 from tests.server.model.steps import BLOCK, CPU, Stream, all_logits, load, place, random_adapter, step
 
-CALLS = ["begin_step", "launch", "forward", "hidden", "logits", "finite", "collect"]
+CALLS = ["begin_step", "launch", "forward", "hidden", "logits", "answer", "finite", "collect"]
 
 
 @dataclass
@@ -69,6 +70,10 @@ class BoxingBackend:
     def logits(self, plan: Boxed, hidden: Tensor, count: int) -> Tensor:
         self.calls.append("logits")
         return self._plain.logits(plan.inside, hidden, count)
+
+    def answer(self, plan: Boxed, rows: Ints, hidden: Tensor, logits: Tensor) -> Mapping[int, Tensor]:
+        self.calls.append("answer")
+        return self._plain.answer(plan.inside, rows, hidden, logits)
 
     def launch(self, plan: Boxed, rows: Ints, columns: None) -> Boxed:
         self.calls.append("launch")
