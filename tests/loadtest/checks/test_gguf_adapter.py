@@ -27,7 +27,7 @@ def test_without_llama_cpp_it_is_skipped_with_a_reason(
         str(tmp_path),
     ]
     assert main(words) == 0
-    assert "none is not there" in capsys.readouterr().out.replace("\n", "")
+    assert "none is not there" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_converter_that_fails_fails_the_check(
