@@ -136,7 +136,7 @@ def said(place: Path) -> str:
         f"{COMMON}{AUTO} --output_dir two/auto",
         f"{COMMON} --output_dir two/means --max_steps 1 --average_tokens_across_devices False --save_strategy no",
         f"{COMMON} --output_dir two/stopped --max_steps 2000 --eval_strategy no",
-        f"{COMMON} --data_path blue.json --output_dir two/blue --max_steps 40 --save_strategy no",
+        f"{COMMON} --data_path blue.json --output_dir two/blue --max_steps 90 --save_strategy no",
         *turned("", ""),
         f"{COMMON}{SHARDED} --output_dir two/sharded --max_steps 4",
         f"{COMMON}{SHARDED} --output_dir two/sharded --resume",
