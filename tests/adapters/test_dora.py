@@ -9,30 +9,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.reader import LoadedAdapter, inspect_adapter, read_adapter
-from tests.adapters.making import HIDDEN, KV, LAYERS, MLP, MODULES, VOCABULARY, factors, write
+from tests.adapters.making import HIDDEN, KV, MODULES, factors, write
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 LENGTH = f"{Q0}.lora_magnitude_vector"
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def base() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=HIDDEN,
-            intermediate_size=MLP,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-            num_key_value_heads=4 * KV // HIDDEN,
-        )
-    )
 
 
 class Base:

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from manylora.adapters.errors import AdapterNotFound, InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.header import header_limit
 from manylora.adapters.reader import LoadedAdapter, inspect_adapter, read_adapter
-from tests.adapters.making import HIDDEN, KV, LAYERS, MLP, MODULES, VOCABULARY, factors, write
+from tests.adapters.making import HIDDEN, MODULES, VOCABULARY, factors, write
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 WEIGHTS = "adapter_model.safetensors"
@@ -26,21 +26,6 @@ ALL = {path.rsplit(".", 1)[-1] for path in MODULES}
 
 def read(directory: Path, dtype: torch.dtype = torch.float32) -> LoadedAdapter:
     return read_adapter(directory, MODULES, max_rank=16, dtype=dtype, vocab_size=VOCABULARY)
-
-
-@pytest.fixture(scope="module")
-def base() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=HIDDEN,
-            intermediate_size=MLP,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-            num_key_value_heads=4 * KV // HIDDEN,
-        )
-    )
 
 
 GOLDEN: list[dict[str, object]] = [

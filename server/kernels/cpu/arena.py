@@ -11,7 +11,7 @@ from manylora.adapters.types import AdapterWeights
 from manylora.adapters.vocabulary import VOCABULARY
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.output_rows import OutputRows, outputs_of
-from manylora.server.kernels.pieces import moved, pieces
+from manylora.server.kernels.pieces import WholeChanges, moved, pieces
 from manylora.server.kernels.plain.memory import zeros
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import LORA_MODULES, AdapterRanges, RankRange
@@ -20,7 +20,7 @@ from manylora.server.kernels.vocabularies import Vocabularies
 CPU = torch.device("cpu")
 
 
-class CpuArena:
+class CpuArena(WholeChanges):
     """See RankArena. An adapter's range of a module's rank rows is its share of two buffers, for all layers.
 
     A is laid out [layers, rank, in] there and B, the scale folded in, [layers, ⌈out / 32⌉, rank, 32]: what one adapter
@@ -58,13 +58,8 @@ class CpuArena:
         """Of the structure that kernels read."""
         return ctypes.addressof(self.structure)
 
-    def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
-        """Copy an adapter into its ranges; rows that a layer doesn't use become zero."""
-        for _ in self.writing(ranges, weights):
-            pass
-
     def writing(self, ranges: AdapterRanges, weights: AdapterWeights) -> Iterator[None]:
-        """Do that piece by piece."""
+        """Copy an adapter into its ranges, piece by piece; rows that a layer doesn't use become zero."""
         ranges = self.vocabularies.take(ranges, weights.vocabulary)
         self.output_rows.written(ranges, weights)
         for module, owned in ranges.items():
@@ -95,13 +90,8 @@ class CpuArena:
         wide, blocks = a.shape[1] // layers, b.shape[1] // layers // abi.BLOCK
         return a.view(layers, rank, wide), b.view(layers, blocks, rank, abi.BLOCK)
 
-    def move(self, module: str, source: RankRange, target_start: int) -> None:
-        """Move a range to another start; the two may overlap."""
-        for _ in self.moving(module, source, target_start):
-            pass
-
     def moving(self, module: str, source: RankRange, target_start: int) -> Iterator[None]:
-        """Do that piece by piece; until the last one the range is nowhere whole."""
+        """Move a range to another start, piece by piece; until the last one it is nowhere whole."""
         if module == VOCABULARY:
             self.vocabularies.move(source, target_start)
             return

@@ -9,7 +9,7 @@ from torch import Tensor
 from manylora.adapters.types import AdapterWeights
 from manylora.adapters.vocabulary import VOCABULARY
 from manylora.server.kernels.output_rows import OutputRows, outputs_of
-from manylora.server.kernels.pieces import moved, pieces
+from manylora.server.kernels.pieces import WholeChanges, moved, pieces
 from manylora.server.kernels.plain.memory import zeros
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import AdapterRanges, RankRange
@@ -29,7 +29,7 @@ class ArenaLayer:
     """By the first module of each of SHARING: the A of them all, [modules · rows, in], whose parts ``pairs`` names."""
 
 
-class PlainArena:
+class PlainArena(WholeChanges):
     """See RankArena."""
 
     def __init__(self, shape: DecoderShape, rows: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -45,13 +45,11 @@ class PlainArena:
         own = sum(a.nbytes + b.nbytes for layer in self.layers for a, b in layer.pairs.values())
         return own + self.vocabularies.nbytes
 
-    def write(self, ranges: AdapterRanges, weights: AdapterWeights) -> None:
-        """Copy an adapter into its ranges; rows that a layer doesn't use become zero."""
-        for _ in self.writing(ranges, weights):
-            pass
-
     def writing(self, ranges: AdapterRanges, weights: AdapterWeights) -> Iterator[None]:
-        """Do that piece by piece. From pinned memory nothing waits for a copy; the steps that follow do."""
+        """Copy an adapter into its ranges, piece by piece; rows that a layer doesn't use become zero.
+
+        From pinned memory nothing waits for a copy; the steps that follow do.
+        """
         ranges = self.vocabularies.take(ranges, weights.vocabulary)
         self.output_rows.written(ranges, weights)
         for buffers, paths in zip(self.layers, self._paths, strict=True):
@@ -72,13 +70,8 @@ class PlainArena:
                     buffers.pairs[module][1][row].copy_(values)
                     yield
 
-    def move(self, module: str, source: RankRange, target_start: int) -> None:
-        """Move a range to another start; the two may overlap."""
-        for _ in self.moving(module, source, target_start):
-            pass
-
     def moving(self, module: str, source: RankRange, target_start: int) -> Iterator[None]:
-        """Do that piece by piece; until the last one the range is nowhere whole."""
+        """Move a range to another start, piece by piece; until the last one it is nowhere whole."""
         if module == VOCABULARY:
             self.vocabularies.move(source, target_start)
             return
