@@ -147,7 +147,7 @@ class AdapterIntake:
 
     @contextlib.asynccontextmanager
     async def receiving(self, most: int | None) -> AsyncIterator[Upload]:
-        """Take an upload in the ``async with``, of so many bytes at most; what is left of it goes with the block.
+        """Take an upload in the ``async with``, of at most so many bytes; what is left of it goes with the block.
 
         Raises QueueFull when too many are being sent, StoreFull.
         """
@@ -158,7 +158,8 @@ class AdapterIntake:
             )
         uploads[tenant] += 1
         try:
-            limit = min(self._store.max_bytes, self._settings.max_source_bytes, most or self._store.max_bytes)
+            limits = (self._store.max_bytes, self._settings.max_source_bytes, most)
+            limit = min(each for each in limits if each is not None)
             upload = await asyncio.to_thread(self._store.receive, limit)
             try:
                 yield upload

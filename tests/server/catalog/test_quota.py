@@ -1,7 +1,8 @@
-"""What a namespace may hold, when two registrations meet."""
+"""What a namespace may hold, when two registrations meet, and what is taken for it before more is known."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -14,6 +15,7 @@ from manylora.server.catalog.quota import Quota, Quotas
 from manylora.server.catalog.served import Served
 from manylora.server.catalog.serving import Entry
 from manylora.server.errors import NamespaceFull
+from tests.server.catalog.fakes import House
 
 
 def record(name: str) -> AdapterRecord:
@@ -57,3 +59,15 @@ async def test_what_came_in_while_sizes_were_read_counts() -> None:
             pass
     async with quotas.claimed(replace(quota, nbytes=1200), "acme/new", served, plan, 2) as keep:
         assert (served.names(), keep) == (("acme/other",), 2)
+
+
+async def test_an_upload_is_no_larger_than_what_a_tenant_may_hold(tmp_path: Path) -> None:
+    """Nothing at all, where that is all that is theirs."""
+    house = House(tmp_path)
+    for nbytes in (0, 1000):
+        owner = house.catalog.managed_by(lambda name, version: True, Quota("acme", nbytes=nbytes))
+        async with owner.receiving() as upload:
+            assert upload.max_bytes == nbytes
+    async with house.catalog.receiving() as upload:
+        assert upload.max_bytes > 1000
+    await house.leave()
