@@ -66,6 +66,7 @@ class Watch:
         while True:
             try:
                 await self.look()
+                self._fault = ""
             except ShuttingDown:
                 return
             except Exception as error:  # the next look may find things better

@@ -1,5 +1,6 @@
 """A directory that is followed: folders come, change and go, half-written ones wait, and nobody else's are touched."""
 
+import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from manylora.adapters.errors import StoreFull
 from manylora.server.catalog.catalog import Src
 from manylora.server.catalog.types import PutOutcome
 from manylora.server.catalog.watch import Watch
+from manylora.server.errors import ShuttingDown
 from tests.adapters.making import factors, write
-from tests.server.catalog.fakes import House
+from tests.server.catalog.fakes import SECONDS, House
 
 
 class Followed:
@@ -156,3 +159,50 @@ async def test_a_folder_that_fails_holds_up_no_other(
     assert [name for name, _ in followed.said] == ["one"]
     monkeypatch.undo()
     assert await followed.look(1) == {"one": 1, "two": 1}
+
+
+async def test_what_is_hidden_or_no_folder_is_passed_over(followed: Followed) -> None:
+    write(followed.directory / ".one")
+    (followed.directory / "README.md").write_text("what is in here")
+    assert await followed.look(3) == {}
+    assert followed.said == []
+
+
+async def test_a_folder_that_comes_back_as_it_was_is_served_again(followed: Followed, tmp_path: Path) -> None:
+    write(followed.directory / "one")
+    await followed.look()
+    away = (followed.directory / "one").rename(tmp_path / "away")
+    assert await followed.look() == {}
+    away.rename(followed.directory / "one")
+    assert (await followed.look()).keys() == {"one"}
+
+
+async def test_what_finds_no_room_is_tried_again_though_its_files_are_the_same(
+    house: House, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(name: str, src: Src, **more: bool | None) -> PutOutcome:
+        raise StoreFull("no space is left")
+
+    write(followed.directory / "one")
+    with monkeypatch.context() as patched:
+        patched.setattr(house.catalog, "put", full)
+        assert await followed.look(3) == {}
+    assert followed.said == [("one", "no space is left")] * 2
+    assert await followed.look(1) == {"one": 1}
+
+
+async def test_it_looks_on_after_a_fault_says_each_once_and_ends_with_the_server(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = RuntimeError("the disk is strange")
+    looks: list[Exception | None] = [fault, fault, None, fault, ShuttingDown("it is over")]
+
+    async def look() -> None:
+        error = looks.pop(0)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(followed.watch, "look", look)
+    await asyncio.wait_for(followed.watch.run(0.0), SECONDS)
+    assert not looks
+    assert followed.said == [(str(followed.directory), str(fault))] * 2, "again once it was better meanwhile"
