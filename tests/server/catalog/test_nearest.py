@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from manylora.server.catalog.nearest import MOST_SPREAD, Board, Group
+from manylora.server.catalog.nearest import MOST_SPREAD, SHRINKAGE, Board, Group
 from manylora.server.catalog.prompt_vectors import Floats
 
 HIDDEN = 64
@@ -61,3 +61,21 @@ def test_of_equals_the_one_that_came_first_is_first() -> None:
 def test_a_vector_of_zeros_is_near_to_something_and_breaks_nothing() -> None:
     scores = [near.score for near in board(sql=2, base=2).rank(np.zeros(HIDDEN, dtype=np.float32))]
     assert all(-1.001 <= score <= 1.001 for score in scores)
+
+
+@pytest.mark.parametrize("counts", [(5, 3, 4), (MOST_SPREAD, MOST_SPREAD // 2, 3)])
+def test_scores_are_cosines_where_the_shrunk_covariance_is_a_sphere(counts: tuple[int, int, int]) -> None:
+    """Held against the whole matrix, (S + λI)^-½, of every so many-th example where there are very many."""
+    groups = [Group(name, of(name, count)) for name, count in zip(WAYS, counts, strict=True)]
+    means = np.stack([group.vectors.mean(axis=0, dtype=np.float64) for group in groups])
+    around = np.concatenate([group.vectors - mean for group, mean in zip(groups, means, strict=True)])
+    around = around[:: -(-len(around) // MOST_SPREAD)]
+    covariance = around.T @ around / len(around)
+    values, ways = np.linalg.eigh(covariance + SHRINKAGE * np.trace(covariance) / HIDDEN * np.eye(HIDDEN))
+    stretch = ways / np.sqrt(values) @ ways.T
+    vector = of("json", 1)[0]
+    away = (vector - means.mean(axis=0)) @ stretch
+    found = {near.name: near.score for near in Board(groups).rank(vector)}
+    for group, mean in zip(groups, (means - means.mean(axis=0)) @ stretch, strict=True):
+        cosine = mean @ away / np.linalg.norm(mean) / np.linalg.norm(away)
+        assert found[group.name] == pytest.approx(cosine, abs=1e-6)

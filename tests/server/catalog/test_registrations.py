@@ -7,14 +7,17 @@ import weakref
 import pytest
 
 from manylora.adapters.errors import AdapterError, InvalidAdapter
+from manylora.server.catalog.operations import Caller, CallerLeft
+from manylora.server.catalog.progress import Phase, Progress
 from manylora.server.catalog.registrations import (
+    KEPT_SECONDS,
     MOST_FAILED,
     MOST_OF_A_TENANT,
     MOST_UNDER_WAY,
     Registration,
     Registrations,
 )
-from manylora.server.errors import QueueFull
+from manylora.server.errors import QueueFull, RegistrationCancelled
 
 
 class Weights:
@@ -84,3 +87,45 @@ def test_a_failure_is_forgotten_when_what_was_asked_for_later_is_served() -> Non
     with registrations.running(second):
         assert registrations.of("a") is second
     assert registrations.of("a") is None
+
+
+def test_a_failure_is_told_of_for_a_while() -> None:
+    registrations = Registrations()
+    failed = registrations.open("a", "there", asked="x")
+    fail(registrations, failed)
+    assert failed.ended is not None
+    failed.ended -= KEPT_SECONDS - 60
+    assert registrations.of("a") is failed
+    failed.ended -= 120
+    assert registrations.of("a") is None
+    fail(registrations, registrations.open("b", "there"))
+    assert registrations.all() == [], "whoever waited for it has heard"
+
+
+def test_one_that_is_cancelled_is_joined_by_nobody_and_told_of_to_whoever_waits() -> None:
+    registrations = Registrations()
+    one = registrations.open("a", "there", asked="x")
+    assert registrations.same("a", "x") is one
+    assert registrations.same("a", "y") is None
+    assert registrations.same("b", "x") is None
+    assert registrations.cancel("a") == [one]
+    assert (one.state, one.caller.left) == ("cancelled", True)
+    assert registrations.same("a", "x") is None
+    with pytest.raises(RegistrationCancelled, match="'a' was cancelled"), registrations.running(one):
+        raise CallerLeft
+    assert one.state == "cancelled"
+    assert registrations.of("a") is None
+
+
+def test_a_server_that_closes_waits_for_no_host() -> None:
+    registrations = Registrations()
+
+    def under_way(name: str, phase: Phase, *, is_remote: bool) -> Caller:
+        caller = registrations.open(name, "there").caller
+        caller.progress = Progress(phase, is_remote=is_remote)
+        return caller
+
+    ended = [under_way("a", phase, is_remote=True) for phase in ("waiting", "downloading")]
+    kept = [under_way("a", "checking", is_remote=True), under_way("b", "copying", is_remote=False)]
+    registrations.end_downloads()
+    assert [caller.left for caller in (*ended, *kept)] == [True, True, False, False]

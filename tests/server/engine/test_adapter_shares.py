@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manylora.server.engine import adapter_shares
 from manylora.server.engine.adapter_shares import OUTPUT_COST, PROMPT_COST
 from manylora.server.engine.request import GenerationRequest
 from tests.server.engine.fakes import Harness, Pools, ask, expected
@@ -149,6 +150,26 @@ def test_tenants_have_their_turns_before_adapters_have_theirs() -> None:
         harness.engine.add_request(of(1, f"few-{number}", tenant="few"))
     order = [name.split("-")[0] for name in begun(harness)]
     assert order[:6] in (["many", "few"] * 3, ["few", "many"] * 3)
+
+
+def test_counters_that_say_nothing_go_and_shares_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many adapters and tenants come by; what they hold is seen nowhere else."""
+    monkeypatch.setattr(adapter_shares, "KEPT", 3)
+    harness = Harness(Pools(blocks=200, rows=400, max_running=1))
+    for adapter_id in range(1, 41):
+        harness.know(adapter_id, rank=1)
+    for number in range(20):
+        harness.engine.add_request(of(1, f"1-{number}"))
+    for adapter_id in range(2, 22):
+        harness.engine.add_request(of(adapter_id, f"{adapter_id}-0"))
+    order = [name.split("-")[0] for name in begun(harness)]
+    assert order[:21].count("1") <= 2, "its many pushed others out"
+    for adapter_id in range(22, 41):
+        harness.engine.add_request(of(adapter_id, f"{adapter_id}-0", tenant=f"of-{adapter_id}"))
+        harness.run()
+    groups = harness.engine.scheduler.shares._groups
+    assert len(groups) <= 4
+    assert all(len(each.served) <= 4 for each in groups.values())
 
 
 @given(st.data())

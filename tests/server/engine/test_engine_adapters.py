@@ -116,6 +116,16 @@ def test_files_that_can_not_be_read_fail_those_who_wait_for_them() -> None:
     assert isinstance(harness.error("r"), AdapterUnavailable)
 
 
+def test_files_that_can_not_be_read_again_fail_nobody_whose_rows_are_there() -> None:
+    harness = Harness()
+    harness.know(1)
+    harness.engine.add_request(ask("runs", PROMPT, 6, ((1, 1.0),)))
+    harness.step()
+    harness.engine.host_loaded(1, OSError("disk"))
+    harness.run()
+    assert harness.tokens("runs") == expected(PROMPT, 6, ((1, 1.0),))
+
+
 def test_a_request_without_the_invocation_needs_nothing_of_its_adapter() -> None:
     """Neither its files, when somebody has them read, nor its rows, when another's are written."""
     harness = Harness()
