@@ -1,6 +1,6 @@
 """`add`, `rm`, `mix`, `rollback` and `canary`: what a running server is asked to change."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from manylora.adapters_command.following import Registration, begin, follow
 from manylora.adapters_command.looking import Name, show_versions
 from manylora.adapters_command.server import DEFAULT_URL, AdminKey, AsJson, AskedServer, Url, path_of
 from manylora.adapters_command.shown import (
+    Shown,
     is_mixture,
     is_registration,
     print_json,
@@ -62,13 +63,19 @@ def add(
     wishes: dict[str, object] = {key: True for key, asked in (("preload", preload), ("pin", pin)) if asked}
     if source_token is not None:
         wishes["token"] = source_token
-    found = begin(server, Registration("PUT" if replace else "POST", name, wishes), src)
+    if replace:
+        wanted = Registration("PUT", path_of(name), wishes)
+        cancel = f"`rm` would take what {name} is now, too"
+    else:
+        wanted = Registration("POST", "/adapters", {"name": name, **wishes})
+        cancel = "`rm` ends it"
+    found = begin(server, wanted, src)
     if wait:
-        found = follow(server, name, found)
+        found = follow(server, name, found, cancel)
     if as_json:
         print_json(found)
     elif is_registration(found):
-        say(f"{name}: {stage(found)}; `manylora adapters show {name}` tells how far it is")
+        _say_begun(name, found)
     else:
         say_served(found)
 
@@ -170,14 +177,15 @@ def canary(
     name: Adapter,
     version: Annotated[int | None, typer.Option("--version", min=1, help="A version that is kept.")] = None,
     src: Annotated[
-        str | None, typer.Option("--src", help="Weights on the server, as the next version.")
+        str | None, typer.Option("--src", help="The next version, found as SRC of add is.")
     ] = None,
     share: Annotated[
         float | None, typer.Option("--share", min=0.0, max=1.0, help="Of the requests: 0.1 is a tenth.")
     ] = None,
     source_token: SourceToken = None,
     promote: Annotated[bool, typer.Option("--promote", help="Let it answer all requests.")] = False,
-    end: Annotated[bool, typer.Option("--end", help="Let it answer none any more.")] = False,
+    end: Annotated[bool, typer.Option("--end", help="Let it answer none any more, or cancel it.")] = False,
+    wait: Wait = True,
     url: Url = DEFAULT_URL,
     admin_key: AdminKey = None,
     as_json: AsJson = False,
@@ -195,15 +203,28 @@ def canary(
         found = server.get("DELETE", place)
     elif not trial:
         found = server.get("GET", path_of(name, "versions"))
+    elif src is None:
+        found = server.get("POST", place, {"version": version, "share": share})
     else:
-        wanted: dict[str, object] = {"version": version} if src is None else {"src": src}
-        if src is not None and source_token is not None:
-            wanted["token"] = source_token
-        found = server.get("POST", place, {**wanted, "share": share})
+        token = {} if source_token is None else {"token": source_token}
+        found = begin(server, Registration("POST", place, {"share": share, **token}), src)
+        found = _tried(server, name, found) if wait else found
     if as_json:
         print_json(found)
         return
-    show_versions(found)
+    _say_begun(name, found) if is_registration(found) else show_versions(found)
+
+
+def _tried(server: AskedServer, name: str, first: dict[str, Any]) -> dict[str, Any]:
+    """Return a name's versions once a canary that has been begun is one of them."""
+    if not is_registration(first):
+        return first
+    follow(server, name, first, f"`canary {name} --end` ends it")
+    return server.get("GET", path_of(name, "versions"))
+
+
+def _say_begun(name: str, registration: Shown) -> None:
+    say(f"{name}: {stage(registration)}; `manylora adapters show {name}` tells how far it is")
 
 
 def _number(version: str) -> str:

@@ -33,22 +33,15 @@ WITHOUT_WAITING = {"wait": "false"}
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What is to be served under a name, by POST (a new name) or PUT."""
+    """What is asked for: a request that has the adapter's source or files, and these fields beside them."""
 
     method: str
-    name: str
+    path: str
     fields: Mapping[str, object]
-    """Beside name and source."""
-
-    @property
-    def path(self) -> str:
-        """Where it is asked for."""
-        return "/adapters" if self.method == "POST" else path_of(self.name)
 
     def body(self, **more: object) -> dict[str, object]:
         """Return the fields of the request."""
-        named = {"name": self.name} if self.method == "POST" else {}
-        return {**named, **self.fields, **more}
+        return {**self.fields, **more}
 
 
 def begin(server: AskedServer, wanted: Registration, source: str) -> dict[str, Any]:
@@ -103,10 +96,13 @@ class _Counted:
         return self._file.fileno()
 
 
-def follow(server: AskedServer, name: str, first: dict[str, Any]) -> dict[str, Any]:
-    """Wait until a registration is over, and return what is served; one that failed ends the command with why."""
+def follow(server: AskedServer, name: str, first: dict[str, Any], cancel: str) -> dict[str, Any]:
+    """Wait until a registration is over, and return what is served; one that failed ends the command with why.
+
+    ``cancel``: what to do about one that is left to go on.
+    """
     found = first
-    with _told_how_to_cancel(name), _bar() as bar:
+    with _told_how_to_cancel(name, cancel), _bar() as bar:
         task = bar.add_task("waiting", total=None)
         while (under_way := _under_way(found)) is not None:
             bar.update(
@@ -129,11 +125,11 @@ def _under_way(found: Shown) -> Shown | None:
 
 
 @contextmanager
-def _told_how_to_cancel(name: str) -> Iterator[None]:
+def _told_how_to_cancel(name: str, cancel: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"the server goes on with {name}: see `manylora adapters show {name}`, or `rm` to end it")
+        say(f"the server goes on with {name}: see `manylora adapters show {name}`; {cancel}")
         raise
 
 

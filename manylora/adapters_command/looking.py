@@ -20,12 +20,25 @@ from manylora.adapters_command.shown import (
     share,
     size,
     spelled,
+    stage,
     tier,
 )
 from manylora.failing import fail
 
 FACTS = (
-    *("name", "version", "versions", "canary", "id", "rank", "target_modules", "bytes", "tier", "state"),
+    *(
+        "name",
+        "version",
+        "versions",
+        "canary",
+        "registration",
+        "id",
+        "rank",
+        "target_modules",
+        "bytes",
+        "tier",
+        "state",
+    ),
     *(
         "reason",
         "note",
@@ -100,6 +113,9 @@ def _in_words(fact: str, value: Any) -> str:
             return ago(value)
         case "progress":
             return f"{value:.0%}"
+        case "registration":
+            trial = f", for {share(value)}" if value["share"] is not None else ""
+            return f"{stage(value)}, from {value['src']}{trial}"
         case "canary":
             return f"version {value['version']} for {share(value)}"
         case _:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import Request
@@ -13,7 +13,8 @@ from fastapi.responses import JSONResponse
 from manylora.adapters.errors import AdapterNameTaken
 from manylora.adapters.names import LONGEST_ECHO
 from manylora.adapters.sources.upload import SHOWN
-from manylora.server.api.adapter_schemas import AdapterUpdate
+from manylora.server.api.adapter_schemas import Offered
+from manylora.server.api.adapter_uploads import Asked
 from manylora.server.api.calling import current_caller
 from manylora.server.api.disconnect import unless_gone
 from manylora.server.api.error_responses import message_of, shape_of
@@ -31,25 +32,32 @@ async def waited_for(request: Request, work: Work[T]) -> T:
 
 
 async def begun(
-    catalog: AdapterCatalog, name: str, src: str, asked: str, work: Work[T], held: AsyncExitStack
+    request: Request,
+    catalog: AdapterCatalog,
+    name: str,
+    asked: Asked[Any],
+    work: Work[T],
+    *,
+    share: float | None = None,
 ) -> JSONResponse:
-    """Begin it and answer 202 with how far it is; ``held`` stays until it is over.
+    """Begin it and answer 202 with how far it is; what is uploaded stays until it is over. ``share``: as a canary.
 
-    The same (``asked``, see ``all_of``) again under a name is the same registration. Raises what is known at once:
-    AdapterNameTaken while the name is being registered from elsewhere, what names are refused for, and QueueFull.
+    The same again under a name is the same registration. Raises what is known at once: AdapterNameTaken while the
+    name is being registered from elsewhere, what names are refused for, and QueueFull.
     """
+    src, wished = str(asked.offer), _all_of(request, asked.body)
     running = catalog.registrations.under_way(name)
     if running is not None and (running.src != src or src == SHOWN):
         raise AdapterNameTaken(
             f"{name[:LONGEST_ECHO]!r} is being registered from {running.src[:LONGEST_ECHO]!r}: wait for that, or DELETE"
             " it first"
         )
-    running = catalog.registrations.same(name, asked)
+    running = catalog.registrations.same(name, wished)
     if running is None:
         caller = current_caller()
         tenant = "" if caller.sees_all else caller.tenant
-        running = catalog.registrations.open(name, src, asked=asked, tenant=tenant)
-        task = catalog.in_background(_holding(held.pop_all(), work(running)))
+        running = catalog.registrations.open(name, src, asked=wished, tenant=tenant, share=share)
+        task = catalog.in_background(_holding(asked.held.pop_all(), work(running)))
         # A name that can't be given is known before the work first waits for anything.
         await asyncio.sleep(0)
         if task.done():
@@ -62,7 +70,7 @@ async def begun(
     )
 
 
-def all_of(request: Request, body: AdapterUpdate) -> str:
+def _all_of(request: Request, body: Offered) -> str:
     """Return a digest of all that a request asks for: the token in it isn't kept."""
     asked = repr((request.method, body.model_dump())).encode(errors="backslashreplace")
     return hashlib.sha256(asked).hexdigest()
@@ -70,10 +78,24 @@ def all_of(request: Request, body: AdapterUpdate) -> str:
 
 async def ended(catalog: AdapterCatalog, name: str) -> Registration | None:
     """Have the registrations of a name end before they take effect, if they can; return the last one, or the failed."""
-    found = catalog.registrations.cancel(name)
+    return await _over(catalog.registrations.cancel(name)) or catalog.registrations.forget(name)
+
+
+async def trials_ended(catalog: AdapterCatalog, name: str) -> Registration | None:
+    """Have the registrations of canaries of a name end before they take effect, as ``ended`` does with all."""
+    registrations = catalog.registrations
+    over = await _over(registrations.cancel_trials(name))
+    last = registrations.of(name)
+    if over is None and last is not None and last.is_trial and last.state == "failed":
+        return registrations.forget(name)
+    return over
+
+
+async def _over(found: list[Registration]) -> Registration | None:
+    """Wait until they have ended; return the last one."""
     for each in found:
         await each.over.wait()
-    return found[-1] if found else catalog.registrations.forget(name)
+    return found[-1] if found else None
 
 
 def describe_registration(registration: Registration) -> dict[str, object]:
@@ -90,6 +112,7 @@ def describe_registration(registration: Registration) -> dict[str, object]:
         "total_bytes": total,
         "reason": None if error is None else message_of(error),
         "code": None if error is None else shape_of(error).code,
+        "share": registration.share,
         "created": int(registration.created),
     }
 

@@ -1,6 +1,7 @@
 """Bodies of the routes that manage adapters and mixtures: ours, and vLLM's two by its names."""
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +15,9 @@ Source = Annotated[str, Field(min_length=1, max_length=4096)]
 Example = Annotated[str, Field(min_length=1, max_length=MAX_EXAMPLE)]
 Examples = Annotated[list[Example], Field(max_length=MAX_EXAMPLES, fail_fast=True)]
 Parts = Annotated[list[NamedPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+Version = Annotated[int, Field(ge=1, le=999_999_999)]
+FormField = Literal["text", "flag", "number"]
+"""What a form says beside its files; a flag may be left out."""
 
 
 class AdapterWords(Strict):
@@ -37,8 +41,10 @@ class AdapterWords(Strict):
         return {name: value for name, value in told.items() if value is not None}
 
 
-class AdapterUpdate(AdapterWords):
-    """PUT /adapters/{name}: an adapter by ``src``, or a mixture by its parts."""
+class Offered(Strict):
+    """A body that may say where an adapter is read from. A form brings the adapter instead, after ``form``'s fields."""
+
+    form: ClassVar[Mapping[str, FormField]] = {}
 
     src: Source | None = Field(
         None,
@@ -52,6 +58,13 @@ class AdapterUpdate(AdapterWords):
         pattern=r"^[!-~]+$",
         description="Opens src on the hub, or where https:// leads; it is used for that and not kept.",
     )
+
+
+class AdapterUpdate(AdapterWords, Offered):
+    """PUT /adapters/{name}: an adapter by ``src``, or a mixture by its parts."""
+
+    form: ClassVar[Mapping[str, FormField]] = {"preload": "flag", "pin": "flag"}
+
     mixture: Parts = Field(
         default_factory=list, description="Adapters with weights: what a mixture is made of."
     )
@@ -79,7 +92,26 @@ class AdapterUpdate(AdapterWords):
 class AdapterRequest(AdapterUpdate):
     """POST /adapters: an adapter by ``src``, or a mixture by its parts."""
 
+    form: ClassVar[Mapping[str, FormField]] = {"name": "text", **AdapterUpdate.form}
+
     name: str = Field(min_length=1)
+
+
+class CanaryRequest(Offered):
+    """POST /adapters/{name}/canary: a version that is kept, or a new one by ``src``."""
+
+    form: ClassVar[Mapping[str, FormField]] = {"share": "number"}
+
+    version: Version | None = Field(None, description="One that is kept, or the canary that is.")
+    share: float = Field(ge=0, le=1, allow_inf_nan=False, description="Of the requests for the name.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "CanaryRequest":
+        if (self.src is None) == (self.version is None):
+            raise ValueError("give either version, one that is kept, or src, for a new one")
+        if self.token is not None and self.src is None:
+            raise refused("token", "goes with src: a version that is kept is here already")
+        return self
 
 
 class LoadLoraRequest(Strict):

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request
+from pydantic import ValidationError
+from pydantic_core import from_json
 
 from manylora.adapters.files import KNOWN_FILES
 from manylora.adapters.sources.finding import Offer
 from manylora.adapters.sources.upload import SHOWN, Upload
 from manylora.adapters.store import as_store_full
-from manylora.server.api.adapter_schemas import AdapterUpdate
+from manylora.server.api.adapter_schemas import FormField, Offered
 from manylora.server.api.body import read_body
+from manylora.server.api.documented import JSON
+from manylora.server.api.error_responses import invalid_field
 from manylora.server.api.inert import LONGEST_NAME
 from manylora.server.api.openapi import body_of
 from manylora.server.api.request_context import note
@@ -21,9 +25,8 @@ from manylora.server.api.uploads import read_upload
 from manylora.server.catalog import AdapterCatalog
 from manylora.server.errors import BodyTooLarge, InvalidRequest
 
-Body = TypeVar("Body", bound=AdapterUpdate)
+Body = TypeVar("Body", bound=Offered)
 FORM = "multipart/form-data"
-_WISHES = ("preload", "pin")
 _WORDS = {"true": True, "false": False}
 
 
@@ -33,18 +36,20 @@ class Asked(Generic[Body]):
 
     body: Body
     offer: Offer | None
-    """The source, uploaded or named; None: a mixture is asked for."""
+    """The source, uploaded or named; None: what is asked for is made of what is here."""
     held: AsyncExitStack
     """What must stay as long as the offer is used."""
 
 
-def adapter_body(model: type[AdapterUpdate], *, has_name: bool) -> dict[str, Any]:
+def adapter_body(model: type[Offered]) -> dict[str, Any]:
     """Return the OpenAPI fragment of a body that is a JSON object of ``model``, or a form with files."""
     found = body_of(model)
-    word = {"enum": sorted(_WORDS)}
+    fields = found["requestBody"]["content"][JSON]["schema"]["properties"]
     properties: dict[str, Any] = {
-        **({"name": {"type": "string", "minLength": 1}} if has_name else {}),
-        **dict.fromkeys(_WISHES, word),
+        **{
+            name: {"enum": sorted(_WORDS)} if kind == "flag" else fields[name]
+            for name, kind in model.form.items()
+        },
         "file": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
@@ -52,7 +57,7 @@ def adapter_body(model: type[AdapterUpdate], *, has_name: bool) -> dict[str, Any
             "description": "The adapter's files, each with its name as filename; or one archive of them.",
         },
     }
-    required = ["name", "file"] if has_name else ["file"]
+    required = [*_required(model), "file"]
     schema = {"type": "object", "required": required, "additionalProperties": False, "properties": properties}
     found["requestBody"]["content"][FORM] = {"schema": schema}
     return found
@@ -100,19 +105,35 @@ async def _read_form(
 
 def _body_of(fields: Mapping[str, str], model: type[Body]) -> Body:
     """Return what the form's fields say. Raises InvalidRequest for one that isn't known or makes no sense."""
-    known = {*_WISHES, *(("name",) if "name" in model.model_fields else ())}
-    unknown = next((field for field in fields if field not in known), None)
+    unknown = next((field for field in fields if field not in model.form), None)
     if unknown is not None:
         shown = unknown[:LONGEST_NAME]
         raise InvalidRequest(f"{shown}: not a field of this form", param=shown)
-    if "name" in known and not fields.get("name"):
-        raise InvalidRequest("name: give it before the files", param="name")
-    values: dict[str, Any] = {"src": SHOWN, **fields}
-    for wish in _WISHES:
-        if wish in fields:
-            if fields[wish] not in _WORDS:
-                raise InvalidRequest(f"{wish}: give true or false", param=wish)
-            values[wish] = _WORDS[fields[wish]]
+    missing = next((field for field in _required(model) if not fields.get(field)), None)
+    if missing is not None:
+        raise InvalidRequest(f"{missing}: give it before the files", param=missing)
+    said = {field: _value_of(field, model.form[field], text) for field, text in fields.items()}
     if "name" in fields:
         note(name=fields["name"])
-    return model.model_validate(values)
+    try:
+        return model.model_validate({"src": SHOWN, **said})
+    except ValidationError as error:
+        raise invalid_field(error) from None
+
+
+def _required(model: type[Offered]) -> list[str]:
+    return [field for field, kind in model.form.items() if kind != "flag"]
+
+
+def _value_of(field: str, kind: FormField, text: str) -> object:
+    """Return a field as a JSON body would have it. Raises InvalidRequest for what is none of its kind."""
+    if kind == "text":
+        return text
+    if kind == "flag":
+        if text not in _WORDS:
+            raise InvalidRequest(f"{field}: give true or false", param=field)
+        return _WORDS[text]
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError:
+        raise InvalidRequest(f"{field}: give a number, as 0.1", param=field) from None

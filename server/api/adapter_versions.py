@@ -2,29 +2,28 @@
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
-from pydantic import Field, model_validator
+from pydantic import Field
 from starlette.convertors import IntegerConvertor, register_url_convertor
 
 from manylora.adapters.records import AdapterState
-from manylora.adapters.sources.finding import Offer
-from manylora.server.api.adapter_schemas import Source
+from manylora.server.api.adapter_jobs import begun, trials_ended, waited_for
+from manylora.server.api.adapter_schemas import CanaryRequest, Version
+from manylora.server.api.adapter_uploads import adapter_body, asked_of
 from manylora.server.api.adapters import check_own, shown
 from manylora.server.api.auth import require_manager
-from manylora.server.api.body import read_body, read_body_if_any
+from manylora.server.api.body import read_body_if_any
 from manylora.server.api.calling import managed_catalog
 from manylora.server.api.dependencies import dependencies
 from manylora.server.api.disconnect import unless_gone
-from manylora.server.api.inert import refused
 from manylora.server.api.openapi import body_of
 from manylora.server.api.request_context import note
 from manylora.server.api.strict import Strict
 from manylora.server.catalog import AdapterCatalog, CatalogEntry
-
-LARGEST = 999_999_999
+from manylora.server.catalog.registrations import Registration
 
 
 class _Version(IntegerConvertor):
-    """A version's number in a path, up to the largest: Python refuses to read numbers of thousands of digits."""
+    """A version's number in a path, as bodies have it: Python refuses to read numbers of thousands of digits."""
 
     regex = "[1-9][0-9]{0,8}"
 
@@ -36,30 +35,9 @@ router = APIRouter(dependencies=[Depends(require_manager)], tags=["adapters"])
 class RollbackRequest(Strict):
     """POST /adapters/{name}/rollback."""
 
-    version: int | None = Field(
-        None, ge=1, le=LARGEST, description="To which one; without it to the one before, or past a canary."
+    version: Version | None = Field(
+        None, description="To which one; without it to the one before, or past a canary."
     )
-
-
-class CanaryRequest(Strict):
-    """POST /adapters/{name}/canary: a version that is kept, or a new one by ``src``."""
-
-    version: int | None = Field(
-        None, ge=1, le=LARGEST, description="One that is kept, or the canary that is."
-    )
-    src: Source | None = Field(None, description="Where a new version is read from, as for PUT.")
-    token: str | None = Field(
-        None, min_length=1, max_length=4096, pattern=r"^[!-~]+$", description="Goes with src, as for PUT."
-    )
-    share: float = Field(ge=0, le=1, allow_inf_nan=False, description="Of the requests for the name.")
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> "CanaryRequest":
-        if (self.src is None) == (self.version is None):
-            raise ValueError("give either version, one that is kept, or src, for a new one")
-        if self.token is not None and self.src is None:
-            raise refused("token", "goes with src: a version that is kept is here already")
-        return self
 
 
 @router.get("/adapters/{name:path}/versions")
@@ -87,16 +65,26 @@ async def roll_back(request: Request, name: str) -> dict[str, object]:
     return _versions(catalog, name)
 
 
-@router.post("/adapters/{name:path}/canary", openapi_extra=body_of(CanaryRequest))
-async def try_canary(request: Request, name: str) -> JSONResponse:
-    """Have a version answer a share of the requests for the name: 201 if it is new, else 200."""
+@router.post("/adapters/{name:path}/canary", openapi_extra=adapter_body(CanaryRequest))
+async def try_canary(request: Request, name: str, wait: bool = True) -> JSONResponse:
+    """Have a version answer a share of the requests for the name: 201 if it is new, else 200.
+
+    With wait=false a new one is 202 at once, and GET /adapters/{name} says how far it is.
+    """
     catalog = _catalog(request, name)
-    body = await read_body(request, CanaryRequest)
-    made = False
-    if body.src is not None:
-        made = await unless_gone(request, catalog.try_source(name, Offer(body.src, body.token), body.share))
-    elif body.version is not None:
-        await unless_gone(request, catalog.try_version(name, body.version, body.share))
+    async with asked_of(request, catalog, CanaryRequest, lambda body: _check_there(catalog, name)) as asked:
+        body, offer = asked.body, asked.offer
+        made = False
+        if offer is not None:
+
+            async def work(job: Registration | None) -> bool:
+                return await catalog.try_source(name, offer, body.share, job)
+
+            if not wait:
+                return await begun(request, catalog, name, asked, work, share=body.share)
+            made = await waited_for(request, work)
+        elif body.version is not None:
+            await unless_gone(request, catalog.try_version(name, body.version, body.share))
     told = _versions(catalog, name)
     note(canary=told["canary"])
     return JSONResponse(told, status_code=201 if made else 200)
@@ -114,9 +102,14 @@ async def promote_canary(request: Request, name: str) -> dict[str, object]:
 
 @router.delete("/adapters/{name:path}/canary")
 async def abort_canary(request: Request, name: str) -> dict[str, object]:
-    """End a canary: all requests for the name get its active version, and the canary is kept."""
+    """End a canary: all requests for the name get its active version, and the canary is kept.
+
+    One that is only being registered is cancelled.
+    """
     catalog = _catalog(request, name)
-    await catalog.abort_canary(name)
+    ending = await trials_ended(catalog, name)
+    if ending is None or catalog.get(name).canary is not None:
+        await catalog.abort_canary(name)
     return _versions(catalog, name)
 
 
@@ -125,6 +118,11 @@ def _catalog(request: Request, name: str) -> AdapterCatalog:
     catalog = managed_catalog(dependencies(request))
     check_own(catalog, name)
     return catalog
+
+
+def _check_there(catalog: AdapterCatalog, name: str) -> None:
+    """Raise UnknownAdapter before anything is taken for what isn't there."""
+    catalog.get(name)
 
 
 def _note_change(catalog: AdapterCatalog, name: str, before: int) -> None:

@@ -7,7 +7,7 @@ from manylora.adapters.errors import AdapterNameTaken, AdapterNotFound, UnknownA
 from manylora.adapters.mixtures import spell
 from manylora.adapters.names import LONGEST_ECHO, list_names
 from manylora.adapters.records import AdapterRecord, MixtureRecord
-from manylora.server.api.adapter_jobs import all_of, begun, describe_registration, ended, waited_for
+from manylora.server.api.adapter_jobs import begun, describe_registration, ended, waited_for
 from manylora.server.api.adapter_schemas import (
     AdapterRequest,
     AdapterUpdate,
@@ -32,7 +32,7 @@ from manylora.server.errors import Forbidden, InvalidRequest, ModelNotFound
 router = APIRouter(dependencies=[Depends(require_manager)], tags=["adapters"])
 
 
-@router.post("/adapters", openapi_extra=adapter_body(AdapterRequest, has_name=True))
+@router.post("/adapters", openapi_extra=adapter_body(AdapterRequest))
 async def register(request: Request, wait: bool = True) -> JSONResponse:
     """Serve an adapter, or a mixture, under a new name: 201, or 200 if the name has these weights or parts already.
 
@@ -59,7 +59,7 @@ async def register(request: Request, wait: bool = True) -> JSONResponse:
             return done
 
         if not wait:
-            return await begun(catalog, body.name, str(offer), all_of(request, body), work, asked.held)
+            return await begun(request, catalog, body.name, asked, work)
         record, created = await waited_for(request, work)
     return JSONResponse(_answer(catalog, record), status_code=201 if created else 200)
 
@@ -95,7 +95,7 @@ async def get_adapter(request: Request, name: str) -> dict[str, object]:
     return {**shown(catalog, entry), "auto": words_of(deps, entry)}
 
 
-@router.put("/adapters/{name:path}", openapi_extra=adapter_body(AdapterUpdate, has_name=False))
+@router.put("/adapters/{name:path}", openapi_extra=adapter_body(AdapterUpdate))
 async def replace_adapter(request: Request, name: str, wait: bool = True) -> JSONResponse:
     """Serve other weights, or a mixture's other parts, under the name: new requests use it, running ones finish.
 
@@ -120,7 +120,7 @@ async def replace_adapter(request: Request, name: str, wait: bool = True) -> JSO
 
         if not wait:
             catalog.get(name)  # what isn't there can't be replaced, which is known at once
-            return await begun(catalog, name, str(offer), all_of(request, body), work, asked.held)
+            return await begun(request, catalog, name, asked, work)
         return JSONResponse(_answer(catalog, await waited_for(request, work)))
 
 

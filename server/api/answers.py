@@ -203,6 +203,7 @@ class Registration(Answer):
     total_bytes: int | None
     reason: str | None
     code: str | None = Field(description="The error's, if it failed.")
+    share: float | None = Field(description="What a canary is to get of the requests; null: it is none.")
     created: int
 
 

@@ -142,7 +142,11 @@ OPERATIONS: dict[tuple[str, str], Documented] = {
     ("post", "/adapters/{name}/rollback"): _one("admin", answers.Versions, NAMED | BODY | CHANGES | {409}),
     ("post", "/adapters/{name}/canary"): Documented(
         "admin",
-        {200: {JSON: answers.Versions}, 201: {JSON: answers.Versions}},
+        {
+            200: {JSON: answers.Versions},
+            201: {JSON: answers.Versions},
+            202: {JSON: answers.Registration},
+        },
         NAMED | BODY | CHANGES | {409},
     ),
     ("post", "/adapters/{name}/canary/promote"): _one("admin", answers.Versions, NAMED | CHANGES | {409}),

@@ -167,12 +167,17 @@ class AdapterCatalog(KnownNames):
         """Have a kept version answer a share of the requests for its name; see Versions.try_version."""
         await self._operations.run(lambda caller: self._versions.try_version(caller, name, version, share))
 
-    async def try_source(self, name: str, src: Src, share: float) -> bool:
+    async def try_source(
+        self, name: str, src: Src, share: float, registration: Registration | None = None
+    ) -> bool:
         """Have a new version answer a share of the requests for its name; see Versions.try_source."""
         offer = _offer(src)
-        return await self._operations.run(
-            lambda caller: self._versions.try_source(caller, name, offer, share)
-        )
+        registration = registration or self.registrations.open(name, str(offer), share=share)
+        with self.registrations.running(registration):
+            self._existing(name)
+            return await self._operations.run(
+                lambda caller: self._versions.try_source(caller, name, offer, share), registration.caller
+            )
 
     async def promote(self, name: str) -> None:
         """Make the canary the active version; see Versions.promote."""

@@ -6,7 +6,7 @@ Knows no files and no engine: what is done is the catalog's operation, whose cal
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -37,6 +37,8 @@ class Registration:
     """A digest of all that was asked for, if nobody waits for the answer; None: somebody does."""
     tenant: str = ""
     """Who asked; "": who runs the server."""
+    share: float | None = None
+    """What a canary is to get of the requests; None: it is to answer all of them."""
     caller: Caller = field(default_factory=Caller)
     created: float = field(default_factory=time.time)
     ended: float | None = None
@@ -50,6 +52,11 @@ class Registration:
     def is_told(self) -> bool:
         """Whether its failure is kept: nobody waits for the answer."""
         return self.asked is not None
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is to be a canary."""
+        return self.share is not None
 
     @property
     def state(self) -> State:
@@ -73,14 +80,22 @@ class Registrations:
         self._running: dict[str, list[Registration]] = {}
         self._failed: OrderedDict[str, Registration] = OrderedDict()
 
-    def open(self, name: str, src: str, *, asked: str | None = None, tenant: str = "") -> Registration:
+    def open(
+        self,
+        name: str,
+        src: str,
+        *,
+        asked: str | None = None,
+        tenant: str = "",
+        share: float | None = None,
+    ) -> Registration:
         """Note a registration that is to be done within ``running``.
 
         Raises QueueFull for one that nobody waits for while too many such are under way.
         """
         if asked is not None:
             self._check_room(tenant)
-        registration = Registration(name, src, asked, tenant)
+        registration = Registration(name, src, asked, tenant, share)
         self._running.setdefault(name, []).append(registration)
         self._failed.pop(name, None)
         return registration
@@ -94,7 +109,7 @@ class Registrations:
             registration.error = _bare(error)
             if registration.is_cancelled:
                 raise RegistrationCancelled(
-                    f"the registration of {registration.name[:LONGEST_ECHO]!r} was cancelled by a DELETE of that name"
+                    f"the registration of {registration.name[:LONGEST_ECHO]!r} was cancelled by a DELETE"
                 ) from None
             raise
         except BaseException as error:
@@ -125,11 +140,11 @@ class Registrations:
 
     def cancel(self, name: str) -> list[Registration]:
         """Have all registrations of a name end before they take effect, if they still can; return them."""
-        found = list(self._running.get(name, ()))
-        for registration in found:
-            registration.is_cancelled = True
-            registration.caller.leave()
-        return found
+        return _cancelled(self._running.get(name, ()))
+
+    def cancel_trials(self, name: str) -> list[Registration]:
+        """Have those of them end alone that are to be canaries."""
+        return _cancelled(each for each in self._running.get(name, ()) if each.is_trial)
 
     def forget(self, name: str) -> Registration | None:
         """Tell no more of a failed one; return it."""
@@ -176,6 +191,14 @@ class Registrations:
         before = time.time() - KEPT_SECONDS
         for name in [name for name, each in self._failed.items() if (each.ended or 0.0) < before]:
             del self._failed[name]
+
+
+def _cancelled(running: Iterable[Registration]) -> list[Registration]:
+    found = list(running)
+    for registration in found:
+        registration.is_cancelled = True
+        registration.caller.leave()
+    return found
 
 
 def _bare(error: BaseException) -> Exception:

@@ -105,6 +105,27 @@ def test_a_directory_here_is_read_by_the_server_or_uploaded(
     assert adapters("rm", "spoilt").stdout.startswith("spoilt: failed: ")
 
 
+def test_a_canary_is_read_by_the_server_or_uploaded(adapters: Adapters, files: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(files / "adapters" / "two", elsewhere)
+    assert adapters("add", "tune", "one").exit_code == 0
+    trial = ("canary", "tune", "--share", "0.25", "--src")
+    sent = told(adapters(*trial, str(elsewhere), "--source-token", "for-other-sources", "--json"))
+    tried = sent["data"][0]
+    assert (sent["canary"], tried["src"]) == ({"version": 2, "share": 0.25}, "upload")
+    inside = told(adapters(*trial, str(files / "adapters" / "two"), "--json"))
+    assert inside["canary"] == sent["canary"], "the same weights are the same version"
+    (elsewhere / "adapter_model.safetensors").write_bytes(b"spoilt")
+    wrong = adapters(*trial, str(elsewhere))
+    assert (wrong.exit_code, wrong.stdout, len(wrong.stderr.splitlines())) == (2, "", 1)
+    assert "adapter_model.safetensors" in wrong.stderr
+    failed = next(line for line in adapters("show", "tune").stdout.splitlines() if "registration" in line)
+    assert failed.rstrip().endswith(", from upload, for 25 %")
+    begun = adapters(*trial, "two", "--no-wait")
+    assert (begun.exit_code, "tune: " in begun.stdout) == (0, True), begun.output
+    assert told(adapters("canary", "tune", "--end", "--json"))["canary"] is None
+
+
 def test_versions_are_shown_tried_promoted_and_gone_back_to(adapters: Adapters, server: Served) -> None:
     assert adapters("add", "sql", "one").exit_code == 0
     tried = adapters("canary", "sql", "--src", "two", "--share", "0.25")

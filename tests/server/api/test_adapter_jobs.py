@@ -6,10 +6,12 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from manylora.adapters.sending import opened_parts
 from manylora.server.catalog import registrations
 from tests.adapters.sources.web_host import Host, web_host
 from tests.server.api.running import Files, Running, running
@@ -212,6 +214,123 @@ def test_a_delete_cancels_what_is_under_way(
     store = own.server.catalog._store
     own.wait_until("swept", lambda: list((store._root / ".staging").iterdir()) == [])
     assert http.delete("/adapters/gone").status_code == 404
+
+
+def roles(http: httpx.Client, name: str) -> dict[int, str]:
+    listed = http.get(f"/adapters/{name}/versions").raise_for_status()
+    return {each["version"]: each["role"] for each in listed.json()["data"]}
+
+
+def test_a_canary_is_sent_as_an_adapter_is(http: httpx.Client, own: Running, files: Files) -> None:
+    first = http.post("/adapters", json={"name": "x", "src": "b"}).raise_for_status().json()["version"]
+    store = own.server.catalog._store
+
+    def send(share: str, name: str = "a", **query: str) -> httpx.Response:
+        with opened_parts(files.adapters / name) as parts:
+            return http.post("/adapters/x/canary", data={"share": share}, files=parts, params=query)
+
+    made = send("0.25")
+    assert made.status_code == 201, made.text
+    assert made.json()["canary"] == {"version": first + 1, "share": 0.25}
+    tried = made.json()["data"][0]
+    assert (tried["src"], tried["role"], tried["rank"]) == ("upload", "canary", 8)
+    again = send("1")
+    assert (again.status_code, again.json()["canary"]["share"]) == (200, 1.0)
+    as_job = send("0.5", wait="false")
+    assert (as_job.status_code, as_job.json()["share"], as_job.json()["src"]) == (202, 0.5, "upload")
+    own.wait_until("tried", lambda: http.get("/adapters/x").json()["canary"]["share"] == 0.5)
+    assert send("0.5", "b").json()["error"]["code"] == "version_conflict", "these are the active weights"
+    for share, why in (("", "share: give it before"), ("x", "a number"), ("1.5", "share"), ("true", "share")):
+        refused = send(share)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "share"), refused.text
+        assert why in refused.json()["error"]["message"]
+    assert send("0.5", wait="maybe").status_code == 400
+    for field, param in (("name", "name"), ("version", "version"), ("pin", "pin")):
+        form = {"share": "0.5", field: "1"}
+        refused = http.post("/adapters/x/canary", data=form, files={"file": ("adapter_config.json", b"{}")})
+        assert refused.json()["error"] == {
+            "message": f"{field}: not a field of this form",
+            "type": "invalid_request_error",
+            "param": param,
+            "code": None,
+        }
+    spoilt = http.post("/adapters/x/canary", data={"share": "1"}, files={"file": ("a.zip", b"PK")})
+    assert spoilt.json()["error"]["code"] == "invalid_adapter"
+    nobody = http.post("/adapters/none/canary", data={"share": "1"}, files={"file": ("a.zip", b"PK")})
+    assert nobody.status_code == 404
+    assert roles(http, "x") == {first + 1: "canary", first: "active"}
+    own.wait_until("swept", lambda: list((store._root / ".staging").iterdir()) == [])
+
+
+def test_a_canary_may_be_a_job(http: httpx.Client, own: Running, host: Host, files: Files) -> None:
+    from threading import Event
+
+    go_on = Event()
+    host.put("/next", files.adapters / "a")
+    host.things["/next/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    body: dict[str, object] = {"src": f"{host.url}/next", "share": 0.5}
+    version = http.post("/adapters", json={"name": "x", "src": "b"}).raise_for_status().json()["version"]
+
+    def begin_canary() -> dict[str, object]:
+        begun = http.post("/adapters/x/canary", json=body, params={"wait": "false"})
+        assert (begun.status_code, begun.headers["location"]) == (202, "/adapters/x"), begun.text
+        own.wait_until("downloading", lambda: shown()["registration"]["state"] == "downloading")
+        told: dict[str, object] = begun.json()
+        return told
+
+    def shown() -> dict[str, Any]:
+        found: dict[str, Any] = http.get("/adapters/x").json()
+        return found
+
+    told = begin_canary()
+    assert (told["src"], told["share"]) == (body["src"], 0.5)
+    assert (shown()["registration"]["share"], shown()["canary"]) == (0.5, None)
+    assert begin_canary()["created"] == told["created"], "the same again is the same"
+    other = http.put("/adapters/x", json={"src": "a"}, params={"wait": "false"})
+    assert other.json()["error"]["code"] == "adapter_name_taken"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(
+            lambda: httpx.post(f"{own.url}/adapters/x/canary", json=body, headers=ADMIN, timeout=30)
+        )
+        running = own.server.catalog.registrations._running
+        own.wait_until("two", lambda: len(running["x"]) == 2)
+        # Its cancelling ends both, and nothing else: the name is served as it was.
+        ended = http.delete("/adapters/x/canary")
+        assert (ended.status_code, ended.json()["active"], ended.json()["canary"]) == (200, version, None)
+        assert waiting.result().json()["error"]["code"] == "registration_cancelled"
+    assert (roles(http, "x"), shown()["registration"]) == ({version: "active"}, None)
+    assert http.delete("/adapters/x/canary").json()["error"]["code"] == "version_conflict"
+    begin_canary()
+    go_on.set()
+    own.wait_until("tried", lambda: shown()["canary"] == {"version": version + 1, "share": 0.5})
+    assert shown()["registration"] is None
+    # One that failed is told of, until its end is asked for.
+    host.things["/next/adapter_model.safetensors"].body = b"cut"
+    assert http.delete("/adapters/x/canary").status_code == 200
+    assert http.post("/adapters/x/canary", json=body, params={"wait": "false"}).status_code == 202
+    own.wait_until("failed", lambda: shown()["registration"]["state"] == "failed")
+    assert shown()["registration"]["code"] == "invalid_adapter"
+    assert http.delete("/adapters/x/canary").status_code == 200
+    assert (shown()["registration"], state(http, "x")) == (None, "available")
+    for missing in ("none", "x@9"):
+        refused = http.post(f"/adapters/{missing}/canary", json=body, params={"wait": "false"})
+        assert refused.status_code == 404, refused.text
+
+
+def test_a_replacement_that_is_on_its_way_is_no_canarys_to_end(
+    http: httpx.Client, own: Running, host: Host, files: Files
+) -> None:
+    from threading import Event
+
+    go_on = Event()
+    host.put("/put", files.adapters / "a")
+    host.things["/put/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    version = http.post("/adapters", json={"name": "x", "src": "b"}).raise_for_status().json()["version"]
+    body = {"src": f"{host.url}/put"}
+    assert http.put("/adapters/x", json=body, params={"wait": "false"}).status_code == 202
+    assert http.delete("/adapters/x/canary").json()["error"]["code"] == "version_conflict"
+    go_on.set()
+    own.wait_until("replaced", lambda: http.get("/adapters/x").json()["version"] == version + 1)
 
 
 def test_a_model_is_looked_for_when_it_is_first_asked_for(http: httpx.Client, own: Running) -> None:
