@@ -38,6 +38,11 @@ class Stages:
         """What acts on all tokens that are generated."""
         return self.keys[-1]
 
+    @property
+    def base_until(self) -> int:
+        """How many tokens at the beginning are the base's own, behind which adapters act; 0: none, or all of them."""
+        return self.starts[1] if len(self.starts) > 1 and not self.keys[0] else 0
+
     def at(self, position: int) -> AdapterKey:
         """Return what acts on the token at ``position``."""
         return self.keys[bisect_right(self.starts, position) - 1]

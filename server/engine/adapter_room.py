@@ -35,9 +35,8 @@ class AdapterRoom:
         if self._cache.resident(ids):
             head = draft.head
             patience_over = head is not None and head.overtaken >= self._limits.max_overtakes
-            begun = sequence.owner.admitted is not None
-            return begun or not (patience_over and self._cache.evictable(ids))
-        if all(i in draft.filled or self._cache.resident({i}) for i in ids):
+            return sequence.owner.holds_adapters or not (patience_over and self._cache.evictable(ids))
+        if self.has(ids, draft):
             return True
         if self._cache.settling and not self._cache.at_once:
             return False  # what is being placed takes all that may be changed; whether there is room is asked later
@@ -51,17 +50,29 @@ class AdapterRoom:
             draft.head = sequence.owner
         return False
 
+    def has(self, adapter_ids: Iterable[int], draft: Draft) -> bool:
+        """Say whether all are on the device, or will be before this step."""
+        return all(i in draft.filled or self._cache.resident({i}) for i in adapter_ids)
+
+    def lets_go_ahead(self, sequence: Sequence, ahead: int, draft: Draft) -> bool:
+        """Say whether one whose adapters aren't there may begin with what is the base's of its prompt.
+
+        ``ahead``: how many have done so. Nobody passes who finds no rows: that one's turn comes first.
+        """
+        return sequence.goes_ahead and ahead < _READ_AHEAD and draft.head is None
+
     def note_blocked(self, sequence: Sequence, draft: Draft, now: float) -> None:
         """Note that it waits for its adapters; once for too long, its request is over."""
         live = sequence.owner
         if live.blocked_since is None:
             live.blocked_since = now
-        elif now - live.blocked_since >= self._limits.adapter_timeout and live.admitted is None:
+        elif now - live.blocked_since >= self._limits.adapter_timeout and not live.holds_adapters:
             draft.expired.append(live)
 
     def take(self, sequence: Sequence, in_use: set[int], draft: Draft) -> None:
         """Give the adapters of a sequence that begins their rows; ask ``lets_begin`` first."""
         ids = sequence.adapter_ids
+        sequence.owner.holds_adapters, sequence.owner.blocked_since = True, None
         if not self._cache.resident(ids):
             self._place(sequence, in_use, draft)
             draft.filled |= ids

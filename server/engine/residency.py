@@ -117,7 +117,7 @@ class Residency:
         unread = AdapterUnavailable(f"adapter can't be read: {weights}")
         error = weights if isinstance(weights, ServerError) else unread
         for live in self._requests:
-            if adapter_id in live.acting_ids and live.admitted is None:
+            if adapter_id in live.acting_ids and not live.holds_adapters:
                 self._requests.end(live, FinishReason.FAILED, error)
 
     def before_schedule(self) -> None:
@@ -136,7 +136,7 @@ class Residency:
 
     def change_arena(self, rows: tuple[ScheduledRow, ...]) -> None:
         """Carry out what the rows need, all of it where there are none, else as much as a part of a step allows."""
-        if not rows or not all(self._cache.resident(row.sequence.adapter_ids) for row in rows):
+        if not rows or not all(self._cache.resident(row.sequence.needed_ids) for row in rows):
             self._work(math.inf)
             return
         awaited = any(self._cache.settling & live.acting_ids for live in self._requests)

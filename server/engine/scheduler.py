@@ -43,6 +43,8 @@ class Scheduler:
         self._blocks = blocks
         self._cache = cache
         self._room = AdapterRoom(limits, cache)
+        self._ahead: list[Sequence] = []
+        """Those that began with what is the base's of their prompts, and had no adapters yet at the last step."""
         self._live = live
         self.pace = Pace()
         self._steps = 0
@@ -57,27 +59,30 @@ class Scheduler:
 
     def in_use(self) -> set[int]:
         """Return the adapters that requests which have begun still need."""
-        begun = (live for live in self._live.values() if live.admitted is not None)
-        return {adapter_id for live in begun for adapter_id in live.adapter_ids}
+        holding = (live for live in self._live.values() if live.holds_adapters)
+        return {adapter_id for live in holding for adapter_id in live.adapter_ids}
 
     def next_deadline(self) -> float | None:
         """Return when the first waiting request will have waited too long for its adapters."""
-        since = [s.owner.blocked_since for s in self.waiting if s.owner.blocked_since is not None]
+        blocked = (s.owner.blocked_since for s in chain(self.waiting, self._ahead))
+        since = [each for each in blocked if each is not None]
         return min(since) + self.limits.adapter_timeout if since else None
 
     def schedule(self, now: float) -> StepPlan:
         """Decide the next step; blocks and rows are given out, nothing is computed."""
         self._steps += 1
         draft = Draft(self.limits.max_step_tokens)
+        if self._ahead:
+            self._give_adapters(draft, now)
         if self.running:
             self._continue(draft)
-        self.wanted = frozenset()
+        looked_at: Iterable[str] = ()
         if self.waiting.num_lines:
             turns = self.waiting.turns(self._running_by_origin())
-            seen = [] if draft.preempted else self._admit(turns, draft, now)
-            self.wanted = self._room.read_ahead(self._firsts(chain(seen, turns)))
+            looked_at = chain([] if draft.preempted else self._admit(turns, draft, now), turns)
+        self.wanted = self._room.read_ahead(chain(self._ahead, self._firsts(looked_at)))
         if draft.in_pieces:
-            for row in [r for r in draft.rows.values() if not self._cache.resident(r.sequence.adapter_ids)]:
+            for row in [r for r in draft.rows.values() if not self._cache.resident(r.sequence.needed_ids)]:
                 draft.drop(row.sequence)
         return draft.plan(frozenset(i for i in self.wanted if self._cache.tier(i) == "disk"))
 
@@ -103,8 +108,10 @@ class Scheduler:
 
     def _continue(self, draft: Draft) -> None:
         running = self.running
-        if self._cache.settling:  # whose rows are being moved has a pause
-            running = [s for s in running if self._cache.resident(s.adapter_ids)]
+        if (
+            self._cache.settling or self._ahead
+        ):  # whose rows are being moved, or aren't there yet, has a pause
+            running = [s for s in running if self._room.has(s.needed_ids, draft)]
         decodes, prompts = in_turn(running, self.limits.max_step_context)
         self._advance(decodes, draft)
         if count := len(draft.rows):  # streams wait for the prompts that come in beside them
@@ -182,11 +189,14 @@ class Scheduler:
                     continue
                 if not self._room.lets_begin(sequence, in_use, draft):
                     self._room.note_blocked(sequence, draft, now)
+                    if self._go_ahead(sequence, draft, now):
+                        begun.append(origin)
                     continue
                 prefix = self._make_room(sequence, draft)
                 if prefix is None:
                     return seen
-                self._begin(sequence, prefix, in_use, draft, now)
+                self._room.take(sequence, in_use, draft)
+                self._begin(sequence, prefix, draft, now)
                 begun.append(origin)
             again = begun
         return seen
@@ -215,11 +225,8 @@ class Scheduler:
         self._found = sequence.number, self._blocks.dropped, found
         return found
 
-    def _begin(
-        self, sequence: Sequence, prefix: list[int], in_use: set[int], draft: Draft, now: float
-    ) -> None:
+    def _begin(self, sequence: Sequence, prefix: list[int], draft: Draft, now: float) -> None:
         live = sequence.owner
-        self._room.take(sequence, in_use, draft)
         cached = self._blocks.allocate(sequence.number, sequence.stages, prefix, live.request.cache_scope)
         sequence.room = self._blocks.grow(sequence.number, len(sequence.token_ids))
         if sequence.status is SequenceStatus.WAITING:
@@ -227,9 +234,47 @@ class Scheduler:
         self.shares.begin(sequence, cached)
         self.waiting.take(live.origin)
         sequence.admit(cached)
-        live.blocked_since = None
         if live.admitted is None:
             live.admitted = now
             draft.admitted.append(live)
         self.running.append(sequence)
         self._compute(sequence, draft)
+
+    # Those that wait for adapters that don't act yet
+
+    def _go_ahead(self, sequence: Sequence, draft: Draft, now: float) -> bool:
+        """Begin with what is the base's of a prompt while its adapters are on their way, where there is a place for it.
+
+        It holds no rows yet, so it keeps none from others; false: there is nothing of that to be computed, or no place.
+        """
+        if not self._room.lets_go_ahead(sequence, len(self._ahead), draft):
+            return False
+        prefix = self._prefix(sequence)
+        if len(prefix) * self._blocks.block_size >= sequence.stages.base_until:
+            sequence.goes_ahead = False
+            return False
+        fits = self._blocks.can_allocate(prefix, len(sequence.token_ids))
+        if not fits or len(self.running) >= self._max_running:
+            return False
+        sequence.goes_ahead = False
+        self._ahead.append(sequence)
+        self._begin(sequence, prefix, draft, now)
+        return True
+
+    def _give_adapters(self, draft: Draft, now: float) -> None:
+        """Give those that went ahead their adapters as soon as these can be there.
+
+        Who comes to where they act has a pause until then or, without rows for them, waits as all do who haven't begun:
+        blocks are not to be held by who waits for others to end.
+        """
+        in_use = self.in_use()
+        for sequence in [s for s in self._ahead if s.status is SequenceStatus.RUNNING]:
+            if self._room.lets_begin(sequence, in_use, draft):
+                self._room.take(sequence, in_use, draft)
+                continue
+            self._room.note_blocked(sequence, draft, now)
+            if sequence.needed_ids and draft.head is sequence.owner:
+                self._preempt(sequence, draft)
+        self._ahead = [
+            s for s in self._ahead if s.status is SequenceStatus.RUNNING and not s.owner.holds_adapters
+        ]

@@ -21,6 +21,7 @@ Group = tuple[str, int]
 """Among whom adapters have their shares: a tenant's requests of one priority."""
 Account = tuple[int, ...]
 """Whose tokens a sequence's are: its adapters', whatever their weights. Empty is the base."""
+_NOBODY: frozenset[int] = frozenset()
 
 
 class SequenceStatus(Enum):
@@ -64,6 +65,8 @@ class LiveRequest:
     first_token: float | None = None
     blocked_since: float | None = None
     """Since when it has waited for its adapters."""
+    holds_adapters: bool = False
+    """Whether they have been given their rows: from then on these are its own until it ends."""
     overtaken: int = 0
     """How often others began while it was the first that waited for rows, with adapters that might have made room."""
 
@@ -101,6 +104,7 @@ class Sequence:
         "adapter_ids",
         "adapters",
         "finish_reason",
+        "goes_ahead",
         "group",
         "index",
         "last_step",
@@ -134,6 +138,8 @@ class Sequence:
         self.adapter_ids = frozenset(adapter_id for adapter_id, _ in self.adapters)
         self.group: Group = (owner.request.tenant, owner.request.priority)
         self.account: Account = tuple([adapter_id for adapter_id, _ in owner.request.adapters])
+        self.goes_ahead = self.stages.base_until > 0
+        """Whether it may begin before its adapters are there, with tokens of its prompt that are the base's: once."""
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
@@ -169,6 +175,11 @@ class Sequence:
     def num_to_compute(self) -> int:
         """Tokens that are not in the KV cache."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def needed_ids(self) -> frozenset[int]:
+        """Ids of the adapters that must be there for its next token: all of them, or none before the first one acts."""
+        return _NOBODY if self.num_computed_tokens < self.stages.base_until else self.adapter_ids
 
     @property
     def borrowable(self) -> Seq[int]:
