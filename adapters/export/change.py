@@ -16,6 +16,7 @@ from torch import Tensor
 
 from manylora.adapters.conversion import widened
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.export.matrix_change import Change, FactorChange
 from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline
 from manylora.adapters.files import WEIGHTS_FILE, digest_of, present_files, read_json_object
 from manylora.adapters.header import TensorEntry, read_header
@@ -26,44 +27,13 @@ from manylora.adapters.token_fields import TRAINED
 PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _TOKEN_A, _TOKEN_B = ".lora_embedding_A", ".lora_embedding_B"
-_MAGNITUDE = re.compile(r"\.lora_magnitude_vector(\.weight)?$")
+MAGNITUDE = re.compile(r"\.lora_magnitude_vector(\.weight)?$")
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)\.")
 _UNTRAINED = ".original_module."
 """What modules_to_save started from; peft saves it too when a vocabulary grew."""
 _WHOLE = ("modules_to_save", "bias")
 """Fields that are not asked of the spec, which refuses what isn't served: what they name is merged as it is saved."""
 _TIE = "ensure_weight_tying"
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """W' = W + b a, and with a magnitude m (DoRA, 2402.09353) each row of that scaled to the length m."""
-
-    a: Tensor
-    """float32 [rank, in]"""
-    b: Tensor
-    """float32 [out, rank], the scale α/r or α/√r in it"""
-    magnitude: Tensor | None = None
-    """float32 [out]"""
-
-    @property
-    def rank(self) -> int:
-        """Rows of a."""
-        return self.a.shape[0]
-
-    def on(self, rows: Tensor, first: int, last: int) -> Tensor:
-        """Return rows [first, last) of W' from those of W, float32."""
-        changed = torch.addmm(rows, self.b[first:last], self.a)
-        if self.magnitude is not None:
-            changed *= self.row_scale(changed, first, last)[:, None]
-        return changed
-
-    def row_scale(self, changed: Tensor, first: int, last: int) -> Tensor:
-        """Return m / ‖row‖ of rows [first, last) of W + b a; ones without a magnitude."""
-        if self.magnitude is None:
-            return changed.new_ones(last - first)
-        scale: Tensor = self.magnitude[first:last] / torch.linalg.vector_norm(changed, dim=1)
-        return scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +118,8 @@ class TrainedAdapter:
         self._magnitudes = {
             name: tensor
             for tensor in self._entries
-            if _MAGNITUDE.search(tensor)
-            for name in [_parameter(_MAGNITUDE.sub("", tensor))]
+            if MAGNITUDE.search(tensor)
+            for name in [_parameter(MAGNITUDE.sub("", tensor))]
         }
         self._check(outline)
 
@@ -211,7 +181,7 @@ class TrainedAdapter:
         if found is None:
             return None
         magnitude = None if self._factors[name][0].endswith(_TOKEN_A) else self._magnitudes.get(name)
-        return Change(
+        return FactorChange(
             found.a,
             found.b * found.scale,
             None if magnitude is None else self._read(magnitude).float().view(-1),
@@ -293,7 +263,7 @@ def _sort_out(
             raise UnsupportedAdapter("belongs to no parameter of this base", file=WEIGHTS_FILE, tensor=owner)
     known = {tensor for pair in factors.values() for tensor in pair}
     for tensor in sorted(entries.keys() - known):
-        if ".lora_" in tensor and not _MAGNITUDE.search(tensor):
+        if ".lora_" in tensor and not MAGNITUDE.search(tensor):
             raise UnsupportedAdapter("is of a kind that can't be merged", file=WEIGHTS_FILE, tensor=tensor)
     return factors, whole
 

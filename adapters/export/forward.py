@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from manylora.adapters.export.change import Change
+from manylora.adapters.export.matrix_change import Change
 from manylora.adapters.export.outline import EMBEDDING, HEAD, empty_model
 from manylora.adapters.export.rows import Rows, chunks
 from manylora.adapters.export.samples import Row
@@ -146,15 +146,11 @@ def _forward_of(
 def _pieces(variant: Variant, name: str, x: Tensor) -> Iterator[Tensor]:
     """Yield x W'ᵀ, some output features at a time, with the factors applied to x rather than to W."""
     source, change = variant.unchanged(name), variant.change(name)
-    low = None if change is None else x @ change.a.T
+    beside = None if change is None else change.beside(x)
     for first, last in chunks(source.shape):
         rows = source.rows(first, last)
         y = x @ rows.T
-        if change is not None and low is not None:
-            y = y + low @ change.b[first:last].T
-            if change.magnitude is not None:
-                y = y * change.row_scale(rows + change.b[first:last] @ change.a, first, last)
-        yield y
+        yield y if beside is None else beside(y, rows, slice(first, last))
 
 
 def _embed(variant: Variant, ids: Tensor) -> Tensor:
@@ -162,7 +158,7 @@ def _embed(variant: Variant, ids: Tensor) -> Tensor:
     flat = ids.reshape(-1)
     found = source.take(flat)
     if change is not None:
-        found = found + change.b[flat] @ change.a
+        found = change.on(found, flat)
     return found.view(*ids.shape, -1)
 
 

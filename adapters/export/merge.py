@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.export.base import BaseCheckpoint, BaseWeights
-from manylora.adapters.export.change import Change, Changes
+from manylora.adapters.export.change import Changes
 from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.matrix_change import Change
 from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline
 from manylora.adapters.export.rows import DenseRows, Rows
 
@@ -27,14 +28,11 @@ class ChangedRows:
 
     def rows(self, first: int, last: int) -> Tensor:
         """Return changed rows."""
-        return self.change.on(self.source.rows(first, last), first, last)
+        return self.change.on(self.source.rows(first, last), slice(first, last))
 
     def take(self, indices: Tensor) -> Tensor:
         """Return some changed rows."""
-        rows = torch.addmm(self.source.take(indices), self.change.b[indices], self.change.a)
-        if self.change.magnitude is not None:
-            rows *= (self.change.magnitude[indices] / torch.linalg.vector_norm(rows, dim=1))[:, None]
-        return rows
+        return self.change.on(self.source.take(indices), indices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ def plan_adapter(settings: ExportSettings) -> AdapterPlan:
         base = BaseCheckpoint(settings.base)
         outline = outline_of(base.config)
     mixture = TrainedMixture(parts, outline)
+    mixture.check_factors()
     check_texts(mixture.parts, settings.base)
     if settings.combine in PEFT_METHODS:
         check_ranks(settings.combine, mixture)

@@ -1,7 +1,8 @@
-"""Several adapters with weights as one change: Δ = Σ wᵢ sᵢ Bᵢ Aᵢ, as it is served, with nothing multiplied out.
+"""Several adapters with weights as one change: Δ = Σ wᵢ Δᵢ, as it is served, with nothing multiplied out.
 
-A part is what is served beside others: plain LoRA of linear layers, each with its own rank, α, rule and targets. What
-isn't a sum of factors (DoRA, whole tensors) is refused by the part's name.
+A part is LoRA or DoRA of linear layers, each with its own rank, α, rule and targets. What is more (whole tensors,
+embedding and head) is refused by the part's name, and so is DoRA where the result is to be factors alone: its Δ has the
+base's own rows in it.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.errors import AdapterError
-from manylora.adapters.export.change import PREFIX, Change, Factors, TrainedAdapter
+from manylora.adapters.export.change import MAGNITUDE, PREFIX, Factors, TrainedAdapter
 from manylora.adapters.export.errors import ExportRefused
+from manylora.adapters.export.matrix_change import Change, FactorChange, SumOfChanges
 from manylora.adapters.export.outline import EMBEDDING, HEAD, ModelOutline
 from manylora.adapters.export.settings import ExportPart
 from manylora.adapters.files import WEIGHTS_FILE, present_files
@@ -21,6 +23,10 @@ from manylora.adapters.mixtures import MixturePart, spell
 from manylora.adapters.reader import MAX_ADAPTER_BYTES
 
 _SUM = "a mixture is a sum of LoRA factors of linear layers"
+_DORA = (
+    "is DoRA, which gives the base's own rows other lengths, and one adapter made of a mixture is a sum of factors:"
+    " --format merged makes a model of it"
+)
 _HALVES = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -73,11 +79,18 @@ class TrainedMixture:
         """Return None: no part brings a parameter whole."""
         return None
 
+    def check_factors(self) -> None:
+        """Raise ExportRefused, with the part's name, unless the sum is one of factors and nothing else."""
+        for part, adapter in zip(self.parts, self.adapters, strict=True):
+            if adapter.spec.use_dora:
+                raise ExportRefused(f"part {part.name!r} {_DORA}")
+
     def factors(self, name: str) -> list[Factors]:
-        """Return the parts' pairs for a parameter, each part's weight in its scale."""
+        """Return the pairs of a parameter that are added as they are, each part's weight in its scale."""
         found = [
             (part.weight, adapter.factors(name))
             for part, adapter in zip(self.parts, self.adapters, strict=True)
+            if not adapter.spec.use_dora
         ]
         return [Factors(pair.a, pair.b, pair.scale * weight) for weight, pair in found if pair is not None]
 
@@ -87,14 +100,22 @@ class TrainedMixture:
         return [adapter.spec.rank_of(path) for adapter in self.adapters if adapter.touches(name)]
 
     def change(self, name: str) -> Change | None:
-        """Return what is added to a parameter, if anything: the parts' factors side by side, never averaged."""
+        """Return what is done to a parameter, if anything: the parts' factors side by side, never averaged."""
         found = self.factors(name)
-        return stacked(found) if found else None
+        plain = stacked(found) if found else None
+        scaled = [
+            (part.weight, change)
+            for part, adapter in zip(self.parts, self.adapters, strict=True)
+            if adapter.spec.use_dora and (change := adapter.change(name)) is not None
+        ]
+        if not scaled:
+            return plain
+        return SumOfChanges(scaled if plain is None else [(1.0, plain), *scaled])
 
 
-def stacked(factors: Sequence[Factors]) -> Change:
+def stacked(factors: Sequence[Factors]) -> FactorChange:
     """Return Σ scale · b a as one pair, exact but for float32: a row on row, b column by column."""
-    return Change(
+    return FactorChange(
         torch.cat([each.a for each in factors]),
         torch.cat([each.b * each.scale for each in factors], dim=1),
     )
@@ -133,6 +154,8 @@ def _shapes(part: ExportPart) -> dict[str, tuple[int, ...]]:
         raise _of_part(part, error) from None
     first, second = _HALVES
     for name in entries:
+        if MAGNITUDE.search(name):
+            raise ExportRefused(f"part {part.name!r} {_DORA}")
         if not name.endswith(_HALVES):
             raise ExportRefused(f"part {part.name!r} has {name}: {_SUM}")
     pairs = {name.removesuffix(first): entry.shape for name, entry in entries.items() if name.endswith(first)}
@@ -157,8 +180,6 @@ def _adapter(part: ExportPart, outline: ModelOutline) -> TrainedAdapter:
 
 def _beyond_factors(adapter: TrainedAdapter) -> str | None:
     """Return what an adapter has or is that can't be mixed, if there is anything."""
-    if adapter.spec.use_dora:
-        return "is DoRA, which scales the base's own rows"
     for name in (EMBEDDING, HEAD):
         if adapter.touches(name):
             return f"changes {name}"

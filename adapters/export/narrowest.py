@@ -80,7 +80,7 @@ def _measure_one(
     tallies: dict[torch.dtype, Tally | None] = {dtype: Tally() for dtype in dtypes}
     for first, last in chunks(source.shape):
         base = source.rows(first, last)
-        exact = base if change is None else change.on(base, first, last)
+        exact = base if change is None else change.on(base, slice(first, last))
         for dtype, tally in tallies.items():
             if tally is None:
                 continue

@@ -108,7 +108,7 @@ def _rounded(merged: MergedWeights, name: str, dtype: torch.dtype, tally: Tally)
     source, change = merged.unchanged(name), merged.change(name)
     for first, last in chunks(source.shape):
         base = source.rows(first, last)
-        exact = base if change is None else change.on(base, first, last)
+        exact = base if change is None else change.on(base, slice(first, last))
         written = exact.to(dtype)
         if not bool(torch.isfinite(written).all()):
             raise ExportFailed(
@@ -138,7 +138,7 @@ def _tally_nf4(name: str, merged: MergedWeights, matrix: Nf4Tensor, tally: Tally
     held = PackedRows(matrix)
     for first, last in chunks(source.shape):
         base = source.rows(first, last)
-        tally.add(base, change.on(base, first, last), held.rows(first, last))
+        tally.add(base, change.on(base, slice(first, last)), held.rows(first, last))
 
 
 def survival_in_nf4(merged: MergedWeights, form: OutputForm) -> dict[str, Survival]:

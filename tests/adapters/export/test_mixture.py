@@ -23,6 +23,7 @@ from manylora.adapters.reader import read_adapter
 from manylora.adapters.tokenizer import load_tokenizer
 from manylora.adapters.tokens import read_chat_template
 from manylora.adapters.types import ModuleShape
+from manylora.server.model.decoder_base import DecoderBase
 from tests.adapters.export.making import MIXED, load, logits_of, make_adapter, make_base
 from tests.adapters.making import pool
 from tests.server.model.steps import Stream, all_logits, place, step
@@ -30,6 +31,10 @@ from tests.server.model.steps import load as load_ours
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 TOKENS = [5, 17, 300, 42, 99, 7, 230, 12, 9, 31, 250, 3]
+LENGTHS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True},
+    "narrow dora": {"use_dora": True, "r": 3, "target_modules": ["q_proj", "down_proj"], "use_rslora": True},
+}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"use_rslora": True, **MIXED},
@@ -69,8 +74,10 @@ def served(base: Path, parts: tuple[ExportPart, ...]) -> torch.Tensor:
     """What the server computes with all parts beside the base, float32."""
     model = load_ours(base)
     modules = {path: ModuleShape(*shape) for path, shape in model.decoder.config.base_modules().items()}
+    base_of = DecoderBase(model.decoder)
     weights = [
-        read_adapter(part.directory, modules, max_rank=256, dtype=torch.float32).weights for part in parts
+        read_adapter(part.directory, modules, max_rank=256, dtype=torch.float32, base=base_of).weights
+        for part in parts
     ]
     spans = [(number, part.weight) for number, part in zip(place(model, weights), parts, strict=True)]
     stream = Stream(0, TOKENS, tuple(spans))
@@ -152,15 +159,58 @@ def test_a_result_that_is_not_the_running_mixture_is_not_published(
     assert "differ from base + adapter" in refusal(ExportFailed, asked(parts, tmp_path / "out", base))
 
 
+def each_alone(base: Path, parts: tuple[ExportPart, ...]) -> Any:
+    """The base with what peft makes of each adapter alone, less the base, times its weight."""
+    model = load(base)
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for part in parts:
+            alone = PeftModel.from_pretrained(load(base), part.directory).merge_and_unload().state_dict()
+            for name, tensor in model.state_dict().items():
+                tensor.add_(alone[name] - plain[name], alpha=part.weight)
+    return model.eval()
+
+
+@pytest.mark.parametrize("with_factors", [True, False], ids=["beside LoRA", "alone"])
+def test_parts_with_lengths_of_their_own_are_merged_as_they_are_served(
+    tmp_path: Path, base: Path, parts: tuple[ExportPart, ...], with_factors: bool
+) -> None:
+    """Each part's lengths are of the base with that part alone, whatever else is in the mixture."""
+    scaled = []
+    for seed, ((name, kind), weight) in enumerate(zip(LENGTHS.items(), (0.6, -1.5), strict=True), 20):
+        make_adapter(tmp_path / name, base, seed=seed, strength=0.1, **kind)
+        scaled.append(ExportPart(name, tmp_path / name, weight))
+    mixture = (parts[0], *scaled) if with_factors else tuple(scaled)
+    report = export(asked(mixture, tmp_path / "out", base))
+    merged = load(tmp_path / "out")
+    torch.testing.assert_close(logits_of(merged), logits_of(each_alone(base, mixture)), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        found = merged(torch.tensor([TOKENS])).logits[0]
+    torch.testing.assert_close(found, served(base, mixture), rtol=1e-4, atol=1e-4)
+    assert report.manifest["logits"]["relative"] < 1e-4  # type: ignore[index]  # JSON
+    assert report.manifest["logits"]["relative"] < report.manifest["adapter_effect"]["relative"] / 1e3  # type: ignore[index]  # JSON
+
+
+@pytest.mark.parametrize(("form", "with_base"), [("peft", True), ("peft", False), ("gguf-lora", True)])
+def test_no_adapter_of_factors_is_made_of_parts_with_lengths(
+    tmp_path: Path, base: Path, parts: tuple[ExportPart, ...], form: str, with_base: bool
+) -> None:
+    make_adapter(tmp_path / "odd", base, use_dora=True)
+    mixture = (parts[0], ExportPart("odd", tmp_path / "odd", 1.0))
+    output = tmp_path / ("out.gguf" if form == "gguf-lora" else "out")
+    said = refusal(ExportRefused, asked(mixture, output, base if with_base else None, format=form))
+    assert "part 'odd' is DoRA, which gives the base's own rows other lengths" in said
+    assert "--format merged makes a model of it" in said
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"use_dora": True}, "is DoRA"),
         ({"modules_to_save": ["model.norm"]}, "brings model.norm.weight whole"),
         ({"target_modules": ["q_proj", "lm_head"]}, "changes "),
         ({"bias": "all"}, "brings "),
     ],
-    ids=["dora", "saved", "head", "bias"],
+    ids=["saved", "head", "bias"],
 )
 @pytest.mark.parametrize("form", ["merged", "peft"])
 def test_a_part_that_is_more_than_factors_is_refused_by_its_name(
