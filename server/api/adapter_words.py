@@ -1,6 +1,5 @@
 """What is said of an adapter over what its files say: a description, and which prompts are its own."""
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,6 +32,12 @@ async def say(deps: ApiDependencies, catalog: AdapterCatalog, name: str, words: 
 
     Raises UnknownAdapter, and StoreFull if they can't be kept.
     """
-    if words and deps.routing is not None:
-        before = deps.routing.manifest_of(name, catalog.get(name).manifest)
-        await asyncio.shield(deps.routing.say(name, replace(before, **words)))
+    routing = deps.routing
+    if not words or routing is None:
+        return
+
+    async def added(entry: CatalogEntry) -> None:
+        before = routing.manifest_of(name, entry.manifest)
+        await routing.say(name, replace(before, **words))
+
+    await catalog.while_it_stays(name, added)

@@ -1,5 +1,7 @@
 """Routes that change which adapters and mixtures there are: our /adapters, and vLLM's two by its names and statuses."""
 
+import contextlib
+
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
@@ -55,7 +57,10 @@ async def register(request: Request, wait: bool = True) -> JSONResponse:
             done = await catalog.register(
                 body.name, offer, preload=body.preload, pin=body.pin, registration=job
             )
-            await say(deps, catalog, body.name, words)
+            with contextlib.suppress(
+                UnknownAdapter
+            ):  # it has been deleted since, and nothing is to be said of it
+                await say(deps, catalog, body.name, words)
             return done
 
         if not wait:
@@ -115,7 +120,8 @@ async def replace_adapter(request: Request, name: str, wait: bool = True) -> JSO
 
         async def work(job: Registration | None) -> AdapterRecord:
             record = await catalog.replace(name, offer, preload=body.preload, pin=body.pin, registration=job)
-            await say(deps, catalog, name, words)
+            with contextlib.suppress(UnknownAdapter):  # as above
+                await say(deps, catalog, name, words)
             return record
 
         if not wait:

@@ -6,7 +6,7 @@ made of is in changes.py and versions.py. Touches no tensors and knows no HTTP.
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
 from manylora.adapters.errors import AdapterError
@@ -24,7 +24,7 @@ from manylora.server.catalog.changes import Admission, Changes
 from manylora.server.catalog.intake import AdapterIntake, KeyedLocks, reason_of
 from manylora.server.catalog.mixtures import Mixtures
 from manylora.server.catalog.names import KnownNames
-from manylora.server.catalog.operations import Operations
+from manylora.server.catalog.operations import Caller, Operations
 from manylora.server.catalog.quota import Quota, Quotas
 from manylora.server.catalog.registrations import Registration, Registrations
 from manylora.server.catalog.seen import Sees
@@ -32,6 +32,7 @@ from manylora.server.catalog.service import Service
 from manylora.server.catalog.serving import Entry, Serving
 from manylora.server.catalog.types import (
     AdapterEngine,
+    CatalogEntry,
     CatalogObserver,
     CatalogSettings,
     MixtureEntry,
@@ -190,6 +191,16 @@ class AdapterCatalog(KnownNames):
     async def forget_version(self, name: str, version: int) -> None:
         """Let a kept version go; see Versions.forget."""
         await self._operations.run(lambda caller: self._versions.forget(caller, name, version))
+
+    async def while_it_stays(self, name: str, work: Callable[[CatalogEntry], Awaitable[T]]) -> T:
+        """Do something with what a name means, while nothing changes that. Raises UnknownAdapter."""
+
+        async def held(caller: Caller) -> T:
+            async with self._changes.names.hold(name):
+                caller.check()
+                return await work(self.get(name))
+
+        return await self._operations.run(held)
 
     async def register_mixture(self, name: str, parts: Sequence[MixturePart]) -> tuple[MixtureEntry, bool]:
         """Serve a mixture under a free name; return it and whether it is new. Raises as Mixtures.register does."""

@@ -71,13 +71,14 @@ class Changes:
                     lambda pending: service.registry.activate(pending, keep=keep),
                     wishes.of(None if old is None else old.record),
                 )
-        self.mixtures.follow(name)
-        seconds = time.monotonic() - start
-        if old is None:
-            observer.loaded(record, seconds, prepared.weights.nbytes)
-            return PutOutcome(record, is_new=True)
-        observer.swapped(old.record, record, seconds)
-        return PutOutcome(record, is_new=True, replaced=old.record)
+            self.mixtures.follow(name)
+            # While the name is held: what is said of a new one is said after this.
+            seconds = time.monotonic() - start
+            if old is None:
+                observer.loaded(record, seconds, prepared.weights.nbytes)
+                return PutOutcome(record, is_new=True)
+            observer.swapped(old.record, record, seconds)
+            return PutOutcome(record, is_new=True, replaced=old.record)
 
     def room_for(
         self, name: str, prepared: Prepared, *, share: float | None
