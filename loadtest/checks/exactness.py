@@ -24,6 +24,7 @@ from manylora.loadtest.material.checkpoints import (
     write_base,
 )
 from manylora.loadtest.material.engines import EngineSizes, add_adapter, build_engine
+from manylora.loadtest.material.peft_adapters import load_base
 from manylora.loadtest.material.quiet import advice_off
 from manylora.quant.nf4 import NestedScales, quantize_nf4
 from manylora.server.engine.request import GenerationRequest, SamplingParams
@@ -216,13 +217,7 @@ def read(path: Path, decoder: Decoder) -> AdapterWeights:
 
 def load_reference(base: Path, device: torch.device) -> Any:
     """Return the checkpoint as transformers loads it, in float32."""
-    from transformers import AutoModelForCausalLM
-
-    with advice_off():
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-        )
-    return model.to(device).eval()
+    return load_base(base).to(device)
 
 
 @torch.inference_mode()

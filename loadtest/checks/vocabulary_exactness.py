@@ -4,8 +4,7 @@ and the base, against peft and against themselves alone.
 As loadtest/checks/exactness.py, on small random models; needs torch, transformers, peft, safetensors and tokenizers.
 """
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,13 @@ from manylora.loadtest.material.checkpoints import (
     write_base,
 )
 from manylora.loadtest.material.engines import EngineSizes, add_adapter, build_engine
-from manylora.loadtest.material.quiet import advice_off
-from manylora.loadtest.material.token_adapters import (
-    TokenAdapter,
-    load_token_adapter,
+from manylora.loadtest.material.peft_adapters import (
+    PeftAdapter,
+    load_base,
+    load_peft_adapter,
     tied_kinds,
     token_kinds,
-    write_token_adapter,
+    write_peft_adapter,
 )
 from manylora.server.engine.request import GenerationRequest, SamplingParams
 from manylora.server.kernels.backend import AnyBackend
@@ -69,7 +68,7 @@ def check_vocabularies(scratch: Path, backend: AnyBackend, limit: float, *, tied
     where, device = "tied head" if tied else "own head", backend.device
     base = write_base(scratch / "base", replace(SHAPE, tied=tied), seed=3)
     kinds = [*token_kinds(SHAPE.vocab_size), *(tied_kinds() if tied else ())]
-    paths = [write_token_adapter(scratch / str(i), base, kind, i) for i, kind in enumerate(kinds)]
+    paths = [write_peft_adapter(scratch / str(i), base, kind, i) for i, kind in enumerate(kinds)]
     paths.append(write_adapter(scratch / "plain", base, AdapterShape(8, 16.0, ALL_LINEAR, 77)))
     model = load(base, backend, 4 + len(paths), "none")
     adapters = [_read(path, model.decoder, base) for path in paths]
@@ -104,7 +103,7 @@ def check_vocabularies(scratch: Path, backend: AnyBackend, limit: float, *, tied
             yield Outcome(f"{where}: {each.name} has peft's tokens", follows, f"{answer}")
 
 
-def _asked(kinds: list[TokenAdapter]) -> list[Asked]:
+def _asked(kinds: list[PeftAdapter]) -> list[Asked]:
     found = []
     for number, kind in enumerate(kinds):
         tokens = prompt(PROMPT, number)
@@ -169,46 +168,23 @@ def _answers(
 def _by_peft(
     base: Path,
     paths: list[Path],
-    kinds: list[TokenAdapter],
+    kinds: list[PeftAdapter],
     asked: Asked,
     tokens: list[int],
     device: torch.device,
 ) -> Tensor:
     """Return the logits of what peft makes of the adapters: of one as it loads it, of several of their changes' sum."""
-    every = [*kinds, TokenAdapter("plain")]
+    from manylora.loadtest.material.peft_mixture import merged_sum
+
+    every = [*kinds, PeftAdapter("plain")]
+
+    def adapted(part: int) -> Any:
+        return load_peft_adapter(load_base(base), paths[part], every[part]).to(device)
+
     model = load_reference(base, device)
     if len(asked.parts) == 1:
         [(number, _)] = asked.parts
-        model = load_token_adapter(base, paths[number], every[number]).to(device)
+        model = adapted(number)
     elif asked.parts:
-        model = _summed(model, asked.parts, lambda part: load_token_adapter(base, paths[part], every[part]))
+        model = merged_sum(model, ((adapted(part), weight) for part, weight in asked.parts))
     return logits_of(model, tokens, device)
-
-
-def _summed(model: Any, parts: Parts, adapted: Callable[[int], Any]) -> Any:
-    """Return transformers' model with W + Σ wᵢ ΔWᵢ everywhere, ΔWᵢ being what a part changes in peft."""
-    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    total = {name: tensor.clone() for name, tensor in own.items()}
-    for part, weight in parts:
-        merged = _weights(adapted(part).to(model.device))
-        total = {name: tensor + weight * (merged[name] - own[name]) for name, tensor in total.items()}
-    config = copy.deepcopy(model.config)
-    config.tie_word_embeddings = False
-    summed = type(model)(config).to(model.device).eval()
-    summed.load_state_dict(total)
-    return summed
-
-
-@torch.inference_mode()
-def _weights(adapted: Any) -> dict[str, Tensor]:
-    """Return the weights that peft computes with. Its merge into a matrix that is embedding and head changes both."""
-    embedding, head = adapted.get_input_embeddings(), adapted.get_output_embeddings()
-    size, wide = head.weight.shape
-    device = head.weight.device
-    own = {
-        "model.embed_tokens.weight": embedding(torch.arange(size, device=device)).clone(),
-        "lm_head.weight": head(torch.eye(wide, device=device)).T.clone(),
-    }
-    with advice_off():
-        merged: dict[str, Tensor] = adapted.merge_and_unload().state_dict()
-    return {**merged, **own}

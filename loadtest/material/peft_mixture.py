@@ -3,13 +3,17 @@
 What ours are held against.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
+
+from manylora.loadtest.material.quiet import advice_off
 
 _NAME = "mixture"
 
@@ -50,6 +54,39 @@ def summed(model: PeftModel, parts: Sequence[tuple[str, float]]) -> Iterator[Pef
         for layer in layers:
             del layer.forward
         model.set_adapter(parts[0][0])
+
+
+def merged_sum(model: Any, parts: Iterable[tuple[Any, float]]) -> Any:
+    """Return transformers' model with W + Σ wᵢ ΔWᵢ everywhere, ΔWᵢ being what peft's i-th model changes.
+
+    For parts of every kind but activated ones. peft's models are merged by this, one after the other.
+    """
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    total = {name: tensor.clone() for name, tensor in own.items()}
+    for adapted, weight in parts:
+        merged = _merged(adapted)
+        total = {name: tensor + weight * (merged[name] - own[name]) for name, tensor in total.items()}
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = False
+    found = type(model)(config).to(model.device).eval()
+    found.load_state_dict(total)
+    found.generation_config = model.generation_config
+    return found
+
+
+@torch.inference_mode()
+def _merged(adapted: Any) -> dict[str, Tensor]:
+    """Return the weights that peft computes with. Its merge into a matrix that is embedding and head changes both."""
+    embedding, head = adapted.get_input_embeddings(), adapted.get_output_embeddings()
+    size, wide = head.weight.shape
+    device = head.weight.device
+    own = {
+        "model.embed_tokens.weight": embedding(torch.arange(size, device=device)).clone(),
+        "lm_head.weight": head(torch.eye(wide, device=device)).T.clone(),
+    }
+    with advice_off():
+        merged: dict[str, Tensor] = adapted.merge_and_unload().state_dict()
+    return {**merged, **own}
 
 
 def _sum(layer: Any, parts: Sequence[tuple[str, float]]) -> Callable[[Tensor], Tensor]:

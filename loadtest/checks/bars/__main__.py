@@ -13,14 +13,12 @@ from typing import Any
 from rich.console import Console
 
 from manylora.loadtest.checks.bars import (
-    activated,
-    exact,
     hangups,
+    kinds,
     mixtures,
     neighbours,
     swap,
     thousand,
-    vocabularies,
 )
 from manylora.loadtest.checks.bars.hostile import bar as hostile
 from manylora.loadtest.checks.bars.material import kernels_option
@@ -30,11 +28,8 @@ from manylora.server.kernels.choose import PLAIN
 Bar = Callable[[Path, bool, str], Awaitable[Report]]
 """Where it may write, whether it is small, and what its servers compute with: see material.level_of."""
 BARS: dict[str, Bar] = {
-    "exact": lambda where, small, kernels: exact.exact(
-        where, exact.SMALL if small else exact.ExactSize(), kernels
-    ),
-    "activated": lambda where, small, kernels: activated.activated(
-        where, activated.SMALL if small else exact.ExactSize(), kernels
+    "kinds": lambda where, small, kernels: kinds.kinds(
+        where, kinds.SMALL if small else kinds.KindsSize(), kernels
     ),
     "swap": lambda where, small, kernels: swap.swap(where, swap.SMALL if small else swap.SwapSize(), kernels),
     "thousand": lambda where, small, kernels: thousand.thousand(
@@ -49,7 +44,6 @@ BARS: dict[str, Bar] = {
     "mixtures": lambda where, small, kernels: mixtures.mixtures(
         where, mixtures.SMALL if small else mixtures.MixtureSize(), kernels
     ),
-    "vocabularies": lambda where, small, kernels: vocabularies.vocabularies(where, kernels),
     "hostile": lambda where, small, kernels: hostile.hostile(
         where, hostile.SMALL if small else hostile.HostileSize(), kernels
     ),

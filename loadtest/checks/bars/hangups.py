@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manylora.loadtest.checks.bars.exact import describe
+from manylora.loadtest.checks.bars.answers import hold_answers
 from manylora.loadtest.checks.bars.material import Material, prompts
 from manylora.loadtest.checks.bars.quiet import NOTHING, quiet, report_books
 from manylora.loadtest.checks.bars.report import Report
@@ -66,13 +66,12 @@ async def _storm(report: Report, client: Client, alone: Mapping[Ask, Answer], si
         *(client.stream(ask, hang_up_after=leaving.get(i)) for i, ask in enumerate(asks))
     )
     stayed = [i for i in range(size.clients) if i not in leaving]
-    wrong = [
-        describe(asks[i], alone[asks[i]], answers[i])
-        for i in stayed
-        if not answers[i].same_as(alone[asks[i]])
-    ]
-    report.share(
-        "those who stay get, bit for bit, what they get alone", len(stayed) - len(wrong), len(stayed), wrong
+    hold_answers(
+        report,
+        "those who stay get, bit for bit, what they get alone",
+        [asks[i] for i in stayed],
+        [alone[asks[i]] for i in stayed],
+        [answers[i] for i in stayed],
     )
     left = [answers[i] for i in leaving]
     beginnings = [_begins(answers[i], alone[asks[i]]) for i in leaving]

@@ -3,7 +3,7 @@
 import argparse
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from manylora.loadtest.material.checkpoints import (
@@ -35,26 +35,21 @@ class Material:
     """What the servers compute with: see level_of."""
 
     @classmethod
-    def make(cls, directory: Path, kernels: str = PLAIN) -> "Material":
-        """Write the base."""
-        return cls(write_base(directory / "base"), directory / "adapters", kernels)
+    def make(cls, directory: Path, kernels: str = PLAIN, *, tied: bool = True) -> "Material":
+        """Write the base; ``tied``: its head is its embedding."""
+        base = write_base(directory / "base", replace(TINY, tied=tied))
+        return cls(base, directory / "adapters", kernels)
 
     @property
     def native(self) -> bool:
         """Whether native kernels compute."""
         return self.kernels != PLAIN
 
-    def adapter(
-        self,
-        number: int,
-        rank: int = 8,
-        targets: tuple[str, ...] = ("q_proj", "v_proj"),
-        invocation: tuple[int, ...] = (),
-    ) -> str:
+    def adapter(self, number: int, rank: int = 8, targets: tuple[str, ...] = ("q_proj", "v_proj")) -> str:
         """Write adapter ``number``, if it isn't there, and return its source: a path below the root."""
-        source = "-".join([str(number), f"r{rank}", str(len(targets)), *map(str, invocation)])
+        source = f"{number}-r{rank}-{len(targets)}"
         if not (self.adapters / source).is_dir():
-            shape = AdapterShape(rank, 2.0 * rank, targets, seed=number, invocation=invocation)
+            shape = AdapterShape(rank, 2.0 * rank, targets, seed=number)
             write_adapter(self.adapters / source, self.base, shape)
         return source
 

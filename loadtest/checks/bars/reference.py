@@ -1,18 +1,18 @@
 """The same greedy completions by transformers + peft, one at a time: what the server's answers are held against."""
 
-import contextlib
+import copy
 import statistics
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from manylora.adapters.tokenizer import load_tokenizer
+from manylora.adapters.tokenizer import has_tokenizer, load_tokenizer
 from manylora.loadtest.material.answer import Answer
 from manylora.loadtest.material.manylora_client import Ask
+from manylora.loadtest.material.peft_adapters import PeftAdapter, load_base, load_peft_adapter
 from manylora.quant.nf4 import quantize_nf4
 
 TOLERANCE = 1e-3
@@ -20,6 +20,8 @@ TOLERANCE = 1e-3
 NEAR = 0.1
 """Of log probabilities by native kernels, the mean over an answer's tokens: activations have 8 bits there, adapters 16.
 On this random base it is 0.01 to 0.03, and between two adapters 0.3 to 0.8."""
+Mixtures = Mapping[str, Sequence[tuple[str, float]]]
+"""(adapter, weight) pairs by a model's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +43,34 @@ class Reference:
         self,
         base: Path,
         adapters: Mapping[str, Path],
-        mixtures: Mapping[str, Sequence[tuple[str, float]]] | None = None,
+        mixtures: Mixtures | None = None,
         quantization: str = "none",
+        kinds: Mapping[str, PeftAdapter] | None = None,
     ) -> None:
-        """``mixtures`` are (name of an adapter, weight) pairs; ``nf4``: linear layers hold what that leaves."""
-        self._tokenizer = load_tokenizer(base)
+        """``nf4``: linear layers hold what that leaves. ``kinds``: of the adapters that aren't plain."""
+        self._directory = base
         self._sources = dict(adapters)
         self._mixtures = dict(mixtures or {})
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+        self._kinds = dict(kinds or {})
+        self._tokenizers: dict[Path, Any] = {}
+        model = load_base(base)
         model.generation_config.eos_token_id = None  # the bars ask for a fixed number of tokens
         model.generation_config.pad_token_id = 0
         if quantization == "nf4":
             _round_to_nf4(model)
-        self._base = model.eval()
+        self._base = model
 
     def answer(self, ask: Ask) -> Answer:
         """Return the answer, without batching."""
         said = self.say(ask)
-        tokens = [self._tokenizer.decode([token]) for token in said.ids]
+        tokenizer = self._tokenizer(ask.model)
+        tokens = [tokenizer.decode([token]) for token in said.ids]
         return Answer(finish_reason="length", tokens=tokens, logprobs=list(said.logprobs))
 
-    @torch.inference_mode()
     def say(self, ask: Ask) -> Said:
         """Return the answer as ids."""
-        with self._adapted(ask.model) as model:
+        model = self._model(ask.model)
+        with torch.inference_mode():
             out = model.generate(
                 input_ids=torch.tensor([ask.prompt]),
                 attention_mask=torch.ones(1, len(ask.prompt), dtype=torch.long),
@@ -77,34 +83,28 @@ class Reference:
         each = [float(logits[0].log_softmax(-1)[t]) for t, logits in zip(ids, out.logits, strict=True)]
         return Said(tuple(ids), tuple(each))
 
-    @contextlib.contextmanager
-    def _adapted(self, name: str) -> Iterator[PreTrainedModel]:
-        """Load the adapter, give the model, and forget the adapter: a thousand of them must not pile up."""
-        parts = self._mixtures.get(name, [(name, 1.0)] if name in self._sources else [])
-        if not parts:
-            yield self._base
-            return
-        from peft import PeftModel
+    def _model(self, name: str) -> Any:
+        if name in self._sources:
+            return self._adapted(name)
+        if name not in self._mixtures:
+            return self._base
+        from manylora.loadtest.material.peft_mixture import merged_sum
 
-        from manylora.loadtest.material.peft_mixture import mixed
+        return merged_sum(
+            self._base, ((self._adapted(part), weight) for part, weight in self._mixtures[name])
+        )
 
-        # peft takes no dots in the names of adapters.
-        numbered = [(f"part{number}", weight) for number, (_, weight) in enumerate(parts)]
-        with warnings.catch_warnings():
-            # peft asks transformers for an attribute that it has renamed.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            sources = [self._sources[part] for part, _ in parts]
-            model = PeftModel.from_pretrained(self._base, sources[0], adapter_name="part0")
-            for number, source in enumerate(sources[1:], 1):
-                model.load_adapter(source, adapter_name=f"part{number}")
-        try:
-            if name in self._mixtures:
-                with mixed(model, numbered) as combined:
-                    yield combined
-            else:
-                yield model.eval()
-        finally:
-            model.unload()
+    def _adapted(self, name: str) -> Any:
+        """Return peft's model, of a base of its own: some kinds change what they are put on."""
+        kind = self._kinds.get(name, PeftAdapter(name))
+        return load_peft_adapter(copy.deepcopy(self._base), self._sources[name], kind)
+
+    def _tokenizer(self, name: str) -> Any:
+        own = self._sources.get(name, self._directory)
+        folder = own if has_tokenizer(own) else self._directory
+        if folder not in self._tokenizers:
+            self._tokenizers[folder] = load_tokenizer(folder)
+        return self._tokenizers[folder]
 
 
 def agrees(served: Answer, reference: Answer) -> bool:
@@ -115,7 +115,7 @@ def agrees(served: Answer, reference: Answer) -> bool:
     return all(abs(one - other) <= TOLERANCE for one, other in pairs)
 
 
-def _round_to_nf4(model: PreTrainedModel) -> None:
+def _round_to_nf4(model: Any) -> None:
     """Give the linear layers the values that NF4 holds of them. The head stays."""
     with torch.no_grad():
         for name, module in model.named_modules():

@@ -4,11 +4,11 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manylora.loadtest.checks.bars.exact import describe, distance, hold_near, register_all
+from manylora.loadtest.checks.bars.answers import distance, hold_answers, hold_near, register_all
 from manylora.loadtest.checks.bars.material import Material, prompts
 from manylora.loadtest.checks.bars.quiet import MIB, report_books
 from manylora.loadtest.checks.bars.reference import Reference, agrees
@@ -92,8 +92,8 @@ async def _expected(
             return {ask: await client.complete(ask) for ask in asked}
 
 
-def _equal(material: Material, served: Answer, expected: Answer) -> bool:
-    return served.same_as(expected) if material.native else agrees(served, expected)
+def _equality(material: Material) -> Callable[[Answer, Answer], bool]:
+    return Answer.same_as if material.native else agrees
 
 
 def _zipf(names: Sequence[str], size: ThousandSize) -> list[Ask]:
@@ -141,18 +141,9 @@ def _report_answers(
     answers: Sequence[Answer],
     expected: Sequence[Answer],
 ) -> None:
-    wrong = [
-        describe(ask, one, other)
-        for ask, one, other in zip(asks, expected, answers, strict=True)
-        if not _equal(material, other, one)
-    ]
     whose = "bit for bit that of the request alone" if material.native else "that of transformers + peft"
-    report.share(
-        f"every answer is {whose} ({len(set(asks))} adapters asked)",
-        len(asks) - len(wrong),
-        len(asks),
-        wrong,
-    )
+    promise = f"every answer is {whose} ({len(set(asks))} adapters asked)"
+    hold_answers(report, promise, asks, expected, answers, _equality(material))
 
 
 def _report_memory(report: Report, server: ServerProcess, before: int) -> None:
@@ -195,5 +186,6 @@ async def _report_restart(
     report.share("killed and started again: all are there", len(listed & set(names)), len(names))
     few = range(0, len(asks), max(1, len(asks) // 50))
     answers = await asyncio.gather(*(client.stream(asks[i]) for i in few))
-    right = sum(_equal(material, answer, expected[i]) for i, answer in zip(few, answers, strict=True))
-    report.share("killed and started again: the answers are the same", right, len(answers))
+    promise = "killed and started again: the answers are the same"
+    asked, right = [asks[i] for i in few], [expected[i] for i in few]
+    hold_answers(report, promise, asked, right, answers, _equality(material))

@@ -7,11 +7,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from manylora.loadtest.material.token_adapters import (
+from manylora.loadtest.material.peft_adapters import (
     NEW_TOKENS,
-    TokenAdapter,
+    PeftAdapter,
     token_kinds,
-    write_token_adapter,
+    write_peft_adapter,
 )
 from tests.server.api.running import BASE, Files, Running, running
 
@@ -31,10 +31,10 @@ def http(server: Running) -> Iterator[httpx.Client]:
         yield client
 
 
-def registered(server: Running, http: httpx.Client, name: str, kind: TokenAdapter) -> httpx.Response:
+def registered(server: Running, http: httpx.Client, name: str, kind: PeftAdapter) -> httpx.Response:
     path = server.adapters / name
     if not path.exists():
-        write_token_adapter(path, server.adapters.parent / "base", kind, 4)
+        write_peft_adapter(path, server.adapters.parent / "base", kind, 4)
     return http.post("/adapters", json={"name": name, "src": name})
 
 
@@ -139,7 +139,7 @@ def test_memory_of_a_deleted_one_comes_back(server: Running, http: httpx.Client)
 
 
 def test_what_there_is_no_room_for_is_refused_with_the_numbers(files: Files, tmp_path: Path) -> None:
-    write_token_adapter(files.adapters / "large", files.base, KINDS["both whole"], 5)
+    write_peft_adapter(files.adapters / "large", files.base, KINDS["both whole"], 5)
     with running(files, tmp_path / "data", vocabulary_gib=(4 << 16) / (1 << 30)) as server:
         answer = httpx.post(f"{server.url}/adapters", json={"name": "large", "src": "large"}, timeout=30)
         assert answer.status_code == 400
@@ -148,7 +148,7 @@ def test_what_there_is_no_room_for_is_refused_with_the_numbers(files: Files, tmp
 
 
 def test_a_restart_serves_it_again(files: Files, tmp_path: Path) -> None:
-    write_token_adapter(files.adapters / "again", files.base, KINDS["added tokens, rows"], 6)
+    write_peft_adapter(files.adapters / "again", files.base, KINDS["added tokens, rows"], 6)
     told = []
     for number in range(2):
         with (

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from manylora.loadtest.checks.bars.exact import hold_near
+from manylora.loadtest.checks.bars.answers import hold_near
 from manylora.loadtest.checks.bars.reference import NEAR, Said
 from manylora.loadtest.checks.bars.report import Report
 from manylora.loadtest.material.manylora_client import Ask
@@ -13,7 +13,7 @@ ASKS = [Ask("base", (1, 2), 2), Ask("adapter", (3,), 2)]
 
 
 def held(*distances: float) -> bool:
-    report = Report("exact")
+    report = Report("kinds")
     hold_near(report, "nf4: ", ASKS, distances)
     return report.passed
 
