@@ -1,7 +1,7 @@
 """Rank rows and tiers: ranges never overlap, what is in use or pinned stays, the host limit holds."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -126,11 +126,16 @@ def test_what_moves_or_is_written_is_not_on_the_device_until_that_is_done() -> N
     cache.remove(1)
     cache.remove(5)
     in_use = {2, 3, 4}
-    cache.at_once = 64
+    cost = (3 * 4 + 4) * (8 + 8)  # three are moved and one is written, in both modules
+    cache.at_once = cost - 1
     assert cache.can_place({6}, in_use) is Placement.IN_PIECES
+    cache.at_once = cost
+    assert cache.can_place({6}, in_use) is Placement.LOADABLE
     cache.at_once = math.inf
     assert cache.can_place({6}, in_use) is Placement.LOADABLE
+    cache.at_once = 1000
     changes = cache.place({6}, in_use)
+    assert cache.at_once == 1000 - cost
     assert [change.adapter_id for change in changes] == [2, 2, 3, 3, 4, 4, 6], (
         "whose rows move waits for others'"
     )
@@ -194,6 +199,16 @@ def test_a_set_of_adapters_is_placed_whole_or_not_at_all() -> None:
     changes = cache.place({2, 3}, set())
     assert {change.adapter_id for change in changes if isinstance(change, Write)} == {2, 3}
     assert cache.tier(1) == "host"
+    carry_out(cache, changes)
+    cache.evict_all()
+    cache.drop_copy(3)
+    assert cache.can_place({2, 3}, set()) is Placement.NEEDS_HOST
+    assert cache.can_place({2}, set()) is Placement.LOADABLE
+
+
+def test_others_may_wait_for_rows_of_whom_not_all_are_pinned() -> None:
+    cache = cache_of(held(1, pinned=True), held(2))
+    assert [cache.evictable(ids) for ids in ({1}, {2}, {1, 2}, set())] == [False, True, True, False]
 
 
 def test_host_copies_beyond_the_limit_go_but_not_those_about_to_be_used() -> None:
@@ -215,6 +230,56 @@ def test_an_id_is_never_used_again() -> None:
     cache = cache_of(held(1))
     with pytest.raises(AssertionError, match="never used again"):
         cache.add(held(1))
+
+
+def _lose_host_bytes(cache: AdapterCache) -> None:
+    cache.host_bytes -= 1
+
+
+def _lose_a_copy(cache: AdapterCache) -> None:
+    cache[2].weights = None
+
+
+def _forget_its_ranges(cache: AdapterCache) -> None:
+    cache[1].ranges = None
+
+
+def _await_what_nobody_knows_of(cache: AdapterCache) -> None:
+    cache[1].changes.append(Write(1, {}, weights(1)))
+
+
+def _settle_without_changes(cache: AdapterCache) -> None:
+    cache.settling.add(1)
+
+
+def _write_what_has_no_rows(cache: AdapterCache) -> None:
+    cache[2].changes.append(Write(2, {}, weights(2)))
+    cache.settling.add(2)
+
+
+def _give_rows_to_nobody(cache: AdapterCache) -> None:
+    cache.allocator.allocate(9, {"q_proj": 4})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _lose_host_bytes,
+        _lose_a_copy,
+        _forget_its_ranges,
+        _await_what_nobody_knows_of,
+        _settle_without_changes,
+        _write_what_has_no_rows,
+        _give_rows_to_nobody,
+    ],
+)
+def test_what_is_wrong_in_the_books_is_found(damage: Callable[[AdapterCache], None]) -> None:
+    cache = cache_of(held(1), held(2))
+    place(cache, {1}, set())
+    cache.check_integrity()
+    damage(cache)
+    with pytest.raises(AssertionError):
+        cache.check_integrity()
 
 
 @given(st.data())

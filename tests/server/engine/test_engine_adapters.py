@@ -394,13 +394,17 @@ def test_an_adapter_that_is_to_rest_does_so_once_nobody_uses_it() -> None:
     assert harness.tokens("running") == expected(PROMPT, 6, ((1, 1.0),))
     assert harness.engine.cache.tier(1) == "disk"
     assert harness.engine.cache.host_bytes == 0
-    harness.engine.add_request(ask("again", PROMPT, 6, ((1, 1.0),)))
-    harness.run()
-    assert harness.tokens("again") == expected(PROMPT, 6, ((1, 1.0),))
-    assert harness.engine.cache.tier(1) == "device", (
-        "who asks for it has it loaded, and it stays as others do"
-    )
-    harness.engine.check_integrity()
+    for name in ("again", "and again"):
+        harness.engine.add_request(ask(name, PROMPT, 6, ((1, 1.0),)))
+        harness.run()
+        assert harness.tokens(name) == expected(PROMPT, 6, ((1, 1.0),))
+        assert harness.engine.cache.tier(1) == "device", (
+            "who asks for it has it loaded, and it stays as others do"
+        )
+        harness.engine.check_integrity()
+        harness.engine.rest_adapter(1)
+        harness.step()
+        assert harness.engine.cache.tier(1) == "disk"
 
 
 def test_an_adapter_that_is_wanted_again_does_not_rest() -> None:

@@ -45,10 +45,11 @@ def test_the_youngest_gives_way_when_blocks_run_out() -> None:
         assert harness.tokens(name) == expected(PROMPT[:5], 20)
 
 
-@pytest.mark.parametrize("bound", [0, 1, 5])
-def test_a_request_that_waits_for_rows_is_passed_as_often_as_is_allowed(bound: int) -> None:
+@pytest.mark.parametrize(("bound", "behind"), [(0, 0), (1, 0), (5, 0), (5, 1)])
+def test_a_request_that_waits_for_rows_is_passed_as_often_as_is_allowed(bound: int, behind: int) -> None:
+    """However many come to wait behind it."""
     harness = Harness(Pools(rows=8, max_running=6, max_overtakes=bound))
-    for adapter_id in (1, 2, 3):
+    for adapter_id in range(1, 40):
         harness.know(adapter_id)
     hot = 0
 
@@ -69,6 +70,8 @@ def test_a_request_that_waits_for_rows_is_passed_as_often_as_is_allowed(bound: i
         passed = {o.request_id for o in harness.outputs} - {"hot0", "hot1"}
         more()
         more()
+        for _ in range(behind):
+            harness.engine.add_request(ask(f"behind{hot}", PROMPT, 1, ((3 + hot % 36, 1.0),)))
         harness.step()
         assert hot < 400, "starved"
     assert len(passed) == bound

@@ -72,12 +72,20 @@ def test_of_one_that_was_never_read_it_is_known_only_what_it_takes_at_most() -> 
     assert held.ranks[VOCABULARY] == 3
     placed(cache, 1)
     cache.drop_copy(1)
-    assert held.ranks[VOCABULARY] == 3
+    assert cache.needs([held]) == made.rank_by_module(), "it has its room, so it is known"
     large = with_head(2, 9)
     cache.add(HeldAdapter(2, large.rank_by_module(), lambda: large, False, large))
     assert not cache.fits([cache[2]])
     assert lack(cache[2].ranks, ROWS)[1] == "--vocabulary-gib"
     assert lack({"q_proj": 17}, ROWS) == ("17 rank rows of q_proj, the arena has 16", "--arena-rows")
+
+
+def test_one_that_turns_out_to_have_no_vocabulary_takes_its_rows_alone() -> None:
+    cache = cache_of()
+    made = weights(1, rank=1)
+    cache.add(HeldAdapter(1, {**made.rank_by_module(), VOCABULARY: 100}, lambda: made, False, None))
+    cache.take_copy(1, made)
+    assert cache[1].ranks == {"q_proj": 1, "v_proj": 1}
 
 
 def test_who_preloads_one_that_turns_out_too_large_is_told_what_it_needs() -> None:
