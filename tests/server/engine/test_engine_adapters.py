@@ -407,6 +407,18 @@ def test_an_adapter_that_is_to_rest_does_so_once_nobody_uses_it() -> None:
         assert harness.engine.cache.tier(1) == "disk"
 
 
+def test_one_that_is_removed_before_it_could_rest_tells_all_that_it_gave_back() -> None:
+    harness = Harness()
+    harness.know(1)
+    told: list[FreedAdapter] = []
+    harness.engine.add_request(ask("running", PROMPT, 6, ((1, 1.0),)))
+    harness.step()
+    harness.engine.rest_adapter(1)
+    harness.engine.remove_adapter(1, told.append, abort=False)
+    harness.run()
+    assert told == [FreedAdapter(rows=8, device_bytes=128, host_bytes=weights(1).nbytes, aborted=0)]
+
+
 def test_an_adapter_that_is_wanted_again_does_not_rest() -> None:
     harness = Harness()
     harness.know(1)
