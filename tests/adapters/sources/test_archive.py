@@ -17,6 +17,9 @@ from manylora.adapters.sources.archive import MOST_ENTRIES, unpack
 LIMIT = 1 << 20
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights", "README.md": b"hello"}
 
+TOO_MUCH = {**FILES, "adapter_model.safetensors": bytes(700 << 10), "tokenizer.json": bytes(700 << 10)}
+"""Each might be there, and both together not."""
+
 
 def zipped(files: dict[str, bytes], *odd: tuple[zipfile.ZipInfo, bytes]) -> bytes:
     raw = io.BytesIO()
@@ -154,6 +157,8 @@ def large_directory() -> bytes:
             InvalidAdapter,
             "adapter_config.*at most",
         ),
+        (lambda: zipped(TOO_MUCH), InvalidAdapter, r"tokenizer\.json: \d+ bytes; at most"),
+        (lambda: tarred(TOO_MUCH), InvalidAdapter, r"tokenizer\.json: \d+ bytes; at most"),
         (lambda: claiming(50 << 30), InvalidAdapter, "larger than"),
         (lambda: pax_of(9 << 20), InvalidAdapter, "tables"),
         (many_zip, InvalidAdapter, "entries"),

@@ -80,12 +80,17 @@ def test_another_step_is_not_taken_for_the_next() -> None:
     one.token_ids.append(5)  # forced, or a chunk of what is computed again
     assert not goes_on(bench, steady, one, two)
     one.token_ids.pop()
+    assert steady is not None
+    begins = [row._replace(samples=row.sequence is not one) for row in rows_of(one, two)]
+    assert not steady.goes_on(begins, bench.tables.__getitem__, bench.ranges.__getitem__), (
+        "a chunk of one token"
+    )
     assert goes_on(bench, steady, one, two)
 
 
 def test_moved_adapters_and_blocks_taken_away_make_another_step() -> None:
     bench = Bench()
-    one, two = bench.begin(1, 6), bench.begin(2, 6, ((1, 1.0),))
+    one, two = bench.begin(1, 6, ((2, 1.0),)), bench.begin(2, 6, ((1, 1.0),))
     steady = started(bench, one, two)
     bench.took(one, two)
     bench.ranges[1] = ranges_at(32)
