@@ -41,8 +41,8 @@ class Resolver:
         before = template.partition(HOLE)[0].rpartition("/")[0]
         scheme, separator, _ = template.partition("://")
         if not separator:
-            root = Path(before or ".").absolute()
-            if template.count(HOLE) != 1 or template != f"{before}/{HOLE}" or not root.is_dir():
+            root = Path(before or "/").absolute()
+            if template != f"{before}/{HOLE}" or not root.is_dir():
                 raise ValueError(
                     f"{where!r} is no directory that is there; expected one, or a URL as hf://org/{HOLE}"
                 )
@@ -129,7 +129,6 @@ class OnDemand:
         finally:
             del self._under_way[name]
         self._refusals[name] = _Refusal(self._clock() + SECONDS_REMEMBERED, reason)
-        self._refusals.move_to_end(name)
         while len(self._refusals) > MOST_REMEMBERED:
             self._refusals.popitem(last=False)
         return reason

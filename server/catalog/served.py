@@ -98,11 +98,10 @@ class Served:
         return tuple(self._versions.pop(name).values())
 
     def put_right(self, entry: Entry) -> None:
-        """Have a version that is there be this from now on."""
+        """Have the active version of a name be this from now on: the same, as it is now."""
         record = entry.record
         self._versions[record.name][record.version] = entry
-        if record.state is AdapterState.ACTIVE:
-            self.active[record.name] = entry
+        self.active[record.name] = entry
 
 
 def point_of(asker: str, name: str) -> float:

@@ -98,7 +98,6 @@ class Versions:
         """Let a kept version go, once running requests have ended. Raises VersionConflict, UnknownVersion."""
         async with self.changes.names.hold(name):
             await self._change(caller, name, lambda found: found.without(version))
-        self.changes.mixtures.follow(name)
 
     async def _take_over(self, caller: Caller, lineage: Lineage, target: AdapterRecord, how: How) -> None:
         """Have a version be the active one, kept in memory as that was; until it can be, nothing has changed."""

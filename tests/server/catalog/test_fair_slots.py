@@ -47,3 +47,22 @@ async def test_a_slot_whose_taker_left_goes_to_the_next() -> None:
     leaving.cancel()
     await asyncio.wait_for(staying, 5)
     await asyncio.wait_for(take(), 5)
+
+
+async def test_no_more_are_held_than_there_are_whoever_left() -> None:
+    slots, held, most = FairSlots(2), 0, 0
+
+    async def work() -> None:
+        nonlocal held, most
+        async with slots.slot("a"):
+            held += 1
+            most = max(most, held)
+            await asyncio.sleep(0)
+            held -= 1
+
+    for _ in range(3):
+        tasks = [asyncio.create_task(work()) for _ in range(6)]
+        await asyncio.sleep(0)
+        tasks[3].cancel()  # it waits
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert most == 2

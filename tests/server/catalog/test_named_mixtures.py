@@ -168,6 +168,32 @@ async def test_a_part_that_is_tokenised_otherwise_makes_it_unavailable_before_an
     assert asked == 0, "neither brings tokens: there is nothing to load"
 
 
+@pytest.mark.parametrize("how", ["roll_back", "promote"])
+async def test_a_version_that_takes_over_and_is_tokenised_otherwise_makes_it_unavailable_too(
+    house: House, how: str
+) -> None:
+    async def refuse(texts: Sequence[PartText]) -> None:
+        if len({tuple(each.text.special_tokens.items()) for each in texts}) > 1:
+            raise InvalidMixture("different tokenizers")
+
+    await house.catalog.close()
+    house.open(check_alike=refuse, keep_versions=2)
+    await house.catalog.restore()
+    directory = house.sources / house.source("other", 5)
+    (directory / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    if how == "roll_back":
+        await house.catalog.replace("sql", "other")
+        await house.catalog.replace("sql", house.source("sql-2", 6))
+    await house.catalog.register_mixture("sailor", parts(sql=0.5, pirate=0.5))
+    if how == "promote":
+        await house.catalog.try_source("sql", "other", 0.5)
+    await house.catalog.settled()
+    assert [entry.reason for entry in house.catalog.mixtures()] == [None]
+    await getattr(house.catalog, how)("sql")
+    await house.catalog.settled()
+    assert [entry.reason for entry in house.catalog.mixtures()] == ["different tokenizers"]
+
+
 async def test_it_is_there_again_after_a_restart(house: House) -> None:
     made, _ = await house.catalog.register_mixture("sailor", parts(sql=0.1, pirate=0.3))
     await house.catalog.register_mixture("gone", parts(sql=1))

@@ -87,6 +87,14 @@ async def test_each_request_gets_an_error_of_its_own(house: House, tmp_path: Pat
     assert set(shelf.demand._refusals) == {"other"}
 
 
+async def test_each_name_is_remembered_for_a_while_of_its_own(house: House, tmp_path: Path) -> None:
+    shelf = Shelf(house, tmp_path / "shelf")
+    for shelf.now, name in ((0.0, "one"), (SECONDS_REMEMBERED - 1, "two"), (SECONDS_REMEMBERED, "two")):
+        await shelf.ask(name)
+    await shelf.ask("one")
+    assert Counted.asked == ["one", "two", "one"]
+
+
 async def test_a_request_waits_for_a_while_and_the_loading_goes_on(house: House, tmp_path: Path) -> None:
     shelf = Shelf(house, tmp_path / "shelf", seconds=0.0)
     write(shelf.directory / "one")
@@ -142,9 +150,29 @@ def test_places_are_told_with_the_name_in_them(where: str, name: str, src: str) 
         Resolver.of("hf://org/{name}", WebLimits()).offer("a:b")
 
 
+def test_a_directory_is_where_the_name_goes_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shelf").mkdir()
+    for where, root in (("shelf", tmp_path / "shelf"), (".", tmp_path), ("/", Path("/"))):
+        for spelled in (where, f"{where.rstrip('/')}/{{name}}"):
+            assert Resolver.of(spelled, WebLimits()).finding.root == root
+
+
 @pytest.mark.parametrize(
-    "where", ["nowhere", "ftp://host/{name}", "https://host/{name}/{name}", "https://{name}"]
+    ("where", "says"),
+    [
+        ("nowhere", "no directory that is there"),
+        ("{name}", "no directory that is there"),
+        ("{here}/lora-{name}", "no directory that is there"),
+        ("{here}/{name}/adapter", "no directory that is there"),
+        ("{here}/{name}/{name}", "no directory that is there"),
+        ("ftp://host/{name}", "no place of adapters; expected one as hf"),
+        ("https://host/{name}/{name}", "no place of adapters"),
+        ("https://{name}", "names no host"),
+    ],
 )
-def test_settings_that_name_no_place_are_refused(where: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        Resolver.of(where, WebLimits())
+def test_settings_that_name_no_place_are_refused(tmp_path: Path, where: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Resolver.of(where.replace("{here}", str(tmp_path)), WebLimits())

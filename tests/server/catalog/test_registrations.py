@@ -84,8 +84,14 @@ def test_a_failure_is_forgotten_when_what_was_asked_for_later_is_served() -> Non
     registrations = Registrations()
     first, second = (registrations.open("a", "there", asked=asked) for asked in "xy")
     fail(registrations, first)
+    third = registrations.open("a", "there")
+    assert registrations.all() == [third]
+    with registrations.running(third):
+        pass
     with registrations.running(second):
         assert registrations.of("a") is second
+        assert second.state == "waiting"
+    assert (second.state, second.over.is_set()) == ("ready", True)
     assert registrations.of("a") is None
 
 
@@ -98,8 +104,12 @@ def test_a_failure_is_told_of_for_a_while() -> None:
     assert registrations.of("a") is failed
     failed.ended -= 120
     assert registrations.of("a") is None
+    assert (failed.state, failed.over.is_set()) == ("failed", True)
     fail(registrations, registrations.open("b", "there"))
     assert registrations.all() == [], "whoever waited for it has heard"
+    fail(registrations, registrations.open("b", "there", asked="x"))
+    fail(registrations, registrations.open("b", "there"))
+    assert registrations.of("b") is None, "it was asked for again since"
 
 
 def test_one_that_is_cancelled_is_joined_by_nobody_and_told_of_to_whoever_waits() -> None:
@@ -115,6 +125,8 @@ def test_one_that_is_cancelled_is_joined_by_nobody_and_told_of_to_whoever_waits(
         raise CallerLeft
     assert one.state == "cancelled"
     assert registrations.of("a") is None
+    with pytest.raises(CallerLeft), registrations.running(registrations.open("a", "there")):
+        raise CallerLeft
 
 
 def test_a_server_that_closes_waits_for_no_host() -> None:

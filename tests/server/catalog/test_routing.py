@@ -12,6 +12,7 @@ import pytest
 from manylora.adapters.manifest import AdapterManifest
 from manylora.server.catalog import Described, Routed, Routing
 from manylora.server.catalog.example_vectors import ExampleVectors, Vectors
+from manylora.server.catalog.nearest import Board, Group
 from manylora.server.catalog.prompt_vectors import Floats
 from manylora.server.catalog.routing import RoutingSettings
 from manylora.server.catalog.said import Said
@@ -111,6 +112,47 @@ async def test_who_is_not_near_enough_is_not_chosen_and_an_adapter_may_say_what_
         assert routed.second.name == "demo"
 
 
+async def test_what_is_said_is_read_before_anybody_asks() -> None:
+    async with bench() as it:
+        it.have(SQL, Described("json", AdapterManifest()))
+        await it.routing.ready([SQL])
+        await it.routing.say("json", JSON.manifest)
+        for _ in range(10_000):
+            if JSON.manifest.examples in it.computed:
+                break
+            await asyncio.sleep(0.001)
+        assert JSON.manifest.examples in it.computed
+
+
+async def test_nothing_is_read_any_more_once_it_is_closed() -> None:
+    async with bench() as it:
+        it.have(SQL)
+        await it.routing.ready([SQL])
+    it.have(SQL, JSON)
+    await asyncio.sleep(0.01)
+    assert JSON.manifest.examples not in it.computed
+
+
+async def test_how_candidates_compare_is_kept_for_those_asked_for_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    class Counted(Board):
+        def __init__(self, groups: Sequence[Group]) -> None:
+            super().__init__(groups)
+            made.append(len(groups))
+
+    monkeypatch.setattr("manylora.server.catalog.routing.Board", Counted)
+    monkeypatch.setattr("manylora.server.catalog.routing.BOARDS", 2)
+    async with bench() as it:
+        it.have(SQL, JSON, PIRATE)
+        await until(it, SQL, JSON, PIRATE)
+        for candidate in (SQL, JSON, SQL, PIRATE, SQL, JSON):
+            await it.routed("select", candidate)
+    assert made == [2] * 4, "of SQL once, and of JSON again"
+
+
 async def test_what_is_said_of_an_adapter_counts_over_what_its_files_say() -> None:
     async with bench() as it:
         it.have(SQL, JSON)
@@ -175,8 +217,9 @@ async def test_examples_that_can_not_be_read_say_why_and_are_tried_again_after_a
     async with bench() as it:
         it.errors = [NotFinite("not finite")]
         it.have(SQL)
-        with pytest.raises(AdapterUnavailable, match="not finite; name a model"):
-            await it.routing.ready([SQL])
+        for _ in range(2):
+            with pytest.raises(AdapterUnavailable, match="not finite; name a model"):
+                await it.routing.ready([SQL])
         it.have(SQL, JSON)
         await until(it, SQL, JSON)
 

@@ -156,6 +156,8 @@ async def test_a_canary_gets_its_share_and_everybody_the_same_each_time(house: H
     assert all(more[user] == canary for user, each in first.items() if each == canary)
     await house.catalog.try_version("a", 2, 0)
     assert set(versions().values()) == {ids[0]}
+    assert await house.catalog.try_source("a", "s2", 0) is True
+    assert told(house) == {3: "canary", 2: "kept", 1: "active"}, "other weights are another canary"
     await house.catalog.try_version("a", 2, 1)
     assert set(versions().values()) == {canary}
     assert house.catalog.resolve("a", asker="x").answers == "a@2"
@@ -199,7 +201,7 @@ async def test_what_can_not_be_a_canary(house: House) -> None:
         (house.catalog.try_version("a", 1, 0.5), VersionConflict),
         (house.catalog.try_version("a", 9, 0.5), UnknownVersion),
         (house.catalog.try_source("a", "s0", 0.5), VersionConflict),
-        (house.catalog.try_source("b", "s0", 0.5), UnknownAdapter),
+        (house.catalog.try_source("b", "nowhere", 0.5), UnknownAdapter),
     ):
         with pytest.raises(error):
             await change
@@ -316,6 +318,22 @@ async def test_two_changes_of_one_name_take_turns(house: House) -> None:
     await house.catalog.settled()
     house.check()
     assert house.engine.ever >= set(ids)
+
+
+async def test_who_leaves_before_its_turn_came_changes_nothing(house: House) -> None:
+    await put(house, 0, 1)
+    house.engine.adding.close()
+    replacing = asyncio.create_task(house.catalog.put("a", "s2"))
+    await house.engine.adding.reached()
+    leaving = asyncio.create_task(house.catalog.roll_back("a"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    house.engine.adding.open()
+    await replacing
+    await house.catalog.settled()
+    assert told(house) == {3: "active", 2: "kept", 1: "kept"}
 
 
 async def test_whoever_may_use_one_version_sees_that_one(house: House) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from manylora.adapters.errors import StoreFull
+from manylora.adapters.errors import RegistryBusy, StoreFull
 from manylora.server.catalog.catalog import Src
 from manylora.server.catalog.types import PutOutcome
 from manylora.server.catalog.watch import Watch
@@ -98,6 +98,29 @@ async def test_nothing_is_deleted_when_nothing_can_be_seen(house: House, followe
     assert len(followed.said) == 1
     away.rename(followed.directory)
     assert await followed.look() == {"one": 1}
+    followed.directory.rename(away)
+    assert await followed.look() == {"one": 1}
+    assert len(followed.said) == 2, "it could be seen meanwhile"
+    missing = Followed(house, followed.directory.with_name("another"))
+    missing.directory.rmdir()
+    await missing.look()
+    assert len(missing.said) == 1
+
+
+async def test_a_deletion_that_fails_is_told_of_and_tried_again(
+    house: House, followed: Followed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(name: str) -> None:
+        raise RegistryBusy("locked")
+
+    write(followed.directory / "one")
+    await followed.look()
+    (followed.directory / "one").rename(tmp_path / "away")
+    with monkeypatch.context() as patched:
+        patched.setattr(house.catalog, "delete", busy)
+        assert await followed.look() == {"one": 1}
+    assert followed.said == [("one", "locked")]
+    assert await followed.look(1) == {}
 
 
 async def test_folders_that_go_may_leave_their_adapters(house: House, tmp_path: Path) -> None:
@@ -163,6 +186,7 @@ async def test_a_folder_that_fails_holds_up_no_other(
 
 async def test_what_is_hidden_or_no_folder_is_passed_over(followed: Followed) -> None:
     write(followed.directory / ".one")
+    (followed.directory / "empty").mkdir()
     (followed.directory / "README.md").write_text("what is in here")
     assert await followed.look(3) == {}
     assert followed.said == []
@@ -173,8 +197,11 @@ async def test_a_folder_that_comes_back_as_it_was_is_served_again(followed: Foll
     await followed.look()
     away = (followed.directory / "one").rename(tmp_path / "away")
     assert await followed.look() == {}
-    away.rename(followed.directory / "one")
-    assert (await followed.look()).keys() == {"one"}
+    for _ in range(2):
+        away.rename(followed.directory / "one")
+        assert (await followed.look()).keys() == {"one"}
+        (followed.directory / "one").rename(away)
+        assert await followed.look() == {}
 
 
 async def test_what_finds_no_room_is_tried_again_though_its_files_are_the_same(
