@@ -1,10 +1,13 @@
-"""The rules of the house that a machine can check: imports go down, files and functions stay short."""
+"""The rules of the house that a machine can check: imports go down, files and functions stay short.
+
+One test a rule, which names all faults: one for each file would take longer to tell of than to look.
+"""
 
 import ast
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -160,12 +163,36 @@ def owner(module: str, table: dict[str, tuple[str, ...]]) -> str:
     return max(matches, key=len, default="")
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the rules ask of a file: to keep the trees of all would take hundreds of megabytes."""
+
+    lines: int
+    has_docstring: bool
+    imports: tuple[str, ...]
+    functions: tuple[tuple[str, int], ...]
+    """Each one's line and name, and its length."""
+
+
+@cache
+def source(path: Path) -> Source:
+    text = path.read_text()
+    tree = ast.parse(text)
+    functions = tuple(
+        (f"{node.lineno} {node.name}", function_lines(node))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    has_docstring = bool(ast.get_docstring(tree))
+    return Source(len(text.splitlines()), has_docstring, tuple(imports(path, tree)), functions)
+
+
+def imports(path: Path, tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
+            assert node.level == 0, f"{path}: imports are absolute"
             assert node.module is not None
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -175,38 +202,46 @@ def within(module: str, allowed: tuple[str, ...]) -> bool:
     return any(module == name or module.startswith((name + ".", name + "_")) for name in allowed)
 
 
-@pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_imports_go_down_the_house(path: Path) -> None:
+def faults_of_imports(path: Path) -> Iterator[str]:
     module = module_name(path)
     room = owner(module, MAY_IMPORT)
-    if not room:  # the package docstring of server/
-        assert not list(imports(ast.parse(path.read_text())))
-        return
-    for name in imports(ast.parse(path.read_text())):
+    for name in source(path).imports:
         imported = by_folder(name)
         first = name.split(".")[0]
-        assert first == PACKAGE or first not in ROOMS, f"{module}: {name} is imported as {PACKAGE}.{name}"
+        if not room:  # the package docstring of server/
+            yield f"{module} may import nothing"
+            continue
+        if first != PACKAGE and first in ROOMS:
+            yield f"{module}: {name} is imported as {PACKAGE}.{name}"
         if imported.split(".")[0] in ROOMS and imported.split(".")[0] != imported:
-            parents = tuple(name for name in MAY_IMPORT[room])
-            prefix_of_allowed = any(name.startswith(imported + ".") for name in parents)
-            assert prefix_of_allowed or within(imported, parents), f"{module} may not import {imported}"
-        if first in ONLY_IN:
-            assert within(module, ONLY_IN[first]), f"{module} may not import {first}"
+            parents = MAY_IMPORT[room]
+            prefix_of_allowed = any(each.startswith(imported + ".") for each in parents)
+            if not prefix_of_allowed and not within(imported, parents):
+                yield f"{module} may not import {imported}"
+        if first in ONLY_IN and not within(module, ONLY_IN[first]):
+            yield f"{module} may not import {first}"
+
+
+def test_imports_go_down_the_house() -> None:
+    assert [fault for path in sources() for fault in faults_of_imports(path)] == []
 
 
 def rooms_of_loadtest(path: Path) -> set[str]:
     """Return the folders of loadtest/ that a file imports."""
-    names = [name.split(".") for name in imports(ast.parse(path.read_text()))]
+    names = [name.split(".") for name in source(path).imports]
     return {parts[2] for parts in names if parts[:2] == [PACKAGE, "loadtest"] and len(parts) > 2}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=module_name)
-def test_tests_import_material_and_checks_but_no_experiment(path: Path) -> None:
+def test_tests_import_material_and_checks_but_no_experiment() -> None:
     """Experiments change as questions do: their tests run their commands. Benchmarks are their own tests' alone."""
-    own = path.relative_to(ROOT / "tests").parts[:2]
-    assert rooms_of_loadtest(path) <= {"material", "checks"} | (
-        {"bench"} if own == ("loadtest", "bench") else set()
-    )
+    faults = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        own = path.relative_to(ROOT / "tests").parts[:2]
+        may = {"material", "checks"} | ({"bench"} if own == ("loadtest", "bench") else set())
+        faults += [
+            f"{module_name(path)} may not import loadtest.{room}" for room in rooms_of_loadtest(path) - may
+        ]
+    assert faults == []
 
 
 def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -222,17 +257,17 @@ def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return lines
 
 
-@pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_files_and_functions_stay_short(path: Path) -> None:
-    text = path.read_text()
-    assert len(text.splitlines()) < MAX_FILE_LINES, f"{path.name}: split it by what it is about"
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert function_lines(node) <= MAX_FUNCTION_LINES, (
-                f"{path.name}:{node.lineno} {node.name} is too long"
-            )
+def faults_of_length(path: Path) -> Iterator[str]:
+    if source(path).lines >= MAX_FILE_LINES:
+        yield f"{path}: split it by what it is about"
+    for place, lines in source(path).functions:
+        if lines > MAX_FUNCTION_LINES:
+            yield f"{path}:{place} is too long"
 
 
-@pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_first_lines_say_what_a_file_is_for(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+def test_files_and_functions_stay_short() -> None:
+    assert [fault for path in sources() for fault in faults_of_length(path)] == []
+
+
+def test_first_lines_say_what_a_file_is_for() -> None:
+    assert [str(path) for path in sources() if not source(path).has_docstring] == []
