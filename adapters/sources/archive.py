@@ -72,7 +72,7 @@ def _kind(raw: BinaryIO) -> str:
     if head[257:262] == b"ustar":
         return "tar"
     raise InvalidAdapter(
-        "is no archive that is read: send a .zip, a .tar or a .tar.gz, or the files one by one"
+        "the file is no archive that is read: send a .zip, a .tar or a .tar.gz, or the files one by one"
     )
 
 

@@ -35,6 +35,8 @@ class UploadedSource:
 
     folder: Path
     is_archive: bool
+    max_bytes: int
+    """What it might have in all; what comes out of an archive may have no more."""
 
     @property
     def is_remote(self) -> bool:
@@ -58,6 +60,7 @@ class UploadedSource:
 
     def fetch(self, folder: Path, max_bytes: int, heard: Heard = unheard) -> Copied:
         """Move the files into ``folder``, or unpack them there. Raises as unpack and AdapterFiles."""
+        max_bytes = min(max_bytes, self.max_bytes)
         if self.is_archive:
             unpack(self.folder / _ARCHIVE, folder, max_bytes)
         else:
@@ -111,7 +114,7 @@ class Upload:
                 "the form has no files: send adapter_config.json, adapter_model.safetensors and what else belongs to"
                 " the adapter, each as a part with that filename, or one .zip or .tar.gz of them"
             )
-        return UploadedSource(self._folder, _is_archive(self._names[0]))
+        return UploadedSource(self._folder, _is_archive(self._names[0]), self.max_bytes)
 
     def discard(self) -> None:
         """Delete what is left of it."""

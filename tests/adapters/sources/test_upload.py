@@ -1,7 +1,9 @@
 """What a client sends is written as it comes, is a source once it is whole, and leaves nothing behind."""
 
+import io
 import os
 import socket
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,17 @@ def test_a_client_sends_plain_files_alone(adapter: Path, kind: str, monkeypatch:
         path.symlink_to("/dev/zero")
     with pytest.raises(InvalidAdapter, match="tokenizer_config"), opened_parts(adapter):
         pass
+
+
+def test_what_comes_out_of_an_archive_has_the_upload_s_bound(store: AdapterStore, tmp_path: Path) -> None:
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("adapter_config.json", "{}")
+        archive.writestr("adapter_model.safetensors", bytes(LIMIT))
+    upload = store.receive(LIMIT // 2)
+    upload.begin("a.zip")
+    upload.write(raw.getvalue())
+    with pytest.raises(InvalidAdapter, match=rf"{LIMIT} bytes; at most {LIMIT // 2 - 2}"):
+        store.stage(upload.end())
+    upload.discard()
+    assert staging(tmp_path) == []
