@@ -145,6 +145,10 @@ class KnownNames:
         entry = self._served.active.get(name)
         if entry is None:
             asked = name[:LONGEST_ECHO]
+            if name in self._mixtures.names:
+                raise UnknownAdapter(
+                    f"{asked!r} is a mixture, which this is not for: name one of its adapters"
+                )
             raise UnknownAdapter(
                 f"there is no adapter {asked!r}; adapters: {list_names(self._served.active)}"
             )

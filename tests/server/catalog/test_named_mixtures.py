@@ -317,3 +317,11 @@ async def test_closing_refuses_changes_to_mixtures(house: House) -> None:
         await house.catalog.delete_mixture("sailor")
     house.open()
     await house.catalog.restore()
+
+
+async def test_what_only_adapters_have_is_not_looked_for_in_a_mixture(house: House) -> None:
+    await house.catalog.register_mixture("sailor", parts(sql=0.7, pirate=0.3))
+    with pytest.raises(UnknownAdapter, match="'sailor' is a mixture"):
+        await house.catalog.roll_back("sailor")
+    with pytest.raises(UnknownAdapter, match="'sailor' is a mixture"):
+        house.catalog.versions("sailor")
