@@ -51,6 +51,8 @@ def parse(raw: bytes, model: type[Body]) -> Body:
     try:
         value = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
+        if raw.startswith(b"--"):
+            raise InvalidRequest("the body is a form, and this route takes a JSON object") from None
         raise InvalidRequest(f"the body is not JSON in UTF-8: {error}") from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(value).__name__}")

@@ -53,7 +53,7 @@ async def read_upload(
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
-        raise InvalidRequest("the body must be multipart/form-data with a file and a purpose")
+        raise InvalidRequest("the content-type must be multipart/form-data with a boundary")
     reading = _Reading(most_files, before_files)
     try:
         parser = MultipartParser(

@@ -107,6 +107,14 @@ def test_what_makes_no_adapter_is_refused(
     assert http.get("/adapters/x").status_code == 404
 
 
+def test_a_form_that_is_none_or_is_not_wanted_is_told(http: httpx.Client) -> None:
+    json_wanted = http.post("/adapters/a/rollback", data={"version": "1"}, files=[part(CONFIG)])
+    assert json_wanted.json()["error"]["message"] == "the body is a form, and this route takes a JSON object"
+    unbounded = http.post("/adapters", content=b"x", headers={"content-type": "multipart/form-data"})
+    assert "with a boundary" in unbounded.json()["error"]["message"]
+    assert (json_wanted.status_code, unbounded.status_code) == (400, 400)
+
+
 def test_a_disk_that_is_full_in_the_end_is_told(
     http: httpx.Client, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
