@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manylora.adapters.config_fields import CONFIG_FILE
 from manylora.adapters.errors import InvalidMixture
 from manylora.adapters.mixtures import MixturePart, is_mixture, parse_mixture
-from manylora.adapters.spec import CONFIG_FILE
 from manylora.failing import fail
 
 if TYPE_CHECKING:

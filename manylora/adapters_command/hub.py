@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manylora.adapters.config_fields import CONFIG_FILE
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.files import read_json_object
-from manylora.adapters.spec import CONFIG_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

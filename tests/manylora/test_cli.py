@@ -1,6 +1,7 @@
 """The command line's own words: its version, its commands, and words that it doesn't know."""
 
 import ast
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -93,3 +94,9 @@ def test_an_output_directory_without_a_name_is_refused(
     words = ["train", "--model_name_or_path", "demo/base", "--use_lora", "--data_path", "a.jsonl"]
     assert run(monkeypatch, *words, "--output_dir", "") == 2
     assert "--output_dir is empty" in capsys.readouterr().err
+
+
+def test_words_to_a_server_do_not_wait_for_torch() -> None:
+    """Loading it takes seconds, at each TAB of the shell's completion too."""
+    code = "import sys, manylora.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
