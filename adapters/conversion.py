@@ -32,7 +32,7 @@ def widened(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TrainedModule:
-    """What an adapter has of the module at ``path``. Raises InvalidAdapter, naming the tensor, for NaN or Inf."""
+    """What an adapter has of the module at ``path``; what is made of it raises InvalidAdapter, naming the tensor."""
 
     path: str
     a: Tensor
@@ -44,16 +44,12 @@ class TrainedModule:
     magnitude: Tensor | None = None
     """[out], of DoRA"""
 
-    def __post_init__(self) -> None:
-        """Hold the values against what can be served."""
-        for part, tensor in ((A, self.a), (B, self.b), (MAGNITUDE, self.magnitude)):
-            if tensor is not None and not all_finite(tensor):
-                raise self._refused("holds NaN or Inf", part)
-
     def row_scale(self, base: ServedBase) -> Tensor | None:
         """Return g, float32 [out]: what each row of W + s·B A is multiplied by; None without a magnitude."""
         if self.magnitude is None:
             return None
+        for part, tensor in ((A, self.a), (B, self.b), (MAGNITUDE, self.magnitude)):
+            self._check_values(tensor, part)
         norms = base.row_norms(self.path, self.a.float(), self.b.float() * self.scale)
         found: Tensor = self.magnitude.float() / norms
         if not all_finite(found):
@@ -65,23 +61,34 @@ class TrainedModule:
     def pair(self, dtype: torch.dtype, row_scale: Tensor | None) -> LoraPair:
         """Return a [r, in] and b [r, out]; scales are applied in float32, before rounding to ``dtype``."""
         a = torch.empty(self.a.shape, dtype=dtype).copy_(self.a)
-        scaled = self.b.float() * self.scale
-        if row_scale is not None:
-            scaled *= row_scale[:, None]
-        b = torch.empty(scaled.shape[::-1], dtype=dtype).copy_(scaled.T)
-        for part, tensor in ((A, a), (B, b)):
-            self._check_range(tensor, dtype, part)
+        if row_scale is None and self.b.dtype == dtype:
+            b = (
+                self.b.T.contiguous() * self.scale
+            )  # torch multiplies numbers of 16 bits by a float in float32
+        else:
+            scaled = self.b.float() * self.scale
+            if row_scale is not None:
+                scaled *= row_scale[:, None]
+            b = torch.empty(scaled.shape[::-1], dtype=dtype).copy_(scaled.T)
+        for part, source, made in ((A, self.a, a), (B, self.b, b)):
+            self._check_range(source, made, part)
         return LoraPair(a, b)
 
     def gain(self, dtype: torch.dtype, row_scale: Tensor) -> Tensor:
         """Return what is added to 1, float32 [out], finite in ``dtype`` too."""
         gain = row_scale - 1
-        self._check_range(gain.to(dtype), dtype, MAGNITUDE)
+        self._check_range(row_scale, gain.to(dtype), MAGNITUDE)
         return gain
 
-    def _check_range(self, tensor: Tensor, dtype: torch.dtype, part: str) -> None:
+    def _check_range(self, source: Tensor, made: Tensor, part: str) -> None:
+        """Refuse what came out of ``source`` if it can't be served. What is finite came of finite numbers."""
+        if not all_finite(made):
+            self._check_values(source, part)
+            raise self._refused(f"overflows {made.dtype} once scaled by {self.scale:g}", part)
+
+    def _check_values(self, tensor: Tensor, part: str) -> None:
         if not all_finite(tensor):
-            raise self._refused(f"overflows {dtype} once scaled by {self.scale:g}", part)
+            raise self._refused("holds NaN or Inf", part)
 
     def _refused(self, what: str, part: str) -> InvalidAdapter:
         return InvalidAdapter(what, file=WEIGHTS_FILE, tensor=tensor_name(self.path, part))

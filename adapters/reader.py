@@ -6,7 +6,7 @@ are kept.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -61,6 +61,12 @@ from manylora.adapters.vocabulary_reader import read_vocabulary
 MAX_ADAPTER_BYTES = 8 << 30
 """Limit of all files of an adapter when the caller names no other."""
 _INSIDE = "model."
+Between = Callable[[], None]
+"""Is called between an adapter's modules, and may wait."""
+
+
+def go_on() -> None:
+    """Read one module after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,7 @@ def read_adapter(
     vocabulary: BaseVocabulary | None = None,
     digest: str | None = None,
     base: ServedBase | None = None,
+    between: Between = go_on,
 ) -> LoadedAdapter:
     """Read and check the adapter in ``directory``; factors come in ``dtype``, the scale folded into b.
 
@@ -133,7 +140,7 @@ def read_adapter(
             "lengths (use_dora) and biases are relative to the base's, which isn't at hand", file=CONFIG_FILE
         )
     known = digest or digest_of(directory, MAX_ADAPTER_BYTES)
-    weights = _weights(directory, outline, dtype, base)
+    weights = _weights(directory, outline, dtype, base, between)
     if outline.vocabulary is not None and vocabulary is not None:
         weights = replace(weights, vocabulary=_vocabulary(directory, outline, vocabulary, dtype))
     return LoadedAdapter(outline.spec, weights, known, outline.text, outline.trained_on)
@@ -151,7 +158,11 @@ def _vocabulary(
 
 
 def _weights(
-    directory: Path, outline: AdapterOutline, dtype: torch.dtype, base: ServedBase | None
+    directory: Path,
+    outline: AdapterOutline,
+    dtype: torch.dtype,
+    base: ServedBase | None,
+    between: Between,
 ) -> AdapterWeights:
     pairs: dict[str, LoraPair] = {}
     gains: dict[str, Tensor] = {}
@@ -165,6 +176,7 @@ def _weights(
         offset = None if base is None else biases.offset(dtype, base)
         if offset is not None:
             offsets[path] = offset
+        between()
     return AdapterWeights(pairs, gains, offsets, outline.spec.invocation)
 
 

@@ -302,6 +302,7 @@ def _catalog(
         dtype=base.dtype,
         vocab_size=base.config.vocab_size,
         check_text=texts.check,
+        is_busy=lambda: engine.tempo is not None,
         inherited_up_to=home.inherited_up_to,
         base_template=texts.base_template,
         check_alike=texts.check_alike,

@@ -54,25 +54,24 @@ class LocalSource:
         with self.open(max_bytes) as files:
             return files.fingerprint
 
-    def digest(self, max_bytes: int) -> str:
+    def digest(self, max_bytes: int, heard: Heard = unheard) -> str:
         """Read the files and return their digest. Raises what ``open`` raises."""
         with self.open(max_bytes) as files:
-            return files.read_through(lambda name: lambda chunk: None)
+            tell = _teller(heard, files)
+            return files.read_through(lambda name: tell)
 
     def fetch(self, folder: Path, max_bytes: int, heard: Heard = unheard) -> Copied:
         """Copy the known files into ``folder``, hashing as they pass. Raises what ``open`` raises, and OSError."""
         with self.open(max_bytes) as files, contextlib.ExitStack() as copies:
             folder.mkdir()
-            total, done = sum(files.sizes.values()), 0
+            tell = _teller(heard, files)
 
             def sink_of(name: str) -> Callable[[bytes], object]:
                 file = copies.enter_context(durable(folder, name))
 
                 def sink(chunk: bytes) -> None:
-                    nonlocal done
                     file.write(chunk)
-                    done += len(chunk)
-                    heard(done, total)
+                    tell(chunk)
 
                 return sink
 
@@ -81,7 +80,7 @@ class LocalSource:
             for inner in {(folder / name).parent for name in files.sizes}:
                 sync(inner)
             sync(folder)
-            return Copied(digest, total, files.fingerprint)
+            return Copied(digest, sum(files.sizes.values()), files.fingerprint)
 
     def open(self, max_bytes: int) -> AdapterFiles:
         """Open the adapter's files. Raises AdapterPathForbidden for a way out of ``root``, else as AdapterFiles.
@@ -117,6 +116,18 @@ class LocalSource:
             if error.errno == errno.ELOOP:
                 raise _swapped(name) from error
             raise unreadable(error, name) from error
+
+
+def _teller(heard: Heard, files: AdapterFiles) -> Callable[[bytes], object]:
+    """Return what is given each chunk that was read, and tells how many bytes that makes."""
+    total, done = sum(files.sizes.values()), 0
+
+    def tell(chunk: bytes) -> None:
+        nonlocal done
+        done += len(chunk)
+        heard(done, total)
+
+    return tell
 
 
 def operator_source(directory: Path) -> LocalSource:

@@ -62,7 +62,7 @@ class RemoteSource:
         with self.start() as reading:
             return _identity(self._seen(reading, max_bytes))
 
-    def digest(self, max_bytes: int) -> str | None:
+    def digest(self, max_bytes: int, heard: Heard = unheard) -> str | None:
         """Return None: nobody there tells a digest of ours."""
         return None
 

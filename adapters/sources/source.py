@@ -46,8 +46,11 @@ class Source(Protocol):
         """
         ...
 
-    def digest(self, max_bytes: int) -> str | None:
-        """Return the digest that ``fetch`` would; None if only a fetch can tell. Raises as ``identify``."""
+    def digest(self, max_bytes: int, heard: Heard = unheard) -> str | None:
+        """Return the digest that ``fetch`` would; None if only a fetch can tell. Raises as ``identify``.
+
+        ``heard`` is told how much was read.
+        """
         ...
 
     def fetch(self, folder: Path, max_bytes: int, heard: Heard = unheard) -> Copied:

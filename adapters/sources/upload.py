@@ -54,7 +54,7 @@ class UploadedSource:
             open_directory(self.folder / _FILES, max_bytes).close()
         return self.folder.name
 
-    def digest(self, max_bytes: int) -> str | None:
+    def digest(self, max_bytes: int, heard: Heard = unheard) -> str | None:
         """Return None: it is read once, when it is taken."""
         return None
 

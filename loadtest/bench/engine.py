@@ -14,7 +14,12 @@ import torch
 
 from manylora.loadtest.bench.step_times import StepLog, StepShares
 from manylora.loadtest.bench.workload import Planned, Workload, token_prompt
-from manylora.loadtest.material.engines import EngineSizes, add_random_adapters, build_engine
+from manylora.loadtest.material.engines import (
+    EngineSizes,
+    add_random_adapters,
+    build_engine,
+    torch_threads_kept,
+)
 from manylora.loadtest.material.random_model import ModelChoice, build_decoder
 from manylora.server.engine.engine import Engine
 from manylora.server.engine.request import FinishReason, GenerationRequest, SamplingParams, SequenceOutput
@@ -62,6 +67,11 @@ class EngineResult:
 
 def run_engine(bench: EngineBench) -> EngineResult:
     """Build the engine and run the workload. Raises RuntimeError if a request fails."""
+    with torch_threads_kept():
+        return _run(bench)
+
+
+def _run(bench: EngineBench) -> EngineResult:
     torch.manual_seed(bench.workload.seed)
     work = bench.workload
     decoder = build_decoder(bench.model)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from manylora.loadtest.material.checkpoints import SHAPES
 from manylora.loadtest.material.decode_steps import decode_step, place_adapters
-from manylora.loadtest.material.engines import served
+from manylora.loadtest.material.engines import served, torch_threads_kept
 from manylora.loadtest.material.environment import headline
 from manylora.loadtest.material.random_model import (
     DTYPES,
@@ -107,7 +107,12 @@ def median_ms(call: Callable[[], None], repeats: int) -> float:
 
 def time_choice(choice: ModelChoice, options: argparse.Namespace, clock: Clock | None) -> list[list[str]]:
     """Return the table's rows of one weight format."""
-    most, table, threads = max(options.rows), [], torch.get_num_threads()
+    with torch_threads_kept():
+        return _time_choice(choice, options, clock)
+
+
+def _time_choice(choice: ModelChoice, options: argparse.Namespace, clock: Clock | None) -> list[list[str]]:
+    most, table = max(options.rows), []
     model = served(build_decoder(choice), most, options.context, most * options.rank)
     adapters = place_adapters(model, [options.rank] * most)
     if clock is not None:
@@ -129,7 +134,6 @@ def time_choice(choice: ModelChoice, options: argparse.Namespace, clock: Clock |
                 calls = options.repeats + WARM_UP
                 cells += [f"{1000 * clock.seconds[name] / calls:.1f}" for name in OPS]
             table.append(cells)
-    torch.set_num_threads(threads)  # of which the next format's kernels have as many
     return table
 
 

@@ -1,6 +1,10 @@
 """Builds an Engine without a server around it: model, pools, adapters that are already on the device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 from manylora.adapters.types import AdapterWeights
 from manylora.loadtest.material.random_model import SyntheticTokens, random_adapter
@@ -27,6 +31,19 @@ class EngineSizes:
     arena_rows: int
     max_step_tokens: int = 512
     """As `manylora serve` has it."""
+
+
+@contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """Let torch have its threads again after the block, in which models were ``served``.
+
+    The kernels of the next decoder have as many as torch has.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def served(decoder: Decoder, rows: int, context: int, rank_rows: int) -> ServedModel:

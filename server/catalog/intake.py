@@ -18,7 +18,14 @@ from weakref import WeakValueDictionary
 
 from manylora.adapters.base_form import BaseForm
 from manylora.adapters.errors import AdapterError, FetchStopped
-from manylora.adapters.reader import AdapterOutline, LoadedAdapter, inspect_adapter, read_adapter
+from manylora.adapters.reader import (
+    AdapterOutline,
+    Between,
+    LoadedAdapter,
+    go_on,
+    inspect_adapter,
+    read_adapter,
+)
 from manylora.adapters.sources.finding import Offer
 from manylora.adapters.sources.source import Source
 from manylora.adapters.sources.upload import Upload
@@ -31,6 +38,7 @@ from manylora.server.catalog.operations import Caller
 from manylora.server.catalog.progress import Progress
 from manylora.server.catalog.types import CatalogSettings
 from manylora.server.errors import QueueFull
+from manylora.server.threads import Rests
 
 T = TypeVar("T")
 MOST_KNOWN = 1024
@@ -104,6 +112,8 @@ class AdapterIntake:
         self._known: OrderedDict[Hashable, str] = OrderedDict()
         """The digests of what remote sources had in their versions."""
         self._slots = asyncio.Semaphore(settings.workers)
+        self._awaited: set[Caller] = set()
+        """Of those who prepare something: the ones whom a request waits for."""
         self._digests = KeyedLocks()
         self._flights: dict[Hashable, _Flight] = {}
 
@@ -135,11 +145,14 @@ class AdapterIntake:
             flight.task = asyncio.create_task(self._prepare(flight, source))
         user = object()
         flight.users.add(user)
+        if caller.is_awaited:
+            self._awaited.add(caller)
         caller.progress = flight.progress
         try:
             assert flight.task is not None
             yield await caller.unless_left(flight.task)
         finally:
+            self._awaited.discard(caller)
             flight.users.discard(user)
             if not flight.users:
                 del self._flights[key]
@@ -172,7 +185,7 @@ class AdapterIntake:
         """Return the digest of the files that are offered, without keeping them; None: only a download would tell."""
         source = await self.work(lambda: self._finding.find(offer))
         if not source.is_remote:
-            return await self.work(lambda: source.digest(self._store.max_bytes))
+            return await self.work(lambda: self._digest(source))
         if not self._known:
             return None
         _, identity = await caller.unless_left(asyncio.ensure_future(self._identify(offer, caller)))
@@ -215,6 +228,14 @@ class AdapterIntake:
             self._store.distrust(digest)
             raise
 
+    def _rests(self) -> Rests:
+        """Return what the thread that calls this, and works for nobody's request, is to call between pieces."""
+        return Rests(lambda: self._settings.is_busy() and not self._awaited)
+
+    def _digest(self, source: Source) -> str | None:
+        rests = self._rests()
+        return source.digest(self._store.max_bytes, lambda done, total: rests())
+
     async def _identify(self, offer: Offer, caller: Caller) -> tuple[Source, Hashable]:
         source = await self.work(lambda: self._finding.find(offer))
         caller.progress = Progress(is_remote=source.is_remote)
@@ -237,7 +258,14 @@ class AdapterIntake:
         def stage() -> StagedAdapter:
             flight.progress.enter("downloading" if source.is_remote else "copying")
             flight.heard(0, None)
-            return self._store.stage(source, flight.heard, self._most(source))
+            rests = self._rests()
+
+            def heard(done: int, total: int | None) -> None:
+                flight.heard(done, total)
+                if not source.is_remote:
+                    rests()
+
+            return self._store.stage(source, heard, self._most(source))
 
         staged = await self._fetching(source, stage)
         flight.digest = staged.digest
@@ -271,7 +299,7 @@ class AdapterIntake:
         """Check the staged copy, and publish it only then."""
         settings = self._settings
         try:
-            loaded = self._read(staged.path, staged.digest)
+            loaded = self._read(staged.path, staged.digest, self._rests())
             settings.check_text(staged.path, loaded.text)
             self._store.publish(staged)
         finally:
@@ -280,7 +308,7 @@ class AdapterIntake:
         rank = weights.rank or loaded.spec.rank  # of one that changes embedding and head alone
         return Prepared(staged.digest, loaded.spec, rank, loaded.text, weights, loaded.trained_on)
 
-    def _read(self, directory: Path, digest: str) -> LoadedAdapter:
+    def _read(self, directory: Path, digest: str, between: Between = go_on) -> LoadedAdapter:
         settings = self._settings
         norms = contextlib.nullcontext() if settings.norms is None else settings.norms.of(digest)
         with norms as base:
@@ -293,6 +321,7 @@ class AdapterIntake:
                 vocabulary=settings.vocabulary,
                 digest=digest,
                 base=base,
+                between=between,
             )
 
 

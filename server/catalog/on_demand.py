@@ -118,7 +118,9 @@ class OnDemand:
         reason: str | None = None
         try:
             offer = await asyncio.to_thread(self._resolver.offer, name)
-            await catalog.register(name, offer)
+            registration = catalog.registrations.open(name, str(offer))
+            registration.caller.is_awaited = True
+            await catalog.register(name, offer, registration=registration)
             return None
         except AdapterNameTaken:
             return None  # somebody registered it meanwhile

@@ -20,6 +20,8 @@ class Caller:
     """Whoever waits for an operation."""
 
     left: bool = False
+    is_awaited: bool = False
+    """A client's request waits for it to be answered at all."""
     progress: Progress = field(default_factory=Progress)
     """How far the operation is."""
     _gone: asyncio.Event = field(default_factory=asyncio.Event)

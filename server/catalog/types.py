@@ -190,6 +190,8 @@ class CatalogSettings:
     """How many are downloaded at the same time."""
     max_source_bytes: int = 8 << 30
     """How many bytes one of those may have."""
+    is_busy: Callable[[], bool] = lambda: False
+    """Says whether requests run that adapters which no request waits for should hardly slow down."""
     inherited_up_to: int = 0
     """Adapters with ids up to this were registered when a base was known by its config.json alone."""
     base_template: str | None = None
