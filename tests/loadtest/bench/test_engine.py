@@ -1,4 +1,4 @@
-"""Engines without a server around them."""
+"""The engine's benchmark: what it leaves behind."""
 
 import torch
 
