@@ -1,6 +1,7 @@
 """Row norms that are kept: computed once for an adapter and a form of the base, and again when they aren't whole."""
 
 import contextlib
+import errno
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,18 @@ def test_a_place_that_cannot_be_written_costs_time_only(base: Base, store: Adapt
     ask(base, store)
     ask(base, store)
     assert len(base.asked) == 4
+
+
+def test_nothing_half_written_is_left(
+    base: Base, store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("manylora.adapters.kept_norms.save_file", full)
+    ask(base, store)
+    assert list(store.derived(DIGEST, "x").parent.iterdir()) == []
 
 
 def test_they_go_with_the_adapter(base: Base, store: AdapterStore) -> None:

@@ -115,6 +115,7 @@ def test_a_change_of_the_active_version_ends_the_canary() -> None:
 def test_a_share_is_a_share(share: float) -> None:
     with pytest.raises(InvalidAdapter, match="from 0 to 1"):
         three().trying(1, share)
+    assert [three().trying(1, edge).get(1).share for edge in (0, 1)] == [0, 1]
 
 
 def test_what_is_active_can_be_neither_dropped_tried_nor_gone_back_to() -> None:
@@ -122,6 +123,8 @@ def test_what_is_active_can_be_neither_dropped_tried_nor_gone_back_to() -> None:
         three().trying(3, 0.5)
     with pytest.raises(VersionConflict):
         three().back_to(3)
+    with pytest.raises(VersionConflict):
+        three().led_by(3, like=three().active)
     with pytest.raises(VersionConflict):
         three().without(3)
     with pytest.raises(VersionConflict):

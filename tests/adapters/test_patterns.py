@@ -156,6 +156,12 @@ def test_a_flag_for_all_of_a_key_is_refused_as_peft_refuses_it() -> None:
         KeyPatterns(["(?i)q_proj"], "rank_pattern")
 
 
+@pytest.mark.parametrize("key", ["q_proj)|(v_proj", "(q_proj", "q[_proj"])
+def test_a_key_is_a_pattern_by_itself(key: str) -> None:
+    with pytest.raises(InvalidAdapter, match="rank_pattern"):
+        KeyPatterns([key], "rank_pattern")
+
+
 def test_as_many_keys_as_a_large_base_has_modules_are_looked_up_not_matched() -> None:
     paths = [
         f"model.layers.{layer}.{name}" for layer in range(126) for name in ("mlp.up_proj", "self_attn.q_proj")

@@ -1,6 +1,7 @@
 """Reading what adapters change of embedding and head: what is kept of it, and what is refused, by field or tensor."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.errors import InvalidAdapter, UnsupportedAdapter
+from manylora.adapters.header import TensorEntry
 from manylora.adapters.reader import AdapterOutline, LoadedAdapter, inspect_adapter, read_adapter
 from manylora.adapters.vocabulary import UNIT, BaseVocabulary
 from manylora.adapters.vocabulary import VOCABULARY as ROOM
+from manylora.adapters.vocabulary_outline import ModuleOutline, VocabularyOutline
 from tests.adapters.making import HIDDEN, MODULES, VOCABULARY, factors, write
 
 EMBED, HEAD = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
@@ -21,6 +24,7 @@ OWN = {
 UNTIED = BaseVocabulary(VOCABULARY, HIDDEN, tied=False, show=OWN.__getitem__)
 TIED = BaseVocabulary(VOCABULARY, HIDDEN, tied=True, show=lambda path: OWN["model.embed_tokens"])
 TOKENIZER = {"tokenizer.json": "{}"}
+ROWS = "token_adapter.trainable_tokens_delta"
 
 
 def table(rows: int = VOCABULARY, seed: int = 9) -> Tensor:
@@ -105,6 +109,40 @@ def test_a_tied_base_has_one_copy_of_what_both_share(tmp_path: Path) -> None:
     assert torch.equal(tied.embedding.rows.rows, table(2)[[1, 0]])
 
 
+@pytest.mark.parametrize("most", [False, True])
+def test_trained_rows_are_in_the_place_of_those_of_a_copy_beside_them(tmp_path: Path, most: bool) -> None:
+    """peft saves a resized embedding with what was trained of it."""
+    own = table() if most else OWN["model.embed_tokens"].clone()
+    own[[3, 60]] += 1
+    path = made(
+        tmp_path,
+        {f"{EMBED}.token_adapter.base_layer.weight": own, f"{EMBED}.{ROWS}": table(2, 5)},
+        trainable_token_indices=[9, 3],
+    )
+    found = read(path).weights.vocabulary
+    assert found is not None
+    assert found.embedding.rows is not None
+    expected = own.clone()
+    expected[[9, 3]] = table(2, 5)
+    ids = found.embedding.rows.ids
+    assert (None if ids is None else ids.tolist()) == (None if most else [3, 9, 60])
+    assert torch.equal(found.embedding.rows.rows, expected if most else expected[[3, 9, 60]])
+
+
+def test_the_most_that_it_takes_counts_rows_that_both_share_once_and_factors_beside_them() -> None:
+    rows, a, b = (TensorEntry(name, (100, 1000), 0, 0) for name in ("rows", "a", "b"))
+    shared = ModuleOutline(trained=tuple(range(100)), rows=rows)
+    head = replace(shared, factors=(a, b))
+    for modules, numbers in (
+        ({"embedding": shared}, 100_000),
+        ({"embedding": shared, "head": shared}, 100_000),
+        ({"embedding": shared, "head": head}, 300_000),
+        ({"embedding": shared, "head": replace(head, table=a)}, 500_000),
+    ):
+        ids = 100 * 8 * (2 if numbers > 400_000 else 1)
+        assert VocabularyOutline(1000, modules).units(4) == -(-(numbers * 4 + ids) // UNIT)
+
+
 def test_the_scale_is_folded_into_factors_of_embedding_and_head(tmp_path: Path) -> None:
     tensors = {
         f"{EMBED}.lora_embedding_A": table(4, 1)[:, :1].expand(4, VOCABULARY),
@@ -117,6 +155,7 @@ def test_the_scale_is_folded_into_factors_of_embedding_and_head(tmp_path: Path) 
     assert found is not None
     assert found.embedding.factors is not None
     assert found.head.factors is not None
+    assert found.nbytes == 2 * 4 * (VOCABULARY + HIDDEN) * 4
     assert torch.equal(found.embedding.factors.b, tensors[f"{EMBED}.lora_embedding_B"].T * 2)
     assert torch.equal(found.head.factors.a, tensors[f"{HEAD}.lora_A.weight"])
     assert torch.equal(found.head.factors.b, tensors[f"{HEAD}.lora_B.weight"].T * 2)
@@ -147,7 +186,6 @@ def test_rows_beyond_the_bases_make_it_larger(tmp_path: Path) -> None:
     assert found.head.rows.ids.tolist() == [VOCABULARY, VOCABULARY + 1, VOCABULARY + 2]
 
 
-ROWS = "token_adapter.trainable_tokens_delta"
 REFUSED: list[tuple[dict[str, Tensor], dict[str, object], BaseVocabulary | None, type[Exception], str]] = [
     ({}, {"modules_to_save": ["embed_tokens"]}, UNTIED, InvalidAdapter, r"embed_tokens\.weight is missing"),
     ({}, {"modules_to_save": ["norm"]}, UNTIED, UnsupportedAdapter, "modules_to_save names 'norm'"),
@@ -195,6 +233,20 @@ REFUSED: list[tuple[dict[str, Tensor], dict[str, object], BaseVocabulary | None,
         UNTIED,
         InvalidAdapter,
         r"needs \[1, 32\]",
+    ),
+    (
+        {f"{EMBED}.weight": table(), "base_model.model.embed_tokens.weight": table()},
+        {"modules_to_save": ["embed_tokens"]},
+        UNTIED,
+        InvalidAdapter,
+        "is there twice",
+    ),
+    (
+        {f"{EMBED}.{ROWS}": table(1), f"{HEAD}.{ROWS}": table(1)},
+        {"trainable_token_indices": {"embed_tokens": [1], "lm_head": [2]}, "ensure_weight_tying": True},
+        TIED,
+        InvalidAdapter,
+        "names other tokens for the head",
     ),
     ({}, {"trainable_token_indices": [1]}, UNTIED, InvalidAdapter, f"{ROWS} is missing"),
     ({}, {"trainable_token_indices": {"norm": [1]}}, UNTIED, UnsupportedAdapter, "'norm'"),

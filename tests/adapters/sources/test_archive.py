@@ -64,6 +64,15 @@ def test_known_files_come_out(tmp_path: Path, made: Callable[..., bytes], folder
     }
 
 
+def test_folders_of_an_archive_are_passed_over(tmp_path: Path) -> None:
+    for number, raw in enumerate((odd_tar("one", tarfile.DIRTYPE), odd_zip("one/"))):
+        (tmp_path / str(number)).mkdir()
+        assert out_of(tmp_path / str(number), raw).keys() == {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        }
+
+
 def odd_zip(name: str, mode: int = 0o644 | stat.S_IFREG) -> bytes:
     info = zipfile.ZipInfo(name)
     info.external_attr = mode << 16
@@ -90,6 +99,9 @@ def odd_tar(name: str, kind: bytes = tarfile.REGTYPE) -> bytes:
             (odd_tar("adapter_config.json", kind), "link, a device or a pipe")
             for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE)
         ),
+        (odd_tar("x", tarfile.GNUTYPE_SPARSE), "link, a device or a pipe"),
+        (odd_tar("../x", tarfile.DIRTYPE), "leads out"),
+        (odd_zip("../x/"), "leads out"),
     ],
 )
 def test_what_leads_out_or_is_no_file_refuses_the_archive(tmp_path: Path, raw: bytes, why: str) -> None:
@@ -133,6 +145,13 @@ def many_zip() -> bytes:
     return zipped({**FILES, **{f"{number}.txt": b"" for number in range(MOST_ENTRIES)}})
 
 
+def many_folders() -> bytes:
+    folders = [tarfile.TarInfo(f"{number}") for number in range(MOST_ENTRIES)]
+    for folder in folders:
+        folder.type = tarfile.DIRTYPE
+    return tarred(FILES, *folders)
+
+
 def many_tar() -> bytes:
     return tarred({**{f"{number}.txt": b"" for number in range(MOST_ENTRIES)}, **FILES})
 
@@ -163,6 +182,7 @@ def large_directory() -> bytes:
         (lambda: pax_of(9 << 20), InvalidAdapter, "tables"),
         (many_zip, InvalidAdapter, "entries"),
         (many_tar, InvalidAdapter, "entries"),
+        (many_folders, InvalidAdapter, "entries"),
         (large_directory, InvalidAdapter, "tables"),
         (encrypted, UnsupportedAdapter, "encrypted"),
         (

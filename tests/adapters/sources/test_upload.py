@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from manylora.adapters.errors import InvalidAdapter
+from manylora.adapters.errors import AdapterError, AdapterNotFound, InvalidAdapter, UnsupportedAdapter
 from manylora.adapters.files import digest_of
 from manylora.adapters.sending import opened_parts
 from manylora.adapters.store import AdapterStore
@@ -44,6 +44,46 @@ def test_bytes_are_counted_as_they_come(store: AdapterStore, tmp_path: Path) -> 
         upload.write(bytes(1500))
     upload.discard()
     assert staging(tmp_path) == []
+
+
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "why"),
+    [
+        ((), AdapterNotFound, "no files"),
+        (("../" + CONFIG,), InvalidAdapter, "no file of an adapter"),
+        (("notes.txt",), InvalidAdapter, "no file of an adapter"),
+        ((CONFIG, CONFIG), InvalidAdapter, "twice"),
+        (("a.zip", "a.zip"), InvalidAdapter, "twice"),
+        (("a.zip", CONFIG), InvalidAdapter, "alone"),
+        ((CONFIG, "a.tar.gz"), InvalidAdapter, "alone"),
+        ((CONFIG, PICKLED), UnsupportedAdapter, "pickle"),
+        ((CONFIG, WEIGHTS, PICKLED), InvalidAdapter, "no file of an adapter"),
+    ],
+)
+def test_what_is_sent_is_known_files_or_one_archive(
+    store: AdapterStore, tmp_path: Path, names: tuple[str, ...], kind: type[AdapterError], why: str
+) -> None:
+    upload = store.receive(LIMIT)
+    for name in names[:-1]:
+        upload.begin(name)
+    with pytest.raises(kind, match=why):
+        upload.begin(names[-1]) if names else upload.end()
+    upload.discard()
+    assert staging(tmp_path) == []
+
+
+def test_an_archive_and_a_file_may_have_all_that_an_adapter_may(store: AdapterStore) -> None:
+    for name, is_archive in (("a.TGZ", True), (WEIGHTS, False)):
+        upload = store.receive(2500)
+        upload.begin(name)
+        upload.write(bytes(2500))
+        assert upload.end().is_archive is is_archive
+        with pytest.raises(InvalidAdapter, match="over what it may have"):
+            upload.write(b"x")
+        upload.discard()
 
 
 def test_what_a_killed_server_left_is_swept(store: AdapterStore, adapter: Path, tmp_path: Path) -> None:

@@ -332,6 +332,14 @@ def test_which_addresses_are_public(address: str, public: bool) -> None:
     assert is_public(address) is public
 
 
+def test_the_whole_hub_may_be_listed_and_is_nothing_else(finding: Finding) -> None:
+    listed = replace(finding, allowed=Allowed.of(["hf://"]))
+    for src in ("hf://org/name", "other/name"):
+        assert listed.find(Offer(src)).is_remote
+    with pytest.raises(SourceForbidden):
+        listed.find(Offer("https://host.example/a"))
+
+
 def test_only_what_is_listed_is_read(finding: Finding, tmp_path: Path) -> None:
     allowed = Allowed.of(
         ["https://Host.example/models/", "https://other:8443", "s3://bucket/some", "hf://org"]
