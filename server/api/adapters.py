@@ -57,9 +57,8 @@ async def register(request: Request, wait: bool = True) -> JSONResponse:
             done = await catalog.register(
                 body.name, offer, preload=body.preload, pin=body.pin, registration=job
             )
-            with contextlib.suppress(
-                UnknownAdapter
-            ):  # it has been deleted since, and nothing is to be said of it
+            # It may have been deleted since: then nothing is to be said of it.
+            with contextlib.suppress(UnknownAdapter):
                 await say(deps, catalog, body.name, words)
             return done
 

@@ -130,6 +130,7 @@ def canary(source: str) -> Ask:
 
 
 DELETE = asking("DELETE", f"/adapters/{NAME}")
+UNLOAD = asking("POST", "/v1/unload_lora_adapter", {"lora_name": NAME})
 BACK = asking("POST", f"/adapters/{NAME}/rollback")
 PROMOTE = asking("POST", f"/adapters/{NAME}/canary/promote")
 END = asking("DELETE", f"/adapters/{NAME}/canary")
@@ -163,7 +164,7 @@ PAIRS = {
     "registration, deletion": Pair(post("a"), DELETE, cancels=True),
     "words, deletion": Pair(SAY, DELETE, (post("a"),)),
     "words, other words": Pair(SAY, SAY_MORE, (post("a"),)),
-    "registration with words, deletion": Pair(POST_AND_SAY, DELETE, cancels=True),
+    "registration with words, unloading": Pair(POST_AND_SAY, UNLOAD),
     "mixture, deletion of its part": Pair(MIX, DELETE, (post("a"),)),
 }
 Outcome = tuple[object, object, object]
@@ -183,8 +184,8 @@ class Table:
         """Make a change; return status and code of the answer."""
         WHO.set(who)
         response = await change(self.client)
-        error = response.json().get("error")
-        return response.status_code, None if error is None else error["code"]
+        code: str | None = response.json()["error"]["code"] if response.is_error else None
+        return response.status_code, code
 
     async def one_after_the_other(self, first: tuple[str, Ask], then: tuple[str, Ask]) -> Outcome:
         """Return what comes of two changes that don't meet."""
