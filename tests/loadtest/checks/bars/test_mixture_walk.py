@@ -16,7 +16,7 @@ from manylora.server.kernels.cpu.library import Unavailable
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("seed", "kernels"), [(1, PLAIN), (2, PLAIN), (3, AUTO)])
+@pytest.mark.parametrize(("seed", "kernels"), [(1, PLAIN), (3, AUTO)])
 async def test_nothing_diverges_from_the_model(seed: int, kernels: str, tmp_path: Path) -> None:
     if kernels == AUTO and isinstance(sound_kernels(), Unavailable):
         pytest.skip("no native CPU kernels here")
