@@ -47,7 +47,7 @@ class Elsewhere:
     def identify(self, max_bytes: int) -> Hashable:
         return self.version
 
-    def digest(self, max_bytes: int) -> str | None:
+    def digest(self, max_bytes: int, heard: Heard = unheard) -> str | None:
         return None
 
     def fetch(self, folder: Path, max_bytes: int, heard: Heard = unheard) -> Copied:
