@@ -156,10 +156,10 @@ def tied_kinds() -> list[PeftAdapter]:
 
 def write_peft_adapter(directory: Path, base: Path, kind: PeftAdapter, seed: int) -> Path:
     """Write an adapter with weights of its own everywhere, and its tokenizer where its tokens aren't the base's."""
-    from peft import LoraConfig, get_peft_model
-
     fields = {"target_modules": ["q_proj", "down_proj"], "r": 4, "lora_alpha": 8, **kind.fields}
     with advice_off():
+        from peft import LoraConfig, get_peft_model
+
         model = get_peft_model(
             resized(load_base(base), kind.size), LoraConfig(task_type="CAUSAL_LM", **fields)
         )
@@ -182,9 +182,9 @@ def write_peft_adapter(directory: Path, base: Path, kind: PeftAdapter, seed: int
 
 def load_peft_adapter(model: Any, directory: Path, kind: PeftAdapter) -> Any:
     """Return what peft makes of an adapter and the base's model, which belongs to it then, as load_base gives it."""
-    from peft import PeftModel
-
     with advice_off():
+        from peft import PeftModel
+
         return PeftModel.from_pretrained(resized(model, kind.size), directory).eval()
 
 
