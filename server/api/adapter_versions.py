@@ -102,7 +102,7 @@ async def promote_canary(request: Request, name: str) -> dict[str, object]:
 
 @router.delete("/adapters/{name:path}/canary")
 async def abort_canary(request: Request, name: str) -> dict[str, object]:
-    """End a canary: all requests for the name get its active version, and the canary is kept.
+    """End a canary: all requests for the name get its active version, and the canary is an old one.
 
     One that is only being registered is cancelled.
     """
