@@ -226,12 +226,12 @@ def _print_table(
     table = Table("part", "GiB", "what it is")
     table.columns[1].justify = "right"
     for name, size in planned.parts.items():
-        table.add_row(name, f"{size:.2f}", PART_NAMES[name])
+        table.add_row(name, f"{size:.2f}" if size >= 0.005 else "< 0.01", PART_NAMES[name])
     table.add_row("[bold]total[/]", f"[bold]{planned.total_gib:.2f}[/]", "at the peak", end_section=True)
     console.print(table)
     held = model.quantization or ("nf4" if run.method == "qlora" else run.dtype)
     console.print(
-        f"{model.family}, {model.parameters / 1e9:.2f} B parameters in {held}; rank {run.rank}, {run.batch} rows of "
+        f"{model.family}, {_count(model.parameters)} parameters in {held}; rank {run.rank}, {run.batch} rows of "
         f"{run.seq} tokens, accumulation {run.accumulation}"
     )
     room = f"{budget.gib:.1f} GiB ({escape(budget.source)})"
@@ -252,3 +252,8 @@ def _print_table(
         console.print(
             f"  {number}. {escape(each.sentence)}: [bold]{each.total_gib:.1f} GiB[/]\n     {escape(each.flags)}"
         )
+
+
+def _count(parameters: int) -> str:
+    """Return a number of parameters in billions or, of a small model, in millions."""
+    return f"{parameters / 1e9:.2f} B" if parameters >= 10**8 else f"{parameters / 1e6:.2f} M"

@@ -43,6 +43,17 @@ def test_it_says_every_part_and_that_it_fits(config: str) -> None:
         assert part in said
 
 
+def test_of_a_small_model_no_part_is_said_to_be_nothing(tmp_path: Path) -> None:
+    small = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 1070}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN25_7B_CONFIG, **small, **heads}))
+    status, said = run(str(tmp_path), "--method", "qlora", "--cpu", "16GiB")
+    assert status == 0, said
+    assert " M parameters in nf4" in said
+    assert "< 0.01" in said
+    assert " 0.00 " not in said
+
+
 def test_what_does_not_fit_comes_with_flags_to_paste(config: str) -> None:
     status, said = run(
         config, "--gpu", "24GiB", "--batch", "4", "--accumulation", "8", "--gradient-checkpointing"
