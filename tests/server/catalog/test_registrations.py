@@ -138,6 +138,6 @@ def test_a_server_that_closes_waits_for_no_host() -> None:
         return caller
 
     ended = [under_way("a", phase, is_remote=True) for phase in ("waiting", "downloading")]
-    kept = [under_way("a", "checking", is_remote=True), under_way("b", "copying", is_remote=False)]
+    kept = [under_way("a", "checking", is_remote=True), under_way("b", "waiting", is_remote=False)]
     registrations.end_downloads()
     assert [caller.left for caller in (*ended, *kept)] == [True, True, False, False]
