@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from manylora.adapters.types import AdapterWeights, LoraPair
+from manylora.adapters.vocabulary import VOCABULARY, TokenDelta, TokenRows, VocabularyDelta
 from manylora.loadtest.material.checkpoints import TINY
 from manylora.loadtest.material.random_model import config_of
 from manylora.server.kernels import pieces
 from manylora.server.kernels.backend import RankArena
-from manylora.server.kernels.cpu.arena import CpuArena
+from manylora.server.kernels.cpu.arena import CpuArena, bytes_per_row
 from manylora.server.kernels.plain.arena import PlainArena
 from manylora.server.kernels.shape import DecoderShape
 from manylora.server.kernels.step import RankRange
@@ -73,3 +74,22 @@ def test_what_is_written_and_moved_in_pieces_is_what_it_would_be_at_once(
     at_once.write({module: RankRange(14 + by, 10) for module in ranges}, weights)
     for one, other in zip(buffers(at_once), buffers(cut), strict=True):
         assert torch.equal(one[14 + by : 24 + by], other[14 + by : 24 + by])
+
+
+@pytest.mark.parametrize("make", [plain, native])
+def test_an_adapters_vocabulary_is_where_its_range_is(make: Callable[[DecoderShape], RankArena]) -> None:
+    arena = make(config_of(TINY).shape)
+    assert isinstance(arena, CpuArena | PlainArena)
+    own = VocabularyDelta(4, TokenDelta(), TokenDelta(TokenRows(torch.ones(4, 8), None)))
+    empty = arena.nbytes
+    arena.write({VOCABULARY: RankRange(0, 2)}, AdapterWeights({}, vocabulary=own))
+    assert list(arena.moving(VOCABULARY, RankRange(0, 2), 1)) == []
+    assert arena.vocabularies.of(RankRange(1, 2)) is own
+    assert arena.nbytes - empty == own.nbytes
+    arena.release({VOCABULARY: RankRange(1, 2)})
+    assert arena.nbytes == empty
+
+
+def test_a_row_takes_its_share_of_the_native_arena() -> None:
+    shape = config_of(TINY).shape
+    assert sum(bytes_per_row(shape).values()) * native(shape).rows == native(shape).nbytes

@@ -209,10 +209,11 @@ def spoil(model: ServedModel, streams: Sequence[Stream]) -> AdapterRanges:
     return {module: RankRange(model.arena.rows - 4, 4) for module in config.module_shapes()}
 
 
-def test_moved_adapters_answer_alike(kernels: Kernels, tmp_path: Path) -> None:
+@pytest.mark.parametrize("outputs", [False, True])
+def test_moved_adapters_answer_alike(kernels: Kernels, tmp_path: Path, *, outputs: bool) -> None:
     save_model("qwen2", tmp_path)
     model = native(tmp_path, kernels)
-    [ranges] = place(model, [random_adapter(model.decoder.config, 8, 1)])
+    [ranges] = place(model, [random_adapter(model.decoder.config, 8, 1, outputs=outputs)])
     before = Stream(0, IDS, ((ranges, 1.0),))
     step(model, [(before, 40)])
     for module, own in ranges.items():
