@@ -23,6 +23,8 @@ from manylora.server.config import ServeSettings
 from tests.serving import Served, answer, serving, write_two_adapters
 
 LONG = 900
+CLOSED = "MANYLORA_ADMIN_KEY"
+"""Told where adapters can't be managed from another machine."""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,7 @@ def test_the_banner_says_what_was_loaded(files: Path, tmp_path: Path) -> None:
         "first",
     ):
         assert words in log
+    assert CLOSED not in log, "whoever may ask may manage"
 
 
 def test_ctrl_c_lets_streams_finish_and_refuses_new_ones(files: Path, tmp_path: Path) -> None:
@@ -163,22 +166,15 @@ def test_a_name_that_is_given_is_kept(files: Path, monkeypatch: pytest.MonkeyPat
         find_named_base(ServeSettings(base="/"))
 
 
-@pytest.mark.parametrize(
-    ("more", "warned"),
-    [((), False), (("--host", "0.0.0.0"), True), (("--host", "0.0.0.0", "--admin-key", "secret"), False)],
-)
-def test_closed_admin_routes_are_told_at_start(
-    files: Path, tmp_path: Path, more: tuple[str, ...], warned: bool
+def test_files_that_were_passed_over_and_closed_admin_routes_are_told_at_start(
+    files: Path, tmp_path: Path
 ) -> None:
-    with serving(tmp_path, *flags(files, *more)) as server:
-        assert ("MANYLORA_ADMIN_KEY" in server.log.read_text()) is warned
-
-
-def test_files_that_were_passed_over_are_told_at_start(files: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(files / "base", tmp_path / "base"))
     (base / "model.safetensors.index.json").write_text("{}")
-    with serving(tmp_path, str(base), "--kv-cache-gib", "0.05") as server:
-        assert "model.safetensors.index.json is not read" in server.log.read_text()
+    with serving(tmp_path, str(base), "--kv-cache-gib", "0.05", "--host", "0.0.0.0") as server:
+        log = server.log.read_text()
+    assert "model.safetensors.index.json is not read" in log
+    assert CLOSED in log
 
 
 def test_adapters_are_there_again_after_a_restart(files: Path, tmp_path: Path) -> None:
@@ -289,7 +285,8 @@ def test_what_cannot_be_served_ends_in_one_line(
 
 
 def test_adapters_are_managed_from_the_command_line(files: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, *flags(files, "--admin-key", "secret")) as server:
+    with serving(tmp_path, *flags(files, "--admin-key", "secret", "--host", "0.0.0.0")) as server:
+        assert CLOSED not in server.log.read_text()
 
         def adapters(*arguments: str, key: str = "secret") -> Result:
             environment = {"MANYLORA_ADMIN_KEY": key, "COLUMNS": "200"}
