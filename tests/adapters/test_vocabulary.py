@@ -131,7 +131,7 @@ def test_trained_rows_are_in_the_place_of_those_of_a_copy_beside_them(tmp_path: 
 
 def test_the_most_that_it_takes_counts_rows_that_both_share_once_and_factors_beside_them() -> None:
     rows, a, b = (TensorEntry(name, (100, 1000), 0, 0) for name in ("rows", "a", "b"))
-    shared = ModuleOutline(trained=tuple(range(100)), rows=rows)
+    shared = ModuleOutline(trained=tuple(range(100_000)), rows=rows)
     head = replace(shared, factors=(a, b))
     for modules, numbers in (
         ({"embedding": shared}, 100_000),
@@ -139,7 +139,7 @@ def test_the_most_that_it_takes_counts_rows_that_both_share_once_and_factors_bes
         ({"embedding": shared, "head": head}, 300_000),
         ({"embedding": shared, "head": replace(head, table=a)}, 500_000),
     ):
-        ids = 100 * 8 * (2 if numbers > 400_000 else 1)
+        ids = 100_000 * 8 * (2 if numbers > 400_000 else 1)
         assert VocabularyOutline(1000, modules).units(4) == -(-(numbers * 4 + ids) // UNIT)
 
 
