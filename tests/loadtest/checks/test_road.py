@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from manylora.loadtest.checks.road import LEAST_SHARE, MANY, Gaps, Road, Steps, gaps_of
+from manylora.loadtest.checks.road import LEAST_SHARE, MANY, Gaps, Road, Steps, gaps_of, least_disturbed
 from manylora.loadtest.checks.road_streams import Streams
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -46,13 +46,22 @@ def test_gaps_are_those_that_the_prompt_was_on_its_way_in() -> None:
     assert found.median == pytest.approx(1.0)
     assert found.longest == pytest.approx(2.5)  # not the one that began after it had come
     assert found.seconds == pytest.approx(0.8)
+    assert found.usual == pytest.approx(1.0)
+
+
+def test_of_each_number_of_streams_the_round_counts_that_was_disturbed_least() -> None:
+    rounds = [
+        [Steps(1, 0.02, 0.01), Steps(MANY, 0.06, 0.05)],
+        [Steps(1, 0.01, 0.009), Steps(MANY, 0.07, 0.05)],
+    ]
+    assert least_disturbed(rounds) == (rounds[1][0], rounds[0][1])
 
 
 def test_what_misses_a_bar_is_said() -> None:
     fine = Steps(MANY, 0.0505, 0.05)
-    sound = Road((Steps(MANY, 0.05, 0.0495),), (fine,), Gaps(0.03, 0.059, 5.0))
+    sound = Road((Steps(MANY, 0.05, 0.0495),), (fine,), Gaps(0.03, 0.05, 0.059, 5.0))
     assert not sound.misses()
-    slow = Road(sound.alone, (Steps(MANY, 0.05 / LEAST_SHARE + 0.002, 0.05),), Gaps(0.03, 0.061, 5.0))
+    slow = Road(sound.alone, (Steps(MANY, 0.05 / LEAST_SHARE + 0.002, 0.05),), Gaps(0.03, 0.05, 0.061, 5.0))
     first, second, third = slow.misses()
     assert "no kernel" in first
     assert "out of HTTP" in second
