@@ -217,9 +217,12 @@ class ModelTexts:
             whose = (
                 "the base, with ids" if text.vocab_size is None else "the embedding that it brings, with ids"
             )
+            brings_one = vocabulary is not self.base.vocabulary
+            tokenizer = "the adapter's tokenizer" if brings_one else "the base's tokenizer"
+            advice = "" if brings_one else ", or the smaller tokenizer that it was trained with,"
             raise UnsupportedAdapter(
-                f"the adapter's tokenizer has {len(beyond)} tokens that {whose} below {size}, has no row for: {named}; "
-                "save embedding and head, as large as the tokenizer needs them, with the adapter",
+                f"{tokenizer} has {len(beyond)} tokens that {whose} below {size}, has no row for: {named}; "
+                f"save embedding and head, as large as the tokenizer needs them,{advice} with the adapter",
                 file=TOKENIZER_JSON,
             )
         if size > self._vocab_size and not vocabulary.ids_beyond(self._vocab_size):

@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
@@ -37,6 +39,17 @@ def own_tokenizer(base: Path) -> Any:
     return tokenizer
 
 
+def shorten(adapter: Path, rows: int) -> None:
+    """Give an adapter an embedding and head of fewer rows than the base's tokenizer has tokens."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["modules_to_save"] = ["embed_tokens", "lm_head"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    for name in ("model.embed_tokens", "lm_head"):
+        weights[f"base_model.model.{name}.weight"] = torch.zeros(rows, TINY.hidden_size)
+    save_file(weights, adapter / "adapter_model.safetensors")
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     files = Files(tmp_path_factory.mktemp("checkpoints"))
@@ -54,6 +67,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         "elsewhere",
         "beyond",
         "broken",
+        "short",
     ):
         shutil.copytree(files.adapters / "plain", files.adapters / name)
     own_tokenizer(files.base).save_pretrained(files.adapters / "whole")
@@ -77,6 +91,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     beyond.add_tokens([f"<new {i}>" for i in range(TINY.vocab_size - len(beyond) + 2)])
     beyond.save_pretrained(files.adapters / "beyond")
     (files.adapters / "broken" / "tokenizer.json").write_text('{"version": "1.0", "model": {}}')
+    shorten(files.adapters / "short", KNOWN - 1)
     return files
 
 
@@ -219,7 +234,8 @@ def test_parts_that_are_tokenised_differently_are_refused(
     [
         ("unknown", [DONE, "eos_token", "tokenizer.json"]),
         ("elsewhere", ["<|im_end|>", "id 7"]),
-        ("beyond", ["<new ", str(TINY.vocab_size), "no row"]),
+        ("beyond", ["the adapter's tokenizer", "<new ", str(TINY.vocab_size), "no row"]),
+        ("short", ["the base's tokenizer has 1 tokens", f"below {KNOWN - 1}", "the smaller tokenizer"]),
         ("broken", ["tokenizer.json", "can't be loaded"]),
     ],
 )
