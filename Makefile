@@ -18,7 +18,7 @@ serve: $(VENV)/.serve kernels  ## one 4-bit base and four adapters on port 8000
 
 # Neighbours stay together, so that few files' fixtures are made by two processes.
 test: $(VENV)/.dev kernels  ## the whole suite on the CPU
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 # Some can't be installed beside the suite's packages, so they get an environment of their own; its tests are skipped else.
 clients: build/clients/.made  ## the client libraries that tests/clients runs and that `make test` doesn't install

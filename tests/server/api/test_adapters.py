@@ -70,22 +70,22 @@ def test_an_adapter_is_registered_listed_and_deleted(http: httpx.Client) -> None
 
 
 def test_what_an_adapter_weighs_and_how_it_is_used_is_told(http: httpx.Client, files: Files) -> None:
-    parts = [{"adapter": "first"}, {"adapter": "a", "weight": 0.5}]
-    http.post("/adapters", json={"name": "first", "src": "b"}).raise_for_status()
-    fresh = http.get("/adapters/first").json()
+    parts = [{"adapter": "weighed"}, {"adapter": "a", "weight": 0.5}]
+    http.post("/adapters", json={"name": "weighed", "src": "b"}).raise_for_status()
+    fresh = http.get("/adapters/weighed").json()
     kept = ("adapter_config.json", "adapter_model.safetensors")
     assert fresh["bytes"] == sum((files.adapters / "b" / name).stat().st_size for name in kept)
     assert (fresh["requests"], fresh["last_used"]) == (0, None)
     http.post("/adapters", json={"name": "named", "mixture": parts}).raise_for_status()
     before = time.time()
-    for model in ("first", "named", "first:0.5+a"):
+    for model in ("weighed", "named", "weighed:0.5+a"):
         answer(http, model)
     used = {each["name"]: each for each in http.get("/adapters").json()["data"]}
-    assert [used[name]["requests"] for name in ("first", "named")] == [3, 1]
-    assert all(int(before) <= used[name]["last_used"] <= time.time() for name in ("first", "named"))
+    assert [used[name]["requests"] for name in ("weighed", "named")] == [3, 1]
+    assert all(int(before) <= used[name]["last_used"] <= time.time() for name in ("weighed", "named"))
     # Another version is another adapter, and a name that is given again begins anew.
-    http.put("/adapters/first", json={"src": "c"}).raise_for_status()
-    assert http.get("/adapters/first").json()["requests"] == 0
+    http.put("/adapters/weighed", json={"src": "c"}).raise_for_status()
+    assert http.get("/adapters/weighed").json()["requests"] == 0
     http.delete("/adapters/named").raise_for_status()
     assert http.post("/adapters", json={"name": "named", "mixture": parts}).json()["requests"] == 0
     http.delete("/adapters/named").raise_for_status()
