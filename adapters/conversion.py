@@ -62,9 +62,8 @@ class TrainedModule:
         """Return a [r, in] and b [r, out]; scales are applied in float32, before rounding to ``dtype``."""
         a = torch.empty(self.a.shape, dtype=dtype).copy_(self.a)
         if row_scale is None and self.b.dtype == dtype:
-            b = (
-                self.b.T.contiguous() * self.scale
-            )  # torch multiplies numbers of 16 bits by a float in float32
+            # torch multiplies numbers of 16 bits by a float in float32 too.
+            b = self.b.T.contiguous() * self.scale
         else:
             scaled = self.b.float() * self.scale
             if row_scale is not None:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -25,6 +26,14 @@ ADMIN = {"authorization": "Bearer boss"}
 def host() -> Iterator[Host]:
     with web_host() as host:
         yield host
+
+
+def held_up(host: Host, path: str, adapter: Path) -> Event:
+    """Have a host offer an adapter whose weights it sends once the event is set."""
+    go_on = Event()
+    host.put(path, adapter)
+    host.things[f"{path}/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    return go_on
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +79,7 @@ def begin(http: httpx.Client, name: str, src: str, **more: object) -> httpx.Resp
 def test_a_registration_is_told_of_while_it_goes_on(
     http: httpx.Client, own: Running, host: Host, files: Files
 ) -> None:
-    from threading import Event
-
-    go_on = Event()
-    host.put("/slow", files.adapters / "b")
-    weights = host.things["/slow/adapter_model.safetensors"]
-    weights.on_get = lambda: go_on.wait(30)
+    go_on = held_up(host, "/slow", files.adapters / "b")
     begun = begin(http, "slow", f"{host.url}/slow")
     assert begun.status_code == 202
     assert begun.headers["location"] == "/adapters/slow"
@@ -105,11 +109,7 @@ def test_a_registration_is_told_of_while_it_goes_on(
 def test_what_somebody_waits_for_is_nobody_elses_job(
     http: httpx.Client, own: Running, host: Host, files: Files
 ) -> None:
-    from threading import Event
-
-    go_on = Event()
-    host.put("/shared", files.adapters / "b")
-    host.things["/shared/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    go_on = held_up(host, "/shared", files.adapters / "b")
     src = f"{host.url}/shared"
     running = own.server.catalog.registrations._running
     body = json.dumps({"name": "shared", "src": src})
@@ -135,12 +135,8 @@ def test_what_somebody_waits_for_is_nobody_elses_job(
 def test_so_many_are_begun_at_the_same_time(
     http: httpx.Client, own: Running, host: Host, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from threading import Event
-
     monkeypatch.setattr(registrations, "MOST_UNDER_WAY", 1)
-    go_on = Event()
-    host.put("/one", files.adapters / "b")
-    host.things["/one/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    go_on = held_up(host, "/one", files.adapters / "b")
     assert begin(http, "one", f"{host.url}/one").status_code == 202
     refused = begin(http, "two", "b")
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
@@ -196,11 +192,7 @@ def test_a_failure_can_be_read_for_a_while(
 def test_a_delete_cancels_what_is_under_way(
     http: httpx.Client, own: Running, host: Host, files: Files
 ) -> None:
-    from threading import Event
-
-    go_on = Event()
-    host.put("/gone", files.adapters / "b")
-    host.things["/gone/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    go_on = held_up(host, "/gone", files.adapters / "b")
     with ThreadPoolExecutor(1) as pool:
         body = {"name": "gone", "src": f"{host.url}/gone"}
         waiting = pool.submit(lambda: httpx.post(f"{own.url}/adapters", json=body, headers=ADMIN, timeout=30))
@@ -263,11 +255,7 @@ def test_a_canary_is_sent_as_an_adapter_is(http: httpx.Client, own: Running, fil
 
 
 def test_a_canary_may_be_a_job(http: httpx.Client, own: Running, host: Host, files: Files) -> None:
-    from threading import Event
-
-    go_on = Event()
-    host.put("/next", files.adapters / "a")
-    host.things["/next/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    go_on = held_up(host, "/next", files.adapters / "a")
     body: dict[str, object] = {"src": f"{host.url}/next", "share": 0.5}
     version = http.post("/adapters", json={"name": "x", "src": "b"}).raise_for_status().json()["version"]
 
@@ -320,11 +308,7 @@ def test_a_canary_may_be_a_job(http: httpx.Client, own: Running, host: Host, fil
 def test_a_replacement_that_is_on_its_way_is_no_canarys_to_end(
     http: httpx.Client, own: Running, host: Host, files: Files
 ) -> None:
-    from threading import Event
-
-    go_on = Event()
-    host.put("/put", files.adapters / "a")
-    host.things["/put/adapter_model.safetensors"].on_get = lambda: go_on.wait(30)
+    go_on = held_up(host, "/put", files.adapters / "a")
     version = http.post("/adapters", json={"name": "x", "src": "b"}).raise_for_status().json()["version"]
     body = {"src": f"{host.url}/put"}
     assert http.put("/adapters/x", json=body, params={"wait": "false"}).status_code == 202

@@ -23,7 +23,7 @@ def test_while_one_is_placed_in_pieces_no_other_is_looked_for_a_place() -> None:
         asked.append(adapter_ids)
         return can_place(adapter_ids, in_use)
 
-    cache.can_place = counted  # type: ignore[method-assign]
+    cache.can_place = counted  # type: ignore[method-assign]  # to see what is asked
     for adapter_id in range(1, 9):
         harness.engine.add_request(ask(f"r{adapter_id}", PROMPT, 3, ((adapter_id, 1.0),)))
     harness.run()
@@ -55,7 +55,7 @@ def test_what_somebody_waits_for_may_take_more_of_a_step_than_a_preload() -> Non
         told.append(awaited)
         return 0.0
 
-    harness.engine.scheduler.pace.for_arena = for_arena  # type: ignore[method-assign]
+    harness.engine.scheduler.pace.for_arena = for_arena  # type: ignore[method-assign]  # no time at all
     assert not harness.engine.preload(1, None)
     harness.step()
     assert told == [False]
